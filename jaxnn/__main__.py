@@ -1,0 +1,5 @@
+"""`python -m jaxnn` is the `jaxnn` command."""
+
+from jaxnn.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,243 @@
+"""Data: real handwritten digits, MNIST's files, and mini-batches drawn from a key.
+
+A data set is four arrays (`Digits`): images as rows of floats in [0, 1], labels as class indices. The digits that ship with the
+package and MNIST are the same kind of file (IDX), so one reader serves both; it trusts nothing that a file says of itself.
+"""
+
+import gzip
+import math
+import struct
+import zlib
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+
+from jaxnn._door import describe, require_arrays, require_classes, require_count
+
+_MNIST = {
+    "x_train": "train-images-idx3-ubyte",
+    "t_train": "train-labels-idx1-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "t_test": "t10k-labels-idx1-ubyte",
+}
+
+
+class Digits(NamedTuple):
+    """Images and labels to train on, and others to test with.
+
+    Attributes:
+      x_train: images as rows, pixels scaled to [0, 1], float32.
+      t_train: their labels, class indices, int32.
+      x_test: images that training does not see.
+      t_test: their labels.
+    """
+
+    x_train: Float[Array, "train pixels"]
+    t_train: Int[Array, "train"]  # noqa: F821
+    x_test: Float[Array, "test pixels"]
+    t_test: Int[Array, "test"]  # noqa: F821
+
+
+def load_digits(seed: int = 0, test_size: int = 297) -> Digits:
+    """The 1,797 real 8x8 digits that ship with the package, shuffled and split.
+
+    Args:
+      seed: of the shuffle before the split; the same seed gives the same split everywhere.
+      test_size: how many of them are for testing.
+
+    Returns:
+      `Digits` with 64 pixels an image.
+
+    Raises:
+      ValueError: `test_size` leaves nothing to train on, or nothing to test with.
+
+    Source:
+      "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, CC BY 4.0 (`digits/SOURCE.txt`).
+
+    Example:
+      >>> load_digits().x_train.shape
+      (1500, 64)
+    """
+    require_count("seed", seed)
+    require_count("test_size", test_size, least=1)
+    folder = files("jaxnn") / "digits"
+    images, labels = read_idx(folder / "images-idx3-ubyte.gz", 3), read_idx(folder / "labels-idx1-ubyte.gz", 1)
+    if test_size >= len(images):
+        raise ValueError(f"`test_size` must be under {len(images)}, the number of images. Got {test_size}.")
+    order = np.random.default_rng(seed).permutation(len(images))
+    x, t = _rows(images, 16)[order], labels.astype(np.int32)[order]
+    parts = (x[test_size:], t[test_size:], x[:test_size], t[:test_size])
+    return Digits(*map(jnp.asarray, parts))
+
+
+def load_mnist(directory: str | Path) -> Digits:
+    """MNIST (or Fashion-MNIST, KMNIST, ...) from its four IDX files in a directory of yours, plain or .gz.
+
+    Args:
+      directory: holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
+        `t10k-labels-idx1-ubyte`, each of them as it is or with `.gz` behind its name.
+
+    Returns:
+      `Digits` with 784 pixels an image.
+
+    Raises:
+      FileNotFoundError: the directory or one of the files is not there.
+      ValueError: a file is truncated, mislabelled, or does not fit the others; the message says what and where.
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"`directory` must be a directory with MNIST's IDX files. Got {str(folder)!r}.")
+    paths = {}
+    for part, name in _MNIST.items():
+        found = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
+        if not found:
+            raise FileNotFoundError(f"`directory` must hold {name} or {name}.gz. Got {str(folder)!r}, which has neither.")
+        paths[part] = found[0]
+    arrays = {part: read_idx(path, 3 if part.startswith("x") else 1) for part, path in paths.items()}
+    for half in ("train", "test"):
+        images, labels = arrays[f"x_{half}"], arrays[f"t_{half}"]
+        if len(images) != len(labels):
+            raise ValueError(
+                f"{paths[f't_{half}']}: must hold one label for each of the {len(images)} images. Got {len(labels)} labels."
+            )
+        if labels.size and labels.max() > 9:
+            raise ValueError(f"{paths[f't_{half}']}: labels must be 0 to 9. Got {labels.max()}.")
+    if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
+        raise ValueError(
+            f"{paths['x_test']}: images must have the size of those to train on, {arrays['x_train'].shape[1:]}. "
+            f"Got {arrays['x_test'].shape[1:]}."
+        )
+    return Digits(
+        **{
+            part: jnp.asarray(_rows(array, 255) if part.startswith("x") else array.astype(np.int32))
+            for part, array in arrays.items()
+        }
+    )
+
+
+def read_idx(path: str | Path | Traversable, axes: int, limit: int = 2**31) -> UInt8[np.ndarray, "..."]:
+    """An IDX file of unsigned bytes, the format of MNIST: magic number, sizes, then the bytes.
+
+    Args:
+      path: the file; read through gzip if it begins as a gzip file does, whatever its name.
+      axes: how many axes the array must have: 3 for images, 1 for labels.
+      limit: the most bytes of data that are accepted, so that a forged size cannot exhaust the memory.
+
+    Returns:
+      The array, uint8.
+
+    Raises:
+      ValueError: wrong magic number, number of axes or length; the message says which, expected and found.
+    """
+    require_count("axes", axes, least=1)
+    require_count("limit", limit, least=1)
+    source = Path(path) if isinstance(path, str) else path
+    head = 4 + 4 * axes
+    with source.open("rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        try:
+            stream = gzip.GzipFile(fileobj=raw) if zipped else raw
+            header = stream.read(head)
+            if len(header) < head:
+                raise ValueError(f"{path}: an IDX header of {head} bytes must come first. Got {len(header)} bytes in all.")
+            zero, dtype, dims = struct.unpack(">HBB", header[:4])
+            if zero != 0 or dtype != 8 or dims != axes:
+                raise ValueError(
+                    f"{path}: the magic number must be 0x{0x0800 + axes:08x} (unsigned bytes, {axes} "
+                    f"{'axis' if axes == 1 else 'axes'}). Got 0x{header[:4].hex()}."
+                )
+            shape = struct.unpack(f">{axes}I", header[4:])
+            size = math.prod(shape)
+            if size > limit:
+                raise ValueError(
+                    f"{path}: must hold at most {limit} bytes of data. Got a header that says {shape}, {size} bytes."
+                )
+            data = stream.read(size + 1)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path}: must be a whole gzip file. Got one that cannot be unpacked: {error}.") from None
+    if len(data) != size:
+        found = f"{len(data)} bytes" if len(data) < size else "more"
+        raise ValueError(f"{path}: the header says {shape}, so {size} bytes must follow it. Got {found}.")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def one_hot(t: Int[Array, "*batch"], classes: int, dtype: Any = jnp.float32) -> Float[Array, "*batch classes"]:
+    """Rows of zeros with a one at the class index.
+
+    Args:
+      t: class indices, 0 to classes - 1.
+      classes: how many classes there are.
+      dtype: of the result.
+
+    Returns:
+      An array with one axis more than `t`. Under `jit`, where an index out of range cannot be refused, its row is NaN.
+
+    Raises:
+      TypeError: `t` is not an integer array.
+      ValueError: an index is out of range (outside `jit`).
+
+    Example:
+      >>> one_hot(jnp.array([2, 0]), 3)
+      Array([[0., 0., 1.],
+             [1., 0., 0.]], dtype=float32)
+    """
+    require_count("classes", classes, least=1)
+    require_arrays("t", t)
+    t = jnp.asarray(t)
+    if not jnp.issubdtype(t.dtype, jnp.integer):
+        raise TypeError(f"`t` must be class indices (integers). Got {describe(t)}.")
+    require_classes("t", t, classes)
+    inside = (t >= 0) & (t < classes)
+    return jnp.where(inside[..., None], jax.nn.one_hot(t, classes, dtype=dtype), jnp.asarray(jnp.nan, dtype))
+
+
+def sample_batch(key: Key[Array, ""], data: PyTree, batch_size: int) -> PyTree:
+    """A mini-batch drawn with replacement, as in the chapter.
+
+    Args:
+      key: a PRNG key; the same key draws the same examples.
+      data: a pytree of arrays whose first axis is the examples, for instance `(x, t)`.
+      batch_size: how many are drawn.
+
+    Returns:
+      The examples drawn, in the structure of `data`.
+
+    Raises:
+      ValueError: the arrays differ in length, or are empty; `batch_size` is under 1.
+    """
+    require_count("batch_size", batch_size, least=1)
+    chosen = jax.random.randint(key, (batch_size,), 0, count_examples(data), jnp.int32)
+    return jax.tree.map(lambda a: jnp.asarray(a)[chosen], data)
+
+
+def shuffled(key: Key[Array, ""], count: int) -> Int[Array, "count"]:  # noqa: F821
+    """The numbers 0 to count - 1 in an order drawn from a key: each example once, as an epoch wants it."""
+    require_count("count", count, least=1)
+    return jax.random.permutation(key, jnp.arange(count, dtype=jnp.int32))
+
+
+def count_examples(data: PyTree) -> int:
+    """The common length of the first axis of all arrays in `data`.
+
+    Raises:
+      ValueError: there are no arrays, an array has no first axis, or the lengths differ, or are zero.
+    """
+    require_arrays("data", data)
+    leaves = jax.tree_util.tree_flatten_with_path(data)[0]
+    shapes = {f"`data{jax.tree_util.keystr(path)}`": np.shape(leaf) for path, leaf in leaves}
+    lengths = {shape[0] if shape else 0 for shape in shapes.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        got = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "no arrays"
+        raise ValueError(f"`data` must be arrays with the same number of examples, at least one, on the first axis. Got {got}.")
+    return lengths.pop()
+
+
+def _rows(images, largest):
+    return images.reshape(len(images), -1).astype(np.float32) / np.float32(largest)

@@ -1,0 +1,294 @@
+"""Descent: following the negative gradient of a function, as one compiled loop on the device.
+
+The loss and the gradient come in as functions (`grad=jax.grad`, or `grad=numerical_grad`); the point is any pytree, whose
+floating leaves move and whose other leaves stay. `lr` and `step_num` are traced, so other values compile nothing. As under
+`jax.jit`, a function is compiled once per function object: pass data that changes by a new function.
+"""
+
+import enum
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxnn._door import is_concrete, is_differentiable, require_callable, require_count, require_floating, require_number
+
+Loss = Callable[[Any], Float[Array, ""]]
+
+
+class DivergenceWarning(RuntimeWarning):
+    """The loss ended above where it began, or is not finite."""
+
+
+def gradient_descent(
+    f: Loss,
+    init_x: PyTree,
+    lr: float | Float[Array, ""] = 0.01,
+    step_num: int | Int[Array, ""] = 100,
+    *,
+    grad: Callable = jax.grad,
+) -> PyTree:
+    """`step_num` steps of x <- x - lr df/dx from `init_x`, in one jitted `lax.fori_loop`.
+
+    Args:
+      f: a scalar function of `init_x`'s structure.
+      init_x: where to start; any pytree. It is not overwritten.
+      lr: learning rate, in the unit of x^2 over that of f.
+      step_num: number of steps.
+      grad: makes the gradient out of `f`: `jax.grad`, `numerical_grad`, or anything with their calling form.
+
+    Returns:
+      Where the descent ends, like `init_x`.
+
+    Raises:
+      TypeError: `init_x` has no floating leaf, `step_num` is not an integer.
+      ValueError: `lr` is not finite, `step_num` is negative.
+
+    Warns:
+      DivergenceWarning: the loss at the end is above that at the start, or not finite. Not seen under `jit` or `vmap`,
+        where values cannot be looked at: there, compare f at both ends, or take `descent_path`.
+
+    Example:
+      >>> gradient_descent(lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0]), lr=0.1, step_num=100)
+      Array([-6.1111094e-10,  8.1481444e-10], dtype=float32)
+    """
+    _at_the_door(f, init_x, lr, grad)
+    require_count("step_num", step_num)
+    lr, step_num = _typed(lr, init_x), jnp.asarray(step_num, jnp.int32)
+    x, before, after = _descend(_Hashed(f), _Hashed(grad), init_x, lr, step_num)
+    if is_concrete(after) and not bool(after <= before):
+        warnings.warn(
+            f"gradient_descent diverged: the loss went from {float(before):.6g} to {float(after):.6g} in {int(step_num)} "
+            f"steps with lr={float(lr):g}; a smaller `lr` may converge.",
+            DivergenceWarning,
+            stacklevel=2,
+        )
+    return x
+
+
+class DescentPath(NamedTuple):
+    """Every point of a descent and the loss there.
+
+    Attributes:
+      points: like `init_x`, with a first axis of step_num + 1: the start first, the end last.
+      losses: f at each point; one axis of step_num + 1.
+    """
+
+    points: PyTree
+    losses: Float[Array, "points"]  # noqa: F821
+
+
+def descent_path(
+    f: Loss, init_x: PyTree, lr: float | Float[Array, ""] = 0.01, step_num: int = 100, *, grad: Callable = jax.grad
+) -> DescentPath:
+    """As `gradient_descent`, but every point and its loss are kept, through one jitted `lax.scan`.
+
+    Args:
+      f: a scalar function of `init_x`'s structure.
+      init_x: where to start.
+      lr: learning rate; traced.
+      step_num: number of steps. It decides the shape of the result, so another one compiles again.
+      grad: makes the gradient out of `f`.
+
+    Returns:
+      A `DescentPath`.
+
+    Raises:
+      TypeError: `init_x` has no floating leaf, `step_num` is not an integer.
+      ValueError: `lr` is not finite, `step_num` is negative.
+
+    Example:
+      >>> descent_path(lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0]), lr=0.1, step_num=2).losses
+      Array([25.      , 16.      , 10.240001], dtype=float32)
+    """
+    _at_the_door(f, init_x, lr, grad)
+    require_count("step_num", step_num)
+    return _trace(_Hashed(f), _Hashed(grad), int(step_num), init_x, _typed(lr, init_x))
+
+
+class Stop(enum.IntEnum):
+    """Why a minimisation ended."""
+
+    SMALL_GRADIENT = 0
+    MAX_STEPS = 1
+    NOT_FINITE = 2
+
+
+class Minimum(NamedTuple):
+    """Where `minimize` ended, and why.
+
+    Attributes:
+      x: the last point at which the loss and its gradient are finite (the start, if they never were).
+      loss: f at that point.
+      grad_norm: the Euclidean norm of its gradient there.
+      steps: how many steps were taken.
+      status: a `Stop`, as an integer array.
+      opt_state: the optimiser's state, to go on with.
+    """
+
+    x: PyTree
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    steps: Int[Array, ""]
+    status: Int[Array, ""]
+    opt_state: PyTree
+
+    @property
+    def reason(self) -> str:
+        """The status in words."""
+        return Stop(int(self.status)).name.lower().replace("_", " ")
+
+
+def minimize(
+    f: Loss,
+    init_x: PyTree,
+    optimizer: optax.GradientTransformation,
+    *,
+    max_steps: int | Int[Array, ""] = 1000,
+    tolerance: float | Float[Array, ""] = 1e-6,
+    grad: Callable = jax.grad,
+    opt_state: PyTree | None = None,
+) -> Minimum:
+    """Minimise with an optax optimiser in one jitted `lax.while_loop`, until there is a reason to stop.
+
+    Args:
+      f: a scalar function of `init_x`'s structure.
+      init_x: where to start; any pytree. It is not overwritten.
+      optimizer: from optax. Keep the object: a new one, though equal, compiles again.
+      max_steps: stop after so many steps; traced.
+      tolerance: stop when the Euclidean norm of the gradient is at most this; traced, in the unit of f over that of x.
+      grad: makes the gradient out of `f`.
+      opt_state: a state to go on from; `optimizer.init` of the floating leaves by default.
+
+    Returns:
+      A `Minimum`; its `status` says which of small gradient, max_steps or not-finite values ended it.
+
+    Raises:
+      TypeError: `init_x` has no floating leaf, `max_steps` is not an integer.
+      ValueError: `tolerance` is not finite, `max_steps` is negative.
+
+    Example:
+      >>> minimize(lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0]), optax.sgd(0.1)).reason
+      'small gradient'
+    """
+    _at_the_door(f, init_x, tolerance, grad, "tolerance")
+    require_count("max_steps", max_steps)
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"`optimizer` must be an optax.GradientTransformation. Got {type(optimizer).__name__}.")
+    if opt_state is None:
+        opt_state = optimizer.init(_split(init_x)[0])
+    arguments = (opt_state, jnp.asarray(max_steps, jnp.int32), _typed(tolerance, init_x))
+    return _minimize(_Hashed(f), _Hashed(grad), optimizer, init_x, *arguments)
+
+
+class _Hashed:
+    """A function as a static argument: equal when it is the same object (or says itself that it is equal)."""
+
+    def __init__(self, call):
+        self.call = call
+
+    def __hash__(self):
+        try:
+            return hash(self.call)
+        except TypeError:
+            return id(self.call)
+
+    def __eq__(self, other):
+        if self.call is other.call:
+            return True
+        return getattr(self.call, "__hash__", None) is not None and bool(self.call == other.call)
+
+
+@functools.partial(jax.jit, static_argnames=("f", "grad"))
+def _descend(f, grad, init_x, lr, step_num):
+    leaves, _, merge = _split(init_x)
+    value = lambda x: f.call(merge(x))  # noqa: E731
+    gradient = grad.call(value)
+    end = jax.lax.fori_loop(0, step_num, lambda _, x: _step(x, gradient(x), lr), leaves)
+    return merge(end), value(leaves), value(end)
+
+
+@functools.partial(jax.jit, static_argnames=("f", "grad", "step_num"))
+def _trace(f, grad, step_num, init_x, lr):
+    leaves, rest, merge = _split(init_x)
+    value = lambda x: f.call(merge(x))  # noqa: E731
+    gradient = grad.call(value)
+
+    def body(x, _):
+        new = _step(x, gradient(x), lr)
+        return new, (new, value(new))
+
+    _, (points, losses) = jax.lax.scan(body, leaves, length=step_num)
+    points = [jnp.concatenate([jnp.asarray(x)[None], later]) for x, later in zip(leaves, points, strict=True)]
+    fixed = [jnp.broadcast_to(x, (step_num + 1, *jnp.shape(x))) for x in rest]
+    return DescentPath(merge(points, fixed), jnp.concatenate([value(leaves)[None], losses]))
+
+
+@functools.partial(jax.jit, static_argnames=("f", "grad", "optimizer"))
+def _minimize(f, grad, optimizer, init_x, opt_state, max_steps, tolerance):
+    leaves, _, merge = _split(init_x)
+    value = lambda x: f.call(merge(x))  # noqa: E731
+    gradient = grad.call(value)
+
+    def look(x):
+        g = gradient(x)
+        return value(x), g, optax.tree.norm(g)
+
+    def going(carry):
+        _, loss, _, norm, steps, _, finite = carry
+        return finite & (norm > tolerance) & (steps < max_steps)
+
+    def step(carry):
+        x, loss, g, norm, steps, state, _ = carry
+        updates, new_state = optimizer.update(g, state, x)
+        new_x = optax.apply_updates(x, updates)
+        new_loss, new_g, new_norm = look(new_x)
+        finite = jnp.isfinite(new_loss) & jnp.isfinite(new_norm) & _all_finite(new_x)
+        new = (new_x, new_loss, new_g, new_norm, steps + 1, new_state)
+        old = (x, loss, g, norm, steps + 1, state)
+        return *jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), finite
+
+    loss, g, norm = look(leaves)
+    start = (leaves, loss, g, norm, jnp.zeros((), jnp.int32), opt_state, jnp.isfinite(loss) & jnp.isfinite(norm))
+    x, loss, _, norm, steps, state, finite = jax.lax.while_loop(going, step, start)
+    status = jnp.where(~finite, Stop.NOT_FINITE, jnp.where(norm <= tolerance, Stop.SMALL_GRADIENT, Stop.MAX_STEPS))
+    return Minimum(merge(x), loss, norm, steps, status.astype(jnp.int32), state)
+
+
+def _split(tree):
+    """The leaves that move (the floating ones), the rest, and what puts a tree together from both."""
+    leaves, structure = jax.tree.flatten(tree)
+    moving = [is_differentiable(leaf) for leaf in leaves]
+    points = [jnp.asarray(leaf) for leaf, moves in zip(leaves, moving, strict=True) if moves]
+    rest = [leaf for leaf, moves in zip(leaves, moving, strict=True) if not moves]
+
+    def merge(points, rest=rest):
+        found = {True: iter(points), False: iter(rest)}
+        return jax.tree.unflatten(structure, [next(found[moves]) for moves in moving])
+
+    return points, rest, merge
+
+
+def _step(x, gradient, lr):
+    return [leaf - lr.astype(leaf.dtype) * g.astype(leaf.dtype) for leaf, g in zip(x, gradient, strict=True)]
+
+
+def _all_finite(leaves) -> Bool[Array, ""]:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def _typed(number, tree):
+    """A number as an array of the tree's widest floating dtype: a Python float beside an array would compile twice."""
+    return jnp.asarray(number, jnp.result_type(*(leaf.dtype for leaf in _split(tree)[0])))
+
+
+def _at_the_door(f, init_x, number, grad, name="lr"):
+    require_callable("f", f)
+    require_callable("grad", grad)
+    require_floating("init_x", init_x)
+    require_number(name, number)

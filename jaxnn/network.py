@@ -1,0 +1,124 @@
+"""A fully connected network as pure functions over a pytree of parameters.
+
+The parameters are a dictionary with the chapter's names: `W1`, `b1`, `W2`, `b2`, ... Layer i computes x @ Wi + bi; all layers
+but the last are followed by the activation, and the last one gives scores (logits), which `softmax_cross_entropy` turns into a
+loss. A layer whose bias is absent has none: the chapter's 2x3 network is `{"W1": W}`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, Num
+
+from jaxnn._door import describe, require_count, require_number
+from jaxnn.losses import softmax_cross_entropy
+
+Params = Mapping[str, Float[Array, "..."]]
+
+
+def init_network(
+    key: Key[Array, ""], sizes: Sequence[int], weight_scale: float = 0.01, dtype: Any = jnp.float32
+) -> dict[str, Float[Array, "..."]]:
+    """Parameters of a fully connected network: normal weights with standard deviation `weight_scale`, zero biases.
+
+    Args:
+      key: a PRNG key, from `jax.random.key`.
+      sizes: number of units of each layer, input first: `(784, 50, 10)` has one hidden layer.
+      weight_scale: standard deviation of the weights.
+      dtype: floating dtype of the parameters. Given explicitly, so that the draw is the same whether x64 is on or not.
+
+    Returns:
+      `{"W1": (sizes[0], sizes[1]), "b1": (sizes[1],), "W2": ...}`.
+
+    Raises:
+      ValueError: fewer than two sizes, or a size under 1.
+      TypeError: a size is not an integer, or `dtype` is not floating.
+
+    Example:
+      >>> {name: p.shape for name, p in init_network(jax.random.key(0), (2, 3)).items()}
+      {'W1': (2, 3), 'b1': (3,)}
+    """
+    if len(sizes) < 2:
+        raise ValueError(f"`sizes` must name at least an input and an output layer. Got {tuple(sizes)}.")
+    for i, size in enumerate(sizes):
+        require_count(f"sizes[{i}]", size, least=1)
+    require_number("weight_scale", weight_scale)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"`dtype` must be floating-point. Got {dtype!r}.")
+    params = {}
+    for i, (rows, columns) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), start=1):
+        key, subkey = jax.random.split(key)
+        params[f"W{i}"] = jnp.asarray(weight_scale, dtype) * jax.random.normal(subkey, (rows, columns), dtype)
+        params[f"b{i}"] = jnp.zeros(columns, dtype)
+    return params
+
+
+def predict(
+    params: Params, x: Float[Array, "*batch inputs"], activation: Callable = jax.nn.sigmoid
+) -> Float[Array, "*batch classes"]:
+    """Scores (logits) of the network: affine layers with `activation` between them.
+
+    Args:
+      params: from `init_network`, or any dictionary with `W1`, ..., `Wn` and optional `b1`, ..., `bn`.
+      x: one example or a batch of them; the last axis is the inputs.
+      activation: applied after every layer but the last; the chapter's is the sigmoid.
+
+    Returns:
+      Unnormalised scores; `jax.nn.softmax` makes them probabilities.
+
+    Raises:
+      ValueError: no `W1`, or shapes that do not fit (the parameter is named).
+
+    Example:
+      >>> predict({"W1": jnp.eye(2)}, jnp.array([0.6, 0.9]))
+      Array([0.6, 0.9], dtype=float32)
+    """
+    depth = sum(name.startswith("W") for name in params)
+    for i in range(1, depth + 1):
+        if f"W{i}" not in params:
+            raise ValueError(f"`params` must hold W1 to W{depth}. Got {sorted(params)}.")
+    if depth == 0:
+        raise ValueError(f"`params` must hold at least 'W1'. Got {sorted(params)}.")
+    for i in range(1, depth + 1):
+        weight = params[f"W{i}"]
+        width = jnp.shape(x)[-1] if jnp.ndim(x) else None
+        if jnp.ndim(weight) != 2 or weight.shape[0] != width:
+            raise ValueError(f"`params['W{i}']` must have shape ({width}, outputs), to fit its input. Got {describe(weight)}.")
+        x = x @ weight
+        if (bias := params.get(f"b{i}")) is not None:
+            if jnp.shape(bias) != weight.shape[1:]:
+                raise ValueError(f"`params['b{i}']` must have shape {weight.shape[1:]}. Got {describe(bias)}.")
+            # Written out, so that it also holds under jax_numpy_rank_promotion="raise".
+            x = x + jnp.broadcast_to(bias, x.shape)
+        if i < depth:
+            x = activation(x)
+    return x
+
+
+def loss(
+    params: Params,
+    x: Float[Array, "*batch inputs"],
+    t: Num[Array, "*batch classes"] | Int[Array, "*batch"],
+    activation: Callable = jax.nn.sigmoid,
+) -> Float[Array, ""]:
+    """Softmax cross-entropy of the network's scores, in nats, averaged over the batch.
+
+    Args:
+      params: as for `predict`.
+      x: one example or a batch of them.
+      t: one-hot targets with the shape of the scores, or class indices with one axis less.
+      activation: as for `predict`.
+
+    Returns:
+      Scalar; `log(classes)` is guessing.
+
+    Raises:
+      ValueError: shapes that do not fit, as `predict` and `softmax_cross_entropy` say.
+
+    Example:
+      >>> loss({"W1": jnp.zeros((2, 3))}, jnp.array([0.6, 0.9]), jnp.array(2))
+      Array(1.0986123, dtype=float32)
+    """
+    return softmax_cross_entropy(predict(params, x, activation), t)

@@ -1,0 +1,562 @@
+"""Difference quotients: the derivative of a function from its values alone.
+
+Each public function is the twin of one of JAX's: `numerical_grad` of `jax.grad`, `numerical_jacobian` of `jax.jacobian`,
+`numerical_hessian` of `jax.hessian`, `directional_derivative` of `jax.jvp`; `numerical_diff`, `partial_derivative` and
+`numerical_gradient` are the chapter's calling forms. All of them compile one program per function, in which an entry index is
+an array: entries are changed one at a time, in batches of bounded size, so memory does not grow with their number. Values are
+computed in float64 (`widen.py`), and results come back in the dtype of the input.
+
+The default step of a central difference is the cube root of the dtype's epsilon times the entry's scale (a fourth root for
+second derivatives, a square root for one-sided schemes), which balances truncation against round-off; rounded up to a power of
+two, so that the step itself is exact. The scale is the entry's own size, but at least 1, or 128 times the root mean square of
+the entries of its array where those are all small.
+
+As under `jax.jit`, a function is compiled once per function object: what it closes over is read at the first call. Pass data
+that changes as further arguments.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path
+from jaxtyping import Array, Float, PyTree
+
+from jaxnn._door import (
+    describe,
+    is_concrete,
+    is_differentiable,
+    require_arrays,
+    require_callable,
+    require_count,
+    require_floating,
+    require_number,
+    require_same_form,
+)
+from jaxnn.numerical.widen import wide_arithmetic, wide_dtype, widen, widen_leaf
+
+Scheme = Literal["central", "forward", "backward"]
+Evaluation = Literal["float64", "own"]
+
+
+def numerical_grad(
+    f: Callable,
+    argnums: int | tuple[int, ...] = 0,
+    has_aux: bool = False,
+    *,
+    h: float | Float[Array, ""] | None = None,
+    scheme: Scheme = "central",
+    evaluation: Evaluation = "float64",
+    batch_size: int | None = None,
+) -> Callable[..., Any]:
+    """The gradient of a scalar function by finite differences; the twin of `jax.grad`.
+
+    df/dx_i = (f(x + h e_i) - f(x - h e_i)) / 2h for each entry i of each floating leaf. Integer, boolean and key leaves are
+    held fixed; their place in the result holds `float0` zeros, as in `jax.grad(..., allow_int=True)`.
+
+    Args:
+      f: returns a scalar (with `has_aux`, a pair of a scalar and anything). Arrays and floats among its arguments are
+        traced; integers, strings and functions stay as they are.
+      argnums: the argument or arguments to differentiate.
+      has_aux: whether `f` returns `(value, aux)`; the gradient is then returned as `(gradient, aux)`.
+      h: step, in the unit of x, used as given; a traced number, so that another one does not compile again. By default
+        it is derived from each entry, as this module's first paragraphs say.
+      scheme: "central" (error O(h^2)), or "forward" and "backward" (error O(h)).
+      evaluation: "float64" evaluates narrower functions in float64; "own" keeps the dtypes of the arguments.
+      batch_size: entries evaluated at once; bounds the memory.
+
+    Returns:
+      A function of the arguments of `f` that returns what `jax.grad(f, argnums, has_aux)` would, with the dtypes of the
+      arguments.
+
+    Raises:
+      TypeError: an argument to differentiate has no floating leaf, or holds complex ones; `f` returns no real scalar.
+      ValueError: `argnums` out of range; `h` not positive, or so small that x + h is x.
+
+    Example:
+      >>> numerical_grad(lambda x: jnp.sum(x**2))(jnp.array([3.0, 4.0]))
+      Array([6., 8.], dtype=float32)
+    """
+    options = _options(f, scheme, evaluation, batch_size, h)
+
+    def gradient(*args, **kwargs):
+        call = _Call.of(f, argnums, args, kwargs, has_aux)
+        derivatives = call.run(_gradient, options, h)
+        result = call.in_place_of_arguments(derivatives)
+        return (result, f(*args, **kwargs)[1]) if has_aux else result
+
+    return gradient
+
+
+def numerical_gradient(
+    f: Callable[[Any], Float[Array, ""]],
+    x: PyTree,
+    *,
+    h: float | Float[Array, ""] | None = None,
+    scheme: Scheme = "central",
+    evaluation: Evaluation = "float64",
+    batch_size: int | None = None,
+) -> PyTree:
+    """The gradient of `f` at `x` by finite differences, in the chapter's calling form: `numerical_grad(f)(x)`.
+
+    Example:
+      >>> numerical_gradient(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]))
+      Array([6., 8.], dtype=float32)
+    """
+    return numerical_grad(f, h=h, scheme=scheme, evaluation=evaluation, batch_size=batch_size)(x)
+
+
+def numerical_jacobian(
+    f: Callable,
+    argnums: int | tuple[int, ...] = 0,
+    *,
+    h: float | Float[Array, ""] | None = None,
+    scheme: Scheme = "central",
+    evaluation: Evaluation = "float64",
+    batch_size: int | None = None,
+) -> Callable[..., Any]:
+    """The Jacobian by finite differences; the twin of `jax.jacobian`.
+
+    Args:
+      f: returns a pytree of arrays.
+      argnums: the argument or arguments to differentiate.
+      h: step, as for `numerical_grad`.
+      scheme: as for `numerical_grad`.
+      evaluation: as for `numerical_grad`.
+      batch_size: entries evaluated at once.
+
+    Returns:
+      A function of the arguments of `f`: for each leaf of the output, with shape (*out), the structure of the
+      differentiated argument with leaves of shape (*out, *in), in the output's dtype.
+
+    Raises:
+      TypeError: as `numerical_grad`; `f` may return arrays of any shape.
+      ValueError: as `numerical_grad`.
+
+    Example:
+      >>> numerical_jacobian(lambda x: x[0] * x)(jnp.array([3.0, 4.0]))
+      Array([[6., 0.],
+             [4., 3.]], dtype=float32)
+    """
+    options = _options(f, scheme, evaluation, batch_size, h)
+
+    def jacobian(*args, **kwargs):
+        call = _Call.of(f, argnums, args, kwargs)
+        columns = call.run(_jacobian, options, h)  # a list over leaves of trees like the output
+        return jax.tree.map(lambda *leaves: call.in_place_of_arguments(leaves), *columns)
+
+    return jacobian
+
+
+def numerical_hessian(
+    f: Callable,
+    argnums: int | tuple[int, ...] = 0,
+    *,
+    h: float | Float[Array, ""] | None = None,
+    evaluation: Evaluation = "float64",
+    batch_size: int | None = None,
+) -> Callable[..., Any]:
+    """The Hessian of a scalar function from its values: central differences of central differences; twin of `jax.hessian`.
+
+    Args:
+      f: returns a scalar.
+      argnums: the argument or arguments to differentiate.
+      h: step, used for both differences; by default from the fourth root of epsilon.
+      evaluation: as for `numerical_grad`.
+      batch_size: entries of the outer difference evaluated at once.
+
+    Returns:
+      A function of the arguments of `f`: the structure of the differentiated argument, in each leaf of which the same
+      structure stands again, with leaves of shape (*outer, *inner), in the dtype of the inner argument.
+
+    Raises:
+      TypeError: as `numerical_grad`.
+      ValueError: as `numerical_grad`.
+
+    Example:
+      >>> numerical_hessian(lambda x: x[0] ** 2 * x[1])(jnp.array([3.0, 4.0]))
+      Array([[8., 6.],
+             [6., 0.]], dtype=float32)
+    """
+    options = _options(f, "central", evaluation, batch_size, h)._replace(root=4)
+
+    def hessian(*args, **kwargs):
+        call = _Call.of(f, argnums, args, kwargs)
+        rows = call.run(_hessian, options, h)
+        return call.in_place_of_arguments([call.in_place_of_arguments(row) for row in rows])
+
+    return hessian
+
+
+def directional_derivative(
+    f: Callable[[Any], PyTree],
+    x: PyTree,
+    v: PyTree,
+    *,
+    h: float | Float[Array, ""] | None = None,
+    scheme: Scheme = "central",
+    evaluation: Evaluation = "float64",
+) -> PyTree:
+    """The derivative of `f` at `x` along `v`: (f(x + h v) - f(x - h v)) / 2h; the twin of `jax.jvp`. Two evaluations.
+
+    Args:
+      f: returns a pytree of arrays.
+      x: point; any pytree with floating leaves.
+      v: direction, with the structure and shapes of `x`; not normalised.
+      h: step along `v`; by default such that the largest change of an entry is the default step at its scale.
+      scheme: as for `numerical_grad`.
+      evaluation: as for `numerical_grad`.
+
+    Returns:
+      What `f` returns, with each leaf replaced by its rate of change per unit of `v`.
+
+    Raises:
+      TypeError: as `numerical_grad`.
+      ValueError: `v` does not fit `x`, or `h` is not positive.
+
+    Example:
+      >>> directional_derivative(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]), jnp.array([1.0, 1.0]))
+      Array(14., dtype=float32)
+    """
+    options = _options(f, scheme, evaluation, None, h)
+    call = _Call.of(f, 0, (x,), {})
+    require_arrays("v", v)
+    require_same_form("v", v, "x", x)
+    direction = [leaf for leaf, role in zip(jax.tree.leaves(v), call.roles, strict=True) if role == "differentiate"]
+    return call.run(_directional, options, h, direction)
+
+
+def numerical_diff(
+    f: Callable[[Any], Any],
+    x: float | Float[Array, "*shape"],
+    h: float | Float[Array, ""] | None = None,
+    *,
+    scheme: Scheme = "central",
+    evaluation: Evaluation = "float64",
+) -> Float[Array, "*shape"]:
+    """The derivative of a function of one variable: (f(x + h) - f(x - h)) / 2h, as in the chapter.
+
+    Args:
+      f: a function of one number. If `x` is an array, `f` must act on each entry by itself, and each gets its derivative.
+      x: where; a number or an array.
+      h: step; by default derived from `x` and the dtype (the chapter's is 1e-4).
+      scheme: "central", "forward" or "backward".
+      evaluation: as for `numerical_grad`.
+
+    Returns:
+      df/dx with the shape of `x`.
+
+    Raises:
+      TypeError: `x` is an integer array, or `f` changes its shape.
+      ValueError: `h` is not positive, or so small that x + h is x.
+
+    Example:
+      >>> numerical_diff(lambda x: 0.01 * x**2 + 0.1 * x, 5)
+      Array(0.2, dtype=float32)
+    """
+    # Two evaluations are not worth a compilation, and a compiler that fuses products into sums would change the last digits.
+    options = _options(f, scheme, evaluation, None, h)._replace(compiled=False)
+    if isinstance(x, int) and not isinstance(x, bool):
+        x = float(x)  # the chapter writes numerical_diff(f, 5); an integer array is refused
+    return _Call.of(f, 0, (x,), {}).run(_diff, options, h)
+
+
+def partial_derivative(
+    f: Callable[[Any], Float[Array, ""]],
+    x: Float[Array, "*shape"],
+    index: int | tuple[int, ...],
+    h: float | Float[Array, ""] | None = None,
+    *,
+    scheme: Scheme = "central",
+    evaluation: Evaluation = "float64",
+) -> Float[Array, ""]:
+    """The partial derivative of `f` by one entry of `x`, the rest held constant.
+
+    Args:
+      f: a scalar function of one array.
+      x: where.
+      index: the entry: an integer for a vector, a tuple for more axes; negative ones count from the end.
+      h: step; by default derived from the entry.
+      scheme: as for `numerical_grad`.
+      evaluation: as for `numerical_grad`.
+
+    Returns:
+      Scalar: df/dx[index].
+
+    Raises:
+      IndexError: no such entry.
+      TypeError: as `numerical_grad`.
+      ValueError: `h` is not positive, or so small that x + h is x.
+
+    Example:
+      >>> partial_derivative(lambda x: x[0] ** 2 + x[1] ** 2, jnp.array([3.0, 4.0]), 0)
+      Array(6., dtype=float32)
+    """
+    options = _options(f, scheme, evaluation, None, h)._replace(compiled=False)
+    call = _Call.of(f, 0, (x,), {})
+    place = index if isinstance(index, tuple) else (index,)
+    shape = np.shape(x)
+    if len(place) != len(shape) or not all(-n <= i < n for i, n in zip(place, shape, strict=True)):
+        raise IndexError(f"`index` must name one entry of `x`, which has shape {shape}. Got {index!r}.")
+    flat = np.ravel_multi_index(tuple(i % n for i, n in zip(place, shape, strict=True)), shape) if shape else 0
+    return call.run(_partial, options, h, jnp.asarray(flat, jnp.int32))
+
+
+class _Options(NamedTuple):
+    """What a program is compiled for, beside the function: none of it is a number that changes between calls."""
+
+    scheme: str
+    evaluation: str
+    batch_size: int
+    root: int
+    given_step: bool
+    compiled: bool = True
+
+
+def _options(f, scheme, evaluation, batch_size, h) -> _Options:
+    require_callable("f", f)
+    if scheme not in ("central", "forward", "backward"):
+        raise ValueError(f"`scheme` must be 'central', 'forward' or 'backward'. Got {scheme!r}.")
+    if evaluation not in ("float64", "own"):
+        raise ValueError(f"`evaluation` must be 'float64' or 'own'. Got {evaluation!r}.")
+    if batch_size is not None:
+        require_count("batch_size", batch_size, least=1)
+    if h is not None:
+        require_number("h", h, positive=True)
+    batch = batch_size or (16 if jax.default_backend() == "cpu" else 1024)
+    return _Options(scheme, evaluation, batch, 3 if scheme == "central" else 2, h is not None)
+
+
+class _Call(NamedTuple):
+    """One call of `f`, its arguments sorted by what happens to them: differentiated, traced, or left as they are."""
+
+    f: Callable
+    has_aux: bool
+    argnums: int | tuple[int, ...]
+    tree: Any
+    leaves: list[Any]
+    roles: tuple[str, ...]
+    paths: tuple[str, ...]
+
+    @classmethod
+    def of(cls, f, argnums, args, kwargs, has_aux=False) -> "_Call":
+        numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+        for number in numbers:
+            if isinstance(number, bool) or not isinstance(number, int) or not -len(args) <= number < len(args):
+                raise ValueError(f"`argnums` must name positional arguments, of which there are {len(args)}. Got {argnums!r}.")
+        chosen = {number % len(args) for number in numbers}
+        leaves, roles, paths = [], [], []
+        for i, arg in enumerate(args):
+            name = "x" if len(args) == 1 else f"args[{i}]"
+            if i in chosen:
+                require_floating(name, arg)
+            for path, leaf in tree_flatten_with_path(arg)[0]:
+                leaves.append(leaf)
+                paths.append(name + keystr(path))
+                roles.append(_role(leaf, paths[-1], i in chosen))
+        for name, arg in sorted(kwargs.items()):
+            for path, leaf in tree_flatten_with_path(arg)[0]:
+                leaves.append(leaf)
+                paths.append(name + keystr(path))
+                roles.append(_role(leaf, paths[-1], False))
+        return cls(f, has_aux, argnums, jax.tree.structure((args, kwargs)), leaves, tuple(roles), tuple(paths))
+
+    def run(self, measure, options, h, *extra):
+        """`measure` in one compiled program, kept for the next call with this function and these kinds of arguments."""
+        points = self._with_role("differentiate")
+        if h is not None and is_concrete(h, points):
+            self._require_steps_that_move(points, h, options)
+        fixed = tuple(leaf for leaf, role in zip(self.leaves, self.roles, strict=True) if role == "fixed")
+        traced = self._with_role("traced")
+        # Inside somebody else's trace nothing is kept: `f` may close over its tracers, and it is compiled there anyway.
+        keep = is_concrete(points, traced) and _hashable(self.f, fixed)
+        program = (_program if keep else _program.__wrapped__)(
+            measure, options, self.f, self.has_aux, self.tree, self.roles, fixed
+        )
+        return program(points, traced, h, *extra)
+
+    def in_place_of_arguments(self, derivatives):
+        """Derivatives of the differentiated leaves, in the structure of the differentiated arguments."""
+        found = iter(derivatives)
+        leaves = [
+            next(found) if role == "differentiate" else np.zeros(np.shape(leaf), jax.dtypes.float0)
+            for leaf, role in zip(self.leaves, self.roles, strict=True)
+        ]
+        args, _ = jax.tree.unflatten(self.tree, leaves)
+        return tuple(args[i] for i in self.argnums) if isinstance(self.argnums, tuple) else args[self.argnums]
+
+    def _with_role(self, wanted):
+        return [jnp.asarray(leaf) for leaf, role in zip(self.leaves, self.roles, strict=True) if role == wanted]
+
+    def _require_steps_that_move(self, points, h, options):
+        paths = [path for path, role in zip(self.paths, self.roles, strict=True) if role == "differentiate"]
+        for path, leaf in zip(paths, points, strict=True):
+            own = options.evaluation == "own" or wide_dtype() != jnp.float64
+            x = np.asarray(leaf, leaf.dtype if own else np.float64)
+            step = np.asarray(h, x.dtype)
+            if np.any((x + step == x) | (x - step == x)):
+                raise ValueError(
+                    f"`h` must be large enough to change `{path}` in {x.dtype}, where values near it are "
+                    f"{np.spacing(np.max(np.abs(x))):.2g} apart. Got {float(h)!r}."
+                )
+
+
+def _role(leaf, path, chosen):
+    if chosen:
+        if is_differentiable(leaf):
+            return "differentiate"
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise TypeError(f"`{path}` must be real, for a derivative with respect to it. Got {describe(leaf)}.")
+    return "traced" if hasattr(leaf, "dtype") or isinstance(leaf, float | complex) else "fixed"
+
+
+def _hashable(*values):
+    try:
+        hash(values)
+    except TypeError:
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=128)
+def _program(measure, options, f, has_aux, tree, roles, fixed):
+    """One function of (points, traced, h) for one function, one structure of arguments, and one measurement, jitted."""
+
+    def merged(points, traced):
+        found = {"differentiate": iter(points), "traced": iter(traced), "fixed": iter(fixed)}
+        args, kwargs = jax.tree.unflatten(tree, [next(found[role]) for role in roles])
+        return f(*args, **kwargs)[0] if has_aux else f(*args, **kwargs)
+
+    def program(points, traced, h, *extra):
+        # Traced outside `wide_arithmetic`, with the settings and dtypes that the user runs `f` with.
+        if options.evaluation == "own":
+            dtype, value, shapes = None, merged, jax.eval_shape(merged, points, traced)
+        else:
+            dtype = wide_dtype()
+            value, shapes = widen(merged, (points, traced), dtype)
+        with wide_arithmetic(dtype):
+            wide_points = points if dtype is None else [widen_leaf(p, dtype) for p in points]
+            result, dtypes = measure(lambda leaves: value(leaves, traced), wide_points, h, options, shapes, *extra)
+            return jax.tree.map(lambda out, like: jax.lax.convert_element_type(out, like.dtype), result, dtypes(points))
+
+    return jax.jit(program) if options.compiled else program
+
+
+def _gradient(f, leaves, h, options, shapes):
+    _require_scalar(shapes)
+    return _by_entry(f, leaves, h, options), lambda points: points
+
+
+def _jacobian(f, leaves, h, options, shapes):
+    columns = [
+        jax.tree.map(lambda c, s, x=x: jnp.moveaxis(c, range(x.ndim), range(-x.ndim, 0)), column, shapes)
+        for column, x in zip(_by_entry(f, leaves, h, options), leaves, strict=True)
+    ]
+    return columns, lambda points: [shapes] * len(points)
+
+
+def _hessian(f, leaves, h, options, shapes):
+    _require_scalar(shapes)
+    rows = _by_entry(lambda leaves: _by_entry(f, leaves, h, options), leaves, h, options)
+    return rows, lambda points: [points] * len(points)
+
+
+def _directional(f, leaves, h, options, shapes, direction):
+    direction = [jnp.asarray(v, x.dtype) for v, x in zip(direction, leaves, strict=True)]
+    if h is None:
+        # Of the steps along v at which one entry changes by its own default step, the smallest.
+        steps = [
+            jnp.min(jnp.where(v == 0, jnp.inf, _default_step(x, options.root) / jnp.abs(v)), initial=jnp.inf)
+            for x, v in zip(leaves, direction, strict=True)
+        ]
+        h = functools.reduce(jnp.minimum, steps)
+        h = jnp.where(jnp.isfinite(h), h, 1)
+
+    def along(t):
+        return f([x + t.astype(x.dtype) * v for x, v in zip(leaves, direction, strict=True)])
+
+    return _quotient(along, jnp.zeros((), jnp.result_type(*leaves)), h, options), lambda points: shapes
+
+
+def _diff(f, leaves, h, options, shapes):
+    (x,) = leaves
+    if not hasattr(shapes, "shape") or shapes.shape != x.shape:
+        raise TypeError(f"`f` must return one number for each entry of `x`, shape {x.shape}. Got {_forms(shapes)}.")
+    return _quotient(lambda x: f([x]), x, h, options), lambda points: shapes
+
+
+def _partial(f, leaves, h, options, shapes, index):
+    _require_scalar(shapes)
+    (x,) = leaves
+    step = None if h is None else jnp.asarray(h, x.dtype)
+    steps = (_default_step(x, options.root) if step is None else jnp.full(x.shape, step)).ravel()
+    change = _changed_entry(f, leaves, 0)
+    at = functools.partial(change, index)
+    return _quotient(at, x.ravel()[index], steps[index], options), lambda points: points[0]
+
+
+def _by_entry(f, leaves, h, options):
+    """For each leaf, the derivative of f's outputs by each of its entries: arrays of shape (*leaf, *out)."""
+    return [_by_entry_of(f, leaves, k, h, options) for k in range(len(leaves))]
+
+
+def _by_entry_of(f, leaves, k, h, options):
+    x = leaves[k]
+    flat = x.ravel()
+    steps = _default_step(x, options.root).ravel() if h is None else jnp.full(x.size, h, x.dtype)
+    change = _changed_entry(f, leaves, k)
+
+    def one(index):
+        return _quotient(functools.partial(change, index), flat[index], steps[index], options)
+
+    batch = max(1, min(options.batch_size, x.size))
+    batches = -(-x.size // batch)
+    # The last batch is filled up with the last entry, so that one program evaluates all batches.
+    indices = jnp.minimum(jnp.arange(batches * batch), max(x.size - 1, 0)).reshape(batches, batch)
+    rows = jax.lax.map(jax.vmap(one), indices)
+    return jax.tree.map(lambda r: r.reshape(-1, *r.shape[2:])[: x.size].reshape(*x.shape, *r.shape[2:]), rows)
+
+
+def _changed_entry(f, leaves, k):
+    """`(index, value) -> f`, with one entry of leaf k replaced."""
+
+    def change(index, value):
+        changed = leaves[k].ravel().at[index].set(value).reshape(leaves[k].shape)
+        return f([*leaves[:k], changed, *leaves[k + 1 :]])
+
+    return change
+
+
+def _quotient(f, x, h, options):
+    """(f(x + h) - f(x - h)) / 2h, or one-sided; entry by entry where x is an array."""
+    given = options.given_step
+    h = jnp.asarray(_default_step(x, options.root) if h is None else h, x.dtype)
+    up = x + h if options.scheme != "backward" else x
+    down = x - h if options.scheme != "forward" else x
+    # A step that we chose is divided by as it was taken, after rounding; a step that was given, as it was given.
+    # A traced step too small to change x gives NaN: a zero would pass for a derivative.
+    taken = (2 * h if options.scheme == "central" else h) if given else up - down
+    taken = jnp.where(up == down, jnp.nan, taken)
+    return jax.tree.map(lambda a, b: (a - b) / taken.astype(jnp.result_type(a)), f(up), f(down))
+
+
+def _default_step(x, root):
+    """A power of two near scale * eps^(1/root), for each entry."""
+    size = jnp.abs(x)
+    rms = jnp.sqrt(jnp.mean(x**2)) if x.size else jnp.asarray(0, x.dtype)
+    floor = jnp.where(rms == 0, 1, jnp.minimum(1, 128 * rms)).astype(x.dtype)
+    wanted = jnp.asarray(jnp.finfo(x.dtype).eps ** (1 / root), x.dtype) * jnp.maximum(size, floor)
+    _, exponent = jnp.frexp(wanted)
+    return jnp.ldexp(jnp.ones_like(wanted), exponent)
+
+
+def _require_scalar(shapes):
+    if not hasattr(shapes, "shape") or shapes.shape != () or not jnp.issubdtype(shapes.dtype, jnp.floating):
+        raise TypeError(f"`f` must return a real scalar. Got {_forms(shapes)}.")
+
+
+def _forms(shapes):
+    return jax.tree.map(describe, shapes)

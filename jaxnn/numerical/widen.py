@@ -1,0 +1,188 @@
+"""The same function in wider arithmetic: traced as its user runs it, evaluated in float64.
+
+A difference quotient in float32 keeps three digits; in float64 it keeps ten. Calling `f` on float64 arguments is not the same
+function any more: draws of random numbers change, a scan whose carry starts in float32 refuses, a cast inside goes back to
+float32. So `f` is traced once with the dtypes it was given, and its jaxpr is evaluated with every narrower float replaced by
+the wide one, casts included. Whatever cannot be widened (a host callback, bits reinterpreted) is evaluated in its own dtype.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+# Defined on bits or host code, or drawing random numbers that would differ: these see the dtypes they were traced with.
+_OWN_DTYPE = frozenset(
+    "bitcast_convert_type nextafter pure_callback io_callback debug_callback ffi_call pallas_call "
+    "random_gamma rng_uniform".split()
+)
+
+
+def wide_dtype() -> Any:
+    """float64, or float32 on a TPU, which has no float64."""
+    return jnp.float32 if jax.default_backend() == "tpu" else jnp.float64
+
+
+@contextlib.contextmanager
+def wide_arithmetic(dtype: Any):
+    """The JAX settings under which `dtype` exists and matrix products are exact to its rounding (no TF32, no bfloat16)."""
+    x64 = jax.enable_x64(True) if dtype == jnp.float64 else contextlib.nullcontext()
+    with x64, jax.default_matmul_precision("highest"):
+        yield
+
+
+def widen_leaf(leaf: Any, dtype: Any) -> jax.Array:
+    """A leaf in the wide dtype if it is a narrower float (or complex), unchanged if it is anything else."""
+    leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+    wide = _widened_dtype(leaf.dtype, dtype)
+    return leaf if wide == leaf.dtype else jax.lax.convert_element_type(leaf, wide)
+
+
+def widen(f: Callable, args: Sequence[Any], dtype: Any) -> tuple[Callable, Any]:
+    """`f` as traced at `args`, evaluated in `dtype`.
+
+    Args:
+      f: a traceable function of `args`.
+      args: example arguments; their dtypes and shapes decide what is traced.
+      dtype: the floating dtype that narrower ones are replaced by.
+
+    Returns:
+      A function of arguments like `args` (narrow or wide), which returns the pytree that `f` returns, widened; call it
+      inside `wide_arithmetic(dtype)`. And the shapes and dtypes that `f` itself returns.
+    """
+    closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+    out_tree = jax.tree.structure(shapes)
+
+    def wide(*args):
+        leaves = [widen_leaf(leaf, dtype) for leaf in jax.tree.leaves(args)]
+        return jax.tree.unflatten(out_tree, _evaluate(closed.jaxpr, closed.consts, leaves, dtype))
+
+    return wide, shapes
+
+
+def _widened_dtype(dtype, wide):
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < jnp.finfo(wide).bits:
+        return jnp.dtype(wide)
+    if jnp.issubdtype(dtype, jnp.complexfloating) and wide == jnp.float64:
+        return jnp.dtype(jnp.complex128)
+    return dtype
+
+
+def _evaluate(jaxpr, consts, args, wide) -> list[Any]:
+    """The outputs of a jaxpr for wide arguments."""
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+
+    def read(atom):
+        return widen_leaf(atom.val if isinstance(atom, core.Literal) else values[atom], wide)
+
+    for eqn in jaxpr.eqns:
+        inputs = [read(atom) for atom in eqn.invars]
+        with eqn.ctx.manager:
+            outputs = _RULES.get(eqn.primitive.name, _bind)(eqn, inputs, wide)
+        values.update(zip(eqn.outvars, [widen_leaf(out, wide) for out in outputs], strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _bind(eqn, inputs, wide):
+    """Any primitive without a rule: on wide inputs if it takes them, else in its own dtypes."""
+    narrow = [atom.aval for atom in [*eqn.invars, *eqn.outvars] if _widened_dtype(atom.aval.dtype, wide) != atom.aval.dtype]
+    if narrow and eqn.primitive.name not in _OWN_DTYPE:
+        # Which primitives take float64 is not written down anywhere but in their own checks: ask them.
+        with contextlib.suppress(TypeError, ValueError, NotImplementedError):
+            params = {name: _widened_param(value, wide) for name, value in eqn.params.items()}
+            return _outputs(eqn, eqn.primitive.bind(*inputs, **params))
+    if narrow:
+        inputs = [x.astype(atom.aval.dtype) for x, atom in zip(inputs, eqn.invars, strict=True)]
+    return _outputs(eqn, eqn.primitive.bind(*inputs, **eqn.params))
+
+
+def _outputs(eqn, out):
+    return out if eqn.primitive.multiple_results else [out]
+
+
+def _widened_param(value, wide):
+    """A parameter of an equation: dtypes and jaxprs in it are widened, precision settings dropped."""
+    if isinstance(value, core.ClosedJaxpr):
+        return _widened_jaxpr(value, wide)
+    if isinstance(value, core.Jaxpr):
+        return _widened_jaxpr(core.ClosedJaxpr(value, ()), wide).jaxpr if not value.constvars else value
+    if isinstance(value, jax.lax.Precision | jax.lax.DotAlgorithm | jax.lax.DotAlgorithmPreset):
+        return None
+    if isinstance(value, jnp.dtype | type) and jnp.issubdtype(value, jnp.inexact):
+        return _widened_dtype(jnp.dtype(value), wide)
+    return value
+
+
+def _widened_jaxpr(closed, wide):
+    avals = [jax.ShapeDtypeStruct(a.shape, _widened_dtype(a.dtype, wide)) for a in closed.in_avals]
+    return jax.make_jaxpr(lambda *args: _evaluate(closed.jaxpr, closed.consts, args, wide))(*avals)
+
+
+def _call(name):
+    """A call: its body, evaluated in place. Custom derivative rules play no part in a function's value."""
+
+    def rule(eqn, inputs, wide):
+        body = eqn.params[name]
+        consts = body.consts if isinstance(body, core.ClosedJaxpr) else ()
+        return _evaluate(getattr(body, "jaxpr", body), consts, inputs, wide)
+
+    return rule
+
+
+def _cond(eqn, inputs, wide):
+    branches = [lambda *args, b=b: _evaluate(b.jaxpr, b.consts, args, wide) for b in eqn.params["branches"]]
+    return jax.lax.switch(inputs[0], branches, *inputs[1:])
+
+
+def _while(eqn, inputs, wide):
+    cond, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
+    n, m = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    cond_consts, body_consts, init = inputs[:n], inputs[n : n + m], inputs[n + m :]
+    return jax.lax.while_loop(
+        lambda carry: _evaluate(cond.jaxpr, cond.consts, [*cond_consts, *carry], wide)[0],
+        lambda carry: _evaluate(body.jaxpr, body.consts, [*body_consts, *carry], wide),
+        list(init),
+    )
+
+
+def _scan(eqn, inputs, wide):
+    body, n, m = eqn.params["jaxpr"], eqn.params["num_consts"], eqn.params["num_carry"]
+
+    def step(carry, x):
+        outputs = _evaluate(body.jaxpr, body.consts, [*inputs[:n], *carry, *x], wide)
+        return outputs[:m], outputs[m:]
+
+    carry, ys = jax.lax.scan(
+        step,
+        list(inputs[n : n + m]),
+        list(inputs[n + m :]),
+        length=eqn.params["length"],
+        reverse=eqn.params["reverse"],
+        unroll=eqn.params["unroll"],
+    )
+    return [*carry, *ys]
+
+
+def _linear_solve(eqn, inputs, wide):
+    """`custom_linear_solve`: its solver, on the solver's own constants and the right-hand sides."""
+    lengths, solve = eqn.params["const_lengths"], eqn.params["jaxprs"].solve
+    start = lengths.matvec + lengths.vecmat
+    consts, rhs = inputs[start : start + lengths.solve], inputs[sum(lengths) :]
+    return _evaluate(solve.jaxpr, solve.consts, [*consts, *rhs], wide)
+
+
+_RULES = {
+    "jit": _call("jaxpr"),
+    "closed_call": _call("call_jaxpr"),
+    "core_call": _call("call_jaxpr"),
+    "checkpoint": _call("jaxpr"),
+    "custom_jvp_call": _call("call_jaxpr"),
+    "custom_vjp_call": _call("call_jaxpr"),
+    "cond": _cond,
+    "while": _while,
+    "scan": _scan,
+    "custom_linear_solve": _linear_solve,
+}

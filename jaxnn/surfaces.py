@@ -1,0 +1,48 @@
+"""Functions to descend on: the chapter's of one and two variables, and the hard ones, where the gradient is zero elsewhere.
+
+Each takes one array whose last axis is the variables (`parabola` takes numbers) and reduces that axis, so a grid of points goes
+through in one call.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def parabola(x: Float[Array, "*points"]) -> Float[Array, "*points"]:
+    """The chapter's function of one variable, 0.01 x^2 + 0.1 x; its derivative is 0.02 x + 0.1.
+
+    Example:
+      >>> parabola(5.0)
+      0.75
+    """
+    return 0.01 * x**2 + 0.1 * x
+
+
+def bowl(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
+    """The chapter's function of two variables, x0^2 + x1^2 (of any number of them); its gradient is 2 x.
+
+    Example:
+      >>> bowl(jnp.array([3.0, 4.0]))
+      Array(25., dtype=float32)
+    """
+    return jnp.sum(x**2, axis=-1)
+
+
+def saddle(x: Float[Array, "*points 2"]) -> Float[Array, "*points"]:
+    """x0^2 - x1^2 + x1^4 / 4: the gradient is zero at the origin, which is no minimum; the minima are at (0, +-sqrt 2)."""
+    return x[..., 0] ** 2 - x[..., 1] ** 2 + x[..., 1] ** 4 / 4
+
+
+def plateau(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
+    """1 - exp(-|x|^2 / 2): one minimum at the origin, and all but no slope a few units away from it."""
+    return 1 - jnp.exp(-jnp.sum(x**2, axis=-1) / 2)
+
+
+def two_valleys(x: Float[Array, "*points 2"]) -> Float[Array, "*points"]:
+    """(x0^2 - 1)^2 + 0.3 x0 + x1^2: a minimum near (-1.04, 0) and a local one, higher, near (0.96, 0)."""
+    return (x[..., 0] ** 2 - 1) ** 2 + 0.3 * x[..., 0] + x[..., 1] ** 2
+
+
+def rosenbrock(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
+    """sum 100 (x[i+1] - x[i]^2)^2 + (1 - x[i])^2: a bent, nearly flat valley that leads to the minimum at (1, ..., 1)."""
+    return jnp.sum(100 * (x[..., 1:] - x[..., :-1] ** 2) ** 2 + (1 - x[..., :-1]) ** 2, axis=-1)
