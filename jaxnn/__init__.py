@@ -89,6 +89,7 @@ _ROOM_OF = {
     "fit": "training",
 }
 
+__all__ = [*_ROOM_OF]  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = version("jaxnn")
 
 

@@ -231,7 +231,7 @@ def directional_derivative(
 
 def numerical_diff(
     f: Callable[[Any], Any],
-    x: float | Float[Array, "*shape"],
+    x: float | int | Float[Array, "*shape"],
     h: float | Float[Array, ""] | None = None,
     *,
     scheme: Scheme = "central",
@@ -447,20 +447,21 @@ def _program(measure, options, f, has_aux, tree, roles, fixed):
 
 def _gradient(f, leaves, h, options, shapes):
     _require_scalar(shapes)
-    return _by_entry(f, leaves, h, options), lambda points: points
+    return _by_entry(f, leaves, _steps(leaves, h, options), options), lambda points: points
 
 
 def _jacobian(f, leaves, h, options, shapes):
     columns = [
         jax.tree.map(lambda c, s, x=x: jnp.moveaxis(c, range(x.ndim), range(-x.ndim, 0)), column, shapes)
-        for column, x in zip(_by_entry(f, leaves, h, options), leaves, strict=True)
+        for column, x in zip(_by_entry(f, leaves, _steps(leaves, h, options), options), leaves, strict=True)
     ]
     return columns, lambda points: [shapes] * len(points)
 
 
 def _hessian(f, leaves, h, options, shapes):
     _require_scalar(shapes)
-    rows = _by_entry(lambda leaves: _by_entry(f, leaves, h, options), leaves, h, options)
+    steps = _steps(leaves, h, options)  # once: the inner difference must not change its step where the outer one moves it
+    rows = _by_entry(lambda leaves: _by_entry(f, leaves, steps, options), leaves, steps, options)
     return rows, lambda points: [points] * len(points)
 
 
@@ -469,8 +470,8 @@ def _directional(f, leaves, h, options, shapes, direction):
     if h is None:
         # Of the steps along v at which one entry changes by its own default step, the smallest.
         steps = [
-            jnp.min(jnp.where(v == 0, jnp.inf, _default_step(x, options.root) / jnp.abs(v)), initial=jnp.inf)
-            for x, v in zip(leaves, direction, strict=True)
+            jnp.min(jnp.where(v == 0, jnp.inf, step / jnp.abs(v)), initial=jnp.inf)
+            for v, step in zip(direction, _steps(leaves, None, options), strict=True)
         ]
         h = functools.reduce(jnp.minimum, steps)
         h = jnp.where(jnp.isfinite(h), h, 1)
@@ -478,35 +479,32 @@ def _directional(f, leaves, h, options, shapes, direction):
     def along(t):
         return f([x + t.astype(x.dtype) * v for x, v in zip(leaves, direction, strict=True)])
 
-    return _quotient(along, jnp.zeros((), jnp.result_type(*leaves)), h, options), lambda points: shapes
+    origin = jnp.zeros((), jnp.result_type(*leaves))
+    return _quotient(along, origin, jnp.asarray(h, origin.dtype), options), lambda points: shapes
 
 
 def _diff(f, leaves, h, options, shapes):
     (x,) = leaves
     if not hasattr(shapes, "shape") or shapes.shape != x.shape:
         raise TypeError(f"`f` must return one number for each entry of `x`, shape {x.shape}. Got {_forms(shapes)}.")
-    return _quotient(lambda x: f([x]), x, h, options), lambda points: shapes
+    return _quotient(lambda x: f([x]), x, _steps(leaves, h, options)[0], options), lambda points: shapes
 
 
 def _partial(f, leaves, h, options, shapes, index):
     _require_scalar(shapes)
-    (x,) = leaves
-    step = None if h is None else jnp.asarray(h, x.dtype)
-    steps = (_default_step(x, options.root) if step is None else jnp.full(x.shape, step)).ravel()
-    change = _changed_entry(f, leaves, 0)
-    at = functools.partial(change, index)
-    return _quotient(at, x.ravel()[index], steps[index], options), lambda points: points[0]
+    steps = _steps(leaves, h, options)[0].ravel()
+    at = functools.partial(_changed_entry(f, leaves, 0), index)
+    return _quotient(at, leaves[0].ravel()[index], steps[index], options), lambda points: points[0]
 
 
-def _by_entry(f, leaves, h, options):
+def _by_entry(f, leaves, steps, options):
     """For each leaf, the derivative of f's outputs by each of its entries: arrays of shape (*leaf, *out)."""
-    return [_by_entry_of(f, leaves, k, h, options) for k in range(len(leaves))]
+    return [_by_entry_of(f, leaves, k, step.ravel(), options) for k, step in enumerate(steps)]
 
 
-def _by_entry_of(f, leaves, k, h, options):
+def _by_entry_of(f, leaves, k, steps, options):
     x = leaves[k]
     flat = x.ravel()
-    steps = _default_step(x, options.root).ravel() if h is None else jnp.full(x.size, h, x.dtype)
     change = _changed_entry(f, leaves, k)
 
     def one(index):
@@ -532,23 +530,28 @@ def _changed_entry(f, leaves, k):
 
 def _quotient(f, x, h, options):
     """(f(x + h) - f(x - h)) / 2h, or one-sided; entry by entry where x is an array."""
-    given = options.given_step
-    h = jnp.asarray(_default_step(x, options.root) if h is None else h, x.dtype)
     up = x + h if options.scheme != "backward" else x
     down = x - h if options.scheme != "forward" else x
     # A step that we chose is divided by as it was taken, after rounding; a step that was given, as it was given.
     # A traced step too small to change x gives NaN: a zero would pass for a derivative.
-    taken = (2 * h if options.scheme == "central" else h) if given else up - down
+    taken = up - down if not options.given_step else 2 * h if options.scheme == "central" else h
     taken = jnp.where(up == down, jnp.nan, taken)
-    return jax.tree.map(lambda a, b: (a - b) / taken.astype(jnp.result_type(a)), f(up), f(down))
+    # One copy of f for both ends: two would be compiled apart, and could round differently.
+    ends = jax.vmap(f)(jnp.stack([up, down]))
+    return jax.tree.map(lambda a: (a[0] - a[1]) / taken.astype(jnp.result_type(a)), ends)
+
+
+def _steps(leaves, h, options):
+    """The step of each entry: as given, or a power of two near its scale * eps^(1/root)."""
+    if h is not None:
+        return [jnp.full(x.shape, h, x.dtype) for x in leaves]
+    return [_default_step(x, options.root) for x in leaves]
 
 
 def _default_step(x, root):
-    """A power of two near scale * eps^(1/root), for each entry."""
-    size = jnp.abs(x)
     rms = jnp.sqrt(jnp.mean(x**2)) if x.size else jnp.asarray(0, x.dtype)
     floor = jnp.where(rms == 0, 1, jnp.minimum(1, 128 * rms)).astype(x.dtype)
-    wanted = jnp.asarray(jnp.finfo(x.dtype).eps ** (1 / root), x.dtype) * jnp.maximum(size, floor)
+    wanted = jnp.asarray(jnp.finfo(x.dtype).eps ** (1 / root), x.dtype) * jnp.maximum(jnp.abs(x), floor)
     _, exponent = jnp.frexp(wanted)
     return jnp.ldexp(jnp.ones_like(wanted), exponent)
 

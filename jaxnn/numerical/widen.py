@@ -34,7 +34,7 @@ def wide_arithmetic(dtype: Any):
         yield
 
 
-def widen_leaf(leaf: Any, dtype: Any) -> jax.Array:
+def widen_leaf(leaf: Any, dtype: Any) -> Any:
     """A leaf in the wide dtype if it is a narrower float (or complex), unchanged if it is anything else."""
     leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
     wide = _widened_dtype(leaf.dtype, dtype)

@@ -1,0 +1,150 @@
+"""Descent: the chapter's end points, what is traced, what is reported, and what is refused."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxnn import DivergenceWarning, Stop, descent_path, gradient_descent, minimize, numerical_grad
+from jaxnn.surfaces import bowl, rosenbrock
+
+GRADS = [jax.grad, numerical_grad]
+
+
+def start(dtype=jnp.float32):
+    return jnp.array([-3.0, 4.0], dtype)
+
+
+@pytest.mark.parametrize("grad", GRADS)
+def test_the_chapters_descent(dtype, grad):
+    end = gradient_descent(bowl, start(dtype), lr=0.1, step_num=100, grad=grad)
+    expected = (-6.11110793e-10, 8.14814391e-10)
+    np.testing.assert_allclose(end, expected, rtol=1e-8 if dtype == jnp.float64 else 2e-6)
+
+
+@pytest.mark.parametrize("grad", GRADS)
+def test_lr_10_diverges_and_says_so(dtype, grad):
+    with pytest.warns(DivergenceWarning, match="diverged: the loss went from 25 to .* in 100 steps with lr=10"):
+        end = gradient_descent(bowl, start(dtype), lr=10.0, step_num=100, grad=grad)
+    assert not float(jnp.linalg.norm(end)) < 1e10
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradient_descent(bowl, start(dtype), lr=0.1, step_num=100, grad=grad)
+
+
+def test_lr_1e_minus_10_hardly_moves(x64):
+    end = gradient_descent(bowl, start("float64"), lr=1e-10, step_num=100)
+    np.testing.assert_allclose(end, (-2.99999994, 3.99999992), rtol=1e-8)
+
+
+@pytest.mark.parametrize("grad", GRADS)
+def test_many_learning_rates_in_one_vmap(grad):
+    rates = jnp.array([0.01, 0.1, 0.5, 10.0])
+    ends = jax.vmap(lambda lr: gradient_descent(bowl, start(), lr, 20, grad=grad))(rates)
+    np.testing.assert_allclose(ends, start() * (1 - 2 * rates[:, None]) ** 20, rtol=1e-4, atol=1e-6)
+
+
+def test_lr_and_step_num_are_traced():
+    traces = []
+
+    def f(x):
+        traces.append(1)
+        return bowl(x)
+
+    gradient_descent(f, start(), 0.1, 10)
+    minimize(f, start(), OPTIMIZER, max_steps=3)
+    count = len(traces)
+    gradient_descent(f, 2 * start(), 0.2, 20)
+    gradient_descent(f, start(), jnp.array(0.05), jnp.array(7))
+    gradient_descent(f, start(), 1.0)
+    minimize(f, start(), OPTIMIZER, max_steps=5, tolerance=1e-2)
+    assert len(traces) == count
+
+
+OPTIMIZER = optax.sgd(0.1)
+
+
+def test_any_pytree_descends_and_the_start_is_not_overwritten():
+    x = {"a": start(), "b": [jnp.array(2.0)], "steps": jnp.array(3)}
+    kept = jax.tree.map(np.array, x)
+    f = lambda x: bowl(x["a"]) + (x["b"][0] - 1) ** 2  # noqa: E731
+    for grad in GRADS:
+        end = gradient_descent(f, x, 0.1, 200, grad=grad)
+        np.testing.assert_allclose(end["a"], 0, atol=1e-6)
+        np.testing.assert_allclose(end["b"][0], 1, rtol=1e-6)
+        assert int(end["steps"]) == 3
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), x, kept))
+
+
+def test_no_steps_is_the_start():
+    assert gradient_descent(bowl, start(), 0.1, 0).tolist() == [-3, 4]
+    assert descent_path(bowl, start(), 0.1, 0).points.tolist() == [[-3, 4]]
+
+
+def test_the_path_holds_every_point_and_its_loss(dtype):
+    path = descent_path(bowl, start(dtype), lr=0.1, step_num=20)
+    expected = np.array([-3.0, 4.0]) * 0.8 ** np.arange(21)[:, None]
+    np.testing.assert_allclose(path.points, expected, rtol=1e-5)
+    np.testing.assert_allclose(path.losses, np.sum(expected**2, 1), rtol=1e-5)
+    np.testing.assert_allclose(path.points[-1], gradient_descent(bowl, start(dtype), 0.1, 20), rtol=1e-6)
+    tree = descent_path(lambda x: bowl(x["a"]), {"a": start(dtype), "n": jnp.array(1)}, 0.1, 3)
+    assert tree.points["n"].tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("grad", GRADS)
+@pytest.mark.parametrize(
+    "optimizer, options, reason",
+    [
+        (optax.sgd(0.1), {}, "small gradient"),
+        (optax.adam(0.01), {"max_steps": 7}, "max steps"),
+        (optax.sgd(1e3), {}, "not finite"),
+    ],
+)
+def test_minimize_says_why_it_stopped(grad, optimizer, options, reason):
+    result = minimize(bowl, start(), optimizer, grad=grad, **options)
+    assert result.reason == reason
+    assert bool(jnp.all(jnp.isfinite(result.x))) and bool(jnp.isfinite(result.loss))
+    if reason == "small gradient":
+        assert float(result.grad_norm) <= 1e-6 and int(result.steps) < 1000
+    if reason == "max steps":
+        assert int(result.steps) == 7
+
+
+def test_minimize_goes_on_where_it_stopped():
+    whole = minimize(rosenbrock, start(), OPTIMIZER_ADAM, max_steps=60)
+    half = minimize(rosenbrock, start(), OPTIMIZER_ADAM, max_steps=30)
+    rest = minimize(rosenbrock, half.x, OPTIMIZER_ADAM, max_steps=30, opt_state=half.opt_state)
+    np.testing.assert_allclose(rest.x, whole.x, rtol=1e-6)
+
+
+OPTIMIZER_ADAM = optax.adam(0.1)
+
+
+def test_a_start_that_is_not_finite_is_reported():
+    result = minimize(lambda x: jnp.sum(jnp.log(x)), jnp.array([-1.0]), OPTIMIZER)
+    assert result.status == Stop.NOT_FINITE and int(result.steps) == 0
+
+
+BAD = [
+    (lambda: gradient_descent(bowl, jnp.array([3, 4])), TypeError, r"`init_x` must be floating-point.* Got int32\[2\]."),
+    (lambda: gradient_descent(bowl, start(), step_num=-1), ValueError, r"`step_num` must be an integer of at least 0. Got -1."),
+    (lambda: gradient_descent(bowl, start(), step_num=1.5), TypeError, r"`step_num` must be an integer. Got float 1.5."),
+    (lambda: gradient_descent(bowl, start(), lr=float("inf")), ValueError, r"`lr` must be finite. Got inf."),
+    (lambda: gradient_descent(bowl, start(), lr="0.1"), TypeError, r"`lr` must be a number. Got str '0.1'."),
+    (lambda: gradient_descent(bowl, start(), lr=jnp.ones(2)), TypeError, r"`lr` must be a number. Got float32\[2\]."),
+    (lambda: gradient_descent(None, start()), TypeError, r"`f` must be a function. Got NoneType None."),
+    (lambda: gradient_descent(bowl, start(), grad=3), TypeError, r"`grad` must be a function. Got int 3."),
+    (lambda: descent_path(bowl, start(), step_num=-1), ValueError, r"`step_num` must be an integer of at least 0. Got -1."),
+    (lambda: minimize(bowl, start(), 0.1), TypeError, r"`optimizer` must be an optax.GradientTransformation. Got float."),
+    (lambda: minimize(bowl, start(), OPTIMIZER, max_steps=-1), ValueError, r"`max_steps` must be an integer of at least 0."),
+    (lambda: minimize(bowl, start(), OPTIMIZER, tolerance=jnp.nan), ValueError, r"`tolerance` must be finite. Got nan."),
+]
+
+
+@pytest.mark.parametrize("call, error, message", BAD)
+def test_bad_input_is_refused(own_errors, call, error, message):
+    with pytest.raises(error, match=message):
+        call()

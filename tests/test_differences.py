@@ -1,0 +1,270 @@
+"""Numerical derivatives: the chapter's values, agreement with jax.grad, the same calling forms, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxnn import (
+    directional_derivative,
+    init_network,
+    loss,
+    numerical_diff,
+    numerical_grad,
+    numerical_gradient,
+    numerical_hessian,
+    numerical_jacobian,
+    partial_derivative,
+)
+from jaxnn.surfaces import bowl, parabola, rosenbrock
+
+
+@pytest.mark.parametrize("x, printed", [(5.0, 0.1999999999990898), (10.0, 0.2999999999986347)])
+def test_numerical_diff_gives_the_chapters_digits(x64, x, printed):
+    assert float(numerical_diff(parabola, x, h=1e-4)) == printed
+    assert float(numerical_diff(parabola, int(x), 1e-4)) == printed
+
+
+@pytest.mark.parametrize("index, printed", [(0, 6.00000000000378), (1, 7.999999999999119), (-1, 7.999999999999119)])
+def test_partial_derivative_gives_the_chapters_digits(x64, index, printed):
+    assert float(partial_derivative(bowl, jnp.array([3.0, 4.0]), index, h=1e-4)) == printed
+
+
+@pytest.mark.parametrize("at, expected", [((3.0, 4.0), (6, 8)), ((0.0, 2.0), (0, 4)), ((3.0, 0.0), (6, 0))])
+def test_numerical_gradient_gives_the_chapters_gradients(dtype, at, expected):
+    np.testing.assert_allclose(numerical_gradient(bowl, jnp.array(at, dtype)), expected, atol=1e-9)
+
+
+def test_float32_input_is_evaluated_in_float64_unless_told_otherwise():
+    f = lambda x: 0.01 * x**2 + 0.1 * x  # noqa: E731
+    assert float(numerical_diff(f, 5.0, 1e-4)) == pytest.approx(0.2, rel=1e-7)
+    assert abs(float(numerical_diff(f, 5.0, 1e-4, evaluation="own")) - 0.2) > 1e-4
+
+
+@pytest.mark.parametrize("scheme, bound", [("central", 1e-9), ("forward", 1e-7), ("backward", 1e-7)])
+def test_schemes(x64, scheme, bound):
+    assert float(numerical_diff(jnp.exp, 1.0, scheme=scheme)) == pytest.approx(np.e, rel=bound)
+    np.testing.assert_allclose(numerical_gradient(rosenbrock, jnp.array([1.2, 0.7]), scheme=scheme), jax.grad(rosenbrock)(
+        jnp.array([1.2, 0.7])), rtol=1e2 * bound)  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme, order", [("central", 2), ("forward", 1), ("backward", 1)])
+def test_truncation_falls_with_the_order_of_the_scheme(x64, scheme, order):
+    errors = [abs(float(numerical_diff(jnp.exp, 0.5, h, scheme=scheme)) - np.exp(0.5)) for h in (1e-2, 1e-3)]
+    assert np.log10(errors[0] / errors[1]) == pytest.approx(order, abs=0.05)
+
+
+def network_case(dtype):
+    rng = np.random.default_rng(0)
+    params = init_network(jax.random.key(0), (20, 8, 5), 0.1, dtype)
+    return params, jnp.array(rng.uniform(size=(12, 20)), dtype), jnp.array(rng.integers(0, 5, 12))
+
+
+def relative_difference(a, b):
+    a, b = (np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]) for tree in (a, b))
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+def test_numerical_grad_agrees_with_jax_grad_on_a_network(dtype):
+    params, x, t = network_case(dtype)
+    numerical = numerical_grad(loss)(params, x, t)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), numerical) == jax.tree.map(lambda a: (a.shape, a.dtype), params)
+    with jax.enable_x64(True):
+        reference = jax.grad(loss)(*jax.tree.map(lambda a: a.astype("float64") if a.dtype == dtype else a, (params, x, t)))
+        assert relative_difference(numerical, reference) < 1e-7
+
+
+EXPRESSIONS = [
+    lambda x: jnp.sum(jnp.sin(x) * x),
+    lambda x: jax.nn.logsumexp(x) + jnp.prod(jnp.cos(x)),
+    lambda x: jnp.linalg.norm(x - 3) ** 3,
+    lambda x: jnp.sum(jnp.outer(x, x) @ jnp.tanh(x)),
+    lambda x: jax.lax.scan(lambda c, a: (jnp.tanh(c + a), None), jnp.zeros((), x.dtype), x.ravel())[0],
+    lambda x: jax.lax.cond(x.sum() > 0, lambda x: jnp.sum(x**3), lambda x: jnp.sum(jnp.exp(x)), x),
+]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, len(EXPRESSIONS) - 1), st.sampled_from([1, 4]), st.integers(0, 10**6))
+def test_numerical_grad_agrees_with_jax_grad_on_expressions(which, n, seed):
+    f = EXPRESSIONS[which]
+    with jax.enable_x64(True):
+        x = jnp.array(np.random.default_rng(seed).normal(size=n))
+        np.testing.assert_allclose(numerical_grad(f)(x), jax.grad(f)(x), rtol=1e-6, atol=1e-8)
+
+
+def test_calling_forms_are_those_of_jax_grad():
+    f = lambda a, b, scale=1.0: scale * jnp.sum(a["w"] ** 2) * b[0]  # noqa: E731
+    a, b = {"w": jnp.array([[1.0, 2.0]])}, (jnp.array(3.0),)
+    for argnums in (0, 1, -1, (0, 1), (1, 0)):
+        ours, theirs = numerical_grad(f, argnums)(a, b, scale=2.0), jax.grad(f, argnums)(a, b, scale=2.0)
+        assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+        assert relative_difference(ours, theirs) < 1e-6
+    gradient, aux = numerical_grad(lambda x: (jnp.sum(x**2), {"twice": 2 * x}), has_aux=True)(jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(gradient, [2, 4], rtol=1e-6)
+    assert aux["twice"].tolist() == [2, 4]
+    applied = numerical_grad(lambda x, name, fn, n: fn(x) * n if name == "this" else 0 * x)(2.0, "this", jnp.square, 3)
+    assert float(applied) == pytest.approx(12)
+
+
+def test_integer_boolean_and_key_leaves_are_held_fixed():
+    x = {"w": jnp.array([2.0]), "n": jnp.array([3]), "flag": jnp.array(True), "key": jax.random.key(0)}
+    f = lambda x: jnp.sum(x["w"] ** x["n"]) + jax.random.normal(x["key"]) * x["flag"]  # noqa: E731
+    gradient = numerical_grad(f)(x)
+    assert float(gradient["w"][0]) == pytest.approx(12)
+    assert {gradient[name].dtype for name in ("n", "flag", "key")} == {jax.dtypes.float0}
+
+
+def test_jacobian_and_hessian_have_the_structure_of_their_twins(dtype):
+    x = {"a": jnp.array([1.0, 2.0], dtype), "b": jnp.array([[0.5]], dtype)}
+    f = lambda x: {"u": x["a"][:, None] * x["b"], "v": jnp.sum(x["a"]) ** 2}  # noqa: E731
+    g = lambda x: jnp.sum(x["a"] ** 3) * x["b"][0, 0] ** 2  # noqa: E731
+    for ours, theirs in ((numerical_jacobian(f), jax.jacobian(f)), (numerical_hessian(g), jax.hessian(g))):
+        ours, theirs = ours(x), theirs(x)
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), ours) == jax.tree.map(lambda a: (a.shape, a.dtype), theirs)
+        assert relative_difference(ours, theirs) < 1e-6
+    many = numerical_jacobian(lambda a, b: a * b, (0, 1))(x["a"], x["a"])
+    np.testing.assert_allclose(many[0], np.diag([1, 2]), rtol=1e-6)
+
+
+def test_directional_derivative_is_the_gradient_times_the_direction(dtype):
+    params, x, t = network_case(dtype)
+    f = lambda p: loss(p, x, t)  # noqa: E731
+    v = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size, dtype=dtype)).reshape(p.shape), params)
+    expected = jax.jvp(f, (params,), (v,))[1]
+    rel = 1e-8 if dtype == jnp.float64 else 1e-5
+    assert float(directional_derivative(f, params, v)) == pytest.approx(float(expected), rel=rel)
+    assert float(directional_derivative(f, params, jax.tree.map(jnp.zeros_like, params))) == pytest.approx(0, abs=1e-15)
+
+
+def test_it_works_inside_other_transformations():
+    at = jnp.array([[3.0, 4.0], [-1.0, 2.0]])
+    gradient = numerical_grad(bowl)
+    np.testing.assert_allclose(jax.jit(gradient)(at[0]), [6, 8], rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(gradient)(at), 2 * at, rtol=1e-6)
+    np.testing.assert_allclose(jax.lax.map(gradient, at), 2 * at, rtol=1e-6)
+    stepped = jax.lax.fori_loop(0, 3, lambda _, x: x - 0.25 * gradient(x), at[0])
+    np.testing.assert_allclose(stepped, at[0] / 8, rtol=1e-6)
+    stepped = jax.lax.scan(lambda x, _: (x - 0.25 * gradient(x), None), at[0], length=3)[0]
+    np.testing.assert_allclose(stepped, at[0] / 8, rtol=1e-6)
+
+
+def test_a_second_call_compiles_nothing():
+    traces = []
+
+    def f(x, scale):
+        traces.append(1)
+        return scale * jnp.sum(x**2)
+
+    numerical_grad(f)(jnp.ones(3), 1.0)
+    count = len(traces)
+    numerical_grad(f)(2 * jnp.ones(3), 2.0)
+    numerical_gradient_with_step = numerical_grad(f, h=1e-3)
+    numerical_gradient_with_step(jnp.ones(3), 1.0)
+    with_step = len(traces)
+    numerical_grad(f, h=1e-4)(jnp.ones(3), 1.0)
+    assert with_step == 2 * count and len(traces) == with_step
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_the_batch_size_changes_nothing(x64, batch_size):
+    x = jnp.linspace(0.1, 1, 7)
+    np.testing.assert_array_equal(numerical_gradient(rosenbrock, x, batch_size=batch_size), numerical_gradient(rosenbrock, x))
+
+
+def test_memory_does_not_grow_with_the_number_of_entries():
+    f = lambda x: jnp.sum(jnp.sin(x))  # noqa: E731
+    sizes = []
+    for n in (1000, 16000):
+        compiled = jax.jit(numerical_grad(f)).lower(jnp.ones(n)).compile()
+        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert sizes[1] < 20 * sizes[0]  # copies of all parameters would be 256 times
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1.0, 1e6])
+def test_the_default_step_follows_the_scale_of_the_entries(dtype, scale):
+    x = scale * jnp.linspace(0.5, 1.5, 5, dtype=dtype)
+    gradient = numerical_grad(lambda x: jnp.sum(jnp.tanh(x / scale)) * scale)(x)
+    np.testing.assert_allclose(gradient, 1 - np.tanh(np.asarray(x) / scale) ** 2, rtol=1e-4)
+
+
+def test_functions_that_cannot_be_called_with_float64_are_evaluated_in_it_all_the_same():
+    key = jax.random.key(0)
+    kernel, image = jnp.ones((1, 1, 2, 2)), jax.random.normal(key, (1, 1, 5, 5))
+    for f in (
+        lambda k: jnp.sum(jnp.sin(jax.lax.conv_general_dilated(image, k, (1, 1), "VALID"))),  # float32 data closed over
+        lambda k: jnp.sum(jax.lax.scan(lambda h, _: (jnp.tanh(h @ k[0, 0]), None), jnp.ones((2, 2)), length=5)[0]),
+        lambda k: jnp.sum(jnp.sin(k).astype(jnp.bfloat16).astype(jnp.float32) ** 2),  # a cast inside
+        lambda k: jnp.sum(jax.random.normal(key, (2, 2)) * k[0, 0]),  # a draw that x64 would change
+    ):
+        tolerance = 1e-2 if "bfloat16" in str(jax.make_jaxpr(f)(kernel)) else 1e-5
+        np.testing.assert_allclose(numerical_grad(f)(kernel), jax.grad(f)(kernel), rtol=tolerance, atol=1e-5)
+
+
+BAD = [
+    (lambda: numerical_gradient(bowl, [3, 4]), TypeError, r"`x\[0\]` must be floating-point.* Got int 3."),
+    (lambda: numerical_gradient(bowl, jnp.array([3, 4])), TypeError, r"`x` must be floating-point.* Got int32\[2\]."),
+    (lambda: numerical_gradient(bowl, {"a": jnp.ones(2), "b": jnp.ones(2) * 1j}), TypeError, r"`x\['b'\]` must be real"),
+    (lambda: numerical_gradient(bowl, "x"), TypeError, r"`x` must be an array or a number. Got str 'x'."),
+    (lambda: numerical_gradient(bowl, []), TypeError, r"`x` must hold at least one floating-point array. Got an empty list."),
+    (lambda: numerical_gradient(lambda x: x, jnp.ones(2)), TypeError, r"`f` must return a real scalar. Got float32\[2\]."),
+    (lambda: numerical_gradient(lambda x: 1, jnp.ones(2)), TypeError, r"`f` must return a real scalar. Got int32\[\]."),
+    (lambda: numerical_gradient(3, jnp.ones(2)), TypeError, r"`f` must be a function. Got int 3."),
+    (lambda: numerical_gradient(bowl, jnp.ones(2), h=0), ValueError, r"`h` must be positive and finite. Got 0.0."),
+    (lambda: numerical_gradient(bowl, jnp.ones(2), h=-1e-4), ValueError, r"`h` must be positive and finite. Got -0.0001."),
+    (lambda: numerical_gradient(bowl, jnp.ones(2), h=float("nan")), ValueError, r"`h` must be positive and finite. Got nan."),
+    (lambda: numerical_gradient(bowl, jnp.ones(2), h="1"), TypeError, r"`h` must be a number. Got str '1'."),
+    (
+        lambda: numerical_gradient(bowl, jnp.ones(2), h=1e-50),
+        ValueError,
+        r"`h` must be large enough to change `x` in float64.* Got 1e-50.",
+    ),  # noqa: E501
+    (
+        lambda: numerical_gradient(lambda p: bowl(p["w"]), {"w": jnp.full(2, 1e4)}, h=1e-5, evaluation="own"),
+        ValueError,
+        r"`h` must be large enough to change `x\['w'\]` in float32, where values near it are 0.00098 apart. Got 1e-05.",
+    ),
+    (lambda: numerical_gradient(bowl, jnp.ones(2), scheme="centre"), ValueError, r"`scheme` must be 'central'.* Got 'centre'."),
+    (lambda: numerical_gradient(bowl, jnp.ones(2), evaluation="f"), ValueError, r"`evaluation` must be 'float64'.* Got 'f'."),
+    (lambda: numerical_gradient(bowl, jnp.ones(2), batch_size=0), ValueError, r"`batch_size` must be an integer of at least 1"),
+    (
+        lambda: numerical_grad(bowl, 1)(jnp.ones(2)),
+        ValueError,
+        r"`argnums` must name positional arguments, of which there are 1. Got 1.",
+    ),  # noqa: E501
+    (
+        lambda: numerical_diff(jnp.sum, jnp.ones(2)),
+        TypeError,
+        r"`f` must return one number for each entry of `x`, shape \(2,\)",
+    ),
+    (lambda: numerical_diff(parabola, jnp.array([5])), TypeError, r"`x` must be floating-point"),
+    (lambda: partial_derivative(bowl, jnp.ones(2), 2), IndexError, r"`index` must name one entry of `x`.*\(2,\). Got 2."),
+    (
+        lambda: partial_derivative(bowl, jnp.ones((2, 2)), 0),
+        IndexError,
+        r"`index` must name one entry of `x`.*\(2, 2\). Got 0.",
+    ),
+    (
+        lambda: directional_derivative(bowl, jnp.ones(2), jnp.ones(3)),
+        ValueError,
+        r"`v` must have shape \(2,\), like `x`. Got shape \(3,\).",
+    ),
+    (
+        lambda: directional_derivative(lambda p: 0.0, {"a": jnp.ones(2)}, {"b": jnp.ones(2)}),
+        ValueError,
+        r"`v` must have the structure of `x`",
+    ),
+]
+
+
+@pytest.mark.parametrize("call, error, message", BAD)
+def test_bad_input_is_refused(own_errors, call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_traced_step_too_small_gives_nan_not_zero():
+    gradient = jax.jit(lambda x, h: numerical_gradient(bowl, x, h=h))(jnp.ones(2), 1e-30)
+    assert bool(jnp.all(jnp.isnan(gradient)))
