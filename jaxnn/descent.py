@@ -54,8 +54,9 @@ def gradient_descent(
         where values cannot be looked at: there, compare f at both ends, or take `descent_path`.
 
     Example:
-      >>> gradient_descent(lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0]), lr=0.1, step_num=100)
-      Array([-6.1111094e-10,  8.1481444e-10], dtype=float32)
+      >>> end = gradient_descent(lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0]), lr=0.1, step_num=100)
+      >>> [f"{x:.4e}" for x in end]
+      ['-6.1111e-10', '8.1481e-10']
     """
     _at_the_door(f, init_x, lr, grad)
     require_count("step_num", step_num)
@@ -103,8 +104,8 @@ def descent_path(
       ValueError: `lr` is not finite, `step_num` is negative.
 
     Example:
-      >>> descent_path(lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0]), lr=0.1, step_num=2).losses
-      Array([25.      , 16.      , 10.240001], dtype=float32)
+      >>> descent_path(lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0]), lr=0.1, step_num=2).losses.round(2)
+      Array([25.  , 16.  , 10.24], dtype=float32)
     """
     _at_the_door(f, init_x, lr, grad)
     require_count("step_num", step_num)
@@ -112,7 +113,7 @@ def descent_path(
 
 
 class Stop(enum.IntEnum):
-    """Why a minimisation ended."""
+    """Why `minimize` ended: a small gradient, max_steps, or values that are not finite."""
 
     SMALL_GRADIENT = 0
     MAX_STEPS = 1

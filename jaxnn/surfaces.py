@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def parabola(x: Float[Array, "*points"]) -> Float[Array, "*points"]:
+def parabola(x: float | Float[Array, "*points"]) -> float | Float[Array, "*points"]:
     """The chapter's function of one variable, 0.01 x^2 + 0.1 x; its derivative is 0.02 x + 0.1.
 
     Example:
