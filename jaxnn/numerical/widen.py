@@ -148,8 +148,17 @@ def _while(eqn, inputs, wide):
     )
 
 
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many of a scan's inputs are constants, and how many are carried; JAX 0.12 says it in another form than 0.10."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
 def _scan(eqn, inputs, wide):
-    body, n, m = eqn.params["jaxpr"], eqn.params["num_consts"], eqn.params["num_carry"]
+    body = eqn.params["jaxpr"]
+    n, m = scan_counts(eqn.params)
 
     def step(carry, x):
         outputs = _evaluate(body.jaxpr, body.consts, [*inputs[:n], *carry, *x], wide)
@@ -178,6 +187,7 @@ _RULES = {
     "jit": _call("jaxpr"),
     "closed_call": _call("call_jaxpr"),
     "core_call": _call("call_jaxpr"),
+    "remat2": _call("jaxpr"),
     "checkpoint": _call("jaxpr"),
     "custom_jvp_call": _call("call_jaxpr"),
     "custom_vjp_call": _call("call_jaxpr"),
