@@ -22,17 +22,15 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import Array, Float, PyTree
 
+from jaxnn._calls import Call
 from jaxnn._door import (
     describe,
     is_concrete,
-    is_differentiable,
     require_arrays,
     require_callable,
     require_count,
-    require_floating,
     require_number,
     require_same_form,
 )
@@ -83,8 +81,8 @@ def numerical_grad(
     options = _options(f, scheme, evaluation, batch_size, h)
 
     def gradient(*args, **kwargs):
-        call = _Call.of(f, argnums, args, kwargs, has_aux)
-        derivatives = call.run(_gradient, options, h)
+        call = Call.of(f, argnums, args, kwargs, has_aux)
+        derivatives = _run(call, _gradient, options, h)
         result = call.in_place_of_arguments(derivatives)
         return (result, f(*args, **kwargs)[1]) if has_aux else result
 
@@ -144,8 +142,8 @@ def numerical_jacobian(
     options = _options(f, scheme, evaluation, batch_size, h)
 
     def jacobian(*args, **kwargs):
-        call = _Call.of(f, argnums, args, kwargs)
-        columns = call.run(_jacobian, options, h)  # a list over leaves of trees like the output
+        call = Call.of(f, argnums, args, kwargs)
+        columns = _run(call, _jacobian, options, h)  # a list over leaves of trees like the output
         return jax.tree.map(lambda *leaves: call.in_place_of_arguments(leaves), *columns)
 
     return jacobian
@@ -184,8 +182,8 @@ def numerical_hessian(
     options = _options(f, "central", evaluation, batch_size, h)._replace(root=4)
 
     def hessian(*args, **kwargs):
-        call = _Call.of(f, argnums, args, kwargs)
-        rows = call.run(_hessian, options, h)
+        call = Call.of(f, argnums, args, kwargs)
+        rows = _run(call, _hessian, options, h)
         return call.in_place_of_arguments([call.in_place_of_arguments(row) for row in rows])
 
     return hessian
@@ -222,11 +220,11 @@ def directional_derivative(
       Array(14., dtype=float32)
     """
     options = _options(f, scheme, evaluation, None, h)
-    call = _Call.of(f, 0, (x,), {})
+    call = Call.of(f, 0, (x,), {})
     require_arrays("v", v)
     require_same_form("v", v, "x", x)
-    direction = [leaf for leaf, role in zip(jax.tree.leaves(v), call.roles, strict=True) if role == "differentiate"]
-    return call.run(_directional, options, h, direction)
+    direction = [leaf for leaf, role in zip(jax.tree.leaves(v), call.form.roles, strict=True) if role == "differentiate"]
+    return _run(call, _directional, options, h, direction)
 
 
 def numerical_diff(
@@ -261,7 +259,7 @@ def numerical_diff(
     options = _options(f, scheme, evaluation, None, h)._replace(compiled=False)
     if isinstance(x, int) and not isinstance(x, bool):
         x = float(x)  # the chapter writes numerical_diff(f, 5); an integer array is refused
-    return _Call.of(f, 0, (x,), {}).run(_diff, options, h)
+    return _run(Call.of(f, 0, (x,), {}), _diff, options, h)
 
 
 def partial_derivative(
@@ -296,13 +294,13 @@ def partial_derivative(
       Array(6., dtype=float32)
     """
     options = _options(f, scheme, evaluation, None, h)._replace(compiled=False)
-    call = _Call.of(f, 0, (x,), {})
+    call = Call.of(f, 0, (x,), {})
     place = index if isinstance(index, tuple) else (index,)
     shape = np.shape(x)
     if len(place) != len(shape) or not all(-n <= i < n for i, n in zip(place, shape, strict=True)):
         raise IndexError(f"`index` must name one entry of `x`, which has shape {shape}. Got {index!r}.")
     flat = np.ravel_multi_index(tuple(i % n for i, n in zip(place, shape, strict=True)), shape) if shape else 0
-    return call.run(_partial, options, h, jnp.asarray(flat, jnp.int32))
+    return _run(call, _partial, options, h, jnp.asarray(flat, jnp.int32))
 
 
 class _Options(NamedTuple):
@@ -330,113 +328,40 @@ def _options(f, scheme, evaluation, batch_size, h) -> _Options:
     return _Options(scheme, evaluation, batch, 3 if scheme == "central" else 2, h is not None)
 
 
-class _Call(NamedTuple):
-    """One call of `f`, its arguments sorted by what happens to them: differentiated, traced, or left as they are."""
-
-    f: Callable
-    has_aux: bool
-    argnums: int | tuple[int, ...]
-    tree: Any
-    leaves: list[Any]
-    roles: tuple[str, ...]
-    paths: tuple[str, ...]
-
-    @classmethod
-    def of(cls, f, argnums, args, kwargs, has_aux=False) -> "_Call":
-        numbers = argnums if isinstance(argnums, tuple) else (argnums,)
-        for number in numbers:
-            if isinstance(number, bool) or not isinstance(number, int) or not -len(args) <= number < len(args):
-                raise ValueError(f"`argnums` must name positional arguments, of which there are {len(args)}. Got {argnums!r}.")
-        chosen = {number % len(args) for number in numbers}
-        leaves, roles, paths = [], [], []
-        for i, arg in enumerate(args):
-            name = "x" if len(args) == 1 else f"args[{i}]"
-            if i in chosen:
-                require_floating(name, arg)
-            for path, leaf in tree_flatten_with_path(arg)[0]:
-                leaves.append(leaf)
-                paths.append(name + keystr(path))
-                roles.append(_role(leaf, paths[-1], i in chosen))
-        for name, arg in sorted(kwargs.items()):
-            for path, leaf in tree_flatten_with_path(arg)[0]:
-                leaves.append(leaf)
-                paths.append(name + keystr(path))
-                roles.append(_role(leaf, paths[-1], False))
-        return cls(f, has_aux, argnums, jax.tree.structure((args, kwargs)), leaves, tuple(roles), tuple(paths))
-
-    def run(self, measure, options, h, *extra):
-        """`measure` in one compiled program, kept for the next call with this function and these kinds of arguments."""
-        points = self._with_role("differentiate")
-        if h is not None and is_concrete(h, points):
-            self._require_steps_that_move(points, h, options)
-        fixed = tuple(leaf for leaf, role in zip(self.leaves, self.roles, strict=True) if role == "fixed")
-        traced = self._with_role("traced")
-        # Inside somebody else's trace nothing is kept: `f` may close over its tracers, and it is compiled there anyway.
-        keep = is_concrete(points, traced) and _hashable(self.f, fixed)
-        program = (_program if keep else _program.__wrapped__)(
-            measure, options, self.f, self.has_aux, self.tree, self.roles, fixed
-        )
-        return program(points, traced, h, *extra)
-
-    def in_place_of_arguments(self, derivatives):
-        """Derivatives of the differentiated leaves, in the structure of the differentiated arguments."""
-        found = iter(derivatives)
-        leaves = [
-            next(found) if role == "differentiate" else np.zeros(np.shape(leaf), jax.dtypes.float0)
-            for leaf, role in zip(self.leaves, self.roles, strict=True)
-        ]
-        args, _ = jax.tree.unflatten(self.tree, leaves)
-        return tuple(args[i] for i in self.argnums) if isinstance(self.argnums, tuple) else args[self.argnums]
-
-    def _with_role(self, wanted):
-        return [jnp.asarray(leaf) for leaf, role in zip(self.leaves, self.roles, strict=True) if role == wanted]
-
-    def _require_steps_that_move(self, points, h, options):
-        paths = [path for path, role in zip(self.paths, self.roles, strict=True) if role == "differentiate"]
-        for path, leaf in zip(paths, points, strict=True):
-            own = options.evaluation == "own" or wide_dtype() != jnp.float64
-            x = np.asarray(leaf, leaf.dtype if own else np.float64)
-            step = np.asarray(h, x.dtype)
-            if np.any((x + step == x) | (x - step == x)):
-                raise ValueError(
-                    f"`h` must be large enough to change `{path}` in {x.dtype}, where values near it are "
-                    f"{np.spacing(np.max(np.abs(x))):.2g} apart. Got {float(h)!r}."
-                )
+def _run(call, measure, options, h, *extra):
+    """`measure` in one compiled program, kept for the next call with this function and these kinds of arguments."""
+    points, traced = call.with_role("differentiate"), call.with_role("traced")
+    if h is not None and is_concrete(h, points):
+        _require_steps_that_move(call, points, h, options)
+    # Inside somebody else's trace nothing is kept: `f` may close over its tracers, and it is compiled there anyway.
+    keep = is_concrete(points, traced) and call.form.hashable
+    program = (_program if keep else _program.__wrapped__)(measure, options, call.form)
+    return program(points, traced, h, *extra)
 
 
-def _role(leaf, path, chosen):
-    if chosen:
-        if is_differentiable(leaf):
-            return "differentiate"
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-            raise TypeError(f"`{path}` must be real, for a derivative with respect to it. Got {describe(leaf)}.")
-    return "traced" if hasattr(leaf, "dtype") or isinstance(leaf, float | complex) else "fixed"
-
-
-def _hashable(*values):
-    try:
-        hash(values)
-    except TypeError:
-        return False
-    return True
+def _require_steps_that_move(call, points, h, options):
+    for path, leaf in zip(call.paths_differentiated(), points, strict=True):
+        own = options.evaluation == "own" or wide_dtype() != jnp.float64
+        x = np.asarray(leaf, leaf.dtype if own else np.float64)
+        step = np.asarray(h, x.dtype)
+        if np.any((x + step == x) | (x - step == x)):
+            raise ValueError(
+                f"`h` must be large enough to change `{path}` in {x.dtype}, where values near it are "
+                f"{np.spacing(np.max(np.abs(x))):.2g} apart. Got {float(h)!r}."
+            )
 
 
 @functools.lru_cache(maxsize=128)
-def _program(measure, options, f, has_aux, tree, roles, fixed):
+def _program(measure, options, form):
     """One function of (points, traced, h) for one function, one structure of arguments, and one measurement, jitted."""
-
-    def merged(points, traced):
-        found = {"differentiate": iter(points), "traced": iter(traced), "fixed": iter(fixed)}
-        args, kwargs = jax.tree.unflatten(tree, [next(found[role]) for role in roles])
-        return f(*args, **kwargs)[0] if has_aux else f(*args, **kwargs)
 
     def program(points, traced, h, *extra):
         # Traced outside `wide_arithmetic`, with the settings and dtypes that the user runs `f` with.
         if options.evaluation == "own":
-            dtype, value, shapes = None, merged, jax.eval_shape(merged, points, traced)
+            dtype, value, shapes = None, form.value, jax.eval_shape(form.value, points, traced)
         else:
             dtype = wide_dtype()
-            value, shapes = widen(merged, (points, traced), dtype)
+            value, shapes, _ = widen(form.value, (points, traced), dtype)
         with wide_arithmetic(dtype):
             wide_points = points if dtype is None else [widen_leaf(p, dtype) for p in points]
             result, dtypes = measure(lambda leaves: value(leaves, traced), wide_points, h, options, shapes, *extra)

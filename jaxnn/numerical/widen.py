@@ -8,7 +8,7 @@ the wide one, casts included. Whatever cannot be widened (a host callback, bits 
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,13 @@ _OWN_DTYPE = frozenset(
     "bitcast_convert_type nextafter pure_callback io_callback debug_callback ffi_call pallas_call "
     "random_gamma rng_uniform".split()
 )
+
+
+class _Target(NamedTuple):
+    """What is widened to, and the dtypes that were kept all the same."""
+
+    dtype: Any
+    leaks: set
 
 
 def wide_dtype() -> Any:
@@ -41,26 +48,28 @@ def widen_leaf(leaf: Any, dtype: Any) -> Any:
     return leaf if wide == leaf.dtype else jax.lax.convert_element_type(leaf, wide)
 
 
-def widen(f: Callable, args: Sequence[Any], dtype: Any) -> tuple[Callable, Any]:
+def widen(f: Callable, args: Sequence[Any], dtype: Any, leaks: set | None = None) -> tuple[Callable, Any, core.ClosedJaxpr]:
     """`f` as traced at `args`, evaluated in `dtype`.
 
     Args:
       f: a traceable function of `args`.
       args: example arguments; their dtypes and shapes decide what is traced.
       dtype: the floating dtype that narrower ones are replaced by.
+      leaks: dtypes that were kept all the same, by host callbacks and the like, are added to it at the first evaluation.
 
     Returns:
       A function of arguments like `args` (narrow or wide), which returns the pytree that `f` returns, widened; call it
-      inside `wide_arithmetic(dtype)`. And the shapes and dtypes that `f` itself returns.
+      inside `wide_arithmetic(dtype)`. The shapes and dtypes that `f` itself returns. And its jaxpr.
     """
     closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
     out_tree = jax.tree.structure(shapes)
+    target = _Target(dtype, set() if leaks is None else leaks)
 
     def wide(*args):
         leaves = [widen_leaf(leaf, dtype) for leaf in jax.tree.leaves(args)]
-        return jax.tree.unflatten(out_tree, _evaluate(closed.jaxpr, closed.consts, leaves, dtype))
+        return jax.tree.unflatten(out_tree, _evaluate(closed.jaxpr, closed.consts, leaves, target))
 
-    return wide, shapes
+    return wide, shapes, closed
 
 
 def _widened_dtype(dtype, wide):
@@ -76,25 +85,28 @@ def _evaluate(jaxpr, consts, args, wide) -> list[Any]:
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
     def read(atom):
-        return widen_leaf(atom.val if isinstance(atom, core.Literal) else values[atom], wide)
+        return widen_leaf(atom.val if isinstance(atom, core.Literal) else values[atom], wide.dtype)
 
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
         with eqn.ctx.manager:
             outputs = _RULES.get(eqn.primitive.name, _bind)(eqn, inputs, wide)
-        values.update(zip(eqn.outvars, [widen_leaf(out, wide) for out in outputs], strict=True))
+        values.update(zip(eqn.outvars, [widen_leaf(out, wide.dtype) for out in outputs], strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
 def _bind(eqn, inputs, wide):
     """Any primitive without a rule: on wide inputs if it takes them, else in its own dtypes."""
-    narrow = [atom.aval for atom in [*eqn.invars, *eqn.outvars] if _widened_dtype(atom.aval.dtype, wide) != atom.aval.dtype]
+    narrow = [
+        atom.aval for atom in [*eqn.invars, *eqn.outvars] if _widened_dtype(atom.aval.dtype, wide.dtype) != atom.aval.dtype
+    ]
     if narrow and eqn.primitive.name not in _OWN_DTYPE:
         # Which primitives take float64 is not written down anywhere but in their own checks: ask them.
         with contextlib.suppress(TypeError, ValueError, NotImplementedError):
             params = {name: _widened_param(value, wide) for name, value in eqn.params.items()}
             return _outputs(eqn, eqn.primitive.bind(*inputs, **params))
     if narrow:
+        wide.leaks.update(a.aval.dtype for a in eqn.invars if a.aval in narrow)
         inputs = [x.astype(atom.aval.dtype) for x, atom in zip(inputs, eqn.invars, strict=True)]
     return _outputs(eqn, eqn.primitive.bind(*inputs, **eqn.params))
 
@@ -112,12 +124,12 @@ def _widened_param(value, wide):
     if isinstance(value, jax.lax.Precision | jax.lax.DotAlgorithm | jax.lax.DotAlgorithmPreset):
         return None
     if isinstance(value, jnp.dtype | type) and jnp.issubdtype(value, jnp.inexact):
-        return _widened_dtype(jnp.dtype(value), wide)
+        return _widened_dtype(jnp.dtype(value), wide.dtype)
     return value
 
 
 def _widened_jaxpr(closed, wide):
-    avals = [jax.ShapeDtypeStruct(a.shape, _widened_dtype(a.dtype, wide)) for a in closed.in_avals]
+    avals = [jax.ShapeDtypeStruct(a.shape, _widened_dtype(a.dtype, wide.dtype)) for a in closed.in_avals]
     return jax.make_jaxpr(lambda *args: _evaluate(closed.jaxpr, closed.consts, args, wide))(*avals)
 
 

@@ -1,0 +1,438 @@
+"""`check_gradient`: is this gradient right? No step, no tolerance: what the evidence carries, and where it speaks against it.
+
+For each leaf, lines through the point are asked for their slope: the gradient claims one, the function's values show another
+with a bound on its error (`probe`, `slope`). A claim outside the bound is followed to the entries that cause it (`search`).
+Values are computed in float64 whatever the dtype (`widen`), and so is the gradient that is checked: the program that
+differentiates `f`, custom rules included, run in float64. What the gradient loses in the user's own dtype is reported apart.
+
+A difference is called wrong if, on the entry concerned, it exceeds half the digits of the leaf's dtype: the gradient of an
+iterative solver is right only to the solver's tolerance. That is a statement about the dtype, not a knob.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn._calls import Call
+from jaxnn._door import describe, require_callable, require_count, require_same_form
+from jaxnn.checking.probe import Probe, compiled_probe
+from jaxnn.checking.report import VERDICTS, Entry, GradientReport, LeafReport, digits_shared
+from jaxnn.checking.rules import check_rules
+from jaxnn.checking.search import ask_leaf, describe_pattern, find_entries, judge_entry, sample_entries
+from jaxnn.numerical.widen import wide_arithmetic, wide_dtype, widen, widen_leaf
+
+
+def check_gradient(
+    f: Callable,
+    *args: Any,
+    argnums: int | tuple[int, ...] = 0,
+    gradient: Callable | None = None,
+    order: int = 1,
+    has_aux: bool = False,
+    cotangent: Any = None,
+    seed: int = 0,
+) -> GradientReport:
+    """Hold the gradient of `f` at `args` against the function's values.
+
+    Args:
+      f: a scalar function of pytrees (with `cotangent`, of any real output). It is not jitted by you, or is: both work.
+      *args: the point. Integer, boolean and key leaves are held fixed.
+      argnums: the argument or arguments whose gradient is checked, as in `jax.grad`.
+      gradient: a hand-written gradient, called as `jax.grad(f, argnums)` would be; `jax.grad`'s own by default.
+      order: 2 checks the gradient of a random projection of the gradient as well: the Hessian.
+      has_aux: whether `f` returns `(value, aux)`.
+      cotangent: for an output that is not a scalar: a pytree like it, or "random". What is checked is the gradient of the
+        sum of its products with the output.
+      seed: of the random projections.
+
+    Returns:
+      A `GradientReport`: `report.ok`, `print(report)`, `report.raise_if_wrong()`.
+
+    Raises:
+      TypeError: no floating leaf in the arguments chosen, an output that is not real, or (without `cotangent`) no scalar;
+        `f` cannot be differentiated by JAX and no `gradient` is given.
+      ValueError: `argnums` or `order` out of range, NaN or inf in an argument, `gradient` or `cotangent` of another form.
+
+    Example:
+      >>> report = check_gradient(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]))
+      >>> report.verdict
+      'agrees'
+    """
+    require_callable("f", f)
+    require_count("seed", seed)
+    if gradient is not None:
+        require_callable("gradient", gradient)
+    if order not in (1, 2):
+        raise ValueError(f"`order` must be 1 or 2. Got {order!r}.")
+    if order == 2 and gradient is not None:
+        raise ValueError("`order` must be 1 where a hand-written `gradient` is given. Got 2.")
+    call = Call.of(f, argnums, args, {}, has_aux, name="args[0]")
+    _require_finite(call)
+    data = (call.with_role("traced"), _cotangent_leaves(cotangent))
+    settings = _Settings(
+        argnums,
+        gradient is None,
+        cotangent is not None,
+        cotangent == "random" if cotangent is None or isinstance(cotangent, str) else False,
+        seed,
+    )
+    subject = _prepared(call, data, settings, 1)
+    report = _check(call, data, subject, gradient, args)
+    if order == 2 and report.ok:
+        report = _check(call, data, _prepared(call, data, settings, 2), None, args)
+        note = "order 2: the slopes are those of a random projection of the gradient"
+        return dataclasses.replace(report, notes=(*report.notes, note))
+    return report
+
+
+def assert_gradient(f: Callable, *args: Any, **options: Any) -> None:
+    """Raise `GradientError` unless the gradient of `f` at `args` is right; for tests. Takes what `check_gradient` takes.
+
+    Example:
+      >>> assert_gradient(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]))
+    """
+    check_gradient(f, *args, **options).raise_if_wrong()
+
+
+class _Settings(NamedTuple):
+    argnums: int | tuple[int, ...]
+    automatic: bool
+    projected: bool
+    random: bool
+    seed: int
+
+
+class _Subject(NamedTuple):
+    """A scalar function of (points, data), its gradient, and its probe; kept for the next check of the same kind.
+
+    Attributes:
+      value: in the user's dtypes.
+      own: value and gradient in the user's dtypes, compiled.
+      wide: the same in float64; None if the function cannot be traced.
+      leaks: dtypes in which parts of the function were evaluated all the same, filled in by the first evaluation.
+      probe: the compiled probe, or None.
+      closed: the traced function, or None.
+      notes: what is particular.
+    """
+
+    value: Callable
+    own: Callable
+    wide: Callable | None
+    leaks: set
+    probe: Callable | None
+    closed: Any
+    notes: tuple[str, ...]
+
+
+def _prepared(call, data, settings, order):
+    avals = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (call.with_role("differentiate"), data))
+    leaves, tree = jax.tree.flatten(avals)
+    key = (call.form, tuple(leaves), tree, settings, order, jnp.result_type(float))
+    return (_subject if call.form.hashable else _subject.__wrapped__)(*key)
+
+
+@functools.lru_cache(maxsize=64)
+def _subject(form, avals, tree, settings, order, _default_dtype):
+    points, data = jax.tree.unflatten(tree, avals)
+
+    def scalar(points, data):
+        out = form.value(points, data[0])
+        if not settings.projected:
+            return out
+        weights = _random_like(out, settings.seed) if settings.random else data[1]
+        products = [jnp.sum(w * x) for w, x in zip(weights, jax.tree.leaves(out), strict=True)]
+        return functools.reduce(jnp.add, products)
+
+    def projected_gradient(points, data):
+        gradient = jax.grad(scalar)(points, data)
+        weights = _random_like(gradient, settings.seed + 1)
+        return functools.reduce(jnp.add, [jnp.sum(w * g) for w, g in zip(weights, gradient, strict=True)])
+
+    value = scalar if order == 1 else projected_gradient
+    dtype = wide_dtype()
+    leaks: set = set()
+    try:
+        _require_output(jax.eval_shape(lambda points, data: form.value(points, data[0]), points, data), data[1], settings)
+        wide_value, _, closed = widen(value, (points, data), dtype, leaks)
+    except jax.errors.JAXTypeError:
+        note = (
+            "the function cannot be traced: it was called step by step, in the dtypes of its arguments where it refuses others"
+        )
+        return _Subject(value, jax.value_and_grad(value), None, leaks, None, None, (note,))
+    notes = []
+    again = jax.make_jaxpr(value)(points, data)
+    if not _same_constants(closed, again):
+        notes.append("not deterministic: tracing the function twice gives two functions")
+    if not settings.automatic:
+        return _Subject(
+            value, jax.jit(lambda p, d: (value(p, d), None)), None, leaks, compiled_probe(wide_value), closed, tuple(notes)
+        )
+    both = jax.value_and_grad(value)
+    try:
+        wide_both, _, _ = widen(both, (points, data), dtype, set())
+    except ValueError as error:
+        if "Reverse-mode differentiation does not work" not in str(error):
+            raise
+        notes.append("reverse mode does not exist for this function: the forward mode was checked")
+        both = _value_and_forward_gradient(value)
+        wide_both, _, _ = widen(both, (points, data), dtype, set())
+    return _Subject(value, jax.jit(both), jax.jit(wide_both), leaks, compiled_probe(wide_value), closed, tuple(notes))
+
+
+def _value_and_forward_gradient(value):
+    """Value and gradient with one jvp for each entry."""
+
+    def both(points, data):
+        def by_leaf(k):
+            def one(i):
+                tangents = [jnp.zeros_like(x) for x in points]
+                tangents[k] = tangents[k].ravel().at[i].set(1).reshape(points[k].shape)
+                return jax.jvp(lambda points: value(points, data), (points,), (tangents,))[1]
+
+            return jax.lax.map(one, jnp.arange(points[k].size)).reshape(points[k].shape)
+
+        return value(points, data), [by_leaf(k) for k in range(len(points))]
+
+    return both
+
+
+def _check(call, data, subject, gradient, args) -> GradientReport:
+    points, paths = call.with_role("differentiate"), _paths(call)
+    name = getattr(call.form.f, "__name__", type(call.form.f).__name__)
+    notes, dtype = list(subject.notes), wide_dtype()
+    value, own = subject.own(points, data)
+    if (
+        subject.wide is None
+        and subject.probe is None
+        and not (jnp.shape(value) == () and jnp.issubdtype(value.dtype, jnp.floating))
+    ):
+        raise TypeError(f"`f` must return a real scalar, or `cotangent` must say how to project. Got {describe(value)}.")
+    if gradient is not None:
+        own = _given_gradient(call, gradient, args)
+    own = [np.asarray(g, np.float64) for g in own]
+    with wide_arithmetic(dtype):
+        wide_points = [widen_leaf(x, dtype) for x in points]
+        if subject.wide is not None:
+            claims = [np.array(g, np.float64) for g in subject.wide(wide_points, data)[1]]
+        else:
+            claims = [np.array(g) for g in own]
+    if subject.probe is not None:
+        epsilon = float(jnp.finfo(dtype).eps)
+        probe = Probe(
+            lambda leaves, *question: subject.probe(leaves, *question, data), wide_points, claims, dtype, epsilon, True
+        )
+        # The first question fills in `leaks`.
+        centre = probe.centre()
+        if subject.leaks:
+            coarse = max(subject.leaks, key=lambda kind: jnp.finfo(kind).eps)
+            probe.epsilon = float(jnp.finfo(coarse).eps)
+            notes.append(f"parts of the function were evaluated in {jnp.dtype(coarse).name}: a host callback, or the like")
+    else:
+        probe = _eager_probe(subject, points, wide_points, data, claims, dtype)
+        centre = probe.centre()
+    if any(note.startswith("not deterministic") for note in notes) or _differ(centre, probe.centre(), probe.epsilon):
+        return GradientReport(name, "not deterministic", (), (), tuple(notes))
+    if not np.isfinite(centre):
+        notes.append(f"the function itself is {centre} here")
+    counts = {
+        n for leaf in jax.tree.leaves((data, subject.closed.consts if subject.closed else [])) for n in np.shape(leaf)[:1]
+    }
+    leaves = [_examine(probe, k, paths[k], points[k].dtype, own[k], float(value), centre, counts) for k in range(len(points))]
+    leaves.sort(key=lambda leaf: -VERDICTS.index(leaf.verdict))
+    verdict = leaves[0].verdict
+    rules = ()
+    if subject.closed is not None and gradient is None:
+        rules = check_rules(subject.closed, (points, data), dtype)
+    return GradientReport(name, verdict, tuple(leaves), rules, tuple(notes))
+
+
+def _examine(probe, k, path, dtype, own, value, centre, counts) -> LeafReport:
+    """All that can be said of one leaf."""
+    half = float(np.sqrt(float(jnp.finfo(dtype).eps)))
+    claims, shape = probe.claims[k].copy(), probe.leaves[k].shape
+    kind = jnp.dtype(dtype).name
+    if claims.size == 0:
+        return LeafReport(
+            path, shape, kind, "agrees", 0.0, 0.0, 0.0, 0.0, 0.0, 17.0, 17.0, (), "", "the leaf has no entries", (), ()
+        )
+    entries: list[Entry] = []
+    bad = np.flatnonzero(~np.isfinite(claims.ravel()))
+    for index in bad[:6]:
+        entry = judge_entry(probe, k, int(index), half)
+        if entry is not None:
+            entries.append(entry)
+            probe.claims[k].ravel()[index] = entry.numerical
+    answers = ask_leaf(probe, k)
+    found, explained, sampled = [], True, []
+    if len(bad) <= 6:
+        found, explained = find_entries(probe, k, answers, half)
+        if not explained:
+            sampled = sample_entries(probe, k, half)
+    answer = min(answers, key=lambda a: a.slope.bound)
+    slope = answer.slope
+    entries += found
+    known = {entry.index for entry in entries}
+    entries += [e for e in sampled if e.index not in known]
+    wrong = [e for e in entries if e.verdict in ("differs", "not finite")]
+    scale = max(answer.size, abs(slope.value) if np.isfinite(slope.value) else 0.0)
+    if not explained and _is_diffuse(answer, wrong, found, half):
+        wrong, entries = [], [e for e in entries if e.verdict == "kink"]
+    relevant = max(scale, 1e-6 * abs(centre))
+    pattern, hint = (
+        describe_pattern(wrong + [e for e in entries if e not in wrong], shape, claims, counts) if wrong else ("", "")
+    )
+    if any(e.verdict == "not finite" for e in wrong) or (len(bad) and not entries):
+        verdict = "not finite"
+    elif wrong:
+        verdict = "differs"
+    elif not np.isfinite(slope.bound):
+        verdict = "not finite"
+        hint = "the function itself is not finite near this point"
+    elif any(e.verdict == "kink" for e in entries):
+        verdict = "kink"
+    elif not explained and abs(answer.difference) > half * scale + slope.bound:
+        verdict, pattern = "differs", "the slope is wrong, but no single entry is by enough to be named"
+    elif slope.bound > 0.1 * relevant and slope.bound > 0:
+        verdict = "unresolved"
+        hint = f"an error smaller than {slope.bound:.1e} along this direction could not have been seen"
+    else:
+        verdict = "agrees"
+    own_digits, own_wrong = _own_dtype(own, claims, probe.scales[k][0], value, centre, dtype, slope)
+    if own_wrong and verdict in ("agrees", "kink", "unresolved"):
+        verdict, entries, hint = own_wrong[0], own_wrong[1], own_wrong[2]
+        entries = [_named(probe, k, index, own, half, verdict) for index in entries]
+        entries = [e for e in entries if e is not None]
+    if verdict == "agrees" and scale == 0 and slope.value == 0 and not np.any(claims):
+        hint = "the function does not depend on this leaf here"
+    if verdict != "agrees":
+        order = {"not finite": 0, "differs": 1, "kink": 2, "agrees": 3}
+        entries = sorted(entries, key=lambda e: (order[e.verdict], -abs(e.autodiff - e.numerical)))
+    digits = digits_shared(max(abs(answer.difference), slope.bound), scale)
+    return LeafReport(
+        path, shape, kind, verdict, answer.claim, slope.value, slope.bound, slope.step, slope.noise, digits, own_digits,
+        tuple(entries), pattern, hint, tuple(slope.steps.tolist()), tuple(slope.differences.tolist()),
+    )  # fmt: skip
+
+
+def _is_diffuse(answer, wrong, found, half):
+    """Whether a leaf is right to half its digits as a whole, and what is left of the difference is no entry's alone."""
+    if not wrong or not np.isfinite(answer.difference):
+        return False
+    return abs(answer.difference) <= half * answer.size
+
+
+def _own_dtype(own, wide, scales, value, centre, dtype, slope):
+    """Digits that the gradient keeps in the user's dtype; and `(verdict, entries, hint)` if it keeps none that matter."""
+    kind, flat, true = jnp.dtype(dtype).name, own.ravel(), wide.ravel()
+    finite = np.isfinite(true)
+    bad = np.flatnonzero(~np.isfinite(flat) & finite)
+    if len(bad) and np.isfinite(value):
+        hint = f"in {kind} only: computed in float64 the same gradient is finite"
+        return 0.0, ("not finite", [int(i) for i in bad[:6]], hint)
+    if not np.all(np.isfinite(flat)) or not np.all(finite):
+        return 0.0, None
+    gap, size = np.abs(flat - true), float(np.linalg.norm(true))
+    digits = digits_shared(float(np.linalg.norm(gap)), size)
+    half = float(np.sqrt(float(jnp.finfo(dtype).eps)))
+    # What counts is a difference that a step of the entry's own size would feel in the function's value.
+    matters = gap * scales > half * max(abs(centre), float(np.linalg.norm(true * scales)))
+    none_right = gap > 0.5 * np.maximum(np.abs(flat), np.abs(true))
+    lost = np.flatnonzero(matters & none_right)
+    gone = not flat.any() and np.isfinite(slope.bound) and abs(slope.value) > 10 * slope.bound and slope.value != 0
+    if gone and not len(lost):
+        lost = np.argsort(-np.abs(true))[:1]
+    if not len(lost):
+        return digits, None
+    lost = lost[np.argsort(-gap[lost])]
+    hint = f"in {kind} only: computed in float64 the same gradient is right, in {kind} it keeps no digit of it"
+    return digits, ("differs", [int(i) for i in lost[:6]], hint)
+
+
+def _named(probe, k, index, own, half, verdict):
+    claim = probe.claims[k].ravel()[index]
+    probe.claims[k].ravel()[index] = own.ravel()[index]
+    entry = judge_entry(probe, k, index, half)
+    probe.claims[k].ravel()[index] = claim
+    return entry and entry._replace(verdict=verdict)
+
+
+def _given_gradient(call, gradient, args):
+    """What a hand-written gradient returns, leaf by leaf, if it has the form of the arguments."""
+    result = gradient(*args)
+    chosen = tuple(args[i] for i in call.argnums) if isinstance(call.argnums, tuple) else args[call.argnums]
+    require_same_form("gradient(...)", result, "args" if isinstance(call.argnums, tuple) else f"args[{call.argnums}]", chosen)
+    like = jax.tree.leaves(chosen)
+    differentiated = {id(leaf) for leaf, role in zip(call.leaves, call.form.roles, strict=True) if role == "differentiate"}
+    return [g for g, leaf in zip(jax.tree.leaves(result), like, strict=True) if id(leaf) in differentiated]
+
+
+def _eager_probe(subject, points, wide_points, data, claims, dtype):
+    """A probe that calls the function itself: on float64 arguments if it takes them, else in its own dtypes."""
+    value = lambda leaves: subject.value(leaves, data)  # noqa: E731
+    try:
+        with wide_arithmetic(dtype):
+            out = np.asarray(value(wide_points))
+        if out.dtype == np.float64 and np.isfinite(out):
+            return Probe(value, wide_points, claims, dtype, float(np.finfo(out.dtype).eps), False)
+    except (TypeError, ValueError):
+        pass
+    epsilon = max(float(jnp.finfo(x.dtype).eps) for x in points)
+    return Probe(value, points, claims, None, epsilon, False)
+
+
+def _require_output(shapes, cotangent, settings):
+    leaves = jax.tree.leaves(shapes)
+    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves) or not leaves:
+        raise TypeError(f"`f` must return real floating-point output. Got {jax.tree.map(describe, shapes)}.")
+    if not settings.projected:
+        if not hasattr(shapes, "shape") or shapes.shape != ():
+            raise TypeError(
+                f"`f` must return a scalar, or `cotangent` must say how to project its output (a pytree like it, or "
+                f"'random'). Got {jax.tree.map(describe, shapes)}."
+            )
+    elif not settings.random:
+        got, wanted = [np.shape(c) for c in cotangent], [leaf.shape for leaf in leaves]
+        if got != wanted:
+            raise ValueError(f"`cotangent` must have the shapes of the output of `f`, {wanted}. Got {got}.")
+
+
+def _require_finite(call):
+    for path, leaf, role in zip(call.paths, call.leaves, call.form.roles, strict=True):
+        if role != "fixed" and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            x = np.asarray(leaf)
+            bad = np.argwhere(~np.isfinite(x.astype(np.complex128)))
+            if role == "differentiate" and len(bad):
+                index = bad[0].tolist()
+                raise ValueError(f"`{path}` must be finite. Got {x[tuple(index)]} at index {index}.")
+
+
+def _cotangent_leaves(cotangent):
+    if isinstance(cotangent, str) and cotangent != "random":
+        raise ValueError(f"`cotangent` must be a pytree like the output of `f`, or 'random'. Got {cotangent!r}.")
+    return [] if cotangent is None or isinstance(cotangent, str) else [jnp.asarray(c) for c in jax.tree.leaves(cotangent)]
+
+
+def _random_like(tree, seed):
+    """Weights for a projection, drawn by NumPy, so that they are the same with x64 on or off."""
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.uniform(0.5, 1.5, x.shape) * rng.choice([-1, 1], x.shape), x.dtype) for x in jax.tree.leaves(tree)]
+
+
+def _same_constants(first, second):
+    pairs = zip(first.consts, second.consts, strict=False)
+    same = all(a is b or isinstance(a, jax.core.Tracer) or np.array_equal(a, b) for a, b in pairs)
+    return same and len(first.consts) == len(second.consts) and str(first.jaxpr) == str(second.jaxpr)
+
+
+def _differ(a, b, epsilon):
+    return abs(a - b) > 1e3 * epsilon * max(abs(a), abs(b))
+
+
+def _paths(call):
+    """Paths in the argument tuple, as `jax.tree_util.keystr` writes them: `[0]['W1']`."""
+    return [path.removeprefix("args") for path in call.paths_differentiated()]

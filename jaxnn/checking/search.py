@@ -1,0 +1,142 @@
+"""From a leaf whose slope is wrong to the entries that are, and what they have in common.
+
+The difference between claim and values is linear in the entries, so halving a range and following the half with the larger
+difference leads to a wrong entry in log2(D) questions. What is found is put right in the claims, and the search goes on, until
+nothing is left to explain or a handful is found; then a sample of entries tells whether they follow a pattern.
+"""
+
+import numpy as np
+
+from jaxnn.checking.probe import Answer, Probe, Question
+from jaxnn.checking.report import Entry
+
+HANDFUL = 6
+SAMPLE = 24
+
+
+def ask_leaf(probe: Probe, leaf: int) -> list[Answer]:
+    """Two slopes through all entries of a leaf: each entry moved by its own size, and by at least the leaf's mean size."""
+    size = probe.leaves[leaf].size
+    return [probe.ask(Question(leaf, 0, size, seed, relative)) for seed, relative in ((1, False), (2, True))]
+
+
+def find_entries(probe: Probe, leaf: int, answers: list[Answer], half_digits: float) -> tuple[list[Entry], bool]:
+    """The entries that explain why a leaf's claims differ from its values, worst first; and whether that is all of them.
+
+    Claims of the entries found are replaced by what the values say, so that the next search finds the next one.
+    """
+    found: list[Entry] = []
+    while len(found) < HANDFUL:
+        which = max((0, 1), key=lambda i: _conspicuous(answers[i]))
+        if not _conspicuous(answers[which]):
+            return found, True
+        index = _descend(probe, leaf, answers[which], seed=which + 1, relative=bool(which))
+        entry = judge_entry(probe, leaf, index, half_digits)
+        if entry is None or any(entry.index == other.index for other in found):
+            return found, False
+        found.append(entry)
+        probe.claims[leaf].ravel()[index] = entry.numerical
+        answers = ask_leaf(probe, leaf)
+    return found, not any(map(_conspicuous, answers))
+
+
+def judge_entry(probe: Probe, leaf: int, index: int, half_digits: float) -> Entry | None:
+    """The derivative by one entry, held against its claim; None if there is no evidence."""
+    answers = [(probe.ask(q), probe.entry_scale(q)) for q in (Question(leaf, index, index + 1, 1, r) for r in (False, True))]
+    answer, scale = min(answers, key=lambda pair: pair[0].slope.bound / abs(pair[1]))
+    slope, place = answer.slope, np.unravel_index(index, probe.leaves[leaf].shape)
+    claim = float(probe.claims[leaf].ravel()[index])
+    if not np.isfinite(slope.bound):
+        return None
+    numerical, bound = slope.value / scale, slope.bound / abs(scale)
+    left, right = sorted((slope.left / scale, slope.right / scale)) if scale < 0 else (slope.left / scale, slope.right / scale)
+    if scale < 0 and slope.kink:
+        left, right = slope.right / scale, slope.left / scale
+    slack = bound + half_digits * max(abs(left), abs(right))
+    if not np.isfinite(claim):
+        verdict = "not finite"
+    elif slope.kink and min(left, right) - slack <= claim <= max(left, right) + slack:
+        verdict = "kink"
+    elif abs(claim - numerical) > bound and abs(claim - numerical) > half_digits * max(abs(claim), abs(numerical)):
+        verdict = "differs"
+    else:
+        verdict = "agrees"
+    return Entry(tuple(map(int, place)), claim, numerical, bound, verdict, left, right)
+
+
+def sample_entries(probe: Probe, leaf: int, half_digits: float) -> list[Entry]:
+    """Some entries of a leaf, spread over it, each judged by itself."""
+    size = probe.leaves[leaf].size
+    chosen = np.unique(np.random.default_rng(0).permutation(size)[:SAMPLE])
+    entries = [judge_entry(probe, leaf, int(i), half_digits) for i in chosen]
+    return [entry for entry in entries if entry is not None]
+
+
+def describe_pattern(entries: list[Entry], shape: tuple[int, ...], claims: np.ndarray, counts: set[int]) -> tuple[str, str]:
+    """What wrong entries have in common, and the cause that suggests: `(pattern, hint)`.
+
+    Args:
+      entries: judged entries of one leaf, right ones too.
+      shape: of the leaf.
+      claims: its gradient, as claimed.
+      counts: numbers of examples that the function's data have.
+    """
+    wrong = [e for e in entries if e.verdict in ("differs", "not finite")]
+    right = [e for e in entries if e.verdict not in ("differs", "not finite")]
+    if not wrong:
+        return "", ""
+    pattern = []
+    if len(wrong) > 1 and not right:
+        pattern.append("every entry looked at")
+    elif len(wrong) > 2:
+        for axis in range(len(shape)):
+            places = {e.index[axis] for e in wrong}
+            if len(places) == 1 and shape[axis] > 1:
+                pattern.append(f"all have index {places.pop()} on axis {axis}")
+    hint = ""
+    ratios = np.array([e.autodiff / e.numerical for e in wrong if e.numerical and np.isfinite(e.autodiff)])
+    if all(e.autodiff == 0 for e in wrong):
+        hint = "autodiff is 0: detached (stop_gradient, a rounded or integer step), or left out of a custom rule"
+    elif len(ratios) and np.ptp(ratios) <= 1e-3 * np.max(np.abs(ratios)):
+        ratio = float(np.median(ratios))
+        if len(ratios) > 1:
+            pattern.append(f"autodiff / numerical = {ratio:.6g} throughout")
+        hint = _cause(ratio, counts)
+    if not hint and len(shape) == 2 and shape[0] == shape[1] and len(wrong) > 2:
+        off = [e for e in wrong if e.index[0] != e.index[1]]
+        swapped = [abs(claims[e.index[::-1]] - e.numerical) <= 1e-3 * abs(e.numerical) + e.bound for e in off]
+        if off and all(swapped):
+            hint = "autodiff's entry (j, i) is right for (i, j): transposed"
+    return "; ".join(pattern), hint
+
+
+def _conspicuous(answer):
+    """How far outside of its bound the difference is; 0 if it is inside."""
+    return answer.excess / (answer.slope.bound + np.finfo(float).tiny) if answer.excess else 0.0
+
+
+def _descend(probe, leaf, answer, seed, relative):
+    low, high, difference = 0, probe.leaves[leaf].size, answer.difference
+    while high - low > 1:
+        middle = (low + high) // 2
+        first = probe.ask(Question(leaf, low, middle, seed, relative)).difference
+        if not np.isfinite(first):
+            first = 0.0
+        if abs(first) >= abs(difference - first):
+            high, difference = middle, first
+        else:
+            low, difference = middle, difference - first
+    return low
+
+
+def _cause(ratio, counts):
+    near = {-1.0: "the sign", 2.0: "a factor of 2 too many", 0.5: "a factor of 2 lost"}
+    for value, words in near.items():
+        if abs(ratio - value) < 1e-3 * abs(value):
+            return words
+    for count in sorted(counts - {1, 2}):
+        if abs(ratio - count) < 1e-3 * count:
+            return f"{count} times too large, a number of examples: a sum where the function takes a mean"
+        if abs(ratio * count - 1) < 1e-3:
+            return f"{count} times too small, a number of examples: a mean where the function takes a sum"
+    return ""

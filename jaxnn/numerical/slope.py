@@ -1,0 +1,111 @@
+"""The slope of a line at 0, with a bound on its error, from values at +-t for a ladder of steps t.
+
+Central differences C(t) at steps a factor of four apart are extrapolated to t = 0 (Romberg, Richardson). Coarse steps suffer
+from truncation, fine ones from noise, and coarse ones can agree with each other by chance. One rule settles all three: an
+estimate from step t is as good as its extrapolation disagrees with the column before it, plus what finer steps say against it.
+A finer step s that deviates from the estimate by d shows either noise of d s in the values, or that the estimate is wrong; both
+are worth d s / t at step t. So the noise is measured, not assumed, and neither a step nor a tolerance is asked for.
+
+Sources: Ridders, Adv. Eng. Software 4 (1982) 75; Moré and Wild, SIAM J. Sci. Comput. 33 (2011) 1292, on noise from differences.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+RUNGS = 14
+COLUMNS = 4
+# A step needs this many finer ones to vouch for it; and this many times the largest deviation that they show.
+WITNESSES = 3
+CAUTION = 4.0
+
+
+class Slope(NamedTuple):
+    """A slope and what is known of it.
+
+    Attributes:
+      value: the estimate; NaN if no step has finite values on both sides.
+      bound: on its error; infinite if there is no evidence.
+      step: the step that it comes from.
+      noise: of the function's values, as the finer steps show it.
+      left: the slope from the left; equal to `value` unless there is a kink.
+      right: the slope from the right.
+      kink: whether the slopes from both sides differ.
+      differences: C(t) for each step of the ladder, and
+      steps: the ladder, for drawing the evidence.
+    """
+
+    value: float
+    bound: float
+    step: float
+    noise: float
+    left: float
+    right: float
+    kink: bool
+    differences: np.ndarray
+    steps: np.ndarray
+
+
+def ladder(rungs: int = RUNGS) -> np.ndarray:
+    """The steps, coarsest first: 1/8, a factor of four apart; exact powers of two."""
+    return 0.125 * 4.0 ** -np.arange(rungs)
+
+
+def estimate_slope(steps: np.ndarray, up: np.ndarray, down: np.ndarray, centre: float, epsilon: float) -> Slope:
+    """The slope at 0 of a function with values `up` at `steps`, `down` at `-steps` and `centre` at 0.
+
+    Args:
+      steps: positive, falling by a factor of four.
+      up: values at the steps; rungs where either side is not finite are left out.
+      down: values at minus the steps.
+      centre: the value at 0.
+      epsilon: rounding of the values, relative; the noise is at least this.
+
+    Returns:
+      A `Slope`.
+    """
+    with np.errstate(all="ignore"):
+        differences = up / (2 * steps) - down / (2 * steps)
+        usable = np.isfinite(differences)
+        # Only an unbroken run of fine rungs: beyond a rung outside the domain, nothing is extrapolated.
+        first = int(np.max(np.flatnonzero(~usable), initial=-1)) + 1
+        t, c = steps[first:], differences[first:]
+        values = np.concatenate([up[first:], down[first:]])
+        if np.any(values != centre) and np.all(values == values.astype(np.float32)):
+            epsilon = max(epsilon, float(np.finfo(np.float32).eps))  # rounded inside, whatever it is stored in
+        floor = epsilon * float(np.max(np.abs(values), initial=abs(centre)))
+        none = Slope(np.nan, np.inf, np.nan, np.nan, np.nan, np.nan, False, differences, steps)
+        if len(t) <= WITNESSES or not np.isfinite(centre):
+            return none
+        best, table = none, c[:, None]
+        for column in range(COLUMNS):
+            if column:
+                factor = 16.0**column
+                last = table[1:, -1] + (table[1:, -1] - table[:-1, -1]) / (factor - 1)
+                last = np.concatenate([np.full(1, np.nan), last])
+                table = np.column_stack([table, last])
+            for k in range(max(column, 1), len(t) - WITNESSES):
+                value = table[k, column]
+                before = table[k - 1, column - 1] if column else c[k - 1]
+                truncation = max(abs(value - before), abs(value - table[k, column - 1]) if column else 0)
+                noise = max(floor, float(np.max(np.abs(c[k + 1 :] - value) * t[k + 1 :])))
+                bound = truncation + CAUTION * noise / t[k]
+                if bound < best.bound:
+                    best = Slope(value, bound, t[k], noise, value, value, False, differences, steps)
+        kink = _kink(t, up[first:], down[first:], centre, max(floor, best.noise if np.isfinite(best.noise) else floor))
+        return best if kink is None else best._replace(left=kink[0], right=kink[1], kink=True)
+
+
+def _kink(t, up, down, centre, noise):
+    """Slopes from the left and the right, if their gap stops shrinking before it drowns in noise."""
+    right, left = (up - centre) / t, (centre - down) / t
+    gap = np.abs(right - left)
+    clear = np.flatnonzero(gap > 30 * noise / t)
+    clear = clear[clear >= 2]
+    if not len(clear):
+        return None
+    k = int(clear[-1])  # the finest step that still shows a gap; a smooth function's gap is 16 times smaller two rungs down
+    if not gap[k] > 0.5 * gap[k - 2]:
+        return None
+    # Towards 0, each side's slope changes linearly: one step of extrapolation.
+    return float(left[k] + (left[k] - left[k - 1]) / 3), float(right[k] + (right[k] - right[k - 1]) / 3)
