@@ -105,7 +105,8 @@ def _kink(t, up, down, centre, noise):
     if not len(clear):
         return None
     k = int(clear[-1])  # the finest step that still shows a gap; a smooth function's gap is 16 times smaller two rungs down
-    if not gap[k] > 0.5 * gap[k - 2]:
+    finer = gap[k + 1 :][gap[k] > 8 * noise / t[k + 1 :]]  # still fine enough to tell a gap from none: a kink nearby has none
+    if not gap[k] > 0.5 * gap[k - 2] or np.any(finer < 0.5 * gap[k]):
         return None
     # Towards 0, each side's slope changes linearly: one step of extrapolation.
     return float(left[k] + (left[k] - left[k - 1]) / 3), float(right[k] + (right[k] - right[k - 1]) / 3)

@@ -7,6 +7,7 @@ the wide one, casts included. Whatever cannot be widened (a host callback, bits 
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,11 +22,17 @@ _OWN_DTYPE = frozenset(
 )
 
 
+# What `tight` adds to a loop that runs until its values have converged; and the residual, relative, up to which the result
+# of a linear solver is taken for a solution that is only loose.
+_MORE_STEPS, _LOOSE = 64, 5e-3
+
+
 class _Target(NamedTuple):
-    """What is widened to, and the dtypes that were kept all the same."""
+    """What is widened to, the dtypes that were kept all the same, and whether solvers are run further than they ask for."""
 
     dtype: Any
     leaks: set
+    tight: bool
 
 
 def wide_dtype() -> Any:
@@ -48,7 +55,9 @@ def widen_leaf(leaf: Any, dtype: Any) -> Any:
     return leaf if wide == leaf.dtype else jax.lax.convert_element_type(leaf, wide)
 
 
-def widen(f: Callable, args: Sequence[Any], dtype: Any, leaks: set | None = None) -> tuple[Callable, Any, core.ClosedJaxpr]:
+def widen(
+    f: Callable, args: Sequence[Any], dtype: Any, leaks: set | None = None, tight: bool = False
+) -> tuple[Callable, Any, core.ClosedJaxpr]:
     """`f` as traced at `args`, evaluated in `dtype`.
 
     Args:
@@ -56,6 +65,8 @@ def widen(f: Callable, args: Sequence[Any], dtype: Any, leaks: set | None = None
       args: example arguments; their dtypes and shapes decide what is traced.
       dtype: the floating dtype that narrower ones are replaced by.
       leaks: dtypes that were kept all the same, by host callbacks and the like, are added to it at the first evaluation.
+      tight: go on with loops that stop by a condition on floats, and refine linear solves, so that the tolerance of a
+        solver inside plays no part. Not the function as it is, but what it would be with a tighter tolerance.
 
     Returns:
       A function of arguments like `args` (narrow or wide), which returns the pytree that `f` returns, widened; call it
@@ -63,7 +74,7 @@ def widen(f: Callable, args: Sequence[Any], dtype: Any, leaks: set | None = None
     """
     closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
     out_tree = jax.tree.structure(shapes)
-    target = _Target(dtype, set() if leaks is None else leaks)
+    target = _Target(dtype, set() if leaks is None else leaks, tight)
 
     def wide(*args):
         leaves = [widen_leaf(leaf, dtype) for leaf in jax.tree.leaves(args)]
@@ -153,11 +164,17 @@ def _while(eqn, inputs, wide):
     cond, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
     n, m = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     cond_consts, body_consts, init = inputs[:n], inputs[n : n + m], inputs[n + m :]
-    return jax.lax.while_loop(
-        lambda carry: _evaluate(cond.jaxpr, cond.consts, [*cond_consts, *carry], wide)[0],
-        lambda carry: _evaluate(body.jaxpr, body.consts, [*body_consts, *carry], wide),
-        list(init),
+    step = lambda carry: _evaluate(body.jaxpr, body.consts, [*body_consts, *carry], wide)  # noqa: E731
+    end = jax.lax.while_loop(
+        lambda carry: _evaluate(cond.jaxpr, cond.consts, [*cond_consts, *carry], wide)[0], step, list(init)
     )
+    if not (wide.tight and _has_tolerance(eqn)):
+        return end
+    further = jax.lax.fori_loop(0, _MORE_STEPS, lambda _, carry: step(carry), end)
+    return [
+        jnp.where(jnp.all(jnp.isfinite(b)), b, a) if jnp.issubdtype(b.dtype, jnp.inexact) else b
+        for a, b in zip(end, further, strict=True)
+    ]
 
 
 def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
@@ -189,10 +206,48 @@ def _scan(eqn, inputs, wide):
 
 def _linear_solve(eqn, inputs, wide):
     """`custom_linear_solve`: its solver, on the solver's own constants and the right-hand sides."""
-    lengths, solve = eqn.params["const_lengths"], eqn.params["jaxprs"].solve
+    lengths, jaxprs = eqn.params["const_lengths"], eqn.params["jaxprs"]
+    matvec_consts, rhs = inputs[: lengths.matvec], inputs[sum(lengths) :]
     start = lengths.matvec + lengths.vecmat
-    consts, rhs = inputs[start : start + lengths.solve], inputs[sum(lengths) :]
-    return _evaluate(solve.jaxpr, solve.consts, [*consts, *rhs], wide)
+    solve = lambda b: _evaluate(jaxprs.solve.jaxpr, jaxprs.solve.consts, [*inputs[start : start + lengths.solve], *b], wide)  # noqa: E731
+    x = solve(rhs)
+    if not wide.tight:
+        return x
+
+    def residual(x):
+        return [
+            b - y
+            for b, y in zip(rhs, _evaluate(jaxprs.matvec.jaxpr, jaxprs.matvec.consts, [*matvec_consts, *x], wide), strict=True)
+        ]
+
+    def size(v):
+        return functools.reduce(jnp.add, [jnp.sum(jnp.abs(a) ** 2) for a in v])
+
+    # A residual that is not small is no tolerance but a mistake, and stays one.
+    loose = size(residual(x)) < _LOOSE**2 * size(rhs)
+    for _ in range(4):
+        x = [jnp.where(loose, a + d, a) for a, d in zip(x, solve(residual(x)), strict=True)]
+    return x
+
+
+def has_solver(jaxpr: core.Jaxpr) -> bool:
+    """Whether a jaxpr holds a linear solve, or a loop that stops by a condition on floats, at any depth."""
+    inner = [
+        getattr(value, "jaxpr", value)
+        for eqn in jaxpr.eqns
+        for param in eqn.params.values()
+        for value in (param if isinstance(param, tuple | list) else [param])
+        if isinstance(value, core.Jaxpr | core.ClosedJaxpr)
+    ]
+    names = {"custom_linear_solve"}
+    return any(
+        eqn.primitive.name in names or (eqn.primitive.name == "while" and _has_tolerance(eqn)) for eqn in jaxpr.eqns
+    ) or any(map(has_solver, inner))
+
+
+def _has_tolerance(eqn):
+    """Whether a loop's condition compares floats."""
+    return any(jnp.issubdtype(atom.aval.dtype, jnp.floating) for e in eqn.params["cond_jaxpr"].jaxpr.eqns for atom in e.invars)
 
 
 _RULES = {
