@@ -3,6 +3,7 @@
 Losses        mean_squared_error, cross_entropy_error, softmax_cross_entropy, accuracy
 Derivatives   numerical_diff, partial_derivative, directional_derivative, numerical_gradient, numerical_grad,
               numerical_jacobian, numerical_hessian
+Check         check_gradient, assert_gradient
 Descent       gradient_descent, descent_path, minimize
 Network       init_network, predict, loss
 Data          load_digits, load_mnist, one_hot, sample_batch
@@ -14,6 +15,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxnn.checking.check import (
+        assert_gradient as assert_gradient,
+        check_gradient as check_gradient,
+    )
+    from jaxnn.checking.report import (
+        GradientError as GradientError,
+        GradientReport as GradientReport,
+    )
     from jaxnn.data import (
         Digits as Digits,
         load_digits as load_digits,
@@ -58,6 +67,10 @@ if TYPE_CHECKING:
 
 # Imported when first used, so that `jaxnn --help` answers before JAX is loaded.
 _ROOM_OF = {
+    "assert_gradient": "checking.check",
+    "check_gradient": "checking.check",
+    "GradientError": "checking.report",
+    "GradientReport": "checking.report",
     "Digits": "data",
     "load_digits": "data",
     "load_mnist": "data",

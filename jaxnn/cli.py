@@ -1,4 +1,4 @@
-"""The `jaxnn` command: train a network, or walk through the chapter's numbers.
+"""The `jaxnn` command: train a network, check a gradient, walk through the chapter's numbers.
 
 Arguments are parsed before JAX is imported, so `--help`, `--version` and mistakes answer at once. Mistakes are one line on
 standard error and exit code 2; `--debug` shows the traceback.
@@ -67,6 +67,21 @@ def _parser():
     train.add_argument("--seed", type=_seed, default=0, metavar="N", help="of weights and batches (default: 0)")
     train.add_argument("--grad", choices=("automatic", "numerical"), default="automatic", help="default: automatic")
     train.add_argument("--replacement", action="store_true", help="draw batches with replacement, as the chapter does")
+
+    check = _command(
+        commands,
+        "check",
+        _check,
+        "hold a function's gradient against its values",
+        "Check the gradient of a function of yours. TARGET is FILE.py:NAME or MODULE:NAME, and the file is run. NAME is a "
+        "function whose arguments all have defaults, which are the point; or one without arguments that returns "
+        "(function, arguments). Exit code 0: right; 1: wrong; 2: the evidence cannot tell, or bad input.",
+        "jaxnn check model.py:loss --order 2",
+    )
+    check.add_argument("target", metavar="TARGET", help="FILE.py:NAME or MODULE:NAME; the file is run")
+    check.add_argument("--order", type=int, choices=(1, 2), default=1, help="2 checks the Hessian too (default: 1)")
+    check.add_argument("--seed", type=_seed, default=0, metavar="N", help="of random projections (default: 0)")
+    check.add_argument("--plot", metavar="FILE", help="draw the evidence on the worst leaf")
 
     _command(
         commands,
@@ -173,6 +188,50 @@ def _gradient_check(error, params, train_set, key):
         name: float(jnp.linalg.norm(numerical[name] - automatic[name]) / jnp.linalg.norm(automatic[name]))
         for name in sorted(params)
     }
+
+
+def _check(args):
+    from jaxnn.checking.check import check_gradient
+
+    f, point = _load(args.target)
+    report = check_gradient(f, *point, argnums=tuple(range(len(point))), order=args.order, seed=args.seed)
+    if args.plot and report.leaves:
+        import matplotlib
+
+        matplotlib.use("agg")
+        report.plot().figure.savefig(args.plot)
+    if args.json:
+        _print_json(report.to_dict())
+    else:
+        print(report)
+    return 0 if report.ok else 2 if report.verdict == "unresolved" else 1
+
+
+def _load(target):
+    """The function that a target names, and the arguments to check it at."""
+    import importlib
+    import inspect
+    import runpy
+
+    place, colon, name = target.rpartition(":")
+    if not colon or not place or not name:
+        raise ValueError(f"`TARGET` must be FILE.py:NAME or MODULE:NAME. Got {target!r}.")
+    try:
+        names = runpy.run_path(place, run_name="jaxnn_check") if place.endswith(".py") else vars(importlib.import_module(place))
+    except Exception as error:  # noqa: BLE001  a file that fails to run may raise anything; its own words are shown
+        raise ValueError(f"`TARGET` must be a file or module that runs. Got {type(error).__name__}: {error}") from error
+    if not callable(names.get(name)):
+        raise ValueError(f"`TARGET` must name a function of {place}. Got {name!r}, which it does not define.")
+    parameters = inspect.signature(names[name]).parameters.values()
+    if not parameters:
+        result = names[name]()
+        if not (isinstance(result, tuple) and len(result) == 2 and callable(result[0]) and isinstance(result[1], tuple | list)):
+            raise ValueError(f"`{name}` must return (function, arguments) where it takes no arguments itself. Got {result!r}.")
+        return result[0], tuple(result[1])
+    if any(p.default is inspect.Parameter.empty for p in parameters):
+        missing = [p.name for p in parameters if p.default is inspect.Parameter.empty]
+        raise ValueError(f"`{name}` must have a default for each argument. Got none for {', '.join(missing)}.")
+    return names[name], tuple(p.default for p in parameters)
 
 
 def _tour(args):

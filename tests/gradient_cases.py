@@ -71,9 +71,7 @@ def sign_of_a_log(correct):
 @pair({"[0]": None})
 def sum_for_mean(correct):
     x = draw(2, 32, 4)
-    loss = rule(
-        lambda w: jnp.mean((x @ w) ** 2), lambda args, g: (g * 2 * x.T @ (x @ args[0]) / (32 if correct else 1),)
-    )
+    loss = rule(lambda w: jnp.mean((x @ w) ** 2), lambda args, g: (g * 2 * x.T @ (x @ args[0]) / (32 if correct else 1),))
     return loss, (draw(3, 4),)
 
 
@@ -87,9 +85,7 @@ def transposed_weight_gradient(correct):
 
 @pair({"[0]['b']": None})
 def bias_of_the_first_row_only(correct):
-    dense = rule(
-        lambda x, w, b: x @ w + b, lambda args, g: (g @ args[1].T, args[0].T @ g, g.sum(0) if correct else g[0])
-    )
+    dense = rule(lambda x, w, b: x @ w + b, lambda args, g: (g @ args[1].T, args[0].T @ g, g.sum(0) if correct else g[0]))
     x = draw(6, 8, 3)
     return lambda p: jnp.mean(jnp.tanh(dense(x, p["w"], p["b"])) ** 2), ({"w": draw(7, 3, 4), "b": draw(8, 4)},)
 
@@ -234,7 +230,9 @@ def a_tenth_of_a_percent_everywhere(correct):
 
 @pair({"[0]": None})
 def wrong_in_a_tiny_loss(correct):
-    f = rule(lambda x: 1e-9 * jnp.sum(jnp.tanh(x)), lambda args, g: (g * 1e-9 * (1 if correct else 3) / jnp.cosh(args[0]) ** 2,))
+    f = rule(
+        lambda x: 1e-9 * jnp.sum(jnp.tanh(x)), lambda args, g: (g * 1e-9 * (1 if correct else 3) / jnp.cosh(args[0]) ** 2,)
+    )
     return f, (draw(27, 9),)
 
 
@@ -343,7 +341,9 @@ def float16_parameters():
 
 @right
 def scan_that_starts_in_float32():
-    return lambda w: jnp.sum(jax.lax.scan(lambda h, _: (jnp.tanh(h @ w + 1), None), jnp.zeros(3), length=20)[0]), (draw(58, 3, 3),)
+    return lambda w: jnp.sum(jax.lax.scan(lambda h, _: (jnp.tanh(h @ w + 1), None), jnp.zeros(3), length=20)[0]), (
+        draw(58, 3, 3),
+    )
 
 
 @right
@@ -354,7 +354,9 @@ def dropout_with_a_fixed_key():
 
 @right
 def loop_in_forward_mode_only():
-    return lambda x: jnp.sum(jax.lax.while_loop(lambda c: c[0] < 9, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, x))[1]), (draw(61, 4),)
+    return lambda x: jnp.sum(jax.lax.while_loop(lambda c: c[0] < 9, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, x))[1]), (
+        draw(61, 4),
+    )
 
 
 @right
@@ -374,7 +376,9 @@ def loosely_iterated_fixed_point():
 
     def solve(w):
         step = lambda c: (c[1], jnp.tanh(w @ c[1] + b))  # noqa: E731
-        return jax.lax.while_loop(lambda c: jnp.max(jnp.abs(c[0] - c[1])) > 1e-3, step, (jnp.ones(4, w.dtype), jnp.zeros(4, w.dtype)))[1]
+        return jax.lax.while_loop(
+            lambda c: jnp.max(jnp.abs(c[0] - c[1])) > 1e-3, step, (jnp.ones(4, w.dtype), jnp.zeros(4, w.dtype))
+        )[1]
 
     def backward(args, g):
         w, z = args[0], solve(args[0])

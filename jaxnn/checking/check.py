@@ -17,14 +17,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxnn._calls import Call
 from jaxnn._door import describe, require_callable, require_count, require_same_form
 from jaxnn.checking.probe import Probe, compiled_probe
 from jaxnn.checking.report import VERDICTS, Entry, GradientReport, LeafReport, digits_shared
-from jaxnn.checking.rules import check_rules
+from jaxnn.checking.rules import rule_checker
 from jaxnn.checking.search import ask_leaf, describe_pattern, find_entries, judge_entry, sample_entries
-from jaxnn.numerical.widen import has_solver, wide_arithmetic, wide_dtype, widen, widen_leaf
+from jaxnn.numerical.widen import any_equation, has_solver, wide_arithmetic, wide_dtype, widen, widen_leaf
 
 
 def check_gradient(
@@ -107,7 +108,9 @@ def _check_order(call, data, settings, order, gradient, args):
     further = _prepared(call, data, settings, order, True)
     tight = {leaf.path: leaf for leaf in _check(call, data, further, None, args).leaves}
     pairs = zip(_wide_gradient(subject, call, data), _wide_gradient(further, call, data), strict=True)
-    steady = {path for path, (a, b) in zip(_paths(call), pairs, strict=True) if np.linalg.norm(a - b) <= 0.1 * np.linalg.norm(b)}
+    steady = {
+        path for path, (a, b) in zip(_paths(call), pairs, strict=True) if np.linalg.norm(a - b) <= 0.1 * np.linalg.norm(b)
+    }
     leaves = [_within_tolerance(leaf, tight[leaf.path]) if leaf.path in steady else leaf for leaf in report.leaves]
     return dataclasses.replace(report, verdict=_worst(leaves), leaves=_sorted(leaves))
 
@@ -154,6 +157,8 @@ class _Subject(NamedTuple):
       leaks: dtypes in which parts of the function were evaluated all the same, filled in by the first evaluation.
       probe: the compiled probe, or None.
       closed: the traced function, or None.
+      rules: checks the custom rules in it.
+      modes: the dot-product test of forward against reverse mode, or None.
       notes: what is particular.
     """
 
@@ -163,6 +168,8 @@ class _Subject(NamedTuple):
     leaks: set
     probe: Callable | None
     closed: Any
+    rules: Callable | None
+    modes: Callable | None
     notes: tuple[str, ...]
 
 
@@ -197,28 +204,56 @@ def _subject(form, avals, tree, settings, order, tight, _default_dtype):
         _require_output(jax.eval_shape(lambda points, data: form.value(points, data[0]), points, data), data[1], settings)
         wide_value, _, closed = widen(value, (points, data), dtype, leaks, tight)
     except jax.errors.JAXTypeError:
-        note = (
-            "the function cannot be traced: it was called step by step, in the dtypes of its arguments where it refuses others"
-        )
-        return _Subject(value, jax.value_and_grad(value), None, leaks, None, None, (note,))
+        note = "the function cannot be traced: it was called step by step"
+        own = _eager_gradient(value) if settings.automatic else lambda points, data: (value(points, data), None)
+        return _Subject(value, own, None, leaks, None, None, None, None, (note,))
     notes = []
-    again = jax.make_jaxpr(value)(points, data)
+    again = jax.make_jaxpr(lambda points, data: value(points, data))(
+        points, data
+    )  # traced anew: a kept trace would be the same
     if not _same_constants(closed, again):
         notes.append("not deterministic: tracing the function twice gives two functions")
     if not settings.automatic:
-        return _Subject(
-            value, jax.jit(lambda p, d: (value(p, d), None)), None, leaks, compiled_probe(wide_value), closed, tuple(notes)
-        )
+        only_value = jax.jit(lambda points, data: (value(points, data), None))
+        return _Subject(value, only_value, None, leaks, compiled_probe(wide_value), closed, None, None, tuple(notes))
     both = jax.value_and_grad(value)
     try:
         wide_both, _, _ = widen(both, (points, data), dtype, tight=tight)
+        one_way = any_equation(closed.jaxpr, lambda eqn: eqn.primitive.name == "custom_vjp_call")  # has no forward mode
+        modes = None if one_way else _compare_modes(both, value, points, data, settings.seed)
     except ValueError as error:
         if "Reverse-mode differentiation does not work" not in str(error):
             raise
         notes.append("reverse mode does not exist for this function: the forward mode was checked")
-        both = _value_and_forward_gradient(value)
+        both, modes = _value_and_forward_gradient(value), None
         wide_both, _, _ = widen(both, (points, data), dtype, tight=tight)
-    return _Subject(value, jax.jit(both), jax.jit(wide_both), leaks, compiled_probe(wide_value), closed, tuple(notes))
+    rules, probe = rule_checker(closed, dtype), compiled_probe(wide_value)
+    return _Subject(value, jax.jit(both), jax.jit(wide_both), leaks, probe, closed, rules, modes, tuple(notes))
+
+
+def _compare_modes(both, value, points, data, seed):
+    """The dot-product test: `<g, v>` by reverse mode and by forward mode, and the size of the terms, in float64."""
+    dtype = wide_dtype()
+
+    def products(points, data):
+        v = _random_like(points, seed)
+        forward = jax.jvp(lambda points: value(points, data), (points,), (v,))[1]
+        terms = [jnp.sum(g * d) for g, d in zip(both(points, data)[1], v, strict=True)]
+        size = [jnp.sum(jnp.abs(g * d)) for g, d in zip(both(points, data)[1], v, strict=True)]
+        return functools.reduce(jnp.add, terms), forward, functools.reduce(jnp.add, size)
+
+    return jax.jit(widen(products, (points, data), dtype)[0])
+
+
+def _eager_gradient(value):
+    def both(points, data):
+        try:
+            return jax.value_and_grad(value)(points, data)
+        except jax.errors.JAXTypeError as error:
+            reason = str(error).partition("\n")[0]
+            raise TypeError(f"`f` must be differentiable by JAX, or `gradient` must be given. Got: {reason}") from None
+
+    return both
 
 
 def _value_and_forward_gradient(value):
@@ -243,11 +278,8 @@ def _check(call, data, subject, gradient, args) -> GradientReport:
     name = getattr(call.form.f, "__name__", type(call.form.f).__name__)
     notes, dtype = list(subject.notes), wide_dtype()
     value, own = subject.own(points, data)
-    if (
-        subject.wide is None
-        and subject.probe is None
-        and not (jnp.shape(value) == () and jnp.issubdtype(value.dtype, jnp.floating))
-    ):
+    value = np.asarray(value)
+    if subject.probe is None and not (value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)):
         raise TypeError(f"`f` must return a real scalar, or `cotangent` must say how to project. Got {describe(value)}.")
     if gradient is not None:
         own = _given_gradient(call, gradient, args)
@@ -277,9 +309,13 @@ def _check(call, data, subject, gradient, args) -> GradientReport:
         n for leaf in jax.tree.leaves((data, subject.closed.consts if subject.closed else [])) for n in np.shape(leaf)[:1]
     }
     leaves = [_examine(probe, k, paths[k], points[k].dtype, own[k], float(value), centre, counts) for k in range(len(points))]
-    rules = ()
-    if subject.closed is not None and gradient is None:
-        rules = check_rules(subject.closed, (points, data), dtype)
+    if subject.modes is not None:
+        with wide_arithmetic(dtype):
+            reverse, forward, size = map(float, subject.modes(wide_points, data))
+        half = max(float(jnp.finfo(x.dtype).eps) for x in points) ** 0.5
+        agree = "agrees" if abs(reverse - forward) <= half * size or not np.isfinite(size) else "DISAGREES"
+        notes.append(f"forward mode {agree} with reverse mode: {forward:.9g} and {reverse:.9g} along a random direction")
+    rules = subject.rules((points, data)) if subject.rules is not None else ()
     return GradientReport(name, _worst(leaves), _sorted(leaves), rules, tuple(notes))
 
 
@@ -315,9 +351,7 @@ def _examine(probe, k, path, dtype, own, value, centre, counts) -> LeafReport:
     if not explained and _is_diffuse(entries, half):
         wrong, entries = [], [e for e in entries if e.verdict == "kink"]
     relevant = max(scale, 1e-6 * abs(centre))
-    pattern, hint = (
-        describe_pattern(wrong + [e for e in entries if e not in wrong], shape, claims, counts) if wrong else ("", "")
-    )
+    pattern, hint = describe_pattern(entries, shape, claims, counts, not explained)
     if any(e.verdict == "not finite" for e in wrong) or (len(bad) and not entries):
         verdict = "not finite"
     elif wrong:
@@ -336,9 +370,9 @@ def _examine(probe, k, path, dtype, own, value, centre, counts) -> LeafReport:
         verdict = "agrees"
     own_digits, own_wrong = _own_dtype(own, claims, probe.scales[k][0], value, centre, dtype, slope)
     if own_wrong and verdict in ("agrees", "kink", "unresolved"):
-        verdict, entries, hint = own_wrong[0], own_wrong[1], own_wrong[2]
-        entries = [_named(probe, k, index, own, half, verdict) for index in entries]
-        entries = [e for e in entries if e is not None]
+        verdict, indices, hint = own_wrong
+        named = [_named(probe, k, index, own, half, verdict) for index in indices]
+        entries = [e for e in named if e is not None]
     if verdict == "agrees" and scale == 0 and slope.value == 0 and not np.any(claims):
         hint = "the function does not depend on this leaf here"
     if verdict != "agrees":
@@ -458,7 +492,7 @@ def _random_like(tree, seed):
 
 def _same_constants(first, second):
     pairs = zip(first.consts, second.consts, strict=False)
-    same = all(a is b or isinstance(a, jax.core.Tracer) or np.array_equal(a, b) for a, b in pairs)
+    same = all(a is b or isinstance(a, Tracer) or np.array_equal(a, b) for a, b in pairs)
     return same and len(first.consts) == len(second.consts) and str(first.jaxpr) == str(second.jaxpr)
 
 

@@ -55,7 +55,7 @@ class Probe:
     ):
         """Args: f as a function of a list of leaves, the point, the gradient claimed, and how f is evaluated."""
         self.leaves, self.claims, self.dtype, self.epsilon = leaves, list(claims), dtype, epsilon
-        self.value, self.traced, self.evaluations = value, traced, 0
+        self.value, self.traced = value, traced
         self.scales = [_scales(np.asarray(leaf, np.float64)) for leaf in leaves]
         self.steps = ladder()
         self.steps_both = np.concatenate([self.steps, -self.steps, [0.0]])
@@ -67,7 +67,6 @@ class Probe:
         # The program draws the same direction from the same seed: only its bounds travel.
         phi = self._values(question)
         n = len(self.steps)
-        self.evaluations += 2 * n + 1
         slope = estimate_slope(self.steps, phi[:n], phi[n : 2 * n], float(phi[2 * n]), self.epsilon)
         with np.errstate(all="ignore"):
             terms = self.claims[question.leaf].ravel()[low:high] * direction
@@ -104,7 +103,7 @@ class Probe:
 
 
 def compiled_probe(value: Callable) -> Callable:
-    """The program behind a probe: `(leaves, (leaf, low, high, seed), relative, steps) -> values` of `value` at the moved points."""
+    """The program behind a probe: from leaves, (leaf, low, high, seed), relative, steps and data to values of `value`."""
 
     @jax.jit
     def program(leaves, question, relative, steps, *data):

@@ -193,7 +193,8 @@ def _details(leaf):
     for entry in leaf.entries[:6]:
         name = str(list(entry.index)) if entry.index else "value"
         sides = f", from {entry.left:.6g} to {entry.right:.6g}" if entry.verdict == "kink" else ""
-        yield f"{name} {entry.verdict}: autodiff {entry.autodiff:.9g}, numerical {entry.numerical:.9g} +- {entry.bound:.0e}{sides}"
+        values = f"autodiff {entry.autodiff:.9g}, numerical {entry.numerical:.9g} +- {entry.bound:.0e}"
+        yield f"{name} {entry.verdict}: {values}{sides}"
     if leaf.pattern:
         yield leaf.pattern
     if leaf.hint:

@@ -7,6 +7,7 @@ numerical verdict decides. JAX's own rules are not looked at.
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,30 +23,37 @@ _CALLS = {"jit": "jaxpr", "closed_call": "call_jaxpr", "remat2": "jaxpr", "check
 _RULES = ("custom_jvp_call", "custom_vjp_call")
 
 
-def check_rules(closed: core.ClosedJaxpr, args: Any, dtype: Any) -> tuple[RuleReport, ...]:
-    """Check each custom rule that a traced function calls, on the inputs that it gets; worst first.
+def rule_checker(closed: core.ClosedJaxpr, dtype: Any) -> Callable[[Any], tuple[RuleReport, ...]]:
+    """A function of the arguments of `closed` that checks each custom rule on the inputs that it gets; reports worst first.
+
+    What it compiles is kept for its next call.
 
     Args:
       closed: the function, traced.
-      args: what to call it with; a pytree of arrays.
       dtype: the wide dtype.
     """
     if not _has_rules(closed.jaxpr):
-        return ()
+        return lambda args: ()
     sites: list[Any] = []
+    compiled: dict[int, list[Callable]] = {}
 
-    def inputs_of_rules(*leaves):
+    @jax.jit
+    def inputs_of_rules(leaves):
         sites.clear()
         return _walk(closed.jaxpr, closed.consts, leaves, sites)[1]
 
-    found = jax.jit(inputs_of_rules)(*jax.tree.leaves(args))
-    reports = [_check_site(eqn, inputs, dtype) for eqn, inputs in zip(sites, found, strict=True)]
-    worst: dict[tuple[str, str], RuleReport] = {}
-    for report in reports:
-        before = worst.get((report.name, report.where))
-        if before is None or VERDICTS.index(report.verdict) > VERDICTS.index(before.verdict):
-            worst[report.name, report.where] = report
-    return tuple(sorted(worst.values(), key=lambda r: -VERDICTS.index(r.verdict)))
+    def check(args):
+        found = inputs_of_rules(jax.tree.leaves(args))
+        reports = [
+            _check_site(k, eqn, inputs, dtype, compiled) for k, (eqn, inputs) in enumerate(zip(sites, found, strict=True))
+        ]
+        worst: dict[tuple[str, str], RuleReport] = {}
+        for report in reports:
+            place = (report.name, report.where)
+            worst[place] = max(worst.get(place, report), report, key=lambda r: VERDICTS.index(r.verdict))
+        return tuple(sorted(worst.values(), key=lambda r: -VERDICTS.index(r.verdict)))
+
+    return check
 
 
 def _has_rules(jaxpr):
@@ -86,52 +94,55 @@ def _bind(eqn, inputs):
     return out if eqn.primitive.multiple_results else [out]
 
 
-def _check_site(eqn, inputs, dtype):
+def _check_site(number, eqn, inputs, dtype, compiled):
     name, where = _source(eqn)
     kind = eqn.primitive.name.removesuffix("_call")
-    half = max((float(jnp.finfo(x.dtype).eps) ** 0.5 for x in map(jnp.asarray, inputs) if _is_float(x)), default=0.0)
     moving = [i for i, x in enumerate(inputs) if _is_float(x) and i >= _consts(eqn)]
+    try:
+        if number not in compiled:
+            without = core.jaxpr_as_fun(eqn.params["call_jaxpr"])
+            calls = (lambda full: _bind(eqn, full), lambda full: without(*full))
+            compiled[number] = [_derivative(call, eqn, moving, inputs, dtype) for call in calls]
+        with wide_arithmetic(dtype):
+            wide = [widen_leaf(x, dtype) for x in inputs]
+            by_rule, by_primal = ([np.asarray(g, np.float64) for g in both(wide)] for both in compiled[number])
+    except Exception:  # noqa: BLE001  whatever a user's function or rule raises when it is differentiated alone
+        return RuleReport(name, where, kind, "unresolved", None, float("nan"))
+    worst = RuleReport(name, where, kind, "agrees", None, 0.0)
+    for i, a, b in zip(moving, by_rule, by_primal, strict=True):
+        half = float(jnp.finfo(inputs[i].dtype).eps) ** 0.5
+        gap, size = np.abs(a - b), np.maximum(np.abs(a), np.abs(b))
+        if not np.all(np.isfinite(b)):
+            verdict, difference = "unresolved", float("nan")
+        elif not np.all(np.isfinite(a)):
+            verdict, difference = "not finite", float("nan")
+        else:
+            # As for a leaf, by the entry; entries that are rounding beside the others do not count.
+            counts = size > 1e-9 * np.max(size, initial=0)
+            difference = float(np.max(gap[counts] / size[counts], initial=0))
+            verdict = "differs" if difference > half else "agrees"
+        report = RuleReport(name, where, kind, verdict, i - _consts(eqn) if verdict != "agrees" else None, difference)
+        worst = max(worst, report, key=lambda r: VERDICTS.index(r.verdict))
+    return worst
+
+
+def _derivative(call, eqn, moving, inputs, dtype):
+    """The compiled derivative, in the wide dtype, of a random projection of what a rule's function returns."""
     rng = np.random.default_rng(0)
     weights = [
         jnp.asarray(rng.uniform(0.5, 1.5, v.aval.shape), v.aval.dtype) if _is_float(v.aval) else None for v in eqn.outvars
     ]
 
-    def pulled(call):
-        def derivative(points):
-            def projected(points):
-                full = list(inputs)
-                for i, x in zip(moving, points, strict=True):
-                    full[i] = x
-                return sum(jnp.sum(w * y) for w, y in zip(weights, call(full), strict=True) if w is not None)
+    def derivative(full):
+        def projected(points):
+            moved = list(full)
+            for i, x in zip(moving, points, strict=True):
+                moved[i] = x
+            return sum(jnp.sum(w * y) for w, y in zip(weights, call(moved), strict=True) if w is not None)
 
-            return jax.grad(projected)(points)
+        return jax.grad(projected)([full[i] for i in moving])
 
-        return derivative
-
-    points = [jnp.asarray(inputs[i]) for i in moving]
-    try:
-        by_rule, by_primal = (
-            _widened(pulled(call), points, dtype)
-            for call in (lambda full: _bind(eqn, full), lambda full: core.jaxpr_as_fun(eqn.params["call_jaxpr"])(*full))
-        )
-    except Exception:  # noqa: BLE001  whatever a user's function or rule raises when it is differentiated alone
-        return RuleReport(name, where, kind, "unresolved", None, float("nan"))
-    worst = RuleReport(name, where, kind, "agrees", None, 0.0)
-    for i, a, b in zip(moving, by_rule, by_primal, strict=True):
-        if not np.all(np.isfinite(b)):
-            worst = max(worst, worst._replace(verdict="unresolved"), key=lambda r: VERDICTS.index(r.verdict))
-            continue
-        gap = float(np.linalg.norm(a - b) / max(np.linalg.norm(b), np.linalg.norm(a), np.finfo(float).tiny))
-        verdict = "not finite" if not np.all(np.isfinite(a)) else "differs" if gap > half else "agrees"
-        report = RuleReport(name, where, kind, verdict, i - _consts(eqn) if verdict != "agrees" else None, gap)
-        worst = max(worst, report, key=lambda r: (VERDICTS.index(r.verdict), r.difference))
-    return worst
-
-
-def _widened(function, points, dtype):
-    wide, _, _ = widen(function, (points,), dtype)
-    with wide_arithmetic(dtype):
-        return [np.asarray(g, np.float64) for g in jax.jit(wide)([widen_leaf(x, dtype) for x in points])]
+    return jax.jit(widen(derivative, (inputs,), dtype)[0])
 
 
 def _consts(eqn):

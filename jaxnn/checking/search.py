@@ -5,6 +5,8 @@ difference leads to a wrong entry in log2(D) questions. What is found is put rig
 nothing is left to explain or a handful is found; then a sample of entries tells whether they follow a pattern.
 """
 
+import math
+
 import numpy as np
 
 from jaxnn.checking.probe import Answer, Probe, Question
@@ -72,7 +74,9 @@ def sample_entries(probe: Probe, leaf: int, half_digits: float) -> list[Entry]:
     return [entry for entry in entries if entry is not None]
 
 
-def describe_pattern(entries: list[Entry], shape: tuple[int, ...], claims: np.ndarray, counts: set[int]) -> tuple[str, str]:
+def describe_pattern(
+    entries: list[Entry], shape: tuple[int, ...], claims: np.ndarray, counts: set[int], sampled: bool
+) -> tuple[str, str]:
     """What wrong entries have in common, and the cause that suggests: `(pattern, hint)`.
 
     Args:
@@ -80,14 +84,15 @@ def describe_pattern(entries: list[Entry], shape: tuple[int, ...], claims: np.nd
       shape: of the leaf.
       claims: its gradient, as claimed.
       counts: numbers of examples that the function's data have.
+      sampled: whether there are more wrong entries than these, so that a sample stands for the leaf.
     """
     wrong = [e for e in entries if e.verdict in ("differs", "not finite")]
     right = [e for e in entries if e.verdict not in ("differs", "not finite")]
     if not wrong:
         return "", ""
     pattern = []
-    if len(wrong) > 1 and not right:
-        pattern.append("every entry looked at")
+    if len(wrong) > 1 and not right and (sampled or len(wrong) == math.prod(shape)):
+        pattern.append(f"every entry of {len(wrong)} looked at")
     elif len(wrong) > 2:
         for axis in range(len(shape)):
             places = {e.index[axis] for e in wrong}

@@ -230,19 +230,24 @@ def _linear_solve(eqn, inputs, wide):
     return x
 
 
-def has_solver(jaxpr: core.Jaxpr) -> bool:
+def has_solver(jaxpr: Any) -> bool:
     """Whether a jaxpr holds a linear solve, or a loop that stops by a condition on floats, at any depth."""
-    inner = [
-        getattr(value, "jaxpr", value)
-        for eqn in jaxpr.eqns
-        for param in eqn.params.values()
-        for value in (param if isinstance(param, tuple | list) else [param])
-        if isinstance(value, core.Jaxpr | core.ClosedJaxpr)
-    ]
-    names = {"custom_linear_solve"}
-    return any(
-        eqn.primitive.name in names or (eqn.primitive.name == "while" and _has_tolerance(eqn)) for eqn in jaxpr.eqns
-    ) or any(map(has_solver, inner))
+    return any_equation(
+        jaxpr,
+        lambda eqn: eqn.primitive.name == "custom_linear_solve" or (eqn.primitive.name == "while" and _has_tolerance(eqn)),
+    )
+
+
+def any_equation(jaxpr: Any, condition: Callable[[Any], bool]) -> bool:
+    """Whether an equation of a jaxpr, or of one inside it at any depth, fulfils a condition."""
+    for eqn in jaxpr.eqns:
+        if condition(eqn):
+            return True
+        for param in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            inner = getattr(param, "jaxpr", param)
+            if hasattr(inner, "eqns") and any_equation(inner, condition):
+                return True
+    return False
 
 
 def _has_tolerance(eqn):

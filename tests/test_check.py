@@ -1,0 +1,306 @@
+"""The gradient check on right and wrong functions: verdicts, places, evidence, forms of calling, and what is refused."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gradient_cases import CASES, draw, rule
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxnn
+from jaxnn import GradientError, assert_gradient, check_gradient
+from jaxnn.numerical.slope import estimate_slope, ladder
+
+BAD_VERDICTS = ("differs", "not finite")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_verdict_and_place(case):
+    f, args = case.make()
+    if case.order == 2 and case.wrong:
+        assert check_gradient(f, *args).verdict == "agrees"
+    report = check_gradient(f, *args, order=case.order)
+    if not case.wrong:
+        assert report.verdict == ("kink" if case.kink else "agrees"), str(report)
+        assert report.ok
+        return
+    assert report.verdict in BAD_VERDICTS and not report.ok
+    assert {leaf.path for leaf in report.leaves if leaf.verdict in BAD_VERDICTS} == set(case.wrong), str(report)
+    worst = report.leaves[0]
+    places = {int(np.ravel_multi_index(e.index, worst.shape)) for e in worst.entries if e.verdict in BAD_VERDICTS}
+    assert places, str(report)
+    if case.wrong[worst.path] is not None:
+        assert places <= set(case.wrong[worst.path]), str(report)
+    entry = worst.entries[0]
+    assert not abs(entry.autodiff - entry.numerical) <= entry.bound
+
+
+def by_name(name):
+    return {case.name: case for case in CASES}[name].make()
+
+
+@pytest.mark.parametrize(
+    "name, pattern, hint",
+    [
+        ("square_without_its_factor", "autodiff / numerical = 0.5", "a factor of 2 lost"),
+        ("sign_of_a_log", "autodiff / numerical = -1", "the sign"),
+        ("sum_for_mean", "autodiff / numerical = 32", "32 times too large, a number of examples"),
+        ("transposed_weight_gradient", "", "transposed"),
+        ("one_row_dropped", "all have index 2 on axis 0", "autodiff is 0: detached"),
+    ],
+)
+def test_patterns_and_their_likely_cause(name, pattern, hint):
+    f, args = by_name(name)
+    leaf = check_gradient(f, *args).leaves[0]
+    assert pattern in leaf.pattern and hint in leaf.hint
+
+
+def test_the_wrong_rule_is_named_with_its_file_line_and_argument():
+    good = rule(lambda x: jnp.sin(x), lambda args, g: (g * jnp.cos(args[0]),))
+
+    def product(x, y):
+        return x * y
+
+    bad = rule(product, lambda args, g: (g * args[1], 2 * g * args[0]))
+    report = check_gradient(lambda x: jnp.sum(bad(good(x), x)), draw(0, 4))
+    wrong, right = report.rules
+    assert (wrong.name, wrong.kind, wrong.verdict, wrong.argument) == ("product", "custom_vjp", "differs", 1)
+    assert wrong.where == f"{__file__}:{product.__code__.co_firstlineno}"
+    assert right.verdict == "agrees"
+
+
+def network_with_one_wrong_entry(shape, index, factor):
+    hold = rule(lambda w: w, lambda args, g: (g.at[index].multiply(factor),))
+    return lambda p, x, t: jaxnn.loss({**p, "W1": hold(p["W1"])}, x, t)
+
+
+def test_one_percent_of_one_entry_of_a_network_is_named():
+    key = jax.random.key(0)
+    params = jaxnn.init_network(key, (784, 50, 10))
+    x, t = jax.random.uniform(key, (100, 784)), jax.random.randint(key, (100,), 0, 10)
+    report = check_gradient(network_with_one_wrong_entry((784, 50), (123, 45), 1.01), params, x, t)
+    worst, *others = report.leaves
+    assert (worst.path, worst.verdict, [e.index for e in worst.entries]) == ("[0]['W1']", "differs", [(123, 45)])
+    assert {leaf.verdict for leaf in others} == {"agrees"}
+    assert worst.entries[0].autodiff / worst.entries[0].numerical == pytest.approx(1.01, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_one_percent_of_one_entry_in_a_million_is_named():
+    f = rule(
+        lambda x: jnp.sum(jnp.sin(x) + x * x),
+        lambda args, g: ((g * (jnp.cos(args[0]) + 2 * args[0])).at[654321].multiply(1.01),),
+    )
+    report = check_gradient(f, draw(0, 1_000_000))
+    assert [e.index for e in report.leaves[0].entries] == [(654321,)]
+
+
+def test_a_second_check_compiles_nothing():
+    traces = []
+
+    def f(x):
+        traces.append(1)
+        return jnp.sum(jnp.sin(x))
+
+    check_gradient(f, draw(0, 5))
+    count = len(traces)
+    with jax.log_compiles(False):
+        check_gradient(f, draw(1, 5))
+    assert len(traces) == count
+
+
+def test_the_probe_is_one_program_in_the_memory_of_one_evaluation():
+    from jaxnn.checking.probe import compiled_probe
+
+    x = draw(0, 64, 100)
+    value = lambda leaves: jnp.mean(jnp.tanh(x @ leaves[0]) ** 2)  # noqa: E731
+    leaves, question = [draw(1, 100, 200)], jnp.zeros(4, jnp.int32)
+    probe = compiled_probe(value).lower(leaves, question, False, jnp.ones(29)).compile().memory_analysis()
+    once = jax.jit(value).lower(leaves).compile().memory_analysis()
+    own = once.temp_size_in_bytes + leaves[0].nbytes
+    assert probe.temp_size_in_bytes < 6 * own
+
+
+def test_same_input_same_report():
+    f, args = by_name("relu_at_zero")
+    assert check_gradient(f, *args) == check_gradient(f, *args)
+
+
+def test_a_leaf_without_influence_is_said_to_be_so():
+    report = check_gradient(lambda p: jnp.sum(p["a"] ** 2), {"a": draw(0, 3), "b": draw(1, 2)})
+    unused = next(leaf for leaf in report.leaves if leaf.path == "[0]['b']")
+    assert unused.verdict == "agrees" and "does not depend" in unused.hint
+
+
+def test_a_function_that_is_not_deterministic_is_said_to_be_so():
+    rng = np.random.default_rng(0)
+    report = check_gradient(lambda x: jnp.sum(x * jnp.asarray(rng.uniform(size=3), jnp.float32)), draw(0, 3))
+    assert report.verdict == "not deterministic" and not report.ok
+
+
+def test_precision_is_reported_apart_from_correctness():
+    x = jnp.array([2e-2, -3e-2], jnp.float32)
+    leaf = check_gradient(lambda x: jnp.sum((1 - jnp.cos(x)) / x), x).leaves[0]
+    assert leaf.verdict == "agrees" and leaf.digits > 6 and leaf.own_dtype_digits < 5
+
+
+@pytest.mark.parametrize(
+    "f, x, verdict",
+    [
+        (lambda x: jnp.sum((1 - jnp.cos(x)) / x**2), jnp.array([2e-4, 3e-4]), "differs"),
+        (lambda x: jnp.sum(jnp.where(x > 20, x, jnp.log1p(jnp.exp(x)))), jnp.array([1.0, 99.0]), "not finite"),
+    ],
+)
+def test_wrong_in_float32_only_is_wrong_and_says_so(f, x, verdict):
+    leaf = check_gradient(f, x).leaves[0]
+    assert leaf.verdict == verdict and "in float32 only" in leaf.hint
+    with jax.enable_x64(True):
+        assert check_gradient(f, x.astype(jnp.float64)).verdict != "differs"
+
+
+def test_a_hand_written_gradient_is_checked_like_autodiffs():
+    f = lambda p: jnp.sum(p["a"] ** 3) + p["b"]  # noqa: E731
+    p = {"a": draw(0, 4), "b": jnp.float32(2)}
+    good = lambda p: {"a": 3 * p["a"] ** 2, "b": jnp.ones(())}  # noqa: E731
+    numpys = lambda p: {"a": 3 * np.asarray(p["a"]) ** 2, "b": np.ones(())}  # noqa: E731
+    bad = lambda p: {"a": 3 * p["a"] ** 2, "b": jnp.zeros(())}  # noqa: E731
+    assert check_gradient(f, p, gradient=good).ok and check_gradient(f, p, gradient=numpys).ok
+    report = check_gradient(f, p, gradient=bad)
+    assert report.leaves[0].path == "[0]['b']" and report.leaves[0].verdict == "differs"
+
+
+def test_argnums_auxiliary_output_and_projection():
+    f = lambda a, b: (jnp.sum(a * b), "aux")  # noqa: E731
+    report = check_gradient(f, draw(0, 3), draw(1, 3), argnums=(0, 1), has_aux=True)
+    assert {leaf.path for leaf in report.leaves} == {"[0]", "[1]"} and report.ok
+    bad = rule(lambda x: jnp.outer(x, x), lambda args, g: (g @ args[0],))
+    for cotangent in ("random", jnp.arange(9.0).reshape(3, 3)):
+        assert check_gradient(lambda x: jnp.outer(x, x), draw(2, 3), cotangent=cotangent).ok
+        assert check_gradient(bad, draw(2, 3), cotangent=cotangent).verdict == "differs"
+
+
+def test_order_two_checks_the_hessian():
+    f, args = by_name("hessian_lost_in_the_rule")
+    assert check_gradient(f, *args).ok and check_gradient(f, *args, order=2).verdict == "differs"
+
+
+def test_forward_and_reverse_mode_that_disagree_are_noted():
+    @jax.custom_jvp
+    def f(x):
+        return jnp.sin(x)
+
+    f.defjvp(lambda p, t: (f(*p), jnp.cos(*p) * t[0]))
+    report = check_gradient(lambda x: jnp.sum(f(x)), draw(0, 3))
+    assert any("forward mode agrees with reverse mode" in note for note in report.notes)
+
+
+def test_assert_gradient_raises_the_table():
+    f, args = by_name("one_row_dropped")
+    with pytest.raises(GradientError, match=r"\[0\].*6x4.*differs(.|\n)*\[2, \d\] differs: autodiff 0, numerical"):
+        assert_gradient(f, *args)
+    assert_gradient(*by_name_pair("one_row_dropped_right"))
+
+
+def by_name_pair(name):
+    f, args = by_name(name)
+    return (f, *args)
+
+
+def test_the_report_as_text_html_and_json():
+    f, args = by_name("one_row_dropped")
+    report = check_gradient(f, *args)
+    assert str(report).startswith("gradient of ") and "<pre>" in report._repr_html_()
+    data = json.loads(json.dumps(report.to_dict()))
+    assert data["ok"] is False and data["leaves"][0]["entries"][0]["index"][0] == 2
+
+
+def test_the_evidence_can_be_drawn(tmp_path):
+    import matplotlib
+
+    matplotlib.use("agg")
+    f, args = by_name("one_row_dropped")
+    axes = check_gradient(f, *args).plot("[0]")
+    assert axes.get_xlabel() and axes.get_title() == "[0]: differs"
+    with pytest.raises(ValueError, match=r"`path` must be one of \['\[0\]'\]. Got 'x'."):
+        check_gradient(f, *args).plot("x")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(["sin", "exp", "tanh", "cube", "wave", "offset"]),
+    st.floats(-3, 3),
+    st.sampled_from([np.float64, np.float32]),
+)
+def test_the_bound_holds_the_true_error(name, x, dtype):
+    f, derivative = {
+        "sin": (np.sin, np.cos),
+        "exp": (np.exp, np.exp),
+        "tanh": (np.tanh, lambda x: 1 / np.cosh(x) ** 2),
+        "cube": (lambda x: x**3 - x, lambda x: 3 * x**2 - 1),
+        "wave": (lambda x: np.sin(200 * x), lambda x: 200 * np.cos(200 * x)),
+        "offset": (lambda x: 1e4 + x**2, lambda x: 2 * x),
+    }[name]
+    t = ladder()
+    value = lambda t: np.float64(dtype(f(x + t)))  # noqa: E731  values rounded to dtype
+    epsilon = float(np.finfo(dtype).eps)
+    slope = estimate_slope(t, np.array([value(s) for s in t]), np.array([value(-s) for s in t]), value(0.0), epsilon)
+    assert abs(slope.value - derivative(x)) <= slope.bound
+
+
+BAD = [
+    (lambda: check_gradient(3, jnp.ones(2)), TypeError, "`f` must be a function. Got int 3."),
+    (lambda: check_gradient(jnp.sum, jnp.ones(2, int)), TypeError, r"`args\[0\]` must be floating-point.* Got int32\[2\]."),
+    (lambda: check_gradient(jnp.sum, jnp.ones(2), argnums=1), ValueError, "`argnums` must name positional arguments"),
+    (lambda: check_gradient(jnp.sin, jnp.ones(2)), TypeError, r"`f` must return a scalar, or `cotangent` .* Got float32\[2\]."),
+    (
+        lambda: check_gradient(lambda x: 1, jnp.ones(2)),
+        TypeError,
+        r"`f` must return real floating-point output. Got int32\[\].",
+    ),
+    (
+        lambda: check_gradient(jnp.sum, jnp.array([1.0, jnp.nan])),
+        ValueError,
+        r"`args\[0\]` must be finite. Got nan at index \[1\].",
+    ),
+    (
+        lambda: check_gradient(lambda p: p["a"].sum(), {"a": jnp.array([[1.0, jnp.inf]])}),
+        ValueError,
+        r"`args\[0\]\['a'\]` must be finite. Got inf at index \[0, 1\].",
+    ),
+    (
+        lambda: check_gradient(lambda p: p["a"].sum(), {"a": jnp.ones(2)}, gradient=lambda p: {"a": jnp.ones(3)}),
+        ValueError,
+        r"`gradient\(...\)\['a'\]` must have shape \(2,\), like `args\[0\]\['a'\]`. Got shape \(3,\).",
+    ),
+    (
+        lambda: check_gradient(lambda p: p["a"].sum(), {"a": jnp.ones(2)}, gradient=lambda p: jnp.ones(2)),
+        ValueError,
+        r"`gradient\(...\)` must have the structure of `args\[0\]`",
+    ),
+    (lambda: check_gradient(jnp.sum, jnp.ones(2), order=3), ValueError, "`order` must be 1 or 2. Got 3."),
+    (lambda: check_gradient(jnp.sum, jnp.ones(2), seed=-1), ValueError, "`seed` must be an integer of at least 0. Got -1."),
+    (lambda: check_gradient(jnp.sin, jnp.ones(2), cotangent="all"), ValueError, "`cotangent` must be a pytree .* Got 'all'."),
+    (lambda: check_gradient(jnp.sin, jnp.ones(2), cotangent=jnp.ones(3)), ValueError, r"`cotangent` must have the shapes"),
+    (
+        lambda: check_gradient(lambda x: float(x.sum()), jnp.ones(2)),
+        TypeError,
+        "`f` must be differentiable by JAX, or `gradient`",
+    ),
+]
+
+
+@pytest.mark.parametrize("call, error, message", BAD)
+def test_bad_input_is_refused(own_errors, call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_numpy_function_is_checked_against_a_hand_written_gradient():
+    f = lambda x: float(np.sum(np.asarray(x, np.float64) ** 2))  # noqa: E731
+    assert check_gradient(f, draw(0, 3), gradient=lambda x: 2 * x).ok
+    assert check_gradient(f, draw(0, 3), gradient=lambda x: 3 * x).verdict == "differs"
+    assert math.isfinite(check_gradient(f, draw(0, 3), gradient=lambda x: 2 * x).leaves[0].bound)
