@@ -76,6 +76,67 @@ def test_a_directory_without_the_files_is_one_line(capsys, tmp_path):
         main(["train", "--data", str(tmp_path), "--debug"])
 
 
+MODEL = """
+import jax, jax.numpy as jnp
+def right(x=jnp.array([1.0, 2.0])):
+    return jnp.sum(x**2)
+@jax.custom_vjp
+def square(x):
+    return jnp.sum(x**2)
+square.defvjp(lambda x: (square(x), x), lambda x, g: (g * x,))
+def wrong():
+    return square, (jnp.array([1.0, 2.0]),)
+def noisy(x=jnp.array([1.0])):
+    y = jax.pure_callback(lambda a: (a * 0 + 1e4).astype(a.dtype), jax.ShapeDtypeStruct((), x.dtype), jax.lax.stop_gradient(x[0]))
+    return y + 1e-9 * x[0]
+def needs(x): return x
+def nothing(): return 3
+number = 3
+"""
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "model.py"
+    path.write_text(MODEL)
+    return path
+
+
+@pytest.mark.parametrize("name, code, word", [("right", 0, "agrees"), ("wrong", 1, "differs"), ("noisy", 2, "unresolved")])
+def test_check_says_so_by_its_exit_code(capsys, model, name, code, word):
+    assert main(["check", f"{model}:{name}"]) == code
+    assert capsys.readouterr().out.split("\n")[0].endswith(word)
+
+
+def test_check_prints_json_and_draws(capsys, model, tmp_path):
+    picture = tmp_path / "evidence.png"
+    assert main(["check", f"{model}:wrong", "--json", "--order", "2", "--seed", "3", "--plot", str(picture)]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["verdict"] == "differs" and report["leaves"][0]["path"] == "[0]"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "target, message",
+    [
+        ("nocolon", "`TARGET` must be FILE.py:NAME or MODULE:NAME. Got 'nocolon'."),
+        ("{model}:missing", "`TARGET` must name a function of"),
+        ("{model}:number", "Got 'number', which it does not define"),
+        ("{model}:needs", "`needs` must have a default for each argument. Got none for x."),
+        ("{model}:nothing", "`nothing` must return (function, arguments) where it takes no arguments itself. Got 3."),
+        ("nowhere.py:f", "`TARGET` must be a file or module that runs. Got FileNotFoundError"),
+        ("no_such_module:f", "Got ModuleNotFoundError: No module named 'no_such_module'"),
+        ("{broken}:f", "Got ZeroDivisionError: division by zero"),
+    ],
+)
+def test_check_refuses_in_one_line(capsys, model, target, message):
+    broken = model.with_name("broken.py")
+    broken.write_text("1 / 0")
+    assert main(["check", target.format(model=model, broken=broken)]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
 def test_version_and_help_answer_without_jax():
     code = "import sys, jaxnn.cli\ntry: jaxnn.cli.main([sys.argv[1]])\nexcept SystemExit: pass\nassert 'jax' not in sys.modules"
     for flag in ("--version", "--help"):
