@@ -87,7 +87,8 @@ square.defvjp(lambda x: (square(x), x), lambda x, g: (g * x,))
 def wrong():
     return square, (jnp.array([1.0, 2.0]),)
 def noisy(x=jnp.array([1.0])):
-    y = jax.pure_callback(lambda a: (a * 0 + 1e4).astype(a.dtype), jax.ShapeDtypeStruct((), x.dtype), jax.lax.stop_gradient(x[0]))
+    form = jax.ShapeDtypeStruct((), x.dtype)
+    y = jax.pure_callback(lambda a: (a * 0 + 1e4).astype(a.dtype), form, jax.lax.stop_gradient(x[0]))
     return y + 1e-9 * x[0]
 def needs(x): return x
 def nothing(): return 3

@@ -3,7 +3,8 @@
 Each public function is the twin of one of JAX's: `numerical_grad` of `jax.grad`, `numerical_jacobian` of `jax.jacobian`,
 `numerical_hessian` of `jax.hessian`, `directional_derivative` of `jax.jvp`; `numerical_diff`, `partial_derivative` and
 `numerical_gradient` are the chapter's calling forms. All of them compile one program per function, in which an entry index is
-an array: entries are changed one at a time, in batches of bounded size, so memory does not grow with their number. Values are
+an array: entries are changed one at a time, in batches of bounded size, so memory does not grow with their number, and only
+what such a change can touch is computed again (`perturbation.py`). Values are
 computed in float64 (`widen.py`), and results come back in the dtype of the input.
 
 The default step of a central difference is the cube root of the dtype's epsilon times the entry's scale (a fourth root for
@@ -22,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from jaxnn._calls import Call
@@ -34,10 +36,12 @@ from jaxnn._door import (
     require_number,
     require_same_form,
 )
+from jaxnn.numerical.entries import by_entry, by_entry_dense
 from jaxnn.numerical.widen import wide_arithmetic, wide_dtype, widen, widen_leaf
 
 Scheme = Literal["central", "forward", "backward"]
 Evaluation = Literal["float64", "own"]
+Method = Literal["propagation", "dense"]
 
 
 def numerical_grad(
@@ -49,6 +53,8 @@ def numerical_grad(
     scheme: Scheme = "central",
     evaluation: Evaluation = "float64",
     batch_size: int | None = None,
+    method: Method = "propagation",
+    mesh: Mesh | None = None,
 ) -> Callable[..., Any]:
     """The gradient of a scalar function by finite differences; the twin of `jax.grad`.
 
@@ -64,7 +70,10 @@ def numerical_grad(
         it is derived from each entry, as this module's first paragraphs say.
       scheme: "central" (error O(h^2)), or "forward" and "backward" (error O(h)).
       evaluation: "float64" evaluates narrower functions in float64; "own" keeps the dtypes of the arguments.
-      batch_size: entries evaluated at once; bounds the memory.
+      batch_size: entries evaluated at once, on all devices together; by default what fits the machine.
+      method: "propagation" computes again only what a changed entry changes (`perturbation.py`); "dense" evaluates `f`
+        as a whole for each entry. Both give the same up to rounding.
+      mesh: devices that share the entries (axis types Auto), also of several processes; the arguments must be on all.
 
     Returns:
       A function of the arguments of `f` that returns what `jax.grad(f, argnums, has_aux)` would, with the dtypes of the
@@ -78,7 +87,7 @@ def numerical_grad(
       >>> numerical_grad(lambda x: jnp.sum(x**2))(jnp.array([3.0, 4.0]))
       Array([6., 8.], dtype=float32)
     """
-    options = _options(f, scheme, evaluation, batch_size, h)
+    options = _options(f, scheme, evaluation, batch_size, h, method, mesh)
 
     def gradient(*args, **kwargs):
         call = Call.of(f, argnums, args, kwargs, has_aux)
@@ -97,6 +106,8 @@ def numerical_gradient(
     scheme: Scheme = "central",
     evaluation: Evaluation = "float64",
     batch_size: int | None = None,
+    method: Method = "propagation",
+    mesh: Mesh | None = None,
 ) -> PyTree:
     """The gradient of `f` at `x` by finite differences, in the chapter's calling form: `numerical_grad(f)(x)`.
 
@@ -104,7 +115,8 @@ def numerical_gradient(
       >>> numerical_gradient(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]))
       Array([6., 8.], dtype=float32)
     """
-    return numerical_grad(f, h=h, scheme=scheme, evaluation=evaluation, batch_size=batch_size)(x)
+    options = {"scheme": scheme, "evaluation": evaluation, "batch_size": batch_size, "method": method, "mesh": mesh}
+    return numerical_grad(f, h=h, **options)(x)
 
 
 def numerical_jacobian(
@@ -115,6 +127,8 @@ def numerical_jacobian(
     scheme: Scheme = "central",
     evaluation: Evaluation = "float64",
     batch_size: int | None = None,
+    method: Method = "propagation",
+    mesh: Mesh | None = None,
 ) -> Callable[..., Any]:
     """The Jacobian by finite differences; the twin of `jax.jacobian`.
 
@@ -124,7 +138,9 @@ def numerical_jacobian(
       h: step, as for `numerical_grad`.
       scheme: as for `numerical_grad`.
       evaluation: as for `numerical_grad`.
-      batch_size: entries evaluated at once.
+      batch_size: as for `numerical_grad`.
+      method: as for `numerical_grad`.
+      mesh: as for `numerical_grad`.
 
     Returns:
       A function of the arguments of `f`: for each leaf of the output, with shape (*out), the structure of the
@@ -139,7 +155,7 @@ def numerical_jacobian(
       Array([[6., 0.],
              [4., 3.]], dtype=float32)
     """
-    options = _options(f, scheme, evaluation, batch_size, h)
+    options = _options(f, scheme, evaluation, batch_size, h, method, mesh)
 
     def jacobian(*args, **kwargs):
         call = Call.of(f, argnums, args, kwargs)
@@ -156,6 +172,8 @@ def numerical_hessian(
     h: float | Float[Array, ""] | None = None,
     evaluation: Evaluation = "float64",
     batch_size: int | None = None,
+    method: Method = "propagation",
+    mesh: Mesh | None = None,
 ) -> Callable[..., Any]:
     """The Hessian of a scalar function from its values: central differences of central differences; twin of `jax.hessian`.
 
@@ -164,7 +182,9 @@ def numerical_hessian(
       argnums: the argument or arguments to differentiate.
       h: step, used for both differences; by default from the fourth root of epsilon.
       evaluation: as for `numerical_grad`.
-      batch_size: entries of the outer difference evaluated at once.
+      batch_size: as for `numerical_grad`.
+      method: of the inner difference, as for `numerical_grad`; the outer one is dense.
+      mesh: as for `numerical_grad`.
 
     Returns:
       A function of the arguments of `f`: the structure of the differentiated argument, in each leaf of which the same
@@ -179,7 +199,7 @@ def numerical_hessian(
       Array([[8., 6.],
              [6., 0.]], dtype=float32)
     """
-    options = _options(f, "central", evaluation, batch_size, h)._replace(root=4)
+    options = _options(f, "central", evaluation, batch_size, h, method, mesh)._replace(root=4)
 
     def hessian(*args, **kwargs):
         call = Call.of(f, argnums, args, kwargs)
@@ -308,13 +328,15 @@ class _Options(NamedTuple):
 
     scheme: str
     evaluation: str
-    batch_size: int
+    batch_size: int | None
     root: int
     given_step: bool
+    method: str
+    mesh: Mesh | None
     compiled: bool = True
 
 
-def _options(f, scheme, evaluation, batch_size, h) -> _Options:
+def _options(f, scheme, evaluation, batch_size, h, method="propagation", mesh=None) -> _Options:
     require_callable("f", f)
     if scheme not in ("central", "forward", "backward"):
         raise ValueError(f"`scheme` must be 'central', 'forward' or 'backward'. Got {scheme!r}.")
@@ -324,8 +346,11 @@ def _options(f, scheme, evaluation, batch_size, h) -> _Options:
         require_count("batch_size", batch_size, least=1)
     if h is not None:
         require_number("h", h, positive=True)
-    batch = batch_size or (16 if jax.default_backend() == "cpu" else 1024)
-    return _Options(scheme, evaluation, batch, 3 if scheme == "central" else 2, h is not None)
+    if method not in ("propagation", "dense"):
+        raise ValueError(f"`method` must be 'propagation' or 'dense'. Got {method!r}.")
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(f"`mesh` must be a jax.sharding.Mesh. Got {describe(mesh)}.")
+    return _Options(scheme, evaluation, batch_size, 3 if scheme == "central" else 2, h is not None, method, mesh)
 
 
 def _run(call, measure, options, h, *extra):
@@ -386,7 +411,8 @@ def _jacobian(f, leaves, h, options, shapes):
 def _hessian(f, leaves, h, options, shapes):
     _require_scalar(shapes)
     steps = _steps(leaves, h, options)  # once: the inner difference must not change its step where the outer one moves it
-    rows = _by_entry(lambda leaves: _by_entry(f, leaves, steps, options), leaves, steps, options)
+    outer = options._replace(method="dense")  # what propagates is the inner difference
+    rows = _by_entry(lambda leaves: _by_entry(f, leaves, steps, options), leaves, steps, outer)
     return rows, lambda points: [points] * len(points)
 
 
@@ -424,23 +450,9 @@ def _partial(f, leaves, h, options, shapes, index):
 
 def _by_entry(f, leaves, steps, options):
     """For each leaf, the derivative of f's outputs by each of its entries: arrays of shape (*leaf, *out)."""
-    return [_by_entry_of(f, leaves, k, step.ravel(), options) for k, step in enumerate(steps)]
-
-
-def _by_entry_of(f, leaves, k, steps, options):
-    x = leaves[k]
-    flat = x.ravel()
-    change = _changed_entry(f, leaves, k)
-
-    def one(index):
-        return _quotient(functools.partial(change, index), flat[index], steps[index], options)
-
-    batch = max(1, min(options.batch_size, x.size))
-    batches = -(-x.size // batch)
-    # The last batch is filled up with the last entry, so that one program evaluates all batches.
-    indices = jnp.minimum(jnp.arange(batches * batch), max(x.size - 1, 0)).reshape(batches, batch)
-    rows = jax.lax.map(jax.vmap(one), indices)
-    return jax.tree.map(lambda r: r.reshape(-1, *r.shape[2:])[: x.size].reshape(*x.shape, *r.shape[2:]), rows)
+    ends = [_ends(x, step, options) for x, step in zip(leaves, steps, strict=True)]
+    loop = by_entry if options.method == "propagation" else by_entry_dense
+    return loop(f, leaves, ends, options.batch_size, options.mesh)
 
 
 def _changed_entry(f, leaves, k):
@@ -455,15 +467,20 @@ def _changed_entry(f, leaves, k):
 
 def _quotient(f, x, h, options):
     """(f(x + h) - f(x - h)) / 2h, or one-sided; entry by entry where x is an array."""
+    up, down, taken = _ends(x, h, options)
+    # One copy of f for both ends: two would be compiled apart, and could round differently.
+    ends = jax.vmap(f)(jnp.stack([up, down]))
+    return jax.tree.map(lambda a: (a[0] - a[1]) / taken.astype(jnp.result_type(a)), ends)
+
+
+def _ends(x, h, options):
+    """Where f is evaluated, and what the difference of its values is divided by."""
     up = x + h if options.scheme != "backward" else x
     down = x - h if options.scheme != "forward" else x
     # A step that we chose is divided by as it was taken, after rounding; a step that was given, as it was given.
     # A traced step too small to change x gives NaN: a zero would pass for a derivative.
     taken = up - down if not options.given_step else 2 * h if options.scheme == "central" else h
-    taken = jnp.where(up == down, jnp.nan, taken)
-    # One copy of f for both ends: two would be compiled apart, and could round differently.
-    ends = jax.vmap(f)(jnp.stack([up, down]))
-    return jax.tree.map(lambda a: (a[0] - a[1]) / taken.astype(jnp.result_type(a)), ends)
+    return up, down, jnp.where(up == down, jnp.nan, taken)
 
 
 def _steps(leaves, h, options):

@@ -1,0 +1,106 @@
+"""What a one-entry change makes of an array: the unperturbed array, where it changed, and what stands there now.
+
+A changed weight touches one column of a product, and elementwise functions touch the same column: a `Slab` keeps that column
+and its place. The helpers here go between the slab and the whole array. Nothing here knows a primitive (`slab_rules.py`) or how
+a function is walked (`perturbation.py`).
+"""
+
+import functools
+import math
+import operator
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+Index = tuple[Any, ...]  # per axis: the one index that changed (a traced integer), or None where all may have changed
+
+
+class Slab(NamedTuple):
+    """A perturbed array: `base` except at `index`, where it is `new` (of size one on the axes that have an index).
+
+    `change` is `new - base` at `index` where it is known better than by that subtraction: a sum of small differences has the
+    digits that the difference of two sums has lost.
+    """
+
+    base: Any
+    index: Index
+    new: Any
+    change: Any = None
+
+    @classmethod
+    def of(cls, base, index, new, change=None) -> "Slab":
+        """A slab in its normal form: no index on an axis of size one; `index=None` is an array that changed as a whole."""
+        index = index or (None,) * jnp.ndim(base)
+        return cls(base, tuple(None if n == 1 else i for i, n in zip(index, jnp.shape(base), strict=True)), new, change)
+
+    @property
+    def difference(self) -> "Slab":
+        """The change as a slab of an array that was zero."""
+        change = self.new - cut(self.base, self.index) if self.change is None else self.change
+        return Slab(jnp.zeros_like(self.base), self.index, change)
+
+
+def base_of(x: Any) -> Any:
+    """The unperturbed array of an array or a slab."""
+    return x.base if isinstance(x, Slab) else x
+
+
+def dense(x: Any) -> Any:
+    """The whole array."""
+    return fit(x, (None,) * len(x.index)) if isinstance(x, Slab) else x
+
+
+def fit(x: Any, index: Index) -> Any:
+    """The values of an array or a slab at `index`, whose axes are among the slab's own."""
+    index = tuple(None if n == 1 else i for i, n in zip(index, jnp.shape(base_of(x)), strict=True))
+    if not isinstance(x, Slab):
+        return cut(x, index)
+    rest = tuple(i if j is None else None for i, j in zip(x.index, index, strict=True))
+    return write(cut(x.base, index), rest, x.new) if any_index(rest) else x.new
+
+
+def cut(x: Any, index: Index) -> Any:
+    """The part of an array at `index`, size one on its axes; an axis of size one stays."""
+    index = tuple(None if n == 1 else i for i, n in zip(index, jnp.shape(x), strict=True))
+    if not any_index(index):
+        return x
+    zero = jnp.zeros((), jnp.int32)
+    sizes = [n if i is None else 1 for i, n in zip(index, jnp.shape(x), strict=True)]
+    return lax.dynamic_slice(x, [zero if i is None else i.astype(jnp.int32) for i in index], sizes)
+
+
+def write(background: Any, index: Index, part: Any) -> Any:
+    """`part` where the axes of `background` are at `index`. A select: it fuses, and an update would be a scatter."""
+    shape = jnp.shape(background)
+    axes = [(a, i.astype(jnp.int32)) for a, i in enumerate(index) if i is not None]
+    if not axes:
+        return part
+    where = functools.reduce(operator.and_, (lax.broadcasted_iota(jnp.int32, shape, a) == i for a, i in axes))
+    return lax.select(where, jnp.broadcast_to(part, shape), background)
+
+
+def common(xs: list[Any]) -> Index:
+    """The indices that all slabs among `xs` share. Only the very same tracer counts: two are never compared."""
+    indices = [x.index for x in xs if isinstance(x, Slab)]
+    return tuple(i[0] if all(j is i[0] for j in i) else None for i in zip(*indices, strict=True))
+
+
+def drop(index: Index, axes: Any) -> Index:
+    """`index`, dense along `axes`."""
+    return tuple(None if a in axes else i for a, i in enumerate(index))
+
+
+def any_index(index: Index) -> bool:
+    """Whether an array is unperturbed anywhere along any axis."""
+    return any(i is not None for i in index)
+
+
+def unravel(index: Any, shape: tuple[int, ...]) -> Index:
+    """The index per axis of a flat index; int32 where that suffices, which is half the work of int64 under x64."""
+    index = jnp.asarray(index)
+    if math.prod(shape) < 2**31:
+        index = index.astype(jnp.int32)
+    strides = [math.prod(shape[a + 1 :]) for a in range(len(shape))]
+    number = functools.partial(jnp.array, dtype=index.dtype)
+    return tuple(lax.rem(lax.div(index, number(s)), number(n)) for s, n in zip(strides, shape, strict=True))

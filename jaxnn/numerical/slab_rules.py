@@ -1,0 +1,348 @@
+"""How each primitive passes a one-entry change on: the rules that `perturbation.py` walks a jaxpr with.
+
+A rule takes arrays and slabs and says where the output changed and what stands there now. Elementwise functions keep the
+place, rules that move axes move it, a sum over the changed axis adds the difference to the unperturbed sum, and a product does
+so for the one term that changed. A rule returns None for what it does not cover, which is then made dense, as is every
+primitive without a rule. Sums and products also give the change itself, and linear operations after them pass it on.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxnn.numerical.slab import Slab, any_index, base_of, common, cut, drop, fit, unravel, write
+
+RULES: dict[str, Callable] = {}
+CALLS = frozenset("jit pjit closed_call core_call remat2 checkpoint custom_jvp_call custom_vjp_call".split())
+ELEMENTWISE = (
+    "abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp complex conj convert_element_type copy copy_p cos cosh "
+    "digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma log log1p logistic lt max "
+    "min mul ne neg nextafter not or pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt square "
+    "stop_gradient sub tan tanh xor"
+).split()
+
+
+def rule(*names: str) -> Callable:
+    """Register a rule: `(bind, ins, outs, **params) -> [(index, new) or (index, new, change), ...]`, or None for dense.
+
+    `ins` are arrays or slabs, `outs` the unperturbed outputs, `bind` evaluates the primitive and returns a list.
+    """
+
+    def register(function):
+        RULES.update((name, function) for name in names)
+        return function
+
+    return register
+
+
+def one_result(function: Callable) -> Callable:
+    """A primitive with one output, as one with a list of them."""
+    return lambda *args, **params: [function(*args, **params)]
+
+
+def inner_jaxpr(eqn) -> tuple:
+    """The jaxpr that a call evaluates, and its constants."""
+    inner = next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params)
+    return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+
+
+# Operations that are linear in their slabs; with more than one slab, those in all operands together.
+_SUMS = frozenset("add sub neg copy copy_p convert_element_type reshape squeeze transpose broadcast_in_dim".split())
+_SCALINGS = frozenset(["mul", "div"])
+
+
+def carried_change(name, bind, ins, outs, found, params) -> list:
+    """`found` with the change of the output where the inputs knew theirs, and the operation is linear.
+
+    A linear operation on changes is the operation itself, on slabs of arrays that are zero elsewhere.
+    """
+    slabs = [x for x in ins if isinstance(x, Slab)]
+    linear = name in _SUMS or name in _SCALINGS and len(slabs) == 1 and (name == "mul" or isinstance(ins[0], Slab))
+    if not linear or any(x.change is None for x in slabs) or not jnp.issubdtype(outs[0].dtype, jnp.inexact):
+        return found
+    if any(jnp.promote_types(x.base.dtype, outs[0].dtype) != outs[0].dtype for x in slabs):
+        return found  # a narrowing cast rounds what the change is added to
+    zero = jnp.zeros_like if name in _SUMS else lambda x: x
+    changes = [x.difference if isinstance(x, Slab) else zero(x) for x in ins]
+    results = RULES[name](bind, changes, [jnp.zeros_like(out) for out in outs], **params)
+    return [(index, new, result[1]) for (index, new), result in zip(found, results, strict=True)]
+
+
+@rule(*ELEMENTWISE)
+def _elementwise(bind, ins, outs, **params):
+    rank = outs[0].ndim
+    index = (None,) * rank
+    if all(jnp.ndim(base_of(x)) == rank for x in ins if isinstance(x, Slab)):  # a perturbed scalar changes everything
+        index = common(ins)
+    args = [fit(x, index if jnp.ndim(base_of(x)) == rank else ()) for x in ins]
+    return [(index, x) for x in bind(*args, **params)]
+
+
+# Rules that move axes about.
+
+
+@rule("broadcast_in_dim")
+def _broadcast_in_dim(bind, ins, outs, *, shape, broadcast_dimensions, **_):
+    (x, *dynamic) = ins
+    if dynamic:
+        return None
+    index = [None] * len(shape)
+    for a, i in zip(broadcast_dimensions, x.index, strict=True):
+        index[a] = i
+    sizes = [n if i is None else 1 for n, i in zip(shape, index, strict=True)]
+    return [(tuple(index), lax.broadcast_in_dim(x.new, sizes, broadcast_dimensions))]
+
+
+@rule("transpose")
+def _transpose(bind, ins, outs, *, permutation):
+    return [(tuple(ins[0].index[a] for a in permutation), lax.transpose(ins[0].new, permutation))]
+
+
+@rule("reshape", "squeeze")
+def _reshape(bind, ins, outs, **params):
+    """Axes are matched in groups of equal size: an index of a group is split or joined, if the group has it whole."""
+    (x, *dynamic), shape = ins, outs[0].shape
+    if dynamic or params.get("dimensions") is not None and len(params["dimensions"]) == x.base.ndim == len(shape):
+        return None
+    keep, index = list(x.index), [None] * len(shape)
+    for old, new in _groups(x.base.shape, shape):
+        inner = [a for a in old if x.base.shape[a] > 1]
+        outer = [a for a in new if shape[a] > 1]
+        if len(inner) == len(outer) == 1:
+            index[outer[0]] = x.index[inner[0]]
+        elif inner and all(x.index[a] is not None for a in inner):
+            flat = functools.reduce(lambda i, a: i * x.base.shape[a] + x.index[a], inner, 0)
+            for a, i in zip(outer, unravel(flat, tuple(shape[a] for a in outer)), strict=True):
+                index[a] = i
+        else:
+            for a in inner:
+                keep[a] = None
+    sizes = [n if i is None else 1 for n, i in zip(shape, index, strict=True)]
+    return [(tuple(index), lax.reshape(fit(x, tuple(keep)), sizes))]
+
+
+def _groups(old, new):
+    """The finest split of two shapes, of equal product, into runs of axes of equal product."""
+    a = b = 0
+    while a < len(old) or b < len(new):
+        i, j = a, b
+        m = n = 1
+        while (a == i and b == j) or m != n:
+            if m <= n and a < len(old):
+                m, a = m * old[a], a + 1
+            else:
+                n, b = n * new[b], b + 1
+        yield range(i, a), range(j, b)
+
+
+@rule("rev")
+def _rev(bind, ins, outs, *, dimensions):
+    (x,) = ins
+    flipped = [
+        n - 1 - i if a in dimensions and i is not None else i
+        for a, (i, n) in enumerate(zip(x.index, x.base.shape, strict=True))
+    ]
+    return [(tuple(flipped), lax.rev(x.new, dimensions))]
+
+
+def _window(x, out, start, stride):
+    """A strided window of a slab. Where the changed index falls outside, the window has its own values written in."""
+    index, part, inside = list(x.index), x.new, True
+    begin = [jnp.zeros((), jnp.int32)] * out.ndim
+    sizes, steps = list(jnp.shape(x.new)), [1] * out.ndim
+    for a, (i, n) in enumerate(zip(x.index, out.shape, strict=True)):
+        if i is None:
+            begin[a], sizes[a], steps[a] = jnp.asarray(start[a], jnp.int32), (n - 1) * stride[a] + 1, stride[a]
+        elif n != x.base.shape[a]:
+            at = i - jnp.asarray(start[a], i.dtype)
+            inside = inside & (at >= 0) & (at < n * stride[a]) & (at % stride[a] == 0)
+            index[a] = jnp.clip(at // stride[a], 0, n - 1)
+    if sizes != list(part.shape):
+        part = lax.dynamic_slice(part, begin, sizes)
+    part = lax.slice(part, [0] * out.ndim, part.shape, steps)
+    return tuple(index), part if inside is True else jnp.where(inside, part, cut(out, tuple(index)))
+
+
+@rule("slice")
+def _slice(bind, ins, outs, *, start_indices, limit_indices, strides):
+    return [_window(ins[0], outs[0], start_indices, strides or (1,) * outs[0].ndim)]
+
+
+@rule("split")
+def _split(bind, ins, outs, *, sizes, axis):
+    starts = [[sum(sizes[:k]) if a == axis else 0 for a in range(outs[0].ndim)] for k in range(len(sizes))]
+    return [_window(ins[0], out, start, (1,) * out.ndim) for start, out in zip(starts, outs, strict=True)]
+
+
+@rule("dynamic_slice")
+def _dynamic_slice(bind, ins, outs, *, slice_sizes):
+    x, *start = ins
+    if not isinstance(x, Slab) or len(start) != outs[0].ndim or any(isinstance(s, Slab) for s in start):
+        return None
+    start = [jnp.clip(s, 0, n - m) for s, n, m in zip(start, x.base.shape, slice_sizes, strict=True)]
+    return [_window(x, outs[0], start, (1,) * outs[0].ndim)]
+
+
+@rule("concatenate")
+def _concatenate(bind, ins, outs, *, dimension):
+    slabs = [k for k, x in enumerate(ins) if isinstance(x, Slab)]
+    only, offset = ins[slabs[0]], sum(jnp.shape(base_of(x))[dimension] for x in ins[: slabs[0]])
+    place = jnp.int32(0) if only.base.shape[dimension] == 1 else only.index[dimension]  # an axis of size one has no index
+    if len(slabs) == 1 and place is not None:
+        return [(tuple(place + offset if a == dimension else i for a, i in enumerate(only.index)), only.new)]
+    index = drop(common(ins), [dimension])
+    return [(index, x) for x in bind(*(fit(x, index) for x in ins), dimension=dimension)]
+
+
+# Reductions: a slab along other axes stays one.
+
+
+@rule("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin")
+def _reduce(bind, ins, outs, *, axes, **params):
+    index = drop(common(ins), axes)
+    results = bind(*(fit(x, index) for x in ins), axes=axes, **params)
+    return [(tuple(i for a, i in enumerate(index) if a not in axes), x) for x in results]
+
+
+@rule("reduce_sum")
+def _reduce_sum(bind, ins, outs, *, axes, **params):
+    (x,), (out,), params = ins, outs, params | {"axes": axes}
+    rest = tuple(i for a, i in enumerate(x.index) if a not in axes)
+    (change,) = bind(x.difference.new, **params)
+    if all(x.index[a] is None for a in axes):
+        return [(rest, bind(x.new, **params)[0], change)]
+    return [(rest, cut(out, rest) + change, change)]
+
+
+# Products are linear in each operand, and a changed one is its unperturbed value plus a part that is zero elsewhere.
+
+
+@rule("dot_general")
+def _dot_general(bind, ins, outs, *, dimension_numbers, **params):
+    (out,), (lhs, rhs) = outs, ins
+    product = functools.partial(_product, bind, dimension_numbers, params, out)
+    if not (isinstance(lhs, Slab) and isinstance(rhs, Slab)):
+        x, axes = (lhs, dimension_numbers[0][0]) if isinstance(lhs, Slab) else (rhs, dimension_numbers[0][1])
+        terms, start = [product(_difference(lhs), _difference(rhs))], out
+        if all(x.index[a] is None for a in axes):
+            return [(*product(lhs, rhs), terms[0][1])]
+    elif not (any_index(lhs.index) or any_index(rhs.index)):
+        return None
+    elif not any_index(lhs.index):
+        start, terms = product(lhs.new, rhs.base)[1], [product(lhs.new, rhs.difference)]
+    elif not any_index(rhs.index):
+        start, terms = product(lhs.base, rhs.new)[1], [product(lhs.difference, rhs.new)]
+    else:
+        start, pairs = out, [(lhs.difference, rhs.base), (lhs.base, rhs.difference), (lhs.difference, rhs.difference)]
+        terms = [product(*pair) for pair in pairs]
+    if None in terms:
+        return None
+    if start is not out:
+        return [((None,) * out.ndim, sum((write(jnp.zeros_like(start), *term) for term in terms), start))]
+    index = tuple(i[0] if all(j is i[0] for j in i) else None for i in zip(*(t[0] for t in terms), strict=True))
+    zeros = jnp.zeros_like(cut(out, index))
+    rests = [tuple(None if j is not None else i for i, j in zip(where, index, strict=True)) for where, _ in terms]
+    change = sum((write(zeros, rest, part) for rest, (_, part) in zip(rests, terms, strict=True)), zeros)
+    return [(index, cut(out, index) + change, change)]
+
+
+def _difference(x):
+    return x.difference if isinstance(x, Slab) else x
+
+
+def _product(bind, dimension_numbers, params, out, lhs, rhs):
+    """`(index, values)` of a product whose operands, where they are slabs, are taken to be zero outside."""
+    (left, right), (left_batch, right_batch) = dimension_numbers
+    i = list(lhs.index) if isinstance(lhs, Slab) else [None] * lhs.ndim
+    j = list(rhs.index) if isinstance(rhs, Slab) else [None] * rhs.ndim
+    for a, b in zip((*left, *left_batch), (*right, *right_batch), strict=True):
+        if None not in (i[a], j[b]) and i[a] is not j[b]:
+            return None
+        i[a] = j[b] = j[b] if i[a] is None else i[a]
+    x, y = _part(lhs, i), _part(rhs, j)
+    free = [
+        [a for a in range(len(i)) if a not in (*left, *left_batch)],
+        [b for b in range(len(j)) if b not in (*right, *right_batch)],
+    ]
+    index = tuple([i[a] for a in (*left_batch, *free[0])] + [j[b] for b in free[1]])
+    if any(x.shape[a] != 1 for a in left):
+        return index, bind(x, y, dimension_numbers=dimension_numbers, **params)[0]
+    # A contraction of length one is a product of numbers: far cheaper than a dot once it is batched over entries.
+    x = lax.transpose(x, (*left_batch, *free[0], *left)).astype(out.dtype)
+    y = lax.transpose(y, (*right_batch, *right, *free[1])).astype(out.dtype)
+    batch = len(left_batch)
+    x = x.reshape(x.shape[: batch + len(free[0])] + (1,) * len(free[1]))
+    return index, x * y.reshape(y.shape[:batch] + (1,) * len(free[0]) + y.shape[batch + len(right) :])
+
+
+def _part(x, index):
+    """An operand of a product at `index`, which has all the axes that the operand itself is a slab along."""
+    if not isinstance(x, Slab):
+        return cut(x, tuple(index))
+    return cut(x.new, tuple(None if own is not None else i for i, own in zip(index, x.index, strict=True)))
+
+
+@rule("conv_general_dilated")
+def _conv(bind, ins, outs, **params):
+    """A changed image keeps its place in the batch; a changed kernel touches one output channel."""
+    (out,), (lhs, rhs) = outs, ins
+    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
+    index = [None] * out.ndim
+    if params["batch_group_count"] != 1 or isinstance(lhs, Slab) and isinstance(rhs, Slab):
+        return None
+    if isinstance(lhs, Slab):
+        index[out_spec[0]] = lhs.index[lhs_spec[0]]
+        return [(tuple(index), bind(fit(lhs, drop(lhs.index, lhs_spec[1:])), rhs, **params)[0])]
+    feature = index[out_spec[1]] = rhs.index[rhs_spec[0]]
+    if params["feature_group_count"] != 1:
+        return None
+    if all(n == 1 or i is not None for n, i in zip(rhs.base.shape, rhs.index, strict=True)):
+        # One weight: its change times the window of the padded input that it sees.
+        at = [jnp.int32(0) if rhs.index[a] is None else rhs.index[a] for a in rhs_spec]
+        change = rhs.difference.new.reshape(()).astype(out.dtype) * _seen(lhs, at[1], at[2:], out, params)
+        return [(tuple(index), cut(out, tuple(index)) + change, change)]
+    return None if feature is None else [(tuple(index), bind(lhs, fit(rhs, drop(rhs.index, rhs_spec[1:])), **params)[0])]
+
+
+def _seen(lhs, channel, tap, out, params):
+    """What one tap of a kernel sees of one channel, in the layout of the output."""
+    spec, _, out_spec = params["dimension_numbers"]
+    padding, step, start, size = [(0, 0, 0)] * lhs.ndim, [1] * lhs.ndim, [np.int32(0)] * lhs.ndim, list(lhs.shape)
+    start[spec[1]], size[spec[1]] = channel, 1
+    for d, a in enumerate(spec[2:]):
+        padding[a], step[a] = (*params["padding"][d], params["lhs_dilation"][d] - 1), params["window_strides"][d]
+        start[a], size[a] = tap[d] * params["rhs_dilation"][d], (out.shape[out_spec[d + 2]] - 1) * step[a] + 1
+    padded = lax.pad(lhs, jnp.zeros((), lhs.dtype), padding)
+    window = lax.dynamic_slice(padded, [jnp.asarray(i, jnp.int32) for i in start], size)
+    window = lax.slice(window, [0] * lhs.ndim, size, step)
+    return lax.transpose(window, [spec[out_spec.index(a)] for a in range(out.ndim)]).astype(out.dtype)
+
+
+@rule("gather")
+def _gather(bind, ins, outs, *, dimension_numbers, slice_sizes, **params):
+    """By unperturbed indices: an axis taken whole keeps its index; along the others each output entry knows its origin."""
+    (out,), (x, indices) = outs, ins
+    if isinstance(indices, Slab) or dimension_numbers.operand_batching_dims:
+        return None
+    shape = x.base.shape
+    whole = [a for a in range(len(shape)) if slice_sizes[a] == shape[a] and a not in dimension_numbers.start_index_map]
+    if not all(i is not None or a in whole or shape[a] == 1 for a, i in enumerate(x.index)):
+        return None
+    kept = [a for a in range(len(shape)) if a not in dimension_numbers.collapsed_slice_dims]
+    offset = dict(zip(kept, dimension_numbers.offset_dims, strict=True))
+    index, sizes = [None] * out.ndim, [1] * out.ndim
+    for a in whole:
+        if a in offset:
+            index[offset[a]], sizes[offset[a]] = x.index[a], x.new.shape[a]
+    background, same = cut(out, tuple(index)), True
+    params |= {"dimension_numbers": dimension_numbers, "fill_value": -1}
+    params |= {"slice_sizes": tuple(1 if a in whole else n for a, n in enumerate(slice_sizes))}
+    for a in set(range(len(shape))) - set(whole):
+        where = lax.broadcasted_iota(jnp.int32, tuple(1 if b in whole else n for b, n in enumerate(shape)), a)
+        (origin,) = bind(where, indices, **params)
+        same = same & (origin == (0 if x.index[a] is None else x.index[a].astype(jnp.int32)))
+    same, part = (jnp.broadcast_to(y, background.shape) for y in (same, x.new.reshape(sizes)))
+    return [(tuple(index), lax.select(same, part, background))]
