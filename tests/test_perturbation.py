@@ -239,7 +239,7 @@ def gradients(f, leaves, h=0.25, **options):
 
 
 def dense(f, leaves, h=0.25):
-    return jit_quickly(lambda leaves: entries._whole(f, leaves, ends_of(leaves, h)))([jnp.asarray(x) for x in leaves])
+    return jit_quickly(lambda leaves: entries.by_entry_dense(f, leaves, ends_of(leaves, h)))([jnp.asarray(x) for x in leaves])
 
 
 def assert_same(got, want, rtol):

@@ -7,10 +7,10 @@ an array: entries are changed one at a time, in batches of bounded size, so memo
 what such a change can touch is computed again (`perturbation.py`). Values are
 computed in float64 (`widen.py`), and results come back in the dtype of the input.
 
-The default step of a central difference is the cube root of the dtype's epsilon times the entry's scale (a fourth root for
-second derivatives, a square root for one-sided schemes), which balances truncation against round-off; rounded to a power of
-two, so that the step itself is exact. The scale is the entry's own size, but at least 1, or 128 times the root mean square of
-the entries of its array where those are all small.
+The default step of a central difference is four cube roots of the dtype's epsilon times the entry's scale, which balances
+truncation against round-off where a function is large beside its slope, as losses are (for second derivatives a fourth root,
+for one-sided schemes a square root); rounded to a power of two, so that the step itself is exact. The scale is the entry's own
+size, but at least 1, or 128 times the root mean square of the entries of its array where those are all small.
 
 As under `jax.jit`, a function is compiled once per function object: what it closes over is read at the first call. Pass data
 that changes as further arguments.
@@ -493,7 +493,8 @@ def _steps(leaves, h, options):
 def _default_step(x, root):
     rms = jnp.sqrt(jnp.mean(x**2)) if x.size else jnp.asarray(0, x.dtype)
     floor = jnp.where(rms == 0, 1, jnp.minimum(1, 128 * rms)).astype(x.dtype)
-    wanted = jnp.asarray(jnp.finfo(x.dtype).eps ** (1 / root), x.dtype) * jnp.maximum(jnp.abs(x), floor)
+    balanced = jnp.finfo(x.dtype).eps ** (1 / root) * (4 if root == 3 else 1)
+    wanted = jnp.asarray(balanced, x.dtype) * jnp.maximum(jnp.abs(x), floor)
     # Without mantissa bits, what is left of a number is the nearest power of two.
     return jax.lax.reduce_precision(wanted, jnp.finfo(x.dtype).nexp, 0)
 

@@ -8,6 +8,7 @@ primitive without a rule. Sums and products also give the change itself, and lin
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +44,7 @@ def one_result(function: Callable) -> Callable:
     return lambda *args, **params: [function(*args, **params)]
 
 
-def inner_jaxpr(eqn) -> tuple:
+def inner_jaxpr(eqn) -> tuple[Any, Any]:
     """The jaxpr that a call evaluates, and its constants."""
     inner = next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params)
     return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
@@ -253,7 +254,7 @@ def _difference(x):
     return x.difference if isinstance(x, Slab) else x
 
 
-def _product(bind, dimension_numbers, params, out, lhs, rhs):
+def _product(bind, dimension_numbers, params, out, lhs, rhs) -> Any:
     """`(index, values)` of a product whose operands, where they are slabs, are taken to be zero outside."""
     (left, right), (left_batch, right_batch) = dimension_numbers
     i = list(lhs.index) if isinstance(lhs, Slab) else [None] * lhs.ndim
