@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -60,9 +61,9 @@ def gradient_descent(
     """
     _at_the_door(f, init_x, lr, grad)
     require_count("step_num", step_num)
-    lr, step_num = _typed(lr, init_x), jnp.asarray(step_num, jnp.int32)
-    x, before, after = _descend(_Hashed(f), _Hashed(grad), init_x, lr, step_num)
-    if is_concrete(after) and not bool(after <= before):
+    steps = step_num if not is_concrete(step_num) else np.int32(step_num)
+    x, before, after, lower = _descend(_Hashed(f), _Hashed(grad), init_x, _typed(lr, init_x), steps)
+    if is_concrete(lower) and not bool(lower):
         warnings.warn(
             f"gradient_descent diverged: the loss went from {float(before):.6g} to {float(after):.6g} in {int(step_num)} "
             f"steps with lr={float(lr):g}; a smaller `lr` may converge.",
@@ -183,7 +184,8 @@ def minimize(
         raise TypeError(f"`optimizer` must be an optax.GradientTransformation. Got {type(optimizer).__name__}.")
     if opt_state is None:
         opt_state = optimizer.init(_split(init_x)[0])
-    arguments = (opt_state, jnp.asarray(max_steps, jnp.int32), _typed(tolerance, init_x))
+    most = np.int32(max_steps) if is_concrete(max_steps) else max_steps
+    arguments = (opt_state, most, _typed(tolerance, init_x))
     return _minimize(_Hashed(f), _Hashed(grad), optimizer, init_x, *arguments)
 
 
@@ -211,7 +213,8 @@ def _descend(f, grad, init_x, lr, step_num):
     value = lambda x: f.call(merge(x))  # noqa: E731
     gradient = grad.call(value)
     end = jax.lax.fori_loop(0, step_num, lambda _, x: _step(x, gradient(x), lr), leaves)
-    return merge(end), value(leaves), value(end)
+    before, after = value(leaves), value(end)
+    return merge(end), before, after, after <= before
 
 
 @functools.partial(jax.jit, static_argnames=("f", "grad", "step_num"))
@@ -284,8 +287,9 @@ def _all_finite(leaves) -> Bool[Array, ""]:
 
 
 def _typed(number, tree):
-    """A number as an array of the tree's widest floating dtype: a Python float beside an array would compile twice."""
-    return jnp.asarray(number, jnp.result_type(*(leaf.dtype for leaf in _split(tree)[0])))
+    """A number with the tree's widest floating dtype: a Python float beside an array would compile twice."""
+    dtype = jnp.result_type(*(leaf for leaf in jax.tree.leaves(tree) if is_differentiable(leaf)))
+    return np.asarray(number, dtype) if is_concrete(number) else jnp.asarray(number, dtype)
 
 
 def _at_the_door(f, init_x, number, grad, name="lr"):

@@ -176,8 +176,8 @@ ROWS = [
     ("numdifftools", run_on_vector(numdiff), 1e-7, 510, 510),
     ("dense, float32", run_jax("float32", "dense"), 0, 3_760, 10**9),
     ("dense, float64", run_jax("float64", "dense"), 0, 3_760, 10**9),
-    ("jaxnn, float32", run_jax("float32", "propagate"), 0, 10**9, 10**9),
-    ("jaxnn, float64", run_jax("float64", "propagate"), 0, 10**9, 10**9),
+    ("jaxnn, float32", run_jax("float32", "propagation"), 0, 10**9, 10**9),
+    ("jaxnn, float64", run_jax("float64", "propagation"), 0, 10**9, 10**9),
 ]
 
 
@@ -299,7 +299,7 @@ def second_table(quick):
             with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
                 params, x, t = jax.tree.map(lambda y, d=dtype: jnp.asarray(y, d), (params, x, t))
                 times, found = {}, None
-                for method in ("dense", "propagate"):
+                for method in ("dense", "propagation"):
                     gradient = numerical(f, "own", method)
                     found = jax.block_until_ready(gradient(params, x, t))
                     runs = []
@@ -311,8 +311,8 @@ def second_table(quick):
                 exact = jax.grad(f)(params, x, t)
                 exact, found = (np.concatenate([np.ravel(y) for y in jax.tree.leaves(g)]) for g in (exact, found))
                 error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
-                ratio = times["dense"] / times["propagate"]
-                cells = f"{exact.size:9,}{times['dense']:10.3g} s{times['propagate']:10.3g} s{ratio:8.3g}x{error:10.0e}"
+                ratio = times["dense"] / times["propagation"]
+                cells = f"{exact.size:9,}{times['dense']:10.3g} s{times['propagation']:10.3g} s{ratio:8.3g}x{error:10.0e}"
                 print(f"{f'{name}, {dtype}':26}{cells}", flush=True)
 
 
