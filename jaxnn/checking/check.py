@@ -10,22 +10,20 @@ iterative solver is right only to the solver's tolerance. That is a statement ab
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxnn._calls import Call
 from jaxnn._door import describe, require_callable, require_count, require_same_form
-from jaxnn.checking.probe import Probe, compiled_probe
+from jaxnn.checking.probe import Probe
 from jaxnn.checking.report import VERDICTS, Entry, GradientReport, LeafReport, digits_shared
-from jaxnn.checking.rules import rule_checker
 from jaxnn.checking.search import ask_leaf, describe_pattern, find_entries, judge_entry, sample_entries
-from jaxnn.numerical.widen import any_equation, has_solver, wide_arithmetic, wide_dtype, widen, widen_leaf
+from jaxnn.checking.subject import Settings, prepare, wide_gradient
+from jaxnn.numerical.widen import has_solver, wide_arithmetic, wide_dtype, widen_leaf
 
 
 def check_gradient(
@@ -75,13 +73,7 @@ def check_gradient(
     call = Call.of(f, argnums, args, {}, has_aux, name="args[0]")
     _require_finite(call)
     data = (call.with_role("traced"), _cotangent_leaves(cotangent))
-    settings = _Settings(
-        argnums,
-        gradient is None,
-        cotangent is not None,
-        cotangent == "random" if cotangent is None or isinstance(cotangent, str) else False,
-        seed,
-    )
+    settings = Settings(argnums, gradient is None, cotangent is not None, isinstance(cotangent, str), seed)
     report = _check_order(call, data, settings, 1, gradient, args)
     if order == 2 and report.ok:
         report = _check_order(call, data, settings, 2, None, args)
@@ -101,13 +93,13 @@ def assert_gradient(f: Callable, *args: Any, **options: Any) -> None:
 
 def _check_order(call, data, settings, order, gradient, args):
     """A check; and if it accuses a function with a solver inside, another one with the solver run further than it asks for."""
-    subject = _prepared(call, data, settings, order)
+    subject = prepare(call, data, settings, order)
     report = _check(call, data, subject, gradient, args)
     if report.verdict != "differs" or gradient is not None or subject.closed is None or not has_solver(subject.closed.jaxpr):
         return report
-    further = _prepared(call, data, settings, order, True)
+    further = prepare(call, data, settings, order, True)
     tight = {leaf.path: leaf for leaf in _check(call, data, further, None, args).leaves}
-    pairs = zip(_wide_gradient(subject, call, data), _wide_gradient(further, call, data), strict=True)
+    pairs = zip(wide_gradient(subject, call, data), wide_gradient(further, call, data), strict=True)
     steady = {
         path for path, (a, b) in zip(_paths(call), pairs, strict=True) if np.linalg.norm(a - b) <= 0.1 * np.linalg.norm(b)
     }
@@ -123,154 +115,12 @@ def _within_tolerance(leaf, tight):
     return leaf._replace(verdict=tight.verdict, entries=tight.entries, pattern="", hint=hint)
 
 
-def _wide_gradient(subject, call, data):
-    """The gradient that is checked, in float64; a list over leaves."""
-    dtype = wide_dtype()
-    with wide_arithmetic(dtype):
-        points = [widen_leaf(x, dtype) for x in call.with_role("differentiate")]
-        return [np.array(g, np.float64) for g in subject.wide(points, data)[1]]
-
-
 def _sorted(leaves):
     return tuple(sorted(leaves, key=lambda leaf: (-VERDICTS.index(leaf.verdict), leaf.digits)))
 
 
 def _worst(leaves):
     return max((leaf.verdict for leaf in leaves), key=VERDICTS.index)
-
-
-class _Settings(NamedTuple):
-    argnums: int | tuple[int, ...]
-    automatic: bool
-    projected: bool
-    random: bool
-    seed: int
-
-
-class _Subject(NamedTuple):
-    """A scalar function of (points, data), its gradient, and its probe; kept for the next check of the same kind.
-
-    Attributes:
-      value: in the user's dtypes.
-      own: value and gradient in the user's dtypes, compiled.
-      wide: the same in float64; None if the function cannot be traced.
-      leaks: dtypes in which parts of the function were evaluated all the same, filled in by the first evaluation.
-      probe: the compiled probe, or None.
-      closed: the traced function, or None.
-      rules: checks the custom rules in it.
-      modes: the dot-product test of forward against reverse mode, or None.
-      notes: what is particular.
-    """
-
-    value: Callable
-    own: Callable
-    wide: Callable | None
-    leaks: set
-    probe: Callable | None
-    closed: Any
-    rules: Callable | None
-    modes: Callable | None
-    notes: tuple[str, ...]
-
-
-def _prepared(call, data, settings, order, tight=False):
-    avals = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (call.with_role("differentiate"), data))
-    leaves, tree = jax.tree.flatten(avals)
-    key = (call.form, tuple(leaves), tree, settings, order, tight, jnp.result_type(float))
-    return (_subject if call.form.hashable else _subject.__wrapped__)(*key)
-
-
-@functools.lru_cache(maxsize=64)
-def _subject(form, avals, tree, settings, order, tight, _default_dtype):
-    points, data = jax.tree.unflatten(tree, avals)
-
-    def scalar(points, data):
-        out = form.value(points, data[0])
-        if not settings.projected:
-            return out
-        weights = _random_like(out, settings.seed) if settings.random else data[1]
-        products = [jnp.sum(w * x) for w, x in zip(weights, jax.tree.leaves(out), strict=True)]
-        return functools.reduce(jnp.add, products)
-
-    def projected_gradient(points, data):
-        gradient = jax.grad(scalar)(points, data)
-        weights = _random_like(gradient, settings.seed + 1)
-        return functools.reduce(jnp.add, [jnp.sum(w * g) for w, g in zip(weights, gradient, strict=True)])
-
-    value = scalar if order == 1 else projected_gradient
-    dtype = wide_dtype()
-    leaks: set = set()
-    try:
-        _require_output(jax.eval_shape(lambda points, data: form.value(points, data[0]), points, data), data[1], settings)
-        wide_value, _, closed = widen(value, (points, data), dtype, leaks, tight)
-    except jax.errors.JAXTypeError:
-        note = "the function cannot be traced: it was called step by step"
-        own = _eager_gradient(value) if settings.automatic else lambda points, data: (value(points, data), None)
-        return _Subject(value, own, None, leaks, None, None, None, None, (note,))
-    notes = []
-    again = jax.make_jaxpr(lambda points, data: value(points, data))(
-        points, data
-    )  # traced anew: a kept trace would be the same
-    if not _same_constants(closed, again):
-        notes.append("not deterministic: tracing the function twice gives two functions")
-    if not settings.automatic:
-        only_value = jax.jit(lambda points, data: (value(points, data), None))
-        return _Subject(value, only_value, None, leaks, compiled_probe(wide_value), closed, None, None, tuple(notes))
-    both = jax.value_and_grad(value)
-    try:
-        wide_both, _, _ = widen(both, (points, data), dtype, tight=tight)
-        one_way = any_equation(closed.jaxpr, lambda eqn: eqn.primitive.name == "custom_vjp_call")  # has no forward mode
-        modes = None if one_way else _compare_modes(both, value, points, data, settings.seed)
-    except ValueError as error:
-        if "Reverse-mode differentiation does not work" not in str(error):
-            raise
-        notes.append("reverse mode does not exist for this function: the forward mode was checked")
-        both, modes = _value_and_forward_gradient(value), None
-        wide_both, _, _ = widen(both, (points, data), dtype, tight=tight)
-    rules, probe = rule_checker(closed, dtype), compiled_probe(wide_value)
-    return _Subject(value, jax.jit(both), jax.jit(wide_both), leaks, probe, closed, rules, modes, tuple(notes))
-
-
-def _compare_modes(both, value, points, data, seed):
-    """The dot-product test: `<g, v>` by reverse mode and by forward mode, and the size of the terms, in float64."""
-    dtype = wide_dtype()
-
-    def products(points, data):
-        v = _random_like(points, seed)
-        forward = jax.jvp(lambda points: value(points, data), (points,), (v,))[1]
-        terms = [jnp.sum(g * d) for g, d in zip(both(points, data)[1], v, strict=True)]
-        size = [jnp.sum(jnp.abs(g * d)) for g, d in zip(both(points, data)[1], v, strict=True)]
-        return functools.reduce(jnp.add, terms), forward, functools.reduce(jnp.add, size)
-
-    return jax.jit(widen(products, (points, data), dtype)[0])
-
-
-def _eager_gradient(value):
-    def both(points, data):
-        try:
-            return jax.value_and_grad(value)(points, data)
-        except jax.errors.JAXTypeError as error:
-            reason = str(error).partition("\n")[0]
-            raise TypeError(f"`f` must be differentiable by JAX, or `gradient` must be given. Got: {reason}") from None
-
-    return both
-
-
-def _value_and_forward_gradient(value):
-    """Value and gradient with one jvp for each entry."""
-
-    def both(points, data):
-        def by_leaf(k):
-            def one(i):
-                tangents = [jnp.zeros_like(x) for x in points]
-                tangents[k] = tangents[k].ravel().at[i].set(1).reshape(points[k].shape)
-                return jax.jvp(lambda points: value(points, data), (points,), (tangents,))[1]
-
-            return jax.lax.map(one, jnp.arange(points[k].size)).reshape(points[k].shape)
-
-        return value(points, data), [by_leaf(k) for k in range(len(points))]
-
-    return both
 
 
 def _check(call, data, subject, gradient, args) -> GradientReport:
@@ -286,7 +136,7 @@ def _check(call, data, subject, gradient, args) -> GradientReport:
     own = [np.asarray(g, np.float64) for g in own]
     with wide_arithmetic(dtype):
         wide_points = [widen_leaf(x, dtype) for x in points]
-    claims = [np.array(g) for g in own] if subject.wide is None else _wide_gradient(subject, call, data)
+    claims = [np.array(g) for g in own] if subject.wide is None else wide_gradient(subject, call, data)
     if subject.probe is not None:
         epsilon = float(jnp.finfo(dtype).eps)
         probe = Probe(
@@ -452,22 +302,6 @@ def _eager_probe(subject, points, wide_points, data, claims, dtype):
     return Probe(value, points, claims, None, epsilon, False)
 
 
-def _require_output(shapes, cotangent, settings):
-    leaves = jax.tree.leaves(shapes)
-    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves) or not leaves:
-        raise TypeError(f"`f` must return real floating-point output. Got {jax.tree.map(describe, shapes)}.")
-    if not settings.projected:
-        if not hasattr(shapes, "shape") or shapes.shape != ():
-            raise TypeError(
-                f"`f` must return a scalar, or `cotangent` must say how to project its output (a pytree like it, or "
-                f"'random'). Got {jax.tree.map(describe, shapes)}."
-            )
-    elif not settings.random:
-        got, wanted = [np.shape(c) for c in cotangent], [leaf.shape for leaf in leaves]
-        if got != wanted:
-            raise ValueError(f"`cotangent` must have the shapes of the output of `f`, {wanted}. Got {got}.")
-
-
 def _require_finite(call):
     for path, leaf, role in zip(call.paths, call.leaves, call.form.roles, strict=True):
         if role != "fixed" and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
@@ -482,18 +316,6 @@ def _cotangent_leaves(cotangent):
     if isinstance(cotangent, str) and cotangent != "random":
         raise ValueError(f"`cotangent` must be a pytree like the output of `f`, or 'random'. Got {cotangent!r}.")
     return [] if cotangent is None or isinstance(cotangent, str) else [jnp.asarray(c) for c in jax.tree.leaves(cotangent)]
-
-
-def _random_like(tree, seed):
-    """Weights for a projection, drawn by NumPy, so that they are the same with x64 on or off."""
-    rng = np.random.default_rng(seed)
-    return [jnp.asarray(rng.uniform(0.5, 1.5, x.shape) * rng.choice([-1, 1], x.shape), x.dtype) for x in jax.tree.leaves(tree)]
-
-
-def _same_constants(first, second):
-    pairs = zip(first.consts, second.consts, strict=False)
-    same = all(a is b or isinstance(a, Tracer) or np.array_equal(a, b) for a, b in pairs)
-    return same and len(first.consts) == len(second.consts) and str(first.jaxpr) == str(second.jaxpr)
 
 
 def _differ(a, b, epsilon):
