@@ -137,6 +137,8 @@ def _check(call, data, subject, gradient, args) -> GradientReport:
     with wide_arithmetic(dtype):
         wide_points = [widen_leaf(x, dtype) for x in points]
     claims = [np.array(g) for g in own] if subject.wide is None else wide_gradient(subject, call, data)
+    if subject.forward is not None:
+        notes.append(_dot_product(subject, wide_points, data, claims, dtype))
     if subject.probe is not None:
         epsilon = float(jnp.finfo(dtype).eps)
         probe = Probe(
@@ -159,14 +161,18 @@ def _check(call, data, subject, gradient, args) -> GradientReport:
         n for leaf in jax.tree.leaves((data, subject.closed.consts if subject.closed else [])) for n in np.shape(leaf)[:1]
     }
     leaves = [_examine(probe, k, paths[k], points[k].dtype, own[k], float(value), centre, counts) for k in range(len(points))]
-    if subject.modes is not None:
-        with wide_arithmetic(dtype):
-            reverse, forward, size = map(float, subject.modes(wide_points, data))
-        half = max(float(jnp.finfo(x.dtype).eps) for x in points) ** 0.5
-        agree = "agrees" if abs(reverse - forward) <= half * size or not np.isfinite(size) else "DISAGREES"
-        notes.append(f"forward mode {agree} with reverse mode: {forward:.9g} and {reverse:.9g} along a random direction")
     rules = subject.rules((points, data)) if subject.rules is not None else ()
     return GradientReport(name, _worst(leaves), _sorted(leaves), rules, tuple(notes))
+
+
+def _dot_product(subject, points, data, claims, dtype):
+    """Whether forward and reverse mode give the same slope along a random direction, as a note."""
+    with wide_arithmetic(dtype):
+        forward, direction = subject.forward(points, data)
+    terms = np.concatenate([(g * np.asarray(d)).ravel() for g, d in zip(claims, direction, strict=True)])
+    same = not abs(terms.sum() - float(forward)) > np.finfo(np.float32).eps ** 0.5 * np.abs(terms).sum()
+    verb = "agrees" if same else "DISAGREES"
+    return f"forward mode {verb} with reverse mode: {float(forward):.9g} and {terms.sum():.9g} along a random direction"
 
 
 def _examine(probe, k, path, dtype, own, value, centre, counts) -> LeafReport:
