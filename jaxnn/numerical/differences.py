@@ -360,8 +360,11 @@ def _run(call, measure, options, h, *extra):
         _require_steps_that_move(call, points, h, options)
     # Inside somebody else's trace nothing is kept: `f` may close over its tracers, and it is compiled there anyway.
     keep = is_concrete(points, traced) and call.form.hashable
-    program = (_program if keep else _program.__wrapped__)(measure, options, call.form)
-    return program(points, traced, h, *extra)
+    x64 = jnp.result_type(float) == jnp.float64
+    program = (_program if keep else _program.__wrapped__)(measure, options, call.form, x64)
+    # Lowering, which comes after tracing, has to see the wide dtype as well.
+    with wide_arithmetic(None if options.evaluation == "own" else wide_dtype()):
+        return program(points, traced, h, *extra)
 
 
 def _require_steps_that_move(call, points, h, options):
@@ -377,7 +380,7 @@ def _require_steps_that_move(call, points, h, options):
 
 
 @functools.lru_cache(maxsize=128)
-def _program(measure, options, form):
+def _program(measure, options, form, x64):
     """One function of (points, traced, h) for one function, one structure of arguments, and one measurement, jitted."""
 
     def program(points, traced, h, *extra):
@@ -386,7 +389,8 @@ def _program(measure, options, form):
             dtype, value, shapes = None, form.value, jax.eval_shape(form.value, points, traced)
         else:
             dtype = wide_dtype()
-            value, shapes, _ = widen(form.value, (points, traced), dtype)
+            with jax.enable_x64(x64):
+                value, shapes, _ = widen(form.value, (points, traced), dtype)
         with wide_arithmetic(dtype):
             wide_points = points if dtype is None else [widen_leaf(p, dtype) for p in points]
             result, dtypes = measure(lambda leaves: value(leaves, traced), wide_points, h, options, shapes, *extra)
