@@ -203,6 +203,12 @@ def test_functions_that_cannot_be_called_with_float64_are_evaluated_in_it_all_th
         np.testing.assert_allclose(numerical_grad(f)(kernel), jax.grad(f)(kernel), rtol=tolerance, atol=1e-5)
 
 
+def test_primitives_whose_lowering_depends_on_x64_are_evaluated_in_float64_too():
+    f = lambda w: jnp.sum(w[jnp.argmax(w)] ** 2) + jnp.sum(jax.scipy.special.betainc(2.0, 3.0, w))  # noqa: E731
+    w = jnp.array([0.2, 0.7, 0.4])
+    np.testing.assert_allclose(numerical_grad(f)(w), jax.grad(f)(w), rtol=1e-4)
+
+
 BAD = [
     (lambda: numerical_gradient(bowl, [3, 4]), TypeError, r"`x\[0\]` must be floating-point.* Got int 3."),
     (lambda: numerical_gradient(bowl, jnp.array([3, 4])), TypeError, r"`x` must be floating-point.* Got int32\[2\]."),

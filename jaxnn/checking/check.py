@@ -21,7 +21,7 @@ from jaxnn._calls import Call
 from jaxnn._door import describe, require_callable, require_count, require_same_form
 from jaxnn.checking.probe import Probe
 from jaxnn.checking.report import VERDICTS, Entry, GradientReport, LeafReport, digits_shared
-from jaxnn.checking.search import ask_leaf, describe_pattern, find_entries, judge_entry, sample_entries
+from jaxnn.checking.search import HANDFUL, ask_leaf, describe_pattern, find_entries, judge_entry, sample_entries
 from jaxnn.checking.subject import Settings, prepare, wide_gradient
 from jaxnn.numerical.widen import has_solver, wide_arithmetic, wide_dtype, widen_leaf
 
@@ -186,14 +186,14 @@ def _examine(probe, k, path, dtype, own, value, centre, counts) -> LeafReport:
         )
     entries: list[Entry] = []
     bad = np.flatnonzero(~np.isfinite(claims.ravel()))
-    for index in bad[:6]:
+    for index in bad[:HANDFUL]:
         entry = judge_entry(probe, k, int(index), half)
         if entry is not None:
             entries.append(entry)
             probe.claims[k].ravel()[index] = entry.numerical
     answers = ask_leaf(probe, k)
     found, explained, sampled = [], True, []
-    if len(bad) <= 6:
+    if len(bad) <= HANDFUL:
         found, explained = find_entries(probe, k, answers, half)
         if not explained:
             sampled = sample_entries(probe, k, half)
@@ -254,7 +254,7 @@ def _own_dtype(own, wide, scales, value, centre, dtype, slope):
     bad = np.flatnonzero(~np.isfinite(flat) & finite)
     if len(bad) and np.isfinite(value):
         hint = f"in {kind} only: computed in float64 the same gradient is finite"
-        return 0.0, ("not finite", [int(i) for i in bad[:6]], hint)
+        return 0.0, ("not finite", [int(i) for i in bad[:HANDFUL]], hint)
     if not np.all(np.isfinite(flat)) or not np.all(finite):
         return 0.0, None
     gap, size = np.abs(flat - true), float(np.linalg.norm(true))
@@ -273,7 +273,7 @@ def _own_dtype(own, wide, scales, value, centre, dtype, slope):
         return digits, None
     lost = lost[np.argsort(-gap[lost])]
     hint = f"in {kind} only: computed in float64 the same gradient is right, in {kind} it keeps no digit of it"
-    return digits, ("differs", [int(i) for i in lost[:6]], hint)
+    return digits, ("differs", [int(i) for i in lost[:HANDFUL]], hint)
 
 
 def _named(probe, k, index, own, half, verdict):

@@ -51,9 +51,8 @@ def judge_entry(probe: Probe, leaf: int, index: int, half_digits: float) -> Entr
     if not np.isfinite(slope.bound):
         return None
     numerical, bound = slope.value / scale, slope.bound / abs(scale)
-    left, right = sorted((slope.left / scale, slope.right / scale)) if scale < 0 else (slope.left / scale, slope.right / scale)
-    if scale < 0 and slope.kink:
-        left, right = slope.right / scale, slope.left / scale
+    # Along a direction that points down, the entry's left is on the right.
+    left, right = (side / scale for side in ((slope.right, slope.left) if scale < 0 else (slope.left, slope.right)))
     slack = bound + half_digits * max(abs(left), abs(right))
     if not np.isfinite(claim):
         verdict = "not finite"
