@@ -203,10 +203,37 @@ def test_functions_that_cannot_be_called_with_float64_are_evaluated_in_it_all_th
         np.testing.assert_allclose(numerical_grad(f)(kernel), jax.grad(f)(kernel), rtol=tolerance, atol=1e-5)
 
 
-def test_primitives_whose_lowering_depends_on_x64_are_evaluated_in_float64_too():
-    f = lambda w: jnp.sum(w[jnp.argmax(w)] ** 2) + jnp.sum(jax.scipy.special.betainc(2.0, 3.0, w))  # noqa: E731
-    w = jnp.array([0.2, 0.7, 0.4])
-    np.testing.assert_allclose(numerical_grad(f)(w), jax.grad(f)(w), rtol=1e-4)
+SPECIAL = {
+    "argmax": lambda w: w[jnp.argmax(w)] ** 2,
+    "incomplete beta": lambda w: jnp.sum(jax.scipy.special.betainc(2.0, 3.0, w)),
+    "Bessel": lambda w: jnp.sum(jax.scipy.special.i0(w)),
+    "loops batched by vmap": lambda w: jnp.sum(jax.scipy.special.exp1(w)),
+    "implicit root": lambda w: jax.lax.custom_root(lambda x: x**3 - w[0], 1.0, _newton, lambda g, y: y / g(1.0)),
+}
+INSIDE = {
+    "nothing": lambda g, w: g(w),
+    "jit": lambda g, w: jax.jit(g)(w),
+    "vmap": lambda g, w: jax.vmap(g)(w[None])[0],
+    "jit of vmap": lambda g, w: jax.jit(jax.vmap(g))(w[None])[0],
+    "fori_loop": lambda g, w: jax.lax.fori_loop(0, 1, lambda _, c: g(c), w),
+    "scan that closes over the point": lambda g, w: jax.lax.scan(lambda c, _: (g(w), None), w, length=1)[0],
+}
+
+
+def _newton(f, x):
+    return jax.lax.fori_loop(0, 30, lambda _, x: x - f(x) / (3 * x**2), x)
+
+
+@pytest.mark.parametrize("inside", INSIDE)
+@pytest.mark.parametrize("name", SPECIAL)
+def test_primitives_that_look_at_x64_are_evaluated_in_float64_wherever_the_gradient_is_asked_for(name, inside):
+    f, w = SPECIAL[name], jnp.array([0.2, 0.7, 0.4])
+    np.testing.assert_allclose(INSIDE[inside](numerical_grad(f), w), jax.grad(f)(w), rtol=1e-4, atol=1e-6)
+
+
+def test_a_numerical_gradient_inside_jit_can_be_differentiated():
+    second = jax.jit(jax.jacfwd(numerical_grad(lambda x: jnp.sum(jnp.sin(x)))))(jnp.array([0.3, 2.0]))
+    np.testing.assert_allclose(second, jnp.diag(-jnp.sin(jnp.array([0.3, 2.0]))), atol=1e-3)
 
 
 BAD = [

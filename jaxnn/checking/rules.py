@@ -19,7 +19,7 @@ from jaxnn.checking.report import VERDICTS, RuleReport
 from jaxnn.numerical.widen import wide_arithmetic, widen, widen_leaf
 
 _JAX = os.path.dirname(jax.__file__)
-_CALLS = {"jit": "jaxpr", "closed_call": "call_jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr"}
+_CALLS = {"jit": "jaxpr", "closed_call": "call_jaxpr", "eval_jaxpr": "call_jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr"}
 _RULES = ("custom_jvp_call", "custom_vjp_call")
 
 

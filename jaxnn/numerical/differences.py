@@ -37,6 +37,7 @@ from jaxnn._door import (
     require_same_form,
 )
 from jaxnn.numerical.entries import by_entry, by_entry_dense
+from jaxnn.numerical.wide_call import wide_call
 from jaxnn.numerical.widen import wide_arithmetic, wide_dtype, widen, widen_leaf
 
 Scheme = Literal["central", "forward", "backward"]
@@ -359,11 +360,15 @@ def _run(call, measure, options, h, *extra):
     if h is not None and is_concrete(h, points):
         _require_steps_that_move(call, points, h, options)
     # Inside somebody else's trace nothing is kept: `f` may close over its tracers, and it is compiled there anyway.
-    keep = is_concrete(points, traced) and call.form.hashable
+    outermost = is_concrete(points, traced, jnp.zeros(()))
+    keep = outermost and call.form.hashable
     x64 = jnp.result_type(float) == jnp.float64
     program = (_program if keep else _program.__wrapped__)(measure, options, call.form, x64)
+    dtype = None if options.evaluation == "own" else wide_dtype()
+    if not outermost and not x64 and dtype == jnp.float64:
+        return wide_call(program, dtype, points, traced, h, *extra)
     # Lowering, which comes after tracing, has to see the wide dtype as well.
-    with wide_arithmetic(None if options.evaluation == "own" else wide_dtype()):
+    with wide_arithmetic(dtype):
         return program(points, traced, h, *extra)
 
 

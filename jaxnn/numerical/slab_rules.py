@@ -17,7 +17,7 @@ from jax import lax
 from jaxnn.numerical.slab import Slab, any_index, base_of, common, cut, drop, fit, unravel, write
 
 RULES: dict[str, Callable] = {}
-CALLS = frozenset("jit pjit closed_call core_call remat2 checkpoint custom_jvp_call custom_vjp_call".split())
+CALLS = frozenset("jit pjit closed_call core_call eval_jaxpr remat2 checkpoint custom_jvp_call custom_vjp_call".split())
 ELEMENTWISE = (
     "abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp complex conj convert_element_type copy copy_p cos cosh "
     "digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma log log1p logistic lt max "

@@ -155,6 +155,16 @@ def _call(name):
     return rule
 
 
+def _composite(eqn, inputs, wide):
+    """A primitive that JAX 0.12 makes of others, such as `custom_root`: what it stands for, as its user traced it."""
+    primitive = eqn.params["_prim"]
+    avals = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in eqn.invars]
+    closed = jax.make_jaxpr(lambda *leaves: jax.tree.leaves(primitive.expand(*jax.tree.unflatten(primitive.in_tree, leaves))))(
+        *avals
+    )
+    return _evaluate(closed.jaxpr, closed.consts, inputs, wide)
+
+
 def _cond(eqn, inputs, wide):
     branches = [lambda *args, b=b: _evaluate(b.jaxpr, b.consts, args, wide) for b in eqn.params["branches"]]
     return jax.lax.switch(inputs[0], branches, *inputs[1:])
@@ -164,10 +174,18 @@ def _while(eqn, inputs, wide):
     cond, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
     n, m = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     cond_consts, body_consts, init = inputs[:n], inputs[n : n + m], inputs[n + m :]
+    going = lambda carry: _evaluate(cond.jaxpr, cond.consts, [*cond_consts, *carry], wide)[0]  # noqa: E731
     step = lambda carry: _evaluate(body.jaxpr, body.consts, [*body_consts, *carry], wide)  # noqa: E731
-    end = jax.lax.while_loop(
-        lambda carry: _evaluate(cond.jaxpr, cond.consts, [*cond_consts, *carry], wide)[0], step, list(init)
-    )
+
+    def step_of_those_that_go_on(carry):
+        on = going(carry)
+        return [
+            jnp.where(on.reshape(on.shape + (1,) * (a.ndim - on.ndim)), b, a) for a, b in zip(carry, step(carry), strict=True)
+        ]
+
+    # Under `vmap` the loops of a batch are one, whose condition has the batch's shape.
+    batched = cond.out_avals[0].shape != ()
+    end = jax.lax.while_loop(lambda carry: jnp.any(going(carry)), step_of_those_that_go_on if batched else step, list(init))
     if not (wide.tight and _has_tolerance(eqn)):
         return end
     further = jax.lax.fori_loop(0, _MORE_STEPS, lambda _, carry: step(carry), end)
@@ -259,10 +277,12 @@ _RULES = {
     "jit": _call("jaxpr"),
     "closed_call": _call("call_jaxpr"),
     "core_call": _call("call_jaxpr"),
+    "eval_jaxpr": _call("call_jaxpr"),
     "remat2": _call("jaxpr"),
     "checkpoint": _call("jaxpr"),
     "custom_jvp_call": _call("call_jaxpr"),
     "custom_vjp_call": _call("call_jaxpr"),
+    "call_hi_primitive": _composite,
     "cond": _cond,
     "while": _while,
     "scan": _scan,
