@@ -7,7 +7,7 @@ Check         check_gradient, assert_gradient
 Descent       gradient_descent, descent_path, minimize
 Network       init_network, predict, loss
 Data          load_digits, load_mnist, one_hot, sample_batch
-Training      fit
+Training      fit, sweep, show_progress, progress_log, save_checkpoint, load_checkpoint
 """
 
 import importlib
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from jaxnn.checking.report import (
         GradientError as GradientError,
         GradientReport as GradientReport,
+    )
+    from jaxnn.checkpoint import (
+        Checkpoint as Checkpoint,
+        load_checkpoint as load_checkpoint,
+        save_checkpoint as save_checkpoint,
     )
     from jaxnn.data import (
         Digits as Digits,
@@ -59,9 +64,18 @@ if TYPE_CHECKING:
         numerical_jacobian as numerical_jacobian,
         partial_derivative as partial_derivative,
     )
+    from jaxnn.progress import (
+        Progress as Progress,
+        progress_log as progress_log,
+        show_progress as show_progress,
+    )
+    from jaxnn.sweep import (
+        sweep as sweep,
+    )
     from jaxnn.training import (
         Fit as Fit,
         History as History,
+        Status as Status,
         fit as fit,
     )
 
@@ -71,6 +85,9 @@ _ROOM_OF = {
     "check_gradient": "checking.check",
     "GradientError": "checking.report",
     "GradientReport": "checking.report",
+    "Checkpoint": "checkpoint",
+    "load_checkpoint": "checkpoint",
+    "save_checkpoint": "checkpoint",
     "Digits": "data",
     "load_digits": "data",
     "load_mnist": "data",
@@ -97,8 +114,13 @@ _ROOM_OF = {
     "numerical_hessian": "numerical.differences",
     "numerical_jacobian": "numerical.differences",
     "partial_derivative": "numerical.differences",
+    "Progress": "progress",
+    "progress_log": "progress",
+    "show_progress": "progress",
+    "sweep": "sweep",
     "Fit": "training",
     "History": "training",
+    "Status": "training",
     "fit": "training",
 }
 

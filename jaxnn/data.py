@@ -223,19 +223,21 @@ def shuffled(key: Key[Array, ""], count: int) -> Int[Array, "count"]:  # noqa: F
     return jax.random.permutation(key, jnp.arange(count, dtype=jnp.int32))
 
 
-def count_examples(data: PyTree) -> int:
-    """The common length of the first axis of all arrays in `data`.
+def count_examples(data: PyTree, name: str = "data") -> int:
+    """The common length of the first axis of all arrays in `data`; `name` is what an error calls it.
 
     Raises:
       ValueError: there are no arrays, an array has no first axis, or the lengths differ, or are zero.
     """
-    require_arrays("data", data)
+    require_arrays(name, data)
     leaves = jax.tree_util.tree_flatten_with_path(data)[0]
-    shapes = {f"`data{jax.tree_util.keystr(path)}`": np.shape(leaf) for path, leaf in leaves}
+    shapes = {f"`{name}{jax.tree_util.keystr(path)}`": np.shape(leaf) for path, leaf in leaves}
     lengths = {shape[0] if shape else 0 for shape in shapes.values()}
     if len(lengths) != 1 or 0 in lengths:
-        got = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "no arrays"
-        raise ValueError(f"`data` must be arrays with the same number of examples, at least one, on the first axis. Got {got}.")
+        got = ", ".join(f"{leaf} {shape}" for leaf, shape in shapes.items()) or "no arrays"
+        raise ValueError(
+            f"`{name}` must be arrays with the same number of examples, at least one, on the first axis. Got {got}."
+        )
     return lengths.pop()
 
 

@@ -1,0 +1,262 @@
+"""Checkpoints: the state of a run on disk, written so that a kill at any moment leaves a whole one behind.
+
+A checkpoint is a ZIP of NumPy arrays (`numpy.load` opens it) with a JSON header that names every array, its dtype and its
+shape. It is written beside its place and renamed into it, both synced, so a reader sees the old one or the new one, never
+half of one. Reading trusts nothing: no pickle, no code, no more memory than the file has bytes, and every byte is covered by a
+checksum.
+"""
+
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path
+from jaxtyping import PyTree
+
+from jaxnn._door import describe, require_arrays, require_count
+
+_FORMAT, _VERSION = "jaxnn checkpoint", 1
+_NAME = re.compile(r"step_(\d{12})\.npz")
+
+
+class Checkpoint(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+      step: how many steps had been taken.
+      leaves: for each part of the state, its arrays by path, for instance `leaves["params"]["['W1']"]`.
+      records: arrays of any length, by name, for instance a history.
+      info: what else was to be remembered; JSON.
+    """
+
+    step: int
+    leaves: dict[str, dict[str, Any]]
+    records: dict[str, np.ndarray]
+    info: dict[str, Any]
+
+    def restore(self, part: str, like: PyTree) -> PyTree:
+        """One part of the state, in the structure of `like`, whose shapes and dtypes it must have.
+
+        Raises:
+          ValueError: the part is not there, or a leaf is missing, left over, or of another shape or dtype; named.
+        """
+        if part not in self.leaves:
+            raise ValueError(f"`part` must be one of {sorted(self.leaves)}, which the checkpoint holds. Got {part!r}.")
+        stored, paths = self.leaves[part], tree_flatten_with_path(like)[0]
+        wanted = {keystr(path): leaf for path, leaf in paths}
+        for path in [*wanted, *stored]:
+            there, asked = stored.get(path), wanted.get(path)
+            if there is None or asked is None or (there.shape, there.dtype) != (np.shape(asked), _dtype(asked)):
+                has = "nothing" if there is None else describe(there)
+                got = "nothing" if asked is None else describe(asked)
+                raise ValueError(f"`{part}{path}` must be as in the checkpoint, which holds {has}. Got {got}.")
+        return jax.tree.unflatten(jax.tree.structure(like), [stored[path] for path in wanted])
+
+
+def save_checkpoint(
+    directory: str | os.PathLike,
+    step: int,
+    state: Mapping[str, PyTree],
+    *,
+    records: Mapping[str, np.ndarray] | None = None,
+    info: Mapping[str, Any] | None = None,
+    keep: int = 3,
+) -> Path:
+    """Write a checkpoint, atomically, and delete all but the newest `keep`.
+
+    Args:
+      directory: where; made if it is not there.
+      step: names the file; one of the same step is replaced.
+      state: the parts of the state by name, each a pytree of arrays of any dtype, typed PRNG keys included.
+      records: further arrays by name, whose length need not be known when they are read.
+      info: anything that JSON can hold.
+      keep: how many of the newest stay.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      OSError: the directory cannot be written, or the disk is full; what was there before stays as it was.
+      TypeError: a leaf of `state` is not an array.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     path = save_checkpoint(directory, 7, {"params": {"w": jnp.ones(2)}})
+      ...     load_checkpoint(directory).restore("params", {"w": jnp.zeros(2)})
+      {'w': Array([1., 1.], dtype=float32)}
+    """
+    require_count("step", step)
+    require_count("keep", keep, least=1)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    header, arrays = {"format": _FORMAT, "version": _VERSION, "step": step, "info": dict(info or {})}, []
+    header["leaves"], header["records"] = [], list(records or {})
+    for part, tree in state.items():
+        require_arrays(part, tree)
+        for path, leaf in tree_flatten_with_path(tree)[0]:
+            array, key = _plain(leaf)
+            header["leaves"].append({"part": part, "path": keystr(path), "dtype": str(array.dtype), "key": key})
+            arrays.append(array)
+    arrays += [np.asarray(array) for array in (records or {}).values()]
+    with replacing(folder / f"step_{step:012d}.npz") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("header.json", json.dumps(header))
+        for number, array in enumerate(arrays):
+            buffer = io.BytesIO()
+            # Dtypes that NumPy's format does not know (bfloat16, float8) are written as the bits they are.
+            known = array.dtype.kind in "biufc"
+            np.lib.format.write_array(buffer, array if known else array.view(f"u{array.dtype.itemsize}"), allow_pickle=False)
+            archive.writestr(f"{number}.npy", buffer.getvalue())
+    for old in checkpoints(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return folder / f"step_{step:012d}.npz"
+
+
+def load_checkpoint(source: str | os.PathLike, *, previous: bool = False) -> Checkpoint:
+    """Read a checkpoint.
+
+    Args:
+      source: a file, or a directory, of which the newest is read.
+      previous: if the newest in the directory is broken, take the newest that is whole.
+
+    Returns:
+      A `Checkpoint`.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: the file is truncated, changed, or no checkpoint; the message says which and where.
+    """
+    path = Path(source)
+    if path.is_dir():
+        paths = checkpoints(path)[::-1]
+        if not paths:
+            raise FileNotFoundError(f"`source` must hold a checkpoint. Got {str(path)!r}, which has none.")
+    elif path.is_file():
+        paths = [path]
+    else:
+        raise FileNotFoundError(f"`source` must be a checkpoint or a directory of them. Got {str(path)!r}.")
+    for path in paths:
+        try:
+            return _read(path)
+        except ValueError:
+            if not previous or path == paths[-1]:
+                raise
+    raise AssertionError
+
+
+def checkpoints(directory: str | os.PathLike) -> list[Path]:
+    """The checkpoints in a directory, oldest first."""
+    folder = Path(directory)
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name)) if folder.is_dir() else []
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Any]:
+    """A new file that takes the place of `path` when it is complete, and leaves no trace when it is not."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def locked(directory: str | os.PathLike) -> Iterator[None]:
+    """Hold a directory for this run alone; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+      BlockingIOError: another run holds it.
+    """
+    import fcntl  # POSIX; imported here so that the rest works without it
+
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"`checkpoint` must be a directory of one run. Got {str(folder)!r}, in use.") from None
+        for left in folder.glob(".step_*.tmp"):  # what a killed run had begun to write
+            left.unlink(missing_ok=True)
+        yield
+
+
+def _plain(leaf):
+    """A leaf as a NumPy array, and the name of its generator if it is a typed key."""
+    if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf))
+    return np.asarray(leaf), None
+
+
+def _dtype(leaf):
+    return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+
+
+def _read(path):
+    def refuse(what) -> NoReturn:
+        raise ValueError(f"{path}: must be a whole checkpoint. Got {what}.") from None
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # Stored, not packed, and within the file: what is read cannot be larger than what is there.
+            sizes = [m.file_size for m in archive.infolist() if m.compress_type == zipfile.ZIP_STORED]
+            if len(sizes) != len(archive.infolist()) or sum(sizes) > path.stat().st_size:
+                refuse("a ZIP whose members are packed")
+            header = json.loads(archive.read("header.json"))
+            if not isinstance(header, dict) or header.get("format") != _FORMAT:
+                refuse("a file of another kind")
+            if header["version"] != _VERSION:
+                refuse(f"version {header['version']!r} of the format, where this package reads version {_VERSION}")
+            entries = [*header["leaves"], *header["records"]]
+            arrays = [_array(archive.read(f"{number}.npy")) for number in range(len(entries))]
+            leaves: dict[str, dict[str, Any]] = {}
+            for entry, array in zip(header["leaves"], arrays[: len(header["leaves"])], strict=True):
+                dtype = jnp.dtype(entry["dtype"])
+                array = array if array.dtype == dtype else array.view(dtype)
+                leaf = jax.random.wrap_key_data(jnp.asarray(array), impl=entry["key"]) if entry["key"] else array
+                leaves.setdefault(str(entry["part"]), {})[str(entry["path"])] = leaf
+            records = dict(zip(map(str, header["records"]), arrays[len(header["leaves"]) :], strict=True))
+            if not isinstance(header["step"], int) or not isinstance(header["info"], dict):
+                refuse("a header without step or info")
+            return Checkpoint(header["step"], leaves, records, header["info"])
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        refuse(f"a file that is cut off or changed: {error}")
+    except (KeyError, TypeError, AttributeError, NotImplementedError, RecursionError, UnicodeDecodeError) as error:
+        refuse(f"one with another header: {type(error).__name__} {error}")
+    except ValueError as error:
+        if str(error).startswith(str(path)):
+            raise
+        refuse(f"one with arrays or a header that cannot be read: {error}")
+
+
+def _array(content):
+    """An array in NumPy's format; its header may not promise more than there are bytes."""
+    buffer = io.BytesIO(content)
+    version = np.lib.format.read_magic(buffer)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(buffer)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(content) - buffer.tell():
+        raise ValueError(f"an array of shape {shape} and dtype {dtype} in {len(content)} bytes")
+    buffer.seek(0)
+    return np.lib.format.read_array(buffer, allow_pickle=False)

@@ -1,0 +1,155 @@
+"""Watching a run: what `fit` tells after each stretch of steps, shown on a terminal or written to a log.
+
+`fit(..., on_progress=f)` calls `f` with a `Progress` from process 0 alone. `show_progress` and `progress_log` make such
+functions; any other will do.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+from jaxnn.checkpoint import replacing
+
+
+class Progress(NamedTuple):
+    """Where a run stands.
+
+    Attributes:
+      epoch: the epoch that is running or has just ended, from 1.
+      epochs: how many there will be.
+      step: steps taken since the beginning of the run, earlier parts of a resumed one included.
+      steps: how many there will be.
+      loss: mean over the examples of this epoch so far, each measured before the update that it took part in.
+      record: what was measured after the epoch, or None where the epoch has not ended.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    record: dict[str, float] | None
+
+
+def show_progress(lines: TextIO | None = None, bar: TextIO | None = None) -> Callable[[Progress], None]:
+    """A line for each tenth of the epochs, and between them a bar where `bar` is a terminal.
+
+    Args:
+      lines: where the lines go; standard output by default.
+      bar: where the bar goes; standard error by default. With tqdm (`pip install 'jaxnn[progress]'`) it is tqdm's.
+
+    Returns:
+      A function for `on_progress`.
+    """
+    terminal = bar or sys.stderr
+    draw = _bar(terminal) if terminal.isatty() else None
+    began: tuple[float, int] | None = None
+    headed = False
+
+    def show(progress: Progress) -> None:
+        nonlocal began, headed
+        now = time.perf_counter()
+        began = began or (now, progress.step)  # the first stretch holds the compilation, and is left out of the speed
+        speed = (progress.step - began[1]) / (now - began[0]) if progress.step > began[1] else math.nan
+        if draw:
+            draw(progress, speed)
+        if progress.record is None:
+            return
+        if not headed:
+            print(
+                " epoch  " + "  ".join(f"{name.replace('_', ' '):>14}" for name in progress.record),
+                "steps/s",
+                file=lines or sys.stdout,
+            )
+            headed = True
+        if progress.epoch % max(1, progress.epochs // 10) == 0 or progress.epoch == progress.epochs:
+            cells = "  ".join(f"{value:14.4f}" for value in progress.record.values())
+            print(f"{progress.epoch:6}  {cells}  {_short(speed):>7}", file=lines or sys.stdout, flush=True)
+
+    return show
+
+
+def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
+    """One line of JSON for each `Progress`, with its fields and the `time` in seconds since 1970.
+
+    Lines of steps that a run resumed from a checkpoint takes again are taken out first, so each step is told once.
+
+    Args:
+      path: the file; it is appended to.
+
+    Returns:
+      A function for `on_progress`.
+    """
+    file: TextIO | None = None
+
+    def log(progress: Progress) -> None:
+        nonlocal file
+        if file is None:
+            _drop_lines(Path(path), progress.step)
+            file = open(path, "a")  # noqa: SIM115  open as long as the run goes on; every line is flushed
+        loss = progress.loss if math.isfinite(progress.loss) else None
+        record = progress.record and {k: v if math.isfinite(v) else None for k, v in progress.record.items()}
+        print(json.dumps({**progress._asdict(), "loss": loss, "record": record, "time": time.time()}), file=file, flush=True)
+
+    return log
+
+
+def _drop_lines(path, step):
+    """Take out what an earlier run logged from `step` on, and a last line that it did not finish."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] < step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"`log` must be a log of steps, or a new file. Got {str(path)!r}, with a line {line[:40]!r}."
+            ) from None
+    with replacing(path) as file:
+        file.write("".join(kept).encode())
+
+
+def _short(number):
+    return "" if math.isnan(number) else f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
+
+
+def _bar(stream):
+    """A function that draws the bar: tqdm's if it is installed, else one line that is written over."""
+    try:
+        from tqdm import tqdm  # pyright: ignore[reportMissingModuleSource]
+    except ImportError:
+        return lambda progress, speed: _draw(stream, progress, speed)
+    bar = None
+
+    def draw(progress, speed):
+        nonlocal bar
+        bar = bar or tqdm(total=progress.steps, initial=progress.step, file=stream, unit="step", leave=False)
+        bar.set_postfix_str(_told(progress), refresh=False)
+        bar.update(progress.step - bar.n)
+        if progress.step == progress.steps:
+            bar.close()
+
+    return draw
+
+
+def _draw(stream, progress, speed):
+    part = progress.step / progress.steps
+    left = (progress.steps - progress.step) / speed if speed > 0 else math.nan
+    time_left = "" if math.isnan(left) else f", {left:.0f} s left" if left < 120 else f", {left / 60:.0f} min left"
+    filled = int(20 * part)
+    text = f"{part:4.0%} |{'#' * filled}{'.' * (20 - filled)}| {_told(progress)}, {_short(speed)} steps/s{time_left}"
+    stream.write(f"\r\x1b[K{text if progress.step < progress.steps else ''}")
+    stream.flush()
+
+
+def _told(progress):
+    record = progress.record or {}
+    accuracy = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in record.items() if "accuracy" in name)
+    return f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}{accuracy}"

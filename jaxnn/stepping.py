@@ -1,0 +1,178 @@
+"""The device's part of training: one compiled program that takes any stretch of an epoch's steps.
+
+Where a stretch begins and ends is traced, so the host can come back after one step or a million without a compilation. The
+loop stops by itself before a step that would make the loss or a parameter not finite, and keeps what was good.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import keystr, tree_flatten_with_path
+from jaxtyping import Array, Bool, Int, Key, PyTree
+
+from jaxnn._door import describe, is_differentiable
+from jaxnn.data import shuffled
+
+# Examples that are measured at once.
+MEASURED_AT_ONCE = 1000
+
+
+class State(NamedTuple):
+    """What a step changes.
+
+    Attributes:
+      params: after the last good step.
+      opt_state: the optimiser's state after it.
+      finite: whether the loss and each floating leaf of the parameters were finite at the last step, good or not.
+    """
+
+    params: PyTree
+    opt_state: PyTree
+    finite: Bool[Array, "1+leaves"]  # noqa: F821
+
+    @classmethod
+    def of(cls, params: PyTree, opt_state: PyTree) -> "State":
+        """Before the first step."""
+        return cls(params, opt_state, jnp.ones(1 + len(floating_paths(params)), bool))
+
+    def not_finite(self) -> str | None:
+        """The name of what was not finite first, if anything was."""
+        names = ["loss", *(f"params{path}" for path in floating_paths(self.params))]
+        return next((name for name, fine in zip(names, np.asarray(self.finite), strict=True) if not fine), None)
+
+
+def floating_paths(params: PyTree) -> list[str]:
+    """The paths of the leaves that are trained."""
+    return [keystr(path) for path, leaf in tree_flatten_with_path(params)[0] if is_differentiable(leaf)]
+
+
+def stepper(loss: Callable, grad: Callable, batch_size: int, rest: int, mesh: Mesh | None) -> Callable:
+    """A function that takes a stretch of steps.
+
+    Args:
+      loss: `loss(params, *batch)`.
+      grad: makes the gradient out of it.
+      batch_size: examples a step.
+      rest: examples of the smaller step at the end of an epoch; 0 if there is none.
+      mesh: devices that share each batch.
+
+    Returns:
+      `run(optimizer, state, data, order, start, stop, short) -> (reached, state, losses)`: the steps `start` to `stop` of an
+      order of examples, where step i takes the i-th `batch_size` of them; if `short`, the last takes `rest`. `reached` is
+      `stop`, or the number behind the step that was not finite. Entry i of `losses` is the loss before step i.
+    """
+    gradient = grad(loss)
+    # Separately, the two would share their forward pass only as far as the compiler sees that they are alike.
+    both = jax.value_and_grad(loss) if grad is jax.grad else lambda *args: (loss(*args), gradient(*args))
+
+    def run(optimizer, state, data, order, start, stop, short):
+        def step(carry, size):
+            i, state, losses = carry
+            rows = lax.dynamic_slice(order, (i * batch_size,), (size,))
+            batch = shared(jax.tree.map(lambda a: a[rows], data), mesh)
+            value, slope = both(state.params, *batch)
+            updates, opt_state = optimizer.update(slope, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            leaves = [leaf for leaf in jax.tree.leaves(params) if is_differentiable(leaf)]
+            finite = jnp.stack([jnp.isfinite(value), *(jnp.all(jnp.isfinite(leaf)) for leaf in leaves)])
+            kept = jax.tree.map(
+                lambda new, old: jnp.where(jnp.all(finite), new, old),
+                State(params, opt_state, finite),
+                state._replace(finite=finite),
+            )
+            return i + 1, kept, losses.at[i].set(value)
+
+        dtype = jax.eval_shape(loss, state.params, *jax.tree.map(lambda a: a[:1], data)).dtype
+        carry = (start, state, jnp.full(-(-order.size // batch_size), jnp.nan, dtype))
+        carry = lax.while_loop(lambda c: (c[0] < stop - short) & jnp.all(c[1].finite), lambda c: step(c, batch_size), carry)
+        if rest:
+            carry = lax.cond(short & jnp.all(carry[1].finite), lambda c: step(c, rest), lambda c: c, carry)
+        return carry
+
+    return run
+
+
+def measurer(loss: Callable, metrics: Callable | None, mesh: Mesh | None) -> Callable[[PyTree, PyTree], dict[str, Any]]:
+    """A function `(params, data)` of the loss and the metrics on all of `data`: means over the examples."""
+
+    def part(params, batch):
+        batch = shared(batch, mesh)
+        return {"loss": loss(params, *batch), **(metrics(params, *batch) if metrics else {})}
+
+    def measure(params, data):
+        count = jax.tree.leaves(data)[0].shape[0]
+        size = min(count, MEASURED_AT_ONCE)
+        full, rest = divmod(count, size)
+
+        def at(start):
+            return part(params, jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size), data))
+
+        means = jax.tree.map(lambda a: jnp.sum(a) * size, lax.map(at, jnp.arange(full) * size))
+        if rest:
+            last = part(params, jax.tree.map(lambda a: a[full * size :], data))
+            means = jax.tree.map(lambda total, a: total + a * rest, means, last)
+        return jax.tree.map(lambda total: total / count, means)
+
+    return measure
+
+
+@functools.lru_cache(maxsize=32)
+def compiled(
+    loss: Callable,
+    optimizer: optax.GradientTransformation,
+    grad: Callable,
+    metrics: Callable | None,
+    batch_size: int,
+    rest: int,
+    mesh: Mesh | None,
+) -> tuple[Callable, Callable]:
+    """`run` for one optimiser and `measure`, compiled once for the same functions; `run` takes the place of its state."""
+    run = functools.partial(stepper(loss, grad, batch_size, rest, mesh), optimizer)
+    return jax.jit(run, donate_argnums=0), jax.jit(measurer(loss, metrics, mesh))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def order_of_epoch(key: Key[Array, ""], epoch: Any, count: int, size: int, replacement: bool) -> Int[Array, "examples"]:  # noqa: F821
+    """Which examples an epoch uses, in which order: a function of the key and the epoch's number alone."""
+    key = jax.random.fold_in(key, epoch)
+    return jax.random.randint(key, (size,), 0, count, jnp.int32) if replacement else shuffled(key, count)
+
+
+def placed(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """Arrays of our own, on the default device or whole on each device of a mesh, so that they may be overwritten."""
+
+    def place(leaf):
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        if mesh is None:
+            return jnp.array(leaf, getattr(leaf, "dtype", None))  # with a dtype said, it is not a weak type
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec()), leaf, leaf.shape)
+
+    return jax.tree.map(place, tree)
+
+
+def shared(batch: PyTree, mesh: Mesh | None) -> PyTree:
+    """A batch cut into as many parts as there are devices; the compiler fills up uneven ones and leaves the filling out."""
+    if mesh is None:
+        return batch
+    return jax.tree.map(lambda a: lax.with_sharding_constraint(a, NamedSharding(mesh, PartitionSpec(mesh.axis_names))), batch)
+
+
+def require_scalars(loss: Callable, metrics: Callable | None, params: PyTree, data: PyTree) -> None:
+    """Refuse a loss or metrics that do not return scalars."""
+    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)[1:]), a.dtype), data)
+    value = jax.eval_shape(loss, params, *batch)
+    if not hasattr(value, "shape") or value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"`loss` must return a real scalar. Got {jax.tree.map(describe, value)}.")
+    if metrics:
+        record = jax.eval_shape(metrics, params, *batch)
+        if not isinstance(record, dict) or any(getattr(v, "shape", None) != () for v in record.values()):
+            raise TypeError(f"`metrics` must return a dictionary of scalars. Got {jax.tree.map(describe, record)}.")

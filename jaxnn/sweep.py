@@ -1,0 +1,119 @@
+"""Sweeps: many training runs at once, in one compiled program, under `vmap`.
+
+A small network leaves most of a device idle; runs that differ in a learning rate or a seed fill it. Each run takes the steps
+that `fit` would take alone, and stops alone where it is no longer finite.
+"""
+
+import operator
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+
+from jaxnn._door import require_arrays, require_callable, require_count, require_floating
+from jaxnn.data import count_examples
+from jaxnn.progress import Progress
+from jaxnn.stepping import State, measurer, order_of_epoch, placed, require_scalars, stepper
+from jaxnn.training import Fit, History, Status
+
+
+def sweep(
+    loss: Callable[..., Float[Array, ""]],
+    params: PyTree | Callable[[Key[Array, ""]], PyTree],
+    data: PyTree,
+    optimizer: Callable[[Any], optax.GradientTransformation],
+    values: PyTree,
+    *,
+    key: Key[Array, "..."],
+    epochs: int = 10,
+    batch_size: int = 100,
+    grad: Callable = jax.grad,
+    replacement: bool = False,
+    test: PyTree | None = None,
+    metrics: Callable[..., dict[str, Any]] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> list[Fit]:
+    """Train once for each of `values`, all at the same time.
+
+    Args:
+      loss: as for `fit`.
+      params: where every run starts; or a function of a run's key that makes it, such as an initialisation.
+      data: as for `fit`.
+      optimizer: a function of one of `values` that returns an optimiser, such as `optax.sgd`.
+      values: an array of learning rates, or a pytree of arrays with one entry a run on the first axis.
+      key: one for all runs, which then see the same batches; or an array of keys, one a run.
+      epochs: as for `fit`.
+      batch_size: as for `fit`.
+      grad: as for `fit`.
+      replacement: as for `fit`.
+      test: as for `fit`.
+      metrics: as for `fit`; the loss and the metrics are always measured after each epoch.
+      on_progress: called after each epoch; loss and record are of the run whose loss on `data` is lowest.
+
+    Returns:
+      One `Fit` a run, in the order of `values`; its seconds are those of all runs together.
+
+    Raises:
+      TypeError: as `fit`.
+      ValueError: as `fit`; or `values` and `key` differ in length.
+
+    Example:
+      >>> digits = jaxnn.load_digits()
+      >>> params, train = jaxnn.init_network(jax.random.key(0), (64, 50, 10)), (digits.x_train, digits.t_train)
+      >>> runs = sweep(jaxnn.loss, params, train, optax.sgd, jnp.array([0.1, 1.0]), key=jax.random.key(1), epochs=5)
+      >>> [round(float(run.history.metrics["train_loss"][-1]), 1) for run in runs]
+      [2.3, 1.6]
+    """
+    for name, function in (("loss", loss), ("optimizer", optimizer), ("grad", grad)):
+        require_callable(name, function)
+    require_count("epochs", epochs, least=1)
+    require_count("batch_size", batch_size, least=1)
+    require_arrays("values", values)
+    values = placed(values, None)
+    runs, count = count_examples(values, "values"), count_examples(data)
+    if key.ndim and len(key) != runs:
+        raise ValueError(f"`key` must be one key, or one for each of the {runs} runs. Got {len(key)}.")
+    keys = key if key.ndim else jnp.broadcast_to(key, (runs,))
+    starts = jax.vmap(params)(keys) if callable(params) else jax.tree.map(lambda a: jnp.stack([a] * runs), params)
+    require_floating("params", starts)
+    data, test = placed(data, None), None if test is None else placed(test, None)
+    require_scalars(loss, metrics, jax.tree.map(operator.itemgetter(0), starts), data)
+    batch_size = min(batch_size, count)
+    per_epoch, rest = -(-count // batch_size), 0 if replacement else count % batch_size
+    step = stepper(loss, grad, batch_size, rest, None)
+    run = jax.jit(
+        jax.vmap(
+            lambda state, value, order: step(optimizer(value), state, data, order, jnp.int32(0), per_epoch, jnp.bool_(rest > 0))
+        ),
+        donate_argnums=0,
+    )
+    measure = jax.jit(jax.vmap(measurer(loss, metrics, None), (0, None)))
+    orders = jax.vmap(lambda key, epoch: order_of_epoch(key, epoch, count, per_epoch * batch_size, replacement), (0, None))
+    states = jax.vmap(lambda p, value: State.of(p, optimizer(value).init(p)))(placed(starts, None), values)
+    sets = {"train": data} if test is None else {"train": data, "test": test}
+    step_loss, records, seconds = [], [], []
+    for epoch in range(1, epochs + 1):
+        began = time.perf_counter()
+        reached, states, losses = run(states, values, orders(keys, epoch))
+        # A run that is no longer finite stands still: it reaches nothing any more.
+        measured = {name: measure(states.params, examples) for name, examples in sets.items()}
+        records.append({f"{name}_{k}": np.asarray(v) for name, record in measured.items() for k, v in record.items()})
+        step_loss.append([row[:end] for row, end in zip(np.asarray(losses), np.asarray(reached), strict=True)])
+        seconds.append(time.perf_counter() - began)
+        if on_progress:
+            best = int(np.nanargmin(np.append(records[-1]["train_loss"], np.inf))) % runs
+            record = {name: float(v[best]) for name, v in records[-1].items()}
+            on_progress(Progress(epoch, epochs, epoch * per_epoch, epochs * per_epoch, record["train_loss"], record))
+    fits = []
+    for i in range(runs):
+        state = jax.tree.map(operator.itemgetter(i), states)
+        broken, losses = state.not_finite(), np.concatenate([rows[i] for rows in step_loss])
+        status = Status("not finite" if broken else "finished", len(losses) - (broken is not None), broken)
+        history = History(losses, {name: np.array([r[name][i] for r in records]) for name in records[0]}, np.array(seconds))
+        fits.append(Fit(state.params, state.opt_state, history, status))
+    return fits
