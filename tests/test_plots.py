@@ -1,0 +1,298 @@
+"""Pictures: what is drawn is what was handed in, labelled, in the Axes asked for; and `figures.draw` writes all of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from jaxnn import (
+    accuracy,
+    check_gradient,
+    cross_entropy_error,
+    descent_path,
+    figures,
+    fit,
+    init_network,
+    loss,
+    mean_squared_error,
+    numerical_diff,
+    numerical_grad,
+    plots,
+    predict,
+)
+from jaxnn.surfaces import bowl, parabola, saddle
+
+matplotlib.use("agg")
+X = jnp.linspace(0, 20, 41)
+GRID = jnp.stack(jnp.meshgrid(jnp.arange(-2, 2.5, 0.25), jnp.arange(-2, 2.5, 0.25)), axis=-1)
+DATA = jnp.eye(4), jnp.arange(4)
+PATHS = {f"lr = {lr}": descent_path(bowl, jnp.array([-3.0, 4.0]), lr, 10) for lr in (0.01, 0.1, 1.1)}
+
+
+@pytest.fixture(autouse=True)
+def _closed_afterwards():
+    yield
+    matplotlib.pyplot.close("all")
+
+
+def history(epochs=3, **metrics):
+    measured = {name: lambda params, f=f: f(params) for name, f in metrics.items()}
+    options = {"key": jax.random.key(0), "epochs": epochs, "batch_size": 2}
+    return fit(
+        loss, {"W1": jnp.zeros((4, 4))}, DATA, optax.sgd(1.0), **options,
+        metrics=lambda params: {name: f(params) for name, f in measured.items()},
+    ).history  # fmt: skip
+
+
+def right(params):
+    return accuracy(predict(params, DATA[0]), DATA[1])
+
+
+def labels(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def curves(ax):
+    """The data of the lines that the legend names."""
+    return {line.get_label(): np.stack(line.get_data()) for line in ax.lines if not line.get_label().startswith("_")}
+
+
+def test_the_losses_are_those_of_the_library():
+    p = jnp.linspace(0.01, 1, 50)
+    answers = jnp.stack([p, 1 - p], axis=-1)
+    entropy, error = (jax.vmap(f, (0, None))(answers, jnp.array(0)) for f in (cross_entropy_error, mean_squared_error))
+    logarithm, two = plots.losses(p, entropy, error)
+    assert logarithm.get_xscale() == "log" and logarithm.get_ylabel() == "nats"
+    np.testing.assert_allclose(curves(logarithm)["-log x"][1], -np.log(p), rtol=1e-6)
+    np.testing.assert_array_equal(curves(two)["cross-entropy (nats)"], [p, entropy])
+    np.testing.assert_array_equal(curves(two)["squared error"], [p, error])
+
+
+def test_the_accuracy_is_drawn_as_stairs_below_the_loss():
+    along = jnp.linspace(0, 1, 9)
+    upper, lower = plots.loss_and_accuracy(along, along**2, jnp.round(along))
+    assert upper.get_shared_x_axes().joined(upper, lower)
+    assert lower.lines[0].get_drawstyle() == "steps-mid" and upper.lines[0].get_drawstyle() == "default"
+    np.testing.assert_array_equal(lower.lines[0].get_ydata(), np.round(along))
+
+
+def test_activations_stand_beside_their_derivatives():
+    values = {"sigmoid": jax.nn.sigmoid(X), "ReLU": jax.nn.relu(X)}
+    derivatives = {"sigmoid": numerical_diff(jax.nn.sigmoid, X), "ReLU": numerical_diff(jax.nn.relu, X)}
+    left, right = plots.activations(X, values, derivatives)
+    assert left.get_title() == "Value" and right.get_title() == "Derivative" and right.get_ylabel() == "dy/dx"
+    for name in values:
+        np.testing.assert_array_equal(curves(left)[name], [X, values[name]])
+        np.testing.assert_array_equal(curves(right)[name], [X, derivatives[name]])
+
+
+def test_tangents_and_secants_lie_on_the_curve():
+    at, h = 5.0, 5.0
+    tangent = float(numerical_diff(parabola, at))
+    secant = float(numerical_diff(parabola, at, h, scheme="forward"))
+    ax = plots.slopes(X, parabola(X), {"tangent": ((at, at), tangent), "h = 5": ((at, at + h), secant)})
+    assert labels(ax) == ["tangent: slope 0.2", "h = 5: slope 0.25"]
+    for line, slope in zip((ax.lines[1], ax.lines[3]), (tangent, secant), strict=True):
+        assert line.get_slope() == slope and line.get_xy1() == pytest.approx((at, parabola(at)))
+    np.testing.assert_allclose(ax.lines[4].get_ydata(), [parabola(at), parabola(at + h)], rtol=1e-6)
+    assert ax.get_xlim() == (0, 20) and ax.get_ylim() == pytest.approx((0, 6))
+
+
+def test_errors_against_the_step_have_logarithmic_axes_and_a_star_at_the_default():
+    h = np.logspace(-8, 0, 5)
+    ax = plots.step_errors({"forward": (h, h), "central": (h, h**2)}, {"central": (1e-5, 1e-10)})
+    assert ax.get_xscale() == ax.get_yscale() == "log" and "units of x" in ax.get_xlabel()
+    np.testing.assert_array_equal(curves(ax)["central"], [h, h**2])
+    (star,) = [line for line in ax.lines if line.get_marker() == "*" and len(line.get_xdata())]
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (1e-5, 1e-10)
+    assert star.get_color() == [line for line in ax.lines if line.get_label() == "central"][0].get_color()
+
+
+def test_the_surface_and_the_field_show_the_bowl():
+    ax = plots.surface(GRID, bowl(GRID))
+    assert ax.name == "3d" and (ax.get_xlabel(), ax.get_ylabel(), ax.get_zlabel()) == ("x0", "x1", "f(x0, x1)")
+    gradient = numerical_grad(lambda x: jnp.sum(bowl(x)))(GRID)
+    ax = plots.gradient_field(GRID, gradient)
+    (arrows,) = [c for c in ax.collections if isinstance(c, matplotlib.quiver.Quiver)]
+    np.testing.assert_allclose(arrows.U, -2 * GRID[..., 0].ravel(), atol=1e-6)
+    np.testing.assert_allclose(arrows.get_array(), 2 * jnp.linalg.norm(GRID, axis=-1).ravel(), rtol=1e-6)
+    assert "length of the gradient" in ax.figure.axes[-1].get_ylabel()
+
+
+def test_a_field_without_slopes_can_be_drawn():
+    plots.gradient_field(GRID, 0 * GRID).figure.canvas.draw()
+
+
+def test_paths_start_at_a_square_and_end_at_a_star_and_the_view_stays():
+    ax = plots.descent_paths(GRID, bowl(GRID), PATHS)
+    assert labels(ax) == list(PATHS) and ax.get_xlim() == (-2, 2.25)
+    for name, path in PATHS.items():
+        np.testing.assert_array_equal(curves(ax)[name], path.points.T)
+    squares, stars = ([line.get_xydata()[0] for line in ax.lines if line.get_marker() == m] for m in "s*")
+    np.testing.assert_array_equal(squares, [path.points[0] for path in PATHS.values()])
+    np.testing.assert_array_equal(stars, [path.points[-1] for path in PATHS.values()])
+
+
+def test_losses_of_paths_are_logarithmic_where_they_are_positive():
+    ax = plots.path_losses(PATHS)
+    assert ax.get_yscale() == "log"
+    np.testing.assert_array_equal(curves(ax)["lr = 0.1"][1], PATHS["lr = 0.1"].losses)
+    assert plots.path_losses({"saddle": descent_path(saddle, jnp.array([1.0, 0.1]), 0.1)}).get_yscale() == "linear"
+
+
+def test_a_training_run_shows_what_was_measured_where_it_was_measured():
+    run = history(3, test_loss=lambda p: loss(p, *DATA), test_accuracy=right, other=lambda p: jnp.sum(p["W1"]))
+    left, right_panel = plots.training(run)
+    np.testing.assert_array_equal(curves(left)["mini-batch"], [np.arange(1, 7), run.step_loss])
+    np.testing.assert_array_equal(curves(left)["test loss"], [[2, 4, 6], run.metrics["test_loss"]])
+    np.testing.assert_array_equal(curves(right_panel)["test accuracy"], [[1, 2, 3], run.metrics["test_accuracy"]])
+    assert (left.get_xlabel(), left.get_ylabel(), right_panel.get_xlabel()) == ("step", "loss (nats)", "epoch")
+    assert labels(left) == ["mini-batch", "test loss"], "the loss falls to the end: no minimum is marked"
+
+
+def test_the_minimum_of_the_test_loss_is_marked_where_it_rises_again():
+    run = history(3, test_loss=right)._replace(metrics={"test_loss": np.array([3.0, np.nan, 2.0, 2.5])})
+    left, right_panel = plots.training(run)
+    assert labels(left)[-1] == labels(right_panel)[-1] == "lowest test loss: epoch 3"
+    assert left.lines[-1].get_xdata()[0] == 6 * 3 / 4 and right_panel.lines[-1].get_xdata()[0] == 3
+
+
+def test_a_run_without_metrics_can_be_drawn():
+    assert labels(plots.training(history())[0]) == ["mini-batch"]
+
+
+def test_gradients_are_images_on_one_scale_and_their_difference_on_its_own():
+    params = init_network(jax.random.key(0), (4, 3), weight_scale=1.0)
+    batch = DATA[0], DATA[1] % 3
+    numerical, automatic = numerical_grad(loss)(params, *batch), jax.jit(jax.grad(loss))(params, *batch)
+    panels = plots.gradients(numerical, automatic).reshape(2, 3)
+    for triple, name in zip(panels, sorted(params), strict=True):
+        a, b, difference = (panel.images[0] for panel in triple)
+        assert name in triple[0].get_ylabel()
+        np.testing.assert_array_equal(a.get_array(), np.atleast_2d(numerical[name]).astype(float))
+        np.testing.assert_array_equal(difference.get_array(), a.get_array() - b.get_array())
+        limit = float(abs(automatic[name]).max())
+        assert a.get_clim() == b.get_clim() == (-limit, limit)
+        assert difference.get_clim()[1] < 1e-5
+    assert [panel.get_title() for panel in panels[0]] == ["numerical", "automatic", "difference"]
+
+
+def test_gradients_that_are_equal_or_not_finite_can_be_drawn():
+    gradient = {"kernel": jnp.ones((2, 2, 3)), "scale": jnp.array(jnp.nan)}
+    panels = plots.gradients(gradient, gradient)
+    assert panels[0].images[0].get_array().shape == (4, 3)
+    panels[0].figure.canvas.draw()
+
+
+def test_only_the_mistakes_are_shown_with_what_was_said():
+    x, t = jnp.arange(12.0).reshape(3, 4), jnp.array([0, 1, 1])
+    y = jnp.array([[0.9, 0.1], [0.75, 0.25], [0.2, 0.8]])
+    panels = plots.mistakes(x, t, y)
+    assert panels[0].get_title() == "1, read as 0" and panels[0].get_xlabel() == "P(0) = 75%, P(1) = 25%"
+    np.testing.assert_array_equal(panels[0].images[0].get_array(), x[1].reshape(2, 2))
+    assert len(panels) == 6 and not any(panel.images or panel.axison for panel in panels[1:])
+
+
+def test_the_evidence_of_a_check_has_the_gradient_as_a_line():
+    leaf = check_gradient(lambda x: jnp.sum(x**3), jnp.arange(3.0)).leaves[0]
+    below = plots.gradient_evidence(leaf)
+    above = below.figure.axes[0]
+    np.testing.assert_array_equal(curves(above)["numerical slope"], [leaf.steps, leaf.differences])
+    assert curves(above)["the gradient's slope"][1] == pytest.approx(leaf.autodiff)
+    assert below.get_xscale() == below.get_yscale() == "log" and below.get_title() == "[0]: agrees"
+
+
+CALLS = {
+    "losses": (plots.losses, (X / 40 + 0.1, X, X), 2),
+    "loss_and_accuracy": (plots.loss_and_accuracy, (X, X, X), 2),
+    "activations": (plots.activations, (X, {"f": X}, {"f": X}), 2),
+    "slopes": (plots.slopes, (X, X, {"f": ((5.0, 5.0), 1.0)}), None),
+    "step_errors": (plots.step_errors, ({"f": (X + 1, X + 1)},), None),
+    "gradient_field": (plots.gradient_field, (GRID, GRID), None),
+    "descent_paths": (plots.descent_paths, (GRID, bowl(GRID), PATHS), None),
+    "path_losses": (plots.path_losses, (PATHS,), None),
+    "gradients": (plots.gradients, ({"b": X}, {"b": X}), 3),
+    "mistakes": (plots.mistakes, (jnp.ones((2, 4)), jnp.zeros(2, int), jnp.eye(2)), 2),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_axes_handed_in_are_drawn_into_and_no_figure_is_made(call):
+    function, arguments, count = call
+    figure = Figure()
+    given = figure.subplots() if count is None else figure.subplots(1, count)
+    drawn = function(*arguments, **({"ax": given} if count is None else {"axes": given}))
+    assert drawn is given if count is None else list(drawn) == list(given)
+    assert np.ravel(given)[0].has_data() and not matplotlib.pyplot.get_fignums()
+
+
+def lightness(color):
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(color)]
+    return 116 * np.cbrt(np.dot(linear, [0.2126, 0.7152, 0.0722])) - 16
+
+
+def test_lines_can_be_told_apart_in_grey():
+    colors, dashes, markers = zip(*plots._STYLES, strict=True)
+    assert min(np.diff([lightness(color) for color in colors])) > 9 and lightness(colors[-1]) < 75
+    assert len(set(dashes)) == len(set(markers)) == len(colors)
+
+
+FLAT, STRIPES = Figure().subplots(), (jnp.ones((2, 3)), jnp.zeros(2, int), jnp.eye(2))
+BAD = [
+    (
+        plots.losses,
+        (X / 20 + 0.1, X[1:], X),
+        {},
+        r"`cross_entropy` must have shape \(41,\), like `probability`. Got shape \(40,",
+    ),
+    (plots.losses, (X / 40, X, X), {}, "`probability` must be above 0 and at most 1. Got 0."),
+    (plots.losses, (X / 40 + 0.1, X, X), {"axes": [None]}, "`axes` must hold 2 Axes. Got 1."),
+    (plots.activations, (X, {"f": X}, {"g": X}), {}, "`derivatives` must have the structure of `values`"),
+    (plots.activations, (X, {"f": X[1:]}, {"f": X[1:]}), {}, r"`values\['f'\]` must have shape \(41,\), like `x`"),
+    (plots.slopes, (X, X[1:], {}), {}, r"`y` must have shape \(41,\), like `x`. Got shape \(40,\)."),
+    (plots.step_errors, ({"f": (X, X[1:])},), {}, r"`curves\['f'\]\[1\]` must have shape \(41,\)"),
+    (
+        plots.surface,
+        (GRID, GRID[..., 0]),
+        {"ax": FLAT},
+        "`ax` must be made with projection='3d'. Got projection 'rectilinear'.",
+    ),
+    (plots.gradient_field, (GRID, GRID[1:]), {}, r"`gradient` must have shape \(18, 18, 2\), like `points`"),
+    (plots.descent_paths, (GRID, GRID, {}), {}, r"`values` must have shape \(18, 18\), like `points\[..., 0\]`"),
+    (plots.gradients, ({"W": X}, {"W": X[1:]}), {}, r"`numerical\['W'\]` must have shape \(40,\), like `automatic\['W'\]`"),
+    (plots.mistakes, STRIPES, {}, r"`x` must hold square images as rows. Got shape \(2, 3\)."),
+]
+
+
+@pytest.mark.parametrize("function, arguments, options, message", BAD)
+def test_what_does_not_fit_is_refused(own_errors, function, arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        function(*arguments, **options)
+
+
+def test_a_path_through_more_than_two_variables_is_refused(own_errors):
+    path = descent_path(bowl, jnp.ones(3), step_num=2)
+    with pytest.raises(ValueError, match=r"`paths\['f'\].points` must have shape \(steps, 2\). Got shape \(3, 3\)."):
+        plots.descent_paths(GRID, bowl(GRID), {"f": path})
+
+
+def test_the_default_step_is_told_without_looking_inside():
+    for scheme, h in (("forward", 2**-26), ("central", 2**-15)):  # sqrt(eps), and near 4 cbrt(eps)
+        diff = functools.partial(numerical_diff, scheme=scheme)
+        assert figures._default_step(diff, jnp.array(1.0), scheme) == h
+
+
+@pytest.mark.slow
+def test_every_picture_of_the_chapter_is_written(tmp_path):
+    written = figures.draw(tmp_path / "new")
+    assert sorted(tmp_path.glob("new/*")) == written and len(written) == len(figures._PICTURES)
+    assert [path.name[:2] for path in written] == [f"{n:02}" for n in range(1, len(written) + 1)]
+    for path in written:
+        assert path.read_bytes().startswith(b"\x89PNG") and 5_000 < path.stat().st_size < 200_000, path
+    assert not matplotlib.pyplot.get_fignums()
