@@ -14,8 +14,8 @@ from jaxnn.surfaces import bowl, parabola
 DIGITS = jaxnn.load_digits()
 
 
-def metrics(params):
-    return {"test accuracy": jaxnn.accuracy(jaxnn.predict(params, DIGITS.x_test), DIGITS.t_test)}
+def metrics(params, x, t):
+    return {"accuracy": jaxnn.accuracy(jaxnn.predict(params, x), t)}
 
 
 def main():
@@ -34,9 +34,17 @@ def main():
 
     # %% The same, for the 3,760 parameters of a network that reads digits
     params = jaxnn.init_network(jax.random.key(0), (64, 50, 10))
-    train = (DIGITS.x_train, DIGITS.t_train)
-    result = jaxnn.fit(jaxnn.loss, params, train, optax.sgd(0.5), key=jax.random.key(1), epochs=100, metrics=metrics)
-    print(f"a network after 1,500 steps: test accuracy {result.history.metrics['test accuracy'][-1]:.3f}")
+    result = jaxnn.fit(
+        jaxnn.loss,
+        params,
+        (DIGITS.x_train, DIGITS.t_train),
+        optax.sgd(0.5),
+        key=jax.random.key(1),
+        epochs=100,
+        test=(DIGITS.x_test, DIGITS.t_test),
+        metrics=metrics,
+    )
+    print(f"a network after 1,500 steps: test accuracy {result.history.metrics['test_accuracy'][-1]:.3f}")
 
 
 if __name__ == "__main__":

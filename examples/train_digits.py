@@ -4,7 +4,6 @@ Run it:  python examples/train_digits.py
 """
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import jaxnn
@@ -16,15 +15,8 @@ def loss(params, x, t):
     return jaxnn.loss(params, x, t, jax.nn.relu)
 
 
-def metrics(params):
-    scores = jaxnn.predict(params, DIGITS.x_test, jax.nn.relu)
-    return {"test_loss": jaxnn.softmax_cross_entropy(scores, DIGITS.t_test), "test_accuracy": jnp.mean(
-        jnp.argmax(scores, -1) == DIGITS.t_test)}  # fmt: skip
-
-
-def report(epoch, record):
-    if epoch % 5 == 0:
-        print(f"epoch {epoch:2}: loss {record['loss']:.4f}, test accuracy {record['test_accuracy']:.4f}")
+def metrics(params, x, t):
+    return {"accuracy": jaxnn.accuracy(jaxnn.predict(params, x, jax.nn.relu), t)}
 
 
 def main():
@@ -37,8 +29,9 @@ def main():
         key=jax.random.key(1),
         epochs=30,
         batch_size=64,
+        test=(DIGITS.x_test, DIGITS.t_test),
         metrics=metrics,
-        on_progress=report,
+        on_progress=jaxnn.show_progress(),
     )
     best = int(result.history.metrics["test_loss"].argmin()) + 1
     print(f"{len(result.history.step_loss)} steps; the test loss was lowest after epoch {best}")

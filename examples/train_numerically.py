@@ -14,8 +14,8 @@ DIGITS = jaxnn.load_digits()
 EPOCHS = 60
 
 
-def metrics(params):
-    return {"test_accuracy": jaxnn.accuracy(jaxnn.predict(params, DIGITS.x_test), DIGITS.t_test)}
+def metrics(params, x, t):
+    return {"accuracy": jaxnn.accuracy(jaxnn.predict(params, x), t)}
 
 
 def train(grad):
@@ -29,6 +29,7 @@ def train(grad):
         key=jax.random.key(1),
         epochs=EPOCHS,
         grad=grad,
+        test=(DIGITS.x_test, DIGITS.t_test),
         metrics=metrics,
     )
     return result.history.metrics["test_accuracy"][-1], len(result.history.step_loss), time.perf_counter() - start

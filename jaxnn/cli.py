@@ -61,12 +61,48 @@ def _parser():
     train.add_argument("--activation", choices=_ACTIVATIONS, default="sigmoid", help="between the layers (default: sigmoid)")
     train.add_argument("--epochs", type=_count, default=100, metavar="N", help="times through the data (default: 100)")
     train.add_argument("--batch-size", type=_count, default=100, metavar="N", help="examples a step (default: 100)")
-    train.add_argument("--lr", type=_rate, default=0.5, metavar="X", help="learning rate (default: 0.5)")
+    train.add_argument(
+        "--lr", type=_rates, default=(0.5,), metavar="X,X,...", help="learning rate; several train at once (default: 0.5)"
+    )
     train.add_argument("--optimizer", choices=_OPTIMIZERS, default="sgd", help="from optax (default: sgd)")
     train.add_argument("--weight-scale", type=_rate, default=0.01, metavar="X", help="of the first weights (default: 0.01)")
     train.add_argument("--seed", type=_seed, default=0, metavar="N", help="of weights and batches (default: 0)")
     train.add_argument("--grad", choices=("automatic", "numerical"), default="automatic", help="default: automatic")
     train.add_argument("--replacement", action="store_true", help="draw batches with replacement, as the chapter does")
+
+    left_alone = train.add_argument_group("runs that are left alone")
+    left_alone.add_argument("--checkpoint", metavar="DIR", help="save the run there; `jaxnn eval DIR` measures it")
+    left_alone.add_argument(
+        "--resume",
+        nargs="?",
+        const="newest",
+        choices=("newest", "previous"),
+        help="go on from the newest checkpoint in DIR, if there is one; `previous`: from the newest that is whole",
+    )
+    left_alone.add_argument("--every", type=_count, metavar="N", help="steps between checkpoints (default: at ends of epochs)")
+    left_alone.add_argument("--patience", type=_count, metavar="N", help="stop after N epochs without a lower test loss")
+    left_alone.add_argument("--log", metavar="FILE", help="append a line of JSON about twice a second and after each epoch")
+    machines = train.add_argument_group(
+        "several machines", "All devices share each batch. The same command is started once a process."
+    )
+    machines.add_argument(
+        "--distributed", action="store_true", help="find the others through SLURM, Kubernetes, TPU pods or MPI"
+    )
+    machines.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    machines.add_argument("--num-processes", type=_count, metavar="N", help="how many processes there are")
+    machines.add_argument("--process-id", type=_seed, metavar="I", help="which of them this is, from 0")
+
+    evaluate = _command(
+        commands,
+        "eval",
+        _eval,
+        "measure a run that `train --checkpoint DIR` saved",
+        "Loss and accuracy of the newest checkpoint in DIR, on the data that it was trained on and on the test images. With "
+        "--patience, of the best parameters so far.",
+        "jaxnn eval runs/first --json",
+    )
+    evaluate.add_argument("directory", metavar="DIR", help="what `jaxnn train --checkpoint` was given")
+    evaluate.add_argument("--data", metavar="DIR", help="other images to measure (default: those of the run)")
 
     check = _command(
         commands,
@@ -82,6 +118,16 @@ def _parser():
     check.add_argument("--order", type=int, choices=(1, 2), default=1, help="2 checks the Hessian too (default: 1)")
     check.add_argument("--seed", type=_seed, default=0, metavar="N", help="of random projections (default: 0)")
     check.add_argument("--plot", metavar="FILE", help="draw the evidence on the worst leaf")
+
+    figures = _command(
+        commands,
+        "figures",
+        _figures,
+        "draw every picture",
+        "Compute and draw the pictures of losses, derivatives, descent, training and the gradient check, as PNG files.",
+        "jaxnn figures --out figures",
+    )
+    figures.add_argument("--out", metavar="DIR", required=True, help="directory to write to; made if it is not there")
 
     _command(
         commands,
@@ -104,74 +150,242 @@ def _command(commands, name, run, summary, description, example):
 
 def _train(args):
     start = time.perf_counter()
+    if args.resume and not args.checkpoint:
+        raise ValueError("`--resume` must come with --checkpoint DIR. Got no directory.")
+    if len(args.lr) > 1 and (args.checkpoint or args.patience):
+        raise ValueError(f"`--lr` must be one number with --checkpoint or --patience. Got {len(args.lr)} numbers.")
     import jax
-    import optax
 
-    from jaxnn.data import load_digits, load_mnist
-    from jaxnn.losses import accuracy
-    from jaxnn.network import init_network, loss, predict
+    from jaxnn.network import init_network
     from jaxnn.numerical.differences import numerical_grad
+    from jaxnn.progress import progress_log, show_progress
+    from jaxnn.sweep import sweep
     from jaxnn.training import fit
 
-    say = _silent if args.json else print
-    digits = load_mnist(args.data) if args.data else load_digits()
-    train_set = (digits.x_train, digits.t_train)
+    _join(args)
+    alone = jax.process_index() == 0  # one process speaks for all
+    say = print if alone and not args.json else _silent
+    if args.checkpoint:
+        _remember(args)
+    digits, error, metrics = _task(args)
+    train_set, test_set = (digits.x_train, digits.t_train), (digits.x_test, digits.t_test)
     sizes = (digits.x_train.shape[1], *args.layers, 10)
-    activation = getattr(jax.nn, args.activation)
-    momentum = {"momentum": 0.9} if args.optimizer == "momentum" else {}
-    optimizer = getattr(optax, "sgd" if momentum else args.optimizer)(args.lr, **momentum)
     init_key, check_key, fit_key = jax.random.split(jax.random.key(args.seed), 3)
     params = init_network(init_key, sizes, args.weight_scale)
-    device = jax.devices()[0]
+    devices = jax.devices()
     say(
         f"{len(digits.t_train)} images to train on, {len(digits.t_test)} to test with; network "
         f"{'-'.join(map(str, sizes))} ({args.activation}), {sum(p.size for p in params.values())} parameters; "
-        f"JAX {jax.__version__} on {device.device_kind}"
+        f"JAX {jax.__version__} on {devices[0].device_kind}{f' x {len(devices)}' if len(devices) > 1 else ''}"
     )
-
-    def error(params, x, t):
-        return loss(params, x, t, activation)
-
-    def metrics(params):
-        return {
-            "train_loss": error(params, *train_set),
-            "train_accuracy": accuracy(predict(params, digits.x_train, activation), digits.t_train),
-            "test_accuracy": accuracy(predict(params, digits.x_test, activation), digits.t_test),
-        }
-
     check = _gradient_check(error, params, train_set, check_key)
     say("\ngradient of the loss on 10 images, numerical against automatic:")
     for name, difference in check.items():
         say(f"  {name:4} {'x'.join(map(str, params[name].shape)):>8}   relative difference {difference:.1e}")
-    say("\n epoch   loss    train accuracy   test accuracy")
+    say()
 
-    def on_progress(epoch, record):
-        if epoch % max(1, args.epochs // 10) == 0 or epoch == args.epochs:
-            say(f"{epoch:6}  {record['train_loss']:.4f}  {record['train_accuracy']:14.4f}  {record['test_accuracy']:14.4f}")
+    watchers = [show_progress()] if say is print else []
+    if args.log:
+        watchers.append(progress_log(args.log))
 
-    result = fit(
-        error,
-        params,
-        train_set,
-        optimizer,
-        key=fit_key,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        grad=numerical_grad if args.grad == "numerical" else jax.grad,
-        replacement=args.replacement,
-        metrics=metrics,
-        on_progress=on_progress,
-    )
-    steps, seconds = len(result.history.step_loss), time.perf_counter() - start
-    measured = {name: values.tolist() for name, values in result.history.metrics.items()}
+    def on_progress(progress):
+        for watcher in watchers:
+            watcher(progress)
+
+    common = {
+        "key": fit_key,
+        "epochs": args.epochs,
+        "batch_size": args.batch_size,
+        "grad": numerical_grad if args.grad == "numerical" else jax.grad,
+        "replacement": args.replacement,
+        "test": test_set,
+        "metrics": metrics,
+        "on_progress": on_progress,
+    }
+    if len(args.lr) > 1:
+        results = sweep(error, params, train_set, _optimizer(args), jax.numpy.array(args.lr), **common)
+    else:
+        mesh = (
+            jax.make_mesh((len(devices),), ("devices",), axis_types=(jax.sharding.AxisType.Auto,)) if len(devices) > 1 else None
+        )
+        result = fit(
+            error,
+            params,
+            train_set,
+            _optimizer(args)(args.lr[0]),
+            **common,
+            patience=args.patience,
+            checkpoint=args.checkpoint,
+            resume={"newest": True, "previous": "previous", None: False}[args.resume],
+            every=args.every,
+            mesh=mesh,
+        )
+        results = [result]
+    seconds = time.perf_counter() - start
+    if args.json and alone:
+        told = [_told(result) | {"lr": lr} for lr, result in zip(args.lr, results, strict=True)]
+        whole = told[0] if len(told) == 1 else {"runs": told}
+        _print_json({**whole, "gradient_check": check, "seconds": seconds})
+    _conclude(args, results, seconds, say)
+    if all(result.status.reason == "not finite" for result in results):
+        return 1
+    return 130 if results[0].status.reason == "interrupted" else 0
+
+
+def _join(args):
+    """Meet the other processes, if there are any."""
+    import jax
+
+    given = {"--coordinator": args.coordinator, "--num-processes": args.num_processes, "--process-id": args.process_id}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) < 3:
+        if missing:
+            raise ValueError(f"`{missing[0]}` must be given with the other two. Got {', '.join(set(given) - set(missing))}.")
+        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+    elif args.distributed:
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                "`--distributed` must run under SLURM, Kubernetes, MPI or on a TPU pod, or come with --coordinator, "
+                f"--num-processes and --process-id. Got {error}"
+            ) from error
+
+
+def _task(args):
+    """The data, the loss and the metrics of a run."""
+    import jax
+
+    from jaxnn.data import load_digits, load_mnist
+    from jaxnn.losses import accuracy
+    from jaxnn.network import loss, predict
+
+    activation = getattr(jax.nn, args.activation)
+    digits = load_mnist(args.data) if args.data else load_digits()
+
+    def error(params, x, t):
+        return loss(params, x, t, activation)
+
+    def metrics(params, x, t):
+        return {"accuracy": accuracy(predict(params, x, activation), t)}
+
+    return digits, error, metrics
+
+
+def _optimizer(args):
+    """A function of the learning rate."""
+    import functools
+
+    import optax
+
+    if args.optimizer == "momentum":
+        return functools.partial(optax.sgd, momentum=0.9)
+    return getattr(optax, args.optimizer)
+
+
+# What `jaxnn eval` has to know of a run, and what must be the same when it is resumed.
+_REMEMBERED = ("data", "layers", "activation", "optimizer", "weight_scale", "seed")
+
+
+def _remember(args):
+    """Write down beside the checkpoints what the run is; or, if it is there already, see that it is the same."""
+    import pathlib
+
+    from jaxnn.checkpoint import replacing
+
+    directory = pathlib.Path(args.checkpoint)
+    asked = {name: getattr(args, name) for name in _REMEMBERED}
+    asked |= {"layers": list(args.layers), "data": args.data and str(pathlib.Path(args.data).resolve())}
+    path = directory / "run.json"
+    if args.resume and path.exists():
+        for name, value in _read_run(directory).items():
+            if asked[name] != value:
+                raise ValueError(f"`--{name.replace('_', '-')}` must be {value!r}, as in {path}. Got {asked[name]!r}.")
+    elif not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(json.dumps(asked).encode())
+
+
+def _read_run(directory):
+    """What `_remember` wrote."""
+    try:
+        run = json.loads((directory / "run.json").read_text())
+        if run.keys() != set(_REMEMBERED):
+            raise ValueError(f"it holds {', '.join(run)}")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"`DIR` must be what `jaxnn train --checkpoint` was given. Got {str(directory)!r}: {error}."
+        ) from error
+    return run
+
+
+def _eval(args):
+    import pathlib
+
+    directory = pathlib.Path(args.directory)
+    run = argparse.Namespace(**_read_run(directory))
+    import jax
+
+    from jaxnn.checkpoint import load_checkpoint
+    from jaxnn.network import init_network
+    from jaxnn.stepping import measurer
+
+    run.data = args.data or run.data
+    digits, error, metrics = _task(run)
+    like = init_network(jax.random.key(0), (digits.x_train.shape[1], *run.layers, 10))
+    found = load_checkpoint(directory)
+    params = found.restore("best" if "best" in found.leaves else "params", like)
+    measure = jax.jit(measurer(error, metrics, None))
+    sets = {"train": (digits.x_train, digits.t_train), "test": (digits.x_test, digits.t_test)}
+    record = {f"{name}_{k}": float(v) for name, examples in sets.items() for k, v in measure(params, examples).items()}
     if args.json:
-        _print_json({**measured, "gradient_check": check, "steps": steps, "seconds": seconds})
+        _print_json({"step": found.step, **record})
         return 0
-    say(
-        f"\n{steps} steps by {args.grad} gradients in {seconds:.1f} s, start to end: "
-        f"test accuracy {measured['test_accuracy'][-1]:.4f}"
-    )
+    print(f"after step {found.step}")
+    for name, value in record.items():
+        print(f"  {name.replace('_', ' '):14}  {value:.4f}")
     return 0
+
+
+def _figures(args):
+    from jaxnn.figures import draw
+
+    paths = [str(path) for path in draw(args.out)]
+    if args.json:
+        _print_json(paths)
+    else:
+        print(*paths, sep="\n")
+    return 0
+
+
+def _told(result):
+    """A result as JSON has it."""
+    metrics = {name: values.tolist() for name, values in result.history.metrics.items()}
+    return {**metrics, "steps": result.status.step, "status": result.status.reason}
+
+
+def _conclude(args, results, seconds, say):
+    """The last lines of a run."""
+    say()
+    for lr, result in zip(args.lr, results, strict=True):
+        (reason, step, leaf), metrics = result.status, result.history.metrics
+        place = f"lr {lr:g}: " if len(results) > 1 else ""
+        if reason == "not finite":
+            say(f"{place}stopped after step {step}: at the next one, {leaf} was not finite")
+        elif reason != "finished":
+            say(f"{place}stopped after step {step}: {reason}")
+        if "test_loss" in metrics:
+            lowest = int(metrics["test_loss"].argmin())
+            accuracy = metrics["test_accuracy"][lowest if args.patience else -1]
+            say(
+                f"{place}{step} steps by {args.grad} gradients in {seconds:.1f} s, start to end: test accuracy {accuracy:.4f}"
+                f"{f' after epoch {lowest + 1}, the best' if args.patience else ''}"
+            )
+            if metrics["test_loss"][-1] > 1.1 * metrics["test_loss"][lowest]:
+                say(
+                    f"{place}overfitting: the test loss was lowest after epoch {lowest + 1} and has risen by over a tenth since"
+                )
 
 
 def _gradient_check(error, params, train_set, key):
@@ -285,6 +499,10 @@ def _seed(text):
 
 def _rate(text):
     return _number(float, text, 0, "a finite number of at least 0")
+
+
+def _rates(text):
+    return tuple(_rate(part) for part in text.split(","))
 
 
 def _sizes(text):

@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -48,14 +49,14 @@ def show_progress(lines: TextIO | None = None, bar: TextIO | None = None) -> Cal
     """
     terminal = bar or sys.stderr
     draw = _bar(terminal) if terminal.isatty() else None
-    began: tuple[float, int] | None = None
+    recent: deque[tuple[float, int]] = deque(maxlen=20)
     headed = False
 
     def show(progress: Progress) -> None:
-        nonlocal began, headed
-        now = time.perf_counter()
-        began = began or (now, progress.step)  # the first stretch holds the compilation, and is left out of the speed
-        speed = (progress.step - began[1]) / (now - began[0]) if progress.step > began[1] else math.nan
+        nonlocal headed
+        recent.append((time.perf_counter(), progress.step))
+        (began, first), (now, step) = recent[0], recent[-1]
+        speed = (step - first) / (now - began) if step > first else math.nan
         if draw:
             draw(progress, speed)
         if progress.record is None:

@@ -257,16 +257,16 @@ class _Log:
     @classmethod
     def of(cls, found: Checkpoint) -> "_Log":
         """As it was when a checkpoint was written."""
-        numbers = dict(zip(_NUMBERS, found.records["numbers"].tolist(), strict=True))
-        log = cls(found.step, [found.records["step_loss"]], seconds=found.records["seconds"].tolist(), **numbers)
-        log.examples, log.waited = int(log.examples), int(log.waited)
+        spent, total, examples, best, waited = found.records["numbers"].tolist()
+        log = cls(found.step, [found.records["step_loss"]], {}, found.records["seconds"].tolist(), spent, total)
+        log.examples, log.best, log.waited = int(examples), best, int(waited)
         log.records = {name[8:]: a.tolist() for name, a in found.records.items() if name.startswith("metrics/")}
         return log
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What `of` reads."""
         history = self.history()
-        numbers = np.array([getattr(self, name) for name in _NUMBERS])
+        numbers = np.array([self.spent, self.total, self.examples, self.best, self.waited])
         metrics = {f"metrics/{name}": values for name, values in history.metrics.items()}
         return {"step_loss": history.step_loss[: self.step], "seconds": history.seconds, "numbers": numbers, **metrics}
 
@@ -302,9 +302,6 @@ class _Log:
         better = watched < self.best
         self.best, self.waited = (watched, 0) if better else (self.best, self.waited + 1)
         return better
-
-
-_NUMBERS = ("spent", "total", "examples", "best", "waited")
 
 
 class _Source(NamedTuple):
@@ -366,9 +363,11 @@ def _find(directory, resume, identity):
             f"`checkpoint` must be empty unless `resume` is set. Got {str(directory)!r}, with {there[-1].name}."
         )
     found = load_checkpoint(directory, previous=resume == "previous")
+    if found.info.keys() != identity.keys():
+        raise ValueError(f"`checkpoint` must hold a run of `fit`. Got {str(directory)!r}, with something else.")
     for name, value in identity.items():
-        if found.info.get(name) != value:
-            raise ValueError(f"`{name}` must be {found.info.get(name)}, as in the checkpoint. Got {value}.")
+        if found.info[name] != value:
+            raise ValueError(f"`{name}` must be {found.info[name]}, as in the checkpoint. Got {value}.")
     if jax.process_count() > 1:
         multihost_utils.assert_equal(found.step, "`checkpoint` must be a directory that all processes see.")
     return found

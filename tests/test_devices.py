@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 PROGRAM = """
@@ -41,22 +42,85 @@ def test_the_entries_are_shared_by_eight_devices_with_the_same_numbers():
     assert "same on 8 devices of 1 processes" in done.stdout, done.stderr[-2000:]
 
 
+TRAINING = """
+import sys
+import jax, numpy as np, optax
+from jax.sharding import AxisType
+import jaxnn
+
+if len(sys.argv) > 3:
+    jax.distributed.initialize(sys.argv[3], 2, int(sys.argv[4]))
+mesh = None
+if jax.device_count() > 1:
+    mesh = jax.make_mesh((jax.device_count(),), ("devices",), axis_types=(AxisType.Auto,))
+rng = np.random.default_rng(0)
+x, t = rng.uniform(size=(230, 12)).astype(np.float32), rng.integers(0, 5, 230).astype(np.int32)
+params = jaxnn.init_network(jax.random.key(0), (12, 7, 5), 0.1)
+batch_size = int(sys.argv[2])
+epochs = -(-100 // -(-230 // batch_size))
+result = jaxnn.fit(jaxnn.loss, params, (x, t), optax.adam(0.01), key=jax.random.key(1), epochs=epochs,
+                   batch_size=batch_size, mesh=mesh, test=(x[:23], t[:23]))
+assert len(result.history.step_loss) >= 100
+np.savez(sys.argv[1], loss=result.history.step_loss, test=result.history.metrics["test_loss"],
+         **{name: np.asarray(leaf) for name, leaf in result.params.items()})
+"""
+
+
+@pytest.mark.parametrize("batch_size", [24, 50, 33])
+def test_eight_devices_train_as_one_does_whatever_the_batch(tmp_path, batch_size):
+    for devices in (1, 8):
+        command = [sys.executable, "-c", TRAINING, str(tmp_path / f"{devices}.npz"), str(batch_size)]
+        subprocess.run(command, env=environment(devices), check=True, timeout=300)
+    agree(tmp_path / "1.npz", tmp_path / "8.npz")
+
+
+def agree(one, many):
+    with np.load(one) as a, np.load(many) as b:
+        for name in a.files:
+            np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-6, err_msg=name)
+
+
 @pytest.mark.slow
-def test_the_entries_are_shared_by_two_processes_with_the_same_numbers():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+@pytest.mark.parametrize("batch_size", [24, 33])
+def test_two_processes_train_as_one_does(tmp_path, batch_size):
+    subprocess.run(
+        [sys.executable, "-c", TRAINING, str(tmp_path / "one.npz"), str(batch_size)],
+        env=environment(1), check=True, timeout=300,
+    )  # fmt: skip
+    in_two_processes([TRAINING], lambda number: [str(tmp_path / f"{number}.npz"), str(batch_size)])
+    agree(tmp_path / "one.npz", tmp_path / "0.npz")
+    agree(tmp_path / "one.npz", tmp_path / "1.npz")
+
+
+def in_two_processes(program, arguments):
+    """Run a program twice, as processes 0 and 1 of one run; what each printed."""
+    address = free_address()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, address, str(number)],
+            [sys.executable, "-c", *program, *arguments(number), address, str(number)],
             env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for number in range(2)
     ]  # fmt: skip
     try:
+        printed = []
         for process in processes:
             out, err = process.communicate(timeout=240)
-            assert "same on 2 devices of 2 processes" in out, err[-2000:]
+            assert process.returncode == 0, err[-2000:]
+            printed.append(out)
+        return printed
     finally:
         for process in processes:
             process.kill()
+
+
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.mark.slow
+def test_the_entries_are_shared_by_two_processes_with_the_same_numbers():
+    for out in in_two_processes([PROGRAM], lambda number: []):
+        assert "same on 2 devices of 2 processes" in out

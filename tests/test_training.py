@@ -1,12 +1,14 @@
 """Training: whole epochs, what the history says, and that the network learns."""
 
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxnn import accuracy, fit, init_network, load_digits, loss, numerical_grad, predict
+from jaxnn import Status, accuracy, fit, init_network, load_digits, loss, numerical_grad, predict, sweep
 
 KEY = jax.random.key(0)
 
@@ -23,11 +25,13 @@ def linear_case(count=25):
 
 def test_the_digits_are_learned():
     digits = load_digits()
-    metrics = lambda p: {"test_accuracy": accuracy(predict(p, digits.x_test), digits.t_test)}  # noqa: E731
+    metrics = lambda p, x, t: {"accuracy": accuracy(predict(p, x), t)}  # noqa: E731
     result = fit(
         loss, init_network(KEY, (64, 50, 10)), (digits.x_train, digits.t_train), optax.sgd(0.5),
-        key=KEY, epochs=100, metrics=metrics,
+        key=KEY, epochs=100, metrics=metrics, test=(digits.x_test, digits.t_test),
     )  # fmt: skip
+    assert list(result.history.metrics) == ["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
+    assert result.status == Status("finished", 1500)
     history = result.history
     assert history.step_loss.shape == (1500,) and history.metrics["test_accuracy"].shape == (100,)
     assert history.step_loss[0] == pytest.approx(np.log(10), rel=0.01) and history.metrics["test_accuracy"][-1] > 0.95
@@ -64,12 +68,167 @@ def test_progress_reports_the_mean_loss_of_all_examples():
     seen = []
     result = fit(
         linear, params, data, optax.sgd(0.1), key=KEY, epochs=3, batch_size=10,
-        metrics=lambda p: {"size": jnp.sum(p["w"] ** 2)}, on_progress=lambda epoch, record: seen.append((epoch, record)),
+        metrics=lambda p, x, t: {"size": jnp.sum(p["w"] ** 2)}, on_progress=seen.append,
     )  # fmt: skip
+    ends = [p for p in seen if p.record is not None]
     losses = result.history.step_loss.reshape(3, 3)
-    assert [epoch for epoch, _ in seen] == [1, 2, 3]
-    np.testing.assert_allclose([r["loss"] for _, r in seen], losses @ np.array([10, 10, 5]) / 25, rtol=1e-6)
-    np.testing.assert_allclose([r["size"] for _, r in seen], result.history.metrics["size"])
+    assert [(p.epoch, p.epochs, p.step, p.steps) for p in ends] == [(1, 3, 3, 9), (2, 3, 6, 9), (3, 3, 9, 9)]
+    assert [p.step for p in seen] == sorted({p.step for p in seen})
+    np.testing.assert_allclose([p.loss for p in ends], losses @ np.array([10, 10, 5]) / 25, rtol=1e-6)
+    np.testing.assert_allclose([p.record["train_size"] for p in ends], result.history.metrics["train_size"])
+
+
+@pytest.mark.parametrize("count", [25, 999, 1000, 2345])
+def test_measurements_are_means_over_all_examples(count):
+    params, (x, t) = linear_case(count)
+    params = {"w": jnp.array([1.0, 2.0, 3.0])}
+    result = fit(linear, params, (x, t), optax.sgd(0.0), key=KEY, epochs=1, test=(x[:7], t[:7]))
+    assert result.history.metrics["train_loss"][0] == pytest.approx(float(linear(params, x, t)), rel=1e-5)
+    assert result.history.metrics["test_loss"][0] == pytest.approx(float(linear(params, x[:7], t[:7])), rel=1e-5)
+
+
+def same(a, b):
+    return all(np.array_equal(p, q) for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.mark.parametrize("batch_size", [10, 7, 25])
+@pytest.mark.parametrize("replacement", [False, True])
+def test_streamed_examples_train_to_the_same_bits(monkeypatch, batch_size, replacement):
+    params, data = linear_case()
+    data = jax.tree.map(np.asarray, data)
+    call = dict(key=KEY, epochs=3, batch_size=batch_size, replacement=replacement, test=data)
+    whole = fit(linear, params, data, optax.adam(0.1), **call)
+    monkeypatch.setattr("jaxnn.training._PIECE", 2 * batch_size * 16)  # two steps a piece
+    pieces = fit(linear, params, data, optax.adam(0.1), stream=True, **call)
+    assert same(whole.params, pieces.params) and same(whole.history.step_loss, pieces.history.step_loss)
+    np.testing.assert_allclose(whole.history.metrics["test_loss"], pieces.history.metrics["test_loss"], rtol=1e-6)
+
+
+def test_the_callers_arrays_survive_and_a_second_run_traces_nothing():
+    params, data = linear_case()
+    traces = []
+
+    def counted(params, x, t):
+        traces.append(1)
+        return linear(params, x, t)
+
+    optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=optax.linear_schedule(0.1, 0.0, 100))
+    first = fit(counted, params, data, optimizer, key=KEY, epochs=2, batch_size=10, test=data)
+    before = len(traces)
+    second = fit(counted, params, data, optimizer, key=KEY, epochs=5, batch_size=10, test=data)
+    assert len(traces) - before <= 1  # the look at what it returns, no compilation
+    assert np.array_equal(first.history.step_loss, second.history.step_loss[:6])
+    assert params["w"].tolist() == [0, 0, 0] and data[0].shape == (25, 3)
+
+
+def test_patience_gives_back_the_best_parameters():
+    params, data = linear_case()
+    watched = iter([5.0, 3.0, 4.0, 2.0, 3.0, 2.5, 2.0, 1.0])
+    seen = []
+    result = fit(
+        linear, params, data, optax.sgd(0.01), key=KEY, epochs=50, batch_size=25, patience=3,
+        watch=lambda record: seen.append(record["train_loss"]) or next(watched),
+    )  # fmt: skip
+    assert result.status == Status("no improvement", 7)
+    assert float(linear(result.params, *data)) == pytest.approx(seen[3], rel=1e-5)  # 2.0 was the lowest
+    assert len(result.history.metrics["train_loss"]) == 7
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_run_stops_before_it_is_not_finite_and_says_where(stream):
+    params = {"a": jnp.array([1.0, 1.0]), "b": jnp.ones(())}
+    cliff = lambda p, x: jnp.mean(p["b"] * 0 - jnp.sum(p["a"]) * x)  # its slope is minus the mean of x  # noqa: E731
+    x = np.ones((30, 1), np.float32)
+    clip = optax.sgd(1e38)
+    result = fit(cliff, params, (x,), clip, key=KEY, epochs=3, batch_size=10, stream=stream)
+    assert result.status == Status("not finite", 1, "loss") or result.status.reason == "not finite"
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params))
+    one = fit(lambda p, x: jnp.sum(p["a"]) * jnp.mean(x), params, (x,), optax.sgd(np.inf), key=KEY, epochs=1)
+    assert one.status == Status("not finite", 0, "params['a']") and same(one.params, params)
+
+
+def test_what_a_run_ends_with_can_be_gone_on_with():
+    params, data = linear_case()
+    result = fit(linear, params, data, optax.adam(0.1), key=KEY, epochs=2)
+    assert result.opt_state[0].count == 2 and not result.params["w"].is_deleted()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_a_checkpoint_and_the_rest_follows_later(tmp_path, number):
+    params, data = linear_case()
+    call = dict(key=KEY, epochs=400, batch_size=10)
+    before = signal.getsignal(number)
+    stop = lambda p: p.step > 600 and signal.raise_signal(number)  # noqa: E731
+    stopped = fit(linear, params, data, optax.adam(0.1), checkpoint=tmp_path, on_progress=stop, **call)
+    assert stopped.status.reason == "interrupted" and 600 < stopped.status.step < 1200
+    assert signal.getsignal(number) is before
+    rest = fit(linear, params, data, optax.adam(0.1), checkpoint=tmp_path, resume=True, **call)
+    whole = fit(linear, params, data, optax.adam(0.1), **call)
+    assert same(rest.params, whole.params) and same(rest.history.step_loss, whole.history.step_loss)
+    assert rest.status == Status("finished", 1200) and len(rest.history.seconds) == 400
+
+
+@pytest.mark.parametrize("every", [1, 4, 5, 1000])
+def test_a_resumed_run_is_the_uninterrupted_one_wherever_it_was_cut(tmp_path, every):
+    params, data = linear_case()
+    call = dict(
+        key=KEY, batch_size=10, patience=50, test=data, optimizer=optax.adam(0.1), loss=linear, params=params, data=data
+    )
+    whole = fit(epochs=9, **call)
+
+    def crash(progress):
+        if progress.step >= 11:
+            raise RuntimeError("the machine went away")
+
+    with pytest.raises(RuntimeError):
+        fit(epochs=9, checkpoint=tmp_path, every=every, on_progress=crash, **call)
+    rest = fit(epochs=9, checkpoint=tmp_path, every=every, resume=True, **call)
+    assert same(rest.params, whole.params) and same(rest.history[:2], whole.history[:2]) and rest.status == whole.status
+    assert len(list(tmp_path.glob("*.npz"))) <= 3
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, own_errors):
+    params, data = linear_case()
+    call = dict(key=KEY, epochs=2, batch_size=10, checkpoint=tmp_path, resume=True)
+    fit(linear, params, data, optax.adam(0.1), **call)
+    for change, message in [
+        ({"batch_size": 5}, "`batch_size` must be 10, as in the checkpoint. Got 5."),
+        ({"key": jax.random.key(9)}, "`key` must be .*, as in the checkpoint"),
+        ({"resume": False}, "`checkpoint` must be empty unless `resume` is set. Got .* with step_000000000006.npz."),
+        ({"resume": "yes"}, "`resume` must be True, False or 'previous'. Got 'yes'."),
+    ]:
+        with pytest.raises((ValueError, FileExistsError), match=message):
+            fit(linear, params, data, optax.adam(0.1), **{**call, **change})
+    with pytest.raises(
+        ValueError, match=r"`params\['w'\]` must be as in the checkpoint, which holds float32\[3\]. Got float32\[2\]."
+    ):
+        fit(lambda p, x, t: jnp.sum(p["w"]), {"w": jnp.ones(2)}, data, optax.adam(0.1), **call)
+    with pytest.raises(ValueError, match=r"`opt_state.*` must be as in the checkpoint"):
+        fit(linear, params, data, optax.sgd(0.1, momentum=0.9), **call)
+
+
+def test_a_sweep_trains_as_each_run_would_alone():
+    params, data = linear_case()
+    rates = jnp.array([0.01, 0.1, 1e30])
+    runs = sweep(linear, params, data, optax.sgd, rates, key=KEY, epochs=4, batch_size=10, test=data)
+    for rate, run in zip(rates[:2], runs, strict=False):
+        alone = fit(linear, params, data, optax.sgd(rate), key=KEY, epochs=4, batch_size=10, test=data)
+        np.testing.assert_allclose(run.params["w"], alone.params["w"], rtol=1e-5)
+        np.testing.assert_allclose(run.history.step_loss, alone.history.step_loss, rtol=1e-5)
+        np.testing.assert_allclose(run.history.metrics["test_loss"], alone.history.metrics["test_loss"], rtol=1e-4)
+        assert run.status == alone.status
+    assert runs[2].status.reason == "not finite" and len(runs[2].history.step_loss) == runs[2].status.step + 1
+
+
+def test_a_sweep_over_seeds_starts_each_run_from_its_own_key():
+    digits = load_digits()
+    data = (digits.x_train[:100], digits.t_train[:100])
+    keys = jax.random.split(KEY, 3)
+    start = lambda key: init_network(key, (64, 5, 10))  # noqa: E731
+    runs = sweep(loss, start, data, optax.adam, jnp.full(3, 0.01), key=keys, epochs=2, batch_size=30)
+    for key, run in zip(keys, runs, strict=True):
+        alone = fit(loss, start(key), data, optax.adam(0.01), key=key, epochs=2, batch_size=30)
+        np.testing.assert_allclose(run.history.step_loss, alone.history.step_loss, rtol=1e-5)
 
 
 def test_drawing_with_replacement_trains_too():
@@ -85,6 +244,17 @@ BAD = [
     ({"data": (jnp.ones((0, 3)), jnp.ones(0))}, ValueError, "`data` must be arrays with the same number of examples"),
     ({"params": {"w": jnp.ones(3, int)}}, TypeError, r"`params\['w'\]` must be floating-point"),
     ({"loss": None}, TypeError, "`loss` must be a function. Got NoneType None."),
+    ({"loss": lambda p, x, t: x}, TypeError, r"`loss` must return a real scalar. Got float32\[1, 3\]."),
+    ({"metrics": lambda p, x, t: x}, TypeError, r"`metrics` must return a dictionary of scalars. Got float32\[1, 3\]."),
+    (
+        {"test": (jnp.ones(3), jnp.ones(2))},
+        ValueError,
+        r"`test` must be arrays with the same number .* Got `test\[0\]` \(3,\), ",
+    ),
+    ({"patience": 0}, ValueError, "`patience` must be an integer of at least 1. Got 0."),
+    ({"every": -1}, ValueError, "`every` must be an integer of at least 1. Got -1."),
+    ({"keep": None}, TypeError, "`keep` must be an integer. Got NoneType None."),
+    ({"mesh": 8}, TypeError, "`mesh` must be a jax.sharding.Mesh. Got int 8."),
 ]
 
 
