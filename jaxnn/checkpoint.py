@@ -101,8 +101,9 @@ def save_checkpoint(
     require_count("keep", keep, least=1)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    header, arrays = {"format": _FORMAT, "version": _VERSION, "step": step, "info": dict(info or {})}, []
-    header["leaves"], header["records"] = [], list(records or {})
+    header: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "step": step, "info": dict(info or {})}
+    arrays = []
+    header |= {"parts": list(state), "leaves": [], "records": list(records or {})}
     for part, tree in state.items():
         require_arrays(part, tree)
         for path, leaf in tree_flatten_with_path(tree)[0]:
@@ -115,7 +116,7 @@ def save_checkpoint(
         for number, array in enumerate(arrays):
             buffer = io.BytesIO()
             # Dtypes that NumPy's format does not know (bfloat16, float8) are written as the bits they are.
-            known = array.dtype.kind in "biufc"
+            known = array.dtype.isbuiltin == 1
             np.lib.format.write_array(buffer, array if known else array.view(f"u{array.dtype.itemsize}"), allow_pickle=False)
             archive.writestr(f"{number}.npy", buffer.getvalue())
     for old in checkpoints(folder)[:-keep]:
@@ -218,7 +219,10 @@ def _read(path):
         raise ValueError(f"{path}: must be a whole checkpoint. Got {what}.") from None
 
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            file.seek(0)
+            if file.read(4) != b"PK\x03\x04":
+                refuse("a file that begins with something else")  # which the ZIP format allows
             # Stored, not packed, and within the file: what is read cannot be larger than what is there.
             sizes = [m.file_size for m in archive.infolist() if m.compress_type == zipfile.ZIP_STORED]
             if len(sizes) != len(archive.infolist()) or sum(sizes) > path.stat().st_size:
@@ -230,12 +234,12 @@ def _read(path):
                 refuse(f"version {header['version']!r} of the format, where this package reads version {_VERSION}")
             entries = [*header["leaves"], *header["records"]]
             arrays = [_array(archive.read(f"{number}.npy")) for number in range(len(entries))]
-            leaves: dict[str, dict[str, Any]] = {}
+            leaves: dict[str, dict[str, Any]] = {str(part): {} for part in header["parts"]}
             for entry, array in zip(header["leaves"], arrays[: len(header["leaves"])], strict=True):
                 dtype = jnp.dtype(entry["dtype"])
                 array = array if array.dtype == dtype else array.view(dtype)
                 leaf = jax.random.wrap_key_data(jnp.asarray(array), impl=entry["key"]) if entry["key"] else array
-                leaves.setdefault(str(entry["part"]), {})[str(entry["path"])] = leaf
+                leaves[entry["part"]][str(entry["path"])] = leaf
             records = dict(zip(map(str, header["records"]), arrays[len(header["leaves"]) :], strict=True))
             if not isinstance(header["step"], int) or not isinstance(header["info"], dict):
                 refuse("a header without step or info")

@@ -7,6 +7,7 @@ standard error and exit code 2; `--debug` shows the traceback.
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -238,18 +239,21 @@ def _join(args):
 
     given = {"--coordinator": args.coordinator, "--num-processes": args.num_processes, "--process-id": args.process_id}
     missing = [name for name, value in given.items() if value is None]
-    if len(missing) < 3:
-        if missing:
-            raise ValueError(f"`{missing[0]}` must be given with the other two. Got {', '.join(set(given) - set(missing))}.")
-        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
-    elif args.distributed:
-        try:
-            jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(
-                "`--distributed` must run under SLURM, Kubernetes, MPI or on a TPU pod, or come with --coordinator, "
-                f"--num-processes and --process-id. Got {error}"
-            ) from error
+    if missing and len(missing) < len(given):
+        raise ValueError(f"`{missing[0]}` must be given with the other two. Got {', '.join(set(given) - set(missing))}.")
+    if missing and not args.distributed:
+        return
+    # Libraries below Python print while processes meet; standard output is for the result alone, so theirs goes elsewhere.
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    try:
+        jax.distributed.initialize(*given.values())
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            "`--distributed` must run under SLURM, Kubernetes, MPI or on a TPU pod, or come with --coordinator, "
+            f"--num-processes and --process-id. Got {error}"
+        ) from error
 
 
 def _task(args):
@@ -300,7 +304,8 @@ def _remember(args):
     if args.resume and path.exists():
         for name, value in _read_run(directory).items():
             if asked[name] != value:
-                raise ValueError(f"`--{name.replace('_', '-')}` must be {value!r}, as in {path}. Got {asked[name]!r}.")
+                before, now = (",".join(map(str, v)) if isinstance(v, list) else v for v in (value, asked[name]))
+                raise ValueError(f"`--{name.replace('_', '-')}` must be {before}, as in {path}. Got {now}.")
     elif not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
@@ -329,7 +334,7 @@ def _eval(args):
 
     from jaxnn.checkpoint import load_checkpoint
     from jaxnn.network import init_network
-    from jaxnn.stepping import measurer
+    from jaxnn.stepping import loss_first, measurer
 
     run.data = args.data or run.data
     digits, error, metrics = _task(run)
@@ -338,7 +343,7 @@ def _eval(args):
     params = found.restore("best" if "best" in found.leaves else "params", like)
     measure = jax.jit(measurer(error, metrics, None))
     sets = {"train": (digits.x_train, digits.t_train), "test": (digits.x_test, digits.t_test)}
-    record = {f"{name}_{k}": float(v) for name, examples in sets.items() for k, v in measure(params, examples).items()}
+    record = {f"{name}_{k}": float(v) for name, data in sets.items() for k, v in loss_first(measure(params, data)).items()}
     if args.json:
         _print_json({"step": found.step, **record})
         return 0
@@ -361,8 +366,9 @@ def _figures(args):
 
 def _told(result):
     """A result as JSON has it."""
-    metrics = {name: values.tolist() for name, values in result.history.metrics.items()}
-    return {**metrics, "steps": result.status.step, "status": result.status.reason}
+    measured = {f"{name}_{what}": [] for name in ("train", "test") for what in ("loss", "accuracy")}
+    measured |= {name: values.tolist() for name, values in result.history.metrics.items()}
+    return {**measured, "steps": result.status.step, "status": result.status.reason}
 
 
 def _conclude(args, results, seconds, say):

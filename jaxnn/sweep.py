@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from jaxnn._door import require_arrays, require_callable, require_count, require_floating
 from jaxnn.data import count_examples
 from jaxnn.progress import Progress
-from jaxnn.stepping import State, measurer, order_of_epoch, placed, require_scalars, stepper
+from jaxnn.stepping import State, loss_first, measurer, order_of_epoch, placed, require_scalars, stepper
 from jaxnn.training import Fit, History, Status
 
 
@@ -101,7 +101,7 @@ def sweep(
         began = time.perf_counter()
         reached, states, losses = run(states, values, orders(keys, epoch))
         # A run that is no longer finite stands still: it reaches nothing any more.
-        measured = {name: measure(states.params, examples) for name, examples in sets.items()}
+        measured = {name: loss_first(measure(states.params, examples)) for name, examples in sets.items()}
         records.append({f"{name}_{k}": np.asarray(v) for name, record in measured.items() for k, v in record.items()})
         step_loss.append([row[:end] for row, end in zip(np.asarray(losses), np.asarray(reached), strict=True)])
         seconds.append(time.perf_counter() - began)

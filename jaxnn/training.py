@@ -30,7 +30,7 @@ from jaxnn._door import describe, require_callable, require_count, require_float
 from jaxnn.checkpoint import Checkpoint, checkpoints, load_checkpoint, locked, save_checkpoint
 from jaxnn.data import count_examples
 from jaxnn.progress import Progress
-from jaxnn.stepping import State, compiled, order_of_epoch, placed, require_scalars
+from jaxnn.stepping import State, compiled, loss_first, order_of_epoch, placed, require_scalars
 
 _LOOK_IN = 0.5  # the host comes back after about so many seconds of steps
 _BETWEEN_SAVES = 10  # without `every`, checkpoints at the ends of epochs are so many seconds apart
@@ -338,19 +338,14 @@ class _Source(NamedTuple):
     def measure(self, measure: Callable, params: PyTree) -> dict[str, float]:
         """Means over all examples."""
         if not self.streamed:
-            return _loss_first({name: float(value) for name, value in measure(params, self.data).items()})
+            return loss_first({name: float(value) for name, value in measure(params, self.data).items()})
         size, sums = self.steps * self.batch_size, {}
         for first in range(0, self.count, size):
             piece = slice(first, first + size)
             record = measure(params, self.place(jax.tree.map(operator.itemgetter(piece), self.data)))
             for name, value in record.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * min(size, self.count - first)
-        return _loss_first({name: total / self.count for name, total in sums.items()})
-
-
-def _loss_first(record):
-    """Compilation sorts the names of a dictionary; a table begins with the loss."""
-    return {name: record[name] for name in sorted(record, key=lambda name: name != "loss")}
+        return loss_first({name: total / self.count for name, total in sums.items()})
 
 
 def _find(directory, resume, identity):

@@ -1,0 +1,146 @@
+"""What happens to real processes: killed at any moment, stopped, cut off from each other. Each has a time limit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jaxnn.checkpoint import checkpoints, load_checkpoint
+
+RUN = """
+import sys
+import jax, numpy as np, optax
+import jaxnn
+
+digits = jaxnn.load_digits()
+params = jaxnn.init_network(jax.random.key(0), (64, 20, 10))
+data = (digits.x_train[:700], digits.t_train[:700])
+begun = []
+
+
+def tell(progress):
+    begun or print("begun", flush=True)
+    begun.append(1)
+
+
+result = jaxnn.fit(jaxnn.loss, params, data, optax.adam(0.01), key=jax.random.key(1), epochs=200, batch_size=32,
+                   checkpoint=sys.argv[1] or None, resume=True, every=1, patience=1000, on_progress=tell)
+np.savez(sys.argv[2], loss=result.history.step_loss, train=result.history.metrics["train_loss"],
+         step=result.status.step, **result.params)
+"""
+STEPS = 200 * 22
+
+
+def begin(*arguments):
+    command = [sys.executable, "-c", RUN, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_a_run_killed_thirty_times_ends_where_the_uninterrupted_one_ends(tmp_path):
+    whole = begin("", tmp_path / "whole.npz")
+    assert whole.communicate(timeout=120) and whole.returncode == 0
+    directory, chance = tmp_path / "run", random.Random(0)
+    directory.mkdir()
+    seen = []
+    for _ in range(30):
+        process = begin(directory, tmp_path / "killed.npz")
+        process.stdout.readline()
+        # Every step writes a checkpoint, so most kills meet one that is being written.
+        time.sleep(chance.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        if checkpoints(directory):
+            seen.append(load_checkpoint(directory).step)  # the newest is whole, always
+    assert seen == sorted(seen) and len(set(seen)) > 5 and seen[-1] < STEPS
+    last = begin(directory, tmp_path / "killed.npz")
+    _, err = last.communicate(timeout=240)
+    assert last.returncode == 0, err
+    with np.load(tmp_path / "whole.npz") as a, np.load(tmp_path / "killed.npz") as b:
+        assert a["step"] == STEPS
+        for name in a.files:
+            assert a[name].tobytes() == b[name].tobytes(), name
+
+
+def command(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxnn", "train", "--json", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_saves_and_goes_on_later(tmp_path, number):
+    options = ["--checkpoint", tmp_path / "run", "--layers", "20", "--epochs", "3000", "--log", tmp_path / "log"]
+    process = command(*options)
+    wait_for(lambda: (tmp_path / "log").exists() and (tmp_path / "log").stat().st_size)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    told = json.loads(out)
+    assert process.returncode == 130 and told["status"] == "interrupted" and not err
+    assert load_checkpoint(tmp_path / "run").step == told["steps"] < 45000
+    again = command("--resume", *options, "--epochs", 3001 if told["steps"] > 44000 else told["steps"] // 15 + 3)
+    out, err = again.communicate(timeout=120)
+    rest = json.loads(out)
+    assert again.returncode == 0, err
+    assert rest["train_loss"][: len(told["train_loss"])] == told["train_loss"] and rest["status"] == "finished"
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == rest["steps"]
+
+
+def wait_for(condition, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def processes(*arguments):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
+    return [
+        command(*arguments, "--coordinator", f"127.0.0.1:{port}", "--num-processes", 2, "--process-id", i, env=environment)
+        for i in range(2)
+    ]
+
+
+@pytest.mark.slow
+def test_a_command_on_two_machines_trains_as_on_one_and_resumes(tmp_path):
+    shape = ["--layers", "20", "--batch-size", "64"]
+    one = command(*shape, "--epochs", "4")
+    both = processes(*shape, "--epochs", "2", "--checkpoint", tmp_path / "run")
+    told = [process.communicate(timeout=180) for process in [one, *both]]
+    assert [process.returncode for process in [one, *both]] == [0, 0, 0], told
+    assert not told[2][0]  # process 0 alone speaks
+    both = processes(*shape, "--epochs", "4", "--checkpoint", tmp_path / "run", "--resume")
+    resumed = [process.communicate(timeout=180) for process in both]
+    assert [process.returncode for process in both] == [0, 0], resumed
+    for name in ("train_loss", "test_loss"):
+        np.testing.assert_allclose(json.loads(resumed[0][0])[name], json.loads(told[0][0])[name], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_when_a_process_dies_the_other_ends_with_an_error(tmp_path):
+    both = processes("--layers", "20", "--epochs", "100000", "--checkpoint", tmp_path / "run", "--every", "50")
+    try:
+        wait_for(lambda: checkpoints(tmp_path / "run"))
+        both[1].send_signal(signal.SIGKILL)
+        died = time.monotonic()
+        both[0].communicate(timeout=150)
+        assert both[0].returncode != 0 and time.monotonic() - died < 150
+        assert load_checkpoint(tmp_path / "run").step > 0
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
