@@ -11,8 +11,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from io import TextIOBase
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 from jaxnn.checkpoint import replacing
 
@@ -37,7 +38,7 @@ class Progress(NamedTuple):
     record: dict[str, float] | None
 
 
-def show_progress(lines: TextIO | None = None, bar: TextIO | None = None) -> Callable[[Progress], None]:
+def show_progress(lines: TextIOBase | None = None, bar: TextIOBase | None = None) -> Callable[[Progress], None]:
     """A line for each tenth of the epochs, and between them a bar where `bar` is a terminal.
 
     Args:
@@ -49,7 +50,7 @@ def show_progress(lines: TextIO | None = None, bar: TextIO | None = None) -> Cal
     """
     terminal = bar or sys.stderr
     draw = _bar(terminal) if terminal.isatty() else None
-    recent: deque[tuple[float, int]] = deque(maxlen=20)
+    recent: deque[tuple[float, int]] = deque(maxlen=6)
     headed = False
 
     def show(progress: Progress) -> None:
@@ -86,16 +87,17 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
     Returns:
       A function for `on_progress`.
     """
-    file: TextIO | None = None
+    begun = False
 
     def log(progress: Progress) -> None:
-        nonlocal file
-        if file is None:
+        nonlocal begun
+        if not begun:
             _drop_lines(Path(path), progress.step)
-            file = open(path, "a")  # noqa: SIM115  open as long as the run goes on; every line is flushed
+            begun = True
         loss = progress.loss if math.isfinite(progress.loss) else None
         record = progress.record and {k: v if math.isfinite(v) else None for k, v in progress.record.items()}
-        print(json.dumps({**progress._asdict(), "loss": loss, "record": record, "time": time.time()}), file=file, flush=True)
+        with open(path, "a") as file:
+            print(json.dumps({**progress._asdict(), "loss": loss, "record": record, "time": time.time()}), file=file)
 
     return log
 

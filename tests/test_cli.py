@@ -1,6 +1,7 @@
 """The command line: what it prints, what it returns, and how it refuses."""
 
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -24,6 +25,57 @@ def test_train_shows_that_the_gradients_agree_and_then_learns(capsys):
     out = capsys.readouterr().out
     assert out.index("numerical against automatic") < out.index("test accuracy")
     assert float(re.search(r"test accuracy (0\.\d+)\s*$", out)[1]) > 0.9
+
+
+@pytest.mark.slow
+def test_real_mnist_is_learned(capsys):
+    directory = pathlib.Path(__file__).parents[1] / ".mnist"
+    if not directory.is_dir():
+        pytest.skip("needs `python examples/fetch_mnist.py .mnist`")
+    options = ["--layers", "128", "--epochs", "10", "--optimizer", "adam", "--lr", "0.01", "--json"]
+    assert main(["train", "--data", str(directory), *options]) == 0
+    assert json.loads(capsys.readouterr().out)["test_accuracy"][-1] > 0.93
+
+
+def test_a_run_is_saved_resumed_and_measured(capsys, tmp_path):
+    run = ["train", "--layers", "10", "--checkpoint", str(tmp_path / "run"), "--log", str(tmp_path / "log"), "--json"]
+    assert main([*run, "--epochs", "2"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert main([*run, "--epochs", "4", "--resume"]) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert second["train_loss"][:2] == first["train_loss"] and len(second["train_loss"]) == 4 and second["steps"] == 60
+    ends = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [end["record"]["train_loss"] for end in ends if end["record"]] == second["train_loss"]
+    assert main(["eval", str(tmp_path / "run"), "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["step"] == 60 and measured["test_accuracy"] == pytest.approx(second["test_accuracy"][-1])
+    assert main(["eval", str(tmp_path / "run")]) == 0
+    assert "test accuracy" in capsys.readouterr().out
+
+
+def test_several_learning_rates_train_at_once(capsys):
+    assert main(["train", "--layers", "10", "--epochs", "2", "--lr", "0.1,1,1e30", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [run["lr"] for run in result["runs"]] == [0.1, 1, 1e30]
+    assert [run["steps"] for run in result["runs"][:2]] == [30, 30] and "gradient_check" in result
+
+
+def test_a_run_that_is_not_finite_says_so_and_fails(capsys):
+    assert main(["train", "--layers", "10", "--epochs", "3", "--lr", "1e38", "--activation", "relu"]) == 1
+    assert re.search(r"stopped after step \d+: at the next one, \S+ was not finite", capsys.readouterr().out)
+
+
+def test_patience_ends_a_run(capsys):
+    assert main(["train", "--layers", "10", "--epochs", "200", "--lr", "20", "--patience", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "no improvement" in out and ", the best" in out
+
+
+@pytest.mark.slow
+def test_figures_are_written(capsys, tmp_path):
+    assert main(["figures", "--out", str(tmp_path / "figures")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(list((tmp_path / "figures").glob("*.png"))) == 14
 
 
 @pytest.mark.slow
@@ -57,6 +109,11 @@ BAD = [
     (["train", "--lr", "nan"], "argument --lr: must be a finite number of at least 0. Got 'nan'"),
     (["train", "--layers", "50,"], "argument --layers: must be a whole number of at least 1. Got ''"),
     (["train", "--seed", "-1"], "argument --seed: must be a whole number of at least 0. Got '-1'"),
+    (["train", "--lr", "0.1,,1"], "argument --lr: must be a finite number of at least 0. Got ''"),
+    (["train", "--every", "0"], "argument --every: must be a whole number of at least 1. Got '0'"),
+    (["train", "--resume", "yes"], "argument --resume: invalid choice: 'yes'"),
+    (["figures"], "the following arguments are required: --out"),
+    (["eval"], "the following arguments are required: DIR"),
     (["train", "--grad", "none"], "argument --grad: invalid choice: 'none'"),
 ]
 
