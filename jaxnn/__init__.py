@@ -69,7 +69,7 @@ if TYPE_CHECKING:
         progress_log as progress_log,
         show_progress as show_progress,
     )
-    from jaxnn.sweep import (
+    from jaxnn.sweeps import (
         sweep as sweep,
     )
     from jaxnn.training import (
@@ -117,7 +117,7 @@ _ROOM_OF = {
     "Progress": "progress",
     "progress_log": "progress",
     "show_progress": "progress",
-    "sweep": "sweep",
+    "sweep": "sweeps",
     "Fit": "training",
     "History": "training",
     "Status": "training",

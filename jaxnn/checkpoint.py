@@ -95,7 +95,7 @@ def save_checkpoint(
       >>> with tempfile.TemporaryDirectory() as directory:
       ...     path = save_checkpoint(directory, 7, {"params": {"w": jnp.ones(2)}})
       ...     load_checkpoint(directory).restore("params", {"w": jnp.zeros(2)})
-      {'w': Array([1., 1.], dtype=float32)}
+      {'w': array([1., 1.], dtype=float32)}
     """
     require_count("step", step)
     require_count("keep", keep, least=1)

@@ -160,7 +160,7 @@ def _train(args):
     from jaxnn.network import init_network
     from jaxnn.numerical.differences import numerical_grad
     from jaxnn.progress import progress_log, show_progress
-    from jaxnn.sweep import sweep
+    from jaxnn.sweeps import sweep
     from jaxnn.training import fit
 
     _join(args)

@@ -67,7 +67,7 @@ def sweep(
       >>> params, train = jaxnn.init_network(jax.random.key(0), (64, 50, 10)), (digits.x_train, digits.t_train)
       >>> runs = sweep(jaxnn.loss, params, train, optax.sgd, jnp.array([0.1, 1.0]), key=jax.random.key(1), epochs=5)
       >>> [round(float(run.history.metrics["train_loss"][-1]), 1) for run in runs]
-      [2.3, 1.6]
+      [2.3, 1.9]
     """
     for name, function in (("loss", loss), ("optimizer", optimizer), ("grad", grad)):
         require_callable(name, function)
