@@ -1,14 +1,17 @@
+# %% [markdown]
 """Finite differences against `jax.grad` on the chapter's network: every parameter, side by side.
 
 Run it:  python examples/gradients_two_ways.py
 """
 
+# %%
 import jax
 import jax.numpy as jnp
 
 import jaxnn
 
 
+# %%
 def main():
     digits = jaxnn.load_digits()
     batch = jaxnn.sample_batch(jax.random.key(0), (digits.x_train, digits.t_train), 20)
@@ -23,5 +26,6 @@ def main():
         print(f"{name:9} {params[name].size:8} {jnp.max(jnp.abs(automatic[name])):14.2e} {difference:19.1e}")
 
 
+# %%
 if __name__ == "__main__":
     main()

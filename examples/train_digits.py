@@ -1,8 +1,10 @@
+# %% [markdown]
 """Train on the digits from Python, with an optimiser from optax, and look at what the history holds.
 
 Run it:  python examples/train_digits.py
 """
 
+# %%
 import jax
 import optax
 
@@ -11,6 +13,7 @@ import jaxnn
 DIGITS = jaxnn.load_digits()
 
 
+# %%
 def loss(params, x, t):
     return jaxnn.loss(params, x, t, jax.nn.relu)
 
@@ -19,6 +22,7 @@ def metrics(params, x, t):
     return {"accuracy": jaxnn.accuracy(jaxnn.predict(params, x, jax.nn.relu), t)}
 
 
+# %%
 def main():
     params = jaxnn.init_network(jax.random.key(0), (64, 64, 32, 10), weight_scale=0.1)
     result = jaxnn.fit(
@@ -37,5 +41,6 @@ def main():
     print(f"{len(result.history.step_loss)} steps; the test loss was lowest after epoch {best}")
 
 
+# %%
 if __name__ == "__main__":
     main()

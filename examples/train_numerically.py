@@ -1,8 +1,10 @@
+# %% [markdown]
 """Train the digits network by numerical gradients alone, and by automatic ones: the same accuracy, and how long each takes.
 
 Run it:  python examples/train_numerically.py
 """
 
+# %%
 import time
 
 import jax
@@ -18,6 +20,7 @@ def metrics(params, x, t):
     return {"accuracy": jaxnn.accuracy(jaxnn.predict(params, x), t)}
 
 
+# %%
 def train(grad):
     params = jaxnn.init_network(jax.random.key(0), (64, 50, 10))
     start = time.perf_counter()
@@ -35,11 +38,13 @@ def train(grad):
     return result.history.metrics["test_accuracy"][-1], len(result.history.step_loss), time.perf_counter() - start
 
 
+# %%
 def main():
     for name, grad in (("automatic", jax.grad), ("numerical", jaxnn.numerical_grad)):
         accuracy, steps, seconds = train(grad)
         print(f"{name} gradients: test accuracy {accuracy:.4f} after {steps} steps in {seconds:.1f} s")
 
 
+# %%
 if __name__ == "__main__":
     main()
