@@ -38,6 +38,14 @@ class Checkpoint(NamedTuple):
       leaves: for each part of the state, its arrays by path, for instance `leaves["params"]["['W1']"]`.
       records: arrays of any length, by name, for instance a history.
       info: what else was to be remembered; JSON.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     path = save_checkpoint(directory, 7, {"params": {"w": jnp.ones(2)}}, info={"lr": 0.1})
+      ...     found = load_checkpoint(directory)
+      >>> found.step, found.info, list(found.leaves["params"])
+      (7, {'lr': 0.1}, ["['w']"])
     """
 
     step: int
@@ -137,6 +145,12 @@ def load_checkpoint(source: str | os.PathLike, *, previous: bool = False) -> Che
     Raises:
       FileNotFoundError: there is none.
       ValueError: the file is truncated, changed, or no checkpoint; the message says which and where.
+
+    Example:
+      >>> load_checkpoint("nowhere")
+      Traceback (most recent call last):
+        ...
+      FileNotFoundError: `source` must be a checkpoint or a directory of them. Got 'nowhere'.
     """
     path = Path(source)
     if path.is_dir():

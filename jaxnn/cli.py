@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -423,8 +424,20 @@ def _check(args):
     if args.json:
         _print_json(report.to_dict())
     else:
-        print(report)
+        print(_coloured(str(report)) if _colours() else report)
     return 0 if report.ok else 2 if report.verdict == "unresolved" else 1
+
+
+def _colours():
+    """Whether standard output is a terminal whose user has nothing against colours (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _coloured(report):
+    """A report with its verdicts in green, yellow or red."""
+    colours = {"agrees": 32, "kink": 33, "unresolved": 33, "differs": 31, "not finite": 31, "not deterministic": 31}
+    verdict = re.compile(rf"\b({'|'.join(colours)})\b")
+    return verdict.sub(lambda found: f"\x1b[{colours[found[0]]}m{found[0]}\x1b[0m", report)
 
 
 def _load(target):

@@ -36,6 +36,10 @@ class Digits(NamedTuple):
       t_train: their labels, class indices, int32.
       x_test: images that training does not see.
       t_test: their labels.
+
+    Example:
+      >>> {name: part.shape for name, part in load_digits()._asdict().items()}
+      {'x_train': (1500, 64), 't_train': (1500,), 'x_test': (297, 64), 't_test': (297,)}
     """
 
     x_train: Float[Array, "train pixels"]
@@ -89,6 +93,12 @@ def load_mnist(directory: str | Path) -> Digits:
     Raises:
       FileNotFoundError: the directory or one of the files is not there.
       ValueError: a file is truncated, mislabelled, or does not fit the others; the message says what and where.
+
+    Example:
+      >>> load_mnist("nowhere")
+      Traceback (most recent call last):
+        ...
+      FileNotFoundError: `directory` must be a directory with MNIST's IDX files. Got 'nowhere'.
     """
     folder = Path(directory)
     if not folder.is_dir():
@@ -134,6 +144,10 @@ def read_idx(path: str | Path | Traversable, axes: int, limit: int = 2**31) -> U
 
     Raises:
       ValueError: wrong magic number, number of axes or length; the message says which, expected and found.
+
+    Example:
+      >>> read_idx(files("jaxnn") / "digits" / "images-idx3-ubyte.gz", 3).shape
+      (1797, 8, 8)
     """
     require_count("axes", axes, least=1)
     require_count("limit", limit, least=1)
@@ -211,6 +225,10 @@ def sample_batch(key: Key[Array, ""], data: PyTree, batch_size: int) -> PyTree:
 
     Raises:
       ValueError: the arrays differ in length, or are empty; `batch_size` is under 1.
+
+    Example:
+      >>> sample_batch(jax.random.key(0), {"x": jnp.ones((5, 3)), "t": jnp.arange(5)}, 2)["x"].shape
+      (2, 3)
     """
     require_count("batch_size", batch_size, least=1)
     chosen = jax.random.randint(key, (batch_size,), 0, count_examples(data), jnp.int32)
@@ -218,7 +236,12 @@ def sample_batch(key: Key[Array, ""], data: PyTree, batch_size: int) -> PyTree:
 
 
 def shuffled(key: Key[Array, ""], count: int) -> Int[Array, "count"]:  # noqa: F821
-    """The numbers 0 to count - 1 in an order drawn from a key: each example once, as an epoch wants it."""
+    """The numbers 0 to count - 1 in an order drawn from a key: each example once, as an epoch wants it.
+
+    Example:
+      >>> sorted(shuffled(jax.random.key(0), 4).tolist())
+      [0, 1, 2, 3]
+    """
     require_count("count", count, least=1)
     return jax.random.permutation(key, jnp.arange(count, dtype=jnp.int32))
 
@@ -228,6 +251,10 @@ def count_examples(data: PyTree, name: str = "data") -> int:
 
     Raises:
       ValueError: there are no arrays, an array has no first axis, or the lengths differ, or are zero.
+
+    Example:
+      >>> count_examples((jnp.ones((5, 3)), jnp.arange(5)))
+      5
     """
     require_arrays(name, data)
     leaves = jax.tree_util.tree_flatten_with_path(data)[0]

@@ -23,7 +23,16 @@ Loss = Callable[[Any], Float[Array, ""]]
 
 
 class DivergenceWarning(RuntimeWarning):
-    """The loss ended above where it began, or is not finite."""
+    """The loss ended above where it began, or is not finite.
+
+    Example:
+      >>> import warnings
+      >>> with warnings.catch_warnings(record=True) as caught:
+      ...     warnings.simplefilter("always")
+      ...     end = gradient_descent(lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0]), lr=10.0)
+      >>> caught[0].category.__name__
+      'DivergenceWarning'
+    """
 
 
 def gradient_descent(
@@ -79,6 +88,11 @@ class DescentPath(NamedTuple):
     Attributes:
       points: like `init_x`, with a first axis of step_num + 1: the start first, the end last.
       losses: f at each point; one axis of step_num + 1.
+
+    Example:
+      >>> path = descent_path(lambda x: jnp.sum(x**2), jnp.array([1.0]), 0.25, 2)
+      >>> path.points[:, 0], path.losses
+      (Array([1.  , 0.5 , 0.25], dtype=float32), Array([1.    , 0.25  , 0.0625], dtype=float32))
     """
 
     points: PyTree
@@ -114,7 +128,12 @@ def descent_path(
 
 
 class Stop(enum.IntEnum):
-    """Why `minimize` ended: a small gradient, max_steps, or values that are not finite."""
+    """Why `minimize` ended: a small gradient, max_steps, or values that are not finite.
+
+    Example:
+      >>> [stop.name for stop in Stop]
+      ['SMALL_GRADIENT', 'MAX_STEPS', 'NOT_FINITE']
+    """
 
     SMALL_GRADIENT = 0
     MAX_STEPS = 1
@@ -131,6 +150,10 @@ class Minimum(NamedTuple):
       steps: how many steps were taken.
       status: a `Stop`, as an integer array.
       opt_state: the optimiser's state, to go on with.
+
+    Example:
+      >>> minimize(lambda x: jnp.sum(x**2), jnp.array([1.0]), optax.sgd(0.1), max_steps=3).reason
+      'max steps'
     """
 
     x: PyTree

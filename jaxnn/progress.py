@@ -28,6 +28,10 @@ class Progress(NamedTuple):
       steps: how many there will be.
       loss: mean over the examples of this epoch so far, each measured before the update that it took part in.
       record: what was measured after the epoch, or None where the epoch has not ended.
+
+    Example:
+      >>> Progress(epoch=1, epochs=2, step=15, steps=30, loss=2.3, record=None).step
+      15
     """
 
     epoch: int
@@ -47,6 +51,11 @@ def show_progress(lines: TextIOBase | None = None, bar: TextIOBase | None = None
 
     Returns:
       A function for `on_progress`.
+
+    Example:
+      >>> show_progress()(Progress(1, 1, 15, 15, 2.3, {"train_loss": 2.25}))
+       epoch      train loss steps/s
+           1          2.2500
     """
     terminal = bar or sys.stderr
     draw = _bar(terminal) if terminal.isatty() else None
@@ -71,7 +80,7 @@ def show_progress(lines: TextIOBase | None = None, bar: TextIOBase | None = None
             headed = True
         if progress.epoch % max(1, progress.epochs // 10) == 0 or progress.epoch == progress.epochs:
             cells = "  ".join(f"{value:14.4f}" for value in progress.record.values())
-            print(f"{progress.epoch:6}  {cells}  {_short(speed):>7}", file=lines or sys.stdout, flush=True)
+            print(f"{progress.epoch:6}  {cells}  {_short(speed):>7}".rstrip(), file=lines or sys.stdout, flush=True)
 
     return show
 
@@ -86,6 +95,14 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
 
     Returns:
       A function for `on_progress`.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     log = progress_log(f"{directory}/log")
+      ...     log(Progress(1, 1, 15, 15, 2.3, {"train_loss": 2.25}))
+      ...     print(pathlib.Path(directory, "log").read_text()[:45])
+      {"epoch": 1, "epochs": 1, "step": 15, "steps"
     """
     begun = False
 

@@ -29,20 +29,40 @@ def bowl(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
 
 
 def saddle(x: Float[Array, "*points 2"]) -> Float[Array, "*points"]:
-    """x0^2 - x1^2 + x1^4 / 4: the gradient is zero at the origin, which is no minimum; the minima are at (0, +-sqrt 2)."""
+    """x0^2 - x1^2 + x1^4 / 4: the gradient is zero at the origin, which is no minimum; the minima are at (0, +-sqrt 2).
+
+    Example:
+      >>> saddle(jnp.array([[0.0, 0.0], [0.0, 2.0]]))
+      Array([0., 0.], dtype=float32)
+    """
     return x[..., 0] ** 2 - x[..., 1] ** 2 + x[..., 1] ** 4 / 4
 
 
 def plateau(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
-    """1 - exp(-|x|^2 / 2): one minimum at the origin, and all but no slope a few units away from it."""
+    """1 - exp(-|x|^2 / 2): one minimum at the origin, and all but no slope a few units away from it.
+
+    Example:
+      >>> plateau(jnp.array([[0.0, 0.0], [9.0, 9.0]]))
+      Array([0., 1.], dtype=float32)
+    """
     return 1 - jnp.exp(-jnp.sum(x**2, axis=-1) / 2)
 
 
 def two_valleys(x: Float[Array, "*points 2"]) -> Float[Array, "*points"]:
-    """(x0^2 - 1)^2 + 0.3 x0 + x1^2: a minimum near (-1.04, 0) and a local one, higher, near (0.96, 0)."""
+    """(x0^2 - 1)^2 + 0.3 x0 + x1^2: a minimum near (-1.04, 0) and a local one, higher, near (0.96, 0).
+
+    Example:
+      >>> two_valleys(jnp.array([[-1.0, 0.0], [1.0, 0.0]]))
+      Array([-0.3,  0.3], dtype=float32)
+    """
     return (x[..., 0] ** 2 - 1) ** 2 + 0.3 * x[..., 0] + x[..., 1] ** 2
 
 
 def rosenbrock(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
-    """sum 100 (x[i+1] - x[i]^2)^2 + (1 - x[i])^2: a bent, nearly flat valley that leads to the minimum at (1, ..., 1)."""
+    """sum 100 (x[i+1] - x[i]^2)^2 + (1 - x[i])^2: a bent, nearly flat valley that leads to the minimum at (1, ..., 1).
+
+    Example:
+      >>> rosenbrock(jnp.array([1.0, 1.0]))
+      Array(0., dtype=float32)
+    """
     return jnp.sum(100 * (x[..., 1:] - x[..., :-1] ** 2) ** 2 + (1 - x[..., :-1]) ** 2, axis=-1)

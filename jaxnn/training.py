@@ -11,6 +11,7 @@ uninterrupted one takes, to the bit.
 import contextlib
 import dataclasses
 import functools
+import html
 import operator
 import os
 import signal
@@ -44,11 +45,23 @@ class History(NamedTuple):
       step_loss: the loss of each step's mini-batch, before that step's update.
       metrics: what was measured after each epoch, as arrays over the epochs.
       seconds: time of each epoch, its measurement included; the first contains compilation.
+
+    Example:
+      >>> History(np.array([2.0, 1.0]), {"train_loss": np.array([0.5])}, np.array([0.1])).metrics["train_loss"]
+      array([0.5])
     """
 
     step_loss: Float[np.ndarray, "steps"]  # noqa: F821
     metrics: dict[str, Float[np.ndarray, "epochs"]]  # noqa: F821
     seconds: Float[np.ndarray, "epochs"]  # noqa: F821
+
+    def _repr_html_(self) -> str:
+        epochs = len(self.seconds)
+        shown = [e for e in range(epochs) if (e + 1) % max(1, epochs // 10) == 0 or e == epochs - 1]
+        names = ["epoch", *(name.replace("_", " ") for name in self.metrics), "seconds"]
+        rows = [[str(e + 1), *(f"{v[e]:.4f}" for v in self.metrics.values()), f"{self.seconds[e]:.2f}"] for e in shown]
+        cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in (names, *rows)]
+        return f"<p>{len(self.step_loss)} steps</p><table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
 class Status(NamedTuple):
@@ -59,6 +72,10 @@ class Status(NamedTuple):
         have made it so; or "interrupted" by Ctrl-C or SIGTERM.
       step: how many steps were taken, all of them good.
       leaf: what was not finite: `loss`, or for instance `params['W1']`.
+
+    Example:
+      >>> Status("not finite", 12, "params['W1']").leaf
+      "params['W1']"
     """
 
     reason: Literal["finished", "no improvement", "not finite", "interrupted"]
@@ -74,6 +91,12 @@ class Fit(NamedTuple):
       opt_state: the optimiser's state after the last good step, to go on with.
       history: a `History`.
       status: a `Status`.
+
+    Example:
+      >>> f = lambda params, x: jnp.mean((params - x) ** 2)
+      >>> result = fit(f, jnp.zeros(()), (jnp.ones(4),), optax.sgd(0.5), key=jax.random.key(0), epochs=1)
+      >>> result.params, result.status.reason
+      (Array(1., dtype=float32), 'finished')
     """
 
     params: PyTree

@@ -166,6 +166,17 @@ def test_check_says_so_by_its_exit_code(capsys, model, name, code, word):
     assert capsys.readouterr().out.split("\n")[0].endswith(word)
 
 
+@pytest.mark.parametrize("terminal, no_color, coloured", [(True, "", True), (True, "1", False), (False, "", False)])
+def test_verdicts_have_colours_on_a_terminal_only_and_not_where_they_are_unwanted(
+    capsys, monkeypatch, model, terminal, no_color, coloured
+):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", no_color)
+    main(["check", f"{model}:wrong"])
+    assert ("\x1b[31mdiffers\x1b[0m" in capsys.readouterr().out) == coloured
+
+
 def test_check_prints_json_and_draws(capsys, model, tmp_path):
     picture = tmp_path / "evidence.png"
     assert main(["check", f"{model}:wrong", "--json", "--order", "2", "--seed", "3", "--plot", str(picture)]) == 1

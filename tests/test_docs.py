@@ -34,8 +34,8 @@ def test_python_in_the_readme():
 
 
 @pytest.mark.parametrize("name", [n for n in dir(jaxnn) if n in jaxnn.__all__])
-def test_every_public_name_is_documented(name):
-    assert len(getattr(jaxnn, name).__doc__) > 40
+def test_every_public_name_is_documented_with_an_example(name):
+    assert len(getattr(jaxnn, name).__doc__) > 40 and ">>> " in getattr(jaxnn, name).__doc__
 
 
 @pytest.mark.slow  # all but fetch_mnist.py, which needs the network

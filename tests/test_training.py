@@ -121,6 +121,12 @@ def test_the_callers_arrays_survive_and_a_second_run_traces_nothing():
     assert params["w"].tolist() == [0, 0, 0] and data[0].shape == (25, 3)
 
 
+def test_a_notebook_shows_the_history_as_a_table():
+    params, data = linear_case()
+    html = fit(linear, params, data, optax.sgd(0.1), key=KEY, epochs=20, test=data).history._repr_html_()
+    assert html.count("<tr>") == 11 and "<td>train loss</td><td>test loss</td>" in html and "<p>20 steps</p>" in html
+
+
 def test_patience_gives_back_the_best_parameters():
     params, data = linear_case()
     watched = iter([5.0, 3.0, 4.0, 2.0, 3.0, 2.5, 2.0, 1.0])

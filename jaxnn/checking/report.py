@@ -10,7 +10,15 @@ VERDICTS = ("agrees", "kink", "unresolved", "differs", "not finite", "not determ
 
 
 class GradientError(AssertionError):
-    """A gradient that is wrong, or that the evidence cannot vouch for; the text is the report's table."""
+    """A gradient that is wrong, or that the evidence cannot vouch for; the text is the report's table.
+
+    Example:
+      >>> jaxnn.assert_gradient(jnp.sum, jnp.ones(2), gradient=lambda x: 2 * jnp.ones(2))  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+        ...
+      jaxnn.checking.report.GradientError: gradient of ...: differs
+      ...
+    """
 
 
 class Entry(NamedTuple):
@@ -105,6 +113,11 @@ class GradientReport:
       leaves: one `LeafReport` each, worst first.
       rules: the custom derivative rules found, worst first.
       notes: how the function was evaluated, where that is not the usual way.
+
+    Example:
+      >>> report = jaxnn.check_gradient(lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0]))
+      >>> report.ok, report.verdict, report.leaves[0].path
+      (True, 'agrees', '[0]')
     """
 
     function: str
