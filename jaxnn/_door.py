@@ -46,7 +46,9 @@ def _is_array(leaf):
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or not hasattr(leaf, "shape"):
         return False
-    return dtype == jax.dtypes.float0 or any(jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_, jax.dtypes.extended))
+    return dtype == jax.dtypes.float0 or any(
+        jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_, jax.dtypes.extended)
+    )
 
 
 def as_array(name: str, value: Any, asarray: Callable = jnp.asarray) -> Any:
@@ -103,6 +105,13 @@ def require_floating(name: str, tree: Any) -> None:
         raise TypeError(
             f"`{name}{keystr(path)}` must be floating-point, for a derivative with respect to it. Got {describe(leaf)}."
         )
+
+
+def require_all_floating(name: str, tree: Any) -> None:
+    """Refuse leaves that `jax.grad` has no derivative for."""
+    for path, leaf in tree_flatten_with_path(tree)[0]:
+        if not is_differentiable(leaf):
+            raise TypeError(f"`{name}{keystr(path)}` must be floating-point, for `jax.grad`. Got {describe(leaf)}.")
 
 
 def require_callable(name: str, f: Any) -> None:

@@ -27,6 +27,7 @@ from jaxnn._door import (
     require_count,
     require_floating_dtype,
     require_key,
+    require_same_form,
 )
 
 _MNIST = {
@@ -254,6 +255,16 @@ def count_examples(data: PyTree, name: str = "data") -> int:
             f"`{name}` must be arrays with the same number of examples, at least one, on the first axis. Got {got}."
         )
     return lengths.pop()
+
+
+def require_batches(name: str, data: PyTree, like: PyTree = None) -> None:
+    """Refuse what is not a tuple of arrays with examples, or not of the form of `like`, the data that are trained on."""
+    if not isinstance(data, tuple | list):
+        raise TypeError(f"`{name}` must be a tuple of arrays, such as (x, t). Got {describe(data)}.")
+    count_examples(data, name)
+    if like is not None:
+        first = [jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tuple(form)) for form in (data, like)]
+        require_same_form(f"an example of {name}", first[0], "data", first[1])
 
 
 def _rows(images, largest):

@@ -11,9 +11,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from jaxnn._door import as_path, describe
 from jaxnn.checkpoint import replacing
 
 
@@ -47,6 +47,9 @@ def show_progress(lines: TextIO | None = None, bar: TextIO | None = None) -> Cal
     Returns:
       A function for `on_progress`.
     """
+    for name, stream, part in (("lines", lines, "write"), ("bar", bar, "isatty")):
+        if stream is not None and not hasattr(stream, part):
+            raise TypeError(f"`{name}` must be a text stream. Got {describe(stream)}.")
     terminal = bar or sys.stderr
     draw = _bar(terminal) if terminal.isatty() else None
     recent: deque[tuple[float, int]] = deque(maxlen=20)
@@ -86,13 +89,18 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
     Returns:
       A function for `on_progress`.
     """
+    path = as_path("path", path)
     file: TextIO | None = None
 
     def log(progress: Progress) -> None:
         nonlocal file
         if file is None:
-            _drop_lines(Path(path), progress.step)
-            file = open(path, "a")  # noqa: SIM115  open as long as the run goes on; every line is flushed
+            try:
+                _drop_lines(path, progress.step)
+                file = open(path, "a")  # noqa: SIM115  open as long as the run goes on; every line is flushed
+            except OSError as error:
+                got = f"Got {str(path)!r}: {error.strerror}."
+                raise type(error)(f"`path` must be a file in a directory that is there. {got}") from None
         loss = progress.loss if math.isfinite(progress.loss) else None
         record = progress.record and {k: v if math.isfinite(v) else None for k, v in progress.record.items()}
         print(json.dumps({**progress._asdict(), "loss": loss, "record": record, "time": time.time()}), file=file, flush=True)
@@ -105,7 +113,7 @@ def _drop_lines(path, step):
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text(errors="replace").splitlines(keepends=True):
         try:
             if line.endswith("\n") and json.loads(line)["step"] < step:
                 kept.append(line)
