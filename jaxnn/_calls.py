@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from jaxnn._door import describe, is_differentiable, require_arrays
+from jaxnn._door import describe, is_differentiable, require_arguments, require_arrays
 
 
 class Form(NamedTuple):
@@ -29,7 +29,13 @@ class Form(NamedTuple):
         """`f` of the arguments put together again."""
         found = {"differentiate": iter(points), "traced": iter(traced), "fixed": iter(self.fixed)}
         args, kwargs = jax.tree.unflatten(self.tree, [next(found[role]) for role in self.roles])
-        return self.f(*args, **kwargs)[0] if self.has_aux else self.f(*args, **kwargs)
+        value = self.f(*args, **kwargs)
+        if self.has_aux:
+            if not isinstance(value, tuple | list) or len(value) != 2:
+                raise TypeError(f"`f` must return a pair, with `has_aux`. Got {jax.tree.map(describe, value)}.")
+            value = value[0]
+        require_arrays("f(...)", value)
+        return value
 
     @property
     def hashable(self) -> bool:
@@ -61,6 +67,9 @@ class Call(NamedTuple):
         for number in numbers:
             if isinstance(number, bool) or not isinstance(number, int) or not -len(args) <= number < len(args):
                 raise ValueError(f"`argnums` must name positional arguments, of which there are {len(args)}. Got {argnums!r}.")
+        if not numbers:
+            raise ValueError("`argnums` must name at least one argument. Got ().")
+        require_arguments("f", f, *args, **kwargs)
         chosen = {number % len(args) for number in numbers}
         leaves, roles, paths = [], [], []
         named = [(name if len(args) == 1 else f"args[{i}]", arg, i in chosen) for i, arg in enumerate(args)]
@@ -83,6 +92,11 @@ class Call(NamedTuple):
         fixed = tuple(leaf for leaf, role in zip(leaves, roles, strict=True) if role == "fixed")
         form = Form(f, has_aux, jax.tree.structure((args, kwargs)), tuple(roles), fixed)
         return cls(form, argnums, leaves, tuple(paths))
+
+    def require_one_leaf(self, name: str) -> None:
+        """Refuse an only argument that is a pytree, where it is to be one number or array."""
+        if len(self.leaves) != 1 or self.paths != (name,):
+            raise TypeError(f"`{name}` must be one number or array. Got a pytree, with leaves {', '.join(self.paths)}.")
 
     def with_role(self, wanted: str) -> list[jax.Array]:
         """The leaves that are differentiated, or those that are traced, as arrays."""

@@ -3,8 +3,12 @@
 Shapes, dtypes and structure are looked at under `jit` as well; values only where they can be seen.
 """
 
+import inspect
 import math
 import operator
+import reprlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,17 +29,69 @@ def is_concrete(*values: Any) -> bool:
 
 
 def describe(leaf: Any) -> str:
-    """A leaf in an error message: dtype and shape of arrays, the value of anything else."""
+    """A leaf in an error message: dtype and shape of arrays, the value of anything else, shortened."""
     if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
         return f"{leaf.dtype}{list(leaf.shape)}"
-    return f"{type(leaf).__name__} {leaf!r}"
+    return f"{type(leaf).__name__} {reprlib.repr(leaf)}"
 
 
 def require_arrays(name: str, tree: Any) -> None:
-    """Refuse leaves that are not arrays or numbers (strings, None-like objects, functions)."""
+    """Refuse leaves that are not arrays or numbers (strings and arrays of them, None-like objects, functions)."""
     for path, leaf in tree_flatten_with_path(tree)[0]:
-        if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")) and not isinstance(leaf, bool | int | float | complex):
+        if not _is_array(leaf) and not isinstance(leaf, bool | int | float | complex):
             raise TypeError(f"`{name}{keystr(path)}` must be an array or a number. Got {describe(leaf)}.")
+
+
+def _is_array(leaf):
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or not hasattr(leaf, "shape"):
+        return False
+    return dtype == jax.dtypes.float0 or any(
+        jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_, jax.dtypes.extended)
+    )
+
+
+def as_array(name: str, value: Any, asarray: Callable = jnp.asarray) -> Any:
+    """One array, out of an array, a number or lists of numbers; anything else is refused."""
+    require_arrays(name, value)
+    try:
+        return asarray(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"`{name}` must be an array or a number. Got {describe(value)}.") from None
+
+
+def as_path(name: str, value: Any) -> Path:
+    """A path, out of a string or a path; anything else is refused."""
+    try:
+        path = Path(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be a path. Got {describe(value)}.") from None
+    if "\0" in str(path):
+        raise ValueError(f"`{name}` must be a path. Got {value!r}.")
+    return path
+
+
+def made_directory(name: str, value: Any) -> Path:
+    """A directory, made if it is not there."""
+    path = as_path(name, value)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"`{name}` must be a directory, or a place for one. Got {str(path)!r}: {error.strerror}.") from None
+    return path
+
+
+def is_key(value: Any) -> bool:
+    """Whether it is a typed PRNG key, or an array of them."""
+    return jnp.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key)
+
+
+def require_key(name: str, key: Any) -> None:
+    """Refuse anything but one PRNG key: a typed one, or the bits that `jax.random.PRNGKey` gives."""
+    shape = getattr(key, "shape", None)
+    bits = getattr(key, "dtype", None) == jnp.uint32 and shape == jax.eval_shape(jax.random.PRNGKey, 0).shape
+    if not bits and not (is_key(key) and shape == ()):
+        raise TypeError(f"`{name}` must be one PRNG key, from `jax.random.key`. Got {describe(key)}.")
 
 
 def require_floating(name: str, tree: Any) -> None:
@@ -51,14 +107,66 @@ def require_floating(name: str, tree: Any) -> None:
         )
 
 
+def require_all_floating(name: str, tree: Any) -> None:
+    """Refuse leaves that `jax.grad` has no derivative for."""
+    for path, leaf in tree_flatten_with_path(tree)[0]:
+        if not is_differentiable(leaf):
+            raise TypeError(f"`{name}{keystr(path)}` must be floating-point, for `jax.grad`. Got {describe(leaf)}.")
+
+
 def require_callable(name: str, f: Any) -> None:
     """Refuse anything that cannot be called."""
     if not callable(f):
         raise TypeError(f"`{name}` must be a function. Got {describe(f)}.")
 
 
-def require_count(name: str, value: Any, least: int = 0) -> None:
-    """Refuse anything but an integer of at least `least`; of a traced one only the dtype is seen."""
+def require_arguments(name: str, f: Any, *args: Any, **kwargs: Any) -> None:
+    """Refuse a function that does not take these arguments, where its signature can be seen."""
+    require_callable(name, f)
+    try:
+        signature = inspect.signature(f)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        given = ", ".join([f"{len(args)} positional", *kwargs])
+        raise TypeError(f"`{name}` must take the arguments it is given, {given}. Got {signature}: {error}.") from None
+
+
+def require_scalar(name: str, value: Any) -> None:
+    """Refuse what a function returned, if it is not a real scalar."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    if isinstance(value, float) or (shape == () and jnp.issubdtype(dtype, jnp.floating)):
+        return
+    raise TypeError(f"`{name}` must return a real scalar. Got {jax.tree.map(describe, value)}.")
+
+
+def require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Refuse anything but one of the choices."""
+    if not isinstance(value, type(choices[0])) or value not in choices:
+        *first, last = map(repr, choices)
+        raise ValueError(f"`{name}` must be {', '.join(first)} or {last}. Got {reprlib.repr(value)}.")
+
+
+def require_floating_dtype(name: str, dtype: Any) -> None:
+    """Refuse anything but a floating dtype."""
+    try:
+        floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise TypeError(f"`{name}` must be floating-point. Got {dtype!r}.")
+
+
+def require_optimizer(name: str, optimizer: Any) -> None:
+    """Refuse what is not made like an optax optimiser."""
+    if not all(callable(getattr(optimizer, part, None)) for part in ("init", "update")):
+        raise TypeError(f"`{name}` must be an optax.GradientTransformation. Got {describe(optimizer)}.")
+
+
+def require_count(name: str, value: Any, least: int = 0, most: int | None = None) -> None:
+    """Refuse anything but an integer from `least` to `most`; of a traced one only the dtype is seen."""
     if not is_concrete(value):
         if not jnp.issubdtype(value.dtype, jnp.integer) or value.shape != ():
             raise TypeError(f"`{name}` must be an integer. Got {describe(value)}.")
@@ -69,18 +177,25 @@ def require_count(name: str, value: Any, least: int = 0) -> None:
         raise TypeError(f"`{name}` must be an integer. Got {describe(value)}.") from None
     if isinstance(value, bool) or number < least:
         raise ValueError(f"`{name}` must be an integer of at least {least}. Got {value!r}.")
+    if most is not None and number > most:
+        raise ValueError(f"`{name}` must be an integer of at most {most}. Got {value!r}.")
 
 
-def require_number(name: str, value: Any, *, positive: bool = False) -> None:
-    """Refuse anything but one real number; if its value can be seen, it must be finite (and positive, if asked)."""
-    dtype = getattr(value, "dtype", None)
-    number = isinstance(value, int | float) or (dtype is not None and jnp.issubdtype(dtype, jnp.number))
+def require_number(name: str, value: Any, *, positive: bool = False, dtype: Any = None) -> None:
+    """Refuse anything but one real number; if its value can be seen, it must be finite, in `dtype` too (and positive)."""
+    own = getattr(value, "dtype", None)
+    number = isinstance(value, int | float) or any(jnp.issubdtype(own, kind) for kind in (jnp.integer, jnp.floating) if own)
     if isinstance(value, bool) or not number or getattr(value, "shape", ()) != ():
         raise TypeError(f"`{name}` must be a number. Got {describe(value)}.")
     if is_concrete(value):
-        size = float(value)
+        try:
+            size = float(value)
+        except OverflowError:
+            size = math.inf
         if not math.isfinite(size) or (positive and size <= 0):
             raise ValueError(f"`{name}` must be {'positive and finite' if positive else 'finite'}. Got {size!r}.")
+        if dtype is not None and abs(size) > float(jnp.finfo(dtype).max):
+            raise ValueError(f"`{name}` must be finite in {jnp.dtype(dtype)}. Got {size!r}.")
 
 
 def require_classes(name: str, t: Any, classes: int) -> None:
@@ -95,6 +210,8 @@ def require_classes(name: str, t: Any, classes: int) -> None:
 
 def require_same_form(name: str, tree: Any, like_name: str, like: Any) -> None:
     """Refuse a tree whose structure or shapes differ from those of another one, naming the leaf."""
+    require_arrays(name, tree)
+    require_arrays(like_name, like)
     if jax.tree.structure(tree) != jax.tree.structure(like):
         raise ValueError(
             f"`{name}` must have the structure of `{like_name}`, {jax.tree.structure(like)}. Got {jax.tree.structure(tree)}."

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import math
+import operator
 import os
 import re
 import zipfile
@@ -24,7 +25,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
-from jaxnn._door import describe, require_arrays, require_count
+from jaxnn._door import as_array, as_path, describe, made_directory, require_arrays, require_count
 
 _FORMAT, _VERSION = "jaxnn checkpoint", 1
 _NAME = re.compile(r"step_(\d{12})\.npz")
@@ -59,7 +60,7 @@ class Checkpoint(NamedTuple):
         Raises:
           ValueError: the part is not there, or a leaf is missing, left over, or of another shape or dtype; named.
         """
-        if part not in self.leaves:
+        if not isinstance(part, str) or part not in self.leaves:
             raise ValueError(f"`part` must be one of {sorted(self.leaves)}, which the checkpoint holds. Got {part!r}.")
         stored, paths = self.leaves[part], tree_flatten_with_path(like)[0]
         wanted = {keystr(path): leaf for path, leaf in paths}
@@ -105,10 +106,14 @@ def save_checkpoint(
       ...     load_checkpoint(directory).restore("params", {"w": jnp.zeros(2)})
       {'w': array([1., 1.], dtype=float32)}
     """
-    require_count("step", step)
+    require_count("step", step, most=10**12 - 1)  # twelve digits in the name
     require_count("keep", keep, least=1)
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    for name, given in (("state", state), ("records", records), ("info", info)):
+        if not isinstance(given, Mapping | None) or not all(isinstance(key, str) for key in given or {}):
+            raise TypeError(f"`{name}` must be a dictionary with strings for its keys. Got {describe(given)}.")
+    if state is None:
+        raise TypeError("`state` must be a dictionary of the parts of the state. Got NoneType None.")
+    step, folder = operator.index(step), as_path("directory", directory)
     header: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "step": step, "info": dict(info or {})}
     arrays = []
     header |= {"parts": list(state), "leaves": [], "records": list(records or {})}
@@ -118,9 +123,14 @@ def save_checkpoint(
             array, key = _plain(leaf)
             header["leaves"].append({"part": part, "path": keystr(path), "dtype": str(array.dtype), "key": key})
             arrays.append(array)
-    arrays += [np.asarray(array) for array in (records or {}).values()]
+    arrays += [as_array(f"records[{name!r}]", array, np.asarray) for name, array in (records or {}).items()]
+    try:
+        head = json.dumps(header)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"`info` must be what JSON can hold. Got what it cannot: {error}.") from None
+    made_directory("directory", folder)
     with replacing(folder / f"step_{step:012d}.npz") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("header.json", json.dumps(header))
+        archive.writestr("header.json", head)
         for number, array in enumerate(arrays):
             buffer = io.BytesIO()
             # Dtypes that NumPy's format does not know (bfloat16, float8) are written as the bits they are.
@@ -152,7 +162,7 @@ def load_checkpoint(source: str | os.PathLike, *, previous: bool = False) -> Che
         ...
       FileNotFoundError: `source` must be a checkpoint or a directory of them. Got 'nowhere'.
     """
-    path = Path(source)
+    path = as_path("source", source)
     if path.is_dir():
         paths = checkpoints(path)[::-1]
         if not paths:
@@ -173,7 +183,7 @@ def load_checkpoint(source: str | os.PathLike, *, previous: bool = False) -> Che
 def checkpoints(directory: str | os.PathLike) -> list[Path]:
     """The checkpoints in a directory, oldest first."""
     folder = Path(directory)
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name)) if folder.is_dir() else []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_file()) if folder.is_dir() else []
 
 
 @contextlib.contextmanager
@@ -205,8 +215,7 @@ def locked(directory: str | os.PathLike) -> Iterator[None]:
     """
     import fcntl  # POSIX; imported here so that the rest works without it
 
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_directory("checkpoint", directory)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -251,16 +260,19 @@ def _read(path):
             leaves: dict[str, dict[str, Any]] = {str(part): {} for part in header["parts"]}
             for entry, array in zip(header["leaves"], arrays[: len(header["leaves"])], strict=True):
                 dtype = jnp.dtype(entry["dtype"])
-                array = array if array.dtype == dtype else array.view(dtype)
+                if array.dtype != dtype:
+                    if array.dtype != f"u{dtype.itemsize}":
+                        refuse(f"an array of {array.dtype} where its header says {dtype}")
+                    array = array.view(dtype)
                 leaf = jax.random.wrap_key_data(jnp.asarray(array), impl=entry["key"]) if entry["key"] else array
                 leaves[entry["part"]][str(entry["path"])] = leaf
             records = dict(zip(map(str, header["records"]), arrays[len(header["leaves"]) :], strict=True))
-            if not isinstance(header["step"], int) or not isinstance(header["info"], dict):
+            if type(header["step"]) is not int or header["step"] < 0 or not isinstance(header["info"], dict):
                 refuse("a header without step or info")
             return Checkpoint(header["step"], leaves, records, header["info"])
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         refuse(f"a file that is cut off or changed: {error}")
-    except (KeyError, TypeError, AttributeError, NotImplementedError, RecursionError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, RuntimeError, UnicodeDecodeError) as error:
         refuse(f"one with another header: {type(error).__name__} {error}")
     except ValueError as error:
         if str(error).startswith(str(path)):

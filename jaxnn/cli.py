@@ -29,15 +29,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone; Python would complain of it at exit
         return 141
-    except (ValueError, TypeError, OSError) as error:
-        if args.debug:
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        exhausted = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+        if args.debug or (isinstance(error, RuntimeError) and not exhausted):
             raise
         print(f"jaxnn {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, without the usage before it."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
 def _parser():
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="jaxnn",
         description="Losses, gradients two ways, and descent that compiles once, in JAX.",
         epilog="example: jaxnn train --layers 100 --optimizer adam --lr 0.003",
@@ -156,6 +164,8 @@ def _train(args):
         raise ValueError("`--resume` must come with --checkpoint DIR. Got no directory.")
     if len(args.lr) > 1 and (args.checkpoint or args.patience):
         raise ValueError(f"`--lr` must be one number with --checkpoint or --patience. Got {len(args.lr)} numbers.")
+    if args.log:
+        _require_place("--log", args.log, args.checkpoint)
     import jax
 
     from jaxnn.network import init_network
@@ -167,9 +177,9 @@ def _train(args):
     _join(args)
     alone = jax.process_index() == 0  # one process speaks for all
     say = print if alone and not args.json else _silent
+    digits, error, metrics = _task(args)
     if args.checkpoint:
         _remember(args)
-    digits, error, metrics = _task(args)
     train_set, test_set = (digits.x_train, digits.t_train), (digits.x_test, digits.t_test)
     sizes = (digits.x_train.shape[1], *args.layers, 10)
     init_key, check_key, fit_key = jax.random.split(jax.random.key(args.seed), 3)
@@ -296,6 +306,7 @@ def _remember(args):
     """Write down beside the checkpoints what the run is; or, if it is there already, see that it is the same."""
     import pathlib
 
+    from jaxnn._door import made_directory
     from jaxnn.checkpoint import replacing
 
     directory = pathlib.Path(args.checkpoint)
@@ -308,7 +319,7 @@ def _remember(args):
                 before, now = (",".join(map(str, v)) if isinstance(v, list) else v for v in (value, asked[name]))
                 raise ValueError(f"`--{name.replace('_', '-')}` must be {before}, as in {path}. Got {now}.")
     elif not path.exists():
-        directory.mkdir(parents=True, exist_ok=True)
+        made_directory("--checkpoint", directory)
         with replacing(path) as file:
             file.write(json.dumps(asked).encode())
 
@@ -319,7 +330,12 @@ def _read_run(directory):
         run = json.loads((directory / "run.json").read_text())
         if run.keys() != set(_REMEMBERED):
             raise ValueError(f"it holds {', '.join(run)}")
-    except (OSError, ValueError, AttributeError) as error:
+        layers, known = run["layers"], run["activation"] in _ACTIVATIONS and run["optimizer"] in _OPTIMIZERS
+        if not known or not isinstance(layers, list) or not all(type(n) is int and n > 0 for n in layers):
+            raise ValueError("its layers, activation or optimizer are none that `jaxnn train` writes")
+        if not isinstance(run["data"], str | None):
+            raise ValueError("its data are no directory")
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(
             f"`DIR` must be what `jaxnn train --checkpoint` was given. Got {str(directory)!r}: {error}."
         ) from error
@@ -414,8 +430,15 @@ def _gradient_check(error, params, train_set, key):
 def _check(args):
     from jaxnn.checking.check import check_gradient
 
+    if args.plot:
+        _require_place("--plot", args.plot)
     f, point = _load(args.target)
-    report = check_gradient(f, *point, argnums=tuple(range(len(point))), order=args.order, seed=args.seed)
+    try:
+        report = check_gradient(f, *point, argnums=tuple(range(len(point))), order=args.order, seed=args.seed)
+    except (ValueError, TypeError, OSError):
+        raise
+    except (Exception, SystemExit) as error:  # a function may raise anything, and end with an exit code that says "right"
+        raise ValueError(f"`TARGET` must be a function that runs. Got {type(error).__name__}: {error}") from error
     if args.plot and report.leaves:
         import matplotlib
 
@@ -451,13 +474,16 @@ def _load(target):
         raise ValueError(f"`TARGET` must be FILE.py:NAME or MODULE:NAME. Got {target!r}.")
     try:
         names = runpy.run_path(place, run_name="jaxnn_check") if place.endswith(".py") else vars(importlib.import_module(place))
-    except Exception as error:  # noqa: BLE001  a file that fails to run may raise anything; its own words are shown
+    except (Exception, SystemExit) as error:  # noqa: BLE001  a file that fails to run may raise anything; its own words are shown
         raise ValueError(f"`TARGET` must be a file or module that runs. Got {type(error).__name__}: {error}") from error
     if not callable(names.get(name)):
         raise ValueError(f"`TARGET` must name a function of {place}. Got {name!r}, which it does not define.")
     parameters = inspect.signature(names[name]).parameters.values()
     if not parameters:
-        result = names[name]()
+        try:
+            result = names[name]()
+        except (Exception, SystemExit) as error:  # noqa: BLE001
+            raise ValueError(f"`{name}` must be a function that runs. Got {type(error).__name__}: {error}") from error
         if not (isinstance(result, tuple) and len(result) == 2 and callable(result[0]) and isinstance(result[1], tuple | list)):
             raise ValueError(f"`{name}` must return (function, arguments) where it takes no arguments itself. Got {result!r}.")
         return result[0], tuple(result[1])
@@ -498,6 +524,15 @@ def _silent(*_):
     pass
 
 
+def _require_place(option, path, made=None):
+    """Refuse a file that could not be written, before the work that it is to hold."""
+    import pathlib
+
+    place = pathlib.Path(path)
+    if "\0" in path or place.is_dir() or not (place.parent.is_dir() or (made and place.parent == pathlib.Path(made))):
+        raise ValueError(f"`{option}` must be a file in a directory that is there. Got {path!r}.")
+
+
 def _number(kind, text, least, what):
     try:
         value = kind(text)
@@ -513,11 +548,17 @@ def _count(text):
 
 
 def _seed(text):
-    return _number(int, text, 0, "a whole number of at least 0")
+    value = _number(int, text, 0, "a whole number of at least 0")
+    if value >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be below 2**63. Got {text!r}")
+    return value
 
 
 def _rate(text):
-    return _number(float, text, 0, "a finite number of at least 0")
+    value = _number(float, text, 0, "a finite number of at least 0")
+    if value > 3.4e38:
+        raise argparse.ArgumentTypeError(f"must be finite in float32. Got {text!r}")
+    return value
 
 
 def _rates(text):

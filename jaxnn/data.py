@@ -18,7 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from jaxnn._door import describe, require_arrays, require_classes, require_count
+from jaxnn._door import (
+    as_array,
+    as_path,
+    describe,
+    require_arrays,
+    require_classes,
+    require_count,
+    require_floating_dtype,
+    require_key,
+    require_same_form,
+)
 
 _MNIST = {
     "x_train": "train-images-idx3-ubyte",
@@ -100,7 +110,7 @@ def load_mnist(directory: str | Path) -> Digits:
         ...
       FileNotFoundError: `directory` must be a directory with MNIST's IDX files. Got 'nowhere'.
     """
-    folder = Path(directory)
+    folder = as_path("directory", directory)
     if not folder.is_dir():
         raise FileNotFoundError(f"`directory` must be a directory with MNIST's IDX files. Got {str(folder)!r}.")
     paths = {}
@@ -116,6 +126,8 @@ def load_mnist(directory: str | Path) -> Digits:
             raise ValueError(
                 f"{paths[f't_{half}']}: must hold one label for each of the {len(images)} images. Got {len(labels)} labels."
             )
+        if not images.size:
+            raise ValueError(f"{paths[f'x_{half}']}: must hold at least one image and one pixel. Got shape {images.shape}.")
         if labels.size and labels.max() > 9:
             raise ValueError(f"{paths[f't_{half}']}: labels must be 0 to 9. Got {labels.max()}.")
     if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
@@ -149,9 +161,11 @@ def read_idx(path: str | Path | Traversable, axes: int, limit: int = 2**31) -> U
       >>> read_idx(files("jaxnn") / "digits" / "images-idx3-ubyte.gz", 3).shape
       (1797, 8, 8)
     """
-    require_count("axes", axes, least=1)
+    require_count("axes", axes, least=1, most=255)
     require_count("limit", limit, least=1)
-    source = Path(path) if isinstance(path, str) else path
+    source = path if isinstance(path, Traversable) else as_path("path", path)
+    if not source.is_file():
+        raise FileNotFoundError(f"`path` must be a file. Got {str(path)!r}.")
     head = 4 + 4 * axes
     with source.open("rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
@@ -169,7 +183,7 @@ def read_idx(path: str | Path | Traversable, axes: int, limit: int = 2**31) -> U
                 )
             shape = struct.unpack(f">{axes}I", header[4:])
             size = math.prod(shape)
-            if size > limit:
+            if math.prod(max(n, 1) for n in shape) > limit:
                 raise ValueError(
                     f"{path}: must hold at most {limit} bytes of data. Got a header that says {shape}, {size} bytes."
                 )
@@ -202,12 +216,12 @@ def one_hot(t: Int[Array, "*batch"], classes: int, dtype: Any = jnp.float32) -> 
       Array([[0., 0., 1.],
              [1., 0., 0.]], dtype=float32)
     """
-    require_count("classes", classes, least=1)
-    require_arrays("t", t)
-    t = jnp.asarray(t)
+    require_count("classes", classes, least=1, most=2**31 - 1)
+    require_floating_dtype("dtype", dtype)
+    given, t = t, as_array("t", t)
     if not jnp.issubdtype(t.dtype, jnp.integer):
         raise TypeError(f"`t` must be class indices (integers). Got {describe(t)}.")
-    require_classes("t", t, classes)
+    require_classes("t", given, classes)  # as given: JAX would cut a 64-bit index to 32 bits
     inside = (t >= 0) & (t < classes)
     return jnp.where(inside[..., None], jax.nn.one_hot(t, classes, dtype=dtype), jnp.asarray(jnp.nan, dtype))
 
@@ -230,7 +244,8 @@ def sample_batch(key: Key[Array, ""], data: PyTree, batch_size: int) -> PyTree:
       >>> sample_batch(jax.random.key(0), {"x": jnp.ones((5, 3)), "t": jnp.arange(5)}, 2)["x"].shape
       (2, 3)
     """
-    require_count("batch_size", batch_size, least=1)
+    require_key("key", key)
+    require_count("batch_size", batch_size, least=1, most=2**31 - 1)
     chosen = jax.random.randint(key, (batch_size,), 0, count_examples(data), jnp.int32)
     return jax.tree.map(lambda a: jnp.asarray(a)[chosen], data)
 
@@ -242,7 +257,8 @@ def shuffled(key: Key[Array, ""], count: int) -> Int[Array, "count"]:  # noqa: F
       >>> sorted(shuffled(jax.random.key(0), 4).tolist())
       [0, 1, 2, 3]
     """
-    require_count("count", count, least=1)
+    require_key("key", key)
+    require_count("count", count, least=1, most=2**31 - 1)
     return jax.random.permutation(key, jnp.arange(count, dtype=jnp.int32))
 
 
@@ -266,6 +282,16 @@ def count_examples(data: PyTree, name: str = "data") -> int:
             f"`{name}` must be arrays with the same number of examples, at least one, on the first axis. Got {got}."
         )
     return lengths.pop()
+
+
+def require_batches(name: str, data: PyTree, like: PyTree = None) -> None:
+    """Refuse what is not a tuple of arrays with examples, or not of the form of `like`, the data that are trained on."""
+    if not isinstance(data, tuple | list):
+        raise TypeError(f"`{name}` must be a tuple of arrays, such as (x, t). Got {describe(data)}.")
+    count_examples(data, name)
+    if like is not None:
+        first = [jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tuple(form)) for form in (data, like)]
+        require_same_form(f"an example of {name}", first[0], "data", first[1])
 
 
 def _rows(images, largest):

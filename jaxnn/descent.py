@@ -17,7 +17,18 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxnn._door import is_concrete, is_differentiable, require_callable, require_count, require_floating, require_number
+from jaxnn._door import (
+    is_concrete,
+    is_differentiable,
+    require_arguments,
+    require_callable,
+    require_count,
+    require_floating,
+    require_number,
+    require_optimizer,
+    require_same_form,
+    require_scalar,
+)
 
 Loss = Callable[[Any], Float[Array, ""]]
 
@@ -69,7 +80,7 @@ def gradient_descent(
       ['-6.1111e-10', '8.1481e-10']
     """
     _at_the_door(f, init_x, lr, grad)
-    require_count("step_num", step_num)
+    require_count("step_num", step_num, most=2**31 - 1)
     steps = step_num if not is_concrete(step_num) else np.int32(step_num)
     x, before, after, lower = _descend(_Hashed(f), _Hashed(grad), init_x, _typed(lr, init_x), steps)
     if is_concrete(lower) and not bool(lower):
@@ -123,7 +134,7 @@ def descent_path(
       Array([25.  , 16.  , 10.24], dtype=float32)
     """
     _at_the_door(f, init_x, lr, grad)
-    require_count("step_num", step_num)
+    require_count("step_num", step_num, most=2**31 - 2)
     return _trace(_Hashed(f), _Hashed(grad), int(step_num), init_x, _typed(lr, init_x))
 
 
@@ -202,11 +213,12 @@ def minimize(
       'small gradient'
     """
     _at_the_door(f, init_x, tolerance, grad, "tolerance")
-    require_count("max_steps", max_steps)
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"`optimizer` must be an optax.GradientTransformation. Got {type(optimizer).__name__}.")
+    require_count("max_steps", max_steps, most=2**31 - 1)
+    require_optimizer("optimizer", optimizer)
     if opt_state is None:
         opt_state = optimizer.init(_split(init_x)[0])
+    else:
+        require_same_form("opt_state", opt_state, "optimizer.init(...)", jax.eval_shape(optimizer.init, _split(init_x)[0]))
     most = np.int32(max_steps) if is_concrete(max_steps) else max_steps
     arguments = (opt_state, most, _typed(tolerance, init_x))
     return _minimize(_Hashed(f), _Hashed(grad), optimizer, init_x, *arguments)
@@ -233,8 +245,7 @@ class _Hashed:
 @functools.partial(jax.jit, static_argnames=("f", "grad"))
 def _descend(f, grad, init_x, lr, step_num):
     leaves, _, merge = _split(init_x)
-    value = lambda x: f.call(merge(x))  # noqa: E731
-    gradient = grad.call(value)
+    value, gradient = _calls(f, grad, merge)
     end = jax.lax.fori_loop(0, step_num, lambda _, x: _step(x, gradient(x), lr), leaves)
     before, after = value(leaves), value(end)
     return merge(end), before, after, after <= before
@@ -243,8 +254,7 @@ def _descend(f, grad, init_x, lr, step_num):
 @functools.partial(jax.jit, static_argnames=("f", "grad", "step_num"))
 def _trace(f, grad, step_num, init_x, lr):
     leaves, rest, merge = _split(init_x)
-    value = lambda x: f.call(merge(x))  # noqa: E731
-    gradient = grad.call(value)
+    value, gradient = _calls(f, grad, merge)
 
     def body(x, _):
         new = _step(x, gradient(x), lr)
@@ -259,8 +269,7 @@ def _trace(f, grad, step_num, init_x, lr):
 @functools.partial(jax.jit, static_argnames=("f", "grad", "optimizer"))
 def _minimize(f, grad, optimizer, init_x, opt_state, max_steps, tolerance):
     leaves, _, merge = _split(init_x)
-    value = lambda x: f.call(merge(x))  # noqa: E731
-    gradient = grad.call(value)
+    value, gradient = _calls(f, grad, merge)
 
     def look(x):
         g = gradient(x)
@@ -301,6 +310,26 @@ def _split(tree):
     return points, rest, merge
 
 
+def _calls(f, grad, merge):
+    """The loss and its gradient as functions of the leaves that move, which see to what they return."""
+
+    def value(x):
+        out = f.call(merge(x))
+        require_scalar("f", out)
+        return jnp.asarray(out)
+
+    gradient = grad.call(value)
+    require_callable("grad(f)", gradient)
+
+    def checked(x):
+        g = gradient(x)
+        g = list(g) if isinstance(g, tuple) else g
+        require_same_form("grad(f)(...)", g, "init_x", x)
+        return g
+
+    return value, checked
+
+
 def _step(x, gradient, lr):
     return [leaf - lr.astype(leaf.dtype) * g.astype(leaf.dtype) for leaf, g in zip(x, gradient, strict=True)]
 
@@ -311,12 +340,18 @@ def _all_finite(leaves) -> Bool[Array, ""]:
 
 def _typed(number, tree):
     """A number with the tree's widest floating dtype: a Python float beside an array would compile twice."""
-    dtype = jnp.result_type(*(leaf for leaf in jax.tree.leaves(tree) if is_differentiable(leaf)))
+    dtype = _dtype(tree)
     return np.asarray(number, dtype) if is_concrete(number) else jnp.asarray(number, dtype)
+
+
+def _dtype(tree):
+    """The widest floating dtype in a tree."""
+    return jnp.result_type(*(leaf for leaf in jax.tree.leaves(tree) if is_differentiable(leaf)))
 
 
 def _at_the_door(f, init_x, number, grad, name="lr"):
     require_callable("f", f)
-    require_callable("grad", grad)
     require_floating("init_x", init_x)
-    require_number(name, number)
+    require_arguments("f", f, init_x)
+    require_arguments("grad", grad, f)
+    require_number(name, number, dtype=_dtype(init_x))

@@ -10,6 +10,7 @@ import optax
 from matplotlib.figure import Figure
 
 from jaxnn import plots
+from jaxnn._door import made_directory
 from jaxnn.checking.check import check_gradient
 from jaxnn.data import load_digits
 from jaxnn.descent import descent_path
@@ -33,8 +34,7 @@ def draw(directory: str | Path) -> list[Path]:
       >>> [path.name for path in draw("pictures")][:2]  # doctest: +SKIP
       ['01_losses.png', '02_loss_and_accuracy.png']
     """
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_directory("directory", directory)
     written = []
     for number, (picture, size) in enumerate(_PICTURES.items(), start=1):
         figure = Figure(size, layout="constrained")

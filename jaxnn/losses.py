@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
-from jaxnn._door import describe, is_differentiable, require_arrays, require_classes
+from jaxnn._door import as_array, describe, is_concrete, is_differentiable, require_classes, require_number
 
 
 def mean_squared_error(
@@ -64,6 +64,9 @@ def cross_entropy_error(
       Array(0.5108, dtype=float32)
     """
     y, t = _at_the_door("y", y, t)
+    require_number("delta", delta, dtype=y.dtype)
+    if is_concrete(delta) and delta < 0:
+        raise ValueError(f"`delta` must be at least 0. Got {float(delta)!r}.")
     return jnp.mean(-_expected(jnp.log(y + jnp.asarray(delta, y.dtype)), t))
 
 
@@ -120,20 +123,20 @@ def accuracy(y: Float[Array, "*batch classes"], t: Num[Array, "*batch classes"] 
 
 def _at_the_door(name, y, t):
     """Output and targets as arrays whose shapes fit each other."""
-    require_arrays(name, y)
-    require_arrays("t", t)
-    y, t = jnp.asarray(y), jnp.asarray(t)
+    given, y, t = t, as_array(name, y), as_array("t", t)
     if not is_differentiable(y):
         raise TypeError(f"`{name}` must be floating-point. Got {describe(y)}.")
     if y.ndim == 0 or y.size == 0:
         raise ValueError(f"`{name}` must have at least one example and one class. Got shape {y.shape}.")
     if t.shape != y.shape and t.shape != y.shape[:-1]:
         raise ValueError(f"`t` must have shape {y.shape} or {y.shape[:-1]}, to fit `{name}`. Got shape {t.shape}.")
+    if not any(jnp.issubdtype(t.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise TypeError(f"`t` must be real, or class indices (integers). Got {describe(t)}.")
     if t.shape == y.shape:
         return y, t if is_differentiable(t) else t.astype(y.dtype)
     if not jnp.issubdtype(t.dtype, jnp.integer):
         raise TypeError(f"`t` must be class indices (integers) where it has one axis less than `{name}`. Got {describe(t)}.")
-    require_classes("t", t, y.shape[-1])
+    require_classes("t", given, y.shape[-1])  # as given: JAX would cut a 64-bit index to 32 bits
     return y, t
 
 

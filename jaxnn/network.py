@@ -12,7 +12,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num
 
-from jaxnn._door import describe, require_count, require_number
+from jaxnn._door import (
+    as_array,
+    describe,
+    require_arrays,
+    require_callable,
+    require_count,
+    require_floating_dtype,
+    require_key,
+    require_number,
+)
 from jaxnn.losses import softmax_cross_entropy
 
 Params = Mapping[str, Float[Array, "..."]]
@@ -40,13 +49,15 @@ def init_network(
       >>> {name: p.shape for name, p in init_network(jax.random.key(0), (2, 3)).items()}
       {'W1': (2, 3), 'b1': (3,)}
     """
+    require_key("key", key)
+    if not hasattr(sizes, "__len__") or isinstance(sizes, str | Mapping):
+        raise TypeError(f"`sizes` must be a sequence of integers. Got {describe(sizes)}.")
     if len(sizes) < 2:
         raise ValueError(f"`sizes` must name at least an input and an output layer. Got {tuple(sizes)}.")
     for i, size in enumerate(sizes):
         require_count(f"sizes[{i}]", size, least=1)
-    require_number("weight_scale", weight_scale)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"`dtype` must be floating-point. Got {dtype!r}.")
+    require_floating_dtype("dtype", dtype)
+    require_number("weight_scale", weight_scale, dtype=dtype)
     params = {}
     for i, (rows, columns) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), start=1):
         key, subkey = jax.random.split(key)
@@ -75,6 +86,13 @@ def predict(
       >>> predict({"W1": jnp.eye(2)}, jnp.array([0.6, 0.9]))
       Array([0.6, 0.9], dtype=float32)
     """
+    if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
+        raise TypeError(f"`params` must be a dictionary of arrays by name. Got {describe(params)}.")
+    require_arrays("params", params)
+    require_callable("activation", activation)
+    x = as_array("x", x)
+    if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.number, jnp.bool_)):
+        raise TypeError(f"`x` must be numbers. Got {describe(x)}.")
     depth = sum(name.startswith("W") for name in params)
     for i in range(1, depth + 1):
         if f"W{i}" not in params:
@@ -83,17 +101,17 @@ def predict(
         raise ValueError(f"`params` must hold at least 'W1'. Got {sorted(params)}.")
     for i in range(1, depth + 1):
         weight = params[f"W{i}"]
-        width = jnp.shape(x)[-1] if jnp.ndim(x) else None
-        if jnp.ndim(weight) != 2 or weight.shape[0] != width:
+        width = x.shape[-1] if x.ndim else None
+        if getattr(weight, "ndim", None) != 2 or weight.shape[0] != width:
             raise ValueError(f"`params['W{i}']` must have shape ({width}, outputs), to fit its input. Got {describe(weight)}.")
         x = x @ weight
         if (bias := params.get(f"b{i}")) is not None:
-            if jnp.shape(bias) != weight.shape[1:]:
+            if getattr(bias, "shape", ()) != weight.shape[1:]:
                 raise ValueError(f"`params['b{i}']` must have shape {weight.shape[1:]}. Got {describe(bias)}.")
             # Written out, so that it also holds under jax_numpy_rank_promotion="raise".
             x = x + jnp.broadcast_to(bias, x.shape)
         if i < depth:
-            x = activation(x)
+            x = as_array("activation(...)", activation(x))
     return x
 
 

@@ -12,9 +12,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from io import TextIOBase
-from pathlib import Path
 from typing import NamedTuple
 
+from jaxnn._door import as_path, describe
 from jaxnn.checkpoint import replacing
 
 
@@ -57,6 +57,9 @@ def show_progress(lines: TextIOBase | None = None, bar: TextIOBase | None = None
        epoch      train loss steps/s
            1          2.2500
     """
+    for name, stream, part in (("lines", lines, "write"), ("bar", bar, "isatty")):
+        if stream is not None and not hasattr(stream, part):
+            raise TypeError(f"`{name}` must be a text stream. Got {describe(stream)}.")
     terminal = bar or sys.stderr
     draw = _bar(terminal) if terminal.isatty() else None
     recent: deque[tuple[float, int]] = deque(maxlen=6)
@@ -104,12 +107,18 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
       ...     print(pathlib.Path(directory, "log").read_text()[:45])
       {"epoch": 1, "epochs": 1, "step": 15, "steps"
     """
+    path = as_path("path", path)
     begun = False
 
     def log(progress: Progress) -> None:
         nonlocal begun
         if not begun:
-            _drop_lines(Path(path), progress.step)
+            try:
+                _drop_lines(path, progress.step)
+                path.touch()
+            except OSError as error:
+                got = f"Got {str(path)!r}: {error.strerror}."
+                raise type(error)(f"`path` must be a file in a directory that is there. {got}") from None
             begun = True
         loss = progress.loss if math.isfinite(progress.loss) else None
         record = progress.record and {k: v if math.isfinite(v) else None for k, v in progress.record.items()}
@@ -124,7 +133,7 @@ def _drop_lines(path, step):
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text(errors="replace").splitlines(keepends=True):
         try:
             if line.endswith("\n") and json.loads(line)["step"] < step:
                 kept.append(line)

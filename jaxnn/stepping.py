@@ -17,7 +17,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
-from jaxnn._door import describe, is_differentiable
+from jaxnn._door import (
+    describe,
+    is_differentiable,
+    require_arguments,
+    require_arrays,
+    require_callable,
+    require_same_form,
+    require_scalar,
+)
 from jaxnn.data import shuffled
 
 # Examples that are measured at once.
@@ -68,7 +76,9 @@ def stepper(loss: Callable, grad: Callable, batch_size: int, rest: int, mesh: Me
       order of examples, where step i takes the i-th `batch_size` of them; if `short`, the last takes `rest`. `reached` is
       `stop`, or the number behind the step that was not finite. Entry i of `losses` is the loss before step i.
     """
+    require_arguments("grad", grad, loss)
     gradient = grad(loss)
+    require_callable("grad(loss)", gradient)
     # Separately, the two would share their forward pass only as far as the compiler sees that they are alike.
     both = jax.value_and_grad(loss) if grad is jax.grad else lambda *args: (loss(*args), gradient(*args))
 
@@ -78,6 +88,7 @@ def stepper(loss: Callable, grad: Callable, batch_size: int, rest: int, mesh: Me
             rows = lax.dynamic_slice(order, (i * batch_size,), (size,))
             batch = shared(jax.tree.map(lambda a: a[rows], data), mesh)
             value, slope = both(state.params, *batch)
+            require_same_form("grad(loss)(...)", slope, "params", state.params)
             updates, opt_state = optimizer.update(slope, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             leaves = [leaf for leaf in jax.tree.leaves(params) if is_differentiable(leaf)]
@@ -174,10 +185,28 @@ def shared(batch: PyTree, mesh: Mesh | None) -> PyTree:
 def require_scalars(loss: Callable, metrics: Callable | None, params: PyTree, data: PyTree) -> None:
     """Refuse a loss or metrics that do not return scalars."""
     batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)[1:]), a.dtype), data)
-    value = jax.eval_shape(loss, params, *batch)
-    if not hasattr(value, "shape") or value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(f"`loss` must return a real scalar. Got {jax.tree.map(describe, value)}.")
-    if metrics:
-        record = jax.eval_shape(metrics, params, *batch)
+    require_arguments("loss", loss, params, *batch)
+    require_scalar("loss", jax.eval_shape(_of_arrays("loss", loss), params, *batch))
+    if metrics is not None:
+        require_arguments("metrics", metrics, params, *batch)
+        record = jax.eval_shape(_of_arrays("metrics", metrics), params, *batch)
         if not isinstance(record, dict) or any(getattr(v, "shape", None) != () for v in record.values()):
             raise TypeError(f"`metrics` must return a dictionary of scalars. Got {jax.tree.map(describe, record)}.")
+        if "loss" in record:
+            raise ValueError(f"`metrics` must leave the name 'loss' to the loss. Got {sorted(record)}.")
+        for name, value in record.items():
+            if jnp.issubdtype(value.dtype, jnp.complexfloating):
+                raise TypeError(f"`metrics(...)[{name!r}]` must be real. Got {describe(value)}.")
+
+
+def _of_arrays(name, function):
+    """The function, which refuses to return anything but arrays, and dictionaries by anything but names."""
+
+    def call(*args):
+        value = function(*args)
+        if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+            raise TypeError(f"`{name}(...)` must have strings for its keys. Got {list(value)}.")
+        require_arrays(f"{name}(...)", value)
+        return value
+
+    return call

@@ -7,6 +7,8 @@ through in one call.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxnn._door import describe
+
 
 def parabola(x: float | Float[Array, "*points"]) -> float | Float[Array, "*points"]:
     """The chapter's function of one variable, 0.01 x^2 + 0.1 x; its derivative is 0.02 x + 0.1.
@@ -25,6 +27,7 @@ def bowl(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
       >>> bowl(jnp.array([3.0, 4.0]))
       Array(25., dtype=float32)
     """
+    _require_variables(x, 1)
     return jnp.sum(x**2, axis=-1)
 
 
@@ -35,6 +38,7 @@ def saddle(x: Float[Array, "*points 2"]) -> Float[Array, "*points"]:
       >>> saddle(jnp.array([[0.0, 0.0], [0.0, 2.0]]))
       Array([0., 0.], dtype=float32)
     """
+    _require_variables(x, 2, 2)
     return x[..., 0] ** 2 - x[..., 1] ** 2 + x[..., 1] ** 4 / 4
 
 
@@ -45,6 +49,7 @@ def plateau(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
       >>> plateau(jnp.array([[0.0, 0.0], [9.0, 9.0]]))
       Array([0., 1.], dtype=float32)
     """
+    _require_variables(x, 1)
     return 1 - jnp.exp(-jnp.sum(x**2, axis=-1) / 2)
 
 
@@ -55,6 +60,7 @@ def two_valleys(x: Float[Array, "*points 2"]) -> Float[Array, "*points"]:
       >>> two_valleys(jnp.array([[-1.0, 0.0], [1.0, 0.0]]))
       Array([-0.3,  0.3], dtype=float32)
     """
+    _require_variables(x, 2, 2)
     return (x[..., 0] ** 2 - 1) ** 2 + 0.3 * x[..., 0] + x[..., 1] ** 2
 
 
@@ -65,4 +71,13 @@ def rosenbrock(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
       >>> rosenbrock(jnp.array([1.0, 1.0]))
       Array(0., dtype=float32)
     """
+    _require_variables(x, 2)
     return jnp.sum(100 * (x[..., 1:] - x[..., :-1] ** 2) ** 2 + (1 - x[..., :-1]) ** 2, axis=-1)
+
+
+def _require_variables(x, least, most=None):
+    """Refuse too few variables, or too many: JAX would take others in their place without a word."""
+    variables = (getattr(x, "shape", None) or (0,))[-1]
+    if variables < least or (most is not None and variables > most):
+        wanted = f"{least} variables" if most else f"at least {least} variable{'s' * (least > 1)}"
+        raise ValueError(f"`x` must be an array with {wanted} on its last axis. Got {describe(x)}.")

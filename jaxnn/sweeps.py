@@ -15,8 +15,18 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from jaxnn._door import require_arrays, require_callable, require_count, require_floating
-from jaxnn.data import count_examples
+from jaxnn._door import (
+    describe,
+    is_key,
+    require_all_floating,
+    require_arguments,
+    require_arrays,
+    require_callable,
+    require_count,
+    require_floating,
+    require_optimizer,
+)
+from jaxnn.data import count_examples, require_batches
 from jaxnn.progress import Progress
 from jaxnn.stepping import State, loss_first, measurer, order_of_epoch, placed, require_scalars, stepper
 from jaxnn.training import Fit, History, Status
@@ -74,6 +84,17 @@ def sweep(
     require_count("epochs", epochs, least=1)
     require_count("batch_size", batch_size, least=1)
     require_arrays("values", values)
+    require_batches("data", data)
+    if test is not None:
+        require_batches("test", test, data)
+    if on_progress is not None:
+        require_callable("on_progress", on_progress)
+    if not is_key(key) or key.ndim > 1:
+        raise TypeError(f"`key` must be one typed PRNG key, or an array of them, one a run. Got {describe(key)}.")
+    if callable(params):
+        require_arguments("params", params, key)
+    else:
+        require_arrays("params", params)
     values = placed(values, None)
     runs, count = count_examples(values, "values"), count_examples(data)
     if key.ndim and len(key) != runs:
@@ -81,6 +102,11 @@ def sweep(
     keys = key if key.ndim else jnp.broadcast_to(key, (runs,))
     starts = jax.vmap(params)(keys) if callable(params) else jax.tree.map(lambda a: jnp.stack([a] * runs), params)
     require_floating("params", starts)
+    if grad is jax.grad:
+        require_all_floating("params", starts)
+    first = jax.tree.map(operator.itemgetter(0), values)
+    require_arguments("optimizer", optimizer, first)
+    require_optimizer("optimizer(...)", optimizer(first))
     data, test = placed(data, None), None if test is None else placed(test, None)
     require_scalars(loss, metrics, jax.tree.map(operator.itemgetter(0), starts), data)
     batch_size = min(batch_size, count)

@@ -27,9 +27,19 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
-from jaxnn._door import describe, require_callable, require_count, require_floating
+from jaxnn._door import (
+    as_path,
+    describe,
+    require_all_floating,
+    require_arguments,
+    require_callable,
+    require_count,
+    require_floating,
+    require_key,
+    require_optimizer,
+)
 from jaxnn.checkpoint import Checkpoint, checkpoints, load_checkpoint, locked, save_checkpoint
-from jaxnn.data import count_examples
+from jaxnn.data import count_examples, require_batches
 from jaxnn.progress import Progress
 from jaxnn.stepping import State, compiled, loss_first, order_of_epoch, placed, require_scalars
 
@@ -177,14 +187,29 @@ def fit(
     for name, function in (("loss", loss), ("grad", grad)):
         require_callable(name, function)
     require_floating("params", params)
+    if grad is jax.grad:
+        require_all_floating("params", params)
+    require_optimizer("optimizer", optimizer)
+    require_key("key", key)
+    require_batches("data", data)
+    if test is not None:
+        require_batches("test", test, data)
+    if watch is not None:
+        require_arguments("watch", watch, {})
+    if on_progress is not None:
+        require_callable("on_progress", on_progress)
+    if checkpoint is not None:
+        as_path("checkpoint", checkpoint)
     counts = {"epochs": epochs, "batch_size": batch_size, "keep": keep, "patience": patience, "every": every}
     for name, number in counts.items():
         if number is not None or name in ("epochs", "batch_size", "keep"):
             require_count(name, number, least=1)
     if mesh is not None and not isinstance(mesh, Mesh):
         raise TypeError(f"`mesh` must be a jax.sharding.Mesh. Got {describe(mesh)}.")
-    if resume not in (True, False, "previous"):
+    if not isinstance(resume, bool | int | str) or resume not in (True, False, "previous"):
         raise ValueError(f"`resume` must be True, False or 'previous'. Got {resume!r}.")
+    if resume and checkpoint is None:
+        raise ValueError(f"`resume` must come with `checkpoint`, a directory. Got {resume!r} alone.")
     count = count_examples(data)
     batch_size = min(batch_size, count)
     per_epoch, rest = -(-count // batch_size), 0 if replacement else count % batch_size

@@ -18,7 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn._calls import Call
-from jaxnn._door import describe, require_callable, require_count, require_same_form
+from jaxnn._door import (
+    describe,
+    require_arguments,
+    require_arrays,
+    require_callable,
+    require_choice,
+    require_count,
+    require_same_form,
+)
 from jaxnn.checking.probe import Probe
 from jaxnn.checking.report import VERDICTS, Entry, GradientReport, LeafReport, digits_shared
 from jaxnn.checking.search import HANDFUL, ask_leaf, describe_pattern, find_entries, judge_entry, sample_entries
@@ -66,13 +74,12 @@ def check_gradient(
     require_count("seed", seed)
     if gradient is not None:
         require_callable("gradient", gradient)
-    if order not in (1, 2):
-        raise ValueError(f"`order` must be 1 or 2. Got {order!r}.")
+    require_choice("order", order, (1, 2))
     if order == 2 and gradient is not None:
         raise ValueError("`order` must be 1 where a hand-written `gradient` is given. Got 2.")
     call = Call.of(f, argnums, args, {}, has_aux, name="args[0]")
     _require_finite(call)
-    data = (call.with_role("traced"), _cotangent_leaves(cotangent))
+    data = (call.with_role("traced"), _require_cotangent(cotangent))
     settings = Settings(argnums, gradient is None, cotangent is not None, isinstance(cotangent, str), seed)
     report = _check_order(call, data, settings, 1, gradient, args)
     if order == 2 and report.ok:
@@ -286,9 +293,13 @@ def _named(probe, k, index, own, half, verdict):
 
 def _given_gradient(call, gradient, args):
     """What a hand-written gradient returns, leaf by leaf, if it has the form of the arguments."""
+    require_arguments("gradient", gradient, *args)
     result = gradient(*args)
     chosen = tuple(args[i] for i in call.argnums) if isinstance(call.argnums, tuple) else args[call.argnums]
     require_same_form("gradient(...)", result, "args" if isinstance(call.argnums, tuple) else f"args[{call.argnums}]", chosen)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(result)[0]:
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise TypeError(f"`gradient(...){jax.tree_util.keystr(path)}` must be real. Got {describe(leaf)}.")
     like = jax.tree.leaves(chosen)
     differentiated = {id(leaf) for leaf, role in zip(call.leaves, call.form.roles, strict=True) if role == "differentiate"}
     return [g for g, leaf in zip(jax.tree.leaves(result), like, strict=True) if id(leaf) in differentiated]
@@ -318,10 +329,19 @@ def _require_finite(call):
                 raise ValueError(f"`{path}` must be finite. Got {x[tuple(index)]} at index {index}.")
 
 
-def _cotangent_leaves(cotangent):
+def _require_cotangent(cotangent):
     if isinstance(cotangent, str) and cotangent != "random":
         raise ValueError(f"`cotangent` must be a pytree like the output of `f`, or 'random'. Got {cotangent!r}.")
-    return [] if cotangent is None or isinstance(cotangent, str) else [jnp.asarray(c) for c in jax.tree.leaves(cotangent)]
+    if cotangent is None or isinstance(cotangent, str):
+        return None
+    require_arrays("cotangent", cotangent)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(cotangent)[0]:
+        name, dtype = f"cotangent{jax.tree_util.keystr(path)}", jnp.result_type(leaf)
+        if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer)):
+            raise TypeError(f"`{name}` must be real. Got {describe(leaf)}.")
+        if not np.all(np.isfinite(np.asarray(leaf, np.float64))):
+            raise ValueError(f"`{name}` must be finite. Got {leaf}.")
+    return jax.tree.map(jnp.asarray, cotangent)
 
 
 def _differ(a, b, epsilon):

@@ -80,7 +80,7 @@ def _build(form, avals, tree, settings, order, tight, _default_dtype):
         if not settings.projected:
             return out
         weights = _random_like(out, settings.seed) if settings.random else data[1]
-        products = [jnp.sum(w * x) for w, x in zip(weights, jax.tree.leaves(out), strict=True)]
+        products = [jnp.sum(w * x) for w, x in zip(jax.tree.leaves(weights), jax.tree.leaves(out), strict=True)]
         return functools.reduce(jnp.add, products)
 
     def projected_gradient(points, data):
@@ -170,7 +170,12 @@ def _require_output(shapes, cotangent, settings):
                 f"'random'). Got {jax.tree.map(describe, shapes)}."
             )
     elif not settings.random:
-        got, wanted = [np.shape(c) for c in cotangent], [leaf.shape for leaf in leaves]
+        if jax.tree.structure(cotangent) != jax.tree.structure(shapes):
+            raise ValueError(
+                f"`cotangent` must have the structure of the output of `f`, {jax.tree.structure(shapes)}. "
+                f"Got {jax.tree.structure(cotangent)}."
+            )
+        got, wanted = [np.shape(c) for c in jax.tree.leaves(cotangent)], [leaf.shape for leaf in leaves]
         if got != wanted:
             raise ValueError(f"`cotangent` must have the shapes of the output of `f`, {wanted}. Got {got}.")
 

@@ -17,6 +17,7 @@ that changes as further arguments.
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -32,9 +33,11 @@ from jaxnn._door import (
     is_concrete,
     require_arrays,
     require_callable,
+    require_choice,
     require_count,
     require_number,
     require_same_form,
+    require_scalar,
 )
 from jaxnn.numerical.entries import by_entry, by_entry_dense
 from jaxnn.numerical.wide_call import wide_call
@@ -245,6 +248,9 @@ def directional_derivative(
     require_arrays("v", v)
     require_same_form("v", v, "x", x)
     direction = [leaf for leaf, role in zip(jax.tree.leaves(v), call.form.roles, strict=True) if role == "differentiate"]
+    for path, leaf in zip(call.paths_differentiated(), direction, strict=True):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not jnp.issubdtype(jnp.result_type(leaf), jnp.integer):
+            raise TypeError(f"`v{path[1:]}` must be real, as `{path}` is. Got {describe(leaf)}.")
     return _run(call, _directional, options, h, direction)
 
 
@@ -280,7 +286,9 @@ def numerical_diff(
     options = _options(f, scheme, evaluation, None, h)._replace(compiled=False)
     if isinstance(x, int) and not isinstance(x, bool):
         x = float(x)  # the chapter writes numerical_diff(f, 5); an integer array is refused
-    return _run(Call.of(f, 0, (x,), {}), _diff, options, h)
+    call = Call.of(f, 0, (x,), {})
+    call.require_one_leaf("x")
+    return _run(call, _diff, options, h)
 
 
 def partial_derivative(
@@ -316,7 +324,11 @@ def partial_derivative(
     """
     options = _options(f, scheme, evaluation, None, h)._replace(compiled=False)
     call = Call.of(f, 0, (x,), {})
-    place = index if isinstance(index, tuple) else (index,)
+    call.require_one_leaf("x")
+    try:
+        place = tuple(operator.index(i) for i in (index if isinstance(index, tuple) else (index,)) if not isinstance(i, bool))
+    except TypeError:
+        raise TypeError(f"`index` must be an integer or a tuple of them. Got {describe(index)}.") from None
     shape = np.shape(x)
     if len(place) != len(shape) or not all(-n <= i < n for i, n in zip(place, shape, strict=True)):
         raise IndexError(f"`index` must name one entry of `x`, which has shape {shape}. Got {index!r}.")
@@ -339,16 +351,13 @@ class _Options(NamedTuple):
 
 def _options(f, scheme, evaluation, batch_size, h, method="propagation", mesh=None) -> _Options:
     require_callable("f", f)
-    if scheme not in ("central", "forward", "backward"):
-        raise ValueError(f"`scheme` must be 'central', 'forward' or 'backward'. Got {scheme!r}.")
-    if evaluation not in ("float64", "own"):
-        raise ValueError(f"`evaluation` must be 'float64' or 'own'. Got {evaluation!r}.")
+    require_choice("scheme", scheme, ("central", "forward", "backward"))
+    require_choice("evaluation", evaluation, ("float64", "own"))
     if batch_size is not None:
         require_count("batch_size", batch_size, least=1)
     if h is not None:
         require_number("h", h, positive=True)
-    if method not in ("propagation", "dense"):
-        raise ValueError(f"`method` must be 'propagation' or 'dense'. Got {method!r}.")
+    require_choice("method", method, ("propagation", "dense"))
     if mesh is not None and not isinstance(mesh, Mesh):
         raise TypeError(f"`mesh` must be a jax.sharding.Mesh. Got {describe(mesh)}.")
     return _Options(scheme, evaluation, batch_size, 3 if scheme == "central" else 2, h is not None, method, mesh)
@@ -405,11 +414,12 @@ def _program(measure, options, form, x64):
 
 
 def _gradient(f, leaves, h, options, shapes):
-    _require_scalar(shapes)
+    require_scalar("f", shapes)
     return _by_entry(f, leaves, _steps(leaves, h, options), options), lambda points: points
 
 
 def _jacobian(f, leaves, h, options, shapes):
+    _require_rates(shapes)
     columns = [
         jax.tree.map(lambda c, s, x=x: jnp.moveaxis(c, range(x.ndim), range(-x.ndim, 0)), column, shapes)
         for column, x in zip(_by_entry(f, leaves, _steps(leaves, h, options), options), leaves, strict=True)
@@ -418,7 +428,7 @@ def _jacobian(f, leaves, h, options, shapes):
 
 
 def _hessian(f, leaves, h, options, shapes):
-    _require_scalar(shapes)
+    require_scalar("f", shapes)
     steps = _steps(leaves, h, options)  # once: the inner difference must not change its step where the outer one moves it
     outer = options._replace(method="dense")  # what propagates is the inner difference
     rows = _by_entry(lambda leaves: _by_entry(f, leaves, steps, options), leaves, steps, outer)
@@ -426,6 +436,7 @@ def _hessian(f, leaves, h, options, shapes):
 
 
 def _directional(f, leaves, h, options, shapes, direction):
+    _require_rates(shapes)
     direction = [jnp.asarray(v, x.dtype) for v, x in zip(direction, leaves, strict=True)]
     if h is None:
         # Of the steps along v at which one entry changes by its own default step, the smallest.
@@ -447,11 +458,12 @@ def _diff(f, leaves, h, options, shapes):
     (x,) = leaves
     if not hasattr(shapes, "shape") or shapes.shape != x.shape:
         raise TypeError(f"`f` must return one number for each entry of `x`, shape {x.shape}. Got {_forms(shapes)}.")
+    _require_rates(shapes)
     return _quotient(lambda x: f([x]), x, _steps(leaves, h, options)[0], options), lambda points: shapes
 
 
 def _partial(f, leaves, h, options, shapes, index):
-    _require_scalar(shapes)
+    require_scalar("f", shapes)
     steps = _steps(leaves, h, options)[0].ravel()
     at = functools.partial(_changed_entry(f, leaves, 0), index)
     return _quotient(at, leaves[0].ravel()[index], steps[index], options), lambda points: points[0]
@@ -459,6 +471,18 @@ def _partial(f, leaves, h, options, shapes, index):
 
 def _by_entry(f, leaves, steps, options):
     """For each leaf, the derivative of f's outputs by each of its entries: arrays of shape (*leaf, *out)."""
+    if not all(x.size for x in leaves):  # an empty leaf has no entry to change
+        full = [x for x in leaves if x.size]
+
+        def of_full(points):
+            points = iter(points)
+            return f([next(points) if x.size else x for x in leaves])
+
+        kept = [step for step, x in zip(steps, leaves, strict=True) if x.size]
+        found = iter(_by_entry(of_full, full, kept, options) if full else [])
+        out = jax.eval_shape(f, leaves)
+        none = [jax.tree.map(lambda s, x=x: jnp.zeros((*x.shape, *s.shape), s.dtype), out) for x in leaves]
+        return [next(found) if x.size else empty for x, empty in zip(leaves, none, strict=True)]
     ends = [_ends(x, step, options) for x, step in zip(leaves, steps, strict=True)]
     loop = by_entry if options.method == "propagation" else by_entry_dense
     return loop(f, leaves, ends, options.batch_size, options.mesh)
@@ -508,9 +532,10 @@ def _default_step(x, root):
     return jax.lax.reduce_precision(wanted, jnp.finfo(x.dtype).nexp, 0)
 
 
-def _require_scalar(shapes):
-    if not hasattr(shapes, "shape") or shapes.shape != () or not jnp.issubdtype(shapes.dtype, jnp.floating):
-        raise TypeError(f"`f` must return a real scalar. Got {_forms(shapes)}.")
+def _require_rates(shapes):
+    """Refuse integer outputs: a rate of change in their dtype would be cut to an integer."""
+    if not all(jnp.issubdtype(shape.dtype, jnp.inexact) for shape in jax.tree.leaves(shapes)):
+        raise TypeError(f"`f` must return floating-point output. Got {_forms(shapes)}.")
 
 
 def _forms(shapes):
