@@ -83,7 +83,8 @@ def made_directory(name: str, value: Any) -> Path:
 
 def is_key(value: Any) -> bool:
     """Whether it is a typed PRNG key, or an array of them."""
-    return jnp.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key)
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def require_key(name: str, key: Any) -> None:
@@ -137,7 +138,7 @@ def require_arguments(name: str, f: Any, *args: Any, **kwargs: Any) -> None:
 def require_scalar(name: str, value: Any) -> None:
     """Refuse what a function returned, if it is not a real scalar."""
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-    if isinstance(value, float) or (shape == () and jnp.issubdtype(dtype, jnp.floating)):
+    if isinstance(value, float) or (dtype is not None and shape == () and jnp.issubdtype(dtype, jnp.floating)):
         return
     raise TypeError(f"`{name}` must return a real scalar. Got {jax.tree.map(describe, value)}.")
 

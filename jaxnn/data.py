@@ -223,7 +223,7 @@ def one_hot(t: Int[Array, "*batch"], classes: int, dtype: Any = jnp.float32) -> 
         raise TypeError(f"`t` must be class indices (integers). Got {describe(t)}.")
     require_classes("t", given, classes)  # as given: JAX would cut a 64-bit index to 32 bits
     inside = (t >= 0) & (t < classes)
-    return jnp.where(inside[..., None], jax.nn.one_hot(t, classes, dtype=dtype), jnp.asarray(jnp.nan, dtype))
+    return jnp.where(inside[..., None], jax.nn.one_hot(t, classes, dtype=dtype), np.asarray(np.nan, dtype))
 
 
 def sample_batch(key: Key[Array, ""], data: PyTree, batch_size: int) -> PyTree:

@@ -7,6 +7,7 @@ less). Under `jit` a class index out of range cannot be refused; it makes the re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 from jaxnn._door import as_array, describe, is_concrete, is_differentiable, require_classes, require_number
@@ -142,8 +143,9 @@ def _at_the_door(name, y, t):
 
 def _one_hot(t, classes, dtype):
     """One-hot rows; NaN for an index out of range, which only a traced index can be."""
+    # NumPy's NaN: one that JAX computes, though nothing takes it, raises under jax_debug_nans.
     rows = jax.nn.one_hot(t, classes, dtype=dtype)
-    return jnp.where(((t >= 0) & (t < classes))[..., None], rows, jnp.asarray(jnp.nan, dtype))
+    return jnp.where(((t >= 0) & (t < classes))[..., None], rows, np.asarray(np.nan, dtype))
 
 
 def _expected(log_y, t):
@@ -152,4 +154,4 @@ def _expected(log_y, t):
         return jnp.sum(jnp.where(t == 0, 0, t * jnp.where(t == 0, 0, log_y)), axis=-1)
     classes = log_y.shape[-1]
     picked = jnp.take_along_axis(log_y, jnp.clip(t, 0, classes - 1)[..., None], axis=-1)[..., 0]
-    return jnp.where((t >= 0) & (t < classes), picked, jnp.asarray(jnp.nan, log_y.dtype))
+    return jnp.where((t >= 0) & (t < classes), picked, np.asarray(np.nan, log_y.dtype))

@@ -101,8 +101,9 @@ def stepper(loss: Callable, grad: Callable, batch_size: int, rest: int, mesh: Me
             return i + 1, kept, losses.at[i].set(value)
 
         dtype = jax.eval_shape(loss, state.params, *jax.tree.map(lambda a: a[:1], data)).dtype
-        carry = (start, state, jnp.full(-(-order.size // batch_size), jnp.nan, dtype))
-        carry = lax.while_loop(lambda c: (c[0] < stop - short) & jnp.all(c[1].finite), lambda c: step(c, batch_size), carry)
+        carry = (start, state, jnp.zeros(-(-order.size // batch_size), dtype))
+        last = stop - jnp.astype(short, jnp.int32)
+        carry = lax.while_loop(lambda c: (c[0] < last) & jnp.all(c[1].finite), lambda c: step(c, batch_size), carry)
         if rest:
             carry = lax.cond(short & jnp.all(carry[1].finite), lambda c: step(c, rest), lambda c: c, carry)
         return carry

@@ -41,6 +41,8 @@ class Answer(NamedTuple):
     @property
     def excess(self) -> float:
         """By how much the difference exceeds what the evidence allows; 0 if it does not, infinite if the claim is none."""
+        if not np.isfinite(self.slope.bound):
+            return 0.0  # no evidence at all
         if not np.isfinite(self.claim):
             return np.inf
         gap = abs(self.difference) - self.slope.bound

@@ -104,7 +104,7 @@ def by_entry_dense(
         ]
         return f(
             [
-                jnp.where(jnp.arange(x.size) == i, value.astype(x.dtype), x.ravel()).reshape(x.shape)
+                jnp.where(jnp.arange(x.size, dtype=i.dtype) == i, value.astype(x.dtype), x.ravel()).reshape(x.shape)
                 for i, x in zip(places, leaves, strict=True)
             ]
         )
