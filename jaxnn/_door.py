@@ -55,9 +55,12 @@ def as_array(name: str, value: Any, asarray: Callable = jnp.asarray) -> Any:
     """One array, out of an array, a number or lists of numbers; anything else is refused."""
     require_arrays(name, value)
     try:
-        return asarray(value)
+        array = asarray(value)
     except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"`{name}` must be an array or a number. Got {describe(value)}.") from None
+        array = None
+    if not _is_array(array):
+        raise TypeError(f"`{name}` must be an array or a number. Got {describe(value)}.")
+    return array
 
 
 def as_path(name: str, value: Any) -> Path:
@@ -83,8 +86,7 @@ def made_directory(name: str, value: Any) -> Path:
 
 def is_key(value: Any) -> bool:
     """Whether it is a typed PRNG key, or an array of them."""
-    dtype = getattr(value, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def require_key(name: str, key: Any) -> None:
@@ -137,8 +139,7 @@ def require_arguments(name: str, f: Any, *args: Any, **kwargs: Any) -> None:
 
 def require_scalar(name: str, value: Any) -> None:
     """Refuse what a function returned, if it is not a real scalar."""
-    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-    if isinstance(value, float) or (dtype is not None and shape == () and jnp.issubdtype(dtype, jnp.floating)):
+    if isinstance(value, float) or (getattr(value, "shape", None) == () and jnp.issubdtype(value.dtype, jnp.floating)):
         return
     raise TypeError(f"`{name}` must return a real scalar. Got {jax.tree.map(describe, value)}.")
 

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, PyTree
 from matplotlib.axes import Axes
 
-from jaxnn._door import require_same_form
+from jaxnn._door import as_array, describe, require_classes, require_same_form
 from jaxnn.checking.report import LeafReport
 from jaxnn.descent import DescentPath
 from jaxnn.training import History
@@ -54,6 +54,7 @@ def losses(probability: Curve, cross_entropy: Curve, squared_error: Curve, *, ax
       >>> losses(p, -jnp.log(p), (1 - p) ** 2)[1].get_ylabel()
       'loss of one example'
     """
+    _require_axes("probability", probability, "points")
     require_same_form("cross_entropy", cross_entropy, "probability", probability)
     require_same_form("squared_error", squared_error, "probability", probability)
     panels, p = _panels(axes, 1, 2), np.asarray(probability)
@@ -85,6 +86,7 @@ def loss_and_accuracy(distance: Curve, loss: Curve, accuracy: Curve, *, axes: Pa
       >>> loss_and_accuracy(s, (1 - s) ** 2, jnp.round(5 * s) / 5)[1].get_ylabel()
       'accuracy'
     """
+    _require_axes("distance", distance, "points")
     require_same_form("loss", loss, "distance", distance)
     require_same_form("accuracy", accuracy, "distance", distance)
     panels = _panels(axes, 2, 1, sharex=True)
@@ -110,6 +112,9 @@ def activations(x: Curve, values: Mapping[str, Curve], derivatives: Mapping[str,
       >>> activations(x, {"tanh": jnp.tanh(x)}, {"tanh": 1 - jnp.tanh(x) ** 2})[1].get_title()
       'Derivative'
     """
+    _require_axes("x", x, "points")
+    _require_names("values", values)
+    _require_names("derivatives", derivatives)
     require_same_form("derivatives", dict(derivatives), "values", dict(values))
     panels = _panels(axes, 1, 2)
     for panel, curves, title in zip(panels, (values, derivatives), ("Value", "Derivative"), strict=True):
@@ -136,7 +141,11 @@ def slopes(x: Curve, y: Curve, lines: Mapping[str, tuple[tuple[float, float], fl
       >>> [text.get_text() for text in ax.get_legend().get_texts()]
       ['tangent: slope 0.2', 'h = 5: slope 0.25']
     """
+    _require_axes("x", x, "points")
+    _require_names("lines", lines)
     require_same_form("y", y, "x", x)
+    for name, line in lines.items():
+        require_same_form(f"lines[{name!r}]", line, "((x0, x1), slope)", ((0.0, 0.0), 0.0))
     x, y, ax = np.asarray(x), np.asarray(y), _one(ax)
     ax.plot(x, y, color="0.75", lw=4)
     for i, (name, (places, slope)) in enumerate(lines.items()):
@@ -144,7 +153,8 @@ def slopes(x: Curve, y: Curve, lines: Mapping[str, tuple[tuple[float, float], fl
         ax.axline((places[0], heights[0]), slope=slope, **_line(i), label=f"{name}: slope {slope:.3g}")
         ax.plot(places, heights, **_point(i))
     ax.set(xlabel="x", ylabel="f(x)", xlim=(x.min(), x.max()), ylim=(y.min(), y.max()), title="Slopes of lines on a curve")
-    ax.legend()
+    if lines:
+        ax.legend()
     return ax
 
 
@@ -166,6 +176,14 @@ def step_errors(
       >>> step_errors({"forward": (h, h / 2 + 1e-8 / h)}).get_xscale()
       'log'
     """
+    _require_names("curves", curves)
+    _require_names("defaults", {} if defaults is None else defaults)
+    for name, curve in curves.items():
+        if not isinstance(curve, tuple | list) or len(curve) != 2:
+            raise TypeError(f"`curves[{name!r}]` must be a pair of steps and errors. Got {describe(curve)}.")
+        _require_axes(f"curves[{name!r}][0]", curve[0], "points")
+    for name, default in (defaults or {}).items():
+        require_same_form(f"defaults[{name!r}]", tuple(default), "(step, error)", (0.0, 0.0))
     ax = _one(ax)
     for i, (name, (steps, errors)) in enumerate(curves.items()):
         require_same_form(f"curves[{name!r}][1]", errors, f"curves[{name!r}][0]", steps)
@@ -193,6 +211,7 @@ def surface(points: Grid, values: Heights, *, ax: Axes | None = None) -> Axes:
       >>> surface(points, jnp.sum(points**2, axis=-1)).get_zlabel()
       'f(x0, x1)'
     """
+    _require_grid(points)
     require_same_form("values", values, "points[..., 0]", np.asarray(points)[..., 0])
     drawn: Any = _one(ax, projection="3d")
     if drawn.name != "3d":
@@ -216,6 +235,7 @@ def gradient_field(points: Grid, gradient: Grid, *, ax: Axes | None = None) -> A
       >>> gradient_field(points, 2 * points).get_title()
       'Its negative gradient'
     """
+    _require_grid(points)
     require_same_form("gradient", gradient, "points", points)
     ax = _one(ax)
     x0, x1 = np.moveaxis(np.asarray(points), -1, 0)
@@ -252,7 +272,11 @@ def descent_paths(
       >>> descent_paths(points, jaxnn.surfaces.bowl(points), {"lr = 0.1": path}).get_xlabel()
       'x0'
     """
+    _require_grid(points)
     require_same_form("values", values, "points[..., 0]", np.asarray(points)[..., 0])
+    _require_paths(paths)
+    if not isinstance(levels, int):
+        _require_axes("levels", levels, "levels")
     ax = _one(ax)
     x0, x1 = np.moveaxis(np.asarray(points), -1, 0)
     contours = ax.contour(x0, x1, np.asarray(values), levels, colors="0.7", linewidths=0.8)
@@ -282,6 +306,7 @@ def path_losses(paths: Mapping[str, DescentPath], *, ax: Axes | None = None) -> 
       >>> path_losses({"lr = 0.1": path}).get_xlabel()
       'step'
     """
+    _require_paths(paths)
     ax = _one(ax)
     for i, (name, path) in enumerate(paths.items()):
         ax.plot(np.asarray(path.losses), **_line(i), label=name)
@@ -309,6 +334,8 @@ def training(history: History, *, axes: Panels = None) -> np.ndarray:
       >>> training(run.history)[0].get_xlabel()
       'step'
     """
+    if not isinstance(history, History):
+        raise TypeError(f"`history` must be a History, from `fit`. Got {describe(history)}.")
     panels = _panels(axes, 1, 2)
     step_loss = np.asarray(history.step_loss)
     panels[0].plot(np.arange(1, len(step_loss) + 1), step_loss, color="0.75", lw=0.8, label="mini-batch")
@@ -343,6 +370,8 @@ def gradients(numerical: PyTree, automatic: PyTree, *, axes: Panels = None) -> n
     """
     require_same_form("numerical", numerical, "automatic", automatic)
     rows = jax.tree_util.tree_flatten_with_path(numerical)[0]
+    if not rows or not all(np.size(leaf) for _, leaf in rows):
+        raise ValueError(f"`numerical` must hold arrays with at least one entry. Got {describe(numerical)}.")
     heights = [1 if np.ndim(leaf) < 2 else 4 for _, leaf in rows]
     panels = _panels(axes, len(rows), 3, height_ratios=heights)
     for triple, (path, a), b in zip(panels.reshape(-1, 3), rows, jax.tree.leaves(automatic), strict=True):
@@ -380,15 +409,20 @@ def mistakes(
       >>> mistakes(jnp.ones((2, 64)), jnp.array([0, 0]), right)[0].get_title()
       '0, read as 1'
     """
+    _require_axes("x", x, "examples", "pixels")
+    _require_axes("y", y, "examples", "classes")
     require_same_form("t", t, "y[:, 0]", np.asarray(y)[:, 0])
     require_same_form("t", t, "x[:, 0]", np.asarray(x)[:, 0])
     x, t, y = np.asarray(x), np.asarray(t), np.asarray(y)
     side = round(x.shape[1] ** 0.5)
     if side**2 != x.shape[1]:
         raise ValueError(f"`x` must hold square images as rows. Got shape {x.shape}.")
+    if not np.issubdtype(t.dtype, np.integer):
+        raise TypeError(f"`t` must be class indices (integers). Got {describe(t)}.")
+    require_classes("t", t, y.shape[1])
     said = y.argmax(axis=-1)
     wrong = np.flatnonzero(said != t)
-    panels = np.array([*axes], object) if axes is not None else _panels(None, min(4, max(1, -(-len(wrong) // 6))), 6)
+    panels = _all_axes(axes) if axes is not None else _panels(None, min(4, max(1, -(-len(wrong) // 6))), 6)
     for panel, i in zip(panels, wrong, strict=False):
         panel.imshow(x[i].reshape(side, side), cmap="gray_r")
         panel.set_title(f"{t[i]}, read as {said[i]}", fontsize="medium")
@@ -418,8 +452,10 @@ def gradient_evidence(leaf: LeafReport, ax: Axes | None = None) -> Axes:
       >>> gradient_evidence(report.leaves[0]).get_title()
       '[0]: agrees'
     """
+    if not isinstance(leaf, LeafReport):
+        raise TypeError(f"`leaf` must be a LeafReport, from `check_gradient(...).leaves`. Got {describe(leaf)}.")
     steps, slopes = np.array(leaf.steps), np.array(leaf.differences)
-    panels = [ax] if ax is not None else _panels(None, 2, 1, sharex=True, height_ratios=(1, 2))
+    panels = [_one(ax)] if ax is not None else _panels(None, 2, 1, sharex=True, height_ratios=(1, 2))
     for above in panels[:-1]:
         above.semilogx(steps, slopes, **_line(0), marker="o", ms=4, label="numerical slope")
         above.axhline(leaf.autodiff, **_line(2), label="the gradient's slope")
@@ -448,14 +484,56 @@ def _panels(axes: Panels, rows: int, columns: int, **layout: Any) -> np.ndarray:
         width = min(10, max(6, 4.6 * columns))
         size = width, min(9, rows * min(3.4, 1.2 * width / columns))
         axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **layout)[1].flat
+    return _all_axes(axes, rows * columns)
+
+
+def _all_axes(axes, count=None) -> np.ndarray:
+    """The Axes given, if they are as many as they have to be, in one row."""
+    if not isinstance(axes, Iterable):
+        raise TypeError(f"`axes` must hold Matplotlib Axes. Got {describe(axes)}.")
     panels = np.ravel(np.array([*axes], object))
-    if len(panels) != rows * columns:
-        raise ValueError(f"`axes` must hold {rows * columns} Axes. Got {len(panels)}.")
+    if count is not None and len(panels) != count:
+        raise ValueError(f"`axes` must hold {count} Axes. Got {len(panels)}.")
+    for panel in panels:
+        if not isinstance(panel, Axes):
+            raise TypeError(f"`axes` must hold Matplotlib Axes. Got {describe(panel)}.")
     return panels
 
 
+def _require_axes(name, x, *axes):
+    """Refuse all but real arrays with these axes, none of them empty."""
+    array = as_array(name, x, np.asarray)
+    if array.ndim != len(axes) or not array.size or np.iscomplexobj(array):
+        raise ValueError(f"`{name}` must be a real array of shape ({', '.join(axes)}). Got {describe(array)}.")
+
+
+def _require_grid(points):
+    """Refuse all but a grid of (x0, x1)."""
+    _require_axes("points", points, "rows", "columns", "2")
+    if min(np.shape(points)) < 2 or np.shape(points)[2] != 2:
+        raise ValueError(f"`points` must have shape (rows, columns, 2), at least two of each. Got shape {np.shape(points)}.")
+
+
+def _require_names(name, curves):
+    """Refuse all but dictionaries."""
+    if not isinstance(curves, Mapping):
+        raise TypeError(f"`{name}` must be a dictionary. Got {describe(curves)}.")
+
+
+def _require_paths(paths):
+    """Refuse all but dictionaries of descents."""
+    _require_names("paths", paths)
+    for name, path in paths.items():
+        if not isinstance(path, DescentPath):
+            raise TypeError(f"`paths[{name!r}]` must be a DescentPath, from `descent_path`. Got {describe(path)}.")
+
+
 def _one(ax, **options) -> Axes:
-    return plt.subplots(layout="constrained", subplot_kw=options)[1] if ax is None else ax
+    if ax is None:
+        return plt.subplots(layout="constrained", subplot_kw=options)[1]
+    if not isinstance(ax, Axes):
+        raise TypeError(f"`ax` must be Matplotlib Axes. Got {describe(ax)}.")
+    return ax
 
 
 def _line(i) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def _quotient(change, ends, indices):
     both = change(jnp.repeat(indices, 2), jnp.stack([up, down], 1).ravel())
 
     def divided(y):
-        y = y.reshape(-1, 2, *y.shape[1:])
+        y = y.reshape(y.shape[0] // 2, 2, *y.shape[1:])
         difference = y[:, 0] - y[:, 1]
         return difference / taken.reshape(-1, *(1,) * (y.ndim - 2)).astype(jnp.result_type(difference))
 
