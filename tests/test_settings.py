@@ -286,7 +286,7 @@ QUICK = {
     "debug nans": {numerical_grad_of_a_network, sweep},
     "strict dtypes": {numerical_grad_of_a_network, numerical_grad_of_a_network_densely, sweep},
     "strict ranks": set(),
-    "no jit": {check_gradient_finds_what_is_wrong},
+    "no jit": set(),
 }
 
 
@@ -399,7 +399,7 @@ def test_threads_with_other_settings_do_not_disturb_each_other():
 ROUNDING = {"float32": 1e-6, "float64": 1e-10, "bfloat16": 2e-2}
 
 
-@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64", "bfloat16"])
 def test_results_have_the_dtype_of_the_arguments_and_its_digits(dtype):
     rtol, scale = ROUNDING[dtype], 1 / 8  # all of the numbers are exact in bfloat16
     with jax.enable_x64(dtype == "float64"):
