@@ -304,3 +304,18 @@ def test_a_numpy_function_is_checked_against_a_hand_written_gradient():
     assert check_gradient(f, draw(0, 3), gradient=lambda x: 2 * x).ok
     assert check_gradient(f, draw(0, 3), gradient=lambda x: 3 * x).verdict == "differs"
     assert math.isfinite(check_gradient(f, draw(0, 3), gradient=lambda x: 2 * x).leaves[0].bound)
+
+
+@pytest.mark.parametrize("x", [[0.0], [0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+def test_an_infinite_gradient_is_not_finite(x):
+    leaf = (report := check_gradient(lambda x: jnp.sum(jnp.sqrt(x)), jnp.array(x))).leaves[0]
+    assert (report.verdict, leaf.hint) == ("not finite", "the function itself is not finite near this point")
+    assert report.notes == ("forward mode was not held against reverse mode, whose gradient is not finite",)
+
+
+def test_a_rule_that_makes_the_slope_infinite_is_not_held_against_forward_mode():
+    f = jax.custom_jvp(lambda x: jnp.sum(x**2))
+    f.defjvp(lambda x, t: (f(*x), jnp.sum(t[0] * jnp.array([jnp.inf, -jnp.inf], t[0].dtype))))
+    report = check_gradient(f, jnp.array([1.0, 2.0]))
+    assert report.verdict == "not finite" and not any("agrees" in note for note in report.notes)
+    assert [e.verdict for e in report.leaves[0].entries[:2]] == ["not finite", "not finite"]

@@ -32,15 +32,14 @@ def rule_checker(closed: core.ClosedJaxpr, dtype: Any) -> Callable[[Any], tuple[
       closed: the function, traced.
       dtype: the wide dtype.
     """
-    if not _has_rules(closed.jaxpr):
+    sites = list(_sites(closed.jaxpr))
+    if not sites:
         return lambda args: ()
-    sites: list[Any] = []
     compiled: dict[int, list[Callable]] = {}
 
     @jax.jit
     def inputs_of_rules(leaves):
-        sites.clear()
-        return _walk(closed.jaxpr, closed.consts, leaves, sites)[1]
+        return _walk(closed.jaxpr, closed.consts, leaves)[1]
 
     def check(args):
         found = inputs_of_rules(jax.tree.leaves(args))
@@ -56,24 +55,25 @@ def rule_checker(closed: core.ClosedJaxpr, dtype: Any) -> Callable[[Any], tuple[
     return check
 
 
-def _has_rules(jaxpr):
-    return any(
-        (eqn.primitive.name in _RULES and not _is_jaxs(eqn)) or (eqn.primitive.name in _CALLS and _has_rules(_body(eqn)[0]))
-        for eqn in jaxpr.eqns
-    )
+def _sites(jaxpr):
+    """The equations with a custom rule, in the order in which `_walk` meets them."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in _CALLS:
+            yield from _sites(_body(eqn)[0])
+        elif eqn.primitive.name in _RULES and not _is_jaxs(eqn):
+            yield eqn
 
 
-def _walk(jaxpr, consts, args, sites):
-    """Evaluate a jaxpr; the outputs, and the inputs of each custom rule, whose equations are added to `sites`."""
+def _walk(jaxpr, consts, args):
+    """Evaluate a jaxpr; the outputs, and the inputs of each custom rule."""
     values, found = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True)), []
     for eqn in jaxpr.eqns:
         inputs = [atom.val if isinstance(atom, core.Literal) else values[atom] for atom in eqn.invars]
         if eqn.primitive.name in _CALLS:
-            outputs, inner = _walk(*_body(eqn), inputs, sites)
+            outputs, inner = _walk(*_body(eqn), inputs)
             found += inner
         else:
             if eqn.primitive.name in _RULES and not _is_jaxs(eqn):
-                sites.append(eqn)
                 found.append(inputs)
             outputs = _bind(eqn, inputs)
         values.update(zip(eqn.outvars, outputs, strict=True))
