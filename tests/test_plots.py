@@ -41,17 +41,13 @@ def _closed_afterwards():
     matplotlib.pyplot.close("all")
 
 
-def history(epochs=3, **metrics):
-    measured = {name: lambda params, f=f: f(params) for name, f in metrics.items()}
-    options = {"key": jax.random.key(0), "epochs": epochs, "batch_size": 2}
-    return fit(
-        loss, {"W1": jnp.zeros((4, 4))}, DATA, optax.sgd(1.0), **options,
-        metrics=lambda params: {name: f(params) for name, f in measured.items()},
-    ).history  # fmt: skip
+def history(epochs=3, **options):
+    options = {"key": jax.random.key(0), "epochs": epochs, "batch_size": 2, **options}
+    return fit(loss, {"W1": jnp.zeros((4, 4))}, DATA, optax.sgd(1.0), **options).history
 
 
-def right(params):
-    return accuracy(predict(params, DATA[0]), DATA[1])
+def measured(params, x, t):
+    return {"accuracy": accuracy(predict(params, x), t), "other": jnp.sum(params["W1"])}
 
 
 def labels(ax):
@@ -147,17 +143,17 @@ def test_losses_of_paths_are_logarithmic_where_they_are_positive():
 
 
 def test_a_training_run_shows_what_was_measured_where_it_was_measured():
-    run = history(3, test_loss=lambda p: loss(p, *DATA), test_accuracy=right, other=lambda p: jnp.sum(p["W1"]))
+    run = history(3, metrics=measured, test=DATA)
     left, right_panel = plots.training(run)
     np.testing.assert_array_equal(curves(left)["mini-batch"], [np.arange(1, 7), run.step_loss])
     np.testing.assert_array_equal(curves(left)["test loss"], [[2, 4, 6], run.metrics["test_loss"]])
     np.testing.assert_array_equal(curves(right_panel)["test accuracy"], [[1, 2, 3], run.metrics["test_accuracy"]])
     assert (left.get_xlabel(), left.get_ylabel(), right_panel.get_xlabel()) == ("step", "loss (nats)", "epoch")
-    assert labels(left) == ["mini-batch", "test loss"], "the loss falls to the end: no minimum is marked"
+    assert labels(left) == ["mini-batch", "train loss", "test loss"], "the loss falls to the end: no minimum is marked"
 
 
 def test_the_minimum_of_the_test_loss_is_marked_where_it_rises_again():
-    run = history(3, test_loss=right)._replace(metrics={"test_loss": np.array([3.0, np.nan, 2.0, 2.5])})
+    run = history(3, metrics=measured)._replace(metrics={"test_loss": np.array([3.0, np.nan, 2.0, 2.5])})
     left, right_panel = plots.training(run)
     assert labels(left)[-1] == labels(right_panel)[-1] == "lowest test loss: epoch 3"
     assert left.lines[-1].get_xdata()[0] == 6 * 3 / 4 and right_panel.lines[-1].get_xdata()[0] == 3
