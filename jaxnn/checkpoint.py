@@ -241,14 +241,14 @@ def _read(path):
     def refuse(what) -> NoReturn:
         raise ValueError(f"{path}: must be a whole checkpoint. Got {what}.") from None
 
+    content = path.read_bytes()  # what the system says of a bad disk is not mistaken for a bad file
+    if not content.startswith(b"PK\x03\x04"):
+        refuse("a file that begins with something else")  # which the ZIP format allows
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            file.seek(0)
-            if file.read(4) != b"PK\x03\x04":
-                refuse("a file that begins with something else")  # which the ZIP format allows
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             # Stored, not packed, and within the file: what is read cannot be larger than what is there.
             sizes = [m.file_size for m in archive.infolist() if m.compress_type == zipfile.ZIP_STORED]
-            if len(sizes) != len(archive.infolist()) or sum(sizes) > path.stat().st_size:
+            if len(sizes) != len(archive.infolist()) or sum(sizes) > len(content):
                 refuse("a ZIP whose members are packed")
             header = json.loads(archive.read("header.json"))
             if not isinstance(header, dict) or header.get("format") != _FORMAT:
