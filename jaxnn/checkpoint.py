@@ -243,7 +243,7 @@ def _read(path):
 
     content = path.read_bytes()  # what the system says of a bad disk is not mistaken for a bad file
     if not content.startswith(b"PK\x03\x04"):
-        refuse("a file that begins with something else")  # which the ZIP format allows
+        refuse("a file that is empty or begins with something else")  # which the ZIP format allows
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             # Stored, not packed, and within the file: what is read cannot be larger than what is there.

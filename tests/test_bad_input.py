@@ -860,7 +860,7 @@ FILES = [
         ("nowhere", FileNotFoundError, "`source` must be a checkpoint or a directory of them. Got 'nowhere'."),
         ("pipe", FileNotFoundError, "`source` must be a checkpoint or a directory of them. Got 'pipe'."),
         ("run", FileNotFoundError, "`source` must hold a checkpoint. Got 'run', which has none."),
-        ("empty", ValueError, "empty: must be a whole checkpoint. Got a file that is cut off or changed"),
+        ("empty", ValueError, "empty: must be a whole checkpoint. Got a file that is empty or begins with something else"),
         ("foreign.npz", ValueError, "foreign.npz: must be a whole checkpoint. Got one with another header"),
         ("packed.npz", ValueError, "packed.npz: must be a whole checkpoint. Got a ZIP whose members are packed"),
         ("encrypted.npz", ValueError, "encrypted.npz: must be a whole checkpoint. Got .* encrypted"),

@@ -104,7 +104,7 @@ def test_streamed_examples_train_to_the_same_bits(monkeypatch, batch_size, repla
     np.testing.assert_allclose(whole.history.metrics["test_loss"], pieces.history.metrics["test_loss"], rtol=1e-6)
 
 
-def test_the_callers_arrays_survive_and_a_second_run_traces_nothing():
+def test_the_callers_arrays_survive_and_a_second_or_resumed_run_traces_nothing(tmp_path):
     params, data = linear_case()
     traces = []
 
@@ -117,6 +117,10 @@ def test_the_callers_arrays_survive_and_a_second_run_traces_nothing():
     before = len(traces)
     second = fit(counted, params, data, optimizer, key=KEY, epochs=5, batch_size=10, test=data)
     assert len(traces) - before <= 1  # the look at what it returns, no compilation
+    call = dict(key=KEY, batch_size=10, test=data, checkpoint=tmp_path, every=1)
+    fit(counted, params, data, optimizer, epochs=1, **call)
+    resumed = fit(counted, params, data, optimizer, epochs=5, resume=True, **call)
+    assert len(traces) - before <= 3 and np.array_equal(resumed.history.step_loss, second.history.step_loss)
     assert np.array_equal(first.history.step_loss, second.history.step_loss[:6])
     assert params["w"].tolist() == [0, 0, 0] and data[0].shape == (25, 3)
 
