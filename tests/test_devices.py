@@ -66,7 +66,7 @@ np.savez(sys.argv[1], loss=result.history.step_loss, test=result.history.metrics
 """
 
 
-@pytest.mark.parametrize("batch_size", [24, 50, 33])
+@pytest.mark.parametrize("batch_size", [*(pytest.param(n, marks=pytest.mark.slow) for n in (24, 50)), 33])
 def test_eight_devices_train_as_one_does_whatever_the_batch(tmp_path, batch_size):
     for devices in (1, 8):
         command = [sys.executable, "-c", TRAINING, str(tmp_path / f"{devices}.npz"), str(batch_size)]
