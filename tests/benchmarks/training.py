@@ -2,8 +2,8 @@
 
 2,000 steps of SGD on a 784-50-10 network, batches of 100, in the chapter's NumPy, in PyTorch, in a Python loop of jitted
 steps (batches from NumPy, the loss read each step), in a hand-written jitted scan, and in `jaxnn.fit`: all on the same
-examples, after one run that compiles. The last row measures loss and accuracy on all 10,000 examples and on 1,000 others after each epoch
-of 100 steps. Then what a checkpoint costs.
+examples, after one run that compiles. The last row measures loss and accuracy on all 10,000 examples and on 1,000 others
+after each epoch of 100 steps. Then what a checkpoint costs.
 """
 
 import io
