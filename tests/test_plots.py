@@ -36,7 +36,8 @@ PATHS = {f"lr = {lr}": descent_path(bowl, jnp.array([-3.0, 4.0]), lr, 10) for lr
 
 
 @pytest.fixture(autouse=True)
-def _closed_afterwards():
+def _no_figures_left_over():
+    matplotlib.pyplot.close("all")  # of other tests in this process
     yield
     matplotlib.pyplot.close("all")
 
