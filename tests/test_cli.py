@@ -53,6 +53,7 @@ def test_a_run_is_saved_resumed_and_measured(capsys, tmp_path):
     assert "test accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_several_learning_rates_train_at_once(capsys):
     assert main(["train", "--layers", "10", "--epochs", "2", "--lr", "0.1,1,1e30", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -224,7 +224,7 @@ def _newton(f, x):
     return jax.lax.fori_loop(0, 30, lambda _, x: x - f(x) / (3 * x**2), x)
 
 
-@pytest.mark.parametrize("inside", [n if n in ("jit", "vmap") else pytest.param(n, marks=pytest.mark.slow) for n in INSIDE])
+@pytest.mark.parametrize("inside", [n if n == "jit" else pytest.param(n, marks=pytest.mark.slow) for n in INSIDE])
 @pytest.mark.parametrize("name", SPECIAL)
 def test_primitives_that_look_at_x64_are_evaluated_in_float64_wherever_the_gradient_is_asked_for(name, inside):
     f, w = SPECIAL[name], jnp.array([0.2, 0.7, 0.4])

@@ -281,7 +281,6 @@ EXPENSIVE = {
     check_gradient, check_gradient_finds_what_is_wrong, check_gradient_of_order_2, fit, fit_by_numerical_gradients, sweep,
 }  # fmt: skip
 QUICK = {
-    "x64 on": set(),
     "debug nans": {sweep},
     "strict dtypes": {numerical_grad_of_a_network},
 }

@@ -230,6 +230,7 @@ def test_a_sweep_trains_as_each_run_would_alone():
     assert runs[2].status.reason == "not finite" and len(runs[2].history.step_loss) == runs[2].status.step + 1
 
 
+@pytest.mark.slow
 def test_a_sweep_over_seeds_starts_each_run_from_its_own_key():
     digits = load_digits()
     data = (digits.x_train[:100], digits.t_train[:100])
