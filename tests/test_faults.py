@@ -30,7 +30,7 @@ def tell(progress):
 
 
 result = jaxnn.fit(jaxnn.loss, params, data, optax.adam(0.01), key=jax.random.key(1), epochs=200, batch_size=32,
-                   checkpoint=sys.argv[1] or None, resume=True, every=1, patience=1000, on_progress=tell)
+                   checkpoint=sys.argv[1] or None, resume=bool(sys.argv[1]), every=1, patience=1000, on_progress=tell)
 np.savez(sys.argv[2], loss=result.history.step_loss, train=result.history.metrics["train_loss"],
          step=result.status.step, **result.params)
 """
