@@ -16,6 +16,10 @@ from jaxnn.numerical.slope import Slope, estimate_slope, ladder
 from jaxnn.numerical.widen import wide_arithmetic
 
 
+# Values with more noise than this many roundings are looked at more closely, with steps so much finer, in float64.
+_QUIET, _CLOSER, _FINE = 1e4, 4.0**10, 1e-12
+
+
 class Question(NamedTuple):
     """Which entries move, and how: flat entries `low` to `high` (exclusive) of one leaf."""
 
@@ -60,23 +64,27 @@ class Probe:
         self.value, self.traced = value, traced
         self.scales = [_scales(np.asarray(leaf, np.float64)) for leaf in leaves]
         self.steps = ladder()
-        self.steps_both = np.concatenate([self.steps, -self.steps, [0.0]])
 
     def ask(self, question: Question) -> Answer:
         """The slope along a question's direction, by values and by the claimed gradient."""
         low, high = question.low, question.high
         direction = _direction(np.arange(low, high), question.seed) * self._scale(question)
         # The program draws the same direction from the same seed: only its bounds travel.
-        phi = self._values(question)
-        n = len(self.steps)
-        slope = estimate_slope(self.steps, phi[:n], phi[n : 2 * n], float(phi[2 * n]), self.epsilon)
+        steps, up, down, centre = self._along(question, self.steps)
+        slope = estimate_slope(steps, up, down, centre, self.epsilon)
+        if self.epsilon < _FINE and (slope.kink or not slope.noise <= _QUIET * self.epsilon * max(abs(centre), slope.size)):
+            # Noise, or a function that bends on a smaller scale than the steps reach? Finer steps of the same program tell.
+            finer = self._along(question, self.steps / _CLOSER)
+            new = finer[0] < steps[-1]
+            steps, up, down = (np.concatenate([a, b[new]]) for a, b in zip((steps, up, down), finer[:3], strict=True))
+            slope = estimate_slope(steps, up, down, centre, self.epsilon)
         with np.errstate(all="ignore"):
             terms = self.claims[question.leaf].ravel()[low:high] * direction
             return Answer(float(np.sum(terms)), slope, float(np.sqrt(np.sum(terms**2))))
 
     def centre(self) -> float:
         """The function's value at the point itself."""
-        return float(self._values(Question(0, 0, 0))[-1])
+        return self._along(Question(0, 0, 0), self.steps)[3]
 
     def entry_scale(self, question: Question) -> float:
         """The length of the direction along a single entry: what divides a slope into a derivative."""
@@ -86,16 +94,35 @@ class Probe:
         own, floored = self.scales[question.leaf]
         return (own if question.relative else floored)[question.low : question.high]
 
-    def _values(self, question):
+    def _along(self, question, steps):
+        """Steps, and the values at them, at minus them, and at 0."""
+        n, both = len(steps), np.concatenate([steps, -steps, [0.0]])
+        phi = self._values(question, both)
+        return steps, phi[:n], phi[n : 2 * n], float(phi[2 * n])
+
+    def _values(self, question, steps):
         if self.traced:
-            with wide_arithmetic(self.dtype):
-                return np.asarray(
-                    self.value(self.leaves, np.asarray(question[:4], np.int32), question.relative, self.steps_both)
-                )
+            try:
+                return self._run(question, steps)
+            except Exception:  # noqa: BLE001  a host callback may raise anything
+                return np.array([self._run_alone(question, t) for t in steps])
         direction = np.zeros(self.leaves[question.leaf].size)
         direction[question.low : question.high] = _direction(np.arange(question.low, question.high), question.seed)
         direction[question.low : question.high] *= self._scale(question)
-        return np.array([self._call(question.leaf, t * direction) for t in self.steps_both])
+        return np.array([self._call(question.leaf, t * direction) for t in steps])
+
+    def _run(self, question, steps):
+        with wide_arithmetic(self.dtype):
+            return np.asarray(self.value(self.leaves, np.asarray(question[:4], np.int32), question.relative, steps))
+
+    def _run_alone(self, question, step):
+        """A function that raises beyond its domain has no value there; one that raises at the point is not checked."""
+        try:
+            return self._run(question, np.array([step]))[0]
+        except Exception:
+            if step == 0:
+                raise
+            return np.nan
 
     def _call(self, k, change):
         moved = np.asarray(self.leaves[k], np.float64).ravel() + change

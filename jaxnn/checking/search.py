@@ -22,31 +22,40 @@ def ask_leaf(probe: Probe, leaf: int) -> list[Answer]:
     return [probe.ask(Question(leaf, 0, size, seed, relative)) for seed, relative in ((1, False), (2, True))]
 
 
-def find_entries(probe: Probe, leaf: int, answers: list[Answer], half_digits: float) -> tuple[list[Entry], bool]:
-    """The entries that explain why a leaf's claims differ from its values, worst first; and whether that is all of them.
+def find_entries(
+    probe: Probe, leaf: int, answers: list[Answer], half_digits: float
+) -> tuple[list[Entry], bool, list[Answer]]:
+    """The entries that explain why a leaf's claims differ from its values; whether that is all of them; and which answers hold.
 
-    Claims of the entries found are replaced by what the values say, so that the next search finds the next one.
+    Claims of the entries found are replaced by what the values say, so that the next search finds the next one. An answer
+    that leads to an entry which is right, or known, is not followed any more, and does not hold if the other one does.
     """
-    found: list[Entry] = []
-    while len(found) < HANDFUL:
-        which = max((0, 1), key=lambda i: _conspicuous(answers[i]))
+    first = answers
+    found: dict[int, Entry] = {}
+    told = {0, 1}
+    while told and len(found) < HANDFUL:
+        which = max(told, key=lambda i: _conspicuous(answers[i]))
         if not _conspicuous(answers[which]):
-            return found, True
+            break
         index = _descend(probe, leaf, answers[which], seed=which + 1, relative=bool(which))
-        entry = judge_entry(probe, leaf, index, half_digits)
-        if entry is None or any(entry.index == other.index for other in found):
-            return found, False
-        found.append(entry)
-        probe.claims[leaf].ravel()[index] = entry.numerical
-        answers = ask_leaf(probe, leaf)
-    return found, not any(map(_conspicuous, answers))
+        entry = None if index in found else judge_entry(probe, leaf, index, half_digits)
+        if entry is None or entry.verdict == "agrees":
+            told.remove(which)
+        if entry is not None:
+            found[index] = entry
+            probe.claims[leaf].ravel()[index] = entry.numerical
+            answers = ask_leaf(probe, leaf)
+    return list(found.values()), not any(map(_conspicuous, answers)), [first[i] for i in told or (0, 1)]
 
 
 def judge_entry(probe: Probe, leaf: int, index: int, half_digits: float) -> Entry | None:
     """The derivative by one entry, held against its claim; None if there is no evidence."""
-    answers = [(probe.ask(q), probe.entry_scale(q)) for q in (Question(leaf, index, index + 1, 1, r) for r in (False, True))]
-    answer, scale = min(answers, key=lambda pair: pair[0].slope.bound / abs(pair[1]))
-    slope, place = answer.slope, np.unravel_index(index, probe.leaves[leaf].shape)
+    questions = [Question(leaf, index, index + 1, 1, relative) for relative in (False, True)]
+    (coarse, long), (fine, short) = [(probe.ask(q).slope, probe.entry_scale(q)) for q in questions]
+    slope, scale = min((coarse, long), (fine, short), key=lambda pair: pair[0].bound / abs(pair[1]))
+    if abs(coarse.value / long - fine.value / short) > coarse.bound / abs(long) + fine.bound / abs(short):
+        slope, scale = fine, short  # on steps that are too long a function can look flat, on short ones it cannot
+    place = np.unravel_index(index, probe.leaves[leaf].shape)
     claim = float(probe.claims[leaf].ravel()[index])
     if not np.isfinite(slope.bound):
         return None

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxnn._door import describe
+from jaxnn._door import describe, is_key
 from jaxnn.checking.probe import compiled_probe
 from jaxnn.checking.rules import rule_checker
 from jaxnn.numerical.widen import any_equation, wide_arithmetic, wide_dtype, widen, widen_leaf
@@ -188,5 +188,12 @@ def _random_like(tree, seed):
 
 def _same_constants(first, second):
     pairs = zip(first.consts, second.consts, strict=False)
-    same = all(a is b or isinstance(a, Tracer) or np.array_equal(a, b) for a, b in pairs)
+    same = all(a is b or isinstance(a, Tracer) or _equal(a, b) for a, b in pairs)
     return same and len(first.consts) == len(second.consts) and str(first.jaxpr) == str(second.jaxpr)
+
+
+def _equal(a, b):
+    if is_key(a):
+        return is_key(b) and _equal(jax.random.key_data(a), jax.random.key_data(b))
+    a, b = np.asarray(a), np.asarray(b)
+    return np.array_equal(a, b, equal_nan=a.dtype.kind in "fc" and b.dtype.kind in "fc")

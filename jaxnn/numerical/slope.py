@@ -28,6 +28,7 @@ class Slope(NamedTuple):
       bound: on its error; infinite if there is no evidence.
       step: the step that it comes from.
       noise: of the function's values, as the finer steps show it.
+      size: of the function's values: the largest that was used.
       left: the slope from the left; equal to `value` unless there is a kink.
       right: the slope from the right.
       kink: whether the slopes from both sides differ.
@@ -39,6 +40,7 @@ class Slope(NamedTuple):
     bound: float
     step: float
     noise: float
+    size: float
     left: float
     right: float
     kink: bool
@@ -71,10 +73,11 @@ def estimate_slope(steps: np.ndarray, up: np.ndarray, down: np.ndarray, centre: 
         first = int(np.max(np.flatnonzero(~usable), initial=-1)) + 1
         t, c = steps[first:], differences[first:]
         values = np.concatenate([up[first:], down[first:]])
-        if np.any(values != centre) and np.all(values == values.astype(np.float32)):
-            epsilon = max(epsilon, float(np.finfo(np.float32).eps))  # rounded inside, whatever it is stored in
-        floor = epsilon * float(np.max(np.abs(values), initial=abs(centre)))
-        none = Slope(np.nan, np.inf, np.nan, np.nan, np.nan, np.nan, False, differences, steps)
+        size = float(np.max(np.abs(values), initial=abs(centre)))
+        if _rounded(values, centre, size):
+            epsilon = max(epsilon, float(np.finfo(np.float32).eps))
+        floor = epsilon * size
+        none = Slope(np.nan, np.inf, np.nan, np.nan, size, np.nan, np.nan, False, differences, steps)
         if len(t) <= WITNESSES or not np.isfinite(centre):
             return none
         best, table = none, c[:, None]
@@ -91,12 +94,24 @@ def estimate_slope(steps: np.ndarray, up: np.ndarray, down: np.ndarray, centre: 
                 noise = max(floor, float(np.max(np.abs(c[k + 1 :] - value) * t[k + 1 :])))
                 bound = truncation + CAUTION * noise / t[k]
                 if bound < best.bound:
-                    best = Slope(value, bound, t[k], noise, value, value, False, differences, steps)
-        kink = _kink(t, up[first:], down[first:], centre, max(floor, best.noise if np.isfinite(best.noise) else floor))
+                    best = Slope(value, bound, t[k], noise, size, value, value, False, differences, steps)
+        noise = max(floor, best.noise if np.isfinite(best.noise) else floor)
+        kink = _kink(t, up[first:], down[first:], centre, noise, floor)
         return best if kink is None else best._replace(left=kink[0], right=kink[1], kink=True)
 
 
-def _kink(t, up, down, centre, noise):
+def _rounded(values, centre, size):
+    """Whether values were rounded to float32 inside, whatever they are stored in: all fit it, and some differ by its last bits.
+
+    Counts fit float32 too, but they differ by more.
+    """
+    if not np.all(values == values.astype(np.float32)):
+        return False
+    steps = np.abs(values - centre)
+    return bool(np.min(steps[steps > 0], initial=np.inf) <= 64 * np.finfo(np.float32).eps * size)
+
+
+def _kink(t, up, down, centre, noise, floor):
     """Slopes from the left and the right, if their gap stops shrinking before it drowns in noise."""
     right, left = (up - centre) / t, (centre - down) / t
     gap = np.abs(right - left)
@@ -108,5 +123,14 @@ def _kink(t, up, down, centre, noise):
     finer = gap[k + 1 :][gap[k] > 8 * noise / t[k + 1 :]]  # still fine enough to tell a gap from none: a kink nearby has none
     if not gap[k] > 0.5 * gap[k - 2] or np.any(finer < 0.5 * gap[k]):
         return None
-    # Towards 0, each side's slope changes linearly: one step of extrapolation.
-    return float(left[k] + (left[k] - left[k - 1]) / 3), float(right[k] + (right[k] - right[k - 1]) / 3)
+    # A kink nearby looks like noise to the steps beyond it. Not to those before it: there, the gap is closed for good.
+    if np.count_nonzero(gap[k + 1 :][gap[k] > 80 * floor / t[k + 1 :]] < 0.1 * gap[k]) >= WITNESSES:
+        return None
+    return _towards_zero(left[: k + 1], t, noise), _towards_zero(right[: k + 1], t, noise)
+
+
+def _towards_zero(slopes, t, noise):
+    """The limit of slopes from one side, which change linearly towards 0: the extrapolation that moves and drowns least."""
+    limits = slopes[1:] + np.diff(slopes) / 3
+    moves = np.abs(np.diff(limits)) + CAUTION * noise / t[2 : len(slopes)]
+    return float(limits[1 + int(np.argmin(moves))])

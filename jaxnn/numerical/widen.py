@@ -118,7 +118,7 @@ def _bind(eqn, inputs, wide):
             return _outputs(eqn, eqn.primitive.bind(*inputs, **params))
     if narrow:
         wide.leaks.update(a.aval.dtype for a in eqn.invars if a.aval in narrow)
-        inputs = [x.astype(atom.aval.dtype) for x, atom in zip(inputs, eqn.invars, strict=True)]
+        inputs = [x if x.dtype == atom.aval.dtype else x.astype(atom.aval.dtype) for x, atom in zip(inputs, eqn.invars, strict=True)]
     return _outputs(eqn, eqn.primitive.bind(*inputs, **eqn.params))
 
 
@@ -163,6 +163,11 @@ def _composite(eqn, inputs, wide):
         *avals
     )
     return _evaluate(closed.jaxpr, closed.consts, inputs, wide)
+
+
+def _same(eqn, inputs, wide):
+    """`reduce_precision`: a cast to a narrower format and back, and like every cast in wide arithmetic it rounds nothing."""
+    return inputs
 
 
 def _cond(eqn, inputs, wide):
@@ -283,6 +288,7 @@ _RULES = {
     "custom_jvp_call": _call("call_jaxpr"),
     "custom_vjp_call": _call("call_jaxpr"),
     "call_hi_primitive": _composite,
+    "reduce_precision": _same,
     "cond": _cond,
     "while": _while,
     "scan": _scan,
