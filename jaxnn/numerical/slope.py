@@ -18,6 +18,8 @@ COLUMNS = 4
 # A step needs this many finer ones to vouch for it; and this many times the largest deviation that they show.
 WITNESSES = 3
 CAUTION = 4.0
+# Noise above this part of the values is taken for what a function does between steps that are too long for it.
+WILD = 1e-4
 
 
 class Slope(NamedTuple):
@@ -80,7 +82,7 @@ def estimate_slope(steps: np.ndarray, up: np.ndarray, down: np.ndarray, centre: 
         none = Slope(np.nan, np.inf, np.nan, np.nan, size, np.nan, np.nan, False, differences, steps)
         if len(t) <= WITNESSES or not np.isfinite(centre):
             return none
-        best, table = none, c[:, None]
+        found, table = [], c[:, None]
         for column in range(COLUMNS):
             if column:
                 factor = 16.0**column
@@ -92,12 +94,20 @@ def estimate_slope(steps: np.ndarray, up: np.ndarray, down: np.ndarray, centre: 
                 before = table[k - 1, column - 1] if column else c[k - 1]
                 truncation = max(abs(value - before), abs(value - table[k, column - 1]) if column else 0)
                 noise = max(floor, float(np.max(np.abs(c[k + 1 :] - value) * t[k + 1 :])))
-                bound = truncation + CAUTION * noise / t[k]
-                if bound < best.bound:
-                    best = Slope(value, bound, t[k], noise, size, value, value, False, differences, steps)
+                found.append((truncation + CAUTION * noise / t[k], -t[k], value, noise))
+        bound, step, value, noise = _not_refuted(found, size)
+        best = Slope(value, bound, -step, noise, size, value, value, False, differences, steps) if bound < np.inf else none
         noise = max(floor, best.noise if np.isfinite(best.noise) else floor)
         kink = _kink(t, up[first:], down[first:], centre, noise, floor)
         return best if kink is None else best._replace(left=kink[0], right=kink[1], kink=True)
+
+
+def _not_refuted(found, size):
+    """The estimate with the least bound. If its noise is no rounding but the function itself, then a finer one that objects."""
+    best = min(found)
+    while best[3] > WILD * size and (finer := [e for e in found if e[1] > best[1] and abs(e[2] - best[2]) > e[0] + best[0]]):
+        best = min(finer)
+    return best
 
 
 def _rounded(values, centre, size):
