@@ -10,6 +10,7 @@ iterative solver is right only to the solver's tolerance. That is a statement ab
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -169,7 +170,16 @@ def _check(call, data, subject, gradient, args) -> GradientReport:
     counts = {
         n for leaf in jax.tree.leaves((data, subject.closed.consts if subject.closed else [])) for n in np.shape(leaf)[:1]
     }
-    leaves = [_examine(probe, k, paths[k], points[k].dtype, own[k], float(value), centre, counts) for k in range(len(points))]
+
+    @functools.cache
+    def shaken():
+        return claims if subject.wide is None else wide_gradient(subject, call, data, shake=True)
+
+    values = float(value), centre, subject.rounding
+    leaves = [
+        _examine(probe, k, paths[k], x.dtype, own[k], lambda k=k: shaken()[k].ravel(), *values, counts)
+        for k, x in enumerate(points)
+    ]
     rules = subject.rules((points, data)) if subject.rules is not None else ()
     return GradientReport(name, _worst(leaves), _sorted(leaves), rules, tuple(notes))
 
@@ -186,7 +196,7 @@ def _dot_product(subject, points, data, claims, dtype):
     return f"forward mode {verb} with reverse mode: {float(forward):.9g} and {terms.sum():.9g} along a random direction"
 
 
-def _examine(probe, k, path, dtype, own, value, centre, counts) -> LeafReport:
+def _examine(probe, k, path, dtype, own, shaken, value, centre, rounding, counts) -> LeafReport:
     """All that can be said of one leaf."""
     half = _half_digits(dtype)
     claims, shape = probe.claims[k].copy(), probe.leaves[k].shape
@@ -217,7 +227,7 @@ def _examine(probe, k, path, dtype, own, value, centre, counts) -> LeafReport:
     scale = max(answer.size, abs(slope.value) if np.isfinite(slope.value) else 0.0)
     if not explained and _is_diffuse(entries, half):
         wrong, entries = [], [e for e in entries if e.verdict == "kink"]
-    relevant = max(scale, 1e-6 * abs(centre))
+    relevant = max(scale, 1e-6 * max(abs(centre), slope.size))
     pattern, hint = describe_pattern(entries, shape, claims, counts, not explained)
     if any(e.verdict == "not finite" for e in wrong):
         verdict = "not finite"
@@ -235,17 +245,19 @@ def _examine(probe, k, path, dtype, own, value, centre, counts) -> LeafReport:
         hint = f"an error smaller than {slope.bound:.1e} along this direction could not have been seen"
     else:
         verdict = "agrees"
-    own_digits, own_wrong = _own_dtype(own, claims, probe.scales[k][0], value, centre, dtype, slope)
+    own_digits, own_wrong = _own_dtype(own, claims, shaken, probe.scales[k][0], value, centre, dtype, rounding, slope)
     if own_wrong and verdict in ("agrees", "kink", "unresolved"):
         verdict, indices, hint = own_wrong
         named = [_named(probe, k, index, own, half, verdict) for index in indices]
         entries = [e for e in named if e is not None]
-    if verdict == "agrees" and scale == 0 and slope.value == 0 and not np.any(claims):
+    if verdict == "agrees" and slope.constant and not np.any(claims):
         hint = "the function does not depend on this leaf here"
+    elif verdict == "agrees" and slope.bound > scale:
+        hint = f"a slope of nothing beside the function's values: none above {slope.bound:.1e} is there, and none is claimed"
     if verdict != "agrees":
         order = {"not finite": 0, "differs": 1, "kink": 2, "agrees": 3}
         entries = sorted(entries, key=lambda e: (order[e.verdict], -abs(e.autodiff - e.numerical)))
-    digits = digits_shared(max(abs(answer.difference), slope.bound), scale)
+    digits = digits_shared(max(abs(answer.difference), slope.bound), scale or slope.size)
     return LeafReport(
         path, shape, kind, verdict, answer.claim, slope.value, slope.bound, slope.step, slope.noise, digits, own_digits,
         tuple(entries), pattern, hint, tuple(slope.steps.tolist()), tuple(slope.differences.tolist()),
@@ -266,36 +278,36 @@ def _is_diffuse(entries, half):
     return bool(shared and np.linalg.norm(errors) <= half * np.linalg.norm(values))
 
 
-def _own_dtype(own, wide, scales, value, centre, dtype, slope):
+def _own_dtype(own, wide, shaken, scales, value, centre, dtype, rounding, slope):
     """Digits that the gradient keeps in the user's dtype; and `(verdict, entries, hint)` if it keeps none that matter."""
     kind, flat, true = jnp.dtype(dtype).name, own.ravel(), wide.ravel()
     finite = np.isfinite(true)
-    bad = np.flatnonzero(~np.isfinite(flat) & finite)
+    bad = [int(i) for i in np.flatnonzero(~np.isfinite(flat) & finite)[:HANDFUL]]
     if not np.isfinite(value) and np.isfinite(centre):
         hint = f"in {kind} only: there the function itself is {value}, computed in float64 it is {centre:.6g}"
-        return 0.0, ("not finite", [int(i) for i in bad[:HANDFUL]], hint)
-    if len(bad):
-        hint = f"in {kind} only: computed in float64 the same gradient is finite"
-        return 0.0, ("not finite", [int(i) for i in bad[:HANDFUL]], hint)
+        return 0.0, ("not finite", bad, hint)
+    if bad:
+        return 0.0, ("not finite", bad, f"in {kind} only: computed in float64 the same gradient is finite")
     if not np.all(np.isfinite(flat)) or not np.all(finite):
         return 0.0, None
     gap, size = np.abs(flat - true), float(np.linalg.norm(true))
     digits = digits_shared(float(np.linalg.norm(gap)), size)
-    half = _half_digits(dtype)
-    # What counts is a difference that a step of the entry's own size would feel in the function's value.
-    matters = gap * scales > half * max(abs(centre), float(np.linalg.norm(true * scales)))
-    none_right = gap > 0.5 * np.maximum(np.abs(flat), np.abs(true))
-    lost = np.flatnonzero(matters & none_right)
-    gone = (
-        not flat.any() and true.any() and np.isfinite(slope.bound) and abs(slope.value) > 10 * slope.bound and slope.value != 0
-    )
-    if gone and not len(lost):
-        lost = np.argsort(-np.abs(true))[:1]
+    epsilon = float(jnp.finfo(dtype).eps)
+    # What counts is a difference that a step of the entry's own size would make more of than rounding does of the value.
+    least = 100 * epsilon if rounding <= epsilon else _half_digits(dtype)
+    matters = gap * scales > least * max(abs(centre), float(np.linalg.norm(true * scales)))
+    lost = matters & (gap > 0.5 * np.maximum(np.abs(flat), np.abs(true)))
+    if not flat.any() and slope.bound < np.inf and abs(slope.value) > 10 * slope.bound:
+        lost |= np.abs(true) == np.max(np.abs(true))
+    if lost.any():
+        # Near a stationary point rounding the arguments alone costs a gradient its digits.
+        lost &= gap > 10 * np.max(np.abs(shaken() - true), initial=0)
+    lost = np.flatnonzero(lost)
     if not len(lost):
         return digits, None
-    lost = lost[np.argsort(-gap[lost])]
+    worst = [int(i) for i in lost[np.argsort(-gap[lost])][:HANDFUL]]
     hint = f"in {kind} only: computed in float64 the same gradient is right, in {kind} it keeps no digit of it"
-    return digits, ("differs", [int(i) for i in lost[:HANDFUL]], hint)
+    return digits, ("differs", worst, hint)
 
 
 def _named(probe, k, index, own, half, verdict):

@@ -62,10 +62,10 @@ def judge_entry(probe: Probe, leaf: int, index: int, half_digits: float) -> Entr
     numerical, bound = slope.value / scale, slope.bound / abs(scale)
     # Along a direction that points down, the entry's left is on the right.
     left, right = (side / scale for side in ((slope.right, slope.left) if scale < 0 else (slope.left, slope.right)))
-    slack = bound + half_digits * max(abs(left), abs(right))
+    slack, gap = bound + half_digits * max(abs(left), abs(right)), abs(right - left)
     if not np.isfinite(claim):
         verdict = "not finite"
-    elif slope.kink and min(left, right) - slack <= claim <= max(left, right) + slack:
+    elif slope.kink and gap > slack and min(left, right) - slack <= claim <= max(left, right) + slack:
         verdict = "kink"
     elif abs(claim - numerical) > bound and abs(claim - numerical) > half_digits * max(abs(claim), abs(numerical)):
         verdict = "differs"

@@ -38,6 +38,7 @@ class Subject(NamedTuple):
       leaks: dtypes in which parts of the function were evaluated all the same, filled in by the first evaluation.
       probe: the compiled probe, or None.
       closed: the traced function, or None.
+      rounding: the largest rounding, relative, of a float in it.
       rules: checks the custom rules in it.
       forward: the slope along a random direction by forward mode, and the direction; None where there is no such mode.
       notes: what is particular.
@@ -49,6 +50,7 @@ class Subject(NamedTuple):
     leaks: set
     probe: Callable | None
     closed: Any
+    rounding: float
     rules: Callable | None
     forward: Callable | None
     notes: tuple[str, ...]
@@ -62,12 +64,16 @@ def prepare(call: Any, data: Any, settings: Settings, order: int, tight: bool = 
     return (_build if call.form.hashable else _build.__wrapped__)(*key)
 
 
-def wide_gradient(subject: Subject, call: Any, data: Any) -> list[np.ndarray]:
-    """The gradient that is checked, in float64; a list over leaves."""
+def wide_gradient(subject: Subject, call: Any, data: Any, shake: bool = False) -> list[np.ndarray]:
+    """The gradient that is checked, in float64; a list over leaves. `shake` moves the point by roundings of its own dtypes."""
     assert subject.wide is not None
     dtype = wide_dtype()
     with wide_arithmetic(dtype):
         points = [widen_leaf(x, dtype) for x in call.with_role("differentiate")]
+        if shake:
+            up = [float(jnp.finfo(x.dtype).eps) for x in call.with_role("differentiate")]
+            signs = _random_like(points, 0)
+            points = [x * (1 + epsilon * sign) for x, epsilon, sign in zip(points, up, signs, strict=True)]
         return [np.array(g, np.float64) for g in subject.wide(points, data)[1]]
 
 
@@ -97,15 +103,15 @@ def _build(form, avals, tree, settings, order, tight, _default_dtype):
     except jax.errors.JAXTypeError:
         note = "the function cannot be traced: it was called step by step"
         own = _eager_gradient(value) if settings.automatic else lambda points, data: (value(points, data), None)
-        return Subject(value, own, None, leaks, None, None, None, None, (note,))
-    notes = []
+        return Subject(value, own, None, leaks, None, None, 0.0, None, None, (note,))
+    notes, rounding = [], _largest_rounding(closed.jaxpr)
     # Traced anew, through another function: the trace of the same one is kept.
     again = jax.make_jaxpr(lambda points, data: value(points, data))(points, data)
     if not _same_constants(closed, again):
         notes.append("not deterministic: tracing the function twice gives two functions")
     if not settings.automatic:
         only_value = jax.jit(lambda points, data: (value(points, data), None))
-        return Subject(value, only_value, None, leaks, compiled_probe(wide_value), closed, None, None, tuple(notes))
+        return Subject(value, only_value, None, leaks, compiled_probe(wide_value), closed, rounding, None, None, tuple(notes))
     both = jax.value_and_grad(value)
     try:
         wide_both, _, _ = widen(both, (points, data), dtype, tight=tight)
@@ -118,7 +124,7 @@ def _build(form, avals, tree, settings, order, tight, _default_dtype):
         both, forward = _value_and_forward_gradient(value), None
         wide_both, _, _ = widen(both, (points, data), dtype, tight=tight)
     rules, probe = rule_checker(closed, dtype), compiled_probe(wide_value)
-    return Subject(value, jax.jit(both), jax.jit(wide_both), leaks, probe, closed, rules, forward, tuple(notes))
+    return Subject(value, jax.jit(both), jax.jit(wide_both), leaks, probe, closed, rounding, rules, forward, tuple(notes))
 
 
 def _forward_product(value, points, data, seed):
@@ -190,6 +196,17 @@ def _same_constants(first, second):
     pairs = zip(first.consts, second.consts, strict=False)
     same = all(a is b or isinstance(a, Tracer) or _equal(a, b) for a, b in pairs)
     return same and len(first.consts) == len(second.consts) and str(first.jaxpr) == str(second.jaxpr)
+
+
+def _largest_rounding(jaxpr):
+    found = {0.0}
+
+    def look(eqn):
+        found.update(float(jnp.finfo(v.aval.dtype).eps) for v in eqn.outvars if jnp.issubdtype(v.aval.dtype, jnp.floating))
+        return False
+
+    any_equation(jaxpr, look)
+    return max(found)
 
 
 def _equal(a, b):

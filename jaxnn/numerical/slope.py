@@ -30,10 +30,11 @@ class Slope(NamedTuple):
       bound: on its error; infinite if there is no evidence.
       step: the step that it comes from.
       noise: of the function's values, as the finer steps show it.
-      size: of the function's values: the largest that was used.
+      size: of the function's values, up to that step.
       left: the slope from the left; equal to `value` unless there is a kink.
       right: the slope from the right.
       kink: whether the slopes from both sides differ.
+      constant: whether no step changed the value.
       differences: C(t) for each step of the ladder, and
       steps: the ladder, for drawing the evidence.
     """
@@ -46,6 +47,7 @@ class Slope(NamedTuple):
     left: float
     right: float
     kink: bool
+    constant: bool
     differences: np.ndarray
     steps: np.ndarray
 
@@ -79,7 +81,8 @@ def estimate_slope(steps: np.ndarray, up: np.ndarray, down: np.ndarray, centre: 
         if _rounded(values, centre, size):
             epsilon = max(epsilon, float(np.finfo(np.float32).eps))
         floor = epsilon * size
-        none = Slope(np.nan, np.inf, np.nan, np.nan, size, np.nan, np.nan, False, differences, steps)
+        constant = bool(np.all(values == centre))
+        none = Slope(np.nan, np.inf, np.nan, np.nan, size, np.nan, np.nan, False, constant, differences, steps)
         if len(t) <= WITNESSES or not np.isfinite(centre):
             return none
         found, table = [], c[:, None]
@@ -96,7 +99,10 @@ def estimate_slope(steps: np.ndarray, up: np.ndarray, down: np.ndarray, centre: 
                 noise = max(floor, float(np.max(np.abs(c[k + 1 :] - value) * t[k + 1 :])))
                 found.append((truncation + CAUTION * noise / t[k], -t[k], value, noise))
         bound, step, value, noise = _not_refuted(found, size)
-        best = Slope(value, bound, -step, noise, size, value, value, False, differences, steps) if bound < np.inf else none
+        near = np.tile(t <= -step, 2)
+        size = float(np.max(np.abs(values[near]), initial=abs(centre)))
+        found = none._replace(value=value, bound=bound, step=-step, noise=noise, size=size, left=value, right=value)
+        best = found if bound < np.inf else none
         noise = max(floor, best.noise if np.isfinite(best.noise) else floor)
         kink = _kink(t, up[first:], down[first:], centre, noise, floor)
         return best if kink is None else best._replace(left=kink[0], right=kink[1], kink=True)

@@ -22,8 +22,8 @@ _OWN_DTYPE = frozenset(
 )
 
 
-# What `tight` adds to a loop that runs until its values have converged; and the residual, relative, up to which the result
-# of a linear solver is taken for a solution that is only loose.
+# What `tight` adds to a loop; and how far, relative, a result may still move, and the residual of a linear solver be, to be
+# taken for a solution that is only loose.
 _MORE_STEPS, _LOOSE = 64, 5e-3
 
 
@@ -65,8 +65,8 @@ def widen(
       args: example arguments; their dtypes and shapes decide what is traced.
       dtype: the floating dtype that narrower ones are replaced by.
       leaks: dtypes that were kept all the same, by host callbacks and the like, are added to it at the first evaluation.
-      tight: go on with loops that stop by a condition on floats, and refine linear solves, so that the tolerance of a
-        solver inside plays no part. Not the function as it is, but what it would be with a tighter tolerance.
+      tight: go on with loops that have nearly converged, and refine linear solves, so that the tolerance of a solver
+        inside plays no part. Not the function as it is, but what it would be with a tighter tolerance.
 
     Returns:
       A function of arguments like `args` (narrow or wide), which returns the pytree that `f` returns, widened; call it
@@ -191,13 +191,24 @@ def _while(eqn, inputs, wide):
     # Under `vmap` the loops of a batch are one, whose condition has the batch's shape.
     batched = cond.out_avals[0].shape != ()
     end = jax.lax.while_loop(lambda carry: jnp.any(going(carry)), step_of_those_that_go_on if batched else step, list(init))
-    if not (wide.tight and _has_tolerance(eqn)):
-        return end
-    further = jax.lax.fori_loop(0, _MORE_STEPS, lambda _, carry: step(carry), end)
-    return [
-        jnp.where(jnp.all(jnp.isfinite(b)), b, a) if jnp.issubdtype(b.dtype, jnp.inexact) else b
-        for a, b in zip(end, further, strict=True)
-    ]
+    return _further(step, end) if wide.tight else end
+
+
+def _further(step, end):
+    """The values of a loop after more steps, if it was about to converge; steps that would not be finite are not taken."""
+
+    def size(xs):
+        return sum(jnp.sum(jnp.abs(x) ** 2) for x in xs if jnp.issubdtype(x.dtype, jnp.inexact))
+
+    def more(_, carry):
+        new = step(carry)
+        fine = jnp.isfinite(size(new))
+        return [jnp.where(fine, b, a) for a, b in zip(carry, new, strict=True)]
+
+    new = jax.lax.fori_loop(0, _MORE_STEPS, more, list(end))
+    moved = [b - a for a, b in zip(end, new, strict=True) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    converging = size(moved) <= _LOOSE**2 * size(end)
+    return [jnp.where(converging, b, a) for a, b in zip(end, new, strict=True)]
 
 
 def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
@@ -224,6 +235,8 @@ def _scan(eqn, inputs, wide):
         reverse=eqn.params["reverse"],
         unroll=eqn.params["unroll"],
     )
+    if wide.tight and _only_carries(eqn):
+        carry = _further(lambda carry: step(carry, [])[0], carry)
     return [*carry, *ys]
 
 
@@ -254,11 +267,18 @@ def _linear_solve(eqn, inputs, wide):
 
 
 def has_solver(jaxpr: Any) -> bool:
-    """Whether a jaxpr holds a linear solve, or a loop that stops by a condition on floats, at any depth."""
+    """Whether a jaxpr holds, at any depth, what `tight` runs further: a linear solve, or a loop that only carries values."""
     return any_equation(
         jaxpr,
-        lambda eqn: eqn.primitive.name == "custom_linear_solve" or (eqn.primitive.name == "while" and _has_tolerance(eqn)),
+        lambda eqn: (
+            eqn.primitive.name in ("custom_linear_solve", "while") or (eqn.primitive.name == "scan" and _only_carries(eqn))
+        ),
     )
+
+
+def _only_carries(eqn):
+    """Whether a scan neither takes nor gives anything step by step: a `fori_loop`."""
+    return sum(scan_counts(eqn.params)) == len(eqn.invars) and scan_counts(eqn.params)[1] == len(eqn.outvars)
 
 
 def any_equation(jaxpr: Any, condition: Callable[[Any], bool]) -> bool:
@@ -271,11 +291,6 @@ def any_equation(jaxpr: Any, condition: Callable[[Any], bool]) -> bool:
             if hasattr(inner, "eqns") and any_equation(inner, condition):
                 return True
     return False
-
-
-def _has_tolerance(eqn):
-    """Whether a loop's condition compares floats."""
-    return any(jnp.issubdtype(atom.aval.dtype, jnp.floating) for e in eqn.params["cond_jaxpr"].jaxpr.eqns for atom in e.invars)
 
 
 _RULES = {
