@@ -11,11 +11,21 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 
 _OPTIMIZERS = ("sgd", "momentum", "adagrad", "rmsprop", "adam")
 _ACTIVATIONS = ("sigmoid", "relu", "tanh", "gelu", "silu", "softplus")
+# What the library's arguments are called on the command line, in its errors.
+_FLAGS = {
+    "train": {name: f"--{name.replace('_', '-')}" for name in ("checkpoint", "resume", "batch_size", "epochs", "replacement")}
+    | {"directory": "--data", "path": "--log", "key": "--seed"},
+    "eval": {"source": "DIR", "directory": "--data"},
+    "figures": {"directory": "--out"},
+    "tour": {"directory": "--figures"},
+    "check": {},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader of our output has gone; Python would complain of it at exit
         return 141
     except (ValueError, TypeError, OSError, RuntimeError) as error:
-        exhausted = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-        if args.debug or (isinstance(error, RuntimeError) and not exhausted):
-            raise
-        print(f"jaxnn {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if args.debug:
+            traceback.print_exc()
+        said = re.sub(r"`(\w+)`", lambda found: f"`{_FLAGS[args.command].get(found[1], found[1])}`", str(error))
+        print(f"jaxnn {args.command}: error: {' '.join(said.split())}", file=sys.stderr)
         return 2
 
 
@@ -41,14 +51,14 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose mistakes are one line, without the usage before it."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help\n")
 
 
 def _parser():
     parser = _Parser(
         prog="jaxnn",
         description="Losses, gradients two ways, and descent that compiles once, in JAX.",
-        epilog="example: jaxnn train --layers 100 --optimizer adam --lr 0.003",
+        epilog="example: jaxnn train",
     )
     parser.add_argument("--version", action="version", version=f"jaxnn {version('jaxnn')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -60,7 +70,7 @@ def _parser():
         "train a network on handwritten digits",
         "Train a network on the 1,797 real 8x8 digits that ship with the package, or on MNIST's files, after holding its "
         "numerical and automatic gradients against each other.",
-        "jaxnn train --data ~/mnist --layers 50 --batch-size 100 --epochs 20 --lr 0.1",
+        "jaxnn train --layers 100 --epochs 50 --lr 0.3",
     )
     train.add_argument(
         "--data", metavar="DIR", help="directory with MNIST's four IDX files, plain or .gz (default: the digits)"
@@ -121,7 +131,8 @@ def _parser():
         "hold a function's gradient against its values",
         "Check the gradient of a function of yours. TARGET is FILE.py:NAME or MODULE:NAME, and the file is run. NAME is a "
         "function whose arguments all have defaults, which are the point; or one without arguments that returns "
-        "(function, arguments). Exit code 0: right; 1: wrong; 2: the evidence cannot tell, or bad input.",
+        "(function, arguments). Exit code 0: right, or at a kink between the slopes from both sides; 1: wrong; 2: the evidence "
+        "cannot tell, or bad input.",
         "jaxnn check model.py:loss --order 2",
     )
     check.add_argument("target", metavar="TARGET", help="FILE.py:NAME or MODULE:NAME; the file is run")
@@ -139,20 +150,21 @@ def _parser():
     )
     figures.add_argument("--out", metavar="DIR", required=True, help="directory to write to; made if it is not there")
 
-    _command(
+    tour = _command(
         commands,
         "tour",
         _tour,
         "the chapter's numbers beside ours",
         "Compute every number of the chapter, section by section, and print it beside the printed one.",
-        "jaxnn tour",
+        "jaxnn tour --figures figures",
     )
+    tour.add_argument("--figures", metavar="DIR", help="draw the chapter's pictures there as well")
     return parser
 
 
 def _command(commands, name, run, summary, description, example):
     parser = commands.add_parser(name, help=summary, description=description, epilog=f"example: {example}")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=run)
     return parser
@@ -164,6 +176,8 @@ def _train(args):
         raise ValueError("`--resume` must come with --checkpoint DIR. Got no directory.")
     if len(args.lr) > 1 and (args.checkpoint or args.patience):
         raise ValueError(f"`--lr` must be one number with --checkpoint or --patience. Got {len(args.lr)} numbers.")
+    if args.every and not args.checkpoint:
+        raise ValueError(f"`--every` must come with --checkpoint DIR. Got {args.every} alone.")
     if args.log:
         _require_place("--log", args.log, args.checkpoint)
     import jax
@@ -178,8 +192,7 @@ def _train(args):
     alone = jax.process_index() == 0  # one process speaks for all
     say = print if alone and not args.json else _silent
     digits, error, metrics = _task(args)
-    if args.checkpoint:
-        _remember(args)
+    begun = _remember(args) if args.checkpoint else 0
     train_set, test_set = (digits.x_train, digits.t_train), (digits.x_test, digits.t_test)
     sizes = (digits.x_train.shape[1], *args.layers, 10)
     init_key, check_key, fit_key = jax.random.split(jax.random.key(args.seed), 3)
@@ -194,6 +207,10 @@ def _train(args):
     say("\ngradient of the loss on 10 images, numerical against automatic:")
     for name, difference in check.items():
         say(f"  {name:4} {'x'.join(map(str, params[name].shape)):>8}   relative difference {difference:.1e}")
+    if begun:
+        say(f"\nresumed after step {begun}")
+    if len(args.lr) > 1:
+        say(f"\n{len(args.lr)} runs at once; the table is of the one with the lowest loss")
     say()
 
     watchers = [show_progress()] if say is print else []
@@ -238,7 +255,7 @@ def _train(args):
         told = [_told(result) | {"lr": lr} for lr, result in zip(args.lr, results, strict=True)]
         whole = told[0] if len(told) == 1 else {"runs": told}
         _print_json({**whole, "gradient_check": check, "seconds": seconds})
-    _conclude(args, results, seconds, say)
+    _conclude(args, results, begun, seconds, say)
     if all(result.status.reason == "not finite" for result in results):
         return 1
     return 130 if results[0].status.reason == "interrupted" else 0
@@ -299,19 +316,19 @@ def _optimizer(args):
 
 
 # What `jaxnn eval` has to know of a run, and what must be the same when it is resumed.
-_REMEMBERED = ("data", "layers", "activation", "optimizer", "weight_scale", "seed")
+_REMEMBERED = ("data", "layers", "activation", "optimizer", "lr", "weight_scale", "seed")
 
 
 def _remember(args):
-    """Write down beside the checkpoints what the run is; or, if it is there already, see that it is the same."""
+    """Write down beside the checkpoints what the run is; or see that it is the same. Returns the step it is at."""
     import pathlib
 
     from jaxnn._door import made_directory
-    from jaxnn.checkpoint import replacing
+    from jaxnn.checkpoint import checkpoints, load_checkpoint, replacing
 
     directory = pathlib.Path(args.checkpoint)
     asked = {name: getattr(args, name) for name in _REMEMBERED}
-    asked |= {"layers": list(args.layers), "data": args.data and str(pathlib.Path(args.data).resolve())}
+    asked |= {"layers": list(args.layers), "lr": list(args.lr), "data": args.data and str(pathlib.Path(args.data).resolve())}
     path = directory / "run.json"
     if args.resume and path.exists():
         for name, value in _read_run(directory).items():
@@ -322,6 +339,10 @@ def _remember(args):
         made_directory("--checkpoint", directory)
         with replacing(path) as file:
             file.write(json.dumps(asked).encode())
+    there = checkpoints(directory)
+    if there and not args.resume:
+        raise FileExistsError(f"`--checkpoint` must be empty unless --resume is given. Got {str(directory)!r}, with a run.")
+    return load_checkpoint(directory, previous=args.resume == "previous").step if there else 0
 
 
 def _read_run(directory):
@@ -357,6 +378,9 @@ def _eval(args):
     digits, error, metrics = _task(run)
     like = init_network(jax.random.key(0), (digits.x_train.shape[1], *run.layers, 10))
     found = load_checkpoint(directory)
+    pixels, images = len(found.leaves["params"]["['W1']"]), digits.x_train.shape[1]
+    if pixels != images:
+        raise ValueError(f"`--data` must hold images of {pixels} pixels, as those of the run. Got {images} pixels.")
     params = found.restore("best" if "best" in found.leaves else "params", like)
     measure = jax.jit(measurer(error, metrics, None))
     sets = {"train": (digits.x_train, digits.t_train), "test": (digits.x_test, digits.t_test)}
@@ -371,9 +395,7 @@ def _eval(args):
 
 
 def _figures(args):
-    from jaxnn.figures import draw
-
-    paths = [str(path) for path in draw(args.out)]
+    paths = _drawn(args.out)
     if args.json:
         _print_json(paths)
     else:
@@ -388,7 +410,7 @@ def _told(result):
     return {**measured, "steps": result.status.step, "status": result.status.reason}
 
 
-def _conclude(args, results, seconds, say):
+def _conclude(args, results, begun, seconds, say):
     """The last lines of a run."""
     say()
     for lr, result in zip(args.lr, results, strict=True):
@@ -397,14 +419,14 @@ def _conclude(args, results, seconds, say):
         if reason == "not finite":
             say(f"{place}stopped after step {step}: at the next one, {leaf} was not finite")
         elif reason != "finished":
-            say(f"{place}stopped after step {step}: {reason}")
+            more = "; --resume goes on from there" if reason == "interrupted" and args.checkpoint else ""
+            say(f"{place}stopped after step {step}: {reason}{more}")
         if "test_loss" in metrics:
             lowest = int(metrics["test_loss"].argmin())
             accuracy = metrics["test_accuracy"][lowest if args.patience else -1]
-            say(
-                f"{place}{step} steps by {args.grad} gradients in {seconds:.1f} s, start to end: test accuracy {accuracy:.4f}"
-                f"{f' after epoch {lowest + 1}, the best' if args.patience else ''}"
-            )
+            best = f" after epoch {lowest + 1}, the best" if args.patience else ""
+            taken = f"{place}{step - begun} steps by {args.grad} gradients in {seconds:.1f} s, start to end"
+            say(f"{taken}: test accuracy {accuracy:.4f}{best}")
             if metrics["test_loss"][-1] > 1.1 * metrics["test_loss"][lowest]:
                 say(
                     f"{place}overfitting: the test loss was lowest after epoch {lowest + 1} and has risen by over a tenth since"
@@ -422,7 +444,7 @@ def _gradient_check(error, params, train_set, key):
     batch = sample_batch(key, train_set, 10)
     numerical, automatic = numerical_grad(error)(params, *batch), jax.grad(error)(params, *batch)
     return {
-        name: float(jnp.linalg.norm(numerical[name] - automatic[name]) / jnp.linalg.norm(automatic[name]))
+        name: float(jnp.linalg.norm(numerical[name] - automatic[name]) / (jnp.linalg.norm(automatic[name]) or 1.0))
         for name in sorted(params)
     }
 
@@ -431,7 +453,7 @@ def _check(args):
     from jaxnn.checking.check import check_gradient
 
     if args.plot:
-        _require_place("--plot", args.plot)
+        _require_picture("--plot", args.plot)
     f, point = _load(args.target)
     try:
         report = check_gradient(f, *point, argnums=tuple(range(len(point))), order=args.order, seed=args.seed)
@@ -448,6 +470,8 @@ def _check(args):
         _print_json(report.to_dict())
     else:
         print(_coloured(str(report)) if _colours() else report)
+        if args.plot and report.leaves:
+            print(f"evidence drawn in {args.plot}")
     return 0 if report.ok else 2 if report.verdict == "unresolved" else 1
 
 
@@ -477,7 +501,8 @@ def _load(target):
     except (Exception, SystemExit) as error:  # noqa: BLE001  a file that fails to run may raise anything; its own words are shown
         raise ValueError(f"`TARGET` must be a file or module that runs. Got {type(error).__name__}: {error}") from error
     if not callable(names.get(name)):
-        raise ValueError(f"`TARGET` must name a function of {place}. Got {name!r}, which it does not define.")
+        what = f"which is {type(names[name]).__name__}" if name in names else "which it does not define"
+        raise ValueError(f"`TARGET` must name a function of {place}. Got {name!r}, {what}.")
     parameters = inspect.signature(names[name]).parameters.values()
     if not parameters:
         try:
@@ -496,17 +521,28 @@ def _load(target):
 def _tour(args):
     from jaxnn.tour import walk
 
-    section = None
+    rows = list(walk())
+    paths = _drawn(args.figures) if args.figures else []
     if args.json:
-        _print_json([row._asdict() for row in walk()])
+        numbers = [row._asdict() for row in rows]
+        _print_json({"numbers": numbers, "figures": paths} if args.figures else numbers)
         return 0
-    print(f"{'':44}  {'here':>24}  {'in the chapter':>24}")
-    for row in walk():
+    what, here, there = (max(len(row[k]) for row in rows) for k in (1, 2, 3))
+    print(f"{'':{what + 2}}  {'here':>{here}}  {'in the chapter':>{there}}")
+    section = None
+    for row in rows:
         if row.section != section:
             section = row.section
             print(f"\n{section}")
-        print(f"  {row.quantity:42}  {row.here:>24}  {row.chapter:>24}")
+        print(f"  {row.quantity:{what}}  {row.here:>{here}}  {row.chapter:>{there}}")
+    print("\nThe pictures:", *paths or ["jaxnn tour --figures DIR draws them"], sep="\n  " if paths else " ")
     return 0
+
+
+def _drawn(directory):
+    from jaxnn.figures import draw
+
+    return [str(path) for path in draw(directory)]
 
 
 def _print_json(value):
@@ -529,8 +565,24 @@ def _require_place(option, path, made=None):
     import pathlib
 
     place = pathlib.Path(path)
-    if "\0" in path or place.is_dir() or not (place.parent.is_dir() or (made and place.parent == pathlib.Path(made))):
+    if (
+        "\0" in path
+        or place.is_dir()
+        or not (place.parent.is_dir() or (made and pathlib.Path(made).is_relative_to(place.parent)))
+    ):
         raise ValueError(f"`{option}` must be a file in a directory that is there. Got {path!r}.")
+
+
+def _require_picture(option, path):
+    """Refuse a file whose ending names no format that Matplotlib writes."""
+    import pathlib
+
+    from matplotlib.figure import Figure
+
+    _require_place(option, path)
+    formats = Figure().canvas.get_supported_filetypes()
+    if pathlib.Path(path).suffix[1:].lower() not in formats:
+        raise ValueError(f"`{option}` must end in one of .{', .'.join(sorted(formats))}. Got {path!r}.")
 
 
 def _number(kind, text, least, what):

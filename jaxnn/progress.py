@@ -82,7 +82,7 @@ def show_progress(lines: TextIOBase | None = None, bar: TextIOBase | None = None
             )
             headed = True
         if progress.epoch % max(1, progress.epochs // 10) == 0 or progress.epoch == progress.epochs:
-            cells = "  ".join(f"{value:14.4f}" for value in progress.record.values())
+            cells = "  ".join(f"{value:14.4f}" if abs(value) < 1e6 else f"{value:14.4g}" for value in progress.record.values())
             print(f"{progress.epoch:6}  {cells}  {_short(speed):>7}".rstrip(), file=lines or sys.stdout, flush=True)
 
     return show
@@ -172,8 +172,9 @@ def _draw(stream, progress, speed):
     part = progress.step / progress.steps
     left = (progress.steps - progress.step) / speed if speed > 0 else math.nan
     time_left = "" if math.isnan(left) else f", {left:.0f} s left" if left < 120 else f", {left / 60:.0f} min left"
+    rate = "" if math.isnan(speed) else f", {_short(speed)} steps/s"
     filled = int(20 * part)
-    text = f"{part:4.0%} |{'#' * filled}{'.' * (20 - filled)}| {_told(progress)}, {_short(speed)} steps/s{time_left}"
+    text = f"{part:4.0%} |{'#' * filled}{'.' * (20 - filled)}| {_told(progress)}{rate}{time_left}"
     stream.write(f"\r\x1b[K{text if progress.step < progress.steps else ''}")
     stream.flush()
 

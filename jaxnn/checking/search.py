@@ -74,6 +74,13 @@ def judge_entry(probe: Probe, leaf: int, index: int, half_digits: float) -> Entr
     return Entry(tuple(map(int, place)), claim, numerical, bound, verdict, left, right)
 
 
+def without_evidence(probe: Probe, leaf: int, index: int) -> Entry:
+    """An entry whose claim is not finite, at a point near which the function is not either."""
+    place = np.unravel_index(index, probe.leaves[leaf].shape)
+    nan, claim = float("nan"), float(probe.claims[leaf].ravel()[index])
+    return Entry(tuple(map(int, place)), claim, nan, float("inf"), "not finite", nan, nan)
+
+
 def sample_entries(probe: Probe, leaf: int, half_digits: float) -> list[Entry]:
     """Some entries of a leaf, spread over it, each judged by itself."""
     size = probe.leaves[leaf].size

@@ -64,8 +64,8 @@ def prepare(call: Any, data: Any, settings: Settings, order: int, tight: bool = 
     return (_build if call.form.hashable else _build.__wrapped__)(*key)
 
 
-def wide_gradient(subject: Subject, call: Any, data: Any, shake: bool = False) -> list[np.ndarray]:
-    """The gradient that is checked, in float64; a list over leaves. `shake` moves the point by roundings of its own dtypes."""
+def wide_gradient(subject: Subject, call: Any, data: Any, shake: float = 0.0) -> list[np.ndarray]:
+    """The gradient that is checked, in float64; a list over leaves. `shake` moves the point, in roundings of its own dtypes."""
     assert subject.wide is not None
     dtype = wide_dtype()
     with wide_arithmetic(dtype):
@@ -73,7 +73,7 @@ def wide_gradient(subject: Subject, call: Any, data: Any, shake: bool = False) -
         if shake:
             up = [float(jnp.finfo(x.dtype).eps) for x in call.with_role("differentiate")]
             signs = _random_like(points, 0)
-            points = [x * (1 + epsilon * sign) for x, epsilon, sign in zip(points, up, signs, strict=True)]
+            points = [x * (1 + shake * epsilon * sign) for x, epsilon, sign in zip(points, up, signs, strict=True)]
         return [np.array(g, np.float64) for g in subject.wide(points, data)[1]]
 
 

@@ -83,8 +83,11 @@ def estimate_slope(steps: np.ndarray, up: np.ndarray, down: np.ndarray, centre: 
         floor = epsilon * size
         constant = bool(np.all(values == centre))
         none = Slope(np.nan, np.inf, np.nan, np.nan, size, np.nan, np.nan, False, constant, differences, steps)
-        if len(t) <= WITNESSES or not np.isfinite(centre):
+        if len(t) <= WITNESSES + 1 or not np.isfinite(centre):
             return none
+        if (near := first + _before_a_kink(t, up[first:], down[first:], centre, floor)) > first:
+            slope = estimate_slope(steps[near:], up[near:], down[near:], centre, epsilon)
+            return slope._replace(differences=differences, steps=steps)
         found, table = [], c[:, None]
         for column in range(COLUMNS):
             if column:
@@ -104,7 +107,7 @@ def estimate_slope(steps: np.ndarray, up: np.ndarray, down: np.ndarray, centre: 
         found = none._replace(value=value, bound=bound, step=-step, noise=noise, size=size, left=value, right=value)
         best = found if bound < np.inf else none
         noise = max(floor, best.noise if np.isfinite(best.noise) else floor)
-        kink = _kink(t, up[first:], down[first:], centre, noise, floor)
+        kink = _kink(t, up[first:], down[first:], centre, noise)
         return best if kink is None else best._replace(left=kink[0], right=kink[1], kink=True)
 
 
@@ -127,7 +130,19 @@ def _rounded(values, centre, size):
     return bool(np.min(steps[steps > 0], initial=np.inf) <= 64 * np.finfo(np.float32).eps * size)
 
 
-def _kink(t, up, down, centre, noise, floor):
+def _before_a_kink(t, up, down, centre, floor):
+    """The first step that a kink nearby is beyond: where the gap between the sides, constant until then, is closed for good."""
+    gap = np.abs(up - 2 * centre + down) / t
+    level = np.abs(np.log2(gap[1:] / gap[:-1])) < 0.1
+    steady = np.flatnonzero(level[2:] & level[1:-1] & level[:-2] & (gap[3:] > 30 * floor / t[3:])) + 3
+    if not len(steady):
+        return 0
+    constant = gap[steady[-1]]
+    closed = np.flatnonzero((gap < 0.1 * constant) & (80 * floor / t < constant) & (t < t[steady[-1]]))
+    return int(closed[0]) if len(closed) >= WITNESSES and len(t) - closed[0] > WITNESSES + 1 else 0
+
+
+def _kink(t, up, down, centre, noise):
     """Slopes from the left and the right, if their gap stops shrinking before it drowns in noise."""
     right, left = (up - centre) / t, (centre - down) / t
     gap = np.abs(right - left)
@@ -138,9 +153,6 @@ def _kink(t, up, down, centre, noise, floor):
     k = int(clear[-1])  # the finest step that still shows a gap; a smooth function's gap is 16 times smaller two rungs down
     finer = gap[k + 1 :][gap[k] > 8 * noise / t[k + 1 :]]  # still fine enough to tell a gap from none: a kink nearby has none
     if not gap[k] > 0.5 * gap[k - 2] or np.any(finer < 0.5 * gap[k]):
-        return None
-    # A kink nearby looks like noise to the steps beyond it. Not to those before it: there, the gap is closed for good.
-    if np.count_nonzero(gap[k + 1 :][gap[k] > 80 * floor / t[k + 1 :]] < 0.1 * gap[k]) >= WITNESSES:
         return None
     return _towards_zero(left[: k + 1], t, noise), _towards_zero(right[: k + 1], t, noise)
 

@@ -179,8 +179,9 @@ def _while(eqn, inputs, wide):
     cond, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
     n, m = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     cond_consts, body_consts, init = inputs[:n], inputs[n : n + m], inputs[n + m :]
-    going = lambda carry: _evaluate(cond.jaxpr, cond.consts, [*cond_consts, *carry], wide)[0]  # noqa: E731
-    step = lambda carry: _evaluate(body.jaxpr, body.consts, [*body_consts, *carry], wide)  # noqa: E731
+    inner = wide._replace(tight=False)  # the outermost loop alone is run further, or nested ones would multiply
+    going = lambda carry: _evaluate(cond.jaxpr, cond.consts, [*cond_consts, *carry], inner)[0]  # noqa: E731
+    step = lambda carry: _evaluate(body.jaxpr, body.consts, [*body_consts, *carry], inner)  # noqa: E731
 
     def step_of_those_that_go_on(carry):
         on = going(carry)
@@ -222,9 +223,11 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
 def _scan(eqn, inputs, wide):
     body = eqn.params["jaxpr"]
     n, m = scan_counts(eqn.params)
+    further = wide.tight and _only_carries(eqn)
+    inner = wide._replace(tight=wide.tight and not further)
 
     def step(carry, x):
-        outputs = _evaluate(body.jaxpr, body.consts, [*inputs[:n], *carry, *x], wide)
+        outputs = _evaluate(body.jaxpr, body.consts, [*inputs[:n], *carry, *x], inner)
         return outputs[:m], outputs[m:]
 
     carry, ys = jax.lax.scan(
@@ -235,7 +238,7 @@ def _scan(eqn, inputs, wide):
         reverse=eqn.params["reverse"],
         unroll=eqn.params["unroll"],
     )
-    if wide.tight and _only_carries(eqn):
+    if further:
         carry = _further(lambda carry: step(carry, [])[0], carry)
     return [*carry, *ys]
 
@@ -245,7 +248,8 @@ def _linear_solve(eqn, inputs, wide):
     lengths, jaxprs = eqn.params["const_lengths"], eqn.params["jaxprs"]
     matvec_consts, rhs = inputs[: lengths.matvec], inputs[sum(lengths) :]
     start = lengths.matvec + lengths.vecmat
-    solve = lambda b: _evaluate(jaxprs.solve.jaxpr, jaxprs.solve.consts, [*inputs[start : start + lengths.solve], *b], wide)  # noqa: E731
+    solver_consts, inner = inputs[start : start + lengths.solve], wide._replace(tight=False)
+    solve = lambda b: _evaluate(jaxprs.solve.jaxpr, jaxprs.solve.consts, [*solver_consts, *b], inner)  # noqa: E731
     x = solve(rhs)
     if not wide.tight:
         return x
@@ -261,9 +265,14 @@ def _linear_solve(eqn, inputs, wide):
 
     # A residual that is not small is no tolerance but a mistake, and stays one.
     loose = size(residual(x)) < _LOOSE**2 * size(rhs)
-    for _ in range(4):
-        x = [jnp.where(loose, a + d, a) for a, d in zip(x, solve(residual(x)), strict=True)]
-    return x
+
+    def refined(_, x):
+        rest = residual(x)
+        scale = jnp.sqrt(size(rest) / size(rhs))  # as large as the right-hand side again, for a tolerance that is absolute
+        scale = jnp.where(scale > 0, scale, 1)
+        return [jnp.where(loose, a + scale * d, a) for a, d in zip(x, solve([r / scale for r in rest]), strict=True)]
+
+    return jax.lax.fori_loop(0, 4, refined, list(x))
 
 
 def has_solver(jaxpr: Any) -> bool:
