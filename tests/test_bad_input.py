@@ -702,7 +702,7 @@ def test_bad_shapes_and_dtypes_are_refused_at_trace_time_too(own_errors, call, a
 
 
 GOOD_IDX = struct.pack(">HBB3I", 0, 8, 3, 2, 2, 2) + bytes(8)
-RUN_OF = {"data": None, "layers": [5], "activation": "relu", "optimizer": "sgd", "weight_scale": 0.01, "seed": 0}
+RUN_OF = {"data": None, "layers": [5], "activation": "relu", "optimizer": "sgd", "lr": [0.5], "weight_scale": 0.01, "seed": 0}
 CODE = """
 import sys, jax.numpy as jnp
 def right(x=jnp.ones(2)): return jnp.sum(x**2)
@@ -933,7 +933,7 @@ ARGV = [
     ("train --resume", "`--resume` must come with --checkpoint DIR. Got no directory."),
     ("train --resume oldest --checkpoint new", "argument --resume: invalid choice: 'oldest'"),
     ("train --lr 0.1,0.2 --checkpoint new", "`--lr` must be one number with --checkpoint or --patience. Got 2 numbers."),
-    ("train --data nowhere --checkpoint new", "`directory` must be a directory with MNIST's IDX files. Got 'nowhere'."),
+    ("train --data nowhere --checkpoint new", "`--data` must be a directory with MNIST's IDX files. Got 'nowhere'."),
     ("train --data mnist --checkpoint new", "mnist/train-images-idx3-ubyte: must hold at least one image and one pixel. Got"),
     ("train --log good --checkpoint new", "`--log` must be a file in a directory that is there. Got 'good'."),
     ("train --log no/where", "`--log` must be a file in a directory that is there. Got 'no/where'."),
@@ -947,8 +947,8 @@ ARGV = [
     *((f"eval run/{name}", f"`DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/{name}'") for name in (
         "nothing", "list", "other", "deep", "digits", "layers", "number", "evil", "data",
     )),
-    ("eval run/fine", "`source` must hold a checkpoint. Got 'run/fine', which has none."),
-    ("eval run/fine --data nowhere", "`directory` must be a directory with MNIST's IDX files. Got 'nowhere'."),
+    ("eval run/fine", "`DIR` must hold a checkpoint. Got 'run/fine', which has none."),
+    ("eval run/fine --data nowhere", "`--data` must be a directory with MNIST's IDX files. Got 'nowhere'."),
     ("check", "the following arguments are required: TARGET"),
     ("check :f", "`TARGET` must be FILE.py:NAME or MODULE:NAME. Got ':f'."),
     ("check code.py:right --order 3", "argument --order: invalid choice: 3"),
@@ -971,7 +971,7 @@ ARGV = [
     ("check nul.py:f", "`TARGET` must be a file or module that runs. Got"),
     ("check good.py:f", "`TARGET` must be a file or module that runs. Got FileNotFoundError"),
     ("figures", "the following arguments are required: --out"),
-    ("figures --out text", "`directory` must be a directory, or a place for one. Got 'text': File exists."),
+    ("figures --out text", "`--out` must be a directory, or a place for one. Got 'text': File exists."),
     ("tour 3", "unrecognized arguments: 3"),
 ]  # fmt: skip
 

@@ -30,7 +30,15 @@ from jaxnn._door import (
 )
 from jaxnn.checking.probe import Probe
 from jaxnn.checking.report import ALL_DIGITS, VERDICTS, Entry, GradientReport, LeafReport, digits_shared
-from jaxnn.checking.search import HANDFUL, ask_leaf, describe_pattern, find_entries, judge_entry, sample_entries, without_evidence
+from jaxnn.checking.search import (
+    HANDFUL,
+    ask_leaf,
+    describe_pattern,
+    find_entries,
+    judge_entry,
+    sample_entries,
+    without_evidence,
+)
 from jaxnn.checking.subject import Settings, prepare, wide_gradient
 from jaxnn.numerical.widen import has_solver, wide_arithmetic, wide_dtype, widen_leaf
 
@@ -179,8 +187,7 @@ def _check(call, data, subject, gradient, args) -> GradientReport:
 
     values = float(value), centre, subject.rounding
     leaves = [
-        _examine(probe, k, paths[k], x.dtype, own[k], lambda k=k: shaken()[k], *values, counts)
-        for k, x in enumerate(points)
+        _examine(probe, k, paths[k], x.dtype, own[k], lambda k=k: shaken()[k], *values, counts) for k, x in enumerate(points)
     ]
     rules = subject.rules((points, data)) if subject.rules is not None else ()
     return GradientReport(name, _worst(leaves), _sorted(leaves), rules, tuple(notes))
@@ -204,9 +211,8 @@ def _examine(probe, k, path, dtype, own, shaken, value, centre, rounding, counts
     claims, shape = probe.claims[k].copy(), probe.leaves[k].shape
     kind = jnp.dtype(dtype).name
     if claims.size == 0:
-        return LeafReport(
-            path, shape, kind, "agrees", 0.0, 0.0, 0.0, 0.0, 0.0, ALL_DIGITS, ALL_DIGITS, (), "", "the leaf has no entries", (), ()
-        )
+        digits, hint = (ALL_DIGITS, ALL_DIGITS), "the leaf has no entries"
+        return LeafReport(path, shape, kind, "agrees", 0.0, 0.0, 0.0, 0.0, 0.0, *digits, (), "", hint, (), ())
     entries: list[Entry] = []
     bad = np.flatnonzero(~np.isfinite(claims.ravel()))
     for index in bad[:HANDFUL]:

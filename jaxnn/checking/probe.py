@@ -15,7 +15,6 @@ import numpy as np
 from jaxnn.numerical.slope import Slope, estimate_slope, ladder
 from jaxnn.numerical.widen import wide_arithmetic
 
-
 # Values with more noise than this many roundings are looked at more closely, with steps so much finer, in float64.
 _QUIET, _CLOSER, _FINE = 1e4, 4.0**10, 1e-12
 

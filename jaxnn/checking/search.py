@@ -22,9 +22,7 @@ def ask_leaf(probe: Probe, leaf: int) -> list[Answer]:
     return [probe.ask(Question(leaf, 0, size, seed, relative)) for seed, relative in ((1, False), (2, True))]
 
 
-def find_entries(
-    probe: Probe, leaf: int, answers: list[Answer], half_digits: float
-) -> tuple[list[Entry], bool, list[Answer]]:
+def find_entries(probe: Probe, leaf: int, answers: list[Answer], half_digits: float) -> tuple[list[Entry], bool, list[Answer]]:
     """The entries that explain why a leaf's claims differ from its values; whether that is all of them; and which answers hold.
 
     Claims of the entries found are replaced by what the values say, so that the next search finds the next one. An answer

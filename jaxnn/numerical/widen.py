@@ -118,7 +118,9 @@ def _bind(eqn, inputs, wide):
             return _outputs(eqn, eqn.primitive.bind(*inputs, **params))
     if narrow:
         wide.leaks.update(a.aval.dtype for a in eqn.invars if a.aval in narrow)
-        inputs = [x if x.dtype == atom.aval.dtype else x.astype(atom.aval.dtype) for x, atom in zip(inputs, eqn.invars, strict=True)]
+        inputs = [
+            x if x.dtype == atom.aval.dtype else x.astype(atom.aval.dtype) for x, atom in zip(inputs, eqn.invars, strict=True)
+        ]
     return _outputs(eqn, eqn.primitive.bind(*inputs, **eqn.params))
 
 
