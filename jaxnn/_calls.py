@@ -56,8 +56,8 @@ class Call(NamedTuple):
     paths: tuple[str, ...]
 
     @classmethod
-    def of(cls, f, argnums, args, kwargs, has_aux=False, name="x") -> "Call":
-        """Sort the arguments; a single one is called `name` in errors, and several `args[i]`.
+    def of(cls, f, argnums, args, kwargs, has_aux=False, name="x", real=False) -> "Call":
+        """Sort the arguments; a single one is called `name` in errors, and several `args[i]`. `real` traces complex leaves.
 
         Raises:
           TypeError: no leaf to differentiate, or a complex one.
@@ -79,7 +79,7 @@ class Call(NamedTuple):
             for path, leaf in tree_flatten_with_path(arg)[0]:
                 leaves.append(leaf)
                 paths.append(label + keystr(path))
-                roles.append(_role(leaf, paths[-1], wanted))
+                roles.append(_role(leaf, paths[-1], wanted, real))
         if "differentiate" not in roles:
             wanted = [(label, arg) for label, arg, yes in named if yes]
             first = next(((label + keystr(p), x) for label, arg in wanted for p, x in tree_flatten_with_path(arg)[0]), None)
@@ -106,6 +106,13 @@ class Call(NamedTuple):
         """The paths of the leaves that are differentiated."""
         return [path for path, role in zip(self.paths, self.form.roles, strict=True) if role == "differentiate"]
 
+    def complex_paths(self) -> list[str]:
+        """The paths of the complex leaves of the chosen arguments."""
+        numbers = self.argnums if isinstance(self.argnums, tuple) else (self.argnums,)
+        args, _ = jax.tree.unflatten(self.form.tree, self.paths)
+        chosen = {path for number in numbers for path in jax.tree.leaves(args[number])}
+        return [p for p, x in zip(self.paths, self.leaves, strict=True) if p in chosen and jnp.iscomplexobj(x)]
+
     def in_place_of_arguments(self, derivatives) -> Any:
         """Derivatives of the differentiated leaves, in the structure of the differentiated arguments."""
         found = iter(derivatives)
@@ -117,10 +124,10 @@ class Call(NamedTuple):
         return tuple(args[i] for i in self.argnums) if isinstance(self.argnums, tuple) else args[self.argnums]
 
 
-def _role(leaf, path, chosen):
+def _role(leaf, path, chosen, real):
     if chosen:
         if is_differentiable(leaf):
             return "differentiate"
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+        if not real and jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
             raise TypeError(f"`{path}` must be real, for a derivative with respect to it. Got {describe(leaf)}.")
     return "traced" if hasattr(leaf, "dtype") or isinstance(leaf, float | complex) else "fixed"

@@ -48,8 +48,9 @@ def _losses(figure):
     p = jnp.concatenate([jnp.logspace(-10, -2, 81), jnp.linspace(0.02, 1, 99)])
     rest = jnp.broadcast_to((1 - p[:, None]) / 9, (len(p), 9))
     answers, truth = jnp.concatenate([p[:, None], rest], axis=1), jnp.array(0)
-    entropy, error = (jax.vmap(f, (0, None))(answers, truth) for f in (cross_entropy_error, mean_squared_error))
+    entropy, error = (jax.jit(jax.vmap(f, (0, None)))(answers, truth) for f in (cross_entropy_error, mean_squared_error))
     panels = plots.losses(p, entropy, error, axes=figure.subplots(1, 2))
+    panels[0].set_title("Cross-entropy is -log(x + delta), delta = 1e-7")
     panels[1].set_title("Two losses, the rest spread over nine classes")
 
 
@@ -66,15 +67,17 @@ def _loss_and_accuracy(figure):
         return loss(params, x, t), accuracy(predict(params, x), t)
 
     panels = plots.loss_and_accuracy(along, *measure(along), axes=figure.subplots(2, 1, sharex=True))
-    panels[1].set_xlabel("position between the initial weights (0) and the trained ones (1)")
+    panels[1].set_xlabel("part of the way from the initial weights to the trained ones")
+    figure.suptitle("Loss and accuracy of 20 test digits")
 
 
 def _activations(figure):
     x = jnp.arange(-200, 201) / 50
     functions = {"step": lambda x: jnp.where(x > 0, 1.0, 0.0), "sigmoid": jax.nn.sigmoid, "ReLU": jax.nn.relu}
     derivatives = {}
+    diff = jax.jit(numerical_diff, static_argnums=0, static_argnames="scheme")
     for name, f in functions.items():
-        left, right = (numerical_diff(f, x, scheme=scheme) for scheme in ("backward", "forward"))
+        left, right = (diff(f, x, scheme=scheme) for scheme in ("backward", "forward"))
         derivatives[name] = jnp.where(abs(left - right) < 1e-3, (left + right) / 2, jnp.nan)  # step and ReLU have none at 0
     plots.activations(x, {name: f(x) for name, f in functions.items()}, derivatives, axes=figure.subplots(1, 2))
 
@@ -85,7 +88,7 @@ def _derivative(figure):
     x = jnp.linspace(0, 20, 201)
     tangents = {f"tangent at {at:g}": ((at, at), float(numerical_diff(parabola, at))) for at in (5.0, 10.0)}
     plots.slopes(x, parabola(x), tangents, ax=chapter).set_title("$f(x) = 0.01x^2 + 0.1x$")
-    x, at = jnp.linspace(0, 4, 401), 1.5
+    x, at = jnp.linspace(-1, 4, 501), 1.5
     for scheme, back, ax in zip(("forward", "central"), (0, 1), closing, strict=True):
         lines = {"tangent": ((at, at), float(jax.grad(jnp.exp)(at)))}
         for h in (2.0, 1.0, 0.5):
@@ -98,16 +101,16 @@ def _step_errors(figure):
         return abs(np.asarray(slope, np.float64) / np.e - 1)  # of the derivative of e^x at 1
 
     curves, defaults = {}, {}
-    for dtype, finest in (("float32", -6.5), ("float64", -15)):
+    for dtype, finest in (("float32", -21), ("float64", -50)):
         with jax.enable_x64(dtype == "float64"):
             x = jnp.ones((), dtype)
             for scheme in ("forward", "central"):
-                diff = functools.partial(numerical_diff, scheme=scheme, evaluation="own")
-                h = jnp.logspace(finest, 0, 60, dtype=dtype)
+                diff = jax.jit(functools.partial(numerical_diff, scheme=scheme, evaluation="own"), static_argnums=0)
+                h = 2.0 ** jnp.arange(finest, 1, dtype=dtype)  # as the default is a power of two
                 curves[f"{scheme}, {dtype}"] = h, error(jax.vmap(lambda h, diff=diff, x=x: diff(jnp.exp, x, h))(h))
                 defaults[f"{scheme}, {dtype}"] = _default_step(diff, x, scheme), float(error(diff(jnp.exp, x)))
-    figure.suptitle("The derivative of $e^x$ at 1")
-    plots.step_errors(curves, defaults, ax=figure.subplots())
+    ax = plots.step_errors(curves, defaults, ax=figure.subplots())
+    ax.set_title("The derivative of $e^x$ at 1:\nround-off makes small steps wrong, truncation large ones")
 
 
 def _default_step(diff, x, scheme):
@@ -119,9 +122,11 @@ def _default_step(diff, x, scheme):
 
 def _gradient(figure):
     points = _grid(-2, 2.25, 18)
-    plots.surface(points, bowl(points), ax=figure.add_subplot(1, 2, 1, projection="3d"))
+    left = plots.surface(points, bowl(points), ax=figure.add_subplot(1, 2, 1, projection="3d"))
     gradient = numerical_grad(lambda x: jnp.sum(bowl(x)))(points)
-    plots.gradient_field(points, gradient, ax=figure.add_subplot(1, 2, 2))
+    right = plots.gradient_field(points, gradient, ax=figure.add_subplot(1, 2, 2))
+    left.set(title="$f(x_0, x_1) = x_0^2 + x_1^2$", xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
+    right.set(title="The negative gradient of f", xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
 
 
 def _descent(figure):
@@ -129,8 +134,10 @@ def _descent(figure):
     left, right = figure.subplots(1, 2)
     start, points = jnp.array([-3.0, 4.0]), _grid(-5, 5, 101)
     paths = {f"lr = {lr}": descent_path(bowl, start, lr, 40) for lr in (0.01, 0.1, 0.95, 1.02)}
-    plots.descent_paths(points, bowl(points), {"from (-3, 4), lr = 0.1": paths["lr = 0.1"]}, ax=left)
-    left.set(title="$x_0^2 + x_1^2$", aspect="equal")
+    figure.suptitle("$f(x_0, x_1) = x_0^2 + x_1^2$: 40 steps from (-3, 4)")
+    plots.descent_paths(points, bowl(points), {"lr = 0.1, from square to star": paths["lr = 0.1"]}, ax=left)
+    left.set_aspect("equal")
+    figure.get_layout_engine().set(wspace=0.1)  # the colour bar's label would touch the next axis's
     plots.path_losses(paths, ax=right)
 
 
@@ -138,29 +145,31 @@ def _learning_rates(figure):
     def valley(x):
         return bowl(x * jnp.array([0.35, 1.0]))
 
-    figure.suptitle("$(0.35x_0)^2 + x_1^2$")
-    start, points = jnp.array([-8.0, 1.5]), _grid(-10, 10, 101) * jnp.array([1, 0.5])
+    figure.suptitle("20 steps on $f(x_0, x_1) = (0.35x_0)^2 + x_1^2$, from square to star")
+    start, points = jnp.array([-8.0, 1.3]), _grid(-10, 10, 101) * jnp.array([1, 0.5])
     rates = {0.01: "too small", 0.6: "right", 0.95: "large, overshoots", 1.03: "too large, diverges"}
     for ax, (lr, verdict) in zip(figure.subplots(2, 2).flat, rates.items(), strict=True):
-        path = {"20 steps": descent_path(valley, start, lr, 20)}
-        plots.descent_paths(points, valley(points), path, levels=6, ax=ax).set_title(f"lr = {lr}: {verdict}")
+        path = {f"lr = {lr}: {verdict}": descent_path(valley, start, lr, 20)}
+        plots.descent_paths(points, valley(points), path, levels=6, ax=ax)
 
 
 def _zero_gradients(figure):
+    figure.suptitle("300 steps on $f(x_0, x_1)$, from square to star: where they end, and the gradient's length there")
+    lowest = "the minimum"
     cases = (
-        ("A minimum", bowl, 3, 0.1, [(-2.5, 2.0), (2.0, 2.5)]),
-        ("A minimum and a local one", two_valleys, 2, 0.05, [(-0.3, 1.5), (0.5, 1.5)]),
-        ("A saddle", saddle, 2, 0.1, [(1.8, 0.0), (1.8, 0.01)]),
-        ("A plateau", plateau, 5, 0.3, [(1.5, 1.5), (-3.5, 3.0)]),
+        ("$x_0^2 + x_1^2$", bowl, 3, 0.1, {(-2.5, 1.5): lowest, (2.0, 2.5): lowest}),
+        ("$(x_0^2 - 1)^2 + 0.3x_0 + x_1^2$", two_valleys, 2, 0.05, {(-0.3, 1.5): lowest, (0.5, 1.5): "a local minimum"}),
+        ("$x_0^2 - x_1^2 + x_1^4 / 4$", saddle, 2, 0.1, {(1.8, 0.0): "a saddle point", (1.8, 0.01): "a minimum"}),
+        ("$1 - e^{-(x_0^2 + x_1^2) / 2}$, a plateau", plateau, 5, 0.3, {(1.5, 1.5): lowest, (-3.5, 3.0): "it hardly moves"}),
     )
     for ax, (name, f, reach, lr, starts) in zip(figure.subplots(2, 2).flat, cases, strict=True):
         paths = {}
-        for start in starts:
+        for start, end in starts.items():
             path = descent_path(f, jnp.array(start), lr, 300)
             slope = float(jnp.linalg.norm(jax.jit(jax.grad(f))(path.points[-1])))
-            paths[f"from {start}, to a gradient of {slope:.1g}"] = path
+            paths[f"{start}: {end}, {slope:.1g}"] = path
         points = _grid(-reach, reach, 101)
-        plots.descent_paths(points, f(points), paths, levels=6, ax=ax).set_title(name)
+        plots.descent_paths(points, f(points), paths, levels=12, ax=ax).set_title(f"f = {name}")
 
 
 def _training(figure):
@@ -179,14 +188,14 @@ def _gradients(figure):
     digits, params = load_digits(), _start(weight_scale=0.1)
     batch = digits.x_train[:20], digits.t_train[:20]
     numerical, automatic = numerical_grad(loss)(params, *batch), jax.jit(jax.grad(loss))(params, *batch)
-    figure.suptitle("The gradient of the loss: nats for each unit of a weight")
+    figure.suptitle("Gradient of the loss, in nats per unit of weight; rows are a layer's inputs, columns its units")
     plots.gradients(numerical, automatic, axes=figure.subplots(4, 3, height_ratios=(4, 4, 1, 1)).flat)
 
 
 def _mistakes(figure):
     digits = load_digits()
     y = jax.jit(lambda params, x: jax.nn.softmax(predict(params, x)))(_trained().params, digits.x_test)
-    figure.suptitle(f"Test digits that it reads wrongly; accuracy {accuracy(y, digits.t_test):.1%}")
+    figure.suptitle(f"Test digits that the network reads wrongly; accuracy {accuracy(y, digits.t_test):.1%}")
     plots.mistakes(digits.x_test, digits.t_test, y, axes=figure.subplots(2, 5).flat)
 
 
@@ -200,9 +209,10 @@ def _evidence(figure):
         return gradient | {"W1": gradient["W1"].at[20, 3].multiply(1.01)}
 
     figure.suptitle("A network's gradient, right (left), and with one entry of 1,280 off by 1 % (right)")
-    for ax, gradient in zip(figure.subplots(1, 2), (None, wrong), strict=True):
+    for ax, gradient in zip(figure.subplots(1, 2, sharey=True), (None, wrong), strict=True):
         report = check_gradient(lambda params: loss(params, x, t), params, gradient=gradient)
-        report.plot("[0]['W1']", ax=ax)
+        report.plot("[0]['W1']", ax=ax).set_title(f"leaf {ax.get_title()}")
+        ax.label_outer()
 
 
 def _grid(low, high, count):

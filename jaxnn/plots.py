@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, PyTree
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 
 from jaxnn._door import as_array, describe, require_classes, require_same_form
 from jaxnn.checking.report import LeafReport
@@ -34,8 +35,8 @@ _STYLES = (
     ("#e6a92e", ":", "v"),
 )
 _MAP = "cividis"
-# What is drawn of a difference of zero on a logarithmic axis.
-_SMALLEST = 1e-17
+_GROUND = LinearSegmentedColormap.from_list("ground", ["1.0", "0.6"])  # light enough to draw paths on
+_SMALLEST = 1e-17  # what is drawn of a difference of zero on a logarithmic axis
 
 
 def losses(probability: Curve, cross_entropy: Curve, squared_error: Curve, *, axes: Panels = None) -> np.ndarray:
@@ -54,20 +55,18 @@ def losses(probability: Curve, cross_entropy: Curve, squared_error: Curve, *, ax
       >>> losses(p, -jnp.log(p), (1 - p) ** 2)[1].get_ylabel()
       'loss of one example'
     """
-    _require_axes("probability", probability, "points")
-    require_same_form("cross_entropy", cross_entropy, "probability", probability)
-    require_same_form("squared_error", squared_error, "probability", probability)
+    _require_curves({"probability": probability, "cross_entropy": cross_entropy, "squared_error": squared_error})
     panels, p = _panels(axes, 1, 2), np.asarray(probability)
     if not np.all((p > 0) & (p <= 1)):
         raise ValueError(f"`probability` must be above 0 and at most 1. Got {p[~((p > 0) & (p <= 1))][0]:g}.")
-    panels[0].semilogx(p, -np.log(p), **_line(4), lw=4, label="-log x")
-    panels[0].semilogx(p, cross_entropy, **_line(0), label="cross-entropy, with its delta")
-    panels[0].set(xlabel="x, the probability given to the true class", ylabel="nats", title="Cross-entropy is -log x")
+    panels[0].semilogx(p, -np.log(p), color="0.75", lw=4, label="-log x")
+    panels[0].semilogx(p, cross_entropy, **_line(0), label="cross-entropy")
+    panels[0].set(ylabel="loss (nats)", title="Cross-entropy is -log x")
     panels[1].plot(p, cross_entropy, **_line(0), label="cross-entropy (nats)")
-    panels[1].plot(p, squared_error, **_line(1), label="squared error")
-    panels[1].set(xlabel="probability given to the true class", ylabel="loss of one example", ylim=(-0.2, 5))
-    panels[1].set_title("Two losses of one answer")
+    panels[1].plot(p, squared_error, **_line(1), label="squared error (no unit)")
+    panels[1].set(ylabel="loss of one example", ylim=(-0.2, 5), title="Two losses of one answer")
     for panel in panels:
+        panel.set_xlabel("x, the probability given to the true class")
         panel.legend()
     return panels
 
@@ -86,14 +85,12 @@ def loss_and_accuracy(distance: Curve, loss: Curve, accuracy: Curve, *, axes: Pa
       >>> loss_and_accuracy(s, (1 - s) ** 2, jnp.round(5 * s) / 5)[1].get_ylabel()
       'accuracy'
     """
-    _require_axes("distance", distance, "points")
-    require_same_form("loss", loss, "distance", distance)
-    require_same_form("accuracy", accuracy, "distance", distance)
+    _require_curves({"distance": distance, "loss": loss, "accuracy": accuracy})
     panels = _panels(axes, 2, 1, sharex=True)
     panels[0].plot(distance, loss, **_line(0))
     panels[0].set(ylabel="loss (nats)", title="The loss has a slope to follow")
     panels[1].step(distance, accuracy, **_line(0), where="mid")
-    panels[1].set(ylabel="accuracy", title="The accuracy is level or jumps: its derivative is 0")
+    panels[1].set(ylabel="accuracy", title="The accuracy has none: its derivative is 0 between the jumps")
     panels[1].set_xlabel("position on a line in weight space")
     return panels
 
@@ -122,7 +119,7 @@ def activations(x: Curve, values: Mapping[str, Curve], derivatives: Mapping[str,
             require_same_form(f"values[{name!r}]", y, "x", x)
             panel.plot(x, y, **_line(i), lw=2, label=name)
         panel.set(xlabel="x", ylabel=("y", "dy/dx")[panel is panels[1]], title=title)
-    panels[0].legend()
+        panel.legend()
     return panels
 
 
@@ -139,22 +136,20 @@ def slopes(x: Curve, y: Curve, lines: Mapping[str, tuple[tuple[float, float], fl
       >>> x = jnp.linspace(0, 20, 50)
       >>> ax = slopes(x, 0.01 * x**2 + 0.1 * x, {"tangent": ((5.0, 5.0), 0.2), "h = 5": ((5.0, 10.0), 0.25)})
       >>> [text.get_text() for text in ax.get_legend().get_texts()]
-      ['tangent: slope 0.2', 'h = 5: slope 0.25']
+      ['f(x)', 'tangent: slope 0.200', 'h = 5: slope 0.250']
     """
-    _require_axes("x", x, "points")
+    _require_curves({"x": x, "y": y})
     _require_names("lines", lines)
-    require_same_form("y", y, "x", x)
-    for name, line in lines.items():
+    ax = _one(ax)
+    ax.plot(x, y, color="0.75", lw=4, label="f(x)")
+    ax.set(xlabel="x", ylabel="f(x)", title="Slopes of lines on a curve", xlim=ax.get_xlim(), ylim=ax.get_ylim())
+    for i, (name, line) in enumerate(lines.items()):
         require_same_form(f"lines[{name!r}]", line, "((x0, x1), slope)", ((0.0, 0.0), 0.0))
-    x, y, ax = np.asarray(x), np.asarray(y), _one(ax)
-    ax.plot(x, y, color="0.75", lw=4)
-    for i, (name, (places, slope)) in enumerate(lines.items()):
-        heights = np.interp(places, x, y)
-        ax.axline((places[0], heights[0]), slope=slope, **_line(i), label=f"{name}: slope {slope:.3g}")
-        ax.plot(places, heights, **_point(i))
-    ax.set(xlabel="x", ylabel="f(x)", xlim=(x.min(), x.max()), ylim=(y.min(), y.max()), title="Slopes of lines on a curve")
-    if lines:
-        ax.legend()
+        places, slope = line
+        heights = np.interp(places, np.asarray(x), np.asarray(y))
+        ax.axline((places[0], heights[0]), slope=slope, **_line(i), label=f"{name}: slope {slope:#.3g}")
+        ax.plot(places, heights, **_point(i), zorder=4 - i / len(lines))  # the first line's lie on top
+    ax.legend()
     return ax
 
 
@@ -176,22 +171,21 @@ def step_errors(
       >>> step_errors({"forward": (h, h / 2 + 1e-8 / h)}).get_xscale()
       'log'
     """
+    defaults = {} if defaults is None else defaults
     _require_names("curves", curves)
-    _require_names("defaults", {} if defaults is None else defaults)
-    for name, curve in curves.items():
+    _require_names("defaults", defaults)
+    ax = _one(ax)
+    for i, (name, curve) in enumerate(curves.items()):
         if not isinstance(curve, tuple | list) or len(curve) != 2:
             raise TypeError(f"`curves[{name!r}]` must be a pair of steps and errors. Got {describe(curve)}.")
-        _require_axes(f"curves[{name!r}][0]", curve[0], "points")
-    for name, default in (defaults or {}).items():
-        require_same_form(f"defaults[{name!r}]", tuple(default), "(step, error)", (0.0, 0.0))
-    ax = _one(ax)
-    for i, (name, (steps, errors)) in enumerate(curves.items()):
-        require_same_form(f"curves[{name!r}][1]", errors, f"curves[{name!r}][0]", steps)
-        ax.loglog(steps, errors, **_line(i), label=name)
-        if defaults and name in defaults:
-            ax.plot(*defaults[name], **_point(i, "*"), zorder=3)
+        _require_curves({f"curves[{name!r}][{part}]": curve[part] for part in (0, 1)})
+        ax.loglog(*curve, **_line(i), label=name)
+        if name in defaults:
+            require_same_form(f"defaults[{name!r}]", tuple(defaults[name]), "(step, error)", (0.0, 0.0))
+            ax.plot(*defaults[name], **_point(i, "*"), ms=13, mec="white", zorder=3)
     if defaults:
-        ax.plot([], [], "*", color="gray", ms=10, label="default step")
+        # Round-off grows with the values: where they are large beside the slope, as a loss's are, the best step is longer.
+        ax.plot([], [], "*", color="gray", ms=10, label="default step, for values\nlarge beside the slope")
     ax.set(xlabel="step h, in units of x", ylabel="error of the derivative, relative")
     ax.set_title("Round-off makes small steps wrong, truncation large ones")
     ax.legend()
@@ -211,12 +205,11 @@ def surface(points: Grid, values: Heights, *, ax: Axes | None = None) -> Axes:
       >>> surface(points, jnp.sum(points**2, axis=-1)).get_zlabel()
       'f(x0, x1)'
     """
-    _require_grid(points)
-    require_same_form("values", values, "points[..., 0]", np.asarray(points)[..., 0])
+    x0, x1 = _require_grid(points)
+    require_same_form("values", values, "points[..., 0]", x0)
     drawn: Any = _one(ax, projection="3d")
     if drawn.name != "3d":
         raise ValueError(f"`ax` must be made with projection='3d'. Got projection {drawn.name!r}.")
-    x0, x1 = np.moveaxis(np.asarray(points), -1, 0)
     drawn.plot_surface(x0, x1, np.asarray(values), cmap=_MAP, edgecolor="white", lw=0.3, rcount=len(x0), ccount=len(x0[0]))
     drawn.set(xlabel="x0", ylabel="x1", zlabel="f(x0, x1)", title="The function")
     return drawn
@@ -233,19 +226,19 @@ def gradient_field(points: Grid, gradient: Grid, *, ax: Axes | None = None) -> A
     Example:
       >>> points = jnp.stack(jnp.meshgrid(jnp.linspace(-2, 2, 9), jnp.linspace(-2, 2, 9)), axis=-1)
       >>> gradient_field(points, 2 * points).get_title()
-      'Its negative gradient'
+      'The negative gradient'
     """
-    _require_grid(points)
+    x0, x1 = _require_grid(points)
     require_same_form("gradient", gradient, "points", points)
     ax = _one(ax)
-    x0, x1 = np.moveaxis(np.asarray(points), -1, 0)
     d0, d1 = np.moveaxis(-np.asarray(gradient), -1, 0)
     lengths = np.hypot(d0, d1)
     # The longest arrow reaches over one and a half cells of the grid.
     scale = lengths.max() / (1.5 * np.ptp(x0) / max(1, x0.shape[1] - 1)) or 1
-    arrows = ax.quiver(x0, x1, d0, d1, lengths, cmap=f"{_MAP}_r", angles="xy", scale_units="xy", scale=scale, width=0.005)
+    arrows = ax.quiver(x0, x1, d0, d1, lengths, cmap=_MAP, angles="xy", scale_units="xy", scale=scale, width=0.005)
+    arrows.set(edgecolor="0.3", linewidth=0.3)  # else the lightest would be lost on white
     ax.figure.colorbar(arrows, ax=ax, label="length of the gradient (units of f / units of x)")
-    ax.set(xlabel="x0", ylabel="x1", title="Its negative gradient", aspect="equal")
+    ax.set(xlabel="x0", ylabel="x1", title="The negative gradient", aspect="equal")
     return ax
 
 
@@ -257,13 +250,13 @@ def descent_paths(
     levels: int | Float[ArrayLike, " levels"] = 10,
     ax: Axes | None = None,
 ) -> Axes:
-    """Paths of descents on a function of two variables, over its contours: from a square to a star.
+    """Paths of descents on a function of two variables, over its heights: from a square to a star.
 
     Args:
       points: a grid of (x0, x1).
       values: of the function there.
-      paths: from `descent_path`, by the names that the legend gives them.
-      levels: of the contours, or how many.
+      paths: from `descent_path`, by the names that the legend gives them; one alone gives the title.
+      levels: where the shades of the heights meet, or how many shades.
       ax: to draw into; it shows the grid, whatever leaves it.
 
     Example:
@@ -272,25 +265,26 @@ def descent_paths(
       >>> descent_paths(points, jaxnn.surfaces.bowl(points), {"lr = 0.1": path}).get_xlabel()
       'x0'
     """
-    _require_grid(points)
-    require_same_form("values", values, "points[..., 0]", np.asarray(points)[..., 0])
+    x0, x1 = _require_grid(points)
+    require_same_form("values", values, "points[..., 0]", x0)
     _require_paths(paths)
     if not isinstance(levels, int):
         _require_axes("levels", levels, "levels")
     ax = _one(ax)
-    x0, x1 = np.moveaxis(np.asarray(points), -1, 0)
-    contours = ax.contour(x0, x1, np.asarray(values), levels, colors="0.7", linewidths=0.8)
-    ax.clabel(contours, fontsize="x-small")
+    heights = ax.contourf(x0, x1, np.asarray(values), levels, cmap=_GROUND)
+    ax.figure.colorbar(heights, ax=ax, label="f(x0, x1)")
     for i, (name, path) in enumerate(paths.items()):
         along = np.asarray(path.points)
         if along.ndim != 2 or along.shape[1] != 2:
             raise ValueError(f"`paths[{name!r}].points` must have shape (steps, 2). Got shape {along.shape}.")
         ax.plot(*along.T, **_line(i), marker=".", label=name)
-        ax.plot(*along[0], **_point(i, "s"))
-        ax.plot(*along[-1], **_point(i, "*"), zorder=3)
-    ax.set(xlabel="x0", ylabel="x1", xlim=(x0.min(), x0.max()), ylim=(x1.min(), x1.max()), title="f(x0, x1) and descents")
-    if paths:
-        ax.legend(fontsize="small")
+        size = 0.6 ** min(i, 2)  # ever smaller: paths that start or end in one place can be told apart
+        ax.plot(*along[0], **_point(i, "s"), mfc="none", ms=11 * size, zorder=3)
+        ax.plot(*along[-1], **_point(i, "*"), mfc="white", ms=16 * size, zorder=3)
+    title = next(iter(paths)) if len(paths) == 1 else "Descents, from square to star"
+    ax.set(xlabel="x0", ylabel="x1", xlim=(x0.min(), x0.max()), ylim=(x1.min(), x1.max()), title=title)
+    if len(paths) > 1:
+        ax.legend(fontsize="small", framealpha=1)
     return ax
 
 
@@ -311,7 +305,7 @@ def path_losses(paths: Mapping[str, DescentPath], *, ax: Axes | None = None) -> 
     for i, (name, path) in enumerate(paths.items()):
         ax.plot(np.asarray(path.losses), **_line(i), label=name)
     positive = all(np.all(np.asarray(path.losses) > 0) for path in paths.values())
-    ax.set(xlabel="step", ylabel="loss, in units of f", title="Loss by step", yscale="log" if positive else "linear")
+    ax.set(xlabel="step", ylabel="loss: the value of f", title="Loss by step", yscale="log" if positive else "linear")
     if paths:
         ax.legend()
     return ax
@@ -383,7 +377,7 @@ def gradients(numerical: PyTree, automatic: PyTree, *, axes: Panels = None) -> n
             drawn = panel.imshow(image, cmap=_MAP, aspect="auto", vmin=-limit, vmax=limit, interpolation="nearest")
             panel.set(xticks=[], yticks=[])
             if panel is not triple[0]:
-                panel.figure.colorbar(drawn, ax=panel, ticks=[-limit, 0, limit], format="%.0e")
+                panel.figure.colorbar(drawn, ax=panel, ticks=[-limit, 0, limit], format="%#.2g")
     for panel, title in zip(panels, ("numerical", "automatic", "difference"), strict=False):
         panel.set_title(title)
     return panels
@@ -422,7 +416,7 @@ def mistakes(
     require_classes("t", t, y.shape[1])
     said = y.argmax(axis=-1)
     wrong = np.flatnonzero(said != t)
-    panels = _all_axes(axes) if axes is not None else _panels(None, min(4, max(1, -(-len(wrong) // 6))), 6)
+    panels = _panels(axes, min(4, max(1, -(-len(wrong) // 6))), 6, exact=False)
     for panel, i in zip(panels, wrong, strict=False):
         panel.imshow(x[i].reshape(side, side), cmap="gray_r")
         panel.set_title(f"{t[i]}, read as {said[i]}", fontsize="medium")
@@ -466,34 +460,30 @@ def gradient_evidence(leaf: LeafReport, ax: Axes | None = None) -> Axes:
     below: Axes = panels[-1]
     size = max(abs(leaf.autodiff), abs(leaf.numerical), np.finfo(float).tiny)
     differences = np.maximum(abs(slopes - leaf.autodiff) / size, _SMALLEST)
-    below.loglog(steps, differences, **_line(0), marker="o", ms=4, label="numerical slope - gradient's")
+    below.loglog(steps, differences, **_line(0), marker="o", ms=4, label="numerical slopes")
     if np.isfinite(leaf.bound):
-        below.axhline(max(leaf.bound / size, _SMALLEST), **_line(1), label="bound on the best numerical slope")
+        below.axhline(max(leaf.bound / size, _SMALLEST), **_line(1), label="bound on the error of the best slope")
     if np.isfinite(leaf.noise) and leaf.noise > 0:
-        below.loglog(steps, leaf.noise / steps / size, **_line(4), label="noise of the values / step")
+        below.loglog(steps, leaf.noise / steps / size, **_line(3), lw=2, label="noise of the values / step")
     if np.isfinite(leaf.step):
-        below.axvline(leaf.step, color="0.5", lw=1, label="step used")
-    below.set(xlabel="step, in units of the entries' scale", ylabel="relative difference", title=f"{leaf.path}: {leaf.verdict}")
+        below.axvline(leaf.step, color="0.5", lw=1, label="step that the best slope is extrapolated from")
+    below.set(xlabel="step, in units of the entries' scale", title=f"{leaf.path}: {leaf.verdict}")
+    below.set_ylabel("|numerical slope - gradient's slope|\n/ |the larger of the two|")
     below.legend(fontsize="small")
     return below
 
 
-def _panels(axes: Panels, rows: int, columns: int, **layout: Any) -> np.ndarray:
-    """The Axes given, if they are as many as the picture has panels; or those of a new figure; in one row."""
+def _panels(axes: Panels, rows: int, columns: int, exact: bool = True, **layout: Any) -> np.ndarray:
+    """The Axes given, if they are (exactly) as many as the picture has panels; or those of a new figure; in one row."""
     if axes is None:
         width = min(10, max(6, 4.6 * columns))
         size = width, min(9, rows * min(3.4, 1.2 * width / columns))
         axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **layout)[1].flat
-    return _all_axes(axes, rows * columns)
-
-
-def _all_axes(axes, count=None) -> np.ndarray:
-    """The Axes given, if they are as many as they have to be, in one row."""
     if not isinstance(axes, Iterable):
         raise TypeError(f"`axes` must hold Matplotlib Axes. Got {describe(axes)}.")
     panels = np.ravel(np.array([*axes], object))
-    if count is not None and len(panels) != count:
-        raise ValueError(f"`axes` must hold {count} Axes. Got {len(panels)}.")
+    if exact and len(panels) != rows * columns:
+        raise ValueError(f"`axes` must hold {rows * columns} Axes. Got {len(panels)}.")
     for panel in panels:
         if not isinstance(panel, Axes):
             raise TypeError(f"`axes` must hold Matplotlib Axes. Got {describe(panel)}.")
@@ -507,11 +497,20 @@ def _require_axes(name, x, *axes):
         raise ValueError(f"`{name}` must be a real array of shape ({', '.join(axes)}). Got {describe(array)}.")
 
 
+def _require_curves(curves):
+    """Refuse all but real arrays of points, as many in each as in the first."""
+    first = next(iter(curves))
+    _require_axes(first, curves[first], "points")
+    for name, curve in curves.items():
+        require_same_form(name, curve, first, curves[first])
+
+
 def _require_grid(points):
-    """Refuse all but a grid of (x0, x1)."""
+    """Refuse all but a grid of (x0, x1); x0 and x1 by themselves."""
     _require_axes("points", points, "rows", "columns", "2")
     if min(np.shape(points)) < 2 or np.shape(points)[2] != 2:
         raise ValueError(f"`points` must have shape (rows, columns, 2), at least two of each. Got shape {np.shape(points)}.")
+    return np.moveaxis(np.asarray(points), -1, 0)
 
 
 def _require_names(name, curves):
@@ -543,5 +542,4 @@ def _line(i) -> dict[str, Any]:
 
 def _point(i, marker=None) -> dict[str, Any]:
     color, _, own = _STYLES[i % len(_STYLES)]
-    star = {"ms": 13, "mec": "white"} if marker == "*" else {}
-    return {"color": color, "ls": "", "marker": marker or own, **star}
+    return {"color": color, "ls": "", "marker": marker or own}

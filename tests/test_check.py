@@ -118,8 +118,8 @@ def test_the_probe_is_one_program_in_the_memory_of_one_evaluation():
 
     x = draw(0, 64, 100)
     value = lambda leaves: jnp.mean(jnp.tanh(x @ leaves[0]) ** 2)  # noqa: E731
-    leaves, question = [draw(1, 100, 200)], jnp.zeros(4, jnp.int32)
-    probe = compiled_probe(value).lower(leaves, question, False, jnp.ones(29)).compile().memory_analysis()
+    leaves = [draw(1, 100, 200)]
+    probe = compiled_probe(value).lower(leaves, jnp.zeros(20_000), jnp.ones(29)).compile().memory_analysis()
     once = jax.jit(value).lower(leaves).compile().memory_analysis()
     own = once.temp_size_in_bytes + leaves[0].nbytes
     assert probe.temp_size_in_bytes < 6 * own
@@ -309,7 +309,7 @@ def test_a_numpy_function_is_checked_against_a_hand_written_gradient():
 @pytest.mark.parametrize("x", [[0.0], [0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
 def test_an_infinite_gradient_is_not_finite(x):
     leaf = (report := check_gradient(lambda x: jnp.sum(jnp.sqrt(x)), jnp.array(x))).leaves[0]
-    assert (report.verdict, leaf.hint) == ("not finite", "the function itself is not finite near this point")
+    assert (report.verdict, leaf.hint) == ("not finite", "the function itself, or its slope, is not finite near this point")
     assert report.notes == ("forward mode was not held against reverse mode, whose gradient is not finite",)
 
 
@@ -319,3 +319,56 @@ def test_a_rule_that_makes_the_slope_infinite_is_not_held_against_forward_mode()
     report = check_gradient(f, jnp.array([1.0, 2.0]))
     assert report.verdict == "not finite" and not any("agrees" in note for note in report.notes)
     assert [e.verdict for e in report.leaves[0].entries[:2]] == ["not finite", "not finite"]
+
+
+@pytest.mark.parametrize("x", [[0.0, 0.5], [0.0, 0.0, 0.0, 1.0]])
+def test_on_the_border_of_its_domain_a_function_is_asked_on_the_side_where_it_is(x):
+    assert check_gradient(lambda x: jnp.sum(x**1.5), jnp.array(x)).verdict == "agrees"
+    bad = rule(lambda x: jnp.sum(x**1.5), lambda args, g: (g * jnp.sqrt(args[0]),))
+    assert check_gradient(bad, jnp.array(x)).verdict == "differs"
+
+
+@pytest.mark.parametrize(
+    "f, x",
+    [
+        (lambda x: jnp.sum(jnp.sin(x)), np.float32([1e7, 3e6, 2e5])),
+        (lambda x: jnp.sum(jnp.sin(1e8 * x)), np.float32([0.25, 0.5, 1.0])),
+        (lambda x: jnp.sum(jnp.sin(x / np.float32(10.0) ** np.arange(-8, 8))), np.float32(10.0) ** np.arange(-8, 8)),
+        (lambda x: jnp.sum(jax.nn.relu(x - 1)) + jnp.sum(x**2), np.nextafter(np.float32([1, 1]), np.float32([2, 0]))),
+        (lambda x: jnp.mean((x - np.float32([1, 2])) ** 2), np.float32([1, 2])),
+        (lambda x: jnp.sum(jnp.zeros(9).at[jnp.floor(3 * x).astype(int)].add(1.0) ** 2), np.float32([0.3, 0.5, 1.9])),
+        (lambda x: -jnp.log(1 - jnp.sum(x**2)), np.float32([0.6, 0.8 - 1e-6])),
+    ],
+    ids=["far from 0", "high frequency", "scales in one leaf", "beside a kink", "at a minimum of 0", "counts", "near a pole"],
+)
+def test_right_where_steps_are_easily_too_long_or_too_short(f, x):
+    report = check_gradient(f, jnp.asarray(x))
+    assert report.verdict == "agrees", str(report)
+
+
+def test_a_row_of_small_entries_is_wrong_though_the_others_are_large_and_right():
+    size = np.ones((30, 20), np.float32)
+    size[2] = 3e-4
+    twice = rule(lambda x: x, lambda args, g: (g.at[2].multiply(2.0),))
+    leaf = check_gradient(lambda x: jnp.sum(size * jnp.sin(twice(x))), draw(0, 30, 20)).leaves[0]
+    assert leaf.verdict == "differs" and "all have index 2 on axis 0" in leaf.pattern, str(leaf)
+
+
+def test_a_value_that_is_not_finite_in_the_own_dtype_is_not_passed():
+    leaf = check_gradient(lambda x: jnp.sum(jnp.exp(x) / jnp.sum(jnp.exp(x)) * x), jnp.array([100.0, 99.0])).leaves[0]
+    assert leaf.verdict == "not finite" and "in float32 only: there the function itself is nan" in leaf.hint
+
+
+def test_a_callback_that_raises_beyond_its_domain_has_no_value_there():
+    def host(a):
+        if np.any(a <= 0):
+            raise ValueError("outside")
+        return np.log(a).sum().astype(a.dtype)
+
+    log = rule(lambda x: jax.pure_callback(host, jax.ShapeDtypeStruct((), x.dtype), x), lambda args, g: (g / args[0],))
+    assert check_gradient(lambda x: log(x - 1), jnp.array([1.02, 3.0])).verdict == "agrees"
+
+
+def test_complex_leaves_are_held_fixed_and_said_to_be():
+    report = check_gradient(lambda p: jnp.sum(jnp.abs(p["z"] * p["w"]) ** 2), {"w": draw(0, 3), "z": 1j * draw(1, 3)})
+    assert report.ok and "complex leaves are held fixed: [0]['z']" in report.notes

@@ -65,10 +65,10 @@ def test_the_losses_are_those_of_the_library():
     answers = jnp.stack([p, 1 - p], axis=-1)
     entropy, error = (jax.vmap(f, (0, None))(answers, jnp.array(0)) for f in (cross_entropy_error, mean_squared_error))
     logarithm, two = plots.losses(p, entropy, error)
-    assert logarithm.get_xscale() == "log" and logarithm.get_ylabel() == "nats"
+    assert logarithm.get_xscale() == "log" and logarithm.get_ylabel() == "loss (nats)"
     np.testing.assert_allclose(curves(logarithm)["-log x"][1], -np.log(p), rtol=1e-6)
     np.testing.assert_array_equal(curves(two)["cross-entropy (nats)"], [p, entropy])
-    np.testing.assert_array_equal(curves(two)["squared error"], [p, error])
+    np.testing.assert_array_equal(curves(two)["squared error (no unit)"], [p, error])
 
 
 def test_the_accuracy_is_drawn_as_stairs_below_the_loss():
@@ -94,11 +94,11 @@ def test_tangents_and_secants_lie_on_the_curve():
     tangent = float(numerical_diff(parabola, at))
     secant = float(numerical_diff(parabola, at, h, scheme="forward"))
     ax = plots.slopes(X, parabola(X), {"tangent": ((at, at), tangent), "h = 5": ((at, at + h), secant)})
-    assert labels(ax) == ["tangent: slope 0.2", "h = 5: slope 0.25"]
+    assert labels(ax) == ["f(x)", "tangent: slope 0.200", "h = 5: slope 0.250"]
     for line, slope in zip((ax.lines[1], ax.lines[3]), (tangent, secant), strict=True):
         assert line.get_slope() == slope and line.get_xy1() == pytest.approx((at, parabola(at)))
     np.testing.assert_allclose(ax.lines[4].get_ydata(), [parabola(at), parabola(at + h)], rtol=1e-6)
-    assert ax.get_xlim() == (0, 20) and ax.get_ylim() == pytest.approx((0, 6))
+    assert ax.get_xlim() == pytest.approx((-1, 21)) and ax.get_ylim() == pytest.approx((-0.3, 6.3)), "the lines move no limit"
 
 
 def test_errors_against_the_step_have_logarithmic_axes_and_a_star_at_the_default():
@@ -134,6 +134,16 @@ def test_paths_start_at_a_square_and_end_at_a_star_and_the_view_stays():
     squares, stars = ([line.get_xydata()[0] for line in ax.lines if line.get_marker() == m] for m in "s*")
     np.testing.assert_array_equal(squares, [path.points[0] for path in PATHS.values()])
     np.testing.assert_array_equal(stars, [path.points[-1] for path in PATHS.values()])
+
+
+def test_the_ends_of_paths_that_meet_can_be_told_apart_and_one_alone_gives_the_title():
+    path = PATHS["lr = 0.1"]
+    ax = plots.descent_paths(GRID, bowl(GRID), {"first": path, "second": path})
+    for marker in "s*":
+        first, second = (line.get_markersize() for line in ax.lines if line.get_marker() == marker)
+        assert first > second
+    alone = plots.descent_paths(GRID, bowl(GRID), {"lr = 0.1": path})
+    assert alone.get_title() == "lr = 0.1" and alone.get_legend() is None
 
 
 def test_losses_of_paths_are_logarithmic_where_they_are_positive():
@@ -283,6 +293,23 @@ def test_the_default_step_is_told_without_looking_inside():
     for scheme, h in (("forward", 2**-26), ("central", 2**-15)):  # sqrt(eps), and near 4 cbrt(eps)
         diff = functools.partial(numerical_diff, scheme=scheme)
         assert figures._default_step(diff, jnp.array(1.0), scheme) == h
+
+
+UNTRAINED = ("losses", "activations", "derivative", "step_errors", "gradient", "descent", "learning_rates", "zero_gradients")
+
+
+def test_the_cheap_pictures_of_the_chapter_say_what_is_on_their_axes():
+    for name in UNTRAINED:
+        figure = Figure(layout="constrained")
+        getattr(figures, f"_{name}")(figure)
+        for ax in figure.axes:
+            assert ax.get_label() == "<colorbar>" or (ax.get_title() and ax.get_xlabel() and ax.get_ylabel()), name
+
+
+def test_a_picture_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "_PICTURES", {figures._learning_rates: (9, 6)})
+    (path,) = figures.draw(tmp_path)
+    assert path.name == "01_learning_rates.png" and path.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

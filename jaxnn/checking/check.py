@@ -86,7 +86,7 @@ def check_gradient(
     require_choice("order", order, (1, 2))
     if order == 2 and gradient is not None:
         raise ValueError("`order` must be 1 where a hand-written `gradient` is given. Got 2.")
-    call = Call.of(f, argnums, args, {}, has_aux, name="args[0]")
+    call = Call.of(f, argnums, args, {}, has_aux, name="args[0]", real=True)
     _require_finite(call)
     data = (call.with_role("traced"), _require_cotangent(cotangent))
     settings = Settings(argnums, gradient is None, cotangent is not None, isinstance(cotangent, str), seed)
@@ -145,6 +145,8 @@ def _check(call, data, subject, gradient, args) -> GradientReport:
     points, paths = call.with_role("differentiate"), _paths(call)
     name = getattr(call.form.f, "__name__", type(call.form.f).__name__)
     notes, dtype = list(subject.notes), wide_dtype()
+    if fixed := call.complex_paths():
+        notes.append(f"complex leaves are held fixed: {', '.join(path.removeprefix('args') for path in fixed)}")
     value, own = subject.own(points, data)
     value = np.asarray(value)
     if subject.probe is None and not (value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)):
@@ -239,13 +241,13 @@ def _examine(probe, k, path, dtype, own, shaken, value, centre, rounding, counts
     pattern, hint = describe_pattern(entries, shape, claims, counts, not explained)
     if any(e.verdict == "not finite" for e in wrong):
         verdict = "not finite"
-        if not any(np.isfinite(e.bound) for e in wrong):
-            hint = "the function itself is not finite near this point"
+        if all(e.bound > max(0.1 * abs(e.numerical), 1e-6 * abs(centre)) or np.isinf(e.bound) for e in wrong):
+            hint = "the function itself, or its slope, is not finite near this point"
     elif wrong:
         verdict = "differs"
     elif not np.isfinite(slope.bound):
-        verdict = "not finite"
-        hint = "the function itself is not finite near this point"
+        verdict = "unresolved" if np.isfinite(centre) else "not finite"
+        hint = "the function itself, or its slope, is not finite near this point"
     elif any(e.verdict == "kink" for e in entries):
         verdict = "kink"
     elif not explained and abs(answer.difference) > half * scale + slope.bound:

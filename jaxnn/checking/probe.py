@@ -1,10 +1,11 @@
 """The one compiled function that every question is asked of: phi(t) = f(x + t v), v masked to a range of entries of one leaf.
 
-v has random signs and sizes and the scale of the entries, so that errors of several entries cannot cancel by chance. Leaf,
-range, direction and steps are arguments of one program, which runs through the steps in the memory of one evaluation. A
-function that cannot be traced is called step by step instead, and the report says so.
+v has random signs and sizes and the scale of the entries, so that errors of several entries cannot cancel by chance. It and the
+steps are arguments of one program, which runs through the steps in the memory of one evaluation. A function that cannot be
+traced is called step by step instead, and the report says so.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,13 +26,14 @@ class Question(NamedTuple):
     leaf: int
     low: int
     high: int
-    seed: int = 0
+    seed: int = 0  # a negative one moves all entries up
     relative: bool = False  # each entry by its own size, instead of at least the leaf's root mean square
 
 
 class Answer(NamedTuple):
     """What autodiff claims for a question, and what the values of the function say."""
 
+    question: Question
     claim: float
     slope: Slope
     size: float  # the claim's size if no terms cancelled: sqrt(sum (g_i v_i)^2)
@@ -62,13 +64,12 @@ class Probe:
         self.leaves, self.claims, self.dtype, self.epsilon = leaves, list(claims), dtype, epsilon
         self.value, self.traced = value, traced
         self.scales = [_scales(np.asarray(leaf, np.float64)) for leaf in leaves]
+        self.ends = np.cumsum([leaf.size for leaf in leaves])
         self.steps = ladder()
+        self.direction = functools.cache(self._direction)
 
     def ask(self, question: Question) -> Answer:
         """The slope along a question's direction, by values and by the claimed gradient."""
-        low, high = question.low, question.high
-        direction = _direction(np.arange(low, high), question.seed) * self._scale(question)
-        # The program draws the same direction from the same seed: only its bounds travel.
         steps, up, down, centre = self._along(question, self.steps)
         slope = estimate_slope(steps, up, down, centre, self.epsilon)
         if self.epsilon < _FINE and (slope.kink or not slope.noise <= _QUIET * self.epsilon * max(abs(centre), slope.size)):
@@ -78,20 +79,26 @@ class Probe:
             steps, up, down = (np.concatenate([a, b[new]]) for a, b in zip((steps, up, down), finer[:3], strict=True))
             slope = estimate_slope(steps, up, down, centre, self.epsilon)
         with np.errstate(all="ignore"):
-            terms = self.claims[question.leaf].ravel()[low:high] * direction
-            return Answer(float(np.sum(terms)), slope, float(np.sqrt(np.sum(terms**2))))
+            terms = self.claims[question.leaf].ravel()[question.low : question.high] * self.moves(question)
+            return Answer(question, float(np.sum(terms)), slope, float(np.sqrt(np.sum(terms**2))))
 
     def centre(self) -> float:
         """The function's value at the point itself."""
         return self._along(Question(0, 0, 0), self.steps)[3]
 
-    def entry_scale(self, question: Question) -> float:
-        """The length of the direction along a single entry: what divides a slope into a derivative."""
-        return float((_direction(np.arange(question.low, question.high), question.seed) * self._scale(question))[0])
+    def moves(self, question: Question) -> np.ndarray:
+        """By how much each entry of a question moves, per unit of the step."""
+        return self.direction(question.leaf, question.seed, question.relative)[question.low : question.high]
 
-    def _scale(self, question):
-        own, floored = self.scales[question.leaf]
-        return (own if question.relative else floored)[question.low : question.high]
+    def _direction(self, leaf, seed, relative):
+        """Numbers of random sign and size for the entries of a leaf, the same ones for any range of them."""
+        own, floored = self.scales[leaf]
+        rng = np.random.default_rng(abs(seed))
+        return (
+            rng.choice((-1, 1) if seed >= 0 else (1, 1), own.size)
+            * rng.uniform(0.5, 1, own.size)
+            * (own if relative else floored)
+        )
 
     def _along(self, question, steps):
         """Steps, and the values at them, at minus them, and at 0."""
@@ -105,14 +112,17 @@ class Probe:
                 return self._run(question, steps)
             except Exception:  # noqa: BLE001  a host callback may raise anything
                 return np.array([self._run_alone(question, t) for t in steps])
-        direction = np.zeros(self.leaves[question.leaf].size)
-        direction[question.low : question.high] = _direction(np.arange(question.low, question.high), question.seed)
-        direction[question.low : question.high] *= self._scale(question)
-        return np.array([self._call(question.leaf, t * direction) for t in steps])
+        return np.array([self._call(t * self._whole(question)) for t in steps])
+
+    def _whole(self, question):
+        """A question's direction through all leaves, flat."""
+        direction, start = np.zeros(self.ends[-1]), self.ends[question.leaf] - self.leaves[question.leaf].size
+        direction[start + question.low : start + question.high] = self.moves(question)
+        return direction
 
     def _run(self, question, steps):
         with wide_arithmetic(self.dtype):
-            return np.asarray(self.value(self.leaves, np.asarray(question[:4], np.int32), question.relative, steps))
+            return np.asarray(self.value(self.leaves, self._whole(question), steps))
 
     def _run_alone(self, question, step):
         """A function that raises beyond its domain has no value there; one that raises at the point is not checked."""
@@ -123,31 +133,23 @@ class Probe:
                 raise
             return np.nan
 
-    def _call(self, k, change):
-        moved = np.asarray(self.leaves[k], np.float64).ravel() + change
+    def _call(self, change):
+        changes = zip(self.leaves, np.split(change, self.ends[:-1]), strict=True)
         with wide_arithmetic(self.dtype):
-            leaf = jnp.asarray(moved.reshape(self.leaves[k].shape), self.leaves[k].dtype)
-            return float(self.value([*self.leaves[:k], leaf, *self.leaves[k + 1 :]]))
+            moved = [np.asarray(leaf, np.float64) + d.reshape(leaf.shape) for leaf, d in changes]
+            return float(self.value([jnp.asarray(x, leaf.dtype) for x, leaf in zip(moved, self.leaves, strict=True)]))
 
 
 def compiled_probe(value: Callable) -> Callable:
-    """The program behind a probe: from leaves, (leaf, low, high, seed), relative, steps and data to values of `value`."""
+    """The program behind a probe: from leaves, a flat direction through all of them, steps and data to values of `value`."""
 
     @jax.jit
-    def program(leaves, question, relative, steps, *data):
-        leaf, low, high, seed = question
-
-        def direction(k, x):
-            index = jnp.arange(x.size, dtype=jnp.int32)
-            inside = (leaf == k) & (index >= low) & (index < high)
-            own, floored = _scales(x, jnp)
-            v = _direction(index, seed, jnp).astype(x.dtype) * jnp.where(relative, own, floored)
-            return jnp.where(inside, v, 0).reshape(x.shape)
-
-        directions = [direction(k, x) for k, x in enumerate(leaves)]
+    def program(leaves, direction, steps, *data):
+        ends = np.cumsum([x.size for x in leaves])
+        parts = [v.reshape(x.shape) for x, v in zip(leaves, jnp.split(direction, ends[:-1]), strict=True)]
 
         def at(t):
-            moved = [x + t.astype(x.dtype) * v for x, v in zip(leaves, directions, strict=True)]
+            moved = [x + (t * v).astype(x.dtype) for x, v in zip(leaves, parts, strict=True)]
             return value(moved, *data)
 
         return jax.lax.map(at, steps)
@@ -155,20 +157,9 @@ def compiled_probe(value: Callable) -> Callable:
     return program
 
 
-def _scales(x, np: Any = np):
+def _scales(x):
     """For each entry, flat: its own size (the leaf's for a zero), and its size but at least the leaf's root mean square."""
     size = np.abs(x).ravel()
-    mean = np.sqrt(np.mean(size**2)) if size.size else 0.0
-    mean = np.where(mean > 0, mean, 1.0)
+    mean = float(np.sqrt(np.mean(size**2))) if size.size else 0.0
+    mean = mean if mean > 0 else 1.0
     return np.where(size > 0, size, mean), np.maximum(size, mean)
-
-
-def _direction(index, seed, np: Any = np):
-    """Numbers of size 1/2 to 1 and random sign, one per index, the same in NumPy and in a program: a hash of index and seed."""
-    seed = np.full(index.shape, seed).astype(np.uint32)
-    h = index.astype(np.uint32) * np.uint32(2654435761) + seed * np.uint32(2246822519)
-    for shift, factor in ((15, 2146121005), (13, 2221713035)):
-        h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)
-    h = h ^ (h >> np.uint32(16))
-    size = 0.5 + (h >> np.uint32(9)).astype(np.float32) * np.float32(2.0**-24)
-    return np.where(h & np.uint32(1), size, -size)

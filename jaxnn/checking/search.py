@@ -17,9 +17,16 @@ SAMPLE = 24
 
 
 def ask_leaf(probe: Probe, leaf: int) -> list[Answer]:
-    """Two slopes through all entries of a leaf: each entry moved by its own size, and by at least the leaf's mean size."""
+    """Two slopes through all entries of a leaf: each entry moved by its own size, and by at least the leaf's mean size.
+
+    If the function has no values that way, all entries are moved up: they may lie on the lower border of its domain.
+    """
     size = probe.leaves[leaf].size
-    return [probe.ask(Question(leaf, 0, size, seed, relative)) for seed, relative in ((1, False), (2, True))]
+    for sign in (1, -1):
+        answers = [probe.ask(Question(leaf, 0, size, sign * seed, relative)) for seed, relative in ((1, False), (2, True))]
+        if any(np.isfinite(answer.slope.bound) for answer in answers):
+            break
+    return answers
 
 
 def find_entries(probe: Probe, leaf: int, answers: list[Answer], half_digits: float) -> tuple[list[Entry], bool, list[Answer]]:
@@ -35,7 +42,7 @@ def find_entries(probe: Probe, leaf: int, answers: list[Answer], half_digits: fl
         which = max(told, key=lambda i: _conspicuous(answers[i]))
         if not _conspicuous(answers[which]):
             break
-        index = _descend(probe, leaf, answers[which], seed=which + 1, relative=bool(which))
+        index = _descend(probe, answers[which])
         entry = None if index in found else judge_entry(probe, leaf, index, half_digits)
         if entry is None or entry.verdict == "agrees":
             told.remove(which)
@@ -49,7 +56,7 @@ def find_entries(probe: Probe, leaf: int, answers: list[Answer], half_digits: fl
 def judge_entry(probe: Probe, leaf: int, index: int, half_digits: float) -> Entry | None:
     """The derivative by one entry, held against its claim; None if there is no evidence."""
     questions = [Question(leaf, index, index + 1, 1, relative) for relative in (False, True)]
-    (coarse, long), (fine, short) = [(probe.ask(q).slope, probe.entry_scale(q)) for q in questions]
+    (coarse, long), (fine, short) = [(probe.ask(q).slope, float(probe.moves(q)[0])) for q in questions]
     slope, scale = min((coarse, long), (fine, short), key=lambda pair: pair[0].bound / abs(pair[1]))
     if abs(coarse.value / long - fine.value / short) > coarse.bound / abs(long) + fine.bound / abs(short):
         slope, scale = fine, short  # on steps that are too long a function can look flat, on short ones it cannot
@@ -133,18 +140,18 @@ def _conspicuous(answer):
     return answer.excess / (answer.slope.bound + np.finfo(float).tiny) if answer.excess else 0.0
 
 
-def _descend(probe, leaf, answer, seed, relative):
-    low, high, difference = 0, probe.leaves[leaf].size, answer.difference
-    while high - low > 1:
-        middle = (low + high) // 2
-        first = probe.ask(Question(leaf, low, middle, seed, relative)).difference
+def _descend(probe, answer):
+    question, difference = answer.question, answer.difference
+    while question.high - question.low > 1:
+        middle = (question.low + question.high) // 2
+        first = probe.ask(question._replace(high=middle)).difference
         if not np.isfinite(first):
             first = 0.0
         if abs(first) >= abs(difference - first):
-            high, difference = middle, first
+            question, difference = question._replace(high=middle), first
         else:
-            low, difference = middle, difference - first
-    return low
+            question, difference = question._replace(low=middle), difference - first
+    return question.low
 
 
 def _cause(ratio, counts):

@@ -62,7 +62,7 @@ def estimate_slope(steps: np.ndarray, up: np.ndarray, down: np.ndarray, centre: 
 
     Args:
       steps: positive, falling by a factor of four.
-      up: values at the steps; rungs where either side is not finite are left out.
+      up: values at the steps; rungs where either side is not finite are left out, or the whole side if its finest is not.
       down: values at minus the steps.
       centre: the value at 0.
       epsilon: rounding of the values, relative; the noise is at least this.
@@ -71,6 +71,11 @@ def estimate_slope(steps: np.ndarray, up: np.ndarray, down: np.ndarray, centre: 
       A `Slope`.
     """
     with np.errstate(all="ignore"):
+        growth = 16.0
+        if len(steps) and np.isfinite(up[-1]) != np.isfinite(down[-1]):
+            # The point lies on the border of the domain: forward differences, whose error falls with t instead of t^2.
+            growth = 4.0
+            up, down = (up, 2 * centre - up) if np.isfinite(up[-1]) else (2 * centre - down, down)
         differences = up / (2 * steps) - down / (2 * steps)
         usable = np.isfinite(differences)
         # Only an unbroken run of fine rungs: beyond a rung outside the domain, nothing is extrapolated.
@@ -91,7 +96,7 @@ def estimate_slope(steps: np.ndarray, up: np.ndarray, down: np.ndarray, centre: 
         found, table = [], c[:, None]
         for column in range(COLUMNS):
             if column:
-                factor = 16.0**column
+                factor = growth**column
                 last = table[1:, -1] + (table[1:, -1] - table[:-1, -1]) / (factor - 1)
                 last = np.concatenate([np.full(1, np.nan), last])
                 table = np.column_stack([table, last])
