@@ -4,6 +4,7 @@ For each, the check's numerical slope is held against the true one (closed forms
 dtype). Run it:  python tests/benchmarks/calibration.py
 """
 
+import argparse
 import functools
 
 import jax
@@ -59,6 +60,7 @@ def _program(f, shape, dtype):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows = list(sample())
     print("dtype      triples  error inside the bound  median error  median bound  ratio")
     for dtype in (*DTYPES, "all"):

@@ -3,6 +3,7 @@
 Run it:  python tests/benchmarks/checkers.py
 """
 
+import argparse
 import pathlib
 import statistics
 import sys
@@ -98,6 +99,7 @@ CHECKERS = {
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     wrong = sum(bool(case.wrong) for case in CASES)
     print(f"{len(CASES) - wrong} right and {wrong} wrong gradients; JAX {jax.__version__} on {jax.devices()[0].device_kind}\n")
     print(f"{'':40} {'right ones':^30}  {'wrong ones':^32}")

@@ -7,7 +7,6 @@ was timed on a part of the entries and scaled up. Then networks of other kinds: 
 """
 
 import argparse
-import inspect
 import statistics
 import time
 
@@ -109,35 +108,6 @@ def numdiff(f, x):
     return numdifftools.Gradient(f)(x)
 
 
-def numerical(f, evaluation, method):
-    """`jaxnn.numerical_grad`, by propagation or as a black box."""
-    if "method" in inspect.signature(jaxnn.numerical_grad).parameters:
-        return jaxnn.numerical_grad(f, evaluation=evaluation, method=method)
-    return before_the_merge(f, evaluation, method)
-
-
-def before_the_merge(f, evaluation, method):
-    from jaxnn.numerical import differences, entries
-    from jaxnn.numerical.widen import wide_arithmetic, widen_leaf
-
-    if method == "dense":
-        return jaxnn.numerical_grad(f, evaluation=evaluation)
-
-    @jax.jit
-    def gradient(params, *rest):
-        dtype = jnp.float64 if evaluation == "float64" else None
-        with wide_arithmetic(dtype):
-            wide = (lambda x: x) if dtype is None else (lambda x: widen_leaf(x, dtype))
-            leaves, tree = jax.tree.flatten(params)
-            rest, points = [wide(x) for x in rest], [wide(x) for x in leaves]
-            steps = [differences._default_step(x, 3) for x in points]
-            ends = [(x + h, x - h, (x + h) - (x - h)) for x, h in zip(points, steps, strict=True)]
-            found = entries.by_entry(lambda points: f(jax.tree.unflatten(tree, points), *rest), points, ends)
-            return jax.tree.unflatten(tree, [lax.convert_element_type(g, x.dtype) for g, x in zip(found, leaves, strict=True)])
-
-    return gradient
-
-
 def run_jax(dtype, method):
     """Ours in one dtype, arguments and evaluation; for the first rows of W1 alone where not all entries are asked for."""
     compiled = {}
@@ -156,7 +126,7 @@ def run_jax(dtype, method):
                     w = asked["W1"] if rows is None else jnp.concatenate([asked["W1"], rest["W1"][rows:]])
                     return jaxnn.loss({**rest, **asked, "W1": w}, x, t)
 
-                gradient = numerical(lambda asked, x, t: f(asked, rest, x, t), "own", method)
+                gradient = jaxnn.numerical_grad(lambda asked, x, t: f(asked, rest, x, t), evaluation="own", method=method)
                 jax.block_until_ready(gradient(asked, x, t))
                 compiled[key] = gradient
             start = time.perf_counter()
@@ -300,7 +270,7 @@ def second_table(quick):
                 params, x, t = jax.tree.map(lambda y, d=dtype: jnp.asarray(y, d), (params, x, t))
                 times, found = {}, None
                 for method in ("dense", "propagation"):
-                    gradient = numerical(f, "own", method)
+                    gradient = jaxnn.numerical_grad(f, evaluation="own", method=method)
                     found = jax.block_until_ready(gradient(params, x, t))
                     runs = []
                     for _ in range(3):

@@ -6,6 +6,7 @@ examples, after one run that compiles. The last row measures loss and accuracy o
 after each epoch of 100 steps. Then what a checkpoint costs.
 """
 
+import argparse
 import io
 import statistics
 import tempfile
@@ -120,6 +121,7 @@ def once(train, *args):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rng = np.random.default_rng(0)
     x, t = rng.uniform(size=(EXAMPLES, 784)).astype(np.float32), rng.integers(0, 10, EXAMPLES).astype(np.int32)
     params = jaxnn.init_network(jax.random.key(0), (784, 50, 10))
