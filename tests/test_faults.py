@@ -75,6 +75,48 @@ def command(*arguments, **options):
     )  # fmt: skip
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own, of 256 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"needs the right to mount: {made.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_with_an_error_and_the_checkpoints_before_it_are_whole(small_disk):
+    options = ["--checkpoint", small_disk / "run", "--layers", "50", "--epochs", "20", "--every"]
+    out, err = command(*options, 15).communicate(timeout=120)  # three checkpoints of 16 KB and their history fit
+    assert json.loads(out)["status"] == "finished", err
+    (small_disk / "ballast").write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
+    process = command("--resume", *options, 1, "--epochs", 21)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and err.count("\n") == 1 and "No space left" in err, err
+    assert load_checkpoint(small_disk / "run").step == 300
+    assert not [path for path in (small_disk / "run").iterdir() if path.name.endswith(".tmp")]
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    process = command("--resume", *options, 1, "--epochs", 21)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and err.count("\n") == 1 and "Read-only" in err, err
+
+
+@pytest.mark.slow
+def test_a_directory_in_use_is_refused_to_another_run(tmp_path):
+    first = command("--checkpoint", tmp_path / "run", "--epochs", "100000", "--every", "50")
+    try:
+        wait_for(lambda: checkpoints(tmp_path / "run"))
+        second = command("--checkpoint", tmp_path / "run", "--epochs", "100000", "--resume")
+        _, err = second.communicate(timeout=120)
+        assert second.returncode == 2 and "must be a directory of one run" in err
+    finally:
+        first.kill()
+        first.communicate()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_command_saves_and_goes_on_later(tmp_path, number):
