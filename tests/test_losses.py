@@ -39,17 +39,19 @@ def numpy_losses(z, t):
     }
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.sampled_from([1, 3]), st.sampled_from([2, 5]), st.integers(0, 10**6))
-def test_losses_agree_with_numpy_in_both_target_forms(batch, classes, seed):
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from([1, 3]), st.sampled_from([2, 5]), st.integers(0, 10**6), st.sampled_from([1.0, 0.01, 30.0]))
+def test_losses_agree_with_numpy_and_optax_in_both_target_forms(batch, classes, seed, scale):
     rng = np.random.default_rng(seed)
-    z, indices = rng.normal(size=(batch, classes)), rng.integers(0, classes, batch)
+    z, indices = scale * rng.normal(size=(batch, classes)), rng.integers(0, classes, batch)
     rows = np.eye(classes)[indices]
     with jax.enable_x64(True):
         for loss, expected in numpy_losses(z, rows).items():
             y = jax.nn.softmax(jnp.array(z)) if loss is cross_entropy_error else jnp.array(z)
             for t in (jnp.array(indices), jnp.array(rows)):
-                assert float(loss(y, t)) == pytest.approx(expected, rel=1e-12)
+                assert float(loss(y, t)) == pytest.approx(expected, rel=1e-10, abs=1e-12)
+        optaxs = optax.losses.softmax_cross_entropy(jnp.array(z), jnp.array(rows)).mean()
+        assert float(softmax_cross_entropy(jnp.array(z), jnp.array(rows))) == pytest.approx(float(optaxs), rel=1e-10, abs=1e-12)
 
 
 def test_softmax_cross_entropy_agrees_with_optax(dtype):
