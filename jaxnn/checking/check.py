@@ -28,6 +28,7 @@ from jaxnn._door import (
     require_count,
     require_same_form,
 )
+from jaxnn.checking.precision import half_digits, own_precision
 from jaxnn.checking.probe import Probe
 from jaxnn.checking.report import ALL_DIGITS, VERDICTS, Entry, GradientReport, LeafReport, digits_shared
 from jaxnn.checking.search import (
@@ -209,7 +210,7 @@ def _dot_product(subject, points, data, claims, dtype):
 
 def _examine(probe, k, path, dtype, own, shaken, value, centre, rounding, counts) -> LeafReport:
     """All that can be said of one leaf."""
-    half = _half_digits(dtype)
+    half = half_digits(dtype)
     claims, shape = probe.claims[k].copy(), probe.leaves[k].shape
     kind = jnp.dtype(dtype).name
     if claims.size == 0:
@@ -257,7 +258,7 @@ def _examine(probe, k, path, dtype, own, shaken, value, centre, rounding, counts
         hint = f"an error smaller than {slope.bound:.1e} along this direction could not have been seen"
     else:
         verdict = "agrees"
-    own_digits, own_wrong = _own_dtype(own, claims, shaken, probe.scales[k][0], value, centre, dtype, rounding, slope)
+    own_digits, own_wrong = own_precision(own, claims, shaken, probe.scales[k][0], value, centre, dtype, rounding, slope)
     if own_wrong and verdict in ("agrees", "kink", "unresolved"):
         verdict, indices, hint = own_wrong
         named = [_named(probe, k, index, own, half, verdict) for index in indices]
@@ -276,50 +277,12 @@ def _examine(probe, k, path, dtype, own, shaken, value, centre, rounding, counts
     )  # fmt: skip
 
 
-def _half_digits(dtype):
-    """Half the digits of a dtype; of one that is shorter than float32, what a few roundings of constants in a rule explain."""
-    epsilon, single = (float(jnp.finfo(kind).eps) for kind in (dtype, jnp.float32))
-    return min(epsilon**0.5, max(single**0.5, 4 * epsilon))
-
-
 def _is_diffuse(entries, half):
     """Whether the entries looked at are right to half their digits as a whole, and small ones only share the error of all."""
     claims, values = (np.array([getattr(e, name) for e in entries]) for name in ("autodiff", "numerical"))
     errors, wrong = np.abs(claims - values), np.array([e.verdict == "differs" for e in entries])
     shared = not np.all(wrong) and np.any(wrong) and np.max(errors[~wrong]) > 0.1 * np.median(errors[wrong])
     return bool(shared and np.linalg.norm(errors) <= half * np.linalg.norm(values))
-
-
-def _own_dtype(own, wide, shaken, scales, value, centre, dtype, rounding, slope):
-    """Digits that the gradient keeps in the user's dtype; and `(verdict, entries, hint)` if it keeps none that matter."""
-    kind, flat, true = jnp.dtype(dtype).name, own.ravel(), wide.ravel()
-    finite = np.isfinite(true)
-    bad = [int(i) for i in np.flatnonzero(~np.isfinite(flat) & finite)[:HANDFUL]]
-    if not np.isfinite(value) and np.isfinite(centre):
-        hint = f"in {kind} only: there the function itself is {value}, computed in float64 it is {centre:.6g}"
-        return 0.0, ("not finite", bad or [int(np.argmax(np.abs(flat - true)))], hint)
-    if bad:
-        return 0.0, ("not finite", bad, f"in {kind} only: computed in float64 the same gradient is finite")
-    if not np.all(np.isfinite(flat)) or not np.all(finite):
-        return 0.0, None
-    gap, size = np.abs(flat - true), float(np.linalg.norm(true))
-    epsilon = float(jnp.finfo(dtype).eps)
-    digits = digits_shared(max(float(np.linalg.norm(gap)), epsilon * size), size)
-    # What counts is a difference that a step of the entry's own size would make more of than rounding does of the value.
-    least = 100 * epsilon if rounding <= epsilon else _half_digits(dtype)
-    matters = gap * scales > least * max(abs(centre), float(np.linalg.norm(true * scales)))
-    lost = matters & (gap > 0.5 * np.maximum(np.abs(flat), np.abs(true)))
-    if not flat.any() and slope.bound < np.inf and abs(slope.value) > 10 * slope.bound:
-        lost |= np.abs(true) == np.max(np.abs(true))
-    if lost.any():
-        # Near a stationary point rounding the arguments alone costs a gradient its digits.
-        lost &= gap > 10 * np.max(shaken(), initial=0)
-    lost = np.flatnonzero(lost)
-    if not len(lost):
-        return digits, None
-    worst = [int(i) for i in lost[np.argsort(-gap[lost])][:HANDFUL]]
-    hint = f"in {kind} only: computed in float64 the same gradient is right, in {kind} it keeps no digit of it"
-    return digits, ("differs", worst, hint)
 
 
 def _named(probe, k, index, own, half, verdict):
