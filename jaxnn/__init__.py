@@ -20,6 +20,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxnn import figures as figures, plots as plots, surfaces as surfaces
     from jaxnn.checking.check import (
         assert_gradient as assert_gradient,
         check_gradient as check_gradient,
@@ -134,6 +135,8 @@ __version__ = version("jaxnn")
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("surfaces", "plots", "figures"):
+        return importlib.import_module(f"jaxnn.{name}")
     if name not in _ROOM_OF:
         raise AttributeError(f"module 'jaxnn' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"jaxnn.{_ROOM_OF[name]}"), name)
