@@ -259,7 +259,14 @@ def shuffled(key: Key[Array, ""], count: int) -> Int[Array, "count"]:  # noqa: F
     """
     require_key("key", key)
     require_count("count", count, least=1, most=2**31 - 1)
-    return jax.random.permutation(key, jnp.arange(count, dtype=jnp.int32))
+    # To sort single integers takes a fifth of the time of `jax.random.permutation`, which sorts pairs, twice. So each is a draw
+    # and, in its lowest bits, a number; the draw has at least 33 bits, so equal ones, whose numbers stay in order, are rare.
+    width = (count - 1).bit_length()
+    draws = jax.random.bits(key, (2, count), jnp.uint32)
+    with jax.enable_x64(True):
+        high, low = draws.astype(jnp.uint64)
+        mixed = jnp.sort((high << 32 | low) >> width << width | jnp.arange(count, dtype=jnp.uint64))
+        return (mixed & 2**width - 1).astype(jnp.int32)
 
 
 def count_examples(data: PyTree, name: str = "data") -> int:

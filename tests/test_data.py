@@ -120,9 +120,27 @@ def test_a_batch_is_drawn_with_replacement_and_rows_stay_together():
     assert np.array_equal(batch["t"], again["t"])
 
 
-def test_an_epoch_has_each_example_once():
-    order = shuffled(jax.random.key(0), 100)
-    assert sorted(order.tolist()) == list(range(100)) != order.tolist()
+@pytest.mark.parametrize("count", [1, 2, 3, 100, 128, 129, 10_000])
+def test_an_epoch_has_each_example_once(count):
+    order = shuffled(jax.random.key(0), count)
+    assert sorted(order.tolist()) == list(range(count)) and order.dtype == jnp.int32
+    assert count < 4 or order.tolist() != list(range(count))
+
+
+def test_every_order_is_as_likely_as_another():
+    orders = np.asarray(jax.vmap(lambda key: shuffled(key, 4))(jax.random.split(jax.random.key(0), 24_000)))
+    counts = np.unique(orders, axis=0, return_counts=True)[1]
+    assert len(counts) == 24
+    assert np.sum((counts - 1000) ** 2) / 1000 < 49.7  # chi-squared with 23 degrees of freedom: 1 in 1,000 is above
+
+
+def test_the_order_is_the_same_in_a_compiled_program_and_with_64_bits():
+    keys = jax.random.split(jax.random.key(0), 3)
+    alone = [shuffled(key, 9) for key in keys]
+    assert np.array_equal(alone, jax.jit(jax.vmap(lambda key: shuffled(key, 9)))(keys))
+    assert np.array_equal(alone, jax.lax.map(lambda key: shuffled(key, 9), keys))
+    with jax.enable_x64(True):
+        assert np.array_equal(alone[0], shuffled(keys[0], 9))
 
 
 BAD = [
