@@ -1,7 +1,9 @@
 """The device's part of training: one compiled program that takes any stretch of an epoch's steps.
 
 Where a stretch begins and ends is traced, so the host can come back after one step or a million without a compilation. The
-loop stops by itself before a step that would make the loss or a parameter not finite, and keeps what was good.
+loop stops by itself behind a step that made the loss or a parameter not finite. To keep the state before each step, in case
+that step is the one, would cost up to a quarter of the time; so a stretch that went wrong is taken again, from its beginning
+to the step before.
 """
 
 import functools
@@ -15,7 +17,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path
-from jaxtyping import Array, Bool, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxnn._door import (
     describe,
@@ -33,32 +35,32 @@ MEASURED_AT_ONCE = 1000
 
 
 class State(NamedTuple):
-    """What a step changes.
-
-    Attributes:
-      params: after the last good step.
-      opt_state: the optimiser's state after it.
-      finite: whether the loss and each floating leaf of the parameters were finite at the last step, good or not.
-    """
+    """What a step changes."""
 
     params: PyTree
     opt_state: PyTree
-    finite: Bool[Array, "1+leaves"]  # noqa: F821
 
-    @classmethod
-    def of(cls, params: PyTree, opt_state: PyTree) -> "State":
-        """Before the first step."""
-        return cls(params, opt_state, jnp.ones(1 + len(floating_paths(params)), bool))
+
+class Stretch(NamedTuple):
+    """What came of some steps.
+
+    Attributes:
+      reached: the number behind the last step that was taken.
+      state: after that step.
+      finite: whether the loss and each floating leaf of the parameters are finite there.
+      losses: entry i is the loss before step i.
+    """
+
+    reached: Int[Array, ""]
+    state: State
+    finite: Bool[Array, "1+leaves"]  # noqa: F821
+    losses: Float[Array, "steps"]  # noqa: F821
 
     def not_finite(self) -> str | None:
         """The name of what was not finite first, if anything was."""
-        names = ["loss", *(f"params{path}" for path in floating_paths(self.params))]
+        paths = [keystr(path) for path, leaf in tree_flatten_with_path(self.state.params)[0] if is_differentiable(leaf)]
+        names = ["loss", *(f"params{path}" for path in paths)]
         return next((name for name, fine in zip(names, np.asarray(self.finite), strict=True) if not fine), None)
-
-
-def floating_paths(params: PyTree) -> list[str]:
-    """The paths of the leaves that are trained."""
-    return [keystr(path) for path, leaf in tree_flatten_with_path(params)[0] if is_differentiable(leaf)]
 
 
 def stepper(loss: Callable, grad: Callable, batch_size: int, rest: int, mesh: Mesh | None) -> Callable:
@@ -72,9 +74,9 @@ def stepper(loss: Callable, grad: Callable, batch_size: int, rest: int, mesh: Me
       mesh: devices that share each batch.
 
     Returns:
-      `run(optimizer, state, data, order, start, stop, short) -> (reached, state, losses)`: the steps `start` to `stop` of an
-      order of examples, where step i takes the i-th `batch_size` of them; if `short`, the last takes `rest`. `reached` is
-      `stop`, or the number behind the step that was not finite. Entry i of `losses` is the loss before step i.
+      `run(optimizer, state, data, order, start, stop, short)`: a `Stretch` of the steps `start` to `stop` of an order of
+      examples, where step i takes the i-th `batch_size` of them; if `short`, the last takes `rest`. It ends behind the first
+      step that was not finite.
     """
     require_arguments("grad", grad, loss)
     gradient = grad(loss)
@@ -83,32 +85,45 @@ def stepper(loss: Callable, grad: Callable, batch_size: int, rest: int, mesh: Me
     both = jax.value_and_grad(loss) if grad is jax.grad else lambda *args: (loss(*args), gradient(*args))
 
     def run(optimizer, state, data, order, start, stop, short):
-        def step(carry, size):
-            i, state, losses = carry
+        def step(reached, size):
+            i, state, _, losses = reached
             rows = lax.dynamic_slice(order, (i * batch_size,), (size,))
             batch = shared(jax.tree.map(lambda a: a[rows], data), mesh)
             value, slope = both(state.params, *batch)
             require_same_form("grad(loss)(...)", slope, "params", state.params)
             updates, opt_state = optimizer.update(slope, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            leaves = [leaf for leaf in jax.tree.leaves(params) if is_differentiable(leaf)]
-            finite = jnp.stack([jnp.isfinite(value), *(jnp.all(jnp.isfinite(leaf)) for leaf in leaves)])
-            kept = jax.tree.map(
-                lambda new, old: jnp.where(jnp.all(finite), new, old),
-                State(params, opt_state, finite),
-                state._replace(finite=finite),
+            return Stretch(
+                i + 1, State(params, opt_state), jnp.stack([jnp.isfinite(value), *finite(params)]), losses.at[i].set(value)
             )
-            return i + 1, kept, losses.at[i].set(value)
+
+        def finite(params):
+            return [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params) if is_differentiable(leaf)]
 
         dtype = jax.eval_shape(loss, state.params, *jax.tree.map(lambda a: a[:1], data)).dtype
-        carry = (start, state, jnp.zeros(-(-order.size // batch_size), dtype))
+        fine = jnp.ones(1 + len(finite(state.params)), bool)
+        reached = Stretch(start, state, fine, jnp.zeros(-(-order.size // batch_size), dtype))
         last = stop - jnp.astype(short, jnp.int32)
-        carry = lax.while_loop(lambda c: (c[0] < last) & jnp.all(c[1].finite), lambda c: step(c, batch_size), carry)
+        reached = lax.while_loop(lambda r: (r.reached < last) & jnp.all(r.finite), lambda r: step(r, batch_size), reached)
         if rest:
-            carry = lax.cond(short & jnp.all(carry[1].finite), lambda c: step(c, rest), lambda c: c, carry)
-        return carry
+            reached = lax.cond(short & jnp.all(reached.finite), lambda r: step(r, rest), lambda r: r, reached)
+        return reached
 
     return run
+
+
+def taken(run: Callable, state: State, *examples: Any, start: Any, stop: Any, short: Any) -> Stretch:
+    """A stretch of steps by `run`, which overwrites `state`, with the state after its last good step.
+
+    Under `vmap`, `start`, `stop` and `short` are arrays with one entry a run.
+    """
+    before = jax.tree.map(jnp.copy, state)
+    stretch = run(state, *examples, start, stop, short)
+    fine = np.asarray(stretch.finite).all(-1)
+    if fine.all():
+        return stretch
+    good = np.asarray(stretch.reached) - ~fine
+    return stretch._replace(state=run(before, *examples, start, good, short & fine).state)
 
 
 def measurer(loss: Callable, metrics: Callable | None, mesh: Mesh | None) -> Callable[[PyTree, PyTree], dict[str, Any]]:

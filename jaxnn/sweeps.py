@@ -28,7 +28,7 @@ from jaxnn._door import (
 )
 from jaxnn.data import count_examples, require_batches
 from jaxnn.progress import Progress
-from jaxnn.stepping import State, loss_first, measurer, order_of_epoch, placed, require_scalars, stepper
+from jaxnn.stepping import State, loss_first, measurer, order_of_epoch, placed, require_scalars, stepper, taken
 from jaxnn.training import Fit, History, Status
 
 
@@ -104,32 +104,35 @@ def sweep(
     require_floating("params", starts)
     if grad is jax.grad:
         require_all_floating("params", starts)
-    first = jax.tree.map(operator.itemgetter(0), values)
+    first = _one(values, 0)
     require_arguments("optimizer", optimizer, first)
     require_optimizer("optimizer(...)", optimizer(first))
     data, test = placed(data, None), None if test is None else placed(test, None)
-    require_scalars(loss, metrics, jax.tree.map(operator.itemgetter(0), starts), data)
+    require_scalars(loss, metrics, _one(starts, 0), data)
     batch_size = min(batch_size, count)
     per_epoch, rest = -(-count // batch_size), 0 if replacement else count % batch_size
     step = stepper(loss, grad, batch_size, rest, None)
     run = jax.jit(
-        jax.vmap(
-            lambda state, value, order: step(optimizer(value), state, data, order, jnp.int32(0), per_epoch, jnp.bool_(rest > 0))
-        ),
-        donate_argnums=0,
+        jax.vmap(lambda state, value, order, *stretch: step(optimizer(value), state, data, order, *stretch)), donate_argnums=0
     )
     measure = jax.jit(jax.vmap(measurer(loss, metrics, None), (0, None)))
     orders = jax.vmap(lambda key, epoch: order_of_epoch(key, epoch, count, per_epoch * batch_size, replacement), (0, None))
-    states = jax.vmap(lambda p, value: State.of(p, optimizer(value).init(p)))(placed(starts, None), values)
+    states = jax.vmap(lambda p, value: State(p, optimizer(value).init(p)))(placed(starts, None), values)
     sets = {"train": data} if test is None else {"train": data, "test": test}
+    start, broken = np.zeros(runs, np.int32), [None] * runs
     step_loss, records, seconds = [], [], []
     for epoch in range(1, epochs + 1):
         began = time.perf_counter()
-        reached, states, losses = run(states, values, orders(keys, epoch))
-        # A run that is no longer finite stands still: it reaches nothing any more.
+        # A run that is no longer finite stands still: it takes no steps any more.
+        going = np.array([leaf is None for leaf in broken])
+        stop, short = np.where(going, np.int32(per_epoch), 0), going & (rest > 0)
+        stretch = taken(run, states, values, orders(keys, epoch), start=start, stop=stop, short=short)
+        states = stretch.state
+        for i in np.flatnonzero(going & ~np.asarray(stretch.finite).all(-1)):
+            broken[i] = _one(stretch, i).not_finite()
         measured = {name: loss_first(measure(states.params, examples)) for name, examples in sets.items()}
         records.append({f"{name}_{k}": np.asarray(v) for name, record in measured.items() for k, v in record.items()})
-        step_loss.append([row[:end] for row, end in zip(np.asarray(losses), np.asarray(reached), strict=True)])
+        step_loss.append([row[:end] for row, end in zip(np.asarray(stretch.losses), np.asarray(stretch.reached), strict=True)])
         seconds.append(time.perf_counter() - began)
         if on_progress:
             best = int(np.nanargmin(np.append(records[-1]["train_loss"], np.inf))) % runs
@@ -137,9 +140,13 @@ def sweep(
             on_progress(Progress(epoch, epochs, epoch * per_epoch, epochs * per_epoch, record["train_loss"], record))
     fits = []
     for i in range(runs):
-        state = jax.tree.map(operator.itemgetter(i), states)
-        broken, losses = state.not_finite(), np.concatenate([rows[i] for rows in step_loss])
-        status = Status("not finite" if broken else "finished", len(losses) - (broken is not None), broken)
+        state, losses = _one(states, i), np.concatenate([rows[i] for rows in step_loss])
+        status = Status("not finite" if broken[i] else "finished", len(losses) - (broken[i] is not None), broken[i])
         history = History(losses, {name: np.array([r[name][i] for r in records]) for name in records[0]}, np.array(seconds))
         fits.append(Fit(state.params, state.opt_state, history, status))
     return fits
+
+
+def _one(runs, i):
+    """What belongs to run i."""
+    return jax.tree.map(operator.itemgetter(i), runs)

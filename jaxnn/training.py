@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
@@ -41,7 +42,7 @@ from jaxnn._door import (
 from jaxnn.checkpoint import Checkpoint, checkpoints, load_checkpoint, locked, save_checkpoint
 from jaxnn.data import count_examples, require_batches
 from jaxnn.progress import Progress
-from jaxnn.stepping import State, compiled, loss_first, order_of_epoch, placed, require_scalars
+from jaxnn.stepping import State, compiled, loss_first, order_of_epoch, placed, require_scalars, taken
 
 _LOOK_IN = 0.5  # the host comes back after about so many seconds of steps
 _BETWEEN_SAVES = 10  # without `every`, checkpoints at the ends of epochs are so many seconds apart
@@ -220,11 +221,10 @@ def fit(
     params = place(params)
     require_scalars(loss, metrics, params, source.data)
     run, measure = compiled(loss, optimizer, grad, metrics, batch_size, rest, mesh)
-    state, log = State.of(params, place(optimizer.init(params))), _Log()
-    state = state._replace(finite=place(state.finite))
+    state, log = State(params, place(optimizer.init(params))), _Log()
     measured = metrics is not None or test is not None or patience is not None
     watch = watch or (lambda record: record["train_loss" if test is None else "test_loss"])
-    best = place(params) if patience else None  # a copy: `run` takes the place of its state
+    best = jax.tree.map(jnp.copy, params) if patience else None  # `run` overwrites its state
     # What has to be the same for a resumed run to be the same run.
     identity = {
         "examples": count,
@@ -241,12 +241,12 @@ def fit(
             if found:
                 log = _Log.of(found)
                 params, opt_state = (found.restore(part, getattr(state, part)) for part in ("params", "opt_state"))
-                state = state._replace(params=place(params), opt_state=place(opt_state))
+                state = State(place(params), place(opt_state))
                 best = place(found.restore("best", params) if "best" in found.leaves else params) if patience else None
         signals = stack.enter_context(_signals())
         saved, saved_at = (log.step if log.step else None), time.perf_counter()
         reason = "no improvement" if patience and log.waited >= patience else None
-        pace, order = 1, None
+        pace, order, broken = 1, None, None
         while reason is None and log.step < total:
             began = time.perf_counter()
             epoch, start = divmod(log.step, per_epoch)
@@ -256,9 +256,12 @@ def fit(
             stop = min(per_epoch, start + min(pace, source.steps), start + every - log.step % every if every else per_epoch)
             piece, rows, offset = source.piece(order, start, stop)
             short = np.bool_(rest > 0 and stop == per_epoch)
-            reached, state, losses = run(state, piece, rows, np.int32(start - offset), np.int32(stop - offset), short)
-            broken = state.not_finite()
-            log.passed(np.asarray(losses)[start - offset : int(reached)], batch_size, rest if short else 0, broken is not None)
+            first, last = np.int32(start - offset), np.int32(stop - offset)
+            stretch = taken(run, state, piece, rows, start=first, stop=last, short=short)
+            state, broken = stretch.state, stretch.not_finite()
+            log.passed(
+                np.asarray(stretch.losses)[first : int(stretch.reached)], batch_size, rest if short else 0, broken is not None
+            )
             seconds = time.perf_counter() - began
             pace = max(1, min(10 * pace, int((stop - start) * _LOOK_IN / seconds)))
             record = None
@@ -270,7 +273,7 @@ def fit(
                     record = {f"{name}_{k}": v for name, s in sets.items() for k, v in s.measure(measure, state.params).items()}
                 log.ended(record, time.perf_counter() - began)
                 if record and patience:
-                    best = place(state.params) if log.improved(watch(record)) else best
+                    best = jax.tree.map(jnp.copy, state.params) if log.improved(watch(record)) else best
                     reason = "no improvement" if log.waited >= patience else None
             else:
                 mean, log.spent = log.mean_loss, log.spent + seconds
@@ -284,7 +287,7 @@ def fit(
                 parts = {"params": state.params, "opt_state": state.opt_state, **({"best": best} if patience else {})}
                 save_checkpoint(checkpoint, log.step, parts, records=log.arrays(), info=identity, keep=keep)
                 saved, saved_at = log.step, time.perf_counter()
-    status = Status(reason or "finished", log.step, state.not_finite())
+    status = Status(reason or "finished", log.step, broken)
     return Fit(best if patience else state.params, state.opt_state, log.history(), status)
 
 
