@@ -44,7 +44,7 @@ def test_the_entries_are_shared_by_eight_devices_with_the_same_numbers():
 
 TRAINING = """
 import sys
-import jax, numpy as np, optax
+import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import AxisType
 import jaxnn
 
@@ -61,7 +61,13 @@ epochs = -(-100 // -(-230 // batch_size))
 result = jaxnn.fit(jaxnn.loss, params, (x, t), optax.adam(0.01), key=jax.random.key(1), epochs=epochs,
                    batch_size=batch_size, mesh=mesh, test=(x[:23], t[:23]))
 assert len(result.history.step_loss) >= 100
+falls = lambda params, x, t: jnp.sqrt(jnp.maximum(params["b"][0], 0.0)) + jnp.mean(0 * x)  # below 0 its slope is not finite
+fallen = jaxnn.fit(falls, {"b": jnp.array([2.0])}, (x, t), optax.sgd(0.25), key=jax.random.key(1), epochs=9,
+                   batch_size=batch_size, mesh=mesh)
+assert fallen.status == jaxnn.Status("not finite", len(fallen.history.step_loss) - 1, "params['b']")
+assert fallen.params["b"] <= 0
 np.savez(sys.argv[1], loss=result.history.step_loss, test=result.history.metrics["test_loss"],
+         fallen=fallen.history.step_loss, kept=np.asarray(fallen.params["b"]),
          **{name: np.asarray(leaf) for name, leaf in result.params.items()})
 """
 
