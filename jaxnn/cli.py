@@ -132,8 +132,8 @@ def _parser():
         "hold a function's gradient against its values",
         "Check the gradient of a function of yours. TARGET is FILE.py:NAME or MODULE:NAME, and the file is run. NAME is a "
         "function whose arguments all have defaults, which are the point; or one without arguments that returns "
-        "(function, arguments). Exit code 0: right, or at a kink between the slopes from both sides; 1: wrong; 2: the evidence "
-        "cannot tell, or bad input.",
+        "(function, arguments). Exit code 0: right, or at a kink between the slopes from both sides; 1: wrong or not finite; "
+        "2: the evidence cannot tell, or bad input.",
         "jaxnn check model.py:loss --order 2",
     )
     check.add_argument("target", metavar="TARGET", help="FILE.py:NAME or MODULE:NAME; the file is run")

@@ -7,6 +7,7 @@ functions; any other will do.
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections import deque
@@ -61,29 +62,28 @@ def show_progress(lines: TextIOBase | None = None, bar: TextIOBase | None = None
         if stream is not None and not hasattr(stream, part):
             raise TypeError(f"`{name}` must be a text stream. Got {describe(stream)}.")
     terminal = bar or sys.stderr
-    draw = _bar(terminal) if terminal.isatty() else None
+    draw, clear = _bar(terminal) if terminal.isatty() else (_silent, _silent)
     recent: deque[tuple[float, int]] = deque(maxlen=6)
     headed = False
 
     def show(progress: Progress) -> None:
         nonlocal headed
+        told = []
+        if progress.record is not None and not headed:
+            recent.clear()  # until here the time was spent on compilation
+            told.append(" epoch  " + "  ".join(f"{name.replace('_', ' '):>14}" for name in progress.record) + " steps/s")
+            headed = True
         recent.append((time.perf_counter(), progress.step))
         (began, first), (now, step) = recent[0], recent[-1]
         speed = (step - first) / (now - began) if step > first else math.nan
-        if draw:
-            draw(progress, speed)
-        if progress.record is None:
-            return
-        if not headed:
-            print(
-                " epoch  " + "  ".join(f"{name.replace('_', ' '):>14}" for name in progress.record),
-                "steps/s",
-                file=lines or sys.stdout,
-            )
-            headed = True
-        if progress.epoch % max(1, progress.epochs // 10) == 0 or progress.epoch == progress.epochs:
+        tenth = progress.epoch % max(1, progress.epochs // 10) == 0 or progress.epoch == progress.epochs
+        if progress.record is not None and tenth:
             cells = "  ".join(f"{value:14.4f}" if abs(value) < 1e6 else f"{value:14.4g}" for value in progress.record.values())
-            print(f"{progress.epoch:6}  {cells}  {_short(speed):>7}".rstrip(), file=lines or sys.stdout, flush=True)
+            told.append(f"{progress.epoch:6}  {cells}  {_short(speed):>7}".rstrip())
+        if told:
+            clear()
+            print("\n".join(told), file=lines or sys.stdout, flush=True)
+        draw(progress, speed)
 
     return show
 
@@ -149,34 +149,51 @@ def _short(number):
     return "" if math.isnan(number) else f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
 
 
+def _silent(*_):
+    """Where there is no terminal."""
+
+
 def _bar(stream):
-    """A function that draws the bar: tqdm's if it is installed, else one line that is written over."""
+    """Two functions, to draw the bar and to clear its line: tqdm's bar if it is installed, else a plain one."""
+
+    def clear():
+        stream.write("\r\x1b[K")
+        stream.flush()
+
+    def draw(progress, speed):
+        clear()
+        if progress.step < progress.steps:
+            # A line that is wider than the terminal could not be cleared.
+            stream.write(_line(progress, speed)[: shutil.get_terminal_size().columns - 1])
+            stream.flush()
+
     try:
         from tqdm import tqdm  # pyright: ignore[reportMissingModuleSource]
     except ImportError:
-        return lambda progress, speed: _draw(stream, progress, speed)
+        return draw, clear
     bar = None
 
-    def draw(progress, speed):
+    def draw_tqdm(progress, speed):
         nonlocal bar
-        bar = bar or tqdm(total=progress.steps, initial=progress.step, file=stream, unit="step", leave=False)
+        bar = bar or tqdm(
+            total=progress.steps, initial=progress.step, file=stream, unit="step", leave=False, dynamic_ncols=True
+        )
         bar.set_postfix_str(_told(progress), refresh=False)
         bar.update(progress.step - bar.n)
         if progress.step == progress.steps:
             bar.close()
 
-    return draw
+    return draw_tqdm, clear
 
 
-def _draw(stream, progress, speed):
+def _line(progress, speed):
+    """The plain bar, and what is told beside it."""
     part = progress.step / progress.steps
     left = (progress.steps - progress.step) / speed if speed > 0 else math.nan
     time_left = "" if math.isnan(left) else f", {left:.0f} s left" if left < 120 else f", {left / 60:.0f} min left"
     rate = "" if math.isnan(speed) else f", {_short(speed)} steps/s"
     filled = int(20 * part)
-    text = f"{part:4.0%} |{'#' * filled}{'.' * (20 - filled)}| {_told(progress)}{rate}{time_left}"
-    stream.write(f"\r\x1b[K{text if progress.step < progress.steps else ''}")
-    stream.flush()
+    return f"{part:4.0%} |{'#' * filled}{'.' * (20 - filled)}| {_told(progress)}{rate}{time_left}"
 
 
 def _told(progress):

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import time
 
 import pytest
 
@@ -32,20 +33,54 @@ def test_a_tenth_of_the_epochs_are_told_in_a_table_and_no_bar_where_there_is_no_
     assert bar.getvalue() == ""
 
 
-def test_a_terminal_gets_a_bar_that_is_written_over(monkeypatch):
+def shown(text):
+    """The lines that a terminal ends with: what was cleared is gone."""
+    return [line.split("\r\x1b[K")[-1] for line in text.split("\n")]
+
+
+def test_a_terminal_gets_a_bar_that_is_written_over_and_makes_room_for_the_table(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)  # as where it is not installed
-    lines, bar = io.StringIO(), Terminal()
-    run(show_progress(lines, bar))
-    states = bar.getvalue().split("\r\x1b[K")
-    assert "50% |##########..........| epoch 10/20, loss 2.0000, test accuracy 0.5000" in states[30]
-    assert states[30].endswith("s left") and states[-1] == ""
+    monkeypatch.setenv("COLUMNS", "200")
+    lines, terminal = io.StringIO(), Terminal()
+    run(show_progress(lines, io.StringIO()))
+    run(show_progress(terminal, terminal))
+    states = terminal.getvalue().split("\r\x1b[K")
+    bar = next(state for state in states if "epoch 10/20" in state)
+    assert "47% |#########...........| epoch 10/20, loss 2.0000" in bar and bar.endswith("s left")
+    without_speed = [[row.split()[:3] for row in rows] for rows in (shown(terminal.getvalue()), lines.getvalue().split("\n"))]
+    assert without_speed[0] == without_speed[1] and states[-1] == ""
+
+
+def test_the_bar_stays_within_a_narrow_terminal(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setenv("COLUMNS", "40")
+    bar = Terminal()
+    run(show_progress(io.StringIO(), bar))
+    assert max(map(len, bar.getvalue().split("\r\x1b[K"))) == 39
+
+
+def test_the_speed_is_told_without_the_time_of_compilation(monkeypatch):
+    clock = iter([0.0, 100.0, 101.0])  # the first measurement is compiled for 100 seconds
+    monkeypatch.setattr("jaxnn.progress.time.perf_counter", lambda: next(clock))
+    lines = io.StringIO()
+    show = show_progress(lines, io.StringIO())
+    for epoch, step, record in ((1, 1, None), (1, 10, {"train_loss": 1.0}), (2, 20, {"train_loss": 1.0})):
+        show(Progress(epoch, 2, step, 20, 1.0, record))
+    assert [line.split()[2:] for line in lines.getvalue().splitlines()[1:]] == [[], ["10"]]
 
 
 def test_tqdm_is_used_where_it_is_installed():
     pytest.importorskip("tqdm")
+    terminal = Terminal()
+    run(show_progress(terminal, terminal))
+    rows = [line.split()[:3] for line in shown(terminal.getvalue())]
+    assert all([str(e), f"{1 / e:.4f}", "0.5000"] in rows for e in range(2, 21, 2))
     bar = Terminal()
-    run(show_progress(io.StringIO(), bar))
-    assert "loss 2.0000" in bar.getvalue() and "60/60" in bar.getvalue() or "step" in bar.getvalue()
+    show = show_progress(io.StringIO(), bar)
+    for step in (1, 2):
+        show(Progress(1, 1, step, 9, 2.0, None))
+        time.sleep(0.15)  # it draws ten times a second
+    assert "2/9 [" in bar.getvalue() and "epoch 1/1, loss 2.0000" in bar.getvalue()
 
 
 def test_the_log_tells_each_step_once_also_when_a_run_is_resumed(tmp_path):

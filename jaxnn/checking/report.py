@@ -200,7 +200,7 @@ def digits_shared(difference: float, size: float) -> float:
 
 def _row(leaf):
     shape = "x".join(map(str, leaf.shape)) or "scalar"
-    numbers = (f"{leaf.digits:.1f}", f"{leaf.own_dtype_digits:.1f}", f"{leaf.autodiff:.6g}", f"{leaf.numerical:.6g}")
+    numbers = (f"{leaf.digits:.1f}", f"{leaf.own_dtype_digits:.1f}", f"{leaf.autodiff:z.6g}", f"{leaf.numerical:z.6g}")
     return (leaf.path, shape, leaf.dtype, leaf.verdict, *numbers, f"{leaf.bound:.1e}")
 
 
@@ -209,8 +209,8 @@ def _details(leaf):
         return
     for entry in leaf.entries[:6]:
         name = str(list(entry.index)) if entry.index else "value"
-        sides = f", from {entry.left:.6g} to {entry.right:.6g}" if entry.verdict == "kink" else ""
-        values = f"autodiff {entry.autodiff:.9g}, numerical {entry.numerical:.9g} +- {entry.bound:.0e}"
+        sides = f", from {entry.left:z.6g} to {entry.right:z.6g}" if entry.verdict == "kink" else ""
+        values = f"autodiff {entry.autodiff:z.9g}, numerical {entry.numerical:z.9g} +- {entry.bound:.0e}"
         yield f"{name} {entry.verdict}: {values}{sides}"
     if leaf.pattern:
         yield leaf.pattern
