@@ -86,7 +86,7 @@ def torch_fast_rule(f, args, order):
         value = jax.jit(g)
         numerical = float(value(x + 1e-6 * u) - value(x - 1e-6 * u)) / 2e-6
         claim = float(jax.jit(jax.grad(g))(x) @ u)
-    return bool(abs(claim - numerical) <= 1e-5 * float(u.sum()) + 1e-3 * abs(numerical)), []
+        return bool(abs(claim - numerical) <= 1e-5 * float(u.sum()) + 1e-3 * abs(numerical)), []
 
 
 CHECKERS = {
