@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import AxisType, Mesh
 from jax.tree_util import keystr, tree_flatten_with_path
 
 
@@ -72,6 +73,15 @@ def as_path(name: str, value: Any) -> Path:
     if "\0" in str(path):
         raise ValueError(f"`{name}` must be a path. Got {value!r}.")
     return path
+
+
+def as_mesh(name: str, mesh: Mesh | None) -> Mesh | None:
+    """The mesh with axes over which the compiler shares the work; `jax.make_mesh` makes another kind by default."""
+    if mesh is None:
+        return None
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"`{name}` must be a jax.sharding.Mesh. Got {describe(mesh)}.")
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
 def made_directory(name: str, value: Any) -> Path:

@@ -27,7 +27,7 @@ from jaxtyping import PyTree
 
 from jaxnn._door import as_array, as_path, describe, made_directory, require_arrays, require_count
 
-_FORMAT, _VERSION = "jaxnn checkpoint", 1
+_FORMAT, _VERSION = "jaxnn checkpoint", 2
 _NAME = re.compile(r"step_(\d{12})\.npz")
 
 
@@ -116,14 +116,17 @@ def save_checkpoint(
     step, folder = operator.index(step), as_path("directory", directory)
     header: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "step": step, "info": dict(info or {})}
     arrays = []
-    header |= {"parts": list(state), "leaves": [], "records": list(records or {})}
+    header |= {"parts": list(state), "leaves": [], "records": []}
     for part, tree in state.items():
         require_arrays(part, tree)
         for path, leaf in tree_flatten_with_path(tree)[0]:
             array, key = _plain(leaf)
             header["leaves"].append({"part": part, "path": keystr(path), "dtype": str(array.dtype), "key": key})
             arrays.append(array)
-    arrays += [as_array(f"records[{name!r}]", array, np.asarray) for name, array in (records or {}).items()]
+    for name, given in (records or {}).items():
+        array = as_array(f"records[{name!r}]", given, np.asarray)
+        header["records"].append({"name": name, "dtype": str(array.dtype)})
+        arrays.append(array)
     try:
         head = json.dumps(header)
     except (TypeError, ValueError, RecursionError) as error:
@@ -258,15 +261,17 @@ def _read(path):
             entries = [*header["leaves"], *header["records"]]
             arrays = [_array(archive.read(f"{number}.npy")) for number in range(len(entries))]
             leaves: dict[str, dict[str, Any]] = {str(part): {} for part in header["parts"]}
-            for entry, array in zip(header["leaves"], arrays[: len(header["leaves"])], strict=True):
+            for number, (entry, array) in enumerate(zip(entries, arrays, strict=True)):
                 dtype = jnp.dtype(entry["dtype"])
                 if array.dtype != dtype:
                     if array.dtype != f"u{dtype.itemsize}":
                         refuse(f"an array of {array.dtype} where its header says {dtype}")
-                    array = array.view(dtype)
+                    arrays[number] = array.view(dtype)
+            for entry, array in zip(header["leaves"], arrays[: len(header["leaves"])], strict=True):
                 leaf = jax.random.wrap_key_data(jnp.asarray(array), impl=entry["key"]) if entry["key"] else array
                 leaves[entry["part"]][str(entry["path"])] = leaf
-            records = dict(zip(map(str, header["records"]), arrays[len(header["leaves"]) :], strict=True))
+            names = [str(entry["name"]) for entry in header["records"]]
+            records = dict(zip(names, arrays[len(header["leaves"]) :], strict=True))
             if type(header["step"]) is not int or header["step"] < 0 or not isinstance(header["info"], dict):
                 refuse("a header without step or info")
             return Checkpoint(header["step"], leaves, records, header["info"])

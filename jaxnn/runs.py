@@ -82,9 +82,7 @@ def train(args) -> int:
     if len(args.lr) > 1:
         results = sweep(error, params, train_set, _optimizer(args), jax.numpy.array(args.lr), **common)
     else:
-        mesh = (
-            jax.make_mesh((len(devices),), ("devices",), axis_types=(jax.sharding.AxisType.Auto,)) if len(devices) > 1 else None
-        )
+        mesh = jax.make_mesh((len(devices),), ("devices",)) if len(devices) > 1 else None
         result = fit(
             error,
             params,

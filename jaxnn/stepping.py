@@ -113,17 +113,24 @@ def stepper(loss: Callable, grad: Callable, batch_size: int, rest: int, mesh: Me
 
 
 def taken(run: Callable, state: State, *examples: Any, start: Any, stop: Any, short: Any) -> Stretch:
-    """A stretch of steps by `run`, which overwrites `state`, with the state after its last good step.
+    """A stretch of steps by `run`, with the state after its last good step.
 
     Under `vmap`, `start`, `stop` and `short` are arrays with one entry a run.
     """
-    before = jax.tree.map(jnp.copy, state)
-    stretch = run(state, *examples, start, stop, short)
-    fine = np.asarray(stretch.finite).all(-1)
-    if fine.all():
-        return stretch
-    good = np.asarray(stretch.reached) - ~fine
-    return stretch._replace(state=run(before, *examples, start, good, short & fine).state)
+
+    def latest(told, again):
+        """Of a run that was fine again, what was told of it before."""
+        return jnp.where(fine.reshape(fine.shape + (1,) * (told.ndim - fine.ndim)), told, again)
+
+    told = None
+    while True:  # twice at most, unless the arithmetic differs from time to time, as sums by atomics on a GPU do
+        stretch = run(jax.tree.map(jnp.copy, state), *examples, start, stop, short)  # which overwrites its state
+        fine = np.asarray(stretch.finite).all(-1)
+        now = stretch._replace(state=None)
+        told = now if told is None else jax.tree.map(latest, told, now)
+        if fine.all():
+            return told._replace(state=stretch.state)
+        stop, short = np.asarray(stretch.reached) - ~fine, short & fine
 
 
 def measurer(loss: Callable, metrics: Callable | None, mesh: Mesh | None) -> Callable[[PyTree, PyTree], dict[str, Any]]:

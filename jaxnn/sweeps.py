@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxnn._door import (
@@ -100,7 +101,8 @@ def sweep(
     if key.ndim and len(key) != runs:
         raise ValueError(f"`key` must be one key, or one for each of the {runs} runs. Got {len(key)}.")
     keys = key if key.ndim else jnp.broadcast_to(key, (runs,))
-    starts = jax.vmap(params)(keys) if callable(params) else jax.tree.map(lambda a: jnp.stack([a] * runs), params)
+    # One key after the other: what some generators draw for a key depends on the others under `vmap`.
+    starts = lax.map(params, keys) if callable(params) else jax.tree.map(lambda a: jnp.stack([a] * runs), params)
     require_floating("params", starts)
     if grad is jax.grad:
         require_all_floating("params", starts)
@@ -116,7 +118,8 @@ def sweep(
         jax.vmap(lambda state, value, order, *stretch: step(optimizer(value), state, data, order, *stretch)), donate_argnums=0
     )
     measure = jax.jit(jax.vmap(measurer(loss, metrics, None), (0, None)))
-    orders = jax.vmap(lambda key, epoch: order_of_epoch(key, epoch, count, per_epoch * batch_size, replacement), (0, None))
+    size = per_epoch * batch_size
+    orders = jax.jit(lambda epoch: lax.map(lambda key: order_of_epoch(key, epoch, count, size, replacement), keys))
     states = jax.vmap(lambda p, value: State(p, optimizer(value).init(p)))(placed(starts, None), values)
     sets = {"train": data} if test is None else {"train": data, "test": test}
     start, broken = np.zeros(runs, np.int32), [None] * runs
@@ -126,7 +129,7 @@ def sweep(
         # A run that is no longer finite stands still: it takes no steps any more.
         going = np.array([leaf is None for leaf in broken])
         stop, short = np.where(going, np.int32(per_epoch), 0), going & (rest > 0)
-        stretch = taken(run, states, values, orders(keys, epoch), start=start, stop=stop, short=short)
+        stretch = taken(run, states, values, orders(epoch), start=start, stop=stop, short=short)
         states = stretch.state
         for i in np.flatnonzero(going & ~np.asarray(stretch.finite).all(-1)):
             broken[i] = _one(stretch, i).not_finite()

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
@@ -29,8 +28,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxnn._door import (
+    as_mesh,
     as_path,
-    describe,
     require_all_floating,
     require_arguments,
     require_callable,
@@ -205,8 +204,7 @@ def fit(
     for name, number in counts.items():
         if number is not None or name in ("epochs", "batch_size", "keep"):
             require_count(name, number, least=1)
-    if mesh is not None and not isinstance(mesh, Mesh):
-        raise TypeError(f"`mesh` must be a jax.sharding.Mesh. Got {describe(mesh)}.")
+    mesh = as_mesh("mesh", mesh)
     if not isinstance(resume, bool | int | str) or resume not in (True, False, "previous"):
         raise ValueError(f"`resume` must be True, False or 'previous'. Got {resume!r}.")
     if resume and checkpoint is None:
@@ -224,7 +222,7 @@ def fit(
     state, log = State(params, place(optimizer.init(params))), _Log()
     measured = metrics is not None or test is not None or patience is not None
     watch = watch or (lambda record: record["train_loss" if test is None else "test_loss"])
-    best = jax.tree.map(jnp.copy, params) if patience else None  # `run` overwrites its state
+    best = params if patience else None
     # What has to be the same for a resumed run to be the same run.
     identity = {
         "examples": count,
@@ -273,7 +271,7 @@ def fit(
                     record = {f"{name}_{k}": v for name, s in sets.items() for k, v in s.measure(measure, state.params).items()}
                 log.ended(record, time.perf_counter() - began)
                 if record and patience:
-                    best = jax.tree.map(jnp.copy, state.params) if log.improved(watch(record)) else best
+                    best = state.params if log.improved(watch(record)) else best
                     reason = "no improvement" if log.waited >= patience else None
             else:
                 mean, log.spent = log.mean_loss, log.spent + seconds
@@ -401,7 +399,12 @@ class _Source(NamedTuple):
 
 def _find(directory, resume, identity):
     """The checkpoint to go on from, if there is one."""
+    if jax.process_count() > 1:  # process 0 may still be writing the last one of the run before
+        multihost_utils.sync_global_devices("the run before this one has ended")
     there = checkpoints(directory)
+    if jax.process_count() > 1:
+        newest = int(there[-1].stem[5:]) if there else -1
+        multihost_utils.assert_equal(np.array(newest), "`checkpoint` must be a directory that all processes see.")
     if not there:
         return None
     if not resume:
@@ -414,8 +417,6 @@ def _find(directory, resume, identity):
     for name, value in identity.items():
         if found.info[name] != value:
             raise ValueError(f"`{name}` must be {found.info[name]}, as in the checkpoint. Got {value}.")
-    if jax.process_count() > 1:
-        multihost_utils.assert_equal(found.step, "`checkpoint` must be a directory that all processes see.")
     return found
 
 

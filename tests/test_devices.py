@@ -45,14 +45,13 @@ def test_the_entries_are_shared_by_eight_devices_with_the_same_numbers():
 TRAINING = """
 import sys
 import jax, jax.numpy as jnp, numpy as np, optax
-from jax.sharding import AxisType
 import jaxnn
 
 if len(sys.argv) > 3:
     jax.distributed.initialize(sys.argv[3], 2, int(sys.argv[4]))
 mesh = None
 if jax.device_count() > 1:
-    mesh = jax.make_mesh((jax.device_count(),), ("devices",), axis_types=(AxisType.Auto,))
+    mesh = jax.make_mesh((jax.device_count(),), ("devices",))
 rng = np.random.default_rng(0)
 x, t = rng.uniform(size=(230, 12)).astype(np.float32), rng.integers(0, 5, 230).astype(np.int32)
 params = jaxnn.init_network(jax.random.key(0), (12, 7, 5), 0.1)

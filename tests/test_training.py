@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jaxnn import Status, accuracy, fit, init_network, load_digits, loss, numerical_grad, predict, sweep
+from jaxnn.stepping import State, Stretch, taken
 
 KEY = jax.random.key(0)
 
@@ -261,6 +262,52 @@ def test_a_sweep_over_seeds_starts_each_run_from_its_own_key():
     for key, run in zip(keys, runs, strict=True):
         alone = fit(loss, start(key), data, optax.adam(0.01), key=key, epochs=2, batch_size=30)
         np.testing.assert_allclose(run.history.step_loss, alone.history.step_loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("keys", [jax.random.key(0, impl="rbg"), jax.random.split(jax.random.key(0, impl="rbg"), 3)])
+@pytest.mark.parametrize("replacement", [False, True])
+def test_runs_of_a_sweep_see_the_batches_of_their_key_whatever_its_generator(keys, replacement):
+    params, data = linear_case()
+    options = {"epochs": 2, "batch_size": 10, "replacement": replacement}
+    runs = sweep(linear, params, data, optax.sgd, jnp.full(3, 0.1), key=keys, **options)
+    for run, key in zip(runs, keys if keys.ndim else [keys] * 3, strict=True):
+        alone = fit(linear, params, data, optax.sgd(0.1), key=key, **options)
+        np.testing.assert_allclose(run.history.step_loss, alone.history.step_loss, rtol=1e-5)
+
+
+def test_a_sweep_takes_optimisers_whose_state_is_the_parameters_or_the_values():
+    params, data = linear_case()
+    for optimizer in (
+        optax.contrib.dog,  # keeps where it started
+        lambda rate: optax.chain(optax.add_decayed_weights(rate), optax.inject_hyperparams(optax.sgd)(learning_rate=rate)),
+    ):
+        for rate, run in zip((0.1, 0.2), sweep(linear, params, data, optimizer, jnp.array([0.1, 0.2]), key=KEY), strict=True):
+            alone = fit(linear, params, data, optimizer(rate), key=KEY)
+            np.testing.assert_allclose(run.history.step_loss, alone.history.step_loss, rtol=1e-5)
+
+
+def test_steps_that_break_earlier_when_they_are_taken_again_end_before_that():
+    breaks = iter([4, 2, None])  # as where sums differ from one time to the next
+
+    def run(state, start, stop, short):
+        broken = next(breaks)
+        end = int(stop) if broken is None else broken + 1
+        losses = jnp.where(jnp.arange(9) < end, 1.0, 0.0)
+        return Stretch(jnp.int32(end), State(state.params + end, ()), jnp.array([True, broken is None]), losses)
+
+    stretch = taken(run, State(jnp.zeros(()), ()), start=np.int32(0), stop=np.int32(9), short=np.bool_(False))
+    assert (int(stretch.reached), stretch.finite.tolist(), float(stretch.state.params)) == (3, [True, False], 2)
+    assert float(jnp.sum(stretch.losses)) == 3
+
+
+def test_a_resumed_run_remembers_losses_of_any_dtype(tmp_path):
+    data = (jnp.ones((20, 3), jnp.bfloat16),)
+    loss = lambda p, x: jnp.mean((x @ p["w"]) ** 2)  # noqa: E731
+    call = {"key": KEY, "batch_size": 5, "checkpoint": tmp_path}
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    first = fit(loss, params, data, optax.sgd(0.01), epochs=1, **call).history.step_loss
+    whole = fit(loss, params, data, optax.sgd(0.01), epochs=2, resume=True, **call).history.step_loss
+    assert whole.dtype == jnp.bfloat16 and whole[:4].tolist() == first.tolist() and whole.shape == (8,)
 
 
 def test_drawing_with_replacement_trains_too():

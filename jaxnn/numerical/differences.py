@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxnn._calls import Call
 from jaxnn._door import (
+    as_mesh,
     describe,
     is_concrete,
     require_arrays,
@@ -77,7 +78,7 @@ def numerical_grad(
       batch_size: entries evaluated at once, on all devices together; by default what fits the machine.
       method: "propagation" computes again only what a changed entry changes (`perturbation.py`); "dense" evaluates `f`
         as a whole for each entry. Both give the same up to rounding.
-      mesh: devices that share the entries (axis types Auto), also of several processes; the arguments must be on all.
+      mesh: devices that share the entries, also of several processes; the arguments must be on all (with axis types Auto).
 
     Returns:
       A function of the arguments of `f` that returns what `jax.grad(f, argnums, has_aux)` would, with the dtypes of the
@@ -358,8 +359,7 @@ def _options(f, scheme, evaluation, batch_size, h, method="propagation", mesh=No
     if h is not None:
         require_number("h", h, positive=True)
     require_choice("method", method, ("propagation", "dense"))
-    if mesh is not None and not isinstance(mesh, Mesh):
-        raise TypeError(f"`mesh` must be a jax.sharding.Mesh. Got {describe(mesh)}.")
+    mesh = as_mesh("mesh", mesh)
     return _Options(scheme, evaluation, batch_size, 3 if scheme == "central" else 2, h is not None, method, mesh)
 
 

@@ -30,7 +30,7 @@ def by_entry(
       leaves: the point, a list of floating arrays.
       ends: for each leaf, arrays of its shape: the upper and the lower value of each entry, and the difference to divide by.
       batch_size: entries evaluated at once, on all devices together; by default as many as `entries_at_once` says.
-      mesh: devices that share the entries (axis types Auto); the point has to be on all of them.
+      mesh: devices that share the entries, with axis types Auto; the point has to be on all of them.
 
     Returns:
       For each leaf the pytree that f returns, with arrays of shape (*leaf, *out).
