@@ -43,7 +43,7 @@ def test_the_entries_are_shared_by_eight_devices_with_the_same_numbers():
 
 
 TRAINING = """
-import sys
+import pathlib, sys, time
 import jax, jax.numpy as jnp, numpy as np, optax
 import jaxnn
 
@@ -65,6 +65,13 @@ fallen = jaxnn.fit(falls, {"b": jnp.array([2.0])}, (x, t), optax.sgd(0.25), key=
                    batch_size=batch_size, mesh=mesh)
 assert fallen.status == jaxnn.Status("not finite", len(fallen.history.step_loss) - 1, "params['b']")
 assert fallen.params["b"] <= 0
+save, call = jaxnn.training.save_checkpoint, {"key": jax.random.key(1), "batch_size": batch_size, "mesh": mesh}
+jaxnn.training.save_checkpoint = lambda *args, **options: time.sleep(1) or save(*args, **options)  # the others are ahead
+directory = pathlib.Path(sys.argv[1]).parent / f"on {jax.device_count()}"
+for epochs in (1, 2):
+    resumed = jaxnn.fit(jaxnn.loss, params, (x, t), optax.adam(0.01), epochs=epochs, checkpoint=directory, resume=True, **call)
+whole = jaxnn.fit(jaxnn.loss, params, (x, t), optax.adam(0.01), epochs=2, **call)
+assert np.array_equal(resumed.history.step_loss, whole.history.step_loss)
 np.savez(sys.argv[1], loss=result.history.step_loss, test=result.history.metrics["test_loss"],
          fallen=fallen.history.step_loss, kept=np.asarray(fallen.params["b"]),
          **{name: np.asarray(leaf) for name, leaf in result.params.items()})
