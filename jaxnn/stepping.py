@@ -185,7 +185,7 @@ def order_of_epoch(key: Key[Array, ""], epoch: Any, count: int, size: int, repla
 
 
 def placed(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """Arrays of our own, on the default device or whole on each device of a mesh, so that they may be overwritten."""
+    """Arrays of our own, on the default device or whole on each device of a mesh."""
 
     def place(leaf):
         if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
