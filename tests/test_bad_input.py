@@ -756,7 +756,7 @@ def files(tmp_path_factory):
     np.savez_compressed(folder / "packed.npz", a=np.ones(2))
     good = jaxnn.save_checkpoint(folder / "good", 1, {"params": {"w": jnp.ones(2)}})
     leaf = {"part": "params", "path": "['w']", "dtype": "float64", "key": None}
-    for changes in ({"step": -5}, {"version": 2}, {"leaves": [leaf]}, {"info": 3}, {"parts": 3}, {"format": "other"}):
+    for changes in ({"step": -5}, {"version": 3}, {"leaves": [leaf]}, {"info": 3}, {"parts": 3}, {"format": "other"}):
         forged(good, **changes)
     encrypted = good.read_bytes().replace(b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01\x00")
     (folder / "encrypted.npz").write_bytes(encrypted)
@@ -866,7 +866,7 @@ FILES = [
         ("encrypted.npz", ValueError, "encrypted.npz: must be a whole checkpoint. Got .* encrypted"),
         ("good/forged_step.npz", ValueError, "must be a whole checkpoint. Got a header without step or info"),
         ("good/forged_info.npz", ValueError, "must be a whole checkpoint. Got a header without step or info"),
-        ("good/forged_version.npz", ValueError, "must be a whole checkpoint. Got version 2 of the format"),
+        ("good/forged_version.npz", ValueError, "must be a whole checkpoint. Got version 3 of the format"),
         ("good/forged_format.npz", ValueError, "must be a whole checkpoint. Got a file of another kind"),
         ("good/forged_parts.npz", ValueError, "must be a whole checkpoint. Got one with another header"),
         (
