@@ -285,6 +285,8 @@ def fit(
                 parts = {"params": state.params, "opt_state": state.opt_state, **({"best": best} if patience else {})}
                 save_checkpoint(checkpoint, log.step, parts, records=log.arrays(), info=identity, keep=keep)
                 saved, saved_at = log.step, time.perf_counter()
+        if checkpoint is not None and jax.process_count() > 1:  # when one returns, what process 0 saved is there for it
+            multihost_utils.sync_global_devices("the last checkpoint is written")
     status = Status(reason or "finished", log.step, broken)
     return Fit(best if patience else state.params, state.opt_state, log.history(), status)
 
@@ -399,19 +401,17 @@ class _Source(NamedTuple):
 
 def _find(directory, resume, identity):
     """The checkpoint to go on from, if there is one."""
-    if jax.process_count() > 1:  # process 0 may still be writing the last one of the run before
-        multihost_utils.sync_global_devices("the run before this one has ended")
     there = checkpoints(directory)
-    if jax.process_count() > 1:
-        newest = int(there[-1].stem[5:]) if there else -1
-        multihost_utils.assert_equal(np.array(newest), "`checkpoint` must be a directory that all processes see.")
-    if not there:
-        return None
-    if not resume:
+    if there and not resume:
         raise FileExistsError(
             f"`checkpoint` must be empty unless `resume` is set. Got {str(directory)!r}, with {there[-1].name}."
         )
-    found = load_checkpoint(directory, previous=resume == "previous")
+    found = load_checkpoint(directory, previous=resume == "previous") if there else None
+    if jax.process_count() > 1:
+        step = np.array(found.step if found else -1)
+        multihost_utils.assert_equal(step, "`checkpoint` must be a directory that all processes see.")
+    if found is None:
+        return None
     if found.info.keys() != identity.keys():
         raise ValueError(f"`checkpoint` must hold a run of `fit`. Got {str(directory)!r}, with something else.")
     for name, value in identity.items():

@@ -70,6 +70,7 @@ jaxnn.training.save_checkpoint = lambda *args, **options: time.sleep(1) or save(
 directory = pathlib.Path(sys.argv[1]).parent / f"on {jax.device_count()}"
 for epochs in (1, 2):
     resumed = jaxnn.fit(jaxnn.loss, params, (x, t), optax.adam(0.01), epochs=epochs, checkpoint=directory, resume=True, **call)
+    assert jaxnn.load_checkpoint(directory).step == resumed.status.step
 whole = jaxnn.fit(jaxnn.loss, params, (x, t), optax.adam(0.01), epochs=2, **call)
 assert np.array_equal(resumed.history.step_loss, whole.history.step_loss)
 np.savez(sys.argv[1], loss=result.history.step_loss, test=result.history.metrics["test_loss"],
