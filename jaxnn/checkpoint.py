@@ -244,6 +244,13 @@ def _read(path):
     def refuse(what) -> NoReturn:
         raise ValueError(f"{path}: must be a whole checkpoint. Got {what}.") from None
 
+    def typed(array, dtype):
+        if array.dtype == dtype:
+            return array
+        if array.dtype != f"u{dtype.itemsize}":
+            refuse(f"an array of {array.dtype} where its header says {dtype}")
+        return array.view(dtype)
+
     content = path.read_bytes()  # what the system says of a bad disk is not mistaken for a bad file
     if not content.startswith(b"PK\x03\x04"):
         refuse("a file that is empty or begins with something else")  # which the ZIP format allows
@@ -259,14 +266,8 @@ def _read(path):
             if header["version"] != _VERSION:
                 refuse(f"version {header['version']!r} of the format, where this package reads version {_VERSION}")
             entries = [*header["leaves"], *header["records"]]
-            arrays = [_array(archive.read(f"{number}.npy")) for number in range(len(entries))]
+            arrays = [typed(_array(archive.read(f"{n}.npy")), jnp.dtype(entry["dtype"])) for n, entry in enumerate(entries)]
             leaves: dict[str, dict[str, Any]] = {str(part): {} for part in header["parts"]}
-            for number, (entry, array) in enumerate(zip(entries, arrays, strict=True)):
-                dtype = jnp.dtype(entry["dtype"])
-                if array.dtype != dtype:
-                    if array.dtype != f"u{dtype.itemsize}":
-                        refuse(f"an array of {array.dtype} where its header says {dtype}")
-                    arrays[number] = array.view(dtype)
             for entry, array in zip(header["leaves"], arrays[: len(header["leaves"])], strict=True):
                 leaf = jax.random.wrap_key_data(jnp.asarray(array), impl=entry["key"]) if entry["key"] else array
                 leaves[entry["part"]][str(entry["path"])] = leaf
