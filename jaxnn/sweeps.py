@@ -115,11 +115,23 @@ def sweep(
     per_epoch, rest = -(-count // batch_size), 0 if replacement else count % batch_size
     step = stepper(loss, grad, batch_size, rest, None)
     run = jax.jit(
-        jax.vmap(lambda state, value, order, *stretch: step(optimizer(value), state, data, order, *stretch)), donate_argnums=0
+        jax.vmap(
+            lambda state, value, order, *stretch: step(optimizer(value), state, data, order, *stretch),
+            (0, 0, 0 if key.ndim else None, 0, 0, 0),
+        ),
+        donate_argnums=0,
     )
     measure = jax.jit(jax.vmap(measurer(loss, metrics, None), (0, None)))
-    size = per_epoch * batch_size
-    orders = jax.jit(lambda epoch: lax.map(lambda key: order_of_epoch(key, epoch, count, size, replacement), keys))
+
+    @jax.jit
+    def order(epoch):
+        """One for all runs where they share a key."""
+
+        def of(key):
+            return order_of_epoch(key, epoch, count, per_epoch * batch_size, replacement)
+
+        return lax.map(of, key) if key.ndim else of(key)
+
     states = jax.vmap(lambda p, value: State(p, optimizer(value).init(p)))(placed(starts, None), values)
     sets = {"train": data} if test is None else {"train": data, "test": test}
     start, broken = np.zeros(runs, np.int32), [None] * runs
@@ -129,7 +141,7 @@ def sweep(
         # A run that is no longer finite stands still: it takes no steps any more.
         going = np.array([leaf is None for leaf in broken])
         stop, short = np.where(going, np.int32(per_epoch), 0), going & (rest > 0)
-        stretch = taken(run, states, values, orders(epoch), start=start, stop=stop, short=short)
+        stretch = taken(run, states, values, order(epoch), start=start, stop=stop, short=short)
         states = stretch.state
         for i in np.flatnonzero(going & ~np.asarray(stretch.finite).all(-1)):
             broken[i] = _one(stretch, i).not_finite()
