@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from io import TextIOBase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxnn._door import as_path, describe
 from jaxnn.checkpoint import replacing
@@ -62,7 +62,7 @@ def show_progress(lines: TextIOBase | None = None, bar: TextIOBase | None = None
         if stream is not None and not hasattr(stream, part):
             raise TypeError(f"`{name}` must be a text stream. Got {describe(stream)}.")
     terminal = bar or sys.stderr
-    draw, clear = _bar(terminal) if terminal.isatty() else (_silent, _silent)
+    draw, clear = _bar(terminal) if terminal.isatty() else (silent, silent)
     recent: deque[tuple[float, int]] = deque(maxlen=6)
     headed = False
 
@@ -86,6 +86,10 @@ def show_progress(lines: TextIOBase | None = None, bar: TextIOBase | None = None
         draw(progress, speed)
 
     return show
+
+
+def silent(*_: Any) -> None:
+    """Takes the place of what is shown, where nobody looks."""
 
 
 def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
@@ -147,10 +151,6 @@ def _drop_lines(path, step):
 
 def _short(number):
     return "" if math.isnan(number) else f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
-
-
-def _silent(*_):
-    """Where there is no terminal."""
 
 
 def _bar(stream):

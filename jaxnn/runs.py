@@ -20,7 +20,7 @@ from jaxnn.data import load_digits, load_mnist, sample_batch
 from jaxnn.losses import accuracy
 from jaxnn.network import init_network, loss, predict
 from jaxnn.numerical.differences import numerical_grad
-from jaxnn.progress import progress_log, show_progress
+from jaxnn.progress import progress_log, show_progress, silent
 from jaxnn.stepping import loss_first, measurer
 from jaxnn.sweeps import sweep
 from jaxnn.training import fit
@@ -38,7 +38,7 @@ def train(args) -> int:
         require_place("--log", args.log, args.checkpoint)
     _join(args)
     alone = jax.process_index() == 0  # one process speaks for all
-    say = print if alone and not args.json else _silent
+    say = print if alone and not args.json else silent
     digits, error, metrics = _task(args)
     begun = _remember(args) if args.checkpoint else 0
     train_set, test_set = (digits.x_train, digits.t_train), (digits.x_test, digits.t_test)
@@ -254,7 +254,3 @@ def _gradient_check(error, params, train_set, key):
         name: float(jnp.linalg.norm(numerical[name] - automatic[name]) / (jnp.linalg.norm(automatic[name]) or 1.0))
         for name in sorted(params)
     }
-
-
-def _silent(*_):
-    pass
