@@ -112,7 +112,7 @@ def steps_alone(params, x, t):
 
 @jax.jit
 def _measure(params, x, t):
-    return jaxnn.loss(params, x, t), jaxnn.accuracy(jaxnn.predict(params, x), t)
+    return jaxnn.loss(params, x, t), metrics(params, x, t)
 
 
 def measurements_alone(params, x, t):
@@ -153,7 +153,7 @@ def main():
         ("jaxnn.fit", ours, on_device),
         ("  measured and shown each epoch", watched, on_device),
         ("the steps' arithmetic alone", steps_alone, on_device),
-        ("the measurements' alone", measurements_alone, on_device),
+        ("the measurements alone", measurements_alone, on_device),
     ]
     try:
         import torch
