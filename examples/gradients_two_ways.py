@@ -23,7 +23,10 @@ def main():
     print("parameter  entries  largest entry  largest difference")
     for name in params:
         difference = jnp.max(jnp.abs(numerical[name] - automatic[name]))
-        print(f"{name:9} {params[name].size:8} {jnp.max(jnp.abs(automatic[name])):14.2e} {difference:19.1e}")
+        print(
+            f"{name:9} {params[name].size:8} {jnp.max(jnp.abs(automatic[name])):14.2e} "
+            f"{difference:19.1e}"
+        )
 
 
 # %%

@@ -30,8 +30,21 @@ def metrics(params, x, t):
 def rates():
     rates = jnp.array([1e-3, 1e-2, 0.1, 0.5, 2.0, 10.0, 100.0])
     began = time.perf_counter()
-    runs = jaxnn.sweep(jaxnn.loss, start, TRAIN, optax.sgd, rates, key=jax.random.key(0), epochs=30, test=TEST, metrics=metrics)
-    print(f"{len(runs)} runs of {runs[0].status.step} steps in {time.perf_counter() - began:.1f} s, compilation included")
+    runs = jaxnn.sweep(
+        jaxnn.loss,
+        start,
+        TRAIN,
+        optax.sgd,
+        rates,
+        key=jax.random.key(0),
+        epochs=30,
+        test=TEST,
+        metrics=metrics,
+    )
+    print(
+        f"{len(runs)} runs of {runs[0].status.step} steps in {time.perf_counter() - began:.1f} s, "
+        f"compilation included"
+    )
     print("learning rate  train loss  test accuracy")
     for rate, run in zip(rates, runs, strict=True):
         metric = run.history.metrics
@@ -41,7 +54,17 @@ def rates():
 # %% Seeds: a key for each run, for its start and its batches
 def seeds():
     keys = jax.random.split(jax.random.key(0), 5)
-    runs = jaxnn.sweep(jaxnn.loss, start, TRAIN, optax.sgd, jnp.full(5, 2.0), key=keys, epochs=30, test=TEST, metrics=metrics)
+    runs = jaxnn.sweep(
+        jaxnn.loss,
+        start,
+        TRAIN,
+        optax.sgd,
+        jnp.full(5, 2.0),
+        key=keys,
+        epochs=30,
+        test=TEST,
+        metrics=metrics,
+    )
     ends = np.array([run.history.metrics["test_accuracy"][-1] for run in runs])
     print(f"test accuracy from {len(runs)} seeds: {ends.mean():.3f} +- {ends.std(ddof=1):.3f}")
 

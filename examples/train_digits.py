@@ -1,5 +1,6 @@
 # %% [markdown]
-"""Train on the digits from Python, with an optimiser from optax, and look at what the history holds.
+"""Train on the digits from Python, with an optimiser from optax, and look at what the history
+holds.
 
 Run it:  python examples/train_digits.py
 """

@@ -1,5 +1,6 @@
 # %% [markdown]
-"""Train the digits network by numerical gradients alone, and by automatic ones: the same accuracy, and how long each takes.
+"""Train the digits network by numerical gradients alone, and by automatic ones: the same accuracy,
+and how long each takes.
 
 Run it:  python examples/train_numerically.py
 """
@@ -35,14 +36,20 @@ def train(grad):
         test=(DIGITS.x_test, DIGITS.t_test),
         metrics=metrics,
     )
-    return result.history.metrics["test_accuracy"][-1], len(result.history.step_loss), time.perf_counter() - start
+    return (
+        result.history.metrics["test_accuracy"][-1],
+        len(result.history.step_loss),
+        time.perf_counter() - start,
+    )
 
 
 # %%
 def main():
     for name, grad in (("automatic", jax.grad), ("numerical", jaxnn.numerical_grad)):
         accuracy, steps, seconds = train(grad)
-        print(f"{name} gradients: test accuracy {accuracy:.4f} after {steps} steps in {seconds:.1f} s")
+        print(
+            f"{name} gradients: test accuracy {accuracy:.4f} after {steps} steps in {seconds:.1f} s"
+        )
 
 
 # %%

@@ -1,7 +1,8 @@
 """Data: real handwritten digits, MNIST's files, and mini-batches drawn from a key.
 
-A data set is four arrays (`Digits`): images as rows of floats in [0, 1], labels as class indices. The digits that ship with the
-package and MNIST are the same kind of file (IDX), so one reader serves both; it trusts nothing that a file says of itself.
+A data set is four arrays (`Digits`): images as rows of floats in [0, 1], labels as class indices.
+The digits that ship with the package and MNIST are the same kind of file (IDX), so one reader
+serves both; it trusts nothing that a file says of itself.
 """
 
 import gzip
@@ -18,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from jaxnn._door import (
+from jaxnn._files import as_path
+from jaxnn._validate import (
     as_array,
-    as_path,
     describe,
     require_arrays,
     require_classes,
@@ -72,7 +73,8 @@ def load_digits(seed: int = 0, test_size: int = 297) -> Digits:
       ValueError: `test_size` leaves nothing to train on, or nothing to test with.
 
     Source:
-      "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, CC BY 4.0 (`digits/SOURCE.txt`).
+      "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, CC BY 4.0
+      (`digits/SOURCE.txt`).
 
     Example:
       >>> load_digits().x_train.shape
@@ -81,9 +83,14 @@ def load_digits(seed: int = 0, test_size: int = 297) -> Digits:
     require_count("seed", seed)
     require_count("test_size", test_size, least=1)
     folder = files("jaxnn") / "digits"
-    images, labels = read_idx(folder / "images-idx3-ubyte.gz", 3), read_idx(folder / "labels-idx1-ubyte.gz", 1)
+    images, labels = (
+        read_idx(folder / "images-idx3-ubyte.gz", 3),
+        read_idx(folder / "labels-idx1-ubyte.gz", 1),
+    )
     if test_size >= len(images):
-        raise ValueError(f"`test_size` must be under {len(images)}, the number of images. Got {test_size}.")
+        raise ValueError(
+            f"`test_size` must be under {len(images)}, the number of images. Got {test_size}."
+        )
     order = np.random.default_rng(seed).permutation(len(images))
     x, t = _rows(images, 16)[order], labels.astype(np.int32)[order]
     parts = (x[test_size:], t[test_size:], x[:test_size], t[:test_size])
@@ -91,18 +98,21 @@ def load_digits(seed: int = 0, test_size: int = 297) -> Digits:
 
 
 def load_mnist(directory: str | Path) -> Digits:
-    """MNIST (or Fashion-MNIST, KMNIST, ...) from its four IDX files in a directory of yours, plain or .gz.
+    """MNIST (or Fashion-MNIST, KMNIST, ...) from its four IDX files in a directory of yours, plain
+    or .gz.
 
     Args:
-      directory: holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
-        `t10k-labels-idx1-ubyte`, each of them as it is or with `.gz` behind its name.
+      directory: holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`,
+        `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`, each of them as it is or with `.gz`
+        behind its name.
 
     Returns:
       `Digits` with 784 pixels an image.
 
     Raises:
       FileNotFoundError: the directory or one of the files is not there.
-      ValueError: a file is truncated, mislabelled, or does not fit the others; the message says what and where.
+      ValueError: a file is truncated, mislabelled, or does not fit the others; the message says
+        what and where.
 
     Example:
       >>> load_mnist("nowhere")
@@ -112,27 +122,39 @@ def load_mnist(directory: str | Path) -> Digits:
     """
     folder = as_path("directory", directory)
     if not folder.is_dir():
-        raise FileNotFoundError(f"`directory` must be a directory with MNIST's IDX files. Got {str(folder)!r}.")
+        raise FileNotFoundError(
+            f"`directory` must be a directory with MNIST's IDX files. Got {str(folder)!r}."
+        )
     paths = {}
     for part, name in _MNIST.items():
         found = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
         if not found:
-            raise FileNotFoundError(f"`directory` must hold {name} or {name}.gz. Got {str(folder)!r}, which has neither.")
+            raise FileNotFoundError(
+                f"`directory` must hold {name} or {name}.gz. Got {str(folder)!r}, which has "
+                f"neither."
+            )
         paths[part] = found[0]
-    arrays = {part: read_idx(path, 3 if part.startswith("x") else 1) for part, path in paths.items()}
+    arrays = {
+        part: read_idx(path, 3 if part.startswith("x") else 1) for part, path in paths.items()
+    }
     for half in ("train", "test"):
         images, labels = arrays[f"x_{half}"], arrays[f"t_{half}"]
         if len(images) != len(labels):
             raise ValueError(
-                f"{paths[f't_{half}']}: must hold one label for each of the {len(images)} images. Got {len(labels)} labels."
+                f"{paths[f't_{half}']}: must hold one label for each of the {len(images)} images. "
+                f"Got {len(labels)} labels."
             )
         if not images.size:
-            raise ValueError(f"{paths[f'x_{half}']}: must hold at least one image and one pixel. Got shape {images.shape}.")
+            raise ValueError(
+                f"{paths[f'x_{half}']}: must hold at least one image and one pixel. Got shape "
+                f"{images.shape}."
+            )
         if labels.size and labels.max() > 9:
             raise ValueError(f"{paths[f't_{half}']}: labels must be 0 to 9. Got {labels.max()}.")
     if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
         raise ValueError(
-            f"{paths['x_test']}: images must have the size of those to train on, {arrays['x_train'].shape[1:]}. "
+            f"{paths['x_test']}: images must have the size of those to train on, "
+            f"{arrays['x_train'].shape[1:]}. "
             f"Got {arrays['x_test'].shape[1:]}."
         )
     return Digits(
@@ -143,19 +165,23 @@ def load_mnist(directory: str | Path) -> Digits:
     )
 
 
-def read_idx(path: str | Path | Traversable, axes: int, limit: int = 2**31) -> UInt8[np.ndarray, "..."]:
+def read_idx(
+    path: str | Path | Traversable, axes: int, limit: int = 2**31
+) -> UInt8[np.ndarray, "..."]:
     """An IDX file of unsigned bytes, the format of MNIST: magic number, sizes, then the bytes.
 
     Args:
       path: the file; read through gzip if it begins as a gzip file does, whatever its name.
       axes: how many axes the array must have: 3 for images, 1 for labels.
-      limit: the most bytes of data that are accepted, so that a forged size cannot exhaust the memory.
+      limit: the most bytes of data that are accepted, so that a forged size cannot exhaust the
+        memory.
 
     Returns:
       The array, uint8.
 
     Raises:
-      ValueError: wrong magic number, number of axes or length; the message says which, expected and found.
+      ValueError: wrong magic number, number of axes or length; the message says which, expected and
+        found.
 
     Example:
       >>> read_idx(files("jaxnn") / "digits" / "images-idx3-ubyte.gz", 3).shape
@@ -174,29 +200,40 @@ def read_idx(path: str | Path | Traversable, axes: int, limit: int = 2**31) -> U
             stream = gzip.GzipFile(fileobj=raw) if zipped else raw
             header = stream.read(head)
             if len(header) < head:
-                raise ValueError(f"{path}: an IDX header of {head} bytes must come first. Got {len(header)} bytes in all.")
+                raise ValueError(
+                    f"{path}: an IDX header of {head} bytes must come first. Got {len(header)} "
+                    f"bytes in all."
+                )
             zero, dtype, dims = struct.unpack(">HBB", header[:4])
             if zero != 0 or dtype != 8 or dims != axes:
                 raise ValueError(
-                    f"{path}: the magic number must be 0x{0x0800 + axes:08x} (unsigned bytes, {axes} "
+                    f"{path}: the magic number must be 0x{0x0800 + axes:08x} (unsigned bytes, "
+                    f"{axes} "
                     f"{'axis' if axes == 1 else 'axes'}). Got 0x{header[:4].hex()}."
                 )
             shape = struct.unpack(f">{axes}I", header[4:])
             size = math.prod(shape)
             if math.prod(max(n, 1) for n in shape) > limit:
                 raise ValueError(
-                    f"{path}: must hold at most {limit} bytes of data. Got a header that says {shape}, {size} bytes."
+                    f"{path}: must hold at most {limit} bytes of data. Got a header that says "
+                    f"{shape}, {size} bytes."
                 )
             data = stream.read(size + 1)
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path}: must be a whole gzip file. Got one that cannot be unpacked: {error}.") from None
+            raise ValueError(
+                f"{path}: must be a whole gzip file. Got one that cannot be unpacked: {error}."
+            ) from None
     if len(data) != size:
         found = f"{len(data)} bytes" if len(data) < size else "more"
-        raise ValueError(f"{path}: the header says {shape}, so {size} bytes must follow it. Got {found}.")
+        raise ValueError(
+            f"{path}: the header says {shape}, so {size} bytes must follow it. Got {found}."
+        )
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def one_hot(t: Int[Array, "*batch"], classes: int, dtype: Any = jnp.float32) -> Float[Array, "*batch classes"]:
+def one_hot(
+    t: Int[Array, "*batch"], classes: int, dtype: Any = jnp.float32
+) -> Float[Array, "*batch classes"]:
     """Rows of zeros with a one at the class index.
 
     Args:
@@ -205,7 +242,8 @@ def one_hot(t: Int[Array, "*batch"], classes: int, dtype: Any = jnp.float32) -> 
       dtype: of the result.
 
     Returns:
-      An array with one axis more than `t`. Under `jit`, where an index out of range cannot be refused, its row is NaN.
+      An array with one axis more than `t`. Under `jit`, where an index out of range cannot be
+      refused, its row is NaN.
 
     Raises:
       TypeError: `t` is not an integer array.
@@ -223,7 +261,9 @@ def one_hot(t: Int[Array, "*batch"], classes: int, dtype: Any = jnp.float32) -> 
         raise TypeError(f"`t` must be class indices (integers). Got {describe(t)}.")
     require_classes("t", given, classes)  # as given: JAX would cut a 64-bit index to 32 bits
     inside = (t >= 0) & (t < classes)
-    return jnp.where(inside[..., None], jax.nn.one_hot(t, classes, dtype=dtype), np.asarray(np.nan, dtype))
+    return jnp.where(
+        inside[..., None], jax.nn.one_hot(t, classes, dtype=dtype), np.asarray(np.nan, dtype)
+    )
 
 
 def sample_batch(key: Key[Array, ""], data: PyTree, batch_size: int) -> PyTree:
@@ -251,7 +291,8 @@ def sample_batch(key: Key[Array, ""], data: PyTree, batch_size: int) -> PyTree:
 
 
 def shuffled(key: Key[Array, ""], count: int) -> Int[Array, "count"]:  # noqa: F821
-    """The numbers 0 to count - 1 in an order drawn from a key: each example once, as an epoch wants it.
+    """The numbers 0 to count - 1 in an order drawn from a key: each example once, as an epoch wants
+    it.
 
     Example:
       >>> sorted(shuffled(jax.random.key(0), 4).tolist())
@@ -259,8 +300,9 @@ def shuffled(key: Key[Array, ""], count: int) -> Int[Array, "count"]:  # noqa: F
     """
     require_key("key", key)
     require_count("count", count, least=1, most=2**31 - 1)
-    # To sort single integers takes a fifth of the time of `jax.random.permutation`, which sorts pairs, twice. So each is a draw
-    # and, in its lowest bits, a number; the draw has at least 33 bits, so equal ones, whose numbers stay in order, are rare.
+    # To sort single integers takes a fifth of the time of `jax.random.permutation`, which sorts
+    # pairs, twice. So each is a draw and, in its lowest bits, a number; the draw has at least 33
+    # bits, so equal ones, whose numbers stay in order, are rare.
     width = (count - 1).bit_length()
     draws = jax.random.bits(key, (2, count), jnp.uint32)
     with jax.enable_x64(True):
@@ -270,10 +312,12 @@ def shuffled(key: Key[Array, ""], count: int) -> Int[Array, "count"]:  # noqa: F
 
 
 def count_examples(data: PyTree, name: str = "data") -> int:
-    """The common length of the first axis of all arrays in `data`; `name` is what an error calls it.
+    """The common length of the first axis of all arrays in `data`; `name` is what an error calls
+    it.
 
     Raises:
-      ValueError: there are no arrays, an array has no first axis, or the lengths differ, or are zero.
+      ValueError: there are no arrays, an array has no first axis, or the lengths differ, or are
+        zero.
 
     Example:
       >>> count_examples((jnp.ones((5, 3)), jnp.arange(5)))
@@ -286,18 +330,26 @@ def count_examples(data: PyTree, name: str = "data") -> int:
     if len(lengths) != 1 or 0 in lengths:
         got = ", ".join(f"{leaf} {shape}" for leaf, shape in shapes.items()) or "no arrays"
         raise ValueError(
-            f"`{name}` must be arrays with the same number of examples, at least one, on the first axis. Got {got}."
+            f"`{name}` must be arrays with the same number of examples, at least one, on the first "
+            f"axis. Got {got}."
         )
     return lengths.pop()
 
 
 def require_batches(name: str, data: PyTree, like: PyTree = None) -> None:
-    """Refuse what is not a tuple of arrays with examples, or not of the form of `like`, the data that are trained on."""
+    """Refuse what is not a tuple of arrays with examples, or not of the form of `like`, the data
+    that are trained on.
+    """
     if not isinstance(data, tuple | list):
-        raise TypeError(f"`{name}` must be a tuple of arrays, such as (x, t). Got {describe(data)}.")
+        raise TypeError(
+            f"`{name}` must be a tuple of arrays, such as (x, t). Got {describe(data)}."
+        )
     count_examples(data, name)
     if like is not None:
-        first = [jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tuple(form)) for form in (data, like)]
+        first = [
+            jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tuple(form))
+            for form in (data, like)
+        ]
         require_same_form(f"an example of {name}", first[0], "data", first[1])
 
 

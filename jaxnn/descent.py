@@ -1,12 +1,12 @@
 """Descent: following the negative gradient of a function, as one compiled loop on the device.
 
-The loss and the gradient come in as functions (`grad=jax.grad`, or `grad=numerical_grad`); the point is any pytree, whose
-floating leaves move and whose other leaves stay. `lr` and `step_num` are traced, so other values compile nothing. As under
-`jax.jit`, a function is compiled once per function object: pass data that changes by a new function.
+The loss and the gradient come in as functions (`grad=jax.grad`, or `grad=numerical_grad`); the
+point is any pytree, whose floating leaves move and whose other leaves stay. `lr` and `step_num` are
+traced, so other values compile nothing. As under `jax.jit`, a function is compiled once per
+function object: pass data that changes by a new function.
 """
 
 import enum
-import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxnn._door import (
+from jaxnn._programs import kept
+from jaxnn._validate import (
     is_concrete,
     is_differentiable,
     require_arguments,
@@ -61,7 +62,8 @@ def gradient_descent(
       init_x: where to start; any pytree. It is not overwritten.
       lr: learning rate, in the unit of x^2 over that of f.
       step_num: number of steps.
-      grad: makes the gradient out of `f`: `jax.grad`, `numerical_grad`, or anything with their calling form.
+      grad: makes the gradient out of `f`: `jax.grad`, `numerical_grad`, or anything with their
+        calling form.
 
     Returns:
       Where the descent ends, like `init_x`.
@@ -71,21 +73,25 @@ def gradient_descent(
       ValueError: `lr` is not finite, `step_num` is negative.
 
     Warns:
-      DivergenceWarning: the loss at the end is above that at the start, or not finite. Not seen under `jit` or `vmap`,
-        where values cannot be looked at: there, compare f at both ends, or take `descent_path`.
+      DivergenceWarning: the loss at the end is above that at the start, or not finite. Not seen
+        under `jit` or `vmap`, where values cannot be looked at: there, compare f at both ends, or
+        take `descent_path`.
 
     Example:
-      >>> end = gradient_descent(lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0]), lr=0.1, step_num=100)
+      >>> f, start = lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0])
+      >>> end = gradient_descent(f, start, lr=0.1, step_num=100)
       >>> [f"{x:.4e}" for x in end]
       ['-6.1111e-10', '8.1481e-10']
     """
-    _at_the_door(f, init_x, lr, grad)
+    _require_descent(f, init_x, lr, grad)
     require_count("step_num", step_num, most=2**31 - 1)
     steps = step_num if not is_concrete(step_num) else np.int32(step_num)
-    x, before, after, lower = _descend(_Hashed(f), _Hashed(grad), init_x, _typed(lr, init_x), steps)
+    descend = kept(_descent, f, grad, values=init_x)
+    x, before, after, lower = descend(init_x, _typed(lr, init_x), steps)
     if is_concrete(lower) and not bool(lower):
         warnings.warn(
-            f"gradient_descent diverged: the loss went from {float(before):.6g} to {float(after):.6g} in {int(step_num)} "
+            f"gradient_descent diverged: the loss went from {float(before):.6g} to "
+            f"{float(after):.6g} in {int(step_num)} "
             f"steps with lr={float(lr):g}; a smaller `lr` may converge.",
             DivergenceWarning,
             stacklevel=2,
@@ -111,7 +117,12 @@ class DescentPath(NamedTuple):
 
 
 def descent_path(
-    f: Loss, init_x: PyTree, lr: float | Float[Array, ""] = 0.01, step_num: int = 100, *, grad: Callable = jax.grad
+    f: Loss,
+    init_x: PyTree,
+    lr: float | Float[Array, ""] = 0.01,
+    step_num: int = 100,
+    *,
+    grad: Callable = jax.grad,
 ) -> DescentPath:
     """As `gradient_descent`, but every point and its loss are kept, through one jitted `lax.scan`.
 
@@ -130,12 +141,14 @@ def descent_path(
       ValueError: `lr` is not finite, `step_num` is negative.
 
     Example:
-      >>> descent_path(lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0]), lr=0.1, step_num=2).losses.round(2)
+      >>> f, start = lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0])
+      >>> descent_path(f, start, lr=0.1, step_num=2).losses.round(2)
       Array([25.  , 16.  , 10.24], dtype=float32)
     """
-    _at_the_door(f, init_x, lr, grad)
+    _require_descent(f, init_x, lr, grad)
     require_count("step_num", step_num, most=2**31 - 2)
-    return _trace(_Hashed(f), _Hashed(grad), int(step_num), init_x, _typed(lr, init_x))
+    follow = kept(_path, f, grad, int(step_num), values=init_x)
+    return follow(init_x, _typed(lr, init_x))
 
 
 class Stop(enum.IntEnum):
@@ -155,7 +168,8 @@ class Minimum(NamedTuple):
     """Where `minimize` ended, and why.
 
     Attributes:
-      x: the last point at which the loss and its gradient are finite (the start, if they never were).
+      x: the last point at which the loss and its gradient are finite (the start, if they never
+        were).
       loss: f at that point.
       grad_norm: the Euclidean norm of its gradient there.
       steps: how many steps were taken.
@@ -190,19 +204,22 @@ def minimize(
     grad: Callable = jax.grad,
     opt_state: PyTree | None = None,
 ) -> Minimum:
-    """Minimise with an optax optimiser in one jitted `lax.while_loop`, until there is a reason to stop.
+    """Minimise with an optax optimiser in one jitted `lax.while_loop`, until there is a reason to
+    stop.
 
     Args:
       f: a scalar function of `init_x`'s structure.
       init_x: where to start; any pytree. It is not overwritten.
       optimizer: from optax. Keep the object: a new one, though equal, compiles again.
       max_steps: stop after so many steps; traced.
-      tolerance: stop when the Euclidean norm of the gradient is at most this; traced, in the unit of f over that of x.
+      tolerance: stop when the Euclidean norm of the gradient is at most this; traced, in the unit
+        of f over that of x.
       grad: makes the gradient out of `f`.
       opt_state: a state to go on from; `optimizer.init` of the floating leaves by default.
 
     Returns:
-      A `Minimum`; its `status` says which of small gradient, max_steps or not-finite values ended it.
+      A `Minimum`; its `status` says which of small gradient, max_steps or not-finite values ended
+      it.
 
     Raises:
       TypeError: `init_x` has no floating leaf, `max_steps` is not an integer.
@@ -212,92 +229,100 @@ def minimize(
       >>> minimize(lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0]), optax.sgd(0.1)).reason
       'small gradient'
     """
-    _at_the_door(f, init_x, tolerance, grad, "tolerance")
+    _require_descent(f, init_x, tolerance, grad, "tolerance")
     require_count("max_steps", max_steps, most=2**31 - 1)
     require_optimizer("optimizer", optimizer)
     if opt_state is None:
         opt_state = optimizer.init(_split(init_x)[0])
     else:
-        require_same_form("opt_state", opt_state, "optimizer.init(...)", jax.eval_shape(optimizer.init, _split(init_x)[0]))
+        require_same_form(
+            "opt_state",
+            opt_state,
+            "optimizer.init(...)",
+            jax.eval_shape(optimizer.init, _split(init_x)[0]),
+        )
     most = np.int32(max_steps) if is_concrete(max_steps) else max_steps
-    arguments = (opt_state, most, _typed(tolerance, init_x))
-    return _minimize(_Hashed(f), _Hashed(grad), optimizer, init_x, *arguments)
+    minimise = kept(_minimization, f, grad, optimizer.update, values=init_x)
+    return minimise(init_x, opt_state, most, _typed(tolerance, init_x))
 
 
-class _Hashed:
-    """A function as a static argument: equal when it is the same object (or says itself that it is equal)."""
+def _descent(f: Callable, grad: Callable) -> Callable:
+    @jax.jit
+    def descend(init_x, lr, step_num):
+        leaves, _, merge = _split(init_x)
+        value, gradient = _value_and_gradient(f, grad, merge)
+        step = lambda _, x: _step(x, gradient(x), lr)  # noqa: E731
+        end = jax.lax.fori_loop(0, step_num, step, leaves)
+        before, after = value(leaves), value(end)
+        return merge(end), before, after, after <= before
 
-    def __init__(self, call):
-        self.call = call
-
-    def __hash__(self):
-        try:
-            return hash(self.call)
-        except TypeError:
-            return id(self.call)
-
-    def __eq__(self, other):
-        if self.call is other.call:
-            return True
-        return getattr(self.call, "__hash__", None) is not None and bool(self.call == other.call)
+    return descend
 
 
-@functools.partial(jax.jit, static_argnames=("f", "grad"))
-def _descend(f, grad, init_x, lr, step_num):
-    leaves, _, merge = _split(init_x)
-    value, gradient = _calls(f, grad, merge)
-    end = jax.lax.fori_loop(0, step_num, lambda _, x: _step(x, gradient(x), lr), leaves)
-    before, after = value(leaves), value(end)
-    return merge(end), before, after, after <= before
+def _path(f: Callable, grad: Callable, step_num: int) -> Callable:
+    @jax.jit
+    def follow(init_x, lr):
+        leaves, rest, merge = _split(init_x)
+        value, gradient = _value_and_gradient(f, grad, merge)
+
+        def body(x, _):
+            new = _step(x, gradient(x), lr)
+            return new, (new, value(new))
+
+        _, (points, losses) = jax.lax.scan(body, leaves, length=step_num)
+        pairs = zip(leaves, points, strict=True)
+        points = [jnp.concatenate([jnp.asarray(x)[None], later]) for x, later in pairs]
+        fixed = [jnp.broadcast_to(x, (step_num + 1, *jnp.shape(x))) for x in rest]
+        return DescentPath(merge(points, fixed), jnp.concatenate([value(leaves)[None], losses]))
+
+    return follow
 
 
-@functools.partial(jax.jit, static_argnames=("f", "grad", "step_num"))
-def _trace(f, grad, step_num, init_x, lr):
-    leaves, rest, merge = _split(init_x)
-    value, gradient = _calls(f, grad, merge)
+class _Look(NamedTuple):
+    """A point of a minimisation, and what is known there."""
 
-    def body(x, _):
-        new = _step(x, gradient(x), lr)
-        return new, (new, value(new))
-
-    _, (points, losses) = jax.lax.scan(body, leaves, length=step_num)
-    points = [jnp.concatenate([jnp.asarray(x)[None], later]) for x, later in zip(leaves, points, strict=True)]
-    fixed = [jnp.broadcast_to(x, (step_num + 1, *jnp.shape(x))) for x in rest]
-    return DescentPath(merge(points, fixed), jnp.concatenate([value(leaves)[None], losses]))
+    x: list[Any]
+    loss: Any
+    gradient: list[Any]
+    norm: Any
+    opt_state: Any
 
 
-@functools.partial(jax.jit, static_argnames=("f", "grad", "optimizer"))
-def _minimize(f, grad, optimizer, init_x, opt_state, max_steps, tolerance):
-    leaves, _, merge = _split(init_x)
-    value, gradient = _calls(f, grad, merge)
+def _minimization(f: Callable, grad: Callable, update: Callable) -> Callable:
+    @jax.jit
+    def minimise(init_x, opt_state, max_steps, tolerance):
+        leaves, _, merge = _split(init_x)
+        value, gradient = _value_and_gradient(f, grad, merge)
 
-    def look(x):
-        g = gradient(x)
-        return value(x), g, optax.tree.norm(g)
+        def look(x, opt_state):
+            g = gradient(x)
+            return _Look(x, value(x), g, optax.tree.norm(g), opt_state)
 
-    def going(carry):
-        _, loss, _, norm, steps, _, finite = carry
-        return finite & (norm > tolerance) & (steps < max_steps)
+        def going(carry):
+            at, steps, finite = carry
+            return finite & (at.norm > tolerance) & (steps < max_steps)
 
-    def step(carry):
-        x, loss, g, norm, steps, state, _ = carry
-        updates, new_state = optimizer.update(g, state, x)
-        new_x = optax.apply_updates(x, updates)
-        new_loss, new_g, new_norm = look(new_x)
-        finite = jnp.isfinite(new_loss) & jnp.isfinite(new_norm) & _all_finite(new_x)
-        new = (new_x, new_loss, new_g, new_norm, steps + 1, new_state)
-        old = (x, loss, g, norm, steps + 1, state)
-        return *jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), finite
+        def step(carry):
+            at, steps, _ = carry
+            updates, opt_state = update(at.gradient, at.opt_state, at.x)
+            new = look(optax.apply_updates(at.x, updates), opt_state)
+            finite = jnp.isfinite(new.loss) & jnp.isfinite(new.norm) & _all_finite(new.x)
+            kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, at)
+            return kept, steps + 1, finite
 
-    loss, g, norm = look(leaves)
-    start = (leaves, loss, g, norm, jnp.zeros((), jnp.int32), opt_state, jnp.isfinite(loss) & jnp.isfinite(norm))
-    x, loss, _, norm, steps, state, finite = jax.lax.while_loop(going, step, start)
-    status = jnp.where(~finite, Stop.NOT_FINITE, jnp.where(norm <= tolerance, Stop.SMALL_GRADIENT, Stop.MAX_STEPS))
-    return Minimum(merge(x), loss, norm, steps, status.astype(jnp.int32), state)
+        start = look(leaves, opt_state)
+        finite = jnp.isfinite(start.loss) & jnp.isfinite(start.norm)
+        carry = start, jnp.zeros((), jnp.int32), finite
+        at, steps, finite = jax.lax.while_loop(going, step, carry)
+        status = jnp.where(at.norm <= tolerance, Stop.SMALL_GRADIENT, Stop.MAX_STEPS)
+        status = jnp.where(finite, status, Stop.NOT_FINITE).astype(jnp.int32)
+        return Minimum(merge(at.x), at.loss, at.norm, steps, status, at.opt_state)
+
+    return minimise
 
 
 def _split(tree):
-    """The leaves that move (the floating ones), the rest, and what puts a tree together from both."""
+    """The leaves that move (the floating ones), the rest, and what joins both to a tree."""
     leaves, structure = jax.tree.flatten(tree)
     moving = [is_differentiable(leaf) for leaf in leaves]
     points = [jnp.asarray(leaf) for leaf, moves in zip(leaves, moving, strict=True) if moves]
@@ -310,15 +335,15 @@ def _split(tree):
     return points, rest, merge
 
 
-def _calls(f, grad, merge):
-    """The loss and its gradient as functions of the leaves that move, which see to what they return."""
+def _value_and_gradient(f: Callable, grad: Callable, merge: Callable) -> tuple[Callable, Callable]:
+    """The loss and its gradient as functions of the leaves that move, their results checked."""
 
     def value(x):
-        out = f.call(merge(x))
+        out = f(merge(x))
         require_scalar("f", out)
         return jnp.asarray(out)
 
-    gradient = grad.call(value)
+    gradient = grad(value)
     require_callable("grad(f)", gradient)
 
     def checked(x):
@@ -331,7 +356,10 @@ def _calls(f, grad, merge):
 
 
 def _step(x, gradient, lr):
-    return [leaf - lr.astype(leaf.dtype) * g.astype(leaf.dtype) for leaf, g in zip(x, gradient, strict=True)]
+    return [
+        leaf - lr.astype(leaf.dtype) * g.astype(leaf.dtype)
+        for leaf, g in zip(x, gradient, strict=True)
+    ]
 
 
 def _all_finite(leaves) -> Bool[Array, ""]:
@@ -339,7 +367,9 @@ def _all_finite(leaves) -> Bool[Array, ""]:
 
 
 def _typed(number, tree):
-    """A number with the tree's widest floating dtype: a Python float beside an array would compile twice."""
+    """A number with the tree's widest floating dtype: a Python float beside an array would compile
+    twice.
+    """
     dtype = _dtype(tree)
     return np.asarray(number, dtype) if is_concrete(number) else jnp.asarray(number, dtype)
 
@@ -349,7 +379,7 @@ def _dtype(tree):
     return jnp.result_type(*(leaf for leaf in jax.tree.leaves(tree) if is_differentiable(leaf)))
 
 
-def _at_the_door(f, init_x, number, grad, name="lr"):
+def _require_descent(f, init_x, number, grad, name="lr"):
     require_callable("f", f)
     require_floating("init_x", init_x)
     require_arguments("f", f, init_x)

@@ -1,8 +1,9 @@
 """Losses: how far a network's output is from what it should have said.
 
-One rule holds for all of them: the last axis is the classes, the loss of one example is a sum over that axis, and a batch gets
-the mean over its examples. Targets are one-hot (any array with the shape of the output) or class indices (integers, one axis
-less). Under `jit` a class index out of range cannot be refused; it makes the result NaN, never a wrong number.
+One rule holds for all of them: the last axis is the classes, the loss of one example is a sum over
+that axis, and a batch gets the mean over its examples. Targets are one-hot (any array with the
+shape of the output) or class indices (integers, one axis less). Under `jit` a class index out of
+range cannot be refused; it makes the result NaN, never a wrong number.
 """
 
 import jax
@@ -10,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from jaxnn._door import as_array, describe, is_concrete, is_differentiable, require_classes, require_number
+from jaxnn._validate import (
+    as_array,
+    describe,
+    is_concrete,
+    is_differentiable,
+    require_classes,
+    require_number,
+)
 
 
 def mean_squared_error(
@@ -28,14 +36,15 @@ def mean_squared_error(
       Scalar in the squared unit of `y`, with the dtype of `y`; 0 is perfect.
 
     Raises:
-      ValueError: the shapes do not fit, the batch is empty, or (outside `jit`) a class index is out of range.
+      ValueError: the shapes do not fit, the batch is empty, or (outside `jit`) a class index is out
+        of range.
       TypeError: `y` is not floating-point.
 
     Example:
       >>> mean_squared_error(jnp.array([0.1, 0.8, 0.1]), jnp.array(1))
       Array(0.03, dtype=float32)
     """
-    y, t = _at_the_door("y", y, t)
+    y, t = _require_loss_arguments("y", y, t)
     if t.shape != y.shape:
         t = _one_hot(t, y.shape[-1], y.dtype)
     return jnp.mean(0.5 * jnp.sum((y - t) ** 2, axis=-1))
@@ -46,7 +55,8 @@ def cross_entropy_error(
     t: Num[Array, "*batch classes"] | Int[Array, "*batch"],
     delta: float | Float[Array, ""] = 1e-7,
 ) -> Float[Array, ""]:
-    """Cross-entropy of probabilities: minus the sum over classes of t log(y + delta), averaged over the batch.
+    """Cross-entropy of probabilities: minus the sum over classes of t log(y + delta), averaged over
+    the batch.
 
     Args:
       y: probabilities (after softmax); the last axis is the classes.
@@ -57,14 +67,15 @@ def cross_entropy_error(
       Scalar in nats with the dtype of `y`; about 0 is perfect, `log(classes)` is guessing.
 
     Raises:
-      ValueError: the shapes do not fit, the batch is empty, or (outside `jit`) a class index is out of range.
+      ValueError: the shapes do not fit, the batch is empty, or (outside `jit`) a class index is out
+        of range.
       TypeError: `y` is not floating-point.
 
     Example:
       >>> cross_entropy_error(jnp.array([0.1, 0.6, 0.3]), jnp.array(1)).round(4)
       Array(0.5108, dtype=float32)
     """
-    y, t = _at_the_door("y", y, t)
+    y, t = _require_loss_arguments("y", y, t)
     require_number("delta", delta, dtype=y.dtype)
     if is_concrete(delta) and delta < 0:
         raise ValueError(f"`delta` must be at least 0. Got {float(delta)!r}.")
@@ -74,32 +85,40 @@ def cross_entropy_error(
 def softmax_cross_entropy(
     logits: Float[Array, "*batch classes"], t: Num[Array, "*batch classes"] | Int[Array, "*batch"]
 ) -> Float[Array, ""]:
-    """Cross-entropy of softmax(logits), from the logits: minus the sum of t log_softmax(logits), averaged over the batch.
+    """Cross-entropy of softmax(logits), from the logits: minus the sum of t log_softmax(logits),
+    averaged over the batch.
 
-    The same loss as `cross_entropy_error(softmax(logits), t)`, without its delta and without its rounding: the logarithm is
-    taken before the exponential can underflow, so value and gradient, softmax(logits) - t, are finite for all finite logits.
+    The same loss as `cross_entropy_error(softmax(logits), t)`, without its delta and without its
+    rounding: the logarithm is taken before the exponential can underflow, so value and gradient,
+    softmax(logits) - t, are finite for all finite logits.
 
     Args:
-      logits: unnormalised scores; the last axis is the classes. -inf (a class ruled out) is allowed where t is 0.
-      t: one-hot (or any distribution) with the shape of `logits`, or class indices with one axis less.
+      logits: unnormalised scores; the last axis is the classes. -inf (a class ruled out) is allowed
+        where t is 0.
+      t: one-hot (or any distribution) with the shape of `logits`, or class indices with one axis
+        less.
 
     Returns:
       Scalar in nats with the dtype of `logits`; 0 is perfect, `log(classes)` is guessing.
 
     Raises:
-      ValueError: the shapes do not fit, the batch is empty, or (outside `jit`) a class index is out of range.
+      ValueError: the shapes do not fit, the batch is empty, or (outside `jit`) a class index is out
+        of range.
       TypeError: `logits` is not floating-point.
 
     Example:
       >>> softmax_cross_entropy(jnp.array([0.0, 0.0]), jnp.array(1))
       Array(0.6931472, dtype=float32)
     """
-    logits, t = _at_the_door("logits", logits, t)
+    logits, t = _require_loss_arguments("logits", logits, t)
     return jnp.mean(-_expected(jax.nn.log_softmax(logits), t))
 
 
-def accuracy(y: Float[Array, "*batch classes"], t: Num[Array, "*batch classes"] | Int[Array, "*batch"]) -> Float[Array, ""]:
-    """Fraction of examples whose largest output is the true class. Not a loss: its gradient is zero wherever it has one.
+def accuracy(
+    y: Float[Array, "*batch classes"], t: Num[Array, "*batch classes"] | Int[Array, "*batch"]
+) -> Float[Array, ""]:
+    """Fraction of examples whose largest output is the true class. Not a loss: its gradient is zero
+    wherever it has one.
 
     Args:
       y: scores or probabilities; the last axis is the classes.
@@ -109,34 +128,43 @@ def accuracy(y: Float[Array, "*batch classes"], t: Num[Array, "*batch classes"] 
       Scalar between 0 and 1, mean over the batch, float32.
 
     Raises:
-      ValueError: the shapes do not fit, the batch is empty, or (outside `jit`) a class index is out of range.
+      ValueError: the shapes do not fit, the batch is empty, or (outside `jit`) a class index is out
+        of range.
       TypeError: `y` is not floating-point.
 
     Example:
       >>> accuracy(jnp.array([[0.9, 0.1], [0.8, 0.2]]), jnp.array([0, 1]))
       Array(0.5, dtype=float32)
     """
-    y, t = _at_the_door("y", y, t)
+    y, t = _require_loss_arguments("y", y, t)
     if t.shape == y.shape:
         t = jnp.argmax(t, axis=-1)
     return jnp.mean(jnp.argmax(y, axis=-1) == t, dtype=jnp.float32)
 
 
-def _at_the_door(name, y, t):
+def _require_loss_arguments(name, y, t):
     """Output and targets as arrays whose shapes fit each other."""
     given, y, t = t, as_array(name, y), as_array("t", t)
     if not is_differentiable(y):
         raise TypeError(f"`{name}` must be floating-point. Got {describe(y)}.")
     if y.ndim == 0 or y.size == 0:
-        raise ValueError(f"`{name}` must have at least one example and one class. Got shape {y.shape}.")
+        raise ValueError(
+            f"`{name}` must have at least one example and one class. Got shape {y.shape}."
+        )
     if t.shape != y.shape and t.shape != y.shape[:-1]:
-        raise ValueError(f"`t` must have shape {y.shape} or {y.shape[:-1]}, to fit `{name}`. Got shape {t.shape}.")
+        raise ValueError(
+            f"`t` must have shape {y.shape} or {y.shape[:-1]}, to fit `{name}`. Got shape "
+            f"{t.shape}."
+        )
     if not any(jnp.issubdtype(t.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
         raise TypeError(f"`t` must be real, or class indices (integers). Got {describe(t)}.")
     if t.shape == y.shape:
         return y, t if is_differentiable(t) else t.astype(y.dtype)
     if not jnp.issubdtype(t.dtype, jnp.integer):
-        raise TypeError(f"`t` must be class indices (integers) where it has one axis less than `{name}`. Got {describe(t)}.")
+        raise TypeError(
+            f"`t` must be class indices (integers) where it has one axis less than `{name}`. Got "
+            f"{describe(t)}."
+        )
     require_classes("t", given, y.shape[-1])  # as given: JAX would cut a 64-bit index to 32 bits
     return y, t
 

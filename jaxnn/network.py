@@ -1,8 +1,9 @@
 """A fully connected network as pure functions over a pytree of parameters.
 
-The parameters are a dictionary with the chapter's names: `W1`, `b1`, `W2`, `b2`, ... Layer i computes x @ Wi + bi; all layers
-but the last are followed by the activation, and the last one gives scores (logits), which `softmax_cross_entropy` turns into a
-loss. A layer whose bias is absent has none: the chapter's 2x3 network is `{"W1": W}`.
+The parameters are a dictionary with the chapter's names: `W1`, `b1`, `W2`, `b2`, ... Layer i
+computes x @ Wi + bi; all layers but the last are followed by the activation, and the last one gives
+scores (logits), which `softmax_cross_entropy` turns into a loss. A layer whose bias is absent has
+none: the chapter's 2x3 network is `{"W1": W}`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num
 
-from jaxnn._door import (
+from jaxnn._validate import (
     as_array,
     describe,
     require_arrays,
@@ -30,13 +31,15 @@ Params = Mapping[str, Float[Array, "..."]]
 def init_network(
     key: Key[Array, ""], sizes: Sequence[int], weight_scale: float = 0.01, dtype: Any = jnp.float32
 ) -> dict[str, Float[Array, "..."]]:
-    """Parameters of a fully connected network: normal weights with standard deviation `weight_scale`, zero biases.
+    """Parameters of a fully connected network: normal weights with standard deviation
+    `weight_scale`, zero biases.
 
     Args:
       key: a PRNG key, from `jax.random.key`.
       sizes: number of units of each layer, input first: `(784, 50, 10)` has one hidden layer.
       weight_scale: standard deviation of the weights.
-      dtype: floating dtype of the parameters. Given explicitly, so that the draw is the same whether x64 is on or not.
+      dtype: floating dtype of the parameters. Given explicitly, so that the draw is the same
+        whether x64 is on or not.
 
     Returns:
       `{"W1": (sizes[0], sizes[1]), "b1": (sizes[1],), "W2": ...}`.
@@ -53,7 +56,9 @@ def init_network(
     if not hasattr(sizes, "__len__") or isinstance(sizes, str | Mapping):
         raise TypeError(f"`sizes` must be a sequence of integers. Got {describe(sizes)}.")
     if len(sizes) < 2:
-        raise ValueError(f"`sizes` must name at least an input and an output layer. Got {tuple(sizes)}.")
+        raise ValueError(
+            f"`sizes` must name at least an input and an output layer. Got {tuple(sizes)}."
+        )
     for i, size in enumerate(sizes):
         require_count(f"sizes[{i}]", size, least=1)
     require_floating_dtype("dtype", dtype)
@@ -61,7 +66,9 @@ def init_network(
     params = {}
     for i, (rows, columns) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), start=1):
         key, subkey = jax.random.split(key)
-        params[f"W{i}"] = jnp.asarray(weight_scale, dtype) * jax.random.normal(subkey, (rows, columns), dtype)
+        params[f"W{i}"] = jnp.asarray(weight_scale, dtype) * jax.random.normal(
+            subkey, (rows, columns), dtype
+        )
         params[f"b{i}"] = jnp.zeros(columns, dtype)
     return params
 
@@ -72,7 +79,8 @@ def predict(
     """Scores (logits) of the network: affine layers with `activation` between them.
 
     Args:
-      params: from `init_network`, or any dictionary with `W1`, ..., `Wn` and optional `b1`, ..., `bn`.
+      params: from `init_network`, or any dictionary with `W1`, ..., `Wn` and optional `b1`, ...,
+        `bn`.
       x: one example or a batch of them; the last axis is the inputs.
       activation: applied after every layer but the last; the chapter's is the sigmoid.
 
@@ -103,11 +111,16 @@ def predict(
         weight = params[f"W{i}"]
         width = x.shape[-1] if x.ndim else None
         if getattr(weight, "ndim", None) != 2 or weight.shape[0] != width:
-            raise ValueError(f"`params['W{i}']` must have shape ({width}, outputs), to fit its input. Got {describe(weight)}.")
+            raise ValueError(
+                f"`params['W{i}']` must have shape ({width}, outputs), to fit its input. Got "
+                f"{describe(weight)}."
+            )
         x = x @ weight
         if (bias := params.get(f"b{i}")) is not None:
             if getattr(bias, "shape", ()) != weight.shape[1:]:
-                raise ValueError(f"`params['b{i}']` must have shape {weight.shape[1:]}. Got {describe(bias)}.")
+                raise ValueError(
+                    f"`params['b{i}']` must have shape {weight.shape[1:]}. Got {describe(bias)}."
+                )
             # Written out, so that it also holds under jax_numpy_rank_promotion="raise".
             x = x + jnp.broadcast_to(bias, x.shape)
         if i < depth:

@@ -1,13 +1,14 @@
-"""Functions to descend on: the chapter's of one and two variables, and the hard ones, where the gradient is zero elsewhere.
+"""Functions to descend on: the chapter's of one and two variables, and the hard ones, where the
+gradient is zero elsewhere.
 
-Each takes one array whose last axis is the variables (`parabola` takes numbers) and reduces that axis, so a grid of points goes
-through in one call.
+Each takes one array whose last axis is the variables (`parabola` takes numbers) and reduces that
+axis, so a grid of points goes through in one call.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxnn._door import describe
+from jaxnn._validate import describe
 
 
 def parabola(x: float | Float[Array, "*points"]) -> float | Float[Array, "*points"]:
@@ -21,7 +22,8 @@ def parabola(x: float | Float[Array, "*points"]) -> float | Float[Array, "*point
 
 
 def bowl(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
-    """The chapter's function of two variables, x0^2 + x1^2 (of any number of them); its gradient is 2 x.
+    """The chapter's function of two variables, x0^2 + x1^2 (of any number of them); its gradient is
+    2 x.
 
     Example:
       >>> bowl(jnp.array([3.0, 4.0]))
@@ -32,7 +34,8 @@ def bowl(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
 
 
 def saddle(x: Float[Array, "*points 2"]) -> Float[Array, "*points"]:
-    """x0^2 - x1^2 + x1^4 / 4: the gradient is zero at the origin, which is no minimum; the minima are at (0, +-sqrt 2).
+    """x0^2 - x1^2 + x1^4 / 4: the gradient is zero at the origin, which is no minimum; the minima
+    are at (0, +-sqrt 2).
 
     Example:
       >>> saddle(jnp.array([[0.0, 0.0], [0.0, 2.0]]))
@@ -43,7 +46,8 @@ def saddle(x: Float[Array, "*points 2"]) -> Float[Array, "*points"]:
 
 
 def plateau(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
-    """1 - exp(-|x|^2 / 2): one minimum at the origin, and all but no slope a few units away from it.
+    """1 - exp(-|x|^2 / 2): one minimum at the origin, and all but no slope a few units away from
+    it.
 
     Example:
       >>> plateau(jnp.array([[0.0, 0.0], [9.0, 9.0]]))
@@ -54,7 +58,8 @@ def plateau(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
 
 
 def two_valleys(x: Float[Array, "*points 2"]) -> Float[Array, "*points"]:
-    """(x0^2 - 1)^2 + 0.3 x0 + x1^2: a minimum near (-1.04, 0) and a local one, higher, near (0.96, 0).
+    """(x0^2 - 1)^2 + 0.3 x0 + x1^2: a minimum near (-1.04, 0) and a local one, higher, near (0.96,
+    0).
 
     Example:
       >>> two_valleys(jnp.array([[-1.0, 0.0], [1.0, 0.0]]))
@@ -65,7 +70,8 @@ def two_valleys(x: Float[Array, "*points 2"]) -> Float[Array, "*points"]:
 
 
 def rosenbrock(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
-    """sum 100 (x[i+1] - x[i]^2)^2 + (1 - x[i])^2: a bent, nearly flat valley that leads to the minimum at (1, ..., 1).
+    """sum 100 (x[i+1] - x[i]^2)^2 + (1 - x[i])^2: a bent, nearly flat valley that leads to the
+    minimum at (1, ..., 1).
 
     Example:
       >>> rosenbrock(jnp.array([1.0, 1.0]))
@@ -76,7 +82,7 @@ def rosenbrock(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
 
 
 def _require_variables(x, least, most=None):
-    """Refuse too few variables, or too many: JAX would take others in their place without a word."""
+    """Refuse too few variables, or too many: JAX would take others without a word."""
     variables = (getattr(x, "shape", None) or (0,))[-1]
     if variables < least or (most is not None and variables > most):
         wanted = f"{least} variables" if most else f"at least {least} variable{'s' * (least > 1)}"

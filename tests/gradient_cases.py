@@ -1,8 +1,9 @@
-"""Functions with right and with wrong gradients, for the check: each wrong one beside its corrected twin, and hard right ones.
+"""Functions with right and with wrong gradients, for the check: each wrong one beside its corrected
+twin, and hard right ones.
 
-A case is a function of no arguments that returns `(f, args)`. A pair differs only in its derivative rule: `wrong` says which
-leaf is wrong, and which of its entries (None: all of them). The right ones are those on which checkers cry wolf.
-"""
+A case is a function of no arguments that returns `(f, args)`. A pair differs only in its derivative
+rule: `wrong` says which leaf is wrong, and which of its entries (None: all of them). The right ones
+are those on which checkers cry wolf."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -71,7 +72,10 @@ def sign_of_a_log(correct):
 @pair({"[0]": None})
 def sum_for_mean(correct):
     x = draw(2, 32, 4)
-    loss = rule(lambda w: jnp.mean((x @ w) ** 2), lambda args, g: (g * 2 * x.T @ (x @ args[0]) / (32 if correct else 1),))
+    loss = rule(
+        lambda w: jnp.mean((x @ w) ** 2),
+        lambda args, g: (g * 2 * x.T @ (x @ args[0]) / (32 if correct else 1),),
+    )
     return loss, (draw(3, 4),)
 
 
@@ -85,9 +89,14 @@ def transposed_weight_gradient(correct):
 
 @pair({"[0]['b']": None})
 def bias_of_the_first_row_only(correct):
-    dense = rule(lambda x, w, b: x @ w + b, lambda args, g: (g @ args[1].T, args[0].T @ g, g.sum(0) if correct else g[0]))
+    dense = rule(
+        lambda x, w, b: x @ w + b,
+        lambda args, g: (g @ args[1].T, args[0].T @ g, g.sum(0) if correct else g[0]),
+    )
     x = draw(6, 8, 3)
-    return lambda p: jnp.mean(jnp.tanh(dense(x, p["w"], p["b"])) ** 2), ({"w": draw(7, 3, 4), "b": draw(8, 4)},)
+    return lambda p: jnp.mean(jnp.tanh(dense(x, p["w"], p["b"])) ** 2), (
+        {"w": draw(7, 3, 4), "b": draw(8, 4)},
+    )
 
 
 @pair({"[0]": [3141]})
@@ -95,7 +104,10 @@ def one_percent_of_one_entry_in_40000(correct):
     factor = np.ones(40000, np.float32)
     if not correct:
         factor[3141] = 1.01
-    f = rule(lambda x: jnp.mean(jnp.sin(x) + x**2), lambda args, g: (g * factor * (jnp.cos(args[0]) + 2 * args[0]) / 40000,))
+    f = rule(
+        lambda x: jnp.mean(jnp.sin(x) + x**2),
+        lambda args, g: (g * factor * (jnp.cos(args[0]) + 2 * args[0]) / 40000,),
+    )
     return f, (draw(9, 40000),)
 
 
@@ -149,12 +161,16 @@ def recurrence_shifted_by_one(correct):
     def backward(args, g):
         a, h = args
         after = jnp.append(a[1:], 0.0) if correct else a
-        _, lam = jax.lax.scan(lambda lam, ag: (ag[1] + ag[0] * lam,) * 2, jnp.zeros_like(h), (after, g), reverse=True)
+        _, lam = jax.lax.scan(
+            lambda lam, ag: (ag[1] + ag[0] * lam,) * 2, jnp.zeros_like(h), (after, g), reverse=True
+        )
         before = jnp.concatenate([h[None], forward(a, h)[:-1]])
         return lam * before, a[0] * lam[0]
 
     f, w = rule(forward, backward), draw(17, 12)
-    return lambda p: jnp.sum(w * f(p["a"], p["h"])), ({"a": 0.9 + 0.05 * draw(18, 12), "h": jnp.float32(0.7)},)
+    return lambda p: jnp.sum(w * f(p["a"], p["h"])), (
+        {"a": 0.9 + 0.05 * draw(18, 12), "h": jnp.float32(0.7)},
+    )
 
 
 @pair({"[0]": None})
@@ -162,7 +178,9 @@ def fixed_point_without_its_inverse(correct):
     b = draw(19, 4)
 
     def solve(w):
-        return jax.lax.scan(lambda z, _: (jnp.tanh(w @ z + b), None), jnp.zeros(4, w.dtype), None, length=80)[0]
+        return jax.lax.scan(
+            lambda z, _: (jnp.tanh(w @ z + b), None), jnp.zeros(4, w.dtype), None, length=80
+        )[0]
 
     def backward(args, g):
         w, z = args[0], solve(args[0])
@@ -200,14 +218,21 @@ def softplus_that_overflows_in_float32(correct):
 @pair({"[0]": None})
 def complex_product_without_conjugate(correct):
     c = jnp.asarray(np.array([1 + 2j, -0.5 + 1j], np.complex64))
-    times = rule(lambda z: c * z, lambda args, g: ((g * (c if correct else jnp.conj(c))).astype(args[0].dtype),))
+    times = rule(
+        lambda z: c * z,
+        lambda args, g: ((g * (c if correct else jnp.conj(c))).astype(args[0].dtype),),
+    )
     return lambda x: jnp.sum(jnp.imag(times(jax.lax.complex(x, 2 * x))) ** 2), (draw(22, 2),)
 
 
 @pair({"[0]": None})
 def rule_inside_a_taken_branch(correct):
-    cube = rule(lambda x: jnp.sum(x**3), lambda args, g: (3 * g * args[0] ** (2 if correct else 1),))
-    return lambda x: jax.lax.cond(x.sum() > 0, cube, lambda x: jnp.sum(jnp.sin(x)), x), (draw(23, 6) + 1,)
+    cube = rule(
+        lambda x: jnp.sum(x**3), lambda args, g: (3 * g * args[0] ** (2 if correct else 1),)
+    )
+    return lambda x: jax.lax.cond(x.sum() > 0, cube, lambda x: jnp.sum(jnp.sin(x)), x), (
+        draw(23, 6) + 1,
+    )
 
 
 @pair({"[0]": [0, 1, 2, 6, 7, 8]})
@@ -224,14 +249,18 @@ def repeated_rows_of_an_embedding(correct):
 
 @pair({"[0]": None})
 def a_tenth_of_a_percent_everywhere(correct):
-    f = rule(lambda x: jnp.sum(jnp.sinh(x)), lambda args, g: (g * (1 if correct else 1.001) * jnp.cosh(args[0]),))
+    f = rule(
+        lambda x: jnp.sum(jnp.sinh(x)),
+        lambda args, g: (g * (1 if correct else 1.001) * jnp.cosh(args[0]),),
+    )
     return f, (draw(26, 50),)
 
 
 @pair({"[0]": None})
 def wrong_in_a_tiny_loss(correct):
     f = rule(
-        lambda x: 1e-9 * jnp.sum(jnp.tanh(x)), lambda args, g: (g * 1e-9 * (1 if correct else 3) / jnp.cosh(args[0]) ** 2,)
+        lambda x: 1e-9 * jnp.sum(jnp.tanh(x)),
+        lambda args, g: (g * 1e-9 * (1 if correct else 3) / jnp.cosh(args[0]) ** 2,),
     )
     return f, (draw(27, 9),)
 
@@ -260,7 +289,11 @@ def hessian_lost_in_the_rule(correct):
 @pair({"[0]": None})
 def callback_with_a_rule(correct):
     def host(x):
-        return jax.pure_callback(lambda a: np.tanh(np.asarray(a)).astype(a.dtype), jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+        return jax.pure_callback(
+            lambda a: np.tanh(np.asarray(a)).astype(a.dtype),
+            jax.ShapeDtypeStruct(x.shape, x.dtype),
+            x,
+        )
 
     tanh = rule(host, lambda args, g: (g * (1 - (jnp.tanh(args[0])) ** (2 if correct else 1)),))
     return lambda x: jnp.sum(tanh(x) ** 2), (draw(30, 4),)
@@ -314,7 +347,12 @@ def deep_relu_network():
             h = jax.nn.relu(h @ w)
         return jnp.mean((h @ layers[-1]) ** 2)
 
-    return f, ([draw(45 + i, a, b, scale=np.sqrt(2 / a)) for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))],)
+    return f, (
+        [
+            draw(45 + i, a, b, scale=np.sqrt(2 / a))
+            for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+        ],
+    )
 
 
 @right
@@ -322,7 +360,9 @@ def bfloat16_inside():
     x = draw(52, 20, 5)
 
     def f(w):
-        return jnp.mean((jnp.tanh(x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)).astype(jnp.float32) - 1) ** 2)
+        return jnp.mean(
+            (jnp.tanh(x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)).astype(jnp.float32) - 1) ** 2
+        )
 
     return f, (draw(53, 5, 3),)
 
@@ -341,22 +381,24 @@ def float16_parameters():
 
 @right
 def scan_that_starts_in_float32():
-    return lambda w: jnp.sum(jax.lax.scan(lambda h, _: (jnp.tanh(h @ w + 1), None), jnp.zeros(3), length=20)[0]), (
-        draw(58, 3, 3),
-    )
+    return lambda w: jnp.sum(
+        jax.lax.scan(lambda h, _: (jnp.tanh(h @ w + 1), None), jnp.zeros(3), length=20)[0]
+    ), (draw(58, 3, 3),)
 
 
 @right
 def dropout_with_a_fixed_key():
     key, x = jax.random.key(3), draw(59, 20, 6)
-    return lambda w: jnp.mean(jnp.tanh((x * jax.random.bernoulli(key, 0.8, x.shape)) @ w) ** 2), (draw(60, 6),)
+    return lambda w: jnp.mean(jnp.tanh((x * jax.random.bernoulli(key, 0.8, x.shape)) @ w) ** 2), (
+        draw(60, 6),
+    )
 
 
 @right
 def loop_in_forward_mode_only():
-    return lambda x: jnp.sum(jax.lax.while_loop(lambda c: c[0] < 9, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, x))[1]), (
-        draw(61, 4),
-    )
+    return lambda x: jnp.sum(
+        jax.lax.while_loop(lambda c: c[0] < 9, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, x))[1]
+    ), (draw(61, 4),)
 
 
 @right
@@ -365,7 +407,9 @@ def loosely_solved_linear_system():
     a, b = jnp.asarray((q @ q.T / 12).astype(np.float32)), draw(63, 12)
 
     def f(d):
-        return jnp.sum(jax.scipy.sparse.linalg.cg(lambda v: a @ v + jnp.exp(d) * v, b, tol=1e-3)[0] ** 2)
+        return jnp.sum(
+            jax.scipy.sparse.linalg.cg(lambda v: a @ v + jnp.exp(d) * v, b, tol=1e-3)[0] ** 2
+        )
 
     return f, (draw(64, 12, scale=0.5),)
 
@@ -377,13 +421,17 @@ def loosely_iterated_fixed_point():
     def solve(w):
         step = lambda c: (c[1], jnp.tanh(w @ c[1] + b))  # noqa: E731
         return jax.lax.while_loop(
-            lambda c: jnp.max(jnp.abs(c[0] - c[1])) > 1e-3, step, (jnp.ones(4, w.dtype), jnp.zeros(4, w.dtype))
+            lambda c: jnp.max(jnp.abs(c[0] - c[1])) > 1e-3,
+            step,
+            (jnp.ones(4, w.dtype), jnp.zeros(4, w.dtype)),
         )[1]
 
     def backward(args, g):
         w, z = args[0], solve(args[0])
         jacobian = jax.jacobian(lambda z: jnp.tanh(w @ z + b))(z)
-        return jax.vjp(lambda w: jnp.tanh(w @ z + b), w)[1](jnp.linalg.solve((jnp.eye(4, dtype=w.dtype) - jacobian).T, g))
+        return jax.vjp(lambda w: jnp.tanh(w @ z + b), w)[1](
+            jnp.linalg.solve((jnp.eye(4, dtype=w.dtype) - jacobian).T, g)
+        )
 
     f = rule(solve, backward)
     return lambda w: jnp.sum(f(w) ** 2), (draw(66, 4, 4, scale=0.3),)
@@ -415,14 +463,23 @@ def sorting_with_near_ties():
 
 @right
 def integers_and_keys_among_the_leaves():
-    leaves = {"w": draw(73, 3), "step": jnp.array(3), "key": jax.random.key(0), "on": jnp.array(True)}
-    return lambda p: jnp.sum(p["w"] ** 2) * p["step"] + jax.random.uniform(p["key"]) * p["on"], (leaves,)
+    leaves = {
+        "w": draw(73, 3),
+        "step": jnp.array(3),
+        "key": jax.random.key(0),
+        "on": jnp.array(True),
+    }
+    return lambda p: jnp.sum(p["w"] ** 2) * p["step"] + jax.random.uniform(p["key"]) * p["on"], (
+        leaves,
+    )
 
 
 @right
 def rematerialised_and_jitted():
     x = draw(74, 9, 5)
-    return jax.jit(lambda w: jnp.sum(jax.checkpoint(lambda w: jnp.tanh(x @ w) ** 2)(w))), (draw(75, 5, 2),)
+    return jax.jit(lambda w: jnp.sum(jax.checkpoint(lambda w: jnp.tanh(x @ w) ** 2)(w))), (
+        draw(75, 5, 2),
+    )
 
 
 @right(order=2)

@@ -1,4 +1,6 @@
-"""The gradient check on right and wrong functions: verdicts, places, evidence, forms of calling, and what is refused."""
+"""The gradient check on right and wrong functions: verdicts, places, evidence, forms of calling,
+and what is refused.
+"""
 
 import json
 import math
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 import jaxnn
 from jaxnn import GradientError, assert_gradient, check_gradient
-from jaxnn.numerical.slope import estimate_slope, ladder
+from jaxnn.checking.slope import estimate_slope, ladder
 
 BAD_VERDICTS = ("differs", "not finite")
 
@@ -29,9 +31,15 @@ def test_verdict_and_place(case):
         assert report.ok
         return
     assert report.verdict in BAD_VERDICTS and not report.ok
-    assert {leaf.path for leaf in report.leaves if leaf.verdict in BAD_VERDICTS} == set(case.wrong), str(report)
+    assert {leaf.path for leaf in report.leaves if leaf.verdict in BAD_VERDICTS} == set(
+        case.wrong
+    ), str(report)
     worst = report.leaves[0]
-    places = {int(np.ravel_multi_index(e.index, worst.shape)) for e in worst.entries if e.verdict in BAD_VERDICTS}
+    places = {
+        int(np.ravel_multi_index(e.index, worst.shape))
+        for e in worst.entries
+        if e.verdict in BAD_VERDICTS
+    }
     assert places, str(report)
     if case.wrong[worst.path] is not None:
         assert places <= set(case.wrong[worst.path]), str(report)
@@ -68,7 +76,12 @@ def test_the_wrong_rule_is_named_with_its_file_line_and_argument():
     bad = rule(product, lambda args, g: (g * args[1], 2 * g * args[0]))
     report = check_gradient(lambda x: jnp.sum(bad(good(x), x)), draw(0, 4))
     wrong, right = report.rules
-    assert (wrong.name, wrong.kind, wrong.verdict, wrong.argument) == ("product", "custom_vjp", "differs", 1)
+    assert (wrong.name, wrong.kind, wrong.verdict, wrong.argument) == (
+        "product",
+        "custom_vjp",
+        "differs",
+        1,
+    )
     assert wrong.where == f"{__file__}:{product.__code__.co_firstlineno}"
     assert right.verdict == "agrees"
 
@@ -84,7 +97,11 @@ def test_one_percent_of_one_entry_of_a_network_is_named():
     x, t = jax.random.uniform(key, (100, 784)), jax.random.randint(key, (100,), 0, 10)
     report = check_gradient(network_with_one_wrong_entry((784, 50), (123, 45), 1.01), params, x, t)
     worst, *others = report.leaves
-    assert (worst.path, worst.verdict, [e.index for e in worst.entries]) == ("[0]['W1']", "differs", [(123, 45)])
+    assert (worst.path, worst.verdict, [e.index for e in worst.entries]) == (
+        "[0]['W1']",
+        "differs",
+        [(123, 45)],
+    )
     assert {leaf.verdict for leaf in others} == {"agrees"}
     assert worst.entries[0].autodiff / worst.entries[0].numerical == pytest.approx(1.01, rel=1e-5)
 
@@ -114,12 +131,17 @@ def test_a_second_check_compiles_nothing():
 
 
 def test_the_probe_is_one_program_in_the_memory_of_one_evaluation():
-    from jaxnn.checking.probe import compiled_probe
+    from jaxnn.checking.line import along_program
 
     x = draw(0, 64, 100)
     value = lambda leaves: jnp.mean(jnp.tanh(x @ leaves[0]) ** 2)  # noqa: E731
     leaves = [draw(1, 100, 200)]
-    probe = compiled_probe(value).lower(leaves, jnp.zeros(20_000), jnp.ones(29)).compile().memory_analysis()
+    probe = (
+        along_program(value)
+        .lower(leaves, jnp.zeros(20_000), jnp.ones(29))
+        .compile()
+        .memory_analysis()
+    )
     once = jax.jit(value).lower(leaves).compile().memory_analysis()
     own = once.temp_size_in_bytes + leaves[0].nbytes
     assert probe.temp_size_in_bytes < 6 * own
@@ -138,7 +160,9 @@ def test_a_leaf_without_influence_is_said_to_be_so():
 
 def test_a_function_that_is_not_deterministic_is_said_to_be_so():
     rng = np.random.default_rng(0)
-    report = check_gradient(lambda x: jnp.sum(x * jnp.asarray(rng.uniform(size=3), jnp.float32)), draw(0, 3))
+    report = check_gradient(
+        lambda x: jnp.sum(x * jnp.asarray(rng.uniform(size=3), jnp.float32)), draw(0, 3)
+    )
     assert report.verdict == "not deterministic" and not report.ok
 
 
@@ -152,7 +176,11 @@ def test_precision_is_reported_apart_from_correctness():
     "f, x, verdict",
     [
         (lambda x: jnp.sum((1 - jnp.cos(x)) / x**2), jnp.array([2e-4, 3e-4]), "differs"),
-        (lambda x: jnp.sum(jnp.where(x > 20, x, jnp.log1p(jnp.exp(x)))), jnp.array([1.0, 99.0]), "not finite"),
+        (
+            lambda x: jnp.sum(jnp.where(x > 20, x, jnp.log1p(jnp.exp(x)))),
+            jnp.array([1.0, 99.0]),
+            "not finite",
+        ),
     ],
 )
 def test_wrong_in_float32_only_is_wrong_and_says_so(f, x, verdict):
@@ -188,19 +216,11 @@ def test_order_two_checks_the_hessian():
     assert check_gradient(f, *args).ok and check_gradient(f, *args, order=2).verdict == "differs"
 
 
-def test_forward_and_reverse_mode_that_disagree_are_noted():
-    @jax.custom_jvp
-    def f(x):
-        return jnp.sin(x)
-
-    f.defjvp(lambda p, t: (f(*p), jnp.cos(*p) * t[0]))
-    report = check_gradient(lambda x: jnp.sum(f(x)), draw(0, 3))
-    assert any("forward mode agrees with reverse mode" in note for note in report.notes)
-
-
 def test_assert_gradient_raises_the_table():
     f, args = by_name("one_row_dropped")
-    with pytest.raises(GradientError, match=r"\[0\].*6x4.*differs(.|\n)*\[2, \d\] differs: autodiff 0, numerical"):
+    with pytest.raises(
+        GradientError, match=r"\[0\].*6x4.*differs(.|\n)*\[2, \d\] differs: autodiff 0, numerical"
+    ):
         assert_gradient(f, *args)
     assert_gradient(*by_name_pair("one_row_dropped_right"))
 
@@ -247,15 +267,29 @@ def test_the_bound_holds_the_true_error(name, x, dtype):
     t = ladder()
     value = lambda t: np.float64(dtype(f(x + t)))  # noqa: E731  values rounded to dtype
     epsilon = float(np.finfo(dtype).eps)
-    slope = estimate_slope(t, np.array([value(s) for s in t]), np.array([value(-s) for s in t]), value(0.0), epsilon)
+    slope = estimate_slope(
+        t, np.array([value(s) for s in t]), np.array([value(-s) for s in t]), value(0.0), epsilon
+    )
     assert abs(slope.value - derivative(x)) <= slope.bound
 
 
 BAD = [
     (lambda: check_gradient(3, jnp.ones(2)), TypeError, "`f` must be a function. Got int 3."),
-    (lambda: check_gradient(jnp.sum, jnp.ones(2, int)), TypeError, r"`args\[0\]` must be floating-point.* Got int32\[2\]."),
-    (lambda: check_gradient(jnp.sum, jnp.ones(2), argnums=1), ValueError, "`argnums` must name positional arguments"),
-    (lambda: check_gradient(jnp.sin, jnp.ones(2)), TypeError, r"`f` must return a scalar, or `cotangent` .* Got float32\[2\]."),
+    (
+        lambda: check_gradient(jnp.sum, jnp.ones(2, int)),
+        TypeError,
+        r"`args\[0\]` must be floating-point.* Got int32\[2\].",
+    ),
+    (
+        lambda: check_gradient(jnp.sum, jnp.ones(2), argnums=1),
+        ValueError,
+        "`argnums` must name positional arguments",
+    ),
+    (
+        lambda: check_gradient(jnp.sin, jnp.ones(2)),
+        TypeError,
+        r"`f` must return a scalar, or `cotangent` .* Got float32\[2\].",
+    ),
     (
         lambda: check_gradient(lambda x: 1, jnp.ones(2)),
         TypeError,
@@ -272,19 +306,40 @@ BAD = [
         r"`args\[0\]\['a'\]` must be finite. Got inf at index \[0, 1\].",
     ),
     (
-        lambda: check_gradient(lambda p: p["a"].sum(), {"a": jnp.ones(2)}, gradient=lambda p: {"a": jnp.ones(3)}),
+        lambda: check_gradient(
+            lambda p: p["a"].sum(), {"a": jnp.ones(2)}, gradient=lambda p: {"a": jnp.ones(3)}
+        ),
         ValueError,
-        r"`gradient\(...\)\['a'\]` must have shape \(2,\), like `args\[0\]\['a'\]`. Got shape \(3,\).",
+        r"`gradient\(...\)\['a'\]` must have shape \(2,\), like `args\[0\]\['a'\]`. Got shape "
+        r"\(3,\).",
     ),
     (
-        lambda: check_gradient(lambda p: p["a"].sum(), {"a": jnp.ones(2)}, gradient=lambda p: jnp.ones(2)),
+        lambda: check_gradient(
+            lambda p: p["a"].sum(), {"a": jnp.ones(2)}, gradient=lambda p: jnp.ones(2)
+        ),
         ValueError,
         r"`gradient\(...\)` must have the structure of `args\[0\]`",
     ),
-    (lambda: check_gradient(jnp.sum, jnp.ones(2), order=3), ValueError, "`order` must be 1 or 2. Got 3."),
-    (lambda: check_gradient(jnp.sum, jnp.ones(2), seed=-1), ValueError, "`seed` must be an integer of at least 0. Got -1."),
-    (lambda: check_gradient(jnp.sin, jnp.ones(2), cotangent="all"), ValueError, "`cotangent` must be a pytree .* Got 'all'."),
-    (lambda: check_gradient(jnp.sin, jnp.ones(2), cotangent=jnp.ones(3)), ValueError, r"`cotangent` must have the shapes"),
+    (
+        lambda: check_gradient(jnp.sum, jnp.ones(2), order=3),
+        ValueError,
+        "`order` must be 1 or 2. Got 3.",
+    ),
+    (
+        lambda: check_gradient(jnp.sum, jnp.ones(2), seed=-1),
+        ValueError,
+        "`seed` must be an integer of at least 0. Got -1.",
+    ),
+    (
+        lambda: check_gradient(jnp.sin, jnp.ones(2), cotangent="all"),
+        ValueError,
+        "`cotangent` must be a pytree .* Got 'all'.",
+    ),
+    (
+        lambda: check_gradient(jnp.sin, jnp.ones(2), cotangent=jnp.ones(3)),
+        ValueError,
+        r"`cotangent` must have the shapes",
+    ),
     (
         lambda: check_gradient(lambda x: float(x.sum()), jnp.ones(2)),
         TypeError,
@@ -309,15 +364,18 @@ def test_a_numpy_function_is_checked_against_a_hand_written_gradient():
 @pytest.mark.parametrize("x", [[0.0], [0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
 def test_an_infinite_gradient_is_not_finite(x):
     leaf = (report := check_gradient(lambda x: jnp.sum(jnp.sqrt(x)), jnp.array(x))).leaves[0]
-    assert (report.verdict, leaf.hint) == ("not finite", "the function itself, or its slope, is not finite near this point")
-    assert report.notes == ("forward mode was not held against reverse mode, whose gradient is not finite",)
+    assert (report.verdict, leaf.hint) == (
+        "not finite",
+        "the function itself, or its slope, is not finite near this point",
+    )
+    assert report.notes == ()
 
 
-def test_a_rule_that_makes_the_slope_infinite_is_not_held_against_forward_mode():
+def test_a_rule_that_makes_the_slope_infinite_is_not_finite_at_each_entry():
     f = jax.custom_jvp(lambda x: jnp.sum(x**2))
     f.defjvp(lambda x, t: (f(*x), jnp.sum(t[0] * jnp.array([jnp.inf, -jnp.inf], t[0].dtype))))
     report = check_gradient(f, jnp.array([1.0, 2.0]))
-    assert report.verdict == "not finite" and not any("agrees" in note for note in report.notes)
+    assert report.verdict == "not finite"
     assert [e.verdict for e in report.leaves[0].entries[:2]] == ["not finite", "not finite"]
 
 
@@ -333,13 +391,30 @@ def test_on_the_border_of_its_domain_a_function_is_asked_on_the_side_where_it_is
     [
         (lambda x: jnp.sum(jnp.sin(x)), np.float32([1e7, 3e6, 2e5])),
         (lambda x: jnp.sum(jnp.sin(1e8 * x)), np.float32([0.25, 0.5, 1.0])),
-        (lambda x: jnp.sum(jnp.sin(x / np.float32(10.0) ** np.arange(-8, 8))), np.float32(10.0) ** np.arange(-8, 8)),
-        (lambda x: jnp.sum(jax.nn.relu(x - 1)) + jnp.sum(x**2), np.nextafter(np.float32([1, 1]), np.float32([2, 0]))),
+        (
+            lambda x: jnp.sum(jnp.sin(x / np.float32(10.0) ** np.arange(-8, 8))),
+            np.float32(10.0) ** np.arange(-8, 8),
+        ),
+        (
+            lambda x: jnp.sum(jax.nn.relu(x - 1)) + jnp.sum(x**2),
+            np.nextafter(np.float32([1, 1]), np.float32([2, 0])),
+        ),
         (lambda x: jnp.mean((x - np.float32([1, 2])) ** 2), np.float32([1, 2])),
-        (lambda x: jnp.sum(jnp.zeros(9).at[jnp.floor(3 * x).astype(int)].add(1.0) ** 2), np.float32([0.3, 0.5, 1.9])),
+        (
+            lambda x: jnp.sum(jnp.zeros(9).at[jnp.floor(3 * x).astype(int)].add(1.0) ** 2),
+            np.float32([0.3, 0.5, 1.9]),
+        ),
         (lambda x: -jnp.log(1 - jnp.sum(x**2)), np.float32([0.6, 0.8 - 1e-6])),
     ],
-    ids=["far from 0", "high frequency", "scales in one leaf", "beside a kink", "at a minimum of 0", "counts", "near a pole"],
+    ids=[
+        "far from 0",
+        "high frequency",
+        "scales in one leaf",
+        "beside a kink",
+        "at a minimum of 0",
+        "counts",
+        "near a pole",
+    ],
 )
 def test_right_where_steps_are_easily_too_long_or_too_short(f, x):
     report = check_gradient(f, jnp.asarray(x))
@@ -355,8 +430,13 @@ def test_a_row_of_small_entries_is_wrong_though_the_others_are_large_and_right()
 
 
 def test_a_value_that_is_not_finite_in_the_own_dtype_is_not_passed():
-    leaf = check_gradient(lambda x: jnp.sum(jnp.exp(x) / jnp.sum(jnp.exp(x)) * x), jnp.array([100.0, 99.0])).leaves[0]
-    assert leaf.verdict == "not finite" and "in float32 only: there the function itself is nan" in leaf.hint
+    leaf = check_gradient(
+        lambda x: jnp.sum(jnp.exp(x) / jnp.sum(jnp.exp(x)) * x), jnp.array([100.0, 99.0])
+    ).leaves[0]
+    assert (
+        leaf.verdict == "not finite"
+        and "in float32 only: there the function itself is nan" in leaf.hint
+    )
 
 
 def test_a_callback_that_raises_beyond_its_domain_has_no_value_there():
@@ -365,10 +445,15 @@ def test_a_callback_that_raises_beyond_its_domain_has_no_value_there():
             raise ValueError("outside")
         return np.log(a).sum().astype(a.dtype)
 
-    log = rule(lambda x: jax.pure_callback(host, jax.ShapeDtypeStruct((), x.dtype), x), lambda args, g: (g / args[0],))
+    log = rule(
+        lambda x: jax.pure_callback(host, jax.ShapeDtypeStruct((), x.dtype), x),
+        lambda args, g: (g / args[0],),
+    )
     assert check_gradient(lambda x: log(x - 1), jnp.array([1.02, 3.0])).verdict == "agrees"
 
 
 def test_complex_leaves_are_held_fixed_and_said_to_be():
-    report = check_gradient(lambda p: jnp.sum(jnp.abs(p["z"] * p["w"]) ** 2), {"w": draw(0, 3), "z": 1j * draw(1, 3)})
+    report = check_gradient(
+        lambda p: jnp.sum(jnp.abs(p["z"] * p["w"]) ** 2), {"w": draw(0, 3), "z": 1j * draw(1, 3)}
+    )
     assert report.ok and "complex leaves are held fixed: [0]['z']" in report.notes

@@ -12,7 +12,23 @@ from jaxnn.cli import main
 
 
 def test_train_prints_one_json_object(capsys):
-    assert main(["train", "--epochs", "3", "--json", "--layers", "20,10", "--optimizer", "adam", "--lr", "0.01"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--epochs",
+                "3",
+                "--json",
+                "--layers",
+                "20,10",
+                "--optimizer",
+                "adam",
+                "--lr",
+                "0.01",
+            ]
+        )
+        == 0
+    )
     result = json.loads(capsys.readouterr().out)
     assert {len(result[name]) for name in ("train_loss", "train_accuracy", "test_accuracy")} == {3}
     assert result["steps"] == 45 and result["train_loss"][-1] < result["train_loss"][0] < 2.4
@@ -38,17 +54,32 @@ def test_real_mnist_is_learned(capsys):
 
 
 def test_a_run_is_saved_resumed_and_measured(capsys, tmp_path):
-    run = ["train", "--layers", "10", "--checkpoint", str(tmp_path / "run"), "--log", str(tmp_path / "log"), "--json"]
+    run = [
+        "train",
+        "--layers",
+        "10",
+        "--checkpoint",
+        str(tmp_path / "run"),
+        "--log",
+        str(tmp_path / "log"),
+        "--json",
+    ]
     assert main([*run, "--epochs", "2"]) == 0
     first = json.loads(capsys.readouterr().out)
     assert main([*run, "--epochs", "4", "--resume"]) == 0
     second = json.loads(capsys.readouterr().out)
-    assert second["train_loss"][:2] == first["train_loss"] and len(second["train_loss"]) == 4 and second["steps"] == 60
+    assert (
+        second["train_loss"][:2] == first["train_loss"]
+        and len(second["train_loss"]) == 4
+        and second["steps"] == 60
+    )
     ends = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [end["record"]["train_loss"] for end in ends if end["record"]] == second["train_loss"]
     assert main(["eval", str(tmp_path / "run"), "--json"]) == 0
     measured = json.loads(capsys.readouterr().out)
-    assert measured["step"] == 60 and measured["test_accuracy"] == pytest.approx(second["test_accuracy"][-1])
+    assert measured["step"] == 60 and measured["test_accuracy"] == pytest.approx(
+        second["test_accuracy"][-1]
+    )
     assert main(["eval", str(tmp_path / "run")]) == 0
     assert "test accuracy" in capsys.readouterr().out
 
@@ -62,12 +93,19 @@ def test_several_learning_rates_train_at_once(capsys):
 
 
 def test_a_run_that_is_not_finite_says_so_and_fails(capsys):
-    assert main(["train", "--layers", "10", "--epochs", "3", "--lr", "1e38", "--activation", "relu"]) == 1
-    assert re.search(r"stopped after step \d+: at the next one, \S+ was not finite", capsys.readouterr().out)
+    assert (
+        main(["train", "--layers", "10", "--epochs", "3", "--lr", "1e38", "--activation", "relu"])
+        == 1
+    )
+    assert re.search(
+        r"stopped after step \d+: at the next one, \S+ was not finite", capsys.readouterr().out
+    )
 
 
 def test_patience_ends_a_run(capsys):
-    assert main(["train", "--layers", "10", "--epochs", "200", "--lr", "20", "--patience", "2"]) == 0
+    assert (
+        main(["train", "--layers", "10", "--epochs", "200", "--lr", "20", "--patience", "2"]) == 0
+    )
     out = capsys.readouterr().out
     assert "no improvement" in out and ", the best" in out
 
@@ -105,10 +143,19 @@ def test_tour_agrees_with_the_chapter(capsys):
 BAD = [
     ([], "the following arguments are required: COMMAND"),
     (["bake"], "invalid choice: 'bake'"),
-    (["train", "--epochs", "0"], "argument --epochs: must be a whole number of at least 1. Got '0'"),
-    (["train", "--epochs", "x"], "argument --epochs: must be a whole number of at least 1. Got 'x'"),
+    (
+        ["train", "--epochs", "0"],
+        "argument --epochs: must be a whole number of at least 1. Got '0'",
+    ),
+    (
+        ["train", "--epochs", "x"],
+        "argument --epochs: must be a whole number of at least 1. Got 'x'",
+    ),
     (["train", "--lr", "nan"], "argument --lr: must be a finite number of at least 0. Got 'nan'"),
-    (["train", "--layers", "50,"], "argument --layers: must be a whole number of at least 1. Got ''"),
+    (
+        ["train", "--layers", "50,"],
+        "argument --layers: must be a whole number of at least 1. Got ''",
+    ),
     (["train", "--seed", "-1"], "argument --seed: must be a whole number of at least 0. Got '-1'"),
     (["train", "--lr", "0.1,,1"], "argument --lr: must be a finite number of at least 0. Got ''"),
     (["train", "--every", "0"], "argument --every: must be a whole number of at least 1. Got '0'"),
@@ -129,7 +176,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, argv, message):
 def test_a_directory_without_the_files_is_one_line(capsys, tmp_path):
     assert main(["train", "--data", str(tmp_path)]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("jaxnn train: error: `--data` must hold train-images-idx3-ubyte") and err.count("\n") == 1
+    assert (
+        err.startswith("jaxnn train: error: `--data` must hold train-images-idx3-ubyte")
+        and err.count("\n") == 1
+    )
     assert main(["train", "--data", str(tmp_path), "--debug"]) == 2
     debugged = capsys.readouterr().err
     assert debugged.startswith("Traceback") and debugged.endswith(err)
@@ -147,7 +197,8 @@ def wrong():
     return square, (jnp.array([1.0, 2.0]),)
 def noisy(x=jnp.array([1.0])):
     form = jax.ShapeDtypeStruct((), x.dtype)
-    y = jax.pure_callback(lambda a: (a * 0 + 1e4).astype(a.dtype), form, jax.lax.stop_gradient(x[0]))
+    host = lambda a: (a * 0 + 1e4).astype(a.dtype)
+    y = jax.pure_callback(host, form, jax.lax.stop_gradient(x[0]))
     return y + 1e-9 * x[0]
 def needs(x): return x
 def nothing(): return 3
@@ -162,13 +213,18 @@ def model(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("name, code, word", [("right", 0, "agrees"), ("wrong", 1, "differs"), ("noisy", 2, "unresolved")])
+@pytest.mark.parametrize(
+    "name, code, word",
+    [("right", 0, "agrees"), ("wrong", 1, "differs"), ("noisy", 2, "unresolved")],
+)
 def test_check_says_so_by_its_exit_code(capsys, model, name, code, word):
     assert main(["check", f"{model}:{name}"]) == code
     assert capsys.readouterr().out.split("\n")[0].endswith(word)
 
 
-@pytest.mark.parametrize("terminal, no_color, coloured", [(True, "", True), (True, "1", False), (False, "", False)])
+@pytest.mark.parametrize(
+    "terminal, no_color, coloured", [(True, "", True), (True, "1", False), (False, "", False)]
+)
 def test_verdicts_have_colours_on_a_terminal_only_and_not_where_they_are_unwanted(
     capsys, monkeypatch, model, terminal, no_color, coloured
 ):
@@ -181,7 +237,22 @@ def test_verdicts_have_colours_on_a_terminal_only_and_not_where_they_are_unwante
 
 def test_check_prints_json_and_draws(capsys, model, tmp_path):
     picture = tmp_path / "evidence.png"
-    assert main(["check", f"{model}:wrong", "--json", "--order", "2", "--seed", "3", "--plot", str(picture)]) == 1
+    assert (
+        main(
+            [
+                "check",
+                f"{model}:wrong",
+                "--json",
+                "--order",
+                "2",
+                "--seed",
+                "3",
+                "--plot",
+                str(picture),
+            ]
+        )
+        == 1
+    )
     report = json.loads(capsys.readouterr().out)
     assert report["verdict"] == "differs" and report["leaves"][0]["path"] == "[0]"
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -194,7 +265,11 @@ def test_check_prints_json_and_draws(capsys, model, tmp_path):
         ("{model}:missing", "`TARGET` must name a function of"),
         ("{model}:number", "Got 'number', which is int"),
         ("{model}:needs", "`needs` must have a default for each argument. Got none for x."),
-        ("{model}:nothing", "`nothing` must return (function, arguments) where it takes no arguments itself. Got 3."),
+        (
+            "{model}:nothing",
+            "`nothing` must return (function, arguments) where it takes no arguments itself. Got "
+            "3.",
+        ),
         ("nowhere.py:f", "`TARGET` must be a file or module that runs. Got FileNotFoundError"),
         ("no_such_module:f", "Got ModuleNotFoundError: No module named 'no_such_module'"),
         ("{broken}:f", "Got ZeroDivisionError: division by zero"),
@@ -209,9 +284,16 @@ def test_check_refuses_in_one_line(capsys, model, target, message):
 
 
 def test_version_and_help_answer_without_jax():
-    code = "import sys, jaxnn.cli\ntry: jaxnn.cli.main([sys.argv[1]])\nexcept SystemExit: pass\nassert 'jax' not in sys.modules"
+    code = (
+        "import sys, jaxnn.cli\ntry: jaxnn.cli.main([sys.argv[1]])\nexcept SystemExit: "
+        "pass\nassert 'jax' not in sys.modules"
+    )
     for flag in ("--version", "--help"):
-        done = subprocess.run([sys.executable, "-c", code, flag], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", code, flag], capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 0, done.stderr
-    module = subprocess.run([sys.executable, "-m", "jaxnn", "--version"], capture_output=True, text=True, timeout=60)
+    module = subprocess.run(
+        [sys.executable, "-m", "jaxnn", "--version"], capture_output=True, text=True, timeout=60
+    )
     assert re.fullmatch(r"jaxnn \d+\.\d+\.\d+\n", module.stdout)

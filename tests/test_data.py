@@ -21,14 +21,23 @@ def test_the_digits_are_the_real_ones():
     # Class counts of the test part of the UCI set, from its own description.
     assert np.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     pixels = np.concatenate([digits.x_train, digits.x_test])
-    assert pixels.min() == 0 and pixels.max() == 1 and pixels.sum() * 16 == pytest.approx(561718, rel=1e-6)
+    assert (
+        pixels.min() == 0
+        and pixels.max() == 1
+        and pixels.sum() * 16 == pytest.approx(561718, rel=1e-6)
+    )
 
 
 def test_the_digits_are_those_of_scikit_learn():
     reference = pytest.importorskip("sklearn.datasets").load_digits()
     digits = load_digits()
-    ours = {(*np.round(np.asarray(x) * 16).astype(int), int(t)) for x, t in zip(digits.x_test, digits.t_test, strict=True)}
-    theirs = {(*x.astype(int), int(t)) for x, t in zip(reference.data, reference.target, strict=True)}
+    ours = {
+        (*np.round(np.asarray(x) * 16).astype(int), int(t))
+        for x, t in zip(digits.x_test, digits.t_test, strict=True)
+    }
+    theirs = {
+        (*x.astype(int), int(t)) for x, t in zip(reference.data, reference.target, strict=True)
+    }
     assert ours <= theirs
 
 
@@ -39,7 +48,10 @@ def test_the_split_is_fixed_by_its_seed():
 
 
 def idx(array, dtype=8):
-    return struct.pack(f">HBB{array.ndim}I", 0, dtype, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    return (
+        struct.pack(f">HBB{array.ndim}I", 0, dtype, array.ndim, *array.shape)
+        + array.astype(np.uint8).tobytes()
+    )
 
 
 IMAGES, LABELS = np.arange(5 * 4 * 3).reshape(5, 4, 3), np.array([1, 2, 3, 9, 0])
@@ -62,17 +74,72 @@ def test_mnist_files_are_read_plain_and_zipped(mnist):
 
 
 BROKEN = [
-    ("train-images-idx3-ubyte", None, FileNotFoundError, r"`directory` must hold train-images-idx3-ubyte or .*\.gz"),
-    ("train-images-idx3-ubyte", b"", ValueError, r"an IDX header of 16 bytes must come first. Got 0 bytes"),
-    ("train-images-idx3-ubyte", idx(IMAGES)[:-1], ValueError, r"the header says \(5, 4, 3\), so 60 bytes .* Got 59 bytes."),
-    ("train-images-idx3-ubyte", idx(IMAGES) + b"x", ValueError, r"so 60 bytes must follow it. Got more."),
-    ("train-images-idx3-ubyte", idx(LABELS).ljust(30), ValueError, r"magic number must be 0x00000803 .* Got 0x00000801."),
-    ("train-images-idx3-ubyte", idx(IMAGES, 13), ValueError, r"magic number must be 0x00000803 .* Got 0x00000d03."),
-    ("train-images-idx3-ubyte", idx(IMAGES[:4]), ValueError, r"must hold one label for each of the 4 images. Got 5 labels."),
-    ("train-images-idx3-ubyte", struct.pack(">HBB3I", 0, 8, 3, 2**31, 9, 9), ValueError, r"at most 2147483648 bytes"),
-    ("t10k-images-idx3-ubyte.gz", idx(IMAGES[:2, :2]), ValueError, r"images must have the size .* \(4, 3\). Got \(2, 3\)."),
-    ("t10k-images-idx3-ubyte.gz", gzip.compress(idx(IMAGES[:2]), mtime=0)[:-9], ValueError, r"must be a whole gzip file"),
-    ("t10k-labels-idx1-ubyte", idx(np.array([3, 10])), ValueError, r"labels must be 0 to 9. Got 10."),
+    (
+        "train-images-idx3-ubyte",
+        None,
+        FileNotFoundError,
+        r"`directory` must hold train-images-idx3-ubyte or .*\.gz",
+    ),
+    (
+        "train-images-idx3-ubyte",
+        b"",
+        ValueError,
+        r"an IDX header of 16 bytes must come first. Got 0 bytes",
+    ),
+    (
+        "train-images-idx3-ubyte",
+        idx(IMAGES)[:-1],
+        ValueError,
+        r"the header says \(5, 4, 3\), so 60 bytes .* Got 59 bytes.",
+    ),
+    (
+        "train-images-idx3-ubyte",
+        idx(IMAGES) + b"x",
+        ValueError,
+        r"so 60 bytes must follow it. Got more.",
+    ),
+    (
+        "train-images-idx3-ubyte",
+        idx(LABELS).ljust(30),
+        ValueError,
+        r"magic number must be 0x00000803 .* Got 0x00000801.",
+    ),
+    (
+        "train-images-idx3-ubyte",
+        idx(IMAGES, 13),
+        ValueError,
+        r"magic number must be 0x00000803 .* Got 0x00000d03.",
+    ),
+    (
+        "train-images-idx3-ubyte",
+        idx(IMAGES[:4]),
+        ValueError,
+        r"must hold one label for each of the 4 images. Got 5 labels.",
+    ),
+    (
+        "train-images-idx3-ubyte",
+        struct.pack(">HBB3I", 0, 8, 3, 2**31, 9, 9),
+        ValueError,
+        r"at most 2147483648 bytes",
+    ),
+    (
+        "t10k-images-idx3-ubyte.gz",
+        idx(IMAGES[:2, :2]),
+        ValueError,
+        r"images must have the size .* \(4, 3\). Got \(2, 3\).",
+    ),
+    (
+        "t10k-images-idx3-ubyte.gz",
+        gzip.compress(idx(IMAGES[:2]), mtime=0)[:-9],
+        ValueError,
+        r"must be a whole gzip file",
+    ),
+    (
+        "t10k-labels-idx1-ubyte",
+        idx(np.array([3, 10])),
+        ValueError,
+        r"labels must be 0 to 9. Got 10.",
+    ),
 ]
 
 
@@ -86,7 +153,10 @@ def test_a_broken_file_is_named_with_what_is_wrong(mnist, name, content, error, 
 
 
 def test_a_directory_that_is_none_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="`directory` must be a directory with MNIST's IDX files. Got '.*nowhere'."):
+    with pytest.raises(
+        FileNotFoundError,
+        match="`directory` must be a directory with MNIST's IDX files. Got '.*nowhere'.",
+    ):
         load_mnist(tmp_path / "nowhere")
 
 
@@ -128,10 +198,14 @@ def test_an_epoch_has_each_example_once(count):
 
 
 def test_every_order_is_as_likely_as_another():
-    orders = np.asarray(jax.vmap(lambda key: shuffled(key, 4))(jax.random.split(jax.random.key(0), 24_000)))
+    orders = np.asarray(
+        jax.vmap(lambda key: shuffled(key, 4))(jax.random.split(jax.random.key(0), 24_000))
+    )
     counts = np.unique(orders, axis=0, return_counts=True)[1]
     assert len(counts) == 24
-    assert np.sum((counts - 1000) ** 2) / 1000 < 49.7  # chi-squared with 23 degrees of freedom: 1 in 1,000 is above
+    assert (
+        np.sum((counts - 1000) ** 2) / 1000 < 49.7
+    )  # chi-squared with 23 degrees of freedom: 1 in 1,000 is above
 
 
 def test_the_order_is_the_same_in_a_compiled_program_and_with_64_bits():
@@ -144,18 +218,42 @@ def test_the_order_is_the_same_in_a_compiled_program_and_with_64_bits():
 
 
 BAD = [
-    (lambda: load_digits(test_size=1797), ValueError, "`test_size` must be under 1797, the number of images. Got 1797."),
-    (lambda: load_digits(test_size=0), ValueError, "`test_size` must be an integer of at least 1. Got 0."),
+    (
+        lambda: load_digits(test_size=1797),
+        ValueError,
+        "`test_size` must be under 1797, the number of images. Got 1797.",
+    ),
+    (
+        lambda: load_digits(test_size=0),
+        ValueError,
+        "`test_size` must be an integer of at least 1. Got 0.",
+    ),
     (lambda: load_digits(seed=-1), ValueError, "`seed` must be an integer of at least 0. Got -1."),
-    (lambda: one_hot(jnp.array([3]), 3), ValueError, "`t` must be class indices from 0 to 2. Got 3."),
-    (lambda: one_hot(jnp.array([1.0]), 3), TypeError, r"`t` must be class indices \(integers\). Got float32\[1\]."),
+    (
+        lambda: one_hot(jnp.array([3]), 3),
+        ValueError,
+        "`t` must be class indices from 0 to 2. Got 3.",
+    ),
+    (
+        lambda: one_hot(jnp.array([1.0]), 3),
+        TypeError,
+        r"`t` must be class indices \(integers\). Got float32\[1\].",
+    ),
     (
         lambda: sample_batch(jax.random.key(0), jnp.ones((0, 2)), 3),
         ValueError,
         r"`data` must be arrays .* Got `data` \(0, 2\).",
     ),
-    (lambda: sample_batch(jax.random.key(0), jnp.ones(3), 0), ValueError, "`batch_size` must be an integer of at least 1"),
-    (lambda: count_examples((jnp.ones(3), jnp.ones(2))), ValueError, r"Got `data\[0\]` \(3,\), `data\[1\]` \(2,\)."),
+    (
+        lambda: sample_batch(jax.random.key(0), jnp.ones(3), 0),
+        ValueError,
+        "`batch_size` must be an integer of at least 1",
+    ),
+    (
+        lambda: count_examples((jnp.ones(3), jnp.ones(2))),
+        ValueError,
+        r"Got `data\[0\]` \(3,\), `data\[1\]` \(2,\).",
+    ),
     (lambda: count_examples(()), ValueError, "Got no arrays."),
 ]
 

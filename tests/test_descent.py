@@ -27,7 +27,9 @@ def test_the_chapters_descent(dtype, grad):
 
 @pytest.mark.parametrize("grad", GRADS)
 def test_lr_10_diverges_and_says_so(dtype, grad):
-    with pytest.warns(DivergenceWarning, match="diverged: the loss went from 25 to .* in 100 steps with lr=10"):
+    with pytest.warns(
+        DivergenceWarning, match="diverged: the loss went from 25 to .* in 100 steps with lr=10"
+    ):
         end = gradient_descent(bowl, start(dtype), lr=10.0, step_num=100, grad=grad)
     assert not float(jnp.linalg.norm(end)) < 1e10
     with warnings.catch_warnings():
@@ -89,7 +91,9 @@ def test_the_path_holds_every_point_and_its_loss(dtype):
     expected = np.array([-3.0, 4.0]) * 0.8 ** np.arange(21)[:, None]
     np.testing.assert_allclose(path.points, expected, rtol=1e-5)
     np.testing.assert_allclose(path.losses, np.sum(expected**2, 1), rtol=1e-5)
-    np.testing.assert_allclose(path.points[-1], gradient_descent(bowl, start(dtype), 0.1, 20), rtol=1e-6)
+    np.testing.assert_allclose(
+        path.points[-1], gradient_descent(bowl, start(dtype), 0.1, 20), rtol=1e-6
+    )
     tree = descent_path(lambda x: bowl(x["a"]), {"a": start(dtype), "n": jnp.array(1)}, 0.1, 3)
     assert tree.points["n"].tolist() == [1, 1, 1, 1]
 
@@ -129,18 +133,66 @@ def test_a_start_that_is_not_finite_is_reported():
 
 
 BAD = [
-    (lambda: gradient_descent(bowl, jnp.array([3, 4])), TypeError, r"`init_x` must be floating-point.* Got int32\[2\]."),
-    (lambda: gradient_descent(bowl, start(), step_num=-1), ValueError, r"`step_num` must be an integer of at least 0. Got -1."),
-    (lambda: gradient_descent(bowl, start(), step_num=1.5), TypeError, r"`step_num` must be an integer. Got float 1.5."),
-    (lambda: gradient_descent(bowl, start(), lr=float("inf")), ValueError, r"`lr` must be finite. Got inf."),
-    (lambda: gradient_descent(bowl, start(), lr="0.1"), TypeError, r"`lr` must be a number. Got str '0.1'."),
-    (lambda: gradient_descent(bowl, start(), lr=jnp.ones(2)), TypeError, r"`lr` must be a number. Got float32\[2\]."),
-    (lambda: gradient_descent(None, start()), TypeError, r"`f` must be a function. Got NoneType None."),
-    (lambda: gradient_descent(bowl, start(), grad=3), TypeError, r"`grad` must be a function. Got int 3."),
-    (lambda: descent_path(bowl, start(), step_num=-1), ValueError, r"`step_num` must be an integer of at least 0. Got -1."),
-    (lambda: minimize(bowl, start(), 0.1), TypeError, r"`optimizer` must be an optax.GradientTransformation. Got float."),
-    (lambda: minimize(bowl, start(), OPTIMIZER, max_steps=-1), ValueError, r"`max_steps` must be an integer of at least 0."),
-    (lambda: minimize(bowl, start(), OPTIMIZER, tolerance=jnp.nan), ValueError, r"`tolerance` must be finite. Got nan."),
+    (
+        lambda: gradient_descent(bowl, jnp.array([3, 4])),
+        TypeError,
+        r"`init_x` must be floating-point.* Got int32\[2\].",
+    ),
+    (
+        lambda: gradient_descent(bowl, start(), step_num=-1),
+        ValueError,
+        r"`step_num` must be an integer of at least 0. Got -1.",
+    ),
+    (
+        lambda: gradient_descent(bowl, start(), step_num=1.5),
+        TypeError,
+        r"`step_num` must be an integer. Got float 1.5.",
+    ),
+    (
+        lambda: gradient_descent(bowl, start(), lr=float("inf")),
+        ValueError,
+        r"`lr` must be finite. Got inf.",
+    ),
+    (
+        lambda: gradient_descent(bowl, start(), lr="0.1"),
+        TypeError,
+        r"`lr` must be a number. Got str '0.1'.",
+    ),
+    (
+        lambda: gradient_descent(bowl, start(), lr=jnp.ones(2)),
+        TypeError,
+        r"`lr` must be a number. Got float32\[2\].",
+    ),
+    (
+        lambda: gradient_descent(None, start()),
+        TypeError,
+        r"`f` must be a function. Got NoneType None.",
+    ),
+    (
+        lambda: gradient_descent(bowl, start(), grad=3),
+        TypeError,
+        r"`grad` must be a function. Got int 3.",
+    ),
+    (
+        lambda: descent_path(bowl, start(), step_num=-1),
+        ValueError,
+        r"`step_num` must be an integer of at least 0. Got -1.",
+    ),
+    (
+        lambda: minimize(bowl, start(), 0.1),
+        TypeError,
+        r"`optimizer` must be an optax.GradientTransformation. Got float.",
+    ),
+    (
+        lambda: minimize(bowl, start(), OPTIMIZER, max_steps=-1),
+        ValueError,
+        r"`max_steps` must be an integer of at least 0.",
+    ),
+    (
+        lambda: minimize(bowl, start(), OPTIMIZER, tolerance=jnp.nan),
+        ValueError,
+        r"`tolerance` must be finite. Got nan.",
+    ),
 ]
 
 

@@ -1,4 +1,6 @@
-"""Several devices: eight virtual ones, and two real processes; each run in a process of its own, with a time limit."""
+"""Several devices: eight virtual ones, and two real processes; each run in a process of its own,
+with a time limit.
+"""
 
 import os
 import socket
@@ -28,22 +30,32 @@ place = lambda a: jax.make_array_from_process_local_data(everywhere, np.asarray(
 args = jax.tree.map(place, (params, x, t))
 shared = jaxnn.numerical_grad(jaxnn.loss, mesh=mesh)(*args)
 for name in params:
-    np.testing.assert_allclose(np.asarray(shared[name].addressable_data(0)), alone[name], rtol=1e-6, atol=1e-9)
+    here = np.asarray(shared[name].addressable_data(0))
+    np.testing.assert_allclose(here, alone[name], rtol=1e-6, atol=1e-9)
 print("same on", jax.device_count(), "devices of", jax.process_count(), "processes")
 """
 
 
 def environment(devices):
-    return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    return os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+    }
 
 
 def test_the_entries_are_shared_by_eight_devices_with_the_same_numbers():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment(8), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=environment(8),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert "same on 8 devices of 1 processes" in done.stdout, done.stderr[-2000:]
 
 
 TRAINING = """
-import pathlib, sys, time
+import importlib, pathlib, sys, time
 import jax, jax.numpy as jnp, numpy as np, optax
 import jaxnn
 
@@ -57,21 +69,27 @@ x, t = rng.uniform(size=(230, 12)).astype(np.float32), rng.integers(0, 5, 230).a
 params = jaxnn.init_network(jax.random.key(0), (12, 7, 5), 0.1)
 batch_size = int(sys.argv[2])
 epochs = -(-100 // -(-230 // batch_size))
-result = jaxnn.fit(jaxnn.loss, params, (x, t), optax.adam(0.01), key=jax.random.key(1), epochs=epochs,
-                   batch_size=batch_size, mesh=mesh, test=(x[:23], t[:23]))
+call = {"key": jax.random.key(1), "batch_size": batch_size, "mesh": mesh}
+train, adam = (x, t), optax.adam(0.01)
+result = jaxnn.fit(jaxnn.loss, params, train, adam, epochs=epochs, test=(x[:23], t[:23]), **call)
 assert len(result.history.step_loss) >= 100
-falls = lambda params, x, t: jnp.sqrt(jnp.maximum(params["b"][0], 0.0)) + jnp.mean(0 * x)  # below 0 its slope is not finite
-fallen = jaxnn.fit(falls, {"b": jnp.array([2.0])}, (x, t), optax.sgd(0.25), key=jax.random.key(1), epochs=9,
-                   batch_size=batch_size, mesh=mesh)
+def falls(params, x, t):  # below 0 its slope is not finite
+    return jnp.sqrt(jnp.maximum(params["b"][0], 0.0)) + jnp.mean(0 * x)
+fallen = jaxnn.fit(falls, {"b": jnp.array([2.0])}, train, optax.sgd(0.25), epochs=9, **call)
 assert fallen.status == jaxnn.Status("not finite", len(fallen.history.step_loss) - 1, "params['b']")
 assert fallen.params["b"] <= 0
-save, call = jaxnn.training.save_checkpoint, {"key": jax.random.key(1), "batch_size": batch_size, "mesh": mesh}
-jaxnn.training.save_checkpoint = lambda *args, **options: time.sleep(1) or save(*args, **options)  # the others are ahead
+fit_module = importlib.import_module("jaxnn.training.fit")
+save = fit_module.save_checkpoint
+def late(*args, **options):  # the other processes are ahead
+    time.sleep(1)
+    return save(*args, **options)
+fit_module.save_checkpoint = late
 directory = pathlib.Path(sys.argv[1]).parent / f"on {jax.device_count()}"
 for epochs in (1, 2):
-    resumed = jaxnn.fit(jaxnn.loss, params, (x, t), optax.adam(0.01), epochs=epochs, checkpoint=directory, resume=True, **call)
+    saved = {"checkpoint": directory, "resume": True}
+    resumed = jaxnn.fit(jaxnn.loss, params, train, adam, epochs=epochs, **saved, **call)
     assert jaxnn.load_checkpoint(directory).step == resumed.status.step
-whole = jaxnn.fit(jaxnn.loss, params, (x, t), optax.adam(0.01), epochs=2, **call)
+whole = jaxnn.fit(jaxnn.loss, params, train, adam, epochs=2, **call)
 assert np.array_equal(resumed.history.step_loss, whole.history.step_loss)
 np.savez(sys.argv[1], loss=result.history.step_loss, test=result.history.metrics["test_loss"],
          fallen=fallen.history.step_loss, kept=np.asarray(fallen.params["b"]),
@@ -79,10 +97,18 @@ np.savez(sys.argv[1], loss=result.history.step_loss, test=result.history.metrics
 """
 
 
-@pytest.mark.parametrize("batch_size", [*(pytest.param(n, marks=pytest.mark.slow) for n in (24, 50)), 33])
+@pytest.mark.parametrize(
+    "batch_size", [*(pytest.param(n, marks=pytest.mark.slow) for n in (24, 50)), 33]
+)
 def test_eight_devices_train_as_one_does_whatever_the_batch(tmp_path, batch_size):
     for devices in (1, 8):
-        command = [sys.executable, "-c", TRAINING, str(tmp_path / f"{devices}.npz"), str(batch_size)]
+        command = [
+            sys.executable,
+            "-c",
+            TRAINING,
+            str(tmp_path / f"{devices}.npz"),
+            str(batch_size),
+        ]
         subprocess.run(command, env=environment(devices), check=True, timeout=300)
     agree(tmp_path / "1.npz", tmp_path / "8.npz")
 
@@ -98,8 +124,10 @@ def agree(one, many):
 def test_two_processes_train_as_one_does(tmp_path, batch_size):
     subprocess.run(
         [sys.executable, "-c", TRAINING, str(tmp_path / "one.npz"), str(batch_size)],
-        env=environment(1), check=True, timeout=300,
-    )  # fmt: skip
+        env=environment(1),
+        check=True,
+        timeout=300,
+    )
     in_two_processes([TRAINING], lambda number: [str(tmp_path / f"{number}.npz"), str(batch_size)])
     agree(tmp_path / "one.npz", tmp_path / "0.npz")
     agree(tmp_path / "one.npz", tmp_path / "1.npz")
@@ -111,10 +139,13 @@ def in_two_processes(program, arguments):
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", *program, *arguments(number), address, str(number)],
-            env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment(1),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for number in range(2)
-    ]  # fmt: skip
+    ]
     try:
         printed = []
         for process in processes:

@@ -1,4 +1,6 @@
-"""Numerical derivatives: the chapter's values, agreement with jax.grad, the same calling forms, and what is refused."""
+"""Numerical derivatives: the chapter's values, agreement with jax.grad, the same calling forms, and
+what is refused.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +29,16 @@ def test_numerical_diff_gives_the_chapters_digits(x64, x, printed):
     assert float(numerical_diff(parabola, int(x), 1e-4)) == printed
 
 
-@pytest.mark.parametrize("index, printed", [(0, 6.00000000000378), (1, 7.999999999999119), (-1, 7.999999999999119)])
+@pytest.mark.parametrize(
+    "index, printed", [(0, 6.00000000000378), (1, 7.999999999999119), (-1, 7.999999999999119)]
+)
 def test_partial_derivative_gives_the_chapters_digits(x64, index, printed):
     assert float(partial_derivative(bowl, jnp.array([3.0, 4.0]), index, h=1e-4)) == printed
 
 
-@pytest.mark.parametrize("at, expected", [((3.0, 4.0), (6, 8)), ((0.0, 2.0), (0, 4)), ((3.0, 0.0), (6, 0))])
+@pytest.mark.parametrize(
+    "at, expected", [((3.0, 4.0), (6, 8)), ((0.0, 2.0), (0, 4)), ((3.0, 0.0), (6, 0))]
+)
 def test_numerical_gradient_gives_the_chapters_gradients(dtype, at, expected):
     np.testing.assert_allclose(numerical_gradient(bowl, jnp.array(at, dtype)), expected, atol=1e-9)
 
@@ -43,16 +49,24 @@ def test_float32_input_is_evaluated_in_float64_unless_told_otherwise():
     assert abs(float(numerical_diff(f, 5.0, 1e-4, evaluation="own")) - 0.2) > 1e-4
 
 
-@pytest.mark.parametrize("scheme, bound", [("central", 1e-9), ("forward", 1e-7), ("backward", 1e-7)])
+@pytest.mark.parametrize(
+    "scheme, bound", [("central", 1e-9), ("forward", 1e-7), ("backward", 1e-7)]
+)
 def test_schemes(x64, scheme, bound):
     assert float(numerical_diff(jnp.exp, 1.0, scheme=scheme)) == pytest.approx(np.e, rel=bound)
-    np.testing.assert_allclose(numerical_gradient(rosenbrock, jnp.array([1.2, 0.7]), scheme=scheme), jax.grad(rosenbrock)(
-        jnp.array([1.2, 0.7])), rtol=1e2 * bound)  # fmt: skip
+    np.testing.assert_allclose(
+        numerical_gradient(rosenbrock, jnp.array([1.2, 0.7]), scheme=scheme),
+        jax.grad(rosenbrock)(jnp.array([1.2, 0.7])),
+        rtol=1e2 * bound,
+    )
 
 
 @pytest.mark.parametrize("scheme, order", [("central", 2), ("forward", 1), ("backward", 1)])
 def test_truncation_falls_with_the_order_of_the_scheme(x64, scheme, order):
-    errors = [abs(float(numerical_diff(jnp.exp, 0.5, h, scheme=scheme)) - np.exp(0.5)) for h in (1e-2, 1e-3)]
+    errors = [
+        abs(float(numerical_diff(jnp.exp, 0.5, h, scheme=scheme)) - np.exp(0.5))
+        for h in (1e-2, 1e-3)
+    ]
     assert np.log10(errors[0] / errors[1]) == pytest.approx(order, abs=0.05)
 
 
@@ -63,16 +77,23 @@ def network_case(dtype):
 
 
 def relative_difference(a, b):
-    a, b = (np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]) for tree in (a, b))
+    a, b = (
+        np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
+        for tree in (a, b)
+    )
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
 def test_numerical_grad_agrees_with_jax_grad_on_a_network(dtype):
     params, x, t = network_case(dtype)
     numerical = numerical_grad(loss)(params, x, t)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), numerical) == jax.tree.map(lambda a: (a.shape, a.dtype), params)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), numerical) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), params
+    )
     with jax.enable_x64(True):
-        reference = jax.grad(loss)(*jax.tree.map(lambda a: a.astype("float64") if a.dtype == dtype else a, (params, x, t)))
+        reference = jax.grad(loss)(
+            *jax.tree.map(lambda a: a.astype("float64") if a.dtype == dtype else a, (params, x, t))
+        )
         assert relative_difference(numerical, reference) < 1e-7
 
 
@@ -81,7 +102,9 @@ EXPRESSIONS = [
     lambda x: jax.nn.logsumexp(x) + jnp.prod(jnp.cos(x)),
     lambda x: jnp.linalg.norm(x - 3) ** 3,
     lambda x: jnp.sum(jnp.outer(x, x) @ jnp.tanh(x)),
-    lambda x: jax.lax.scan(lambda c, a: (jnp.tanh(c + a), None), jnp.zeros((), x.dtype), x.ravel())[0],
+    lambda x: jax.lax.scan(lambda c, a: (jnp.tanh(c + a), None), jnp.zeros((), x.dtype), x.ravel())[
+        0
+    ],
     lambda x: jax.lax.cond(x.sum() > 0, lambda x: jnp.sum(x**3), lambda x: jnp.sum(jnp.exp(x)), x),
 ]
 
@@ -99,18 +122,30 @@ def test_calling_forms_are_those_of_jax_grad():
     f = lambda a, b, scale=1.0: scale * jnp.sum(a["w"] ** 2) * b[0]  # noqa: E731
     a, b = {"w": jnp.array([[1.0, 2.0]])}, (jnp.array(3.0),)
     for argnums in (0, 1, -1, (0, 1), (1, 0)):
-        ours, theirs = numerical_grad(f, argnums)(a, b, scale=2.0), jax.grad(f, argnums)(a, b, scale=2.0)
+        ours, theirs = (
+            numerical_grad(f, argnums)(a, b, scale=2.0),
+            jax.grad(f, argnums)(a, b, scale=2.0),
+        )
         assert jax.tree.structure(ours) == jax.tree.structure(theirs)
         assert relative_difference(ours, theirs) < 1e-6
-    gradient, aux = numerical_grad(lambda x: (jnp.sum(x**2), {"twice": 2 * x}), has_aux=True)(jnp.array([1.0, 2.0]))
+    gradient, aux = numerical_grad(lambda x: (jnp.sum(x**2), {"twice": 2 * x}), has_aux=True)(
+        jnp.array([1.0, 2.0])
+    )
     np.testing.assert_allclose(gradient, [2, 4], rtol=1e-6)
     assert aux["twice"].tolist() == [2, 4]
-    applied = numerical_grad(lambda x, name, fn, n: fn(x) * n if name == "this" else 0 * x)(2.0, "this", jnp.square, 3)
+    applied = numerical_grad(lambda x, name, fn, n: fn(x) * n if name == "this" else 0 * x)(
+        2.0, "this", jnp.square, 3
+    )
     assert float(applied) == pytest.approx(12)
 
 
 def test_integer_boolean_and_key_leaves_are_held_fixed():
-    x = {"w": jnp.array([2.0]), "n": jnp.array([3]), "flag": jnp.array(True), "key": jax.random.key(0)}
+    x = {
+        "w": jnp.array([2.0]),
+        "n": jnp.array([3]),
+        "flag": jnp.array(True),
+        "key": jax.random.key(0),
+    }
     f = lambda x: jnp.sum(x["w"] ** x["n"]) + jax.random.normal(x["key"]) * x["flag"]  # noqa: E731
     gradient = numerical_grad(f)(x)
     assert float(gradient["w"][0]) == pytest.approx(12)
@@ -121,9 +156,14 @@ def test_jacobian_and_hessian_have_the_structure_of_their_twins(dtype):
     x = {"a": jnp.array([1.0, 2.0], dtype), "b": jnp.array([[0.5]], dtype)}
     f = lambda x: {"u": x["a"][:, None] * x["b"], "v": jnp.sum(x["a"]) ** 2}  # noqa: E731
     g = lambda x: jnp.sum(x["a"] ** 3) * x["b"][0, 0] ** 2  # noqa: E731
-    for ours, theirs in ((numerical_jacobian(f), jax.jacobian(f)), (numerical_hessian(g), jax.hessian(g))):
+    for ours, theirs in (
+        (numerical_jacobian(f), jax.jacobian(f)),
+        (numerical_hessian(g), jax.hessian(g)),
+    ):
         ours, theirs = ours(x), theirs(x)
-        assert jax.tree.map(lambda a: (a.shape, a.dtype), ours) == jax.tree.map(lambda a: (a.shape, a.dtype), theirs)
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), ours) == jax.tree.map(
+            lambda a: (a.shape, a.dtype), theirs
+        )
         assert relative_difference(ours, theirs) < 1e-6
     many = numerical_jacobian(lambda a, b: a * b, (0, 1))(x["a"], x["a"])
     np.testing.assert_allclose(many[0], np.diag([1, 2]), rtol=1e-6)
@@ -136,7 +176,9 @@ def test_directional_derivative_is_the_gradient_times_the_direction(dtype):
     expected = jax.jvp(f, (params,), (v,))[1]
     rel = 1e-8 if dtype == jnp.float64 else 1e-5
     assert float(directional_derivative(f, params, v)) == pytest.approx(float(expected), rel=rel)
-    assert float(directional_derivative(f, params, jax.tree.map(jnp.zeros_like, params))) == pytest.approx(0, abs=1e-15)
+    assert float(
+        directional_derivative(f, params, jax.tree.map(jnp.zeros_like, params))
+    ) == pytest.approx(0, abs=1e-15)
 
 
 def test_it_works_inside_other_transformations():
@@ -171,7 +213,9 @@ def test_a_second_call_compiles_nothing():
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 def test_the_batch_size_changes_nothing(x64, batch_size):
     x = jnp.linspace(0.1, 1, 7)
-    np.testing.assert_array_equal(numerical_gradient(rosenbrock, x, batch_size=batch_size), numerical_gradient(rosenbrock, x))
+    np.testing.assert_array_equal(
+        numerical_gradient(rosenbrock, x, batch_size=batch_size), numerical_gradient(rosenbrock, x)
+    )
 
 
 def test_memory_does_not_grow_with_the_number_of_entries():
@@ -194,13 +238,21 @@ def test_functions_that_cannot_be_called_with_float64_are_evaluated_in_it_all_th
     key = jax.random.key(0)
     kernel, image = jnp.ones((1, 1, 2, 2)), jax.random.normal(key, (1, 1, 5, 5))
     for f in (
-        lambda k: jnp.sum(jnp.sin(jax.lax.conv_general_dilated(image, k, (1, 1), "VALID"))),  # float32 data closed over
-        lambda k: jnp.sum(jax.lax.scan(lambda h, _: (jnp.tanh(h @ k[0, 0]), None), jnp.ones((2, 2)), length=5)[0]),
-        lambda k: jnp.sum(jnp.sin(k).astype(jnp.bfloat16).astype(jnp.float32) ** 2),  # a cast inside
+        lambda k: jnp.sum(
+            jnp.sin(jax.lax.conv_general_dilated(image, k, (1, 1), "VALID"))
+        ),  # float32 data closed over
+        lambda k: jnp.sum(
+            jax.lax.scan(lambda h, _: (jnp.tanh(h @ k[0, 0]), None), jnp.ones((2, 2)), length=5)[0]
+        ),
+        lambda k: jnp.sum(
+            jnp.sin(k).astype(jnp.bfloat16).astype(jnp.float32) ** 2
+        ),  # a cast inside
         lambda k: jnp.sum(jax.random.normal(key, (2, 2)) * k[0, 0]),  # a draw that x64 would change
     ):
         tolerance = 1e-2 if "bfloat16" in str(jax.make_jaxpr(f)(kernel)) else 1e-5
-        np.testing.assert_allclose(numerical_grad(f)(kernel), jax.grad(f)(kernel), rtol=tolerance, atol=1e-5)
+        np.testing.assert_allclose(
+            numerical_grad(f)(kernel), jax.grad(f)(kernel), rtol=tolerance, atol=1e-5
+        )
 
 
 SPECIAL = {
@@ -208,7 +260,9 @@ SPECIAL = {
     "incomplete beta": lambda w: jnp.sum(jax.scipy.special.betainc(2.0, 3.0, w)),
     "Bessel": lambda w: jnp.sum(jax.scipy.special.i0(w)),
     "loops batched by vmap": lambda w: jnp.sum(jax.scipy.special.exp1(w)),
-    "implicit root": lambda w: jax.lax.custom_root(lambda x: x**3 - w[0], 1.0, _newton, lambda g, y: y / g(1.0)),
+    "implicit root": lambda w: jax.lax.custom_root(
+        lambda x: x**3 - w[0], 1.0, _newton, lambda g, y: y / g(1.0)
+    ),
 }
 INSIDE = {
     "nothing": lambda g, w: g(w),
@@ -216,7 +270,9 @@ INSIDE = {
     "vmap": lambda g, w: jax.vmap(g)(w[None])[0],
     "jit of vmap": lambda g, w: jax.jit(jax.vmap(g))(w[None])[0],
     "fori_loop": lambda g, w: jax.lax.fori_loop(0, 1, lambda _, c: g(c), w),
-    "scan that closes over the point": lambda g, w: jax.lax.scan(lambda c, _: (g(w), None), w, length=1)[0],
+    "scan that closes over the point": lambda g, w: jax.lax.scan(
+        lambda c, _: (g(w), None), w, length=1
+    )[0],
 }
 
 
@@ -224,44 +280,111 @@ def _newton(f, x):
     return jax.lax.fori_loop(0, 30, lambda _, x: x - f(x) / (3 * x**2), x)
 
 
-@pytest.mark.parametrize("inside", [n if n == "jit" else pytest.param(n, marks=pytest.mark.slow) for n in INSIDE])
+@pytest.mark.parametrize(
+    "inside", [n if n == "jit" else pytest.param(n, marks=pytest.mark.slow) for n in INSIDE]
+)
 @pytest.mark.parametrize("name", SPECIAL)
-def test_primitives_that_look_at_x64_are_evaluated_in_float64_wherever_the_gradient_is_asked_for(name, inside):
+def test_primitives_that_look_at_x64_are_evaluated_in_float64_wherever_the_gradient_is_asked_for(
+    name, inside
+):
     f, w = SPECIAL[name], jnp.array([0.2, 0.7, 0.4])
-    np.testing.assert_allclose(INSIDE[inside](numerical_grad(f), w), jax.grad(f)(w), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        INSIDE[inside](numerical_grad(f), w), jax.grad(f)(w), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_a_numerical_gradient_inside_jit_can_be_differentiated():
-    second = jax.jit(jax.jacfwd(numerical_grad(lambda x: jnp.sum(jnp.sin(x)))))(jnp.array([0.3, 2.0]))
+    second = jax.jit(jax.jacfwd(numerical_grad(lambda x: jnp.sum(jnp.sin(x)))))(
+        jnp.array([0.3, 2.0])
+    )
     np.testing.assert_allclose(second, jnp.diag(-jnp.sin(jnp.array([0.3, 2.0]))), atol=1e-3)
 
 
 BAD = [
-    (lambda: numerical_gradient(bowl, [3, 4]), TypeError, r"`x\[0\]` must be floating-point.* Got int 3."),
-    (lambda: numerical_gradient(bowl, jnp.array([3, 4])), TypeError, r"`x` must be floating-point.* Got int32\[2\]."),
-    (lambda: numerical_gradient(bowl, {"a": jnp.ones(2), "b": jnp.ones(2) * 1j}), TypeError, r"`x\['b'\]` must be real"),
-    (lambda: numerical_gradient(bowl, "x"), TypeError, r"`x` must be an array or a number. Got str 'x'."),
-    (lambda: numerical_gradient(bowl, []), TypeError, r"`x` must hold at least one floating-point array. Got an empty list."),
-    (lambda: numerical_gradient(lambda x: x, jnp.ones(2)), TypeError, r"`f` must return a real scalar. Got float32\[2\]."),
-    (lambda: numerical_gradient(lambda x: 1, jnp.ones(2)), TypeError, r"`f` must return a real scalar. Got int32\[\]."),
+    (
+        lambda: numerical_gradient(bowl, [3, 4]),
+        TypeError,
+        r"`x\[0\]` must be floating-point.* Got int 3.",
+    ),
+    (
+        lambda: numerical_gradient(bowl, jnp.array([3, 4])),
+        TypeError,
+        r"`x` must be floating-point.* Got int32\[2\].",
+    ),
+    (
+        lambda: numerical_gradient(bowl, {"a": jnp.ones(2), "b": jnp.ones(2) * 1j}),
+        TypeError,
+        r"`x\['b'\]` must be real",
+    ),
+    (
+        lambda: numerical_gradient(bowl, "x"),
+        TypeError,
+        r"`x` must be an array or a number. Got str 'x'.",
+    ),
+    (
+        lambda: numerical_gradient(bowl, []),
+        TypeError,
+        r"`x` must hold at least one floating-point array. Got an empty list.",
+    ),
+    (
+        lambda: numerical_gradient(lambda x: x, jnp.ones(2)),
+        TypeError,
+        r"`f` must return a real scalar. Got float32\[2\].",
+    ),
+    (
+        lambda: numerical_gradient(lambda x: 1, jnp.ones(2)),
+        TypeError,
+        r"`f` must return a real scalar. Got int32\[\].",
+    ),
     (lambda: numerical_gradient(3, jnp.ones(2)), TypeError, r"`f` must be a function. Got int 3."),
-    (lambda: numerical_gradient(bowl, jnp.ones(2), h=0), ValueError, r"`h` must be positive and finite. Got 0.0."),
-    (lambda: numerical_gradient(bowl, jnp.ones(2), h=-1e-4), ValueError, r"`h` must be positive and finite. Got -0.0001."),
-    (lambda: numerical_gradient(bowl, jnp.ones(2), h=float("nan")), ValueError, r"`h` must be positive and finite. Got nan."),
-    (lambda: numerical_gradient(bowl, jnp.ones(2), h="1"), TypeError, r"`h` must be a number. Got str '1'."),
+    (
+        lambda: numerical_gradient(bowl, jnp.ones(2), h=0),
+        ValueError,
+        r"`h` must be positive and finite. Got 0.0.",
+    ),
+    (
+        lambda: numerical_gradient(bowl, jnp.ones(2), h=-1e-4),
+        ValueError,
+        r"`h` must be positive and finite. Got -0.0001.",
+    ),
+    (
+        lambda: numerical_gradient(bowl, jnp.ones(2), h=float("nan")),
+        ValueError,
+        r"`h` must be positive and finite. Got nan.",
+    ),
+    (
+        lambda: numerical_gradient(bowl, jnp.ones(2), h="1"),
+        TypeError,
+        r"`h` must be a number. Got str '1'.",
+    ),
     (
         lambda: numerical_gradient(bowl, jnp.ones(2), h=1e-50),
         ValueError,
         r"`h` must be large enough to change `x` in float64.* Got 1e-50.",
     ),  # noqa: E501
     (
-        lambda: numerical_gradient(lambda p: bowl(p["w"]), {"w": jnp.full(2, 1e4)}, h=1e-5, evaluation="own"),
+        lambda: numerical_gradient(
+            lambda p: bowl(p["w"]), {"w": jnp.full(2, 1e4)}, h=1e-5, evaluation="own"
+        ),
         ValueError,
-        r"`h` must be large enough to change `x\['w'\]` in float32, where values near it are 0.00098 apart. Got 1e-05.",
+        r"`h` must be large enough to change `x\['w'\]` in float32, where values near it are "
+        r"0.00098 apart. Got 1e-05.",
     ),
-    (lambda: numerical_gradient(bowl, jnp.ones(2), scheme="centre"), ValueError, r"`scheme` must be 'central'.* Got 'centre'."),
-    (lambda: numerical_gradient(bowl, jnp.ones(2), evaluation="f"), ValueError, r"`evaluation` must be 'float64'.* Got 'f'."),
-    (lambda: numerical_gradient(bowl, jnp.ones(2), batch_size=0), ValueError, r"`batch_size` must be an integer of at least 1"),
+    (
+        lambda: numerical_gradient(bowl, jnp.ones(2), scheme="centre"),
+        ValueError,
+        r"`scheme` must be 'central'.* Got 'centre'.",
+    ),
+    (
+        lambda: numerical_gradient(bowl, jnp.ones(2), evaluation="f"),
+        ValueError,
+        r"`evaluation` must be 'float64'.* Got 'f'.",
+    ),
+    (
+        lambda: numerical_gradient(bowl, jnp.ones(2), batch_size=0),
+        ValueError,
+        r"`batch_size` must be an integer of at least 1",
+    ),
     (
         lambda: numerical_grad(bowl, 1)(jnp.ones(2)),
         ValueError,
@@ -273,7 +396,11 @@ BAD = [
         r"`f` must return one number for each entry of `x`, shape \(2,\)",
     ),
     (lambda: numerical_diff(parabola, jnp.array([5])), TypeError, r"`x` must be floating-point"),
-    (lambda: partial_derivative(bowl, jnp.ones(2), 2), IndexError, r"`index` must name one entry of `x`.*\(2,\). Got 2."),
+    (
+        lambda: partial_derivative(bowl, jnp.ones(2), 2),
+        IndexError,
+        r"`index` must name one entry of `x`.*\(2,\). Got 2.",
+    ),
     (
         lambda: partial_derivative(bowl, jnp.ones((2, 2)), 0),
         IndexError,

@@ -1,4 +1,6 @@
-"""What the documentation shows is what happens: the README, every docstring's example, every script in examples/."""
+"""What the documentation shows is what happens: the README, every docstring's example, every script
+in examples/.
+"""
 
 import code
 import contextlib
@@ -33,7 +35,9 @@ def test_examples_in_docstrings(module):
 
 
 class SameReport(doctest.OutputChecker):
-    """A report's words are compared as they are, its numbers to 2 %, and digits to half a digit: rounding is the machine's."""
+    """A report's words are compared as they are, its numbers to 2 %, and digits to half a digit:
+    rounding is the machine's.
+    """
 
     def check_output(self, want, got, optionflags):
         if not want.startswith("gradient of "):
@@ -43,7 +47,10 @@ class SameReport(doctest.OutputChecker):
         words = [re.sub(number, "#", text).split() for text in (want, got)]
         pairs = list(zip(re.findall(number, want), re.findall(number, got), strict=False))
         is_digits = re.compile(r"\d+\.\d").fullmatch
-        same = [float(a) == pytest.approx(float(b), rel=0.02, abs=0.5 if is_digits(a) else 1e-9) for a, b in pairs]
+        same = [
+            float(a) == pytest.approx(float(b), rel=0.02, abs=0.5 if is_digits(a) else 1e-9)
+            for a, b in pairs
+        ]
         return words[0] == words[1] and all(same)
 
 
@@ -71,7 +78,9 @@ def test_python_in_the_readme_can_be_typed_as_it_stands():
 @pytest.mark.slow
 def test_commands_in_the_readme(tmp_path):
     """Those of the section on training, in the order in which they stand, in an empty directory."""
-    block = (ROOT / "README.md").read_text().split("On the command line:\n\n```\n")[1].split("```")[0]
+    block = (
+        (ROOT / "README.md").read_text().split("On the command line:\n\n```\n")[1].split("```")[0]
+    )
     for command in block.splitlines():
         words = [sys.executable, "-m", *command.split()]
         done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=300)
@@ -84,9 +93,13 @@ def test_every_public_name_is_documented_with_an_example(name):
 
 
 @pytest.mark.slow  # all but fetch_mnist.py, which needs the network
-@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("[!f]*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "examples").glob("[!f]*.py")), ids=lambda path: path.stem
+)
 def test_examples_run(script, tmp_path):
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, cwd=tmp_path, timeout=300
+    )
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
     assert not done.stderr, done.stderr
 
@@ -98,7 +111,12 @@ def test_the_wheel_carries_the_digits_and_works_alone(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=300)
     python = str(tmp_path / "venv" / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "-q", str(wheel)], check=True, capture_output=True, timeout=600)
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", str(wheel)],
+        check=True,
+        capture_output=True,
+        timeout=600,
+    )
     command = [str(tmp_path / "venv" / "bin" / "jaxnn"), "train", "--epochs", "2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0 and "test accuracy" in done.stdout, done.stderr

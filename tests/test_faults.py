@@ -1,4 +1,6 @@
-"""What happens to real processes: killed at any moment, stopped, cut off from each other. Each has a time limit."""
+"""What happens to real processes: killed at any moment, stopped, cut off from each other. Each has
+a time limit.
+"""
 
 import json
 import os
@@ -11,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxnn.checkpoint import checkpoints, load_checkpoint
+from jaxnn.training.checkpoint import checkpoints, load_checkpoint
 
 RUN = """
 import sys
@@ -29,8 +31,9 @@ def tell(progress):
     begun.append(1)
 
 
-result = jaxnn.fit(jaxnn.loss, params, data, optax.adam(0.01), key=jax.random.key(1), epochs=200, batch_size=32,
-                   checkpoint=sys.argv[1] or None, resume=bool(sys.argv[1]), every=1, patience=1000, on_progress=tell)
+call = {"key": jax.random.key(1), "epochs": 200, "batch_size": 32, "every": 1, "patience": 1000}
+saved = {"checkpoint": sys.argv[1] or None, "resume": bool(sys.argv[1])}
+result = jaxnn.fit(jaxnn.loss, params, data, optax.adam(0.01), on_progress=tell, **call, **saved)
 np.savez(sys.argv[2], loss=result.history.step_loss, train=result.history.metrics["train_loss"],
          step=result.status.step, **result.params)
 """
@@ -71,8 +74,11 @@ def test_a_run_killed_thirty_times_ends_where_the_uninterrupted_one_ends(tmp_pat
 def command(*arguments, **options):
     return subprocess.Popen(
         [sys.executable, "-m", "jaxnn", "train", "--json", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
 
 
 @pytest.fixture
@@ -80,7 +86,9 @@ def small_disk(tmp_path):
     """A disk of its own, of 256 KiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True, text=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True, text=True
+    )
     if made.returncode:
         pytest.skip(f"needs the right to mount: {made.stderr.strip()}")
     yield place
@@ -90,9 +98,13 @@ def small_disk(tmp_path):
 @pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_an_error_and_the_checkpoints_before_it_are_whole(small_disk):
     options = ["--checkpoint", small_disk / "run", "--layers", "50", "--epochs", "20", "--every"]
-    out, err = command(*options, 15).communicate(timeout=120)  # three checkpoints of 16 KB and their history fit
+    out, err = command(*options, 15).communicate(
+        timeout=120
+    )  # three checkpoints of 16 KB and their history fit
     assert json.loads(out)["status"] == "finished", err
-    (small_disk / "ballast").write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
+    (small_disk / "ballast").write_bytes(
+        bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize)
+    )
     process = command("--resume", *options, 1, "--epochs", 21)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2 and err.count("\n") == 1 and "No space left" in err, err
@@ -120,7 +132,16 @@ def test_a_directory_in_use_is_refused_to_another_run(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_command_saves_and_goes_on_later(tmp_path, number):
-    options = ["--checkpoint", tmp_path / "run", "--layers", "20", "--epochs", "3000", "--log", tmp_path / "log"]
+    options = [
+        "--checkpoint",
+        tmp_path / "run",
+        "--layers",
+        "20",
+        "--epochs",
+        "3000",
+        "--log",
+        tmp_path / "log",
+    ]
     process = command(*options)
     wait_for(lambda: (tmp_path / "log").exists() and (tmp_path / "log").stat().st_size)
     process.send_signal(number)
@@ -128,11 +149,16 @@ def test_a_stopped_command_saves_and_goes_on_later(tmp_path, number):
     told = json.loads(out)
     assert process.returncode == 130 and told["status"] == "interrupted" and not err
     assert load_checkpoint(tmp_path / "run").step == told["steps"] < 45000
-    again = command("--resume", *options, "--epochs", 3001 if told["steps"] > 44000 else told["steps"] // 15 + 3)
+    again = command(
+        "--resume", *options, "--epochs", 3001 if told["steps"] > 44000 else told["steps"] // 15 + 3
+    )
     out, err = again.communicate(timeout=120)
     rest = json.loads(out)
     assert again.returncode == 0, err
-    assert rest["train_loss"][: len(told["train_loss"])] == told["train_loss"] and rest["status"] == "finished"
+    assert (
+        rest["train_loss"][: len(told["train_loss"])] == told["train_loss"]
+        and rest["status"] == "finished"
+    )
     steps = [json.loads(line)["step"] for line in (tmp_path / "log").read_text().splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == rest["steps"]
 
@@ -150,9 +176,21 @@ def processes(*arguments):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "JAX_PLATFORMS": "cpu",
+    }
     return [
-        command(*arguments, "--coordinator", f"127.0.0.1:{port}", "--num-processes", 2, "--process-id", i, env=environment)
+        command(
+            *arguments,
+            "--coordinator",
+            f"127.0.0.1:{port}",
+            "--num-processes",
+            2,
+            "--process-id",
+            i,
+            env=environment,
+        )
         for i in range(2)
     ]
 
@@ -169,12 +207,16 @@ def test_a_command_on_two_machines_trains_as_on_one_and_resumes(tmp_path):
     resumed = [process.communicate(timeout=180) for process in both]
     assert [process.returncode for process in both] == [0, 0], resumed
     for name in ("train_loss", "test_loss"):
-        np.testing.assert_allclose(json.loads(resumed[0][0])[name], json.loads(told[0][0])[name], rtol=1e-5)
+        np.testing.assert_allclose(
+            json.loads(resumed[0][0])[name], json.loads(told[0][0])[name], rtol=1e-5
+        )
 
 
 @pytest.mark.slow
 def test_when_a_process_dies_the_other_ends_with_an_error(tmp_path):
-    both = processes("--layers", "20", "--epochs", "100000", "--checkpoint", tmp_path / "run", "--every", "50")
+    both = processes(
+        "--layers", "20", "--epochs", "100000", "--checkpoint", tmp_path / "run", "--every", "50"
+    )
     try:
         wait_for(lambda: checkpoints(tmp_path / "run"))
         both[1].send_signal(signal.SIGKILL)

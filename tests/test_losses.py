@@ -9,13 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxnn import accuracy, cross_entropy_error, mean_squared_error, softmax_cross_entropy
+from jaxnn.cli.tour import SAYS_SEVEN, SAYS_TWO
 from jaxnn.data import one_hot
-from jaxnn.tour import SAYS_SEVEN, SAYS_TWO
 
 LOSSES = [mean_squared_error, cross_entropy_error, softmax_cross_entropy]
 
 
-@pytest.mark.parametrize("y, mse, cee", [(SAYS_TWO, 0.0975, 0.51082545709933802), (SAYS_SEVEN, 0.5975, 2.3025840929945458)])
+@pytest.mark.parametrize(
+    "y, mse, cee",
+    [(SAYS_TWO, 0.0975, 0.51082545709933802), (SAYS_SEVEN, 0.5975, 2.3025840929945458)],
+)
 @pytest.mark.parametrize("form", ["one-hot", "index", "batch"])
 def test_the_chapters_values(dtype, y, mse, cee, form):
     y, t = jnp.array(y, dtype), jnp.array(2)
@@ -40,7 +43,12 @@ def numpy_losses(z, t):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from([1, 3]), st.sampled_from([2, 5]), st.integers(0, 10**6), st.sampled_from([1.0, 0.01, 30.0]))
+@given(
+    st.sampled_from([1, 3]),
+    st.sampled_from([2, 5]),
+    st.integers(0, 10**6),
+    st.sampled_from([1.0, 0.01, 30.0]),
+)
 def test_losses_agree_with_numpy_and_optax_in_both_target_forms(batch, classes, seed, scale):
     rng = np.random.default_rng(seed)
     z, indices = scale * rng.normal(size=(batch, classes)), rng.integers(0, classes, batch)
@@ -51,7 +59,9 @@ def test_losses_agree_with_numpy_and_optax_in_both_target_forms(batch, classes, 
             for t in (jnp.array(indices), jnp.array(rows)):
                 assert float(loss(y, t)) == pytest.approx(expected, rel=1e-12, abs=1e-15)
         optaxs = optax.losses.softmax_cross_entropy(jnp.array(z), jnp.array(rows)).mean()
-        assert float(softmax_cross_entropy(jnp.array(z), jnp.array(rows))) == pytest.approx(float(optaxs), rel=1e-12, abs=1e-15)
+        assert float(softmax_cross_entropy(jnp.array(z), jnp.array(rows))) == pytest.approx(
+            float(optaxs), rel=1e-12, abs=1e-15
+        )
 
 
 def test_softmax_cross_entropy_agrees_with_optax(dtype):
@@ -59,9 +69,15 @@ def test_softmax_cross_entropy_agrees_with_optax(dtype):
     z, t = jnp.array(rng.normal(size=(7, 5)) * 10, dtype), jnp.array(rng.integers(0, 5, 7))
     soft = jax.nn.softmax(jnp.array(rng.normal(size=(7, 5)), dtype))
     rel = 1e-13 if dtype == jnp.float64 else 1e-6
-    ours, theirs = softmax_cross_entropy(z, t), optax.losses.softmax_cross_entropy_with_integer_labels(z, t).mean()
+    ours, theirs = (
+        softmax_cross_entropy(z, t),
+        optax.losses.softmax_cross_entropy_with_integer_labels(z, t).mean(),
+    )
     assert float(ours) == pytest.approx(float(theirs), rel=rel)
-    ours, theirs = softmax_cross_entropy(z, soft), optax.losses.softmax_cross_entropy(z, soft).mean()
+    ours, theirs = (
+        softmax_cross_entropy(z, soft),
+        optax.losses.softmax_cross_entropy(z, soft).mean(),
+    )
     assert float(ours) == pytest.approx(float(theirs), rel=rel)
 
 
@@ -69,7 +85,9 @@ def test_gradient_of_softmax_cross_entropy_is_softmax_minus_target(dtype):
     z = jnp.array([[1.0, 2.0, -0.5], [0.1, 0.2, 0.3]], dtype)
     t = jnp.array([2, 0])
     closed_form = (jax.nn.softmax(z) - one_hot(t, 3, dtype)) / 2
-    np.testing.assert_allclose(jax.grad(softmax_cross_entropy)(z, t), closed_form, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(
+        jax.grad(softmax_cross_entropy)(z, t), closed_form, rtol=1e-6, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("size", [1e4, -1e4])
@@ -107,7 +125,9 @@ def test_losses_keep_the_dtype_and_work_under_jit_grad_and_vmap(loss, kind):
         y, t = jnp.full((4, 3), 1 / 3, kind), jnp.array([0, 1, 2, 0])
         assert loss(y, t).dtype == jnp.dtype(kind) == jax.jit(jax.grad(loss))(y, t).dtype
         each = jax.vmap(loss)(y, t)
-        assert each.shape == (4,) and float(each.mean()) == pytest.approx(float(loss(y, t)), rel=1e-2)
+        assert each.shape == (4,) and float(each.mean()) == pytest.approx(
+            float(loss(y, t)), rel=1e-2
+        )
 
 
 @pytest.mark.parametrize("loss", [*LOSSES, accuracy])
@@ -135,14 +155,24 @@ BAD = [
         r"`t` must have shape \(2, 3\) or \(2,\), to fit `\w+`. Got shape \(4, 5\).",
     ),
     (jnp.ones((2, 3)), jnp.ones(2), TypeError, r"`t` must be class indices .* Got float32\[2\]."),
-    (jnp.ones((2, 3), int), jnp.array([0, 1]), TypeError, r"`\w+` must be floating-point. Got int32\[2, 3\]."),
+    (
+        jnp.ones((2, 3), int),
+        jnp.array([0, 1]),
+        TypeError,
+        r"`\w+` must be floating-point. Got int32\[2, 3\].",
+    ),
     (
         jnp.ones((0, 3)),
         jnp.ones(0, int),
         ValueError,
         r"`\w+` must have at least one example and one class. Got shape \(0, 3\).",
     ),
-    (jnp.ones(()), jnp.ones((), int), ValueError, r"`\w+` must have at least one example and one class. Got shape \(\)."),
+    (
+        jnp.ones(()),
+        jnp.ones((), int),
+        ValueError,
+        r"`\w+` must have at least one example and one class. Got shape \(\).",
+    ),
     ("text", jnp.ones(2, int), TypeError, r"`\w+` must be an array or a number. Got str 'text'."),
 ]
 

@@ -5,8 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnn import cross_entropy_error, init_network, loss, numerical_grad, numerical_gradient, predict
-from jaxnn.tour import INPUT, TARGET, WEIGHTS
+from jaxnn import (
+    cross_entropy_error,
+    init_network,
+    loss,
+    numerical_grad,
+    numerical_gradient,
+    predict,
+)
+from jaxnn.cli.tour import INPUT, TARGET, WEIGHTS
 
 DW = [[0.21924763, 0.14356247, -0.36281009], [0.32887144, 0.2153437, -0.54421514]]
 
@@ -25,7 +32,9 @@ def test_the_chapters_scores_and_loss(dtype):
     assert float(without_delta) == pytest.approx(0.92806853663411326, rel=max(rel, 3e-9))
 
 
-@pytest.mark.parametrize("route", ["jax.grad", "numerical_grad", "numerical_gradient", "closed form"])
+@pytest.mark.parametrize(
+    "route", ["jax.grad", "numerical_grad", "numerical_gradient", "closed form"]
+)
 def test_the_chapters_dw_by_every_route(dtype, route):
     params, x, t = chapters_network(dtype)
     dw = {
@@ -39,9 +48,16 @@ def test_the_chapters_dw_by_every_route(dtype, route):
 
 def test_parameters_have_the_chapters_names_shapes_and_scale(dtype):
     params = init_network(jax.random.key(0), (784, 100, 10), dtype=dtype)
-    assert {name: p.shape for name, p in params.items()} == {"W1": (784, 100), "b1": (100,), "W2": (100, 10), "b2": (10,)}
+    assert {name: p.shape for name, p in params.items()} == {
+        "W1": (784, 100),
+        "b1": (100,),
+        "W2": (100, 10),
+        "b2": (10,),
+    }
     assert {p.dtype for p in params.values()} == {dtype}
-    assert float(params["W1"].std()) == pytest.approx(0.01, rel=0.02) and not bool(params["b1"].any())
+    assert float(params["W1"].std()) == pytest.approx(0.01, rel=0.02) and not bool(
+        params["b1"].any()
+    )
 
 
 def test_the_draw_does_not_depend_on_x64():
@@ -56,19 +72,41 @@ def test_any_depth_and_activation_by_hand(dtype, activation):
     params = init_network(jax.random.key(1), (4, 3, 5, 2), 0.5, dtype)
     x = jnp.linspace(-1, 1, 8, dtype=dtype).reshape(2, 4)
     by_hand = (
-        activation(activation(x @ params["W1"] + params["b1"]) @ params["W2"] + params["b2"]) @ params["W3"] + params["b3"]
+        activation(activation(x @ params["W1"] + params["b1"]) @ params["W2"] + params["b2"])
+        @ params["W3"]
+        + params["b3"]
     )
     np.testing.assert_allclose(predict(params, x, activation), by_hand, rtol=1e-6)
     np.testing.assert_allclose(predict(params, x[0], activation), by_hand[0], rtol=1e-6)
 
 
 BAD = [
-    (lambda: init_network(jax.random.key(0), (3,)), ValueError, r"`sizes` must name at least an input and an output layer"),
-    (lambda: init_network(jax.random.key(0), (3, 0)), ValueError, r"`sizes\[1\]` must be an integer of at least 1. Got 0."),
-    (lambda: init_network(jax.random.key(0), (3, 2.0)), TypeError, r"`sizes\[1\]` must be an integer. Got float 2.0."),
-    (lambda: init_network(jax.random.key(0), (3, 2), dtype=int), TypeError, r"`dtype` must be floating-point"),
+    (
+        lambda: init_network(jax.random.key(0), (3,)),
+        ValueError,
+        r"`sizes` must name at least an input and an output layer",
+    ),
+    (
+        lambda: init_network(jax.random.key(0), (3, 0)),
+        ValueError,
+        r"`sizes\[1\]` must be an integer of at least 1. Got 0.",
+    ),
+    (
+        lambda: init_network(jax.random.key(0), (3, 2.0)),
+        TypeError,
+        r"`sizes\[1\]` must be an integer. Got float 2.0.",
+    ),
+    (
+        lambda: init_network(jax.random.key(0), (3, 2), dtype=int),
+        TypeError,
+        r"`dtype` must be floating-point",
+    ),
     (lambda: predict({}, jnp.ones(2)), ValueError, r"`params` must hold at least 'W1'"),
-    (lambda: predict({"W2": jnp.ones((2, 2))}, jnp.ones(2)), ValueError, r"`params` must hold W1 to W1. Got \['W2'\]."),
+    (
+        lambda: predict({"W2": jnp.ones((2, 2))}, jnp.ones(2)),
+        ValueError,
+        r"`params` must hold W1 to W1. Got \['W2'\].",
+    ),
     (
         lambda: predict({"W1": jnp.ones((3, 2))}, jnp.ones((5, 4))),
         ValueError,
@@ -79,7 +117,11 @@ BAD = [
         ValueError,
         r"`params\['b1'\]` must have shape \(2,\). Got float32\[3\].",
     ),
-    (lambda: loss({"W1": jnp.ones((4, 2))}, jnp.ones((5, 4)), jnp.ones(3, int)), ValueError, r"`t` must have shape \(5, 2\)"),
+    (
+        lambda: loss({"W1": jnp.ones((4, 2))}, jnp.ones((5, 4)), jnp.ones(3, int)),
+        ValueError,
+        r"`t` must have shape \(5, 2\)",
+    ),
 ]
 
 

@@ -1,4 +1,6 @@
-"""Pictures: what is drawn is what was handed in, labelled, in the Axes asked for; and `figures.draw` writes all of them."""
+"""Pictures: what is drawn is what was handed in, labelled, in the Axes asked for; and
+`figures.draw` writes all of them.
+"""
 
 import functools
 
@@ -32,7 +34,9 @@ matplotlib.use("agg")
 X = jnp.linspace(0, 20, 41)
 GRID = jnp.stack(jnp.meshgrid(jnp.arange(-2, 2.5, 0.25), jnp.arange(-2, 2.5, 0.25)), axis=-1)
 DATA = jnp.eye(4), jnp.arange(4)
-PATHS = {f"lr = {lr}": descent_path(bowl, jnp.array([-3.0, 4.0]), lr, 10) for lr in (0.01, 0.1, 1.1)}
+PATHS = {
+    f"lr = {lr}": descent_path(bowl, jnp.array([-3.0, 4.0]), lr, 10) for lr in (0.01, 0.1, 1.1)
+}
 
 
 @pytest.fixture(autouse=True)
@@ -57,13 +61,20 @@ def labels(ax):
 
 def curves(ax):
     """The data of the lines that the legend names."""
-    return {line.get_label(): np.stack(line.get_data()) for line in ax.lines if not line.get_label().startswith("_")}
+    return {
+        line.get_label(): np.stack(line.get_data())
+        for line in ax.lines
+        if not line.get_label().startswith("_")
+    }
 
 
 def test_the_losses_are_those_of_the_library():
     p = jnp.linspace(0.01, 1, 50)
     answers = jnp.stack([p, 1 - p], axis=-1)
-    entropy, error = (jax.vmap(f, (0, None))(answers, jnp.array(0)) for f in (cross_entropy_error, mean_squared_error))
+    entropy, error = (
+        jax.vmap(f, (0, None))(answers, jnp.array(0))
+        for f in (cross_entropy_error, mean_squared_error)
+    )
     logarithm, two = plots.losses(p, entropy, error)
     assert logarithm.get_xscale() == "log" and logarithm.get_ylabel() == "loss (nats)"
     np.testing.assert_allclose(curves(logarithm)["-log x"][1], -np.log(p), rtol=1e-6)
@@ -75,15 +86,25 @@ def test_the_accuracy_is_drawn_as_stairs_below_the_loss():
     along = jnp.linspace(0, 1, 9)
     upper, lower = plots.loss_and_accuracy(along, along**2, jnp.round(along))
     assert upper.get_shared_x_axes().joined(upper, lower)
-    assert lower.lines[0].get_drawstyle() == "steps-mid" and upper.lines[0].get_drawstyle() == "default"
+    assert (
+        lower.lines[0].get_drawstyle() == "steps-mid"
+        and upper.lines[0].get_drawstyle() == "default"
+    )
     np.testing.assert_array_equal(lower.lines[0].get_ydata(), np.round(along))
 
 
 def test_activations_stand_beside_their_derivatives():
     values = {"sigmoid": jax.nn.sigmoid(X), "ReLU": jax.nn.relu(X)}
-    derivatives = {"sigmoid": numerical_diff(jax.nn.sigmoid, X), "ReLU": numerical_diff(jax.nn.relu, X)}
+    derivatives = {
+        "sigmoid": numerical_diff(jax.nn.sigmoid, X),
+        "ReLU": numerical_diff(jax.nn.relu, X),
+    }
     left, right = plots.activations(X, values, derivatives)
-    assert left.get_title() == "Value" and right.get_title() == "Derivative" and right.get_ylabel() == "dy/dx"
+    assert (
+        left.get_title() == "Value"
+        and right.get_title() == "Derivative"
+        and right.get_ylabel() == "dy/dx"
+    )
     for name in values:
         np.testing.assert_array_equal(curves(left)[name], [X, values[name]])
         np.testing.assert_array_equal(curves(right)[name], [X, derivatives[name]])
@@ -93,12 +114,16 @@ def test_tangents_and_secants_lie_on_the_curve():
     at, h = 5.0, 5.0
     tangent = float(numerical_diff(parabola, at))
     secant = float(numerical_diff(parabola, at, h, scheme="forward"))
-    ax = plots.slopes(X, parabola(X), {"tangent": ((at, at), tangent), "h = 5": ((at, at + h), secant)})
+    ax = plots.slopes(
+        X, parabola(X), {"tangent": ((at, at), tangent), "h = 5": ((at, at + h), secant)}
+    )
     assert labels(ax) == ["f(x)", "tangent: slope 0.200", "h = 5: slope 0.250"]
     for line, slope in zip((ax.lines[1], ax.lines[3]), (tangent, secant), strict=True):
         assert line.get_slope() == slope and line.get_xy1() == pytest.approx((at, parabola(at)))
     np.testing.assert_allclose(ax.lines[4].get_ydata(), [parabola(at), parabola(at + h)], rtol=1e-6)
-    assert ax.get_xlim() == pytest.approx((-1, 21)) and ax.get_ylim() == pytest.approx((-0.3, 6.3)), "the lines move no limit"
+    assert ax.get_xlim() == pytest.approx((-1, 21)) and ax.get_ylim() == pytest.approx(
+        (-0.3, 6.3)
+    ), "the lines move no limit"
 
 
 def test_errors_against_the_step_have_logarithmic_axes_and_a_star_at_the_default():
@@ -108,17 +133,26 @@ def test_errors_against_the_step_have_logarithmic_axes_and_a_star_at_the_default
     np.testing.assert_array_equal(curves(ax)["central"], [h, h**2])
     (star,) = [line for line in ax.lines if line.get_marker() == "*" and len(line.get_xdata())]
     assert (star.get_xdata()[0], star.get_ydata()[0]) == (1e-5, 1e-10)
-    assert star.get_color() == [line for line in ax.lines if line.get_label() == "central"][0].get_color()
+    assert (
+        star.get_color()
+        == [line for line in ax.lines if line.get_label() == "central"][0].get_color()
+    )
 
 
 def test_the_surface_and_the_field_show_the_bowl():
     ax = plots.surface(GRID, bowl(GRID))
-    assert ax.name == "3d" and (ax.get_xlabel(), ax.get_ylabel(), ax.get_zlabel()) == ("x0", "x1", "f(x0, x1)")
+    assert ax.name == "3d" and (ax.get_xlabel(), ax.get_ylabel(), ax.get_zlabel()) == (
+        "x0",
+        "x1",
+        "f(x0, x1)",
+    )
     gradient = numerical_grad(lambda x: jnp.sum(bowl(x)))(GRID)
     ax = plots.gradient_field(GRID, gradient)
     (arrows,) = [c for c in ax.collections if isinstance(c, matplotlib.quiver.Quiver)]
     np.testing.assert_allclose(arrows.U, -2 * GRID[..., 0].ravel(), atol=1e-6)
-    np.testing.assert_allclose(arrows.get_array(), 2 * jnp.linalg.norm(GRID, axis=-1).ravel(), rtol=1e-6)
+    np.testing.assert_allclose(
+        arrows.get_array(), 2 * jnp.linalg.norm(GRID, axis=-1).ravel(), rtol=1e-6
+    )
     assert "length of the gradient" in ax.figure.axes[-1].get_ylabel()
 
 
@@ -131,7 +165,9 @@ def test_paths_start_at_a_square_and_end_at_a_star_and_the_view_stays():
     assert labels(ax) == list(PATHS) and ax.get_xlim() == (-2, 2.25)
     for name, path in PATHS.items():
         np.testing.assert_array_equal(curves(ax)[name], path.points.T)
-    squares, stars = ([line.get_xydata()[0] for line in ax.lines if line.get_marker() == m] for m in "s*")
+    squares, stars = (
+        [line.get_xydata()[0] for line in ax.lines if line.get_marker() == m] for m in "s*"
+    )
     np.testing.assert_array_equal(squares, [path.points[0] for path in PATHS.values()])
     np.testing.assert_array_equal(stars, [path.points[-1] for path in PATHS.values()])
 
@@ -150,7 +186,10 @@ def test_losses_of_paths_are_logarithmic_where_they_are_positive():
     ax = plots.path_losses(PATHS)
     assert ax.get_yscale() == "log"
     np.testing.assert_array_equal(curves(ax)["lr = 0.1"][1], PATHS["lr = 0.1"].losses)
-    assert plots.path_losses({"saddle": descent_path(saddle, jnp.array([1.0, 0.1]), 0.1)}).get_yscale() == "linear"
+    assert (
+        plots.path_losses({"saddle": descent_path(saddle, jnp.array([1.0, 0.1]), 0.1)}).get_yscale()
+        == "linear"
+    )
 
 
 def test_a_training_run_shows_what_was_measured_where_it_was_measured():
@@ -158,13 +197,23 @@ def test_a_training_run_shows_what_was_measured_where_it_was_measured():
     left, right_panel = plots.training(run)
     np.testing.assert_array_equal(curves(left)["mini-batch"], [np.arange(1, 7), run.step_loss])
     np.testing.assert_array_equal(curves(left)["test loss"], [[2, 4, 6], run.metrics["test_loss"]])
-    np.testing.assert_array_equal(curves(right_panel)["test accuracy"], [[1, 2, 3], run.metrics["test_accuracy"]])
-    assert (left.get_xlabel(), left.get_ylabel(), right_panel.get_xlabel()) == ("step", "loss (nats)", "epoch")
-    assert labels(left) == ["mini-batch", "train loss", "test loss"], "the loss falls to the end: no minimum is marked"
+    np.testing.assert_array_equal(
+        curves(right_panel)["test accuracy"], [[1, 2, 3], run.metrics["test_accuracy"]]
+    )
+    assert (left.get_xlabel(), left.get_ylabel(), right_panel.get_xlabel()) == (
+        "step",
+        "loss (nats)",
+        "epoch",
+    )
+    assert labels(left) == ["mini-batch", "train loss", "test loss"], (
+        "the loss falls to the end: no minimum is marked"
+    )
 
 
 def test_the_minimum_of_the_test_loss_is_marked_where_it_rises_again():
-    run = history(3, metrics=measured)._replace(metrics={"test_loss": np.array([3.0, np.nan, 2.0, 2.5])})
+    run = history(3, metrics=measured)._replace(
+        metrics={"test_loss": np.array([3.0, np.nan, 2.0, 2.5])}
+    )
     left, right_panel = plots.training(run)
     assert labels(left)[-1] == labels(right_panel)[-1] == "lowest test loss: epoch 3"
     assert left.lines[-1].get_xdata()[0] == 6 * 3 / 4 and right_panel.lines[-1].get_xdata()[0] == 3
@@ -177,7 +226,10 @@ def test_a_run_without_metrics_can_be_drawn():
 def test_gradients_are_images_on_one_scale_and_their_difference_on_its_own():
     params = init_network(jax.random.key(0), (4, 3), weight_scale=1.0)
     batch = DATA[0], DATA[1] % 3
-    numerical, automatic = numerical_grad(loss)(params, *batch), jax.jit(jax.grad(loss))(params, *batch)
+    numerical, automatic = (
+        numerical_grad(loss)(params, *batch),
+        jax.jit(jax.grad(loss))(params, *batch),
+    )
     panels = plots.gradients(numerical, automatic).reshape(2, 3)
     for triple, name in zip(panels, sorted(params), strict=True):
         a, b, difference = (panel.images[0] for panel in triple)
@@ -201,7 +253,10 @@ def test_only_the_mistakes_are_shown_with_what_was_said():
     x, t = jnp.arange(12.0).reshape(3, 4), jnp.array([0, 1, 1])
     y = jnp.array([[0.9, 0.1], [0.75, 0.25], [0.2, 0.8]])
     panels = plots.mistakes(x, t, y)
-    assert panels[0].get_title() == "1, read as 0" and panels[0].get_xlabel() == "P(0) = 75%, P(1) = 25%"
+    assert (
+        panels[0].get_title() == "1, read as 0"
+        and panels[0].get_xlabel() == "P(0) = 75%, P(1) = 25%"
+    )
     np.testing.assert_array_equal(panels[0].images[0].get_array(), x[1].reshape(2, 2))
     assert len(panels) == 6 and not any(panel.images or panel.axison for panel in panels[1:])
 
@@ -260,9 +315,24 @@ BAD = [
     ),
     (plots.losses, (X / 40, X, X), {}, "`probability` must be above 0 and at most 1. Got 0."),
     (plots.losses, (X / 40 + 0.1, X, X), {"axes": [None]}, "`axes` must hold 2 Axes. Got 1."),
-    (plots.activations, (X, {"f": X}, {"g": X}), {}, "`derivatives` must have the structure of `values`"),
-    (plots.activations, (X, {"f": X[1:]}, {"f": X[1:]}), {}, r"`values\['f'\]` must have shape \(41,\), like `x`"),
-    (plots.slopes, (X, X[1:], {}), {}, r"`y` must have shape \(41,\), like `x`. Got shape \(40,\)."),
+    (
+        plots.activations,
+        (X, {"f": X}, {"g": X}),
+        {},
+        "`derivatives` must have the structure of `values`",
+    ),
+    (
+        plots.activations,
+        (X, {"f": X[1:]}, {"f": X[1:]}),
+        {},
+        r"`values\['f'\]` must have shape \(41,\), like `x`",
+    ),
+    (
+        plots.slopes,
+        (X, X[1:], {}),
+        {},
+        r"`y` must have shape \(41,\), like `x`. Got shape \(40,\).",
+    ),
     (plots.step_errors, ({"f": (X, X[1:])},), {}, r"`curves\['f'\]\[1\]` must have shape \(41,\)"),
     (
         plots.surface,
@@ -270,9 +340,24 @@ BAD = [
         {"ax": FLAT},
         "`ax` must be made with projection='3d'. Got projection 'rectilinear'.",
     ),
-    (plots.gradient_field, (GRID, GRID[1:]), {}, r"`gradient` must have shape \(18, 18, 2\), like `points`"),
-    (plots.descent_paths, (GRID, GRID, {}), {}, r"`values` must have shape \(18, 18\), like `points\[..., 0\]`"),
-    (plots.gradients, ({"W": X}, {"W": X[1:]}), {}, r"`numerical\['W'\]` must have shape \(40,\), like `automatic\['W'\]`"),
+    (
+        plots.gradient_field,
+        (GRID, GRID[1:]),
+        {},
+        r"`gradient` must have shape \(18, 18, 2\), like `points`",
+    ),
+    (
+        plots.descent_paths,
+        (GRID, GRID, {}),
+        {},
+        r"`values` must have shape \(18, 18\), like `points\[..., 0\]`",
+    ),
+    (
+        plots.gradients,
+        ({"W": X}, {"W": X[1:]}),
+        {},
+        r"`numerical\['W'\]` must have shape \(40,\), like `automatic\['W'\]`",
+    ),
     (plots.mistakes, STRIPES, {}, r"`x` must hold square images as rows. Got shape \(2, 3\)."),
 ]
 
@@ -285,7 +370,9 @@ def test_what_does_not_fit_is_refused(own_errors, function, arguments, options, 
 
 def test_a_path_through_more_than_two_variables_is_refused(own_errors):
     path = descent_path(bowl, jnp.ones(3), step_num=2)
-    with pytest.raises(ValueError, match=r"`paths\['f'\].points` must have shape \(steps, 2\). Got shape \(3, 3\)."):
+    with pytest.raises(
+        ValueError, match=r"`paths\['f'\].points` must have shape \(steps, 2\). Got shape \(3, 3\)."
+    ):
         plots.descent_paths(GRID, bowl(GRID), {"f": path})
 
 
@@ -295,7 +382,16 @@ def test_the_default_step_is_told_without_looking_inside():
         assert figures._default_step(diff, jnp.array(1.0), scheme) == h
 
 
-UNTRAINED = ("losses", "activations", "derivative", "step_errors", "gradient", "descent", "learning_rates", "zero_gradients")
+UNTRAINED = (
+    "losses",
+    "activations",
+    "derivative",
+    "step_errors",
+    "gradient",
+    "descent",
+    "learning_rates",
+    "zero_gradients",
+)
 
 
 def test_the_cheap_pictures_of_the_chapter_say_what_is_on_their_axes():
@@ -303,7 +399,9 @@ def test_the_cheap_pictures_of_the_chapter_say_what_is_on_their_axes():
         figure = Figure(layout="constrained")
         getattr(figures, f"_{name}")(figure)
         for ax in figure.axes:
-            assert ax.get_label() == "<colorbar>" or (ax.get_title() and ax.get_xlabel() and ax.get_ylabel()), name
+            assert ax.get_label() == "<colorbar>" or (
+                ax.get_title() and ax.get_xlabel() and ax.get_ylabel()
+            ), name
 
 
 def test_a_picture_is_written(tmp_path, monkeypatch):
@@ -318,5 +416,7 @@ def test_every_picture_of_the_chapter_is_written(tmp_path):
     assert sorted(tmp_path.glob("new/*")) == written and len(written) == len(figures._PICTURES)
     assert [path.name[:2] for path in written] == [f"{n:02}" for n in range(1, len(written) + 1)]
     for path in written:
-        assert path.read_bytes().startswith(b"\x89PNG") and 5_000 < path.stat().st_size < 200_000, path
+        assert path.read_bytes().startswith(b"\x89PNG") and 5_000 < path.stat().st_size < 200_000, (
+            path
+        )
     assert not matplotlib.pyplot.get_fignums()

@@ -19,7 +19,9 @@ def run(*watchers, epochs=20, steps=3):
     for epoch in range(1, epochs + 1):
         for step in range(1, steps + 1):
             record = {"train_loss": 1 / epoch, "test_accuracy": 0.5} if step == steps else None
-            progress = Progress(epoch, epochs, (epoch - 1) * steps + step, epochs * steps, 2.0, record)
+            progress = Progress(
+                epoch, epochs, (epoch - 1) * steps + step, epochs * steps, 2.0, record
+            )
             for watcher in watchers:
                 watcher(progress)
 
@@ -29,7 +31,9 @@ def test_a_tenth_of_the_epochs_are_told_in_a_table_and_no_bar_where_there_is_no_
     run(show_progress(lines, bar))
     head, *rows = lines.getvalue().splitlines()
     assert head.split() == ["epoch", "train", "loss", "test", "accuracy", "steps/s"]
-    assert [row.split()[:3] for row in rows] == [[str(e), f"{1 / e:.4f}", "0.5000"] for e in range(2, 21, 2)]
+    assert [row.split()[:3] for row in rows] == [
+        [str(e), f"{1 / e:.4f}", "0.5000"] for e in range(2, 21, 2)
+    ]
     assert bar.getvalue() == ""
 
 
@@ -47,7 +51,10 @@ def test_a_terminal_gets_a_bar_that_is_written_over_and_makes_room_for_the_table
     states = terminal.getvalue().split("\r\x1b[K")
     bar = next(state for state in states if "epoch 10/20" in state)
     assert "47% |#########...........| epoch 10/20, loss 2.0000" in bar and bar.endswith("s left")
-    without_speed = [[row.split()[:3] for row in rows] for rows in (shown(terminal.getvalue()), lines.getvalue().split("\n"))]
+    without_speed = [
+        [row.split()[:3] for row in rows]
+        for rows in (shown(terminal.getvalue()), lines.getvalue().split("\n"))
+    ]
     assert without_speed[0] == without_speed[1] and states[-1] == ""
 
 
@@ -61,10 +68,14 @@ def test_the_bar_stays_within_a_narrow_terminal(monkeypatch):
 
 def test_the_speed_is_told_without_the_time_of_compilation(monkeypatch):
     clock = iter([0.0, 100.0, 101.0])  # the first measurement is compiled for 100 seconds
-    monkeypatch.setattr("jaxnn.progress.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("jaxnn.training.progress.time.perf_counter", lambda: next(clock))
     lines = io.StringIO()
     show = show_progress(lines, io.StringIO())
-    for epoch, step, record in ((1, 1, None), (1, 10, {"train_loss": 1.0}), (2, 20, {"train_loss": 1.0})):
+    for epoch, step, record in (
+        (1, 1, None),
+        (1, 10, {"train_loss": 1.0}),
+        (2, 20, {"train_loss": 1.0}),
+    ):
         show(Progress(epoch, 2, step, 20, 1.0, record))
     assert [line.split()[2:] for line in lines.getvalue().splitlines()[1:]] == [[], ["10"]]
 
@@ -93,13 +104,19 @@ def test_the_log_tells_each_step_once_also_when_a_run_is_resumed(tmp_path):
         log(Progress(2, 3, step, 9, float("nan"), None))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 10))
-    assert lines[2]["record"] == {"train_loss": 1.0, "test_accuracy": 0.5} and lines[-1]["loss"] is None
+    assert (
+        lines[2]["record"] == {"train_loss": 1.0, "test_accuracy": 0.5}
+        and lines[-1]["loss"] is None
+    )
     assert all(line["time"] > 1.7e9 for line in lines)
 
 
 def test_a_file_that_is_no_log_is_left_alone(tmp_path):
     path = tmp_path / "notes"
     path.write_text("buy bread\n")
-    with pytest.raises(ValueError, match="`log` must be a log of steps, or a new file. Got .* with a line 'buy bread"):
+    with pytest.raises(
+        ValueError,
+        match="`log` must be a log of steps, or a new file. Got .* with a line 'buy bread",
+    ):
         progress_log(path)(Progress(1, 1, 1, 1, 0.0, None))
     assert path.read_text() == "buy bread\n"

@@ -1,8 +1,8 @@
-"""What holds for every function, not for chosen ones: several hundred generated functions each (`pytest -m slow`).
+"""What holds for every function, not for chosen ones: several hundred generated functions each
+(`pytest -m slow`).
 
-A function is a plan: a list of operations, each on two of the values before it, from two 4 x 4 leaves on; its value is a
-weighted sum of the last one, so that every entry counts.
-"""
+A function is a plan: a list of operations, each on two of the values before it, from two 4 x 4
+leaves on; its value is a weighted sum of the last one, so that every entry counts."""
 
 import functools
 
@@ -17,25 +17,48 @@ from jax import lax
 from jaxnn import check_gradient, numerical_grad
 
 pytestmark = pytest.mark.slow
-# The same ones in every run; a failing one is shown as it is, for making it smaller takes longer than the test.
-several_hundred = settings(max_examples=200, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+# The same ones in every run; a failing one is shown as it is, for making it smaller takes longer
+# than the test.
+several_hundred = settings(
+    max_examples=200, deadline=None, derandomize=True, database=None, phases=[Phase.generate]
+)
 
 SMOOTH = [
-    lambda x, y: (x + y) / 2, lambda x, y: x * y, lambda x, y: jnp.tanh(x), lambda x, y: x.T, lambda x, y: x @ y / 2,
-    lambda x, y: x @ x.T / 2, lambda x, y: x - x.mean(0), lambda x, y: jax.nn.softmax(x), lambda x, y: 1 - x,
-    lambda x, y: x / jnp.sqrt(1 + jnp.sum(x**2, 1, keepdims=True)), lambda x, y: jnp.concatenate([x[1:], y[:1]]),
-    lambda x, y: x[::-1], lambda x, y: x.reshape(2, 2, 4).transpose(1, 0, 2).reshape(4, 4),
-    lambda x, y: jnp.cumsum(x, 1) / 4, lambda x, y: x[np.array([2, 0, 0, 3])],
-    lambda x, y: jnp.pad(x[1:3], ((1, 1), (0, 0))), lambda x, y: jnp.broadcast_to(x.sum(0), (4, 4)) / 4,
-    lambda x, y: x + y[0], lambda x, y: jnp.einsum("ij,ij,kj->ik", x, y, x) / 4, lambda x, y: jnp.sin(x),
-    lambda x, y: lax.cond(True, jnp.cos, jnp.sin, x), lambda x, y: jnp.logaddexp(x, y), lambda x, y: jax.nn.gelu(x),
-    lambda x, y: lax.scan(lambda c, r: (jnp.tanh(c @ y), c[0] * r), x, x)[1], lambda x, y: jax.checkpoint(jnp.exp)(-(x**2)),
-]  # fmt: skip
+    lambda x, y: (x + y) / 2,
+    lambda x, y: x * y,
+    lambda x, y: jnp.tanh(x),
+    lambda x, y: x.T,
+    lambda x, y: x @ y / 2,
+    lambda x, y: x @ x.T / 2,
+    lambda x, y: x - x.mean(0),
+    lambda x, y: jax.nn.softmax(x),
+    lambda x, y: 1 - x,
+    lambda x, y: x / jnp.sqrt(1 + jnp.sum(x**2, 1, keepdims=True)),
+    lambda x, y: jnp.concatenate([x[1:], y[:1]]),
+    lambda x, y: x[::-1],
+    lambda x, y: x.reshape(2, 2, 4).transpose(1, 0, 2).reshape(4, 4),
+    lambda x, y: jnp.cumsum(x, 1) / 4,
+    lambda x, y: x[np.array([2, 0, 0, 3])],
+    lambda x, y: jnp.pad(x[1:3], ((1, 1), (0, 0))),
+    lambda x, y: jnp.broadcast_to(x.sum(0), (4, 4)) / 4,
+    lambda x, y: x + y[0],
+    lambda x, y: jnp.einsum("ij,ij,kj->ik", x, y, x) / 4,
+    lambda x, y: jnp.sin(x),
+    lambda x, y: lax.cond(True, jnp.cos, jnp.sin, x),
+    lambda x, y: jnp.logaddexp(x, y),
+    lambda x, y: jax.nn.gelu(x),
+    lambda x, y: lax.scan(lambda c, r: (jnp.tanh(c @ y), c[0] * r), x, x)[1],
+    lambda x, y: jax.checkpoint(jnp.exp)(-(x**2)),
+]
 SOLVE = lambda x, y: jnp.linalg.solve(x @ x.T / 4 + 2 * jnp.eye(4, dtype=x.dtype), y)  # noqa: E731  not in bfloat16
 
 
 def plans(operations):
-    return st.lists(st.tuples(st.sampled_from(operations), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=5)
+    return st.lists(
+        st.tuples(st.sampled_from(operations), st.integers(0, 9), st.integers(0, 9)),
+        min_size=1,
+        max_size=5,
+    )
 
 
 PLANS = plans([*SMOOTH, SOLVE])
@@ -70,16 +93,22 @@ def test_numerical_grad_is_jax_grad(plan, seed, method):
         f, p = planned(plan), point(seed, np.float64)
         expected, found = jax.grad(f)(p), numerical_grad(f, method=method)(p)
         assert jax.tree.structure(found) == jax.tree.structure(expected)
-        assert norm(jax.tree.map(jnp.subtract, found, expected)) <= 1e-7 * max(norm(expected), abs(float(f(p))))
+        assert norm(jax.tree.map(jnp.subtract, found, expected)) <= 1e-7 * max(
+            norm(expected), abs(float(f(p)))
+        )
 
 
 @several_hundred
 @given(PLANS, SEEDS)
 def test_propagation_is_dense_evaluation(plan, seed):
     f, p = planned(plan), point(seed)
-    found, expected = (numerical_grad(f, method=method, h=1e-3)(p) for method in ("propagation", "dense"))
+    found, expected = (
+        numerical_grad(f, method=method, h=1e-3)(p) for method in ("propagation", "dense")
+    )
     # Evaluated in float64, rounded to float32: both are the same quotient up to 1e-13 / h.
-    assert norm(jax.tree.map(jnp.subtract, found, expected)) <= 3e-7 * norm(expected) + 1e-9 * max(1, abs(float(f(p))))
+    assert norm(jax.tree.map(jnp.subtract, found, expected)) <= 3e-7 * norm(expected) + 1e-9 * max(
+        1, abs(float(f(p)))
+    )
 
 
 @several_hundred
@@ -87,7 +116,9 @@ def test_propagation_is_dense_evaluation(plan, seed):
 def test_a_right_gradient_agrees(plan, seed):
     dtype, plan = plan if isinstance(plan, tuple) else (np.float32, plan)
     f, p = planned(plan), point(seed, jnp.dtype(dtype))
-    assume(norm(jax.grad(f)(p)) > 0)  # a sum that cancels to rounding is unresolved: there is nothing to hold it against
+    assume(
+        norm(jax.grad(f)(p)) > 0
+    )  # a sum that cancels to rounding is unresolved: there is nothing to hold it against
     report = check_gradient(f, p)
     assert report.verdict == "agrees", str(report)
 
@@ -98,11 +129,18 @@ def spoilt(x, index, factor):
     return x
 
 
-spoilt.defvjp(lambda x, index, factor: (x, None), lambda index, factor, _, g: (g.at[index].multiply(factor),))
+spoilt.defvjp(
+    lambda x, index, factor: (x, None), lambda index, factor, _, g: (g.at[index].multiply(factor),)
+)
 
 
 @several_hundred
-@given(PLANS, SEEDS, st.tuples(st.integers(0, 3), st.integers(0, 3)), st.sampled_from([1.01, 0.9, 2.0, 0.0, -1.0, np.nan]))
+@given(
+    PLANS,
+    SEEDS,
+    st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    st.sampled_from([1.01, 0.9, 2.0, 0.0, -1.0, np.nan]),
+)
 def test_a_planted_error_is_found_and_named(plan, seed, index, factor):
     right, p = planned(plan), point(seed)
     gradient = np.asarray(jax.grad(right)(p)["a"])
@@ -110,5 +148,9 @@ def test_a_planted_error_is_found_and_named(plan, seed, index, factor):
     assume(abs(gradient[index]) > 1e-3 * np.max(np.abs(gradient)))
     report = check_gradient(lambda p: right({**p, "a": spoilt(p["a"], index, factor)}), p)
     worst, other = report.leaves
-    assert worst.path == "[0]['a']" and worst.verdict == ("not finite" if np.isnan(factor) else "differs"), str(report)
-    assert [entry.index for entry in worst.entries] == [index] and other.verdict == "agrees", str(report)
+    assert worst.path == "[0]['a']" and worst.verdict == (
+        "not finite" if np.isnan(factor) else "differs"
+    ), str(report)
+    assert [entry.index for entry in worst.entries] == [index] and other.verdict == "agrees", str(
+        report
+    )

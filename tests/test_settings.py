@@ -1,4 +1,6 @@
-"""Under JAX's settings: every public function gives the right numbers under each of them, and leaves them as they were."""
+"""Under JAX's settings: every public function gives the right numbers under each of them, and
+leaves them as they were.
+"""
 
 import tempfile
 import threading
@@ -53,9 +55,13 @@ def line_case():
 
 
 def close(got, want, rtol=1e-5, atol=1e-6):
-    """Trees of the same form and nearly the same numbers; NumPy compares them, which no setting of JAX's can change."""
+    """Trees of the same form and nearly the same numbers; NumPy compares them, which no setting of
+    JAX's can change.
+    """
     wide = lambda a: np.asarray(a, np.float64)  # noqa: E731
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(wide(a), wide(b), rtol=rtol, atol=atol), got, want)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(wide(a), wide(b), rtol=rtol, atol=atol), got, want
+    )
 
 
 def softmax(scores):
@@ -80,8 +86,14 @@ def cross_entropy_error():
 
 def softmax_cross_entropy():
     for targets in (CLASSES, ONE_HOT):
-        close(jaxnn.softmax_cross_entropy(SCORES, targets), -np.mean(np.log(picked(softmax(SCORES), CLASSES))))
-    close(jax.grad(jaxnn.softmax_cross_entropy)(SCORES, CLASSES), (softmax(SCORES) - np.asarray(ONE_HOT)) / 2)
+        close(
+            jaxnn.softmax_cross_entropy(SCORES, targets),
+            -np.mean(np.log(picked(softmax(SCORES), CLASSES))),
+        )
+    close(
+        jax.grad(jaxnn.softmax_cross_entropy)(SCORES, CLASSES),
+        (softmax(SCORES) - np.asarray(ONE_HOT)) / 2,
+    )
 
 
 def accuracy():
@@ -107,7 +119,10 @@ def numerical_gradient():
 
 
 def numerical_grad(**options):
-    close(jaxnn.numerical_grad(lambda x, y: bowl(x) * y, (0, 1), **options)(X, 2.0), (np.array([12, 32]), 41))
+    close(
+        jaxnn.numerical_grad(lambda x, y: bowl(x) * y, (0, 1), **options)(X, 2.0),
+        (np.array([12, 32]), 41),
+    )
 
 
 def numerical_grad_of_a_network(method="propagation"):
@@ -139,10 +154,15 @@ def check_gradient_finds_what_is_wrong():
     def cube(x):
         return x**3
 
-    cube.defvjp(lambda x: (x**3, x), lambda x, g: (3.03 * g * x**2 * jnp.array([1.0, 0.0], x.dtype) + 0 * x,))
+    cube.defvjp(
+        lambda x: (x**3, x),
+        lambda x, g: (3.03 * g * x**2 * jnp.array([1.0, 0.0], x.dtype) + 0 * x,),
+    )
     report = jaxnn.check_gradient(lambda x: jnp.sum(cube(x)), X)
     assert report.verdict == "differs" and report.rules[0].verdict == "differs", str(report)
-    assert sorted((e.index, round(e.autodiff, 3), round(e.numerical, 3)) for e in report.leaves[0].entries) == [
+    assert sorted(
+        (e.index, round(e.autodiff, 3), round(e.numerical, 3)) for e in report.leaves[0].entries
+    ) == [
         ((0,), 27.27, 27.0),
         ((1,), 0.0, 48.0),
     ]
@@ -191,8 +211,11 @@ def predict_and_loss():
 def load_digits():
     digits = jaxnn.load_digits()
     assert [(a.shape, a.dtype) for a in digits] == [
-        ((1500, 64), np.float32), ((1500,), np.int32), ((297, 64), np.float32), ((297,), np.int32),
-    ]  # fmt: skip
+        ((1500, 64), np.float32),
+        ((1500,), np.int32),
+        ((297, 64), np.float32),
+        ((297,), np.int32),
+    ]
 
 
 def one_hot():
@@ -210,9 +233,17 @@ def sample_batch():
 def fit():
     params, data = line_case()
     result = jaxnn.fit(
-        line, params, data, optax.sgd(0.2), key=jax.random.key(0), epochs=3, batch_size=3, patience=2, test=data,
+        line,
+        params,
+        data,
+        optax.sgd(0.2),
+        key=jax.random.key(0),
+        epochs=3,
+        batch_size=3,
+        patience=2,
+        test=data,
         metrics=lambda p, x, t: {"size": jnp.sum(p["w"] ** 2)},
-    )  # fmt: skip
+    )
     assert result.status == jaxnn.Status("finished", 6)
     history = result.history
     close(history.metrics["train_loss"], history.metrics["test_loss"])
@@ -224,7 +255,9 @@ def fit():
 def fit_by_numerical_gradients():
     params, data = line_case()
     ends = [
-        jaxnn.fit(line, params, data, OPTIMIZER, key=jax.random.key(0), epochs=2, batch_size=3, grad=grad).params
+        jaxnn.fit(
+            line, params, data, OPTIMIZER, key=jax.random.key(0), epochs=2, batch_size=3, grad=grad
+        ).params
         for grad in (jax.grad, jaxnn.numerical_grad)
     ]
     close(*ends)
@@ -233,8 +266,12 @@ def fit_by_numerical_gradients():
 def sweep():
     params, data = line_case()
     rates = jnp.array([0.1, 0.2], jnp.float32)
-    runs = jaxnn.sweep(line, params, data, optax.sgd, rates, key=jax.random.key(0), epochs=2, batch_size=3)
-    alone = jaxnn.fit(line, params, data, optax.sgd(0.2), key=jax.random.key(0), epochs=2, batch_size=3)
+    runs = jaxnn.sweep(
+        line, params, data, optax.sgd, rates, key=jax.random.key(0), epochs=2, batch_size=3
+    )
+    alone = jaxnn.fit(
+        line, params, data, optax.sgd(0.2), key=jax.random.key(0), epochs=2, batch_size=3
+    )
     close(runs[1].params, alone.params)
     close(runs[1].history.step_loss, alone.history.step_loss)
 
@@ -244,13 +281,17 @@ def checkpoints():
         state = {"w": X, "half": jnp.ones(2, jnp.bfloat16), "key": jax.random.key(3)}
         jaxnn.save_checkpoint(directory, 1, {"params": state})
         back = jaxnn.load_checkpoint(directory).restore("params", state)
-    assert {name: a.dtype for name, a in back.items()} == {name: a.dtype for name, a in state.items()}
+    assert {name: a.dtype for name, a in back.items()} == {
+        name: a.dtype for name, a in state.items()
+    }
     close(back["w"], X)
     assert np.array_equal(jax.random.key_data(back["key"]), jax.random.key_data(state["key"]))
 
 
 def numerical_grad_through_control_flow():
-    """A scan with a product, a branch, a sorted and a gathered row, a window: what has rules of its own in `numerical/`."""
+    """A scan with a product, a branch, a sorted and a gathered row, a window: what has rules of its
+    own in `numerical/`.
+    """
 
     def f(w):
         def step(carry, x):
@@ -259,7 +300,11 @@ def numerical_grad_through_control_flow():
         last, seen = jax.lax.scan(step, ROWS[0], ROWS)
         chosen = jax.lax.cond(w[0, 0] > 0, lambda: jnp.sort(last), lambda: last)
         smooth = jnp.convolve(chosen, jnp.array([0.5, 0.5], w.dtype))
-        return jnp.sum(smooth**2) + jnp.sum(jnp.cumsum(seen)[LABELS]) + jnp.linalg.solve(w + 3 * I3, last)[1]
+        return (
+            jnp.sum(smooth**2)
+            + jnp.sum(jnp.cumsum(seen)[LABELS])
+            + jnp.linalg.solve(w + 3 * I3, last)[1]
+        )
 
     w = jnp.array([[0.3, -0.2, 0.5], [0.1, 0.4, -0.6], [-0.3, 0.2, 0.1]], jnp.float32)
     close(jaxnn.numerical_grad(f)(w), jax.grad(f)(w), rtol=1e-4)
@@ -267,19 +312,51 @@ def numerical_grad_through_control_flow():
 
 
 FUNCTIONS = [
-    mean_squared_error, cross_entropy_error, softmax_cross_entropy, accuracy,
-    numerical_diff, partial_derivative, directional_derivative, numerical_gradient, numerical_grad,
-    numerical_grad_of_a_network, numerical_grad_of_a_network_densely, numerical_grad_through_control_flow,
-    numerical_jacobian, numerical_hessian,
-    check_gradient, check_gradient_finds_what_is_wrong, check_gradient_of_order_2, check_a_given_gradient,
-    gradient_descent, descent_path, minimize, init_network, predict_and_loss, load_digits, one_hot, sample_batch,
-    fit, fit_by_numerical_gradients, sweep, checkpoints,
-]  # fmt: skip
-# Seconds each: compilation, and without `jit` one primitive at a time. All settings with all functions: `pytest -m slow`.
+    mean_squared_error,
+    cross_entropy_error,
+    softmax_cross_entropy,
+    accuracy,
+    numerical_diff,
+    partial_derivative,
+    directional_derivative,
+    numerical_gradient,
+    numerical_grad,
+    numerical_grad_of_a_network,
+    numerical_grad_of_a_network_densely,
+    numerical_grad_through_control_flow,
+    numerical_jacobian,
+    numerical_hessian,
+    check_gradient,
+    check_gradient_finds_what_is_wrong,
+    check_gradient_of_order_2,
+    check_a_given_gradient,
+    gradient_descent,
+    descent_path,
+    minimize,
+    init_network,
+    predict_and_loss,
+    load_digits,
+    one_hot,
+    sample_batch,
+    fit,
+    fit_by_numerical_gradients,
+    sweep,
+    checkpoints,
+]
+# Seconds each: compilation, and without `jit` one primitive at a time. All settings with all
+# functions: `pytest -m slow`.
 EXPENSIVE = {
-    numerical_diff, numerical_grad_of_a_network, numerical_grad_of_a_network_densely, numerical_grad_through_control_flow,
-    check_gradient, check_gradient_finds_what_is_wrong, check_gradient_of_order_2, fit, fit_by_numerical_gradients, sweep,
-}  # fmt: skip
+    numerical_diff,
+    numerical_grad_of_a_network,
+    numerical_grad_of_a_network_densely,
+    numerical_grad_through_control_flow,
+    check_gradient,
+    check_gradient_finds_what_is_wrong,
+    check_gradient_of_order_2,
+    fit,
+    fit_by_numerical_gradients,
+    sweep,
+}
 QUICK = {
     "debug nans": {sweep},
     "strict dtypes": {numerical_grad_of_a_network},
@@ -290,7 +367,12 @@ def cases():
     for setting in SETTINGS:
         for function in FUNCTIONS:
             slow = setting not in QUICK or function in EXPENSIVE - QUICK[setting]
-            yield pytest.param(setting, function, marks=[pytest.mark.slow] * slow, id=f"{setting}-{function.__name__}")
+            yield pytest.param(
+                setting,
+                function,
+                marks=[pytest.mark.slow] * slow,
+                id=f"{setting}-{function.__name__}",
+            )
 
 
 @pytest.mark.parametrize("setting, function", list(cases()))
@@ -303,7 +385,14 @@ def test_right_numbers(setting, function):
 
 def settings():
     """What the library changes for a while, or could."""
-    names = ("enable_x64", "default_matmul_precision", "debug_nans", "debug_infs", "disable_jit", "numpy_dtype_promotion")
+    names = (
+        "enable_x64",
+        "default_matmul_precision",
+        "debug_nans",
+        "debug_infs",
+        "disable_jit",
+        "numpy_dtype_promotion",
+    )
     return {name: getattr(jax.config, f"jax_{name}") for name in names}
 
 
@@ -312,7 +401,9 @@ class Mistake(Exception):
 
 
 def failing(after):
-    """A function that cannot be traced where it looks at values, and fails when it has been called so many times."""
+    """A function that cannot be traced where it looks at values, and fails when it has been called
+    so many times.
+    """
     calls = []
 
     def f(x, *batch):
@@ -330,13 +421,17 @@ CALLS_OF_F = {
     "directional_derivative": lambda f: jaxnn.directional_derivative(f, X, X),
     "numerical_grad": lambda f: jaxnn.numerical_grad(f)(X),
     "numerical_grad under jit": lambda f: jax.jit(jaxnn.numerical_grad(f))(X),
-    "numerical_grad densely": lambda f: jaxnn.numerical_grad(f, method="dense", evaluation="own")(X),
+    "numerical_grad densely": lambda f: jaxnn.numerical_grad(f, method="dense", evaluation="own")(
+        X
+    ),
     "numerical_jacobian": lambda f: jaxnn.numerical_jacobian(f)(X),
     "numerical_hessian": lambda f: jaxnn.numerical_hessian(f)(X),
     "check_gradient": lambda f: jaxnn.check_gradient(f, X),
     "gradient_descent": lambda f: jaxnn.gradient_descent(f, X, grad=jaxnn.numerical_grad),
     "minimize": lambda f: jaxnn.minimize(f, X, OPTIMIZER, grad=jaxnn.numerical_grad),
-    "fit": lambda f: jaxnn.fit(f, X, (ROWS,), OPTIMIZER, key=jax.random.key(0), grad=jaxnn.numerical_grad),
+    "fit": lambda f: jaxnn.fit(
+        f, X, (ROWS,), OPTIMIZER, key=jax.random.key(0), grad=jaxnn.numerical_grad
+    ),
 }
 
 
@@ -379,7 +474,11 @@ def test_threads_with_other_settings_do_not_disturb_each_other():
                 together.wait(60)  # all of them trace, compile and run at the same time
                 got = jaxnn.numerical_grad(f)(x)
                 assert got.dtype == dtype and (jnp.ones(1).dtype, settings()) == (dtype, before)
-                close(got, np.sin([3, 4]) + np.array([3, 4]) * np.cos([3, 4]), rtol=1e-6 if not x64 else 1e-9)
+                close(
+                    got,
+                    np.sin([3, 4]) + np.array([3, 4]) * np.cos([3, 4]),
+                    rtol=1e-6 if not x64 else 1e-9,
+                )
                 report = jaxnn.check_gradient(f, x), jaxnn.check_gradient(wrong, x)
                 assert [r.verdict for r in report] == ["agrees", "differs"]
                 assert report[1].rules[0].verdict == "differs" and settings() == before
@@ -395,7 +494,9 @@ def test_threads_with_other_settings_do_not_disturb_each_other():
 ROUNDING = {"float32": 1e-6, "float64": 1e-10, "bfloat16": 2e-2}
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64", "bfloat16"]
+)
 def test_results_have_the_dtype_of_the_arguments_and_its_digits(dtype):
     rtol, scale = ROUNDING[dtype], 1 / 8  # all of the numbers are exact in bfloat16
     with jax.enable_x64(dtype == "float64"):
@@ -403,26 +504,43 @@ def test_results_have_the_dtype_of_the_arguments_and_its_digits(dtype):
         host = np.array([0.5, -1.5, 2.0])
         f = lambda x: jnp.sum(x**2 * scale)  # noqa: E731
         results = {
-            "mean_squared_error": (jaxnn.mean_squared_error(x, jnp.array(1)), (0.5**2 + 2.5**2 + 2**2) / 2),
-            "softmax_cross_entropy": (jaxnn.softmax_cross_entropy(x, jnp.array(1)), -np.log(softmax(host)[1])),
-            "cross_entropy_error": (jaxnn.cross_entropy_error(abs(x), jnp.array(1), 0.0), -np.log(1.5)),
+            "mean_squared_error": (
+                jaxnn.mean_squared_error(x, jnp.array(1)),
+                (0.5**2 + 2.5**2 + 2**2) / 2,
+            ),
+            "softmax_cross_entropy": (
+                jaxnn.softmax_cross_entropy(x, jnp.array(1)),
+                -np.log(softmax(host)[1]),
+            ),
+            "cross_entropy_error": (
+                jaxnn.cross_entropy_error(abs(x), jnp.array(1), 0.0),
+                -np.log(1.5),
+            ),
             "one_hot": (jaxnn.one_hot(jnp.array(1), 3, dtype), np.eye(3)[1]),
             "numerical_diff": (jaxnn.numerical_diff(lambda x: x**2 * scale, x), host / 4),
             "partial_derivative": (jaxnn.partial_derivative(f, x, 1), -1.5 / 4),
             "directional_derivative": (jaxnn.directional_derivative(f, x, x), np.sum(host**2) / 4),
             "numerical_gradient": (jaxnn.numerical_gradient(f, x), host / 4),
-            "numerical_jacobian": (jaxnn.numerical_jacobian(lambda x: x * x * scale)(x), np.diag(host) / 4),
+            "numerical_jacobian": (
+                jaxnn.numerical_jacobian(lambda x: x * x * scale)(x),
+                np.diag(host) / 4,
+            ),
             "numerical_hessian": (jaxnn.numerical_hessian(f)(x), np.eye(3) / 4),
             "gradient_descent": (jaxnn.gradient_descent(f, x, 1.0, 2), host * 0.75**2),
             "descent_path": (jaxnn.descent_path(f, x, 1.0, 2).points[2], host * 0.75**2),
             "minimize": (jaxnn.minimize(f, x, optax.sgd(1.0), max_steps=2).x, host * 0.75**2),
-            "init_network": (jaxnn.init_network(jax.random.key(0), (2, 3), 0.0, dtype)["W1"], np.zeros((2, 3))),
+            "init_network": (
+                jaxnn.init_network(jax.random.key(0), (2, 3), 0.0, dtype)["W1"],
+                np.zeros((2, 3)),
+            ),
             "predict": (jaxnn.predict({"W1": jnp.eye(3, dtype=dtype) * 2}, x), host * 2),
-        }  # fmt: skip
+        }
         for name, (got, want) in results.items():
             assert got.dtype == dtype, name
             atol = 1e-4 if name == "numerical_hessian" else rtol * 1e-1
-            np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=rtol, atol=atol, err_msg=name)
+            np.testing.assert_allclose(
+                np.asarray(got, np.float64), want, rtol=rtol, atol=atol, err_msg=name
+            )
         report = jaxnn.check_gradient(f, x)
         assert (report.verdict, report.leaves[0].dtype) == ("agrees", dtype)
 
@@ -441,15 +559,30 @@ def test_training_keeps_the_dtype_of_the_parameters(dtype):
 
 
 def test_under_debug_nans_a_users_own_nan_still_raises():
-    """The setting means what it says: only what the library computes beside the user's function is exempt."""
+    """The setting means what it says: only what the library computes beside the user's function is
+    exempt.
+    """
     with jax.debug_nans(True):
         with pytest.raises(FloatingPointError):
             jaxnn.numerical_diff(lambda x: jnp.log(-x), 2.0)
         with pytest.raises(FloatingPointError):
-            jaxnn.fit(lambda p, x: jnp.log(-jnp.sum(p**2)), X, (ROWS,), OPTIMIZER, key=jax.random.key(0), epochs=1)
+            jaxnn.fit(
+                lambda p, x: jnp.log(-jnp.sum(p**2)),
+                X,
+                (ROWS,),
+                OPTIMIZER,
+                key=jax.random.key(0),
+                epochs=1,
+            )
 
 
 def test_under_debug_nans_the_check_still_looks_beyond_a_functions_domain():
     with jax.debug_nans(True), jax.debug_infs(True):
-        assert jaxnn.check_gradient(lambda x: jnp.sum(jnp.log(x)), jnp.array([0.01, 1.0])).verdict == "agrees"
-        assert jaxnn.check_gradient(lambda x: jnp.sum(jnp.sqrt(x)), jnp.array([0.0, 1.0])).verdict == "not finite"
+        assert (
+            jaxnn.check_gradient(lambda x: jnp.sum(jnp.log(x)), jnp.array([0.01, 1.0])).verdict
+            == "agrees"
+        )
+        assert (
+            jaxnn.check_gradient(lambda x: jnp.sum(jnp.sqrt(x)), jnp.array([0.0, 1.0])).verdict
+            == "not finite"
+        )

@@ -1,1 +1,1 @@
-"""Is this gradient right? One function, `check_gradient`, that asks for no step and no tolerance."""
+"""Is this gradient right, and if not, where? `check_gradient` asks for no tolerance."""

@@ -1,19 +1,22 @@
 """Difference quotients: the derivative of a function from its values alone.
 
-Each public function is the twin of one of JAX's: `numerical_grad` of `jax.grad`, `numerical_jacobian` of `jax.jacobian`,
-`numerical_hessian` of `jax.hessian`, `directional_derivative` of `jax.jvp`; `numerical_diff`, `partial_derivative` and
-`numerical_gradient` are the chapter's calling forms. All of them compile one program per function, in which an entry index is
-an array: entries are changed one at a time, in batches of bounded size, so memory does not grow with their number, and only
-what such a change can touch is computed again (`perturbation.py`). Values are
-computed in float64 (`widen.py`), and results come back in the dtype of the input.
+Each public function is the twin of one of JAX's: `numerical_grad` of `jax.grad`,
+`numerical_jacobian` of `jax.jacobian`, `numerical_hessian` of `jax.hessian`,
+`directional_derivative` of `jax.jvp`; `numerical_diff`, `partial_derivative` and
+`numerical_gradient` are the chapter's calling forms. All of them compile one program per function,
+in which an entry index is an array: entries are changed one at a time, in batches of bounded size,
+so memory does not grow with their number, and only what such a change can touch is computed again
+(`propagate.py`). Values are computed in float64 (`float64.py`), and results come back in the dtype
+of the input.
 
-The default step of a central difference is four cube roots of the dtype's epsilon times the entry's scale, which balances
-truncation against round-off where a function is large beside its slope, as losses are (for second derivatives a fourth root,
-for one-sided schemes a square root); rounded to a power of two, so that the step itself is exact. The scale is the entry's own
-size, but at least 1, or 128 times the root mean square of the entries of its array where those are all small.
+The default step of a central difference is four cube roots of the dtype's epsilon times the entry's
+scale, which balances truncation against round-off where a function is large beside its slope, as
+losses are (for second derivatives a fourth root, for one-sided schemes a square root); rounded to a
+power of two, so that the step itself is exact. The scale is the entry's own size, but at least 1,
+or 128 times the root mean square of the entries of its array where those are all small.
 
-As under `jax.jit`, a function is compiled once per function object: what it closes over is read at the first call. Pass data
-that changes as further arguments.
+As under `jax.jit`, a function is compiled once per function object: what it closes over is read at
+the first call. Pass data that changes as further arguments.
 """
 
 import functools
@@ -24,11 +27,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from jaxnn._calls import Call
-from jaxnn._door import (
+from jaxnn._arguments import Partition, Role, Static
+from jaxnn._programs import kept, outermost
+from jaxnn._validate import (
     as_mesh,
     describe,
     is_concrete,
@@ -40,9 +45,9 @@ from jaxnn._door import (
     require_same_form,
     require_scalar,
 )
-from jaxnn.numerical.entries import by_entry, by_entry_dense
-from jaxnn.numerical.wide_call import wide_call
-from jaxnn.numerical.widen import wide_arithmetic, wide_dtype, widen, widen_leaf
+from jaxnn.numerical.float64 import wide_arithmetic, wide_dtype, widen, widen_leaf
+from jaxnn.numerical.float64_call import float64_call
+from jaxnn.numerical.loop import by_entry, by_entry_dense
 
 Scheme = Literal["central", "forward", "backward"]
 Evaluation = Literal["float64", "own"]
@@ -63,29 +68,36 @@ def numerical_grad(
 ) -> Callable[..., Any]:
     """The gradient of a scalar function by finite differences; the twin of `jax.grad`.
 
-    df/dx_i = (f(x + h e_i) - f(x - h e_i)) / 2h for each entry i of each floating leaf. Integer, boolean and key leaves are
-    held fixed; their place in the result holds `float0` zeros, as in `jax.grad(..., allow_int=True)`.
+    df/dx_i = (f(x + h e_i) - f(x - h e_i)) / 2h for each entry i of each floating leaf. Integer,
+    boolean and key leaves are held fixed; their place in the result holds `float0` zeros, as in
+    `jax.grad(..., allow_int=True)`.
 
     Args:
-      f: returns a scalar (with `has_aux`, a pair of a scalar and anything). Arrays and floats among its arguments are
-        traced; integers, strings and functions stay as they are.
+      f: returns a scalar (with `has_aux`, a pair of a scalar and anything). Arrays and floats among
+        its arguments are traced; integers, strings and functions stay as they are.
       argnums: the argument or arguments to differentiate.
-      has_aux: whether `f` returns `(value, aux)`; the gradient is then returned as `(gradient, aux)`.
-      h: step, in the unit of x, used as given; a traced number, so that another one does not compile again. By default
-        it is derived from each entry, as this module's first paragraphs say.
+      has_aux: whether `f` returns `(value, aux)`; the gradient is then returned as `(gradient,
+        aux)`.
+      h: step, in the unit of x, used as given; a traced number, so that another one does not
+        compile again. By default it is derived from each entry, as this module's first paragraphs
+        say.
       scheme: "central" (error O(h^2)), or "forward" and "backward" (error O(h)).
-      evaluation: "float64" evaluates narrower functions in float64; "own" keeps the dtypes of the arguments.
-      batch_size: entries evaluated at once, on all devices together; by default what fits the machine.
-      method: "propagation" computes again only what a changed entry changes (`perturbation.py`); "dense" evaluates `f`
-        as a whole for each entry. Both give the same up to rounding.
-      mesh: devices that share the entries, also of several processes; the arguments must be on all (with axis types Auto).
+      evaluation: "float64" evaluates narrower functions in float64; "own" keeps the dtypes of the
+        arguments.
+      batch_size: entries evaluated at once, on all devices together; by default what fits the
+        machine.
+      method: "propagation" computes again only what a changed entry changes (`propagate.py`);
+        "dense" evaluates `f` as a whole for each entry. Both give the same up to rounding.
+      mesh: devices that share the entries, also of several processes; the arguments must be on all
+        (with axis types Auto).
 
     Returns:
-      A function of the arguments of `f` that returns what `jax.grad(f, argnums, has_aux)` would, with the dtypes of the
-      arguments.
+      A function of the arguments of `f` that returns what `jax.grad(f, argnums, has_aux)` would,
+      with the dtypes of the arguments.
 
     Raises:
-      TypeError: an argument to differentiate has no floating leaf, or holds complex ones; `f` returns no real scalar.
+      TypeError: an argument to differentiate has no floating leaf, or holds complex ones; `f`
+        returns no real scalar.
       ValueError: `argnums` out of range; `h` not positive, or so small that x + h is x.
 
     Example:
@@ -95,7 +107,7 @@ def numerical_grad(
     options = _options(f, scheme, evaluation, batch_size, h, method, mesh)
 
     def gradient(*args, **kwargs):
-        call = Call.of(f, argnums, args, kwargs, has_aux)
+        call = Partition.of(f, argnums, args, kwargs, has_aux)
         derivatives = _run(call, _gradient, options, h)
         result = call.in_place_of_arguments(derivatives)
         return (result, f(*args, **kwargs)[1]) if has_aux else result
@@ -114,13 +126,20 @@ def numerical_gradient(
     method: Method = "propagation",
     mesh: Mesh | None = None,
 ) -> PyTree:
-    """The gradient of `f` at `x` by finite differences, in the chapter's calling form: `numerical_grad(f)(x)`.
+    """The gradient of `f` at `x` by finite differences, in the chapter's calling form:
+    `numerical_grad(f)(x)`.
 
     Example:
       >>> numerical_gradient(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]))
       Array([6., 8.], dtype=float32)
     """
-    options = {"scheme": scheme, "evaluation": evaluation, "batch_size": batch_size, "method": method, "mesh": mesh}
+    options = {
+        "scheme": scheme,
+        "evaluation": evaluation,
+        "batch_size": batch_size,
+        "method": method,
+        "mesh": mesh,
+    }
     return numerical_grad(f, h=h, **options)(x)
 
 
@@ -148,8 +167,9 @@ def numerical_jacobian(
       mesh: as for `numerical_grad`.
 
     Returns:
-      A function of the arguments of `f`: for each leaf of the output, with shape (*out), the structure of the
-      differentiated argument with leaves of shape (*out, *in), in the output's dtype.
+      A function of the arguments of `f`: for each leaf of the output, with shape (*out), the
+      structure of the differentiated argument with leaves of shape (*out, *in), in the output's
+      dtype.
 
     Raises:
       TypeError: as `numerical_grad`; `f` may return arrays of any shape.
@@ -163,7 +183,7 @@ def numerical_jacobian(
     options = _options(f, scheme, evaluation, batch_size, h, method, mesh)
 
     def jacobian(*args, **kwargs):
-        call = Call.of(f, argnums, args, kwargs)
+        call = Partition.of(f, argnums, args, kwargs)
         columns = _run(call, _jacobian, options, h)  # a list over leaves of trees like the output
         return jax.tree.map(lambda *leaves: call.in_place_of_arguments(leaves), *columns)
 
@@ -180,7 +200,8 @@ def numerical_hessian(
     method: Method = "propagation",
     mesh: Mesh | None = None,
 ) -> Callable[..., Any]:
-    """The Hessian of a scalar function from its values: central differences of central differences; twin of `jax.hessian`.
+    """The Hessian of a scalar function from its values: central differences of central differences;
+    twin of `jax.hessian`.
 
     Args:
       f: returns a scalar.
@@ -192,8 +213,9 @@ def numerical_hessian(
       mesh: as for `numerical_grad`.
 
     Returns:
-      A function of the arguments of `f`: the structure of the differentiated argument, in each leaf of which the same
-      structure stands again, with leaves of shape (*outer, *inner), in the dtype of the inner argument.
+      A function of the arguments of `f`: the structure of the differentiated argument, in each leaf
+      of which the same structure stands again, with leaves of shape (*outer, *inner), in the dtype
+      of the inner argument.
 
     Raises:
       TypeError: as `numerical_grad`.
@@ -207,7 +229,7 @@ def numerical_hessian(
     options = _options(f, "central", evaluation, batch_size, h, method, mesh)._replace(root=4)
 
     def hessian(*args, **kwargs):
-        call = Call.of(f, argnums, args, kwargs)
+        call = Partition.of(f, argnums, args, kwargs)
         rows = _run(call, _hessian, options, h)
         return call.in_place_of_arguments([call.in_place_of_arguments(row) for row in rows])
 
@@ -223,13 +245,15 @@ def directional_derivative(
     scheme: Scheme = "central",
     evaluation: Evaluation = "float64",
 ) -> PyTree:
-    """The derivative of `f` at `x` along `v`: (f(x + h v) - f(x - h v)) / 2h; the twin of `jax.jvp`. Two evaluations.
+    """The derivative of `f` at `x` along `v`: (f(x + h v) - f(x - h v)) / 2h; the twin of
+    `jax.jvp`. Two evaluations.
 
     Args:
       f: returns a pytree of arrays.
       x: point; any pytree with floating leaves.
       v: direction, with the structure and shapes of `x`; not normalised.
-      h: step along `v`; by default such that the largest change of an entry is the default step at its scale.
+      h: step along `v`; by default such that the largest change of an entry is the default step at
+        its scale.
       scheme: as for `numerical_grad`.
       evaluation: as for `numerical_grad`.
 
@@ -241,16 +265,23 @@ def directional_derivative(
       ValueError: `v` does not fit `x`, or `h` is not positive.
 
     Example:
-      >>> directional_derivative(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]), jnp.array([1.0, 1.0]))
+      >>> f, x, v = lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]), jnp.array([1.0, 1.0])
+      >>> directional_derivative(f, x, v)
       Array(14., dtype=float32)
     """
     options = _options(f, scheme, evaluation, None, h)
-    call = Call.of(f, 0, (x,), {})
+    call = Partition.of(f, 0, (x,), {})
     require_arrays("v", v)
     require_same_form("v", v, "x", x)
-    direction = [leaf for leaf, role in zip(jax.tree.leaves(v), call.form.roles, strict=True) if role == "differentiate"]
-    for path, leaf in zip(call.paths_differentiated(), direction, strict=True):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not jnp.issubdtype(jnp.result_type(leaf), jnp.integer):
+    direction = [
+        leaf
+        for leaf, role in zip(jax.tree.leaves(v), call.static.roles, strict=True)
+        if role is Role.DIFFERENTIATED
+    ]
+    for path, leaf in zip(call.point_paths, direction, strict=True):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not jnp.issubdtype(
+            jnp.result_type(leaf), jnp.integer
+        ):
             raise TypeError(f"`v{path[1:]}` must be real, as `{path}` is. Got {describe(leaf)}.")
     return _run(call, _directional, options, h, direction)
 
@@ -266,7 +297,8 @@ def numerical_diff(
     """The derivative of a function of one variable: (f(x + h) - f(x - h)) / 2h, as in the chapter.
 
     Args:
-      f: a function of one number. If `x` is an array, `f` must act on each entry by itself, and each gets its derivative.
+      f: a function of one number. If `x` is an array, `f` must act on each entry by itself, and
+        each gets its derivative.
       x: where; a number or an array.
       h: step; by default derived from `x` and the dtype (the chapter's is 1e-4).
       scheme: "central", "forward" or "backward".
@@ -283,11 +315,12 @@ def numerical_diff(
       >>> numerical_diff(lambda x: 0.01 * x**2 + 0.1 * x, 5)
       Array(0.2, dtype=float32)
     """
-    # Two evaluations are not worth a compilation, and a compiler that fuses products into sums would change the last digits.
+    # Two evaluations are not worth a compilation, and a compiler that fuses products into sums
+    # would change the last digits.
     options = _options(f, scheme, evaluation, None, h)._replace(compiled=False)
     if isinstance(x, int) and not isinstance(x, bool):
         x = float(x)  # the chapter writes numerical_diff(f, 5); an integer array is refused
-    call = Call.of(f, 0, (x,), {})
+    call = Partition.of(f, 0, (x,), {})
     call.require_one_leaf("x")
     return _run(call, _diff, options, h)
 
@@ -306,7 +339,8 @@ def partial_derivative(
     Args:
       f: a scalar function of one array.
       x: where.
-      index: the entry: an integer for a vector, a tuple for more axes; negative ones count from the end.
+      index: the entry: an integer for a vector, a tuple for more axes; negative ones count from the
+        end.
       h: step; by default derived from the entry.
       scheme: as for `numerical_grad`.
       evaluation: as for `numerical_grad`.
@@ -324,21 +358,35 @@ def partial_derivative(
       Array(6., dtype=float32)
     """
     options = _options(f, scheme, evaluation, None, h)._replace(compiled=False)
-    call = Call.of(f, 0, (x,), {})
+    call = Partition.of(f, 0, (x,), {})
     call.require_one_leaf("x")
     try:
-        place = tuple(operator.index(i) for i in (index if isinstance(index, tuple) else (index,)) if not isinstance(i, bool))
+        place = tuple(
+            operator.index(i)
+            for i in (index if isinstance(index, tuple) else (index,))
+            if not isinstance(i, bool)
+        )
     except TypeError:
-        raise TypeError(f"`index` must be an integer or a tuple of them. Got {describe(index)}.") from None
+        raise TypeError(
+            f"`index` must be an integer or a tuple of them. Got {describe(index)}."
+        ) from None
     shape = np.shape(x)
     if len(place) != len(shape) or not all(-n <= i < n for i, n in zip(place, shape, strict=True)):
-        raise IndexError(f"`index` must name one entry of `x`, which has shape {shape}. Got {index!r}.")
-    flat = np.ravel_multi_index(tuple(i % n for i, n in zip(place, shape, strict=True)), shape) if shape else 0
+        raise IndexError(
+            f"`index` must name one entry of `x`, which has shape {shape}. Got {index!r}."
+        )
+    flat = (
+        np.ravel_multi_index(tuple(i % n for i, n in zip(place, shape, strict=True)), shape)
+        if shape
+        else 0
+    )
     return _run(call, _partial, options, h, jnp.asarray(flat, jnp.int32))
 
 
 class _Options(NamedTuple):
-    """What a program is compiled for, beside the function: none of it is a number that changes between calls."""
+    """What a program is compiled for, beside the function: none of it is a number that changes
+    between calls.
+    """
 
     scheme: str
     evaluation: str
@@ -360,55 +408,58 @@ def _options(f, scheme, evaluation, batch_size, h, method="propagation", mesh=No
         require_number("h", h, positive=True)
     require_choice("method", method, ("propagation", "dense"))
     mesh = as_mesh("mesh", mesh)
-    return _Options(scheme, evaluation, batch_size, 3 if scheme == "central" else 2, h is not None, method, mesh)
+    return _Options(
+        scheme, evaluation, batch_size, 3 if scheme == "central" else 2, h is not None, method, mesh
+    )
 
 
-def _run(call, measure, options, h, *extra):
-    """`measure` in one compiled program, kept for the next call with this function and these kinds of arguments."""
-    points, traced = call.with_role("differentiate"), call.with_role("traced")
+def _run(call: Partition, measure: Callable, options: _Options, h: Any, *extra: Any) -> Any:
+    """`measure` in one program, kept for the next call with this function and such arguments."""
+    points, dynamic = call.points, call.dynamic
     if h is not None and is_concrete(h, points):
         _require_steps_that_move(call, points, h, options)
-    # Inside somebody else's trace nothing is kept: `f` may close over its tracers, and it is compiled there anyway.
-    outermost = is_concrete(points, traced, jnp.zeros(()))
-    keep = outermost and call.form.hashable
     x64 = jnp.result_type(float) == jnp.float64
-    program = (_program if keep else _program.__wrapped__)(measure, options, call.form, x64)
+    program = kept(_program, measure, options, call.static, x64, values=(points, dynamic))
     dtype = None if options.evaluation == "own" else wide_dtype()
-    if not outermost and not x64 and dtype == jnp.float64:
-        return wide_call(program, dtype, points, traced, h, *extra)
+    if dtype == jnp.float64 and not x64 and not outermost((points, dynamic)):
+        return float64_call(program, dtype, points, dynamic, h, *extra)
     # Lowering, which comes after tracing, has to see the wide dtype as well.
     with wide_arithmetic(dtype):
-        return program(points, traced, h, *extra)
+        return program(points, dynamic, h, *extra)
 
 
 def _require_steps_that_move(call, points, h, options):
-    for path, leaf in zip(call.paths_differentiated(), points, strict=True):
+    for path, leaf in zip(call.point_paths, points, strict=True):
         own = options.evaluation == "own" or wide_dtype() != jnp.float64
         x = np.asarray(leaf, leaf.dtype if own else np.float64)
         step = np.asarray(h, x.dtype)
         if np.any((x + step == x) | (x - step == x)):
             raise ValueError(
-                f"`h` must be large enough to change `{path}` in {x.dtype}, where values near it are "
+                f"`h` must be large enough to change `{path}` in {x.dtype}, where values near it "
+                f"are "
                 f"{np.spacing(np.max(np.abs(x))):.2g} apart. Got {float(h)!r}."
             )
 
 
-@functools.lru_cache(maxsize=128)
-def _program(measure, options, form, x64):
-    """One function of (points, traced, h) for one function, one structure of arguments, and one measurement, jitted."""
+def _program(measure: Callable, options: _Options, static: Static, x64: bool) -> Callable:
+    """A jitted function of (points, dynamic, h), for one kind of arguments and one measure."""
 
-    def program(points, traced, h, *extra):
-        # Traced outside `wide_arithmetic`, with the settings and dtypes that the user runs `f` with.
+    def program(points, dynamic, h, *extra):
+        # Traced outside `wide_arithmetic`, with the settings and dtypes that the user runs `f`
+        # with.
         if options.evaluation == "own":
-            dtype, value, shapes = None, form.value, jax.eval_shape(form.value, points, traced)
+            dtype, value = None, static.value
+            shapes = jax.eval_shape(static.value, points, dynamic)
         else:
             dtype = wide_dtype()
             with jax.enable_x64(x64):
-                value, shapes, _ = widen(form.value, (points, traced), dtype)
+                value, shapes, _ = widen(static.value, (points, dynamic), dtype)
         with wide_arithmetic(dtype):
             wide_points = points if dtype is None else [widen_leaf(p, dtype) for p in points]
-            result, dtypes = measure(lambda leaves: value(leaves, traced), wide_points, h, options, shapes, *extra)
-            return jax.tree.map(lambda out, like: jax.lax.convert_element_type(out, like.dtype), result, dtypes(points))
+            of_points = lambda leaves: value(leaves, dynamic)  # noqa: E731
+            result, dtypes = measure(of_points, wide_points, h, options, shapes, *extra)
+            like = dtypes(points)
+            return jax.tree.map(lambda out, x: lax.convert_element_type(out, x.dtype), result, like)
 
     return jax.jit(program) if options.compiled else program
 
@@ -421,15 +472,21 @@ def _gradient(f, leaves, h, options, shapes):
 def _jacobian(f, leaves, h, options, shapes):
     _require_rates(shapes)
     columns = [
-        jax.tree.map(lambda c, s, x=x: jnp.moveaxis(c, range(x.ndim), range(-x.ndim, 0)), column, shapes)
-        for column, x in zip(_by_entry(f, leaves, _steps(leaves, h, options), options), leaves, strict=True)
+        jax.tree.map(
+            lambda c, s, x=x: jnp.moveaxis(c, range(x.ndim), range(-x.ndim, 0)), column, shapes
+        )
+        for column, x in zip(
+            _by_entry(f, leaves, _steps(leaves, h, options), options), leaves, strict=True
+        )
     ]
     return columns, lambda points: [shapes] * len(points)
 
 
 def _hessian(f, leaves, h, options, shapes):
     require_scalar("f", shapes)
-    steps = _steps(leaves, h, options)  # once: the inner difference must not change its step where the outer one moves it
+    steps = _steps(
+        leaves, h, options
+    )  # once: the inner difference must not change its step where the outer one moves it
     outer = options._replace(method="dense")  # what propagates is the inner difference
     rows = _by_entry(lambda leaves: _by_entry(f, leaves, steps, options), leaves, steps, outer)
     return rows, lambda points: [points] * len(points)
@@ -457,9 +514,14 @@ def _directional(f, leaves, h, options, shapes, direction):
 def _diff(f, leaves, h, options, shapes):
     (x,) = leaves
     if not hasattr(shapes, "shape") or shapes.shape != x.shape:
-        raise TypeError(f"`f` must return one number for each entry of `x`, shape {x.shape}. Got {_forms(shapes)}.")
+        raise TypeError(
+            f"`f` must return one number for each entry of `x`, shape {x.shape}. Got "
+            f"{_forms(shapes)}."
+        )
     _require_rates(shapes)
-    return _quotient(lambda x: f([x]), x, _steps(leaves, h, options)[0], options), lambda points: shapes
+    return _quotient(
+        lambda x: f([x]), x, _steps(leaves, h, options)[0], options
+    ), lambda points: shapes
 
 
 def _partial(f, leaves, h, options, shapes, index):
@@ -470,7 +532,9 @@ def _partial(f, leaves, h, options, shapes, index):
 
 
 def _by_entry(f, leaves, steps, options):
-    """For each leaf, the derivative of f's outputs by each of its entries: arrays of shape (*leaf, *out)."""
+    """For each leaf, the derivative of f's outputs by each of its entries: arrays of shape (*leaf,
+    *out).
+    """
     if not all(x.size for x in leaves):  # an empty leaf has no entry to change
         full = [x for x in leaves if x.size]
 
@@ -481,7 +545,10 @@ def _by_entry(f, leaves, steps, options):
         kept = [step for step, x in zip(steps, leaves, strict=True) if x.size]
         found = iter(_by_entry(of_full, full, kept, options) if full else [])
         out = jax.eval_shape(f, leaves)
-        none = [jax.tree.map(lambda s, x=x: jnp.zeros((*x.shape, *s.shape), s.dtype), out) for x in leaves]
+        none = [
+            jax.tree.map(lambda s, x=x: jnp.zeros((*x.shape, *s.shape), s.dtype), out)
+            for x in leaves
+        ]
         return [next(found) if x.size else empty for x, empty in zip(leaves, none, strict=True)]
     ends = [_ends(x, step, options) for x, step in zip(leaves, steps, strict=True)]
     loop = by_entry if options.method == "propagation" else by_entry_dense
@@ -510,8 +577,9 @@ def _ends(x, h, options):
     """Where f is evaluated, and what the difference of its values is divided by."""
     up = x + h if options.scheme != "backward" else x
     down = x - h if options.scheme != "forward" else x
-    # A step that we chose is divided by as it was taken, after rounding; a step that was given, as it was given.
-    # A traced step too small to change x gives NaN: a zero would pass for a derivative.
+    # A step that we chose is divided by as it was taken, after rounding; a step that was given, as
+    # it was given. A traced step too small to change x gives NaN: a zero would pass for a
+    # derivative.
     taken = up - down if not options.given_step else 2 * h if options.scheme == "central" else h
     return up, down, jnp.where(up == down, jnp.nan, taken)
 
@@ -529,7 +597,7 @@ def _default_step(x, root):
     balanced = jnp.finfo(x.dtype).eps ** (1 / root) * (4 if root == 3 else 1)
     wanted = jnp.asarray(balanced, x.dtype) * jnp.maximum(jnp.abs(x), floor)
     # Without mantissa bits, what is left of a number is the nearest power of two.
-    return jax.lax.reduce_precision(wanted, jnp.finfo(x.dtype).nexp, 0)
+    return lax.reduce_precision(wanted, jnp.finfo(x.dtype).nexp, 0)
 
 
 def _require_rates(shapes):

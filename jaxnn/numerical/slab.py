@@ -1,8 +1,9 @@
-"""What a one-entry change makes of an array: the unperturbed array, where it changed, and what stands there now.
+"""What a one-entry change makes of an array: the unperturbed array, where it changed, and what
+stands there now.
 
-A changed weight touches one column of a product, and elementwise functions touch the same column: a `Slab` keeps that column
-and its place. The helpers here go between the slab and the whole array. Nothing here knows a primitive (`slab_rules.py`) or how
-a function is walked (`perturbation.py`).
+A changed weight touches one column of a product, and elementwise functions touch the same column: a
+`Slab` keeps that column and its place. The helpers here go between the slab and the whole array.
+Nothing here knows a primitive (`slab_rules.py`) or how a function is walked (`propagate.py`).
 """
 
 import functools
@@ -13,14 +14,17 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-Index = tuple[Any, ...]  # per axis: the one index that changed (a traced integer), or None where all may have changed
+Index = tuple[
+    Any, ...
+]  # per axis: the one index that changed (a traced integer), or None where all may have changed
 
 
 class Slab(NamedTuple):
-    """A perturbed array: `base` except at `index`, where it is `new` (of size one on the axes that have an index).
+    """A perturbed array: `base` except at `index`, where it is `new` (of size one on the axes that
+    have an index).
 
-    `change` is `new - base` at `index` where it is known better than by that subtraction: a sum of small differences has the
-    digits that the difference of two sums has lost.
+    `change` is `new - base` at `index` where it is known better than by that subtraction: a sum of
+    small differences has the digits that the difference of two sums has lost.
     """
 
     base: Any
@@ -30,9 +34,16 @@ class Slab(NamedTuple):
 
     @classmethod
     def of(cls, base, index, new, change=None) -> "Slab":
-        """A slab in its normal form: no index on an axis of size one; `index=None` is an array that changed as a whole."""
+        """A slab in its normal form: no index on an axis of size one; `index=None` is an array that
+        changed as a whole.
+        """
         index = index or (None,) * jnp.ndim(base)
-        return cls(base, tuple(None if n == 1 else i for i, n in zip(index, jnp.shape(base), strict=True)), new, change)
+        return cls(
+            base,
+            tuple(None if n == 1 else i for i, n in zip(index, jnp.shape(base), strict=True)),
+            new,
+            change,
+        )
 
     @property
     def difference(self) -> "Slab":
@@ -71,17 +82,23 @@ def cut(x: Any, index: Index) -> Any:
 
 
 def write(background: Any, index: Index, part: Any) -> Any:
-    """`part` where the axes of `background` are at `index`. A select: it fuses, and an update would be a scatter."""
+    """`part` where the axes of `background` are at `index`. A select: it fuses, and an update would
+    be a scatter.
+    """
     shape = jnp.shape(background)
     axes = [(a, i.astype(jnp.int32)) for a, i in enumerate(index) if i is not None]
     if not axes:
         return part
-    where = functools.reduce(operator.and_, (lax.broadcasted_iota(jnp.int32, shape, a) == i for a, i in axes))
+    where = functools.reduce(
+        operator.and_, (lax.broadcasted_iota(jnp.int32, shape, a) == i for a, i in axes)
+    )
     return lax.select(where, jnp.broadcast_to(part, shape), background)
 
 
 def common(xs: list[Any]) -> Index:
-    """The indices that all slabs among `xs` share. Only the very same tracer counts: two are never compared."""
+    """The indices that all slabs among `xs` share. Only the very same tracer counts: two are never
+    compared.
+    """
     indices = [x.index for x in xs if isinstance(x, Slab)]
     return tuple(i[0] if all(j is i[0] for j in i) else None for i in zip(*indices, strict=True))
 
@@ -97,10 +114,14 @@ def any_index(index: Index) -> bool:
 
 
 def unravel(index: Any, shape: tuple[int, ...]) -> Index:
-    """The index per axis of a flat index; int32 where that suffices, which is half the work of int64 under x64."""
+    """The index per axis of a flat index; int32 where that suffices, which is half the work of
+    int64 under x64.
+    """
     index = jnp.asarray(index)
     if math.prod(shape) < 2**31:
         index = index.astype(jnp.int32)
     strides = [math.prod(shape[a + 1 :]) for a in range(len(shape))]
     number = functools.partial(jnp.array, dtype=index.dtype)
-    return tuple(lax.rem(lax.div(index, number(s)), number(n)) for s, n in zip(strides, shape, strict=True))
+    return tuple(
+        lax.rem(lax.div(index, number(s)), number(n)) for s, n in zip(strides, shape, strict=True)
+    )

@@ -1,9 +1,11 @@
-"""How each primitive passes a one-entry change on: the rules that `perturbation.py` walks a jaxpr with.
+"""How each primitive passes a one-entry change on: the rules that `propagate.py` walks a program
+with.
 
-A rule takes arrays and slabs and says where the output changed and what stands there now. Elementwise functions keep the
-place, rules that move axes move it, a sum over the changed axis adds the difference to the unperturbed sum, and a product does
-so for the one term that changed. A rule returns None for what it does not cover, which is then made dense, as is every
-primitive without a rule. Sums and products also give the change itself, and linear operations after them pass it on.
+A rule takes arrays and slabs and says where the output changed and what stands there now.
+Elementwise functions keep the place, rules that move axes move it, a sum over the changed axis adds
+the difference to the unperturbed sum, and a product does so for the one term that changed. A rule
+returns None for what it does not cover, which is then made dense, as is every primitive without a
+rule. Sums and products also give the change itself, and linear operations after them pass it on.
 """
 
 import functools
@@ -13,70 +15,80 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend import core
+from jax.extend.core import primitives
 
+from jaxnn.numerical.interpret import ELEMENTWISE
 from jaxnn.numerical.slab import Slab, any_index, base_of, common, cut, drop, fit, unravel, write
 
-RULES: dict[str, Callable] = {}
-CALLS = frozenset("jit pjit closed_call core_call eval_jaxpr remat2 checkpoint custom_jvp_call custom_vjp_call".split())
-ELEMENTWISE = (
-    "abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp complex conj convert_element_type copy copy_p cos cosh "
-    "digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma log log1p logistic lt max "
-    "min mul ne neg nextafter not or pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt square "
-    "stop_gradient sub tan tanh xor"
-).split()
+RULES: dict[core.Primitive, Callable] = {}
 
 
-def rule(*names: str) -> Callable:
-    """Register a rule: `(bind, ins, outs, **params) -> [(index, new) or (index, new, change), ...]`, or None for dense.
+def rule(*on: core.Primitive) -> Callable:
+    """Register a rule: `(bind, ins, outs, **params) -> [(index, new), ...]`, or None for dense.
 
-    `ins` are arrays or slabs, `outs` the unperturbed outputs, `bind` evaluates the primitive and returns a list.
+    `ins` are arrays or slabs, `outs` the unperturbed outputs, `bind(*args, **params)` evaluates the
+    primitive and returns a list. A rule that knows the change itself gives `(index, new, change)`.
     """
 
     def register(function):
-        RULES.update((name, function) for name in names)
+        RULES.update((primitive, function) for primitive in on)
         return function
 
     return register
 
 
-def one_result(function: Callable) -> Callable:
-    """A primitive with one output, as one with a list of them."""
-    return lambda *args, **params: [function(*args, **params)]
+# Operations that are linear in their slabs; with more than one slab, those in all operands
+# together.
+_SUMS = frozenset(
+    [
+        primitives.add_p,
+        primitives.sub_p,
+        primitives.neg_p,
+        primitives.copy_p,
+        primitives.convert_element_type_p,
+        primitives.reshape_p,
+        primitives.squeeze_p,
+        primitives.transpose_p,
+        primitives.broadcast_in_dim_p,
+    ]
+)
+_SCALINGS = frozenset([primitives.mul_p, primitives.div_p])
 
 
-def inner_jaxpr(eqn) -> tuple[Any, Any]:
-    """The jaxpr that a call evaluates, and its constants."""
-    inner = next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params)
-    return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+def carried_change(
+    primitive: core.Primitive, bind: Callable, ins: list, outs: list, results: list, params: dict
+) -> list:
+    """What a rule found, with the change of the output where the inputs know theirs.
 
-
-# Operations that are linear in their slabs; with more than one slab, those in all operands together.
-_SUMS = frozenset("add sub neg copy copy_p convert_element_type reshape squeeze transpose broadcast_in_dim".split())
-_SCALINGS = frozenset(["mul", "div"])
-
-
-def carried_change(name, bind, ins, outs, found, params) -> list:
-    """`found` with the change of the output where the inputs knew theirs, and the operation is linear.
-
-    A linear operation on changes is the operation itself, on slabs of arrays that are zero elsewhere.
+    That is so where the operation is linear: on changes it is itself, on slabs of arrays that are
+    zero elsewhere.
     """
     slabs = [x for x in ins if isinstance(x, Slab)]
-    linear = name in _SUMS or name in _SCALINGS and len(slabs) == 1 and (name == "mul" or isinstance(ins[0], Slab))
-    if not linear or any(x.change is None for x in slabs) or not jnp.issubdtype(outs[0].dtype, jnp.inexact):
-        return found
-    if any(jnp.promote_types(x.base.dtype, outs[0].dtype) != outs[0].dtype for x in slabs):
-        return found  # a narrowing cast rounds what the change is added to
-    zero = jnp.zeros_like if name in _SUMS else lambda x: x
-    changes = [x.difference if isinstance(x, Slab) else zero(x) for x in ins]
-    results = RULES[name](bind, changes, [jnp.zeros_like(out) for out in outs], **params)
-    return [(index, new, result[1]) for (index, new), result in zip(found, results, strict=True)]
+    is_sum, is_scaling = primitive in _SUMS, primitive in _SCALINGS and len(slabs) == 1
+    if primitive is primitives.div_p:
+        is_scaling = is_scaling and isinstance(ins[0], Slab)  # linear above the bar alone
+    if not (is_sum or is_scaling) or any(x.change is None for x in slabs):
+        return results
+    dtype = outs[0].dtype
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return results
+    if any(jnp.promote_types(x.base.dtype, dtype) != dtype for x in slabs):
+        return results  # a narrowing cast rounds what the change is added to
+    others = jnp.zeros_like if is_sum else lambda x: x
+    changes = [x.difference if isinstance(x, Slab) else others(x) for x in ins]
+    moved = RULES[primitive](bind, changes, [jnp.zeros_like(out) for out in outs], **params)
+    pairs = zip(results, moved, strict=True)
+    return [(index, new, change) for (index, new), (_, change) in pairs]
 
 
 @rule(*ELEMENTWISE)
 def _elementwise(bind, ins, outs, **params):
     rank = outs[0].ndim
     index = (None,) * rank
-    if all(jnp.ndim(base_of(x)) == rank for x in ins if isinstance(x, Slab)):  # a perturbed scalar changes everything
+    if all(
+        jnp.ndim(base_of(x)) == rank for x in ins if isinstance(x, Slab)
+    ):  # a perturbed scalar changes everything
         index = common(ins)
     args = [fit(x, index if jnp.ndim(base_of(x)) == rank else ()) for x in ins]
     return [(index, x) for x in bind(*args, **params)]
@@ -85,11 +97,9 @@ def _elementwise(bind, ins, outs, **params):
 # Rules that move axes about.
 
 
-@rule("broadcast_in_dim")
+@rule(primitives.broadcast_in_dim_p)
 def _broadcast_in_dim(bind, ins, outs, *, shape, broadcast_dimensions, **_):
-    (x, *dynamic) = ins
-    if dynamic:
-        return None
+    (x,) = ins
     index = [None] * len(shape)
     for a, i in zip(broadcast_dimensions, x.index, strict=True):
         index[a] = i
@@ -97,17 +107,19 @@ def _broadcast_in_dim(bind, ins, outs, *, shape, broadcast_dimensions, **_):
     return [(tuple(index), lax.broadcast_in_dim(x.new, sizes, broadcast_dimensions))]
 
 
-@rule("transpose")
+@rule(primitives.transpose_p)
 def _transpose(bind, ins, outs, *, permutation):
     return [(tuple(ins[0].index[a] for a in permutation), lax.transpose(ins[0].new, permutation))]
 
 
-@rule("reshape", "squeeze")
+@rule(primitives.reshape_p, primitives.squeeze_p)
 def _reshape(bind, ins, outs, **params):
-    """Axes are matched in groups of equal size: an index of a group is split or joined, if the group has it whole."""
-    (x, *dynamic), shape = ins, outs[0].shape
-    if dynamic or params.get("dimensions") is not None and len(params["dimensions"]) == x.base.ndim == len(shape):
-        return None
+    """Axes are matched in groups of equal size: an index of a group is split or joined, if the
+    group has it whole.
+    """
+    (x,), shape = ins, outs[0].shape
+    if (order := params["dimensions"]) is not None and len(order) == x.base.ndim == len(shape):
+        return None  # a reshape that moves axes first
     keep, index = list(x.index), [None] * len(shape)
     for old, new in _groups(x.base.shape, shape):
         inner = [a for a in old if x.base.shape[a] > 1]
@@ -139,7 +151,7 @@ def _groups(old, new):
         yield range(i, a), range(j, b)
 
 
-@rule("rev")
+@rule(primitives.rev_p)
 def _rev(bind, ins, outs, *, dimensions):
     (x,) = ins
     flipped = [
@@ -150,13 +162,19 @@ def _rev(bind, ins, outs, *, dimensions):
 
 
 def _window(x, out, start, stride):
-    """A strided window of a slab. Where the changed index falls outside, the window has its own values written in."""
+    """A strided window of a slab. Where the changed index falls outside, the window has its own
+    values written in.
+    """
     index, part, inside = list(x.index), x.new, True
     begin = [jnp.zeros((), jnp.int32)] * out.ndim
     sizes, steps = list(jnp.shape(x.new)), [1] * out.ndim
     for a, (i, n) in enumerate(zip(x.index, out.shape, strict=True)):
         if i is None:
-            begin[a], sizes[a], steps[a] = jnp.asarray(start[a], jnp.int32), (n - 1) * stride[a] + 1, stride[a]
+            begin[a], sizes[a], steps[a] = (
+                jnp.asarray(start[a], jnp.int32),
+                (n - 1) * stride[a] + 1,
+                stride[a],
+            )
         elif n != x.base.shape[a]:
             at = i - jnp.asarray(start[a], i.dtype)
             inside = inside & (at >= 0) & (at < n * stride[a]) & (at % stride[a] == 0)
@@ -167,33 +185,51 @@ def _window(x, out, start, stride):
     return tuple(index), part if inside is True else jnp.where(inside, part, cut(out, tuple(index)))
 
 
-@rule("slice")
+@rule(primitives.slice_p)
 def _slice(bind, ins, outs, *, start_indices, limit_indices, strides):
     return [_window(ins[0], outs[0], start_indices, strides or (1,) * outs[0].ndim)]
 
 
-@rule("split")
+@rule(lax.split_p)
 def _split(bind, ins, outs, *, sizes, axis):
-    starts = [[sum(sizes[:k]) if a == axis else 0 for a in range(outs[0].ndim)] for k in range(len(sizes))]
-    return [_window(ins[0], out, start, (1,) * out.ndim) for start, out in zip(starts, outs, strict=True)]
+    starts = [
+        [sum(sizes[:k]) if a == axis else 0 for a in range(outs[0].ndim)] for k in range(len(sizes))
+    ]
+    return [
+        _window(ins[0], out, start, (1,) * out.ndim)
+        for start, out in zip(starts, outs, strict=True)
+    ]
 
 
-@rule("dynamic_slice")
+@rule(primitives.dynamic_slice_p)
 def _dynamic_slice(bind, ins, outs, *, slice_sizes):
     x, *start = ins
-    if not isinstance(x, Slab) or len(start) != outs[0].ndim or any(isinstance(s, Slab) for s in start):
+    if (
+        not isinstance(x, Slab)
+        or len(start) != outs[0].ndim
+        or any(isinstance(s, Slab) for s in start)
+    ):
         return None
-    start = [jnp.clip(s, 0, n - m) for s, n, m in zip(start, x.base.shape, slice_sizes, strict=True)]
+    start = [
+        jnp.clip(s, 0, n - m) for s, n, m in zip(start, x.base.shape, slice_sizes, strict=True)
+    ]
     return [_window(x, outs[0], start, (1,) * outs[0].ndim)]
 
 
-@rule("concatenate")
+@rule(primitives.concatenate_p)
 def _concatenate(bind, ins, outs, *, dimension):
     slabs = [k for k, x in enumerate(ins) if isinstance(x, Slab)]
     only, offset = ins[slabs[0]], sum(jnp.shape(base_of(x))[dimension] for x in ins[: slabs[0]])
-    place = jnp.int32(0) if only.base.shape[dimension] == 1 else only.index[dimension]  # an axis of size one has no index
+    place = (
+        jnp.int32(0) if only.base.shape[dimension] == 1 else only.index[dimension]
+    )  # an axis of size one has no index
     if len(slabs) == 1 and place is not None:
-        return [(tuple(place + offset if a == dimension else i for a, i in enumerate(only.index)), only.new)]
+        return [
+            (
+                tuple(place + offset if a == dimension else i for a, i in enumerate(only.index)),
+                only.new,
+            )
+        ]
     index = drop(common(ins), [dimension])
     return [(index, x) for x in bind(*(fit(x, index) for x in ins), dimension=dimension)]
 
@@ -201,14 +237,22 @@ def _concatenate(bind, ins, outs, *, dimension):
 # Reductions: a slab along other axes stays one.
 
 
-@rule("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin")
+@rule(
+    primitives.reduce_max_p,
+    primitives.reduce_min_p,
+    primitives.reduce_prod_p,
+    primitives.reduce_and_p,
+    primitives.reduce_or_p,
+    primitives.argmax_p,
+    primitives.argmin_p,
+)
 def _reduce(bind, ins, outs, *, axes, **params):
     index = drop(common(ins), axes)
     results = bind(*(fit(x, index) for x in ins), axes=axes, **params)
     return [(tuple(i for a, i in enumerate(index) if a not in axes), x) for x in results]
 
 
-@rule("reduce_sum")
+@rule(primitives.reduce_sum_p)
 def _reduce_sum(bind, ins, outs, *, axes, **params):
     (x,), (out,), params = ins, outs, params | {"axes": axes}
     rest = tuple(i for a, i in enumerate(x.index) if a not in axes)
@@ -218,15 +262,20 @@ def _reduce_sum(bind, ins, outs, *, axes, **params):
     return [(rest, cut(out, rest) + change, change)]
 
 
-# Products are linear in each operand, and a changed one is its unperturbed value plus a part that is zero elsewhere.
+# Products are linear in each operand, and a changed one is its unperturbed value plus a part that
+# is zero elsewhere.
 
 
-@rule("dot_general")
+@rule(primitives.dot_general_p)
 def _dot_general(bind, ins, outs, *, dimension_numbers, **params):
     (out,), (lhs, rhs) = outs, ins
     product = functools.partial(_product, bind, dimension_numbers, params, out)
     if not (isinstance(lhs, Slab) and isinstance(rhs, Slab)):
-        x, axes = (lhs, dimension_numbers[0][0]) if isinstance(lhs, Slab) else (rhs, dimension_numbers[0][1])
+        x, axes = (
+            (lhs, dimension_numbers[0][0])
+            if isinstance(lhs, Slab)
+            else (rhs, dimension_numbers[0][1])
+        )
         terms, start = [product(_difference(lhs), _difference(rhs))], out
         if all(x.index[a] is None for a in axes):
             return [(*product(lhs, rhs), terms[0][1])]
@@ -237,16 +286,36 @@ def _dot_general(bind, ins, outs, *, dimension_numbers, **params):
     elif not any_index(rhs.index):
         start, terms = product(lhs.base, rhs.new)[1], [product(lhs.difference, rhs.new)]
     else:
-        start, pairs = out, [(lhs.difference, rhs.base), (lhs.base, rhs.difference), (lhs.difference, rhs.difference)]
+        start, pairs = (
+            out,
+            [
+                (lhs.difference, rhs.base),
+                (lhs.base, rhs.difference),
+                (lhs.difference, rhs.difference),
+            ],
+        )
         terms = [product(*pair) for pair in pairs]
     if None in terms:
         return None
     if start is not out:
-        return [((None,) * out.ndim, sum((write(jnp.zeros_like(start), *term) for term in terms), start))]
-    index = tuple(i[0] if all(j is i[0] for j in i) else None for i in zip(*(t[0] for t in terms), strict=True))
+        return [
+            (
+                (None,) * out.ndim,
+                sum((write(jnp.zeros_like(start), *term) for term in terms), start),
+            )
+        ]
+    index = tuple(
+        i[0] if all(j is i[0] for j in i) else None
+        for i in zip(*(t[0] for t in terms), strict=True)
+    )
     zeros = jnp.zeros_like(cut(out, index))
-    rests = [tuple(None if j is not None else i for i, j in zip(where, index, strict=True)) for where, _ in terms]
-    change = sum((write(zeros, rest, part) for rest, (_, part) in zip(rests, terms, strict=True)), zeros)
+    rests = [
+        tuple(None if j is not None else i for i, j in zip(where, index, strict=True))
+        for where, _ in terms
+    ]
+    change = sum(
+        (write(zeros, rest, part) for rest, (_, part) in zip(rests, terms, strict=True)), zeros
+    )
     return [(index, cut(out, index) + change, change)]
 
 
@@ -255,7 +324,9 @@ def _difference(x):
 
 
 def _product(bind, dimension_numbers, params, out, lhs, rhs) -> Any:
-    """`(index, values)` of a product whose operands, where they are slabs, are taken to be zero outside."""
+    """`(index, values)` of a product whose operands, where they are slabs, are taken to be zero
+    outside.
+    """
     (left, right), (left_batch, right_batch) = dimension_numbers
     i = list(lhs.index) if isinstance(lhs, Slab) else [None] * lhs.ndim
     j = list(rhs.index) if isinstance(rhs, Slab) else [None] * rhs.ndim
@@ -271,22 +342,29 @@ def _product(bind, dimension_numbers, params, out, lhs, rhs) -> Any:
     index = tuple([i[a] for a in (*left_batch, *free[0])] + [j[b] for b in free[1]])
     if any(x.shape[a] != 1 for a in left):
         return index, bind(x, y, dimension_numbers=dimension_numbers, **params)[0]
-    # A contraction of length one is a product of numbers: far cheaper than a dot once it is batched over entries.
+    # A contraction of length one is a product of numbers: far cheaper than a dot once it is batched
+    # over entries.
     x = lax.transpose(x, (*left_batch, *free[0], *left)).astype(out.dtype)
     y = lax.transpose(y, (*right_batch, *right, *free[1])).astype(out.dtype)
     batch = len(left_batch)
     x = x.reshape(x.shape[: batch + len(free[0])] + (1,) * len(free[1]))
-    return index, x * y.reshape(y.shape[:batch] + (1,) * len(free[0]) + y.shape[batch + len(right) :])
+    return index, x * y.reshape(
+        y.shape[:batch] + (1,) * len(free[0]) + y.shape[batch + len(right) :]
+    )
 
 
 def _part(x, index):
-    """An operand of a product at `index`, which has all the axes that the operand itself is a slab along."""
+    """An operand of a product at `index`, which has all the axes that the operand itself is a slab
+    along.
+    """
     if not isinstance(x, Slab):
         return cut(x, tuple(index))
-    return cut(x.new, tuple(None if own is not None else i for i, own in zip(index, x.index, strict=True)))
+    return cut(
+        x.new, tuple(None if own is not None else i for i, own in zip(index, x.index, strict=True))
+    )
 
 
-@rule("conv_general_dilated")
+@rule(primitives.conv_general_dilated_p)
 def _conv(bind, ins, outs, **params):
     """A changed image keeps its place in the batch; a changed kernel touches one output channel."""
     (out,), (lhs, rhs) = outs, ins
@@ -303,33 +381,58 @@ def _conv(bind, ins, outs, **params):
     if all(n == 1 or i is not None for n, i in zip(rhs.base.shape, rhs.index, strict=True)):
         # One weight: its change times the window of the padded input that it sees.
         at = [jnp.int32(0) if rhs.index[a] is None else rhs.index[a] for a in rhs_spec]
-        change = rhs.difference.new.reshape(()).astype(out.dtype) * _seen(lhs, at[1], at[2:], out, params)
+        change = rhs.difference.new.reshape(()).astype(out.dtype) * _seen(
+            lhs, at[1], at[2:], out, params
+        )
         return [(tuple(index), cut(out, tuple(index)) + change, change)]
-    return None if feature is None else [(tuple(index), bind(lhs, fit(rhs, drop(rhs.index, rhs_spec[1:])), **params)[0])]
+    return (
+        None
+        if feature is None
+        else [(tuple(index), bind(lhs, fit(rhs, drop(rhs.index, rhs_spec[1:])), **params)[0])]
+    )
 
 
 def _seen(lhs, channel, tap, out, params):
     """What one tap of a kernel sees of one channel, in the layout of the output."""
     spec, _, out_spec = params["dimension_numbers"]
-    padding, step, start, size = [(0, 0, 0)] * lhs.ndim, [1] * lhs.ndim, [np.int32(0)] * lhs.ndim, list(lhs.shape)
+    padding, step, start, size = (
+        [(0, 0, 0)] * lhs.ndim,
+        [1] * lhs.ndim,
+        [np.int32(0)] * lhs.ndim,
+        list(lhs.shape),
+    )
     start[spec[1]], size[spec[1]] = channel, 1
     for d, a in enumerate(spec[2:]):
-        padding[a], step[a] = (*params["padding"][d], params["lhs_dilation"][d] - 1), params["window_strides"][d]
-        start[a], size[a] = tap[d] * params["rhs_dilation"][d], (out.shape[out_spec[d + 2]] - 1) * step[a] + 1
+        padding[a], step[a] = (
+            (*params["padding"][d], params["lhs_dilation"][d] - 1),
+            params["window_strides"][d],
+        )
+        start[a], size[a] = (
+            tap[d] * params["rhs_dilation"][d],
+            (out.shape[out_spec[d + 2]] - 1) * step[a] + 1,
+        )
     padded = lax.pad(lhs, jnp.zeros((), lhs.dtype), padding)
     window = lax.dynamic_slice(padded, [jnp.asarray(i, jnp.int32) for i in start], size)
     window = lax.slice(window, [0] * lhs.ndim, size, step)
-    return lax.transpose(window, [spec[out_spec.index(a)] for a in range(out.ndim)]).astype(out.dtype)
+    return lax.transpose(window, [spec[out_spec.index(a)] for a in range(out.ndim)]).astype(
+        out.dtype
+    )
 
 
-@rule("gather")
+@rule(primitives.gather_p)
 def _gather(bind, ins, outs, *, dimension_numbers, slice_sizes, **params):
-    """By unperturbed indices: an axis taken whole keeps its index; along the others each output entry knows its origin."""
+    """By unperturbed indices: an axis taken whole keeps its index; along the others each output
+    entry knows its origin.
+    """
     (out,), (x, indices) = outs, ins
     if isinstance(indices, Slab) or dimension_numbers.operand_batching_dims:
         return None
     shape = x.base.shape
-    whole = [a for a in range(len(shape)) if slice_sizes[a] == shape[a] and a not in dimension_numbers.start_index_map]
+    whole = [
+        a
+        for a in range(len(shape))
+        if slice_sizes[a] == shape[a] and a not in dimension_numbers.start_index_map
+    ]
     if not all(i is not None or a in whole or shape[a] == 1 for a, i in enumerate(x.index)):
         return None
     kept = [a for a in range(len(shape)) if a not in dimension_numbers.collapsed_slice_dims]
@@ -342,7 +445,9 @@ def _gather(bind, ins, outs, *, dimension_numbers, slice_sizes, **params):
     params |= {"dimension_numbers": dimension_numbers, "fill_value": -1}
     params |= {"slice_sizes": tuple(1 if a in whole else n for a, n in enumerate(slice_sizes))}
     for a in set(range(len(shape))) - set(whole):
-        where = lax.broadcasted_iota(jnp.int32, tuple(1 if b in whole else n for b, n in enumerate(shape)), a)
+        where = lax.broadcasted_iota(
+            jnp.int32, tuple(1 if b in whole else n for b, n in enumerate(shape)), a
+        )
         (origin,) = bind(where, indices, **params)
         same = same & (origin == (0 if x.index[a] is None else x.index[a].astype(jnp.int32)))
     same, part = (jnp.broadcast_to(y, background.shape) for y in (same, x.new.reshape(sizes)))

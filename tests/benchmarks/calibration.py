@@ -1,8 +1,7 @@
 """How honest are the bounds? Functions with known derivatives, at random points, in three dtypes.
 
-For each, the check's numerical slope is held against the true one (closed forms in float64, at the point as rounded to the
-dtype). Run it:  python tests/benchmarks/calibration.py
-"""
+For each, the check's numerical slope is held against the true one (closed forms in float64, at the
+point as rounded to the dtype). Run it:  python tests/benchmarks/calibration.py"""
 
 import argparse
 import functools
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn import check_gradient
-from jaxnn.numerical.widen import wide_arithmetic, widen
+from jaxnn.numerical.float64 import wide_arithmetic, widen
 
 # name, function of an array, its derivative in NumPy, range of points
 FUNCTIONS = [
@@ -26,15 +25,27 @@ FUNCTIONS = [
     ("sin 64x", lambda x: jnp.sum(jnp.sin(64 * x)), lambda x: 64 * np.cos(64 * x), (-3, 3)),
     ("1e6 + x^2", lambda x: 1e6 + jnp.sum(x**2), lambda x: 2 * x, (-3, 3)),
     ("softplus", lambda x: jnp.sum(jax.nn.softplus(x)), lambda x: 1 / (1 + np.exp(-x)), (-5, 5)),
-    ("sigmoid", lambda x: jnp.sum(jax.nn.sigmoid(x)), lambda x: 0.25 / np.cosh(x / 2) ** 2, (-5, 5)),
-    ("x cos x^2", lambda x: jnp.sum(x * jnp.cos(x**2)), lambda x: np.cos(x**2) - 2 * x**2 * np.sin(x**2), (-2, 2)),
+    (
+        "sigmoid",
+        lambda x: jnp.sum(jax.nn.sigmoid(x)),
+        lambda x: 0.25 / np.cosh(x / 2) ** 2,
+        (-5, 5),
+    ),
+    (
+        "x cos x^2",
+        lambda x: jnp.sum(x * jnp.cos(x**2)),
+        lambda x: np.cos(x**2) - 2 * x**2 * np.sin(x**2),
+        (-2, 2),
+    ),
 ]
 DTYPES = ("float64", "float32", "bfloat16")
 POINTS = 40
 
 
 def sample():
-    """`(dtype, true error, bound)` of the derivative by one number, relative to the derivative's size."""
+    """`(dtype, true error, bound)` of the derivative by one number, relative to the derivative's
+    size.
+    """
     rng = np.random.default_rng(0)
     for dtype in DTYPES:
         with jax.enable_x64(dtype == "float64"):
@@ -43,7 +54,8 @@ def sample():
                     x = jnp.asarray(rng.uniform(low, high), dtype)
                     leaf = check_gradient(f, x).leaves[0]
                     exact = np.asarray(x, np.float64)
-                    # The slope is along a direction of which the claim is the gradient times the length.
+                    # The slope is along a direction of which the claim is the gradient times the
+                    # length.
                     length = leaf.autodiff / widened_gradient(f, x)
                     true = float(derivative(exact)) * length
                     yield dtype, abs(leaf.numerical - true) / abs(true), leaf.bound / abs(true)
@@ -56,18 +68,23 @@ def widened_gradient(f, x):
 
 @functools.cache
 def _program(f, shape, dtype):
-    return jax.jit(widen(jax.grad(f), (jax.ShapeDtypeStruct(shape, dtype),), jnp.float64)[0])
+    return jax.jit(widen(jax.grad(f), (jax.ShapeDtypeStruct(shape, dtype),), jnp.float64).call)
 
 
 def main():
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     rows = list(sample())
     print("dtype      triples  error inside the bound  median error  median bound  ratio")
     for dtype in (*DTYPES, "all"):
         errors, bounds = np.array([(e, b) for d, e, b in rows if dtype in (d, "all")]).T
         inside = np.mean(errors <= bounds)
         middle, wide = np.median(errors), np.median(bounds)
-        print(f"{dtype:9} {len(errors):8} {inside:22.2%} {middle:14.1e} {wide:13.1e} {wide / middle:6.0f}")
+        print(
+            f"{dtype:9} {len(errors):8} {inside:22.2%} {middle:14.1e} {wide:13.1e} "
+            f"{wide / middle:6.0f}"
+        )
 
 
 if __name__ == "__main__":

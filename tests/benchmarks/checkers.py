@@ -1,4 +1,5 @@
-"""What gradient checkers say of the project's own cases (`tests/gradient_cases.py`): ours beside four others.
+"""What gradient checkers say of the project's own cases (`tests/gradient_cases.py`): ours beside
+four others.
 
 Run it:  python tests/benchmarks/checkers.py
 """
@@ -26,7 +27,12 @@ LARGEST = 5_000  # entries; checkers that go entry by entry give no verdict on m
 
 def ours(f, args, order):
     report = check_gradient(f, *args, order=order)
-    places = [(leaf.path, e.index) for leaf in report.leaves for e in leaf.entries if e.verdict in ("differs", "not finite")]
+    places = [
+        (leaf.path, e.index)
+        for leaf in report.leaves
+        for e in leaf.entries
+        if e.verdict in ("differs", "not finite")
+    ]
     verdict = {"agrees": True, "kink": True, "unresolved": None}.get(report.verdict, False)
     return verdict, places[:1]
 
@@ -45,11 +51,17 @@ def in_float64(f, args):
     """f of one float64 vector, and the point; its other leaves stay as they are."""
     leaves, tree = jax.tree.flatten(args)
     moving = [hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
-    vector, restore = ravel_pytree([jnp.asarray(x, jnp.float64) for x, m in zip(leaves, moving, strict=True) if m])
+    vector, restore = ravel_pytree(
+        [jnp.asarray(x, jnp.float64) for x, m in zip(leaves, moving, strict=True) if m]
+    )
 
     def g(v):
         found = iter(restore(v))
-        return f(*jax.tree.unflatten(tree, [next(found) if m else x for x, m in zip(leaves, moving, strict=True)]))
+        return f(
+            *jax.tree.unflatten(
+                tree, [next(found) if m else x for x, m in zip(leaves, moving, strict=True)]
+            )
+        )
 
     if vector.size > LARGEST:
         raise OverflowError("too many entries")
@@ -60,7 +72,9 @@ def scipy_check_grad(f, args, order):
     with jax.enable_x64(True):
         g, x = in_float64(f, args)
         value, gradient = jax.jit(g), jax.jit(jax.grad(g))
-        error = scipy.optimize.check_grad(lambda v: float(value(v)), lambda v: np.asarray(gradient(v)), np.asarray(x))
+        error = scipy.optimize.check_grad(
+            lambda v: float(value(v)), lambda v: np.asarray(gradient(v)), np.asarray(x)
+        )
     return bool(error < 1e-4), []
 
 
@@ -99,11 +113,19 @@ CHECKERS = {
 
 
 def main():
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     wrong = sum(bool(case.wrong) for case in CASES)
-    print(f"{len(CASES) - wrong} right and {wrong} wrong gradients; JAX {jax.__version__} on {jax.devices()[0].device_kind}\n")
+    print(
+        f"{len(CASES) - wrong} right and {wrong} wrong gradients; JAX {jax.__version__} on "
+        f"{jax.devices()[0].device_kind}\n"
+    )
     print(f"{'':40} {'right ones':^30}  {'wrong ones':^32}")
-    print(f"{'checker':40} passed  false alarm  no verdict   caught  missed  no verdict  located  median s")
+    print(
+        f"{'checker':40} passed  false alarm  no verdict   caught  missed  no verdict  located  "
+        f"median s"
+    )
     for name, checker in CHECKERS.items():
         counts, located, seconds = {}, 0, []
         for case in CASES:
@@ -119,7 +141,8 @@ def main():
         right = [counts.get((False, v), 0) for v in (True, False, None)]
         bad = [counts.get((True, v), 0) for v in (False, True, None)]
         print(
-            f"{name:40} {right[0]:6} {right[1]:12} {right[2]:11}   {bad[0]:6} {bad[1]:7} {bad[2]:11} {located:8} "
+            f"{name:40} {right[0]:6} {right[1]:12} {right[2]:11}   {bad[0]:6} {bad[1]:7} "
+            f"{bad[2]:11} {located:8} "
             f"{statistics.median(seconds):9.2f}",
             flush=True,
         )

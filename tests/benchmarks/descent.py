@@ -1,8 +1,9 @@
-"""What a step of gradient descent costs beside the gradient itself: `python tests/benchmarks/descent.py`.
+"""What a step of gradient descent costs beside the gradient itself: `python
+tests/benchmarks/descent.py`.
 
-The chapter's loop in NumPy, a Python loop of jitted steps, a hand-written jitted `lax.fori_loop`, and
-`jaxnn.gradient_descent`, on x0^2 + x1^2. Per step: a long descent less one of no steps. Per call: the one of no steps.
-"""
+The chapter's loop in NumPy, a Python loop of jitted steps, a hand-written jitted `lax.fori_loop`,
+and `jaxnn.gradient_descent`, on x0^2 + x1^2. Per step: a long descent less one of no steps. Per
+call: the one of no steps."""
 
 import argparse
 import statistics
@@ -92,7 +93,10 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a tenth of the steps")
     quick = parser.parse_args().quick
     device = jax.devices()[0]
-    print(f"jax {jax.__version__} on {device.device_kind} ({device.platform}); medians, ± half the range of the runs")
+    print(
+        f"jax {jax.__version__} on {device.device_kind} ({device.platform}); medians, ± half the "
+        f"range of the runs"
+    )
     print(f"{'':28}{'per step':>18}{'ratio':>10}{'per call':>18}")
     x, base = jnp.array([-3.0, 4.0]), None
     for name, descend, steps in ROWS:
@@ -103,7 +107,11 @@ def main():
         middle = statistics.median(each)
         base = base or middle
         spread = (max(each) - min(each)) / 2 / middle
-        cells = [f"{middle * 1e6:.3g} us ±{spread:.0%}", f"{base / middle:.3g}x", f"{call * 1e6:.3g} us"]
+        cells = [
+            f"{middle * 1e6:.3g} us ±{spread:.0%}",
+            f"{base / middle:.3g}x",
+            f"{call * 1e6:.3g} us",
+        ]
         print(f"{name:28}{cells[0]:>18}{cells[1]:>10}{cells[2]:>18}", flush=True)
 
 

@@ -1,10 +1,11 @@
-"""The numerical gradient beside what a user would pick instead: `python tests/benchmarks/numerical_gradient.py`.
+"""The numerical gradient beside what a user would pick instead: `python
+tests/benchmarks/numerical_gradient.py`.
 
-A two-layer network with a batch of 100, at four sizes. Each cell: seconds (median), spread of the runs, how many times as
-fast as the chapter's NumPy loop in this run, and the error against `jax.grad` in float64, relative in norm. `~` marks what
-was timed on a part of the entries and scaled up. Then networks of other kinds: propagation against evaluation of the whole.
-`--quick` runs the small sizes only.
-"""
+A two-layer network with a batch of 100, at four sizes. Each cell: seconds (median), spread of the
+runs, how many times as fast as the chapter's NumPy loop in this run, and the error against
+`jax.grad` in float64, relative in norm. `~` marks what was timed on a part of the entries and
+scaled up. Then networks of other kinds: propagation against evaluation of the whole. `--quick` runs
+the small sizes only."""
 
 import argparse
 import statistics
@@ -39,7 +40,9 @@ def chapter_loss(params, x, t):
 
 
 def chapter_gradient(f, x, limit):
-    """Central differences by changing each entry in place, h = 1e-4; only the first `limit` entries."""
+    """Central differences by changing each entry in place, h = 1e-4; only the first `limit`
+    entries.
+    """
     h, grad = 1e-4, np.zeros_like(x)
     entries = np.nditer(x, flags=["multi_index"], op_flags=["readwrite"])
     for _, index in zip(range(limit), (entries.multi_index for _ in entries), strict=False):
@@ -53,27 +56,39 @@ def chapter_gradient(f, x, limit):
     return grad
 
 
-# One function for each row: (params, x, t, limit) -> gradients of the first entries, in the order W1, b1, W2, b2, and the time.
+# One function for each row: (params, x, t, limit) -> gradients of the first entries, in the order
+# W1, b1, W2, b2, and the time.
 
 
 def flat(params):
-    return np.concatenate([np.ravel(np.asarray(params[name], np.float64)) for name in ("W1", "b1", "W2", "b2")])
+    return np.concatenate(
+        [np.ravel(np.asarray(params[name], np.float64)) for name in ("W1", "b1", "W2", "b2")]
+    )
 
 
 def unflat(theta, params):
     ends = np.cumsum([params[name].size for name in params])[:-1]
-    return {name: part.reshape(params[name].shape) for name, part in zip(params, np.split(theta, ends), strict=True)}
+    return {
+        name: part.reshape(params[name].shape)
+        for name, part in zip(params, np.split(theta, ends), strict=True)
+    }
 
 
 def run_chapter(params, x, t, limit):
     start, found = time.perf_counter(), []
     for name in params:
-        found.append(chapter_gradient(lambda: chapter_loss(params, x, t), params[name], limit - sum(map(len, found))).ravel())
+        found.append(
+            chapter_gradient(
+                lambda: chapter_loss(params, x, t), params[name], limit - sum(map(len, found))
+            ).ravel()
+        )
     return time.perf_counter() - start, np.concatenate(found)[:limit]
 
 
 def run_on_vector(differentiate):
-    """A method that takes f(vector) and the vector: it is given the first entries, and f puts them in their places."""
+    """A method that takes f(vector) and the vector: it is given the first entries, and f puts them
+    in their places.
+    """
 
     def run(params, x, t, limit):
         theta = flat(params)
@@ -109,7 +124,9 @@ def numdiff(f, x):
 
 
 def run_jax(dtype, method):
-    """Ours in one dtype, arguments and evaluation; for the first rows of W1 alone where not all entries are asked for."""
+    """Ours in one dtype, arguments and evaluation; for the first rows of W1 alone where not all
+    entries are asked for.
+    """
     compiled = {}
 
     def run(params, x, t, limit):
@@ -123,21 +140,30 @@ def run_jax(dtype, method):
             if key not in compiled:
 
                 def f(asked, rest, x, t):
-                    w = asked["W1"] if rows is None else jnp.concatenate([asked["W1"], rest["W1"][rows:]])
+                    w = (
+                        asked["W1"]
+                        if rows is None
+                        else jnp.concatenate([asked["W1"], rest["W1"][rows:]])
+                    )
                     return jaxnn.loss({**rest, **asked, "W1": w}, x, t)
 
-                gradient = jaxnn.numerical_grad(lambda asked, x, t: f(asked, rest, x, t), evaluation="own", method=method)
+                gradient = jaxnn.numerical_grad(
+                    lambda asked, x, t: f(asked, rest, x, t), evaluation="own", method=method
+                )
                 jax.block_until_ready(gradient(asked, x, t))
                 compiled[key] = gradient
             start = time.perf_counter()
             found = jax.block_until_ready(compiled[key](asked, x, t))
             seconds = time.perf_counter() - start
-            return seconds, flat(found) if rows is None else np.ravel(np.asarray(found["W1"], np.float64))
+            return seconds, flat(found) if rows is None else np.ravel(
+                np.asarray(found["W1"], np.float64)
+            )
 
     return run
 
 
-# Rows: name, how to run it, the loss it differentiates, the most entries that are timed, the largest size it is asked for.
+# Rows: name, how to run it, the loss it differentiates, the most entries that are timed, the
+# largest size it is asked for.
 
 ROWS = [
     ("chapter's NumPy loop", run_chapter, 1e-7, 3_760, 10**9),
@@ -189,7 +215,9 @@ def first_table(sizes):
                 cells.append(f"{'-':>32}")
                 continue
             try:
-                times, scaled, error = measured(run, delta, most, *problem(SIZES[d]), repeats=5 if "jaxnn" in name else 3)
+                times, scaled, error = measured(
+                    run, delta, most, *problem(SIZES[d]), repeats=5 if "jaxnn" in name else 3
+                )
             except ImportError as missing:
                 cells.append(f"{f'no {missing.name}':>32}")
                 continue
@@ -199,14 +227,19 @@ def first_table(sizes):
             seconds = f"{'~' if scaled else ''}{middle:.3g} s ±{spread:.0%}"
             cells.append(f"{seconds:>14}{base[d] / middle:8.3g}x {error:8.0e}")
         lines.append(cells)
-        print("  ".join(cells) if len(lines) > 2 else "\n".join("  ".join(line) for line in lines), flush=True)
+        print(
+            "  ".join(cells) if len(lines) > 2 else "\n".join("  ".join(line) for line in lines),
+            flush=True,
+        )
 
 
 # Networks of other kinds.
 
 
 def convolve(x, k):
-    return lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return lax.conv_general_dilated(
+        x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def cross_entropy(z, t):
@@ -214,7 +247,8 @@ def cross_entropy(z, t):
 
 
 def conv_net(p, x, t):
-    # Not relu: of its hundred thousand kinks here some are within any step, and no difference quotient is right there.
+    # Not relu: of its hundred thousand kinks here some are within any step, and no difference
+    # quotient is right there.
     h = jax.nn.sigmoid(convolve(x, p["k1"]) + p["c1"])
     h = jax.nn.sigmoid(convolve(h, p["k2"]) + p["c2"])
     return cross_entropy(h.reshape(x.shape[0], -1) @ p["w"] + p["b"], t)
@@ -243,17 +277,42 @@ def networks(quick):
     a = lambda *shape: rng.normal(size=shape) * 0.2  # noqa: E731
     classes = np.eye(10)[rng.integers(0, 10, 16)]
     side = 8 if quick else 28
-    conv = {"k1": a(3, 3, 1, 8), "c1": a(8), "k2": a(3, 3, 8, 8), "c2": a(8), "w": a(side * side * 8, 10) * 0.05, "b": a(10)}
-    wide = {"wq": a(32, 32), "wk": a(32, 32), "wv": a(32, 32), "wo": a(32, 32), "w1": a(32, 64), "w2": a(64, 32)}
+    conv = {
+        "k1": a(3, 3, 1, 8),
+        "c1": a(8),
+        "k2": a(3, 3, 8, 8),
+        "c2": a(8),
+        "w": a(side * side * 8, 10) * 0.05,
+        "b": a(10),
+    }
+    wide = {
+        "wq": a(32, 32),
+        "wk": a(32, 32),
+        "wv": a(32, 32),
+        "wo": a(32, 32),
+        "w1": a(32, 64),
+        "w2": a(64, 32),
+    }
     loop = {"w": a(32, 32), "u": a(16, 32), "b": a(32), "v": a(32, 10)}
     images = a(16, side, side, 1)
-    # The dense layer has 62,720 weights at 28 x 28; evaluating the whole for each takes minutes: a part stands for all.
+    # The dense layer has 62,720 weights at 28 x 28; evaluating the whole for each takes minutes: a
+    # part stands for all.
     part = {"w": conv.pop("w"), "b": conv.pop("b")}
     rest = {"w": part["w"][64:], "b": part["b"]}
-    yield "conv, 2 layers", lambda p, x, t: conv_net({**p, **cast(part, x)}, x, t), conv, images, classes
+    yield (
+        "conv, 2 layers",
+        lambda p, x, t: conv_net({**p, **cast(part, x)}, x, t),
+        conv,
+        images,
+        classes,
+    )
     yield (
         "conv, dense layer",
-        lambda p, x, t: conv_net({**cast(conv, x), **cast(rest, x), "w": jnp.concatenate([p["w"], cast(rest, x)["w"]])}, x, t),
+        lambda p, x, t: conv_net(
+            {**cast(conv, x), **cast(rest, x), "w": jnp.concatenate([p["w"], cast(rest, x)["w"]])},
+            x,
+            t,
+        ),
         {"w": part["w"][:64]},
         images,
         classes,
@@ -279,10 +338,16 @@ def second_table(quick):
                         runs.append(time.perf_counter() - start)
                     times[method] = statistics.median(runs)
                 exact = jax.grad(f)(params, x, t)
-                exact, found = (np.concatenate([np.ravel(y) for y in jax.tree.leaves(g)]) for g in (exact, found))
+                exact, found = (
+                    np.concatenate([np.ravel(y) for y in jax.tree.leaves(g)])
+                    for g in (exact, found)
+                )
                 error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
                 ratio = times["dense"] / times["propagation"]
-                cells = f"{exact.size:9,}{times['dense']:10.3g} s{times['propagation']:10.3g} s{ratio:8.3g}x{error:10.0e}"
+                cells = (
+                    f"{exact.size:9,}{times['dense']:10.3g} s{times['propagation']:10.3g} "
+                    f"s{ratio:8.3g}x{error:10.0e}"
+                )
                 print(f"{f'{name}, {dtype}':26}{cells}", flush=True)
 
 
@@ -291,7 +356,10 @@ def main():
     parser.add_argument("--quick", action="store_true", help="the small sizes only")
     quick = parser.parse_args().quick
     device = jax.devices()[0]
-    print(f"jax {jax.__version__} on {device.device_kind} ({device.platform}); seconds, ratio to the chapter's loop, error")
+    print(
+        f"jax {jax.__version__} on {device.device_kind} ({device.platform}); seconds, ratio to the "
+        f"chapter's loop, error"
+    )
     first_table(list(SIZES)[: 2 if quick else None])
     second_table(quick)
 

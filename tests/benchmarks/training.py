@@ -1,11 +1,11 @@
 """What training costs: `python tests/benchmarks/training.py`; `pip install torch` adds PyTorch.
 
-2,000 steps of SGD on a 784-50-10 network, batches of 100, in the chapter's NumPy, in PyTorch, in a Python loop of jitted
-steps (batches from NumPy, the loss read each step), in a hand-written jitted scan, and in `jaxnn.fit`: all on the same
-examples, after one run that compiles. Then `fit` measures loss and accuracy on all 10,000 examples and on 1,000 others after
-each epoch of 100 steps. The last rows say how much of that is arithmetic: as many steps on one batch, which is neither drawn
-nor gathered, and as many measurements. Then what a checkpoint costs.
-"""
+2,000 steps of SGD on a 784-50-10 network, batches of 100, in the chapter's NumPy, in PyTorch, in a
+Python loop of jitted steps (batches from NumPy, the loss read each step), in a hand-written jitted
+scan, and in `jaxnn.fit`: all on the same examples, after one run that compiles. Then `fit` measures
+loss and accuracy on all 10,000 examples and on 1,000 others after each epoch of 100 steps. The last
+rows say how much of that is arithmetic: as many steps on one batch, which is neither drawn nor
+gathered, and as many measurements. Then what a checkpoint costs."""
 
 import argparse
 import io
@@ -26,7 +26,9 @@ STEPS = EPOCHS * EXAMPLES // BATCH
 
 
 def chapter(params, x, t):
-    """As the chapter's class and loop do it: float64 weights, backpropagation, and the loss by another forward pass."""
+    """As the chapter's class and loop do it: float64 weights, backpropagation, and the loss by
+    another forward pass.
+    """
     w1, b1, w2, b2 = (np.array(params[name], np.float64) for name in ("W1", "b1", "W2", "b2"))
     losses, rng = [], np.random.default_rng(0)
 
@@ -92,7 +94,9 @@ def python_loop(params, x, t):
 def _scan(params, x, t, key):
     def epoch(carry, number):
         order = jax.random.permutation(jax.random.fold_in(key, number), EXAMPLES).reshape(-1, BATCH)
-        return lax.scan(lambda c, rows: ((out := step(*c, x[rows], t[rows]))[:2], out[2]), carry, order)
+        return lax.scan(
+            lambda c, rows: ((out := step(*c, x[rows], t[rows]))[:2], out[2]), carry, order
+        )
 
     return lax.scan(epoch, (params, OPTIMIZER.init(params)), jnp.arange(EPOCHS))
 
@@ -103,7 +107,11 @@ def by_hand(params, x, t):
 
 @jax.jit
 def _one_batch(params, x, t):
-    return lax.scan(lambda c, _: ((out := step(*c, x, t))[:2], out[2]), (params, OPTIMIZER.init(params)), length=STEPS)
+    return lax.scan(
+        lambda c, _: ((out := step(*c, x, t))[:2], out[2]),
+        (params, OPTIMIZER.init(params)),
+        length=STEPS,
+    )
 
 
 def steps_alone(params, x, t):
@@ -122,7 +130,14 @@ def measurements_alone(params, x, t):
 
 def ours(params, x, t, **options):
     return jaxnn.fit(
-        jaxnn.loss, params, (x, t), OPTIMIZER, key=jax.random.key(1), epochs=EPOCHS, batch_size=BATCH, **options
+        jaxnn.loss,
+        params,
+        (x, t),
+        OPTIMIZER,
+        key=jax.random.key(1),
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        **options,
     ).history.step_loss
 
 
@@ -131,7 +146,14 @@ def metrics(params, x, t):
 
 
 def watched(params, x, t):
-    return ours(params, x, t, test=(x[:1000], t[:1000]), metrics=metrics, on_progress=jaxnn.show_progress(io.StringIO()))
+    return ours(
+        params,
+        x,
+        t,
+        test=(x[:1000], t[:1000]),
+        metrics=metrics,
+        on_progress=jaxnn.show_progress(io.StringIO()),
+    )
 
 
 def once(train, *args):
@@ -141,9 +163,14 @@ def once(train, *args):
 
 
 def main():
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     rng = np.random.default_rng(0)
-    x, t = rng.uniform(size=(EXAMPLES, 784)).astype(np.float32), rng.integers(0, 10, EXAMPLES).astype(np.int32)
+    x, t = (
+        rng.uniform(size=(EXAMPLES, 784)).astype(np.float32),
+        rng.integers(0, 10, EXAMPLES).astype(np.int32),
+    )
     params = jaxnn.init_network(jax.random.key(0), (784, 50, 10))
     on_device = jax.tree.map(jnp.asarray, (x, t))
     rows = [
@@ -169,7 +196,10 @@ def main():
             times[name].append(once(train, params, *data))
     base = statistics.median(times["hand-written jitted scan"])
     device = jax.devices()[0]
-    print(f"{STEPS} steps; jax {jax.__version__} on {device.device_kind}; medians of 5, ± half their range")
+    print(
+        f"{STEPS} steps; jax {jax.__version__} on {device.device_kind}; medians of 5, ± half their "
+        f"range"
+    )
     for name, seconds in times.items():
         middle = statistics.median(seconds)
         spread = (max(seconds) - min(seconds)) / 2 / middle
@@ -179,7 +209,10 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         saves = [once(jaxnn.save_checkpoint, directory, number, state) for number in range(20)]
     size = sum(leaf.size for leaf in jax.tree.leaves(large))
-    print(f"a checkpoint of {size:,} parameters with Adam's state: {1e3 * statistics.median(saves):.1f} ms")
+    print(
+        f"a checkpoint of {size:,} parameters with Adam's state: "
+        f"{1e3 * statistics.median(saves):.1f} ms"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Watching a run: what `fit` tells after each stretch of steps, shown on a terminal or written to a log.
+"""Watching a run: what `fit` tells after each stretch of steps, shown on a terminal or written to a
+log.
 
-`fit(..., on_progress=f)` calls `f` with a `Progress` from process 0 alone. `show_progress` and `progress_log` make such
-functions; any other will do.
+`fit(..., on_progress=f)` calls `f` with a `Progress` from process 0 alone. `show_progress` and
+`progress_log` make such functions; any other will do.
 """
 
 import json
@@ -15,8 +16,8 @@ from collections.abc import Callable
 from io import TextIOBase
 from typing import Any, NamedTuple
 
-from jaxnn._door import as_path, describe
-from jaxnn.checkpoint import replacing
+from jaxnn._files import as_path, replacing
+from jaxnn._validate import describe
 
 
 class Progress(NamedTuple):
@@ -27,7 +28,8 @@ class Progress(NamedTuple):
       epochs: how many there will be.
       step: steps taken since the beginning of the run, earlier parts of a resumed one included.
       steps: how many there will be.
-      loss: mean over the examples of this epoch so far, each measured before the update that it took part in.
+      loss: mean over the examples of this epoch so far, each measured before the update that it
+        took part in.
       record: what was measured after the epoch, or None where the epoch has not ended.
 
     Example:
@@ -43,12 +45,15 @@ class Progress(NamedTuple):
     record: dict[str, float] | None
 
 
-def show_progress(lines: TextIOBase | None = None, bar: TextIOBase | None = None) -> Callable[[Progress], None]:
+def show_progress(
+    lines: TextIOBase | None = None, bar: TextIOBase | None = None
+) -> Callable[[Progress], None]:
     """A line for each tenth of the epochs, and between them a bar where `bar` is a terminal.
 
     Args:
       lines: where the lines go; standard output by default.
-      bar: where the bar goes; standard error by default. With tqdm (`pip install 'jaxnn[progress]'`) it is tqdm's.
+      bar: where the bar goes; standard error by default. With tqdm (`pip install
+        'jaxnn[progress]'`) it is tqdm's.
 
     Returns:
       A function for `on_progress`.
@@ -71,14 +76,23 @@ def show_progress(lines: TextIOBase | None = None, bar: TextIOBase | None = None
         told = []
         if progress.record is not None and not headed:
             recent.clear()  # until here the time was spent on compilation
-            told.append(" epoch  " + "  ".join(f"{name.replace('_', ' '):>14}" for name in progress.record) + " steps/s")
+            told.append(
+                " epoch  "
+                + "  ".join(f"{name.replace('_', ' '):>14}" for name in progress.record)
+                + " steps/s"
+            )
             headed = True
         recent.append((time.perf_counter(), progress.step))
         (began, first), (now, step) = recent[0], recent[-1]
         speed = (step - first) / (now - began) if step > first else math.nan
-        tenth = progress.epoch % max(1, progress.epochs // 10) == 0 or progress.epoch == progress.epochs
+        tenth = (
+            progress.epoch % max(1, progress.epochs // 10) == 0 or progress.epoch == progress.epochs
+        )
         if progress.record is not None and tenth:
-            cells = "  ".join(f"{value:14.4f}" if abs(value) < 1e6 else f"{value:14.4g}" for value in progress.record.values())
+            cells = "  ".join(
+                f"{value:14.4f}" if abs(value) < 1e6 else f"{value:14.4g}"
+                for value in progress.record.values()
+            )
             told.append(f"{progress.epoch:6}  {cells}  {_short(speed):>7}".rstrip())
         if told:
             clear()
@@ -95,7 +109,8 @@ def silent(*_: Any) -> None:
 def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
     """One line of JSON for each `Progress`, with its fields and the `time` in seconds since 1970.
 
-    Lines of steps that a run resumed from a checkpoint takes again are taken out first, so each step is told once.
+    Lines of steps that a run resumed from a checkpoint takes again are taken out first, so each
+    step is told once.
 
     Args:
       path: the file; it is appended to.
@@ -122,18 +137,27 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
                 path.touch()
             except OSError as error:
                 got = f"Got {str(path)!r}: {error.strerror}."
-                raise type(error)(f"`path` must be a file in a directory that is there. {got}") from None
+                raise type(error)(
+                    f"`path` must be a file in a directory that is there. {got}"
+                ) from None
             begun = True
         loss = progress.loss if math.isfinite(progress.loss) else None
-        record = progress.record and {k: v if math.isfinite(v) else None for k, v in progress.record.items()}
+        record = progress.record and {
+            k: v if math.isfinite(v) else None for k, v in progress.record.items()
+        }
         with open(path, "a") as file:
-            print(json.dumps({**progress._asdict(), "loss": loss, "record": record, "time": time.time()}), file=file)
+            print(
+                json.dumps(
+                    {**progress._asdict(), "loss": loss, "record": record, "time": time.time()}
+                ),
+                file=file,
+            )
 
     return log
 
 
 def _drop_lines(path, step):
-    """Take out what an earlier run logged from `step` on, and a last line that it did not finish."""
+    """Take out what an earlier run logged from `step` on, and a last line left unfinished."""
     if not path.exists():
         return
     kept = []
@@ -143,7 +167,8 @@ def _drop_lines(path, step):
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             raise ValueError(
-                f"`log` must be a log of steps, or a new file. Got {str(path)!r}, with a line {line[:40]!r}."
+                f"`log` must be a log of steps, or a new file. Got {str(path)!r}, with a line "
+                f"{line[:40]!r}."
             ) from None
     with replacing(path) as file:
         file.write("".join(kept).encode())
@@ -154,7 +179,9 @@ def _short(number):
 
 
 def _bar(stream):
-    """Two functions, to draw the bar and to clear its line: tqdm's bar if it is installed, else a plain one."""
+    """Two functions, to draw the bar and to clear its line: tqdm's bar if it is installed, else a
+    plain one.
+    """
 
     def clear():
         stream.write("\r\x1b[K")
@@ -176,7 +203,12 @@ def _bar(stream):
     def draw_tqdm(progress, speed):
         nonlocal bar
         bar = bar or tqdm(
-            total=progress.steps, initial=progress.step, file=stream, unit="step", leave=False, dynamic_ncols=True
+            total=progress.steps,
+            initial=progress.step,
+            file=stream,
+            unit="step",
+            leave=False,
+            dynamic_ncols=True,
         )
         bar.set_postfix_str(_told(progress), refresh=False)
         bar.update(progress.step - bar.n)
@@ -190,7 +222,13 @@ def _line(progress, speed):
     """The plain bar, and what is told beside it."""
     part = progress.step / progress.steps
     left = (progress.steps - progress.step) / speed if speed > 0 else math.nan
-    time_left = "" if math.isnan(left) else f", {left:.0f} s left" if left < 120 else f", {left / 60:.0f} min left"
+    time_left = (
+        ""
+        if math.isnan(left)
+        else f", {left:.0f} s left"
+        if left < 120
+        else f", {left / 60:.0f} min left"
+    )
     rate = "" if math.isnan(speed) else f", {_short(speed)} steps/s"
     filled = int(20 * part)
     return f"{part:4.0%} |{'#' * filled}{'.' * (20 - filled)}| {_told(progress)}{rate}{time_left}"
@@ -198,5 +236,9 @@ def _line(progress, speed):
 
 def _told(progress):
     record = progress.record or {}
-    accuracy = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in record.items() if "accuracy" in name)
+    accuracy = "".join(
+        f", {name.replace('_', ' ')} {value:.4f}"
+        for name, value in record.items()
+        if "accuracy" in name
+    )
     return f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}{accuracy}"

@@ -1,8 +1,9 @@
-"""Difference quotients by every entry of every leaf: the loop around `perturbation.py`.
+"""Difference quotients by every entry of every leaf: the loop around `propagate.py`.
 
-Entries are taken in chunks of bounded size, both ends of each difference side by side, so that memory does not grow with their
-number and a mesh of devices can share each chunk. Where differences cannot be taken, because an unperturbed value is not
-finite or the function has side effects, it is evaluated as a whole, once per end.
+Entries are taken in chunks of bounded size, both ends of each difference side by side, so that
+memory does not grow with their number and a mesh of devices can share each chunk. Where differences
+cannot be taken, because an unperturbed value is not finite or the function has side effects, it is
+evaluated as a whole, once per end.
 """
 
 import functools
@@ -15,22 +16,29 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxnn.numerical.perturbation import perturbed
+from jaxnn.numerical.propagate import perturbed
 
 Ends = tuple[Any, Any, Any]  # x + h, x - h, and what their difference is divided by, per entry
 
 
 def by_entry(
-    f: Callable, leaves: Sequence[Any], ends: Sequence[Ends], batch_size: int | None = None, mesh: Mesh | None = None
+    f: Callable,
+    leaves: Sequence[Any],
+    ends: Sequence[Ends],
+    batch_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> list[Any]:
     """For each leaf, the difference quotients of f's outputs by each of its entries.
 
     Args:
       f: takes a list of arrays, returns a pytree of arrays.
       leaves: the point, a list of floating arrays.
-      ends: for each leaf, arrays of its shape: the upper and the lower value of each entry, and the difference to divide by.
-      batch_size: entries evaluated at once, on all devices together; by default as many as `entries_at_once` says.
-      mesh: devices that share the entries, with axis types Auto; the point has to be on all of them.
+      ends: for each leaf, arrays of its shape: the upper and the lower value of each entry, and the
+        difference to divide by.
+      batch_size: entries evaluated at once, on all devices together; by default as many as
+        `entries_at_once` says.
+      mesh: devices that share the entries, with axis types Auto; the point has to be on all of
+        them.
 
     Returns:
       For each leaf the pytree that f returns, with arrays of shape (*leaf, *out).
@@ -45,7 +53,9 @@ def by_entry(
             quotient = functools.partial(_quotient, one.change, [e.ravel() for e in ends[k]])
             batch = batch_size or entries_at_once(one.bytes_per_entry, mesh)
             rows = in_chunks(quotient, leaves[k].size, batch, mesh)
-            found.append(jax.tree.map(lambda r, x=leaves[k]: r.reshape(*x.shape, *r.shape[1:]), rows))
+            found.append(
+                jax.tree.map(lambda r, x=leaves[k]: r.reshape(*x.shape, *r.shape[1:]), rows)
+            )
         return found
 
     finite = functools.reduce(operator.and_, (_unbatched(one.finite) for one in prepared))
@@ -53,7 +63,9 @@ def by_entry(
 
 
 def entries_at_once(bytes_per_entry: int, mesh: Mesh | None = None) -> int:
-    """How many entries to evaluate at once: what fits the caches of a CPU, or keeps an accelerator busy."""
+    """How many entries to evaluate at once: what fits the caches of a CPU, or keeps an accelerator
+    busy.
+    """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     budget, most = (2**24, 64) if platform == "cpu" else (2**30, 4096)
     fitting = budget // max(1, 2 * bytes_per_entry)  # two ends
@@ -61,50 +73,76 @@ def entries_at_once(bytes_per_entry: int, mesh: Mesh | None = None) -> int:
 
 
 def in_chunks(function: Callable, size: int, batch: int, mesh: Mesh | None = None) -> Any:
-    """`function(jnp.arange(size))`, `batch` indices at a time, each chunk shared by the devices of a mesh."""
+    """`function(jnp.arange(size))`, `batch` indices at a time, each chunk shared by the devices of
+    a mesh.
+    """
     devices = 1 if mesh is None else mesh.size
     batch = -(-max(1, min(batch, size)) // devices) * devices
     chunks = -(-size // batch)
 
     def place(x, *axes):
-        return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
+        return (
+            x
+            if mesh is None
+            else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
+        )
 
     def chunk(indices):
-        return jax.tree.map(lambda y: place(y, mesh and mesh.axis_names), function(place(indices, mesh and mesh.axis_names)))
+        return jax.tree.map(
+            lambda y: place(y, mesh and mesh.axis_names),
+            function(place(indices, mesh and mesh.axis_names)),
+        )
 
     # The last chunk is filled up with the last entry, so that one program evaluates all chunks.
-    indices = jnp.minimum(jnp.arange(chunks * batch, dtype=jnp.int32), max(size - 1, 0)).reshape(chunks, batch)
+    indices = jnp.minimum(jnp.arange(chunks * batch, dtype=jnp.int32), max(size - 1, 0)).reshape(
+        chunks, batch
+    )
     rows = chunk(indices[0]) if chunks == 1 else jax.lax.map(chunk, indices)
-    return jax.tree.map(lambda r: place(r.reshape(chunks * batch, *r.shape[(chunks != 1) + 1 :])[:size]), rows)
+    return jax.tree.map(
+        lambda r: place(r.reshape(chunks * batch, *r.shape[(chunks != 1) + 1 :])[:size]), rows
+    )
 
 
 def _quotient(change, ends, indices):
-    """The quotients of some entries. The two ends of an entry are neighbours, so that they are on the same device."""
+    """The quotients of some entries. The two ends of an entry are neighbours, so that they are on
+    the same device.
+    """
     up, down, taken = (e[indices] for e in ends)
     both = change(jnp.repeat(indices, 2), jnp.stack([up, down], 1).ravel())
 
     def divided(y):
         y = y.reshape(y.shape[0] // 2, 2, *y.shape[1:])
         difference = y[:, 0] - y[:, 1]
-        return difference / taken.reshape(-1, *(1,) * (y.ndim - 2)).astype(jnp.result_type(difference))
+        return difference / taken.reshape(-1, *(1,) * (y.ndim - 2)).astype(
+            jnp.result_type(difference)
+        )
 
     return jax.tree.map(divided, both)
 
 
 def by_entry_dense(
-    f: Callable, leaves: Sequence[Any], ends: Sequence[Ends], batch_size: int | None = None, mesh: Mesh | None = None
+    f: Callable,
+    leaves: Sequence[Any],
+    ends: Sequence[Ends],
+    batch_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> list[Any]:
-    """As `by_entry`, by evaluating f as a whole for each end: f is a black box. One program serves all leaves."""
+    """As `by_entry`, by evaluating f as a whole for each end: f is a black box. One program serves
+    all leaves.
+    """
     flat = [jnp.concatenate([e[side].ravel() for e in ends]) for side in range(3)]
     starts = [sum(x.size for x in leaves[:k]) for k in range(len(leaves))]
 
     def changed(entry, value):
         places = [
-            jnp.where((entry >= s) & (entry < s + x.size), entry - s, x.size) for s, x in zip(starts, leaves, strict=True)
+            jnp.where((entry >= s) & (entry < s + x.size), entry - s, x.size)
+            for s, x in zip(starts, leaves, strict=True)
         ]
         return f(
             [
-                jnp.where(jnp.arange(x.size, dtype=i.dtype) == i, value.astype(x.dtype), x.ravel()).reshape(x.shape)
+                jnp.where(
+                    jnp.arange(x.size, dtype=i.dtype) == i, value.astype(x.dtype), x.ravel()
+                ).reshape(x.shape)
                 for i, x in zip(places, leaves, strict=True)
             ]
         )
@@ -119,7 +157,9 @@ def by_entry_dense(
 
 @jax.custom_batching.custom_vmap
 def _unbatched(flag):
-    """A flag that stays one flag under `jax.vmap`: a batch of them would make a choice an evaluation of both sides."""
+    """A flag that stays one flag under `jax.vmap`: a batch of them would make a choice an
+    evaluation of both sides.
+    """
     return flag
 
 

@@ -12,18 +12,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxnn._door import made_directory
-from jaxnn.checkpoint import checkpoints, load_checkpoint, replacing
-from jaxnn.cli import ACTIVATIONS, OPTIMIZERS
-from jaxnn.commands import print_json, require_place
+from jaxnn._files import made_directory, replacing
+from jaxnn.cli.choices import ACTIVATIONS, OPTIMIZERS
+from jaxnn.cli.output import print_json, require_place
 from jaxnn.data import load_digits, load_mnist, sample_batch
 from jaxnn.losses import accuracy
 from jaxnn.network import init_network, loss, predict
 from jaxnn.numerical.differences import numerical_grad
-from jaxnn.progress import progress_log, show_progress, silent
-from jaxnn.stepping import loss_first, measurer
-from jaxnn.sweeps import sweep
-from jaxnn.training import fit
+from jaxnn.training.checkpoint import checkpoints, load_checkpoint
+from jaxnn.training.fit import fit
+from jaxnn.training.progress import progress_log, show_progress, silent
+from jaxnn.training.steps import loss_first, make_evaluate
+from jaxnn.training.sweep import sweep
 
 
 def train(args) -> int:
@@ -31,7 +31,10 @@ def train(args) -> int:
     if args.resume and not args.checkpoint:
         raise ValueError("`--resume` must come with --checkpoint DIR. Got no directory.")
     if len(args.lr) > 1 and (args.checkpoint or args.patience):
-        raise ValueError(f"`--lr` must be one number with --checkpoint or --patience. Got {len(args.lr)} numbers.")
+        raise ValueError(
+            f"`--lr` must be one number with --checkpoint or --patience. Got {len(args.lr)} "
+            f"numbers."
+        )
     if args.every and not args.checkpoint:
         raise ValueError(f"`--every` must come with --checkpoint DIR. Got {args.every} alone.")
     if args.log:
@@ -48,13 +51,18 @@ def train(args) -> int:
     devices = jax.devices()
     say(
         f"{len(digits.t_train)} images to train on, {len(digits.t_test)} to test with; network "
-        f"{'-'.join(map(str, sizes))} ({args.activation}), {sum(p.size for p in params.values())} parameters; "
-        f"JAX {jax.__version__} on {devices[0].device_kind}{f' x {len(devices)}' if len(devices) > 1 else ''}"
+        f"{'-'.join(map(str, sizes))} ({args.activation}), {sum(p.size for p in params.values())} "
+        f"parameters; "
+        f"JAX {jax.__version__} on "
+        f"{devices[0].device_kind}{f' x {len(devices)}' if len(devices) > 1 else ''}"
     )
     check = _gradient_check(error, params, train_set, check_key)
     say("\ngradient of the loss on 10 images, numerical against automatic:")
     for name, difference in check.items():
-        say(f"  {name:4} {'x'.join(map(str, params[name].shape)):>8}   relative difference {difference:.1e}")
+        say(
+            f"  {name:4} {'x'.join(map(str, params[name].shape)):>8}   relative difference "
+            f"{difference:.1e}"
+        )
     if begun:
         say(f"\nresumed after step {begun}")
     if len(args.lr) > 1:
@@ -80,7 +88,9 @@ def train(args) -> int:
         "on_progress": on_progress,
     }
     if len(args.lr) > 1:
-        results = sweep(error, params, train_set, _optimizer(args), jax.numpy.array(args.lr), **common)
+        results = sweep(
+            error, params, train_set, _optimizer(args), jax.numpy.array(args.lr), **common
+        )
     else:
         mesh = jax.make_mesh((len(devices),), ("devices",)) if len(devices) > 1 else None
         result = fit(
@@ -109,13 +119,21 @@ def train(args) -> int:
 
 def _join(args):
     """Meet the other processes, if there are any."""
-    given = {"--coordinator": args.coordinator, "--num-processes": args.num_processes, "--process-id": args.process_id}
+    given = {
+        "--coordinator": args.coordinator,
+        "--num-processes": args.num_processes,
+        "--process-id": args.process_id,
+    }
     missing = [name for name, value in given.items() if value is None]
     if missing and len(missing) < len(given):
-        raise ValueError(f"`{missing[0]}` must be given with the other two. Got {', '.join(set(given) - set(missing))}.")
+        raise ValueError(
+            f"`{missing[0]}` must be given with the other two. Got "
+            f"{', '.join(set(given) - set(missing))}."
+        )
     if missing and not args.distributed:
         return
-    # Libraries below Python print while processes meet; standard output is for the result alone, so theirs goes elsewhere.
+    # Libraries below Python print while processes meet; standard output is for the result alone, so
+    # theirs goes elsewhere.
     sys.stdout.flush()
     sys.stdout = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -123,7 +141,8 @@ def _join(args):
         jax.distributed.initialize(*given.values())
     except (ValueError, RuntimeError) as error:
         raise ValueError(
-            "`--distributed` must run under SLURM, Kubernetes, MPI or on a TPU pod, or come with --coordinator, "
+            "`--distributed` must run under SLURM, Kubernetes, MPI or on a TPU pod, or come with "
+            "--coordinator, "
             f"--num-processes and --process-id. Got {error}"
         ) from error
 
@@ -154,23 +173,37 @@ _REMEMBERED = ("data", "layers", "activation", "optimizer", "lr", "weight_scale"
 
 
 def _remember(args):
-    """Write down beside the checkpoints what the run is; or see that it is the same. Returns the step it is at."""
+    """Write down beside the checkpoints what the run is; or see that it is the same. Returns the
+    step it is at.
+    """
     directory = pathlib.Path(args.checkpoint)
     asked = {name: getattr(args, name) for name in _REMEMBERED}
-    asked |= {"layers": list(args.layers), "lr": list(args.lr), "data": args.data and str(pathlib.Path(args.data).resolve())}
+    asked |= {
+        "layers": list(args.layers),
+        "lr": list(args.lr),
+        "data": args.data and str(pathlib.Path(args.data).resolve()),
+    }
     path = directory / "run.json"
     if args.resume and path.exists():
         for name, value in _read_run(directory).items():
             if asked[name] != value:
-                before, now = (",".join(map(str, v)) if isinstance(v, list) else v for v in (value, asked[name]))
-                raise ValueError(f"`--{name.replace('_', '-')}` must be {before}, as in {path}. Got {now}.")
+                before, now = (
+                    ",".join(map(str, v)) if isinstance(v, list) else v
+                    for v in (value, asked[name])
+                )
+                raise ValueError(
+                    f"`--{name.replace('_', '-')}` must be {before}, as in {path}. Got {now}."
+                )
     elif not path.exists():
         made_directory("--checkpoint", directory)
         with replacing(path) as file:
             file.write(json.dumps(asked).encode())
     there = checkpoints(directory)
     if there and not args.resume:
-        raise FileExistsError(f"`--checkpoint` must be empty unless --resume is given. Got {str(directory)!r}, with a run.")
+        raise FileExistsError(
+            f"`--checkpoint` must be empty unless --resume is given. Got {str(directory)!r}, with "
+            f"a run."
+        )
     return load_checkpoint(directory, previous=args.resume == "previous").step if there else 0
 
 
@@ -180,14 +213,24 @@ def _read_run(directory):
         run = json.loads((directory / "run.json").read_text())
         if run.keys() != set(_REMEMBERED):
             raise ValueError(f"it holds {', '.join(run)}")
-        layers, known = run["layers"], run["activation"] in ACTIVATIONS and run["optimizer"] in OPTIMIZERS
-        if not known or not isinstance(layers, list) or not all(type(n) is int and n > 0 for n in layers):
-            raise ValueError("its layers, activation or optimizer are none that `jaxnn train` writes")
+        layers, known = (
+            run["layers"],
+            run["activation"] in ACTIVATIONS and run["optimizer"] in OPTIMIZERS,
+        )
+        if (
+            not known
+            or not isinstance(layers, list)
+            or not all(type(n) is int and n > 0 for n in layers)
+        ):
+            raise ValueError(
+                "its layers, activation or optimizer are none that `jaxnn train` writes"
+            )
         if not isinstance(run["data"], str | None):
             raise ValueError("its data are no directory")
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"`DIR` must be what `jaxnn train --checkpoint` was given. Got {str(directory)!r}: {error}."
+            f"`DIR` must be what `jaxnn train --checkpoint` was given. Got {str(directory)!r}: "
+            f"{error}."
         ) from error
     return run
 
@@ -202,11 +245,18 @@ def evaluate(args) -> int:
     found = load_checkpoint(directory)
     pixels, images = len(found.leaves["params"]["['W1']"]), digits.x_train.shape[1]
     if pixels != images:
-        raise ValueError(f"`--data` must hold images of {pixels} pixels, as those of the run. Got {images} pixels.")
+        raise ValueError(
+            f"`--data` must hold images of {pixels} pixels, as those of the run. Got {images} "
+            f"pixels."
+        )
     params = found.restore("best" if "best" in found.leaves else "params", like)
-    measure = jax.jit(measurer(error, metrics, None))
+    measure = jax.jit(make_evaluate(error, metrics, None))
     sets = {"train": (digits.x_train, digits.t_train), "test": (digits.x_test, digits.t_test)}
-    record = {f"{name}_{k}": float(v) for name, data in sets.items() for k, v in loss_first(measure(params, data)).items()}
+    record = {
+        f"{name}_{k}": float(v)
+        for name, data in sets.items()
+        for k, v in loss_first(measure(params, data)).items()
+    }
     if args.json:
         print_json({"step": found.step, **record})
         return 0
@@ -232,17 +282,25 @@ def _conclude(args, results, begun, seconds, say):
         if reason == "not finite":
             say(f"{place}stopped after step {step}: at the next one, {leaf} was not finite")
         elif reason != "finished":
-            more = "; --resume goes on from there" if reason == "interrupted" and args.checkpoint else ""
+            more = (
+                "; --resume goes on from there"
+                if reason == "interrupted" and args.checkpoint
+                else ""
+            )
             say(f"{place}stopped after step {step}: {reason}{more}")
         if "test_loss" in metrics:
             lowest = int(metrics["test_loss"].argmin())
             accuracy = metrics["test_accuracy"][lowest if args.patience else -1]
             best = f" after epoch {lowest + 1}, the best" if args.patience else ""
-            taken = f"{place}{step - begun} steps by {args.grad} gradients in {seconds:.1f} s, start to end"
+            taken = (
+                f"{place}{step - begun} steps by {args.grad} gradients in {seconds:.1f} s, start "
+                f"to end"
+            )
             say(f"{taken}: test accuracy {accuracy:.4f}{best}")
             if metrics["test_loss"][-1] > 1.1 * metrics["test_loss"][lowest]:
                 say(
-                    f"{place}overfitting: the test loss was lowest after epoch {lowest + 1} and has risen by over a tenth since"
+                    f"{place}overfitting: the test loss was lowest after epoch {lowest + 1} and "
+                    f"has risen by over a tenth since"
                 )
 
 
@@ -251,6 +309,9 @@ def _gradient_check(error, params, train_set, key):
     batch = sample_batch(key, train_set, 10)
     numerical, automatic = numerical_grad(error)(params, *batch), jax.grad(error)(params, *batch)
     return {
-        name: float(jnp.linalg.norm(numerical[name] - automatic[name]) / (jnp.linalg.norm(automatic[name]) or 1.0))
+        name: float(
+            jnp.linalg.norm(numerical[name] - automatic[name])
+            / (jnp.linalg.norm(automatic[name]) or 1.0)
+        )
         for name in sorted(params)
     }

@@ -1,4 +1,5 @@
-"""What public functions ask of their arguments, and the one form in which they refuse: name, requirement, what came.
+"""What public functions ask of their arguments, and the one form in which they refuse: name,
+requirement, what came.
 
 Shapes, dtypes and structure are looked at under `jit` as well; values only where they can be seen.
 """
@@ -8,7 +9,6 @@ import math
 import operator
 import reprlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,17 +30,21 @@ def is_concrete(*values: Any) -> bool:
 
 
 def describe(leaf: Any) -> str:
-    """A leaf in an error message: dtype and shape of arrays, the value of anything else, shortened."""
+    """A leaf in an error message: dtype and shape of arrays, the value of anything else."""
     if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
         return f"{leaf.dtype}{list(leaf.shape)}"
     return f"{type(leaf).__name__} {reprlib.repr(leaf)}"
 
 
 def require_arrays(name: str, tree: Any) -> None:
-    """Refuse leaves that are not arrays or numbers (strings and arrays of them, None-like objects, functions)."""
+    """Refuse leaves that are not arrays or numbers (strings and arrays of them, None-like objects,
+    functions).
+    """
     for path, leaf in tree_flatten_with_path(tree)[0]:
         if not _is_array(leaf) and not isinstance(leaf, bool | int | float | complex):
-            raise TypeError(f"`{name}{keystr(path)}` must be an array or a number. Got {describe(leaf)}.")
+            raise TypeError(
+                f"`{name}{keystr(path)}` must be an array or a number. Got {describe(leaf)}."
+            )
 
 
 def _is_array(leaf):
@@ -64,34 +68,15 @@ def as_array(name: str, value: Any, asarray: Callable = jnp.asarray) -> Any:
     return array
 
 
-def as_path(name: str, value: Any) -> Path:
-    """A path, out of a string or a path; anything else is refused."""
-    try:
-        path = Path(value)
-    except TypeError:
-        raise TypeError(f"`{name}` must be a path. Got {describe(value)}.") from None
-    if "\0" in str(path):
-        raise ValueError(f"`{name}` must be a path. Got {value!r}.")
-    return path
-
-
 def as_mesh(name: str, mesh: Mesh | None) -> Mesh | None:
-    """The mesh with axes over which the compiler shares the work; `jax.make_mesh` makes another kind by default."""
+    """The mesh with axes over which the compiler shares the work; `jax.make_mesh` makes another
+    kind by default.
+    """
     if mesh is None:
         return None
     if not isinstance(mesh, Mesh):
         raise TypeError(f"`{name}` must be a jax.sharding.Mesh. Got {describe(mesh)}.")
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-
-
-def made_directory(name: str, value: Any) -> Path:
-    """A directory, made if it is not there."""
-    path = as_path(name, value)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise type(error)(f"`{name}` must be a directory, or a place for one. Got {str(path)!r}: {error.strerror}.") from None
-    return path
 
 
 def is_key(value: Any) -> bool:
@@ -100,23 +85,34 @@ def is_key(value: Any) -> bool:
 
 
 def require_key(name: str, key: Any) -> None:
-    """Refuse anything but one PRNG key: a typed one, or the bits that `jax.random.PRNGKey` gives."""
+    """Refuse anything but one PRNG key: a typed one, or what `jax.random.PRNGKey` gives."""
     shape = getattr(key, "shape", None)
-    bits = getattr(key, "dtype", None) == jnp.uint32 and shape == jax.eval_shape(jax.random.PRNGKey, 0).shape
+    bits = (
+        getattr(key, "dtype", None) == jnp.uint32
+        and shape == jax.eval_shape(jax.random.PRNGKey, 0).shape
+    )
     if not bits and not (is_key(key) and shape == ()):
-        raise TypeError(f"`{name}` must be one PRNG key, from `jax.random.key`. Got {describe(key)}.")
+        raise TypeError(
+            f"`{name}` must be one PRNG key, from `jax.random.key`. Got {describe(key)}."
+        )
 
 
 def require_floating(name: str, tree: Any) -> None:
-    """Refuse a tree in which no leaf is floating, naming the first leaf; other leaves are held fixed by the caller."""
+    """Refuse a tree in which no leaf is floating, naming the first leaf; other leaves are held
+    fixed by the caller.
+    """
     require_arrays(name, tree)
     leaves = tree_flatten_with_path(tree)[0]
     if not leaves:
-        raise TypeError(f"`{name}` must hold at least one floating-point array. Got an empty {type(tree).__name__}.")
+        raise TypeError(
+            f"`{name}` must hold at least one floating-point array. Got an empty "
+            f"{type(tree).__name__}."
+        )
     if not any(is_differentiable(leaf) for _, leaf in leaves):
         path, leaf = leaves[0]
         raise TypeError(
-            f"`{name}{keystr(path)}` must be floating-point, for a derivative with respect to it. Got {describe(leaf)}."
+            f"`{name}{keystr(path)}` must be floating-point, for a derivative with respect to it. "
+            f"Got {describe(leaf)}."
         )
 
 
@@ -124,7 +120,10 @@ def require_all_floating(name: str, tree: Any) -> None:
     """Refuse leaves that `jax.grad` has no derivative for."""
     for path, leaf in tree_flatten_with_path(tree)[0]:
         if not is_differentiable(leaf):
-            raise TypeError(f"`{name}{keystr(path)}` must be floating-point, for `jax.grad`. Got {describe(leaf)}.")
+            raise TypeError(
+                f"`{name}{keystr(path)}` must be floating-point, for `jax.grad`. Got "
+                f"{describe(leaf)}."
+            )
 
 
 def require_callable(name: str, f: Any) -> None:
@@ -144,12 +143,16 @@ def require_arguments(name: str, f: Any, *args: Any, **kwargs: Any) -> None:
         signature.bind(*args, **kwargs)
     except TypeError as error:
         given = ", ".join([f"{len(args)} positional", *kwargs])
-        raise TypeError(f"`{name}` must take the arguments it is given, {given}. Got {signature}: {error}.") from None
+        raise TypeError(
+            f"`{name}` must take the arguments it is given, {given}. Got {signature}: {error}."
+        ) from None
 
 
 def require_scalar(name: str, value: Any) -> None:
     """Refuse what a function returned, if it is not a real scalar."""
-    if isinstance(value, float) or (getattr(value, "shape", None) == () and jnp.issubdtype(value.dtype, jnp.floating)):
+    if isinstance(value, float) or (
+        getattr(value, "shape", None) == () and jnp.issubdtype(value.dtype, jnp.floating)
+    ):
         return
     raise TypeError(f"`{name}` must return a real scalar. Got {jax.tree.map(describe, value)}.")
 
@@ -158,7 +161,9 @@ def require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Refuse anything but one of the choices."""
     if not isinstance(value, type(choices[0])) or value not in choices:
         *first, last = map(repr, choices)
-        raise ValueError(f"`{name}` must be {', '.join(first)} or {last}. Got {reprlib.repr(value)}.")
+        raise ValueError(
+            f"`{name}` must be {', '.join(first)} or {last}. Got {reprlib.repr(value)}."
+        )
 
 
 def require_floating_dtype(name: str, dtype: Any) -> None:
@@ -174,11 +179,15 @@ def require_floating_dtype(name: str, dtype: Any) -> None:
 def require_optimizer(name: str, optimizer: Any) -> None:
     """Refuse what is not made like an optax optimiser."""
     if not all(callable(getattr(optimizer, part, None)) for part in ("init", "update")):
-        raise TypeError(f"`{name}` must be an optax.GradientTransformation. Got {describe(optimizer)}.")
+        raise TypeError(
+            f"`{name}` must be an optax.GradientTransformation. Got {describe(optimizer)}."
+        )
 
 
 def require_count(name: str, value: Any, least: int = 0, most: int | None = None) -> None:
-    """Refuse anything but an integer from `least` to `most`; of a traced one only the dtype is seen."""
+    """Refuse anything but an integer from `least` to `most`; of a traced one only the dtype is
+    seen.
+    """
     if not is_concrete(value):
         if not jnp.issubdtype(value.dtype, jnp.integer) or value.shape != ():
             raise TypeError(f"`{name}` must be an integer. Got {describe(value)}.")
@@ -194,9 +203,13 @@ def require_count(name: str, value: Any, least: int = 0, most: int | None = None
 
 
 def require_number(name: str, value: Any, *, positive: bool = False, dtype: Any = None) -> None:
-    """Refuse anything but one real number; if its value can be seen, it must be finite, in `dtype` too (and positive)."""
+    """Refuse anything but one real number; if its value can be seen, it must be finite, in `dtype`
+    too (and positive).
+    """
     own = getattr(value, "dtype", None)
-    number = isinstance(value, int | float) or any(jnp.issubdtype(own, kind) for kind in (jnp.integer, jnp.floating) if own)
+    number = isinstance(value, int | float) or any(
+        jnp.issubdtype(own, kind) for kind in (jnp.integer, jnp.floating) if own
+    )
     if isinstance(value, bool) or not number or getattr(value, "shape", ()) != ():
         raise TypeError(f"`{name}` must be a number. Got {describe(value)}.")
     if is_concrete(value):
@@ -205,7 +218,9 @@ def require_number(name: str, value: Any, *, positive: bool = False, dtype: Any 
         except OverflowError:
             size = math.inf
         if not math.isfinite(size) or (positive and size <= 0):
-            raise ValueError(f"`{name}` must be {'positive and finite' if positive else 'finite'}. Got {size!r}.")
+            raise ValueError(
+                f"`{name}` must be {'positive and finite' if positive else 'finite'}. Got {size!r}."
+            )
         if dtype is not None and abs(size) > float(jnp.finfo(dtype).max):
             raise ValueError(f"`{name}` must be finite in {jnp.dtype(dtype)}. Got {size!r}.")
 
@@ -226,11 +241,15 @@ def require_same_form(name: str, tree: Any, like_name: str, like: Any) -> None:
     require_arrays(like_name, like)
     if jax.tree.structure(tree) != jax.tree.structure(like):
         raise ValueError(
-            f"`{name}` must have the structure of `{like_name}`, {jax.tree.structure(like)}. Got {jax.tree.structure(tree)}."
+            f"`{name}` must have the structure of `{like_name}`, {jax.tree.structure(like)}. Got "
+            f"{jax.tree.structure(tree)}."
         )
-    for (path, leaf), other in zip(tree_flatten_with_path(tree)[0], jax.tree.leaves(like), strict=True):
+    for (path, leaf), other in zip(
+        tree_flatten_with_path(tree)[0], jax.tree.leaves(like), strict=True
+    ):
         if jnp.shape(leaf) != jnp.shape(other):
             raise ValueError(
-                f"`{name}{keystr(path)}` must have shape {jnp.shape(other)}, like `{like_name}{keystr(path)}`. "
+                f"`{name}{keystr(path)}` must have shape {jnp.shape(other)}, like "
+                f"`{like_name}{keystr(path)}`. "
                 f"Got shape {jnp.shape(leaf)}."
             )

@@ -1,12 +1,12 @@
-"""Checkpoints: the state of a run on disk, written so that a kill at any moment leaves a whole one behind.
+"""Checkpoints: the state of a run on disk, written so that a kill at any moment leaves a whole one
+behind.
 
-A checkpoint is a ZIP of NumPy arrays (`numpy.load` opens it) with a JSON header that names every array, its dtype and its
-shape. It is written beside its place and renamed into it, both synced, so a reader sees the old one or the new one, never
-half of one. Reading trusts nothing: no pickle, no code, no more memory than the file has bytes, and every byte is covered by a
-checksum.
+A checkpoint is a ZIP of NumPy arrays (`numpy.load` opens it) with a JSON header that names every
+array, its dtype and its shape. It is written beside its place and renamed into it, both synced, so
+a reader sees the old one or the new one, never half of one. Reading trusts nothing: no pickle, no
+code, no more memory than the file has bytes, and every byte is covered by a checksum.
 """
 
-import contextlib
 import io
 import json
 import math
@@ -15,7 +15,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -25,7 +25,8 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
-from jaxnn._door import as_array, as_path, describe, made_directory, require_arrays, require_count
+from jaxnn._files import as_path, made_directory, replacing
+from jaxnn._validate import as_array, describe, is_key, require_arrays, require_count
 
 _FORMAT, _VERSION = "jaxnn checkpoint", 2
 _NAME = re.compile(r"step_(\d{12})\.npz")
@@ -36,7 +37,8 @@ class Checkpoint(NamedTuple):
 
     Attributes:
       step: how many steps had been taken.
-      leaves: for each part of the state, its arrays by path, for instance `leaves["params"]["['W1']"]`.
+      leaves: for each part of the state, its arrays by path, for instance
+        `leaves["params"]["['W1']"]`.
       records: arrays of any length, by name, for instance a history.
       info: what else was to be remembered; JSON.
 
@@ -58,18 +60,28 @@ class Checkpoint(NamedTuple):
         """One part of the state, in the structure of `like`, whose shapes and dtypes it must have.
 
         Raises:
-          ValueError: the part is not there, or a leaf is missing, left over, or of another shape or dtype; named.
+          ValueError: the part is not there, or a leaf is missing, left over, or of another shape or
+            dtype; named.
         """
         if not isinstance(part, str) or part not in self.leaves:
-            raise ValueError(f"`part` must be one of {sorted(self.leaves)}, which the checkpoint holds. Got {part!r}.")
+            raise ValueError(
+                f"`part` must be one of {sorted(self.leaves)}, which the checkpoint holds. Got "
+                f"{part!r}."
+            )
         stored, paths = self.leaves[part], tree_flatten_with_path(like)[0]
         wanted = {keystr(path): leaf for path, leaf in paths}
         for path in [*wanted, *stored]:
             there, asked = stored.get(path), wanted.get(path)
-            if there is None or asked is None or (there.shape, there.dtype) != (np.shape(asked), _dtype(asked)):
+            if (
+                there is None
+                or asked is None
+                or (there.shape, there.dtype) != (np.shape(asked), _dtype(asked))
+            ):
                 has = "nothing" if there is None else describe(there)
                 got = "nothing" if asked is None else describe(asked)
-                raise ValueError(f"`{part}{path}` must be as in the checkpoint, which holds {has}. Got {got}.")
+                raise ValueError(
+                    f"`{part}{path}` must be as in the checkpoint, which holds {has}. Got {got}."
+                )
         return jax.tree.unflatten(jax.tree.structure(like), [stored[path] for path in wanted])
 
 
@@ -87,7 +99,8 @@ def save_checkpoint(
     Args:
       directory: where; made if it is not there.
       step: names the file; one of the same step is replaced.
-      state: the parts of the state by name, each a pytree of arrays of any dtype, typed PRNG keys included.
+      state: the parts of the state by name, each a pytree of arrays of any dtype, typed PRNG keys
+        included.
       records: further arrays by name, whose length need not be known when they are read.
       info: anything that JSON can hold.
       keep: how many of the newest stay.
@@ -96,7 +109,8 @@ def save_checkpoint(
       The path of the file.
 
     Raises:
-      OSError: the directory cannot be written, or the disk is full; what was there before stays as it was.
+      OSError: the directory cannot be written, or the disk is full; what was there before stays as
+        it was.
       TypeError: a leaf of `state` is not an array.
 
     Example:
@@ -109,19 +123,32 @@ def save_checkpoint(
     require_count("step", step, most=10**12 - 1)  # twelve digits in the name
     require_count("keep", keep, least=1)
     for name, given in (("state", state), ("records", records), ("info", info)):
-        if not isinstance(given, Mapping | None) or not all(isinstance(key, str) for key in given or {}):
-            raise TypeError(f"`{name}` must be a dictionary with strings for its keys. Got {describe(given)}.")
+        if not isinstance(given, Mapping | None) or not all(
+            isinstance(key, str) for key in given or {}
+        ):
+            raise TypeError(
+                f"`{name}` must be a dictionary with strings for its keys. Got {describe(given)}."
+            )
     if state is None:
-        raise TypeError("`state` must be a dictionary of the parts of the state. Got NoneType None.")
+        raise TypeError(
+            "`state` must be a dictionary of the parts of the state. Got NoneType None."
+        )
     step, folder = operator.index(step), as_path("directory", directory)
-    header: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "step": step, "info": dict(info or {})}
+    header: dict[str, Any] = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "step": step,
+        "info": dict(info or {}),
+    }
     arrays = []
     header |= {"parts": list(state), "leaves": [], "records": []}
     for part, tree in state.items():
         require_arrays(part, tree)
         for path, leaf in tree_flatten_with_path(tree)[0]:
             array, key = _plain(leaf)
-            header["leaves"].append({"part": part, "path": keystr(path), "dtype": str(array.dtype), "key": key})
+            header["leaves"].append(
+                {"part": part, "path": keystr(path), "dtype": str(array.dtype), "key": key}
+            )
             arrays.append(array)
     for name, given in (records or {}).items():
         array = as_array(f"records[{name!r}]", given, np.asarray)
@@ -130,15 +157,25 @@ def save_checkpoint(
     try:
         head = json.dumps(header)
     except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"`info` must be what JSON can hold. Got what it cannot: {error}.") from None
+        raise TypeError(
+            f"`info` must be what JSON can hold. Got what it cannot: {error}."
+        ) from None
     made_directory("directory", folder)
-    with replacing(folder / f"step_{step:012d}.npz") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with (
+        replacing(folder / f"step_{step:012d}.npz") as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+    ):
         archive.writestr("header.json", head)
         for number, array in enumerate(arrays):
             buffer = io.BytesIO()
-            # Dtypes that NumPy's format does not know (bfloat16, float8) are written as the bits they are.
+            # Dtypes that NumPy's format does not know (bfloat16, float8) are written as the bits
+            # they are.
             known = array.dtype.isbuiltin == 1
-            np.lib.format.write_array(buffer, array if known else array.view(f"u{array.dtype.itemsize}"), allow_pickle=False)
+            np.lib.format.write_array(
+                buffer,
+                array if known else array.view(f"u{array.dtype.itemsize}"),
+                allow_pickle=False,
+            )
             archive.writestr(f"{number}.npy", buffer.getvalue())
     for old in checkpoints(folder)[:-keep]:
         old.unlink(missing_ok=True)
@@ -157,7 +194,8 @@ def load_checkpoint(source: str | os.PathLike, *, previous: bool = False) -> Che
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: the file is truncated, changed, or no checkpoint; the message says which and where.
+      ValueError: the file is truncated, changed, or no checkpoint; the message says which and
+        where.
 
     Example:
       >>> load_checkpoint("nowhere")
@@ -169,11 +207,15 @@ def load_checkpoint(source: str | os.PathLike, *, previous: bool = False) -> Che
     if path.is_dir():
         paths = checkpoints(path)[::-1]
         if not paths:
-            raise FileNotFoundError(f"`source` must hold a checkpoint. Got {str(path)!r}, which has none.")
+            raise FileNotFoundError(
+                f"`source` must hold a checkpoint. Got {str(path)!r}, which has none."
+            )
     elif path.is_file():
         paths = [path]
     else:
-        raise FileNotFoundError(f"`source` must be a checkpoint or a directory of them. Got {str(path)!r}.")
+        raise FileNotFoundError(
+            f"`source` must be a checkpoint or a directory of them. Got {str(path)!r}."
+        )
     for path in paths:
         try:
             return _read(path)
@@ -186,52 +228,22 @@ def load_checkpoint(source: str | os.PathLike, *, previous: bool = False) -> Che
 def checkpoints(directory: str | os.PathLike) -> list[Path]:
     """The checkpoints in a directory, oldest first."""
     folder = Path(directory)
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_file()) if folder.is_dir() else []
+    return (
+        sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_file())
+        if folder.is_dir()
+        else []
+    )
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Any]:
-    """A new file that takes the place of `path` when it is complete, and leaves no trace when it is not."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-@contextlib.contextmanager
-def locked(directory: str | os.PathLike) -> Iterator[None]:
-    """Hold a directory for this run alone; the system lets go of it when the process ends, however it ends.
-
-    Raises:
-      BlockingIOError: another run holds it.
-    """
-    import fcntl  # POSIX; imported here so that the rest works without it
-
-    folder = made_directory("checkpoint", directory)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(f"`checkpoint` must be a directory of one run. Got {str(folder)!r}, in use.") from None
-        for left in folder.glob(".step_*.tmp"):  # what a killed run had begun to write
-            left.unlink(missing_ok=True)
-        yield
+def delete_leftovers(folder: Path) -> None:
+    """Delete what a killed run had begun to write."""
+    for left in folder.glob(".step_*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def _plain(leaf):
     """A leaf as a NumPy array, and the name of its generator if it is a typed key."""
-    if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if is_key(leaf):
         return np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf))
     return np.asarray(leaf), None
 
@@ -256,29 +268,53 @@ def _read(path):
         refuse("a file that is empty or begins with something else")  # which the ZIP format allows
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            # Stored, not packed, and within the file: what is read cannot be larger than what is there.
-            sizes = [m.file_size for m in archive.infolist() if m.compress_type == zipfile.ZIP_STORED]
+            # Stored, not packed, and within the file: what is read cannot be larger than what is
+            # there.
+            sizes = [
+                m.file_size for m in archive.infolist() if m.compress_type == zipfile.ZIP_STORED
+            ]
             if len(sizes) != len(archive.infolist()) or sum(sizes) > len(content):
                 refuse("a ZIP whose members are packed")
             header = json.loads(archive.read("header.json"))
             if not isinstance(header, dict) or header.get("format") != _FORMAT:
                 refuse("a file of another kind")
             if header["version"] != _VERSION:
-                refuse(f"version {header['version']!r} of the format, where this package reads version {_VERSION}")
+                refuse(
+                    f"version {header['version']!r} of the format, where this package reads "
+                    f"version {_VERSION}"
+                )
             entries = [*header["leaves"], *header["records"]]
-            arrays = [typed(_array(archive.read(f"{n}.npy")), jnp.dtype(entry["dtype"])) for n, entry in enumerate(entries)]
+            arrays = [
+                typed(_array(archive.read(f"{n}.npy")), jnp.dtype(entry["dtype"]))
+                for n, entry in enumerate(entries)
+            ]
             leaves: dict[str, dict[str, Any]] = {str(part): {} for part in header["parts"]}
             for entry, array in zip(header["leaves"], arrays[: len(header["leaves"])], strict=True):
-                leaf = jax.random.wrap_key_data(jnp.asarray(array), impl=entry["key"]) if entry["key"] else array
+                leaf = (
+                    jax.random.wrap_key_data(jnp.asarray(array), impl=entry["key"])
+                    if entry["key"]
+                    else array
+                )
                 leaves[entry["part"]][str(entry["path"])] = leaf
             names = [str(entry["name"]) for entry in header["records"]]
             records = dict(zip(names, arrays[len(header["leaves"]) :], strict=True))
-            if type(header["step"]) is not int or header["step"] < 0 or not isinstance(header["info"], dict):
+            if (
+                type(header["step"]) is not int
+                or header["step"] < 0
+                or not isinstance(header["info"], dict)
+            ):
                 refuse("a header without step or info")
             return Checkpoint(header["step"], leaves, records, header["info"])
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         refuse(f"a file that is cut off or changed: {error}")
-    except (KeyError, TypeError, AttributeError, OverflowError, RuntimeError, UnicodeDecodeError) as error:
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RuntimeError,
+        UnicodeDecodeError,
+    ) as error:
         refuse(f"one with another header: {type(error).__name__} {error}")
     except ValueError as error:
         if str(error).startswith(str(path)):
@@ -290,7 +326,11 @@ def _array(content):
     """An array in NumPy's format; its header may not promise more than there are bytes."""
     buffer = io.BytesIO(content)
     version = np.lib.format.read_magic(buffer)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read_header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, _, dtype = read_header(buffer)
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(content) - buffer.tell():
         raise ValueError(f"an array of shape {shape} and dtype {dtype} in {len(content)} bytes")

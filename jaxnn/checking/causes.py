@@ -1,0 +1,166 @@
+"""What wrong entries have in common, and the cause that suggests: words, no verdicts."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxnn.checking.evidence import BLIND, NOTHING, Verdict
+from jaxnn.checking.findings import Entry
+from jaxnn.checking.slope import Slope
+
+# How close two numbers are that are the same but for the entries' own errors: 1 % wrong is seen as
+# 1 %, and 32 examples are told from 33.
+ALIKE = 1e-3
+
+
+class Wrong(NamedTuple):
+    """The wrong entries of one leaf.
+
+    Attributes:
+      index: one row an entry, one column an axis.
+      autodiff: what the gradient says, and
+      numerical: what the values say.
+      bounds: on the error of the latter.
+      claims: the whole gradient.
+      counts: how many examples the function's data have.
+    """
+
+    index: np.ndarray
+    autodiff: np.ndarray
+    numerical: np.ndarray
+    bounds: np.ndarray
+    claims: np.ndarray
+    counts: frozenset[int]
+
+    @property
+    def ratio(self) -> float | None:
+        """autodiff / numerical, if it is the same for all."""
+        usable = np.isfinite(self.autodiff) & (self.numerical != 0)
+        ratios = self.autodiff[usable] / self.numerical[usable]
+        if not len(ratios) or np.ptp(ratios) > ALIKE * np.max(np.abs(ratios)):
+            return None
+        return float(np.median(ratios))
+
+
+def describe(
+    entries: Sequence[Entry], claims: np.ndarray, counts: frozenset[int], sampled: bool
+) -> tuple[str, str]:
+    """The pattern of a leaf's wrong entries, and the likely cause.
+
+    Args:
+      entries: judged entries of the leaf, right ones too.
+      claims: its gradient, as claimed.
+      counts: numbers of examples that the function's data have.
+      sampled: whether a sample stands for more wrong entries than these.
+    """
+    wrong = [entry for entry in entries if entry.verdict.wrong]
+    if not wrong:
+        return "", ""
+    found = Wrong(
+        index=np.array([entry.index for entry in wrong]).reshape(len(wrong), claims.ndim),
+        autodiff=np.array([entry.autodiff for entry in wrong]),
+        numerical=np.array([entry.numerical for entry in wrong]),
+        bounds=np.array([entry.bound for entry in wrong]),
+        claims=claims,
+        counts=counts,
+    )
+    everywhere = len(wrong) == len(entries) and (sampled or len(wrong) == claims.size)
+    causes = (cause(found) for cause in CAUSES)
+    return "; ".join(_patterns(found, everywhere)), next(filter(None, causes), "")
+
+
+def beyond_the_domain(entries: Sequence[Entry], slope: Slope, centre: float) -> str:
+    """A hint where there is no evidence because there are no values to take it from, else ""."""
+    wrong = [entry for entry in entries if entry.verdict.wrong]
+    if any(entry.verdict is Verdict.NOT_FINITE for entry in wrong):
+        seen = (BLIND * abs(e.numerical) for e in wrong)
+        floor = NOTHING * abs(centre)
+        blind = all(not e.bound <= max(most, floor) for e, most in zip(wrong, seen, strict=True))
+    else:
+        blind = not wrong and not np.isfinite(slope.bound)
+    return "the function itself, or its slope, is not finite near this point" if blind else ""
+
+
+def nothing_there(slope: Slope, scale: float, claims: np.ndarray) -> str:
+    """A hint where a gradient agrees because there is none, else ""."""
+    if slope.constant and not np.any(claims):
+        return "the function does not depend on this leaf here"
+    if slope.bound > scale:
+        return (
+            f"a slope of nothing beside the function's values: none above {slope.bound:.1e} is "
+            "there, and none is claimed"
+        )
+    return ""
+
+
+def _patterns(wrong: Wrong, everywhere: bool) -> list[str]:
+    patterns = []
+    count = len(wrong.index)
+    if everywhere and count > 1:
+        patterns.append(f"every entry of {count} looked at")
+    elif count > 2:
+        patterns += [
+            f"all have index {wrong.index[0, axis]} on axis {axis}"
+            for axis, length in enumerate(wrong.claims.shape)
+            if length > 1 and np.ptp(wrong.index[:, axis]) == 0
+        ]
+    if wrong.ratio is not None and len(wrong.index) > 1 and np.any(wrong.autodiff != 0):
+        patterns.append(f"autodiff / numerical = {wrong.ratio:.6g} throughout")
+    return patterns
+
+
+def _detached(wrong: Wrong) -> str | None:
+    if np.all(wrong.autodiff == 0):
+        return (
+            "autodiff is 0: detached (stop_gradient, a rounded or integer step), or left out of a "
+            "custom rule"
+        )
+    return None
+
+
+def _factor(wrong: Wrong) -> str | None:
+    words = {-1.0: "the sign", 2.0: "a factor of 2 too many", 0.5: "a factor of 2 lost"}
+    near = [text for value, text in words.items() if _alike(wrong.ratio, value)]
+    return near[0] if near else None
+
+
+def _number_of_examples(wrong: Wrong) -> str | None:
+    for count in sorted(wrong.counts - {1, 2}):
+        if _alike(wrong.ratio, count):
+            return (
+                f"{count} times too large, a number of examples: a sum where the function takes a "
+                "mean"
+            )
+        if _alike(wrong.ratio, 1 / count):
+            return (
+                f"{count} times too small, a number of examples: a mean where the function takes a "
+                "sum"
+            )
+    return None
+
+
+def _transposed(wrong: Wrong) -> str | None:
+    shape = wrong.claims.shape
+    if len(shape) != 2 or shape[0] != shape[1] or len(wrong.index) < 3:
+        return None
+    off = wrong.index[:, 0] != wrong.index[:, 1]
+    mirrored = wrong.claims[wrong.index[:, 1], wrong.index[:, 0]]
+    slack = ALIKE * np.abs(wrong.numerical) + wrong.bounds
+    if off.any() and np.all((np.abs(mirrored - wrong.numerical) <= slack)[off]):
+        return "autodiff's entry (j, i) is right for (i, j): transposed"
+    return None
+
+
+# In the order in which they are thought of; the first that fits speaks.
+CAUSES: tuple[Callable[[Wrong], str | None], ...] = (
+    _detached,
+    _factor,
+    _number_of_examples,
+    _transposed,
+)
+
+
+def _alike(ratio: float | None, value: float | int) -> bool:
+    return ratio is not None and math.isclose(ratio, value, rel_tol=ALIKE)

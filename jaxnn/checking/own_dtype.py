@@ -1,0 +1,97 @@
+"""What a gradient that is right in float64 loses in the user's own dtype.
+
+A rule can be right and its float32 gradient still poor. That is reported in digits, and is an error
+only where nothing is left: NaN or infinity where the gradient is finite, or no right digit in an
+entry that matters.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.checking.evidence import Evidence, Verdict, digits_shared, judge, reach
+from jaxnn.checking.locate import HANDFUL
+from jaxnn.checking.slope import Slope
+
+# An entry of which more than half is wrong keeps no digit.
+NO_DIGIT = 0.5
+# Roundings, relative to the value, that a gradient in one dtype throughout may be off by; and by
+# how much more than one rounding of each argument moves it.
+ROUNDINGS, SHAKES = 100, 10
+
+
+class Loss(NamedTuple):
+    """What is lost in a leaf's own dtype.
+
+    Attributes:
+      digits: that the gradient shares with the one in float64.
+      verdict: "differs" or "not finite" where no digit is left that matters, else "agrees".
+      entries: flat indices of the entries concerned, worst first.
+      hint: what happened.
+    """
+
+    digits: float
+    verdict: Verdict = Verdict.AGREES
+    entries: tuple[int, ...] = ()
+    hint: str = ""
+
+
+def own_dtype_loss(
+    own: np.ndarray,
+    wide: np.ndarray,
+    dtype: Any,
+    values: tuple[float, float],
+    scales: np.ndarray,
+    slope: Slope,
+    rounding: float,
+    shaken: Callable[[], Sequence[np.ndarray]],
+) -> Loss:
+    """What one leaf's gradient loses.
+
+    Args:
+      own: the gradient in the leaf's own dtype.
+      wide: the same in float64.
+      dtype: of the leaf.
+      values: of the function, in the user's dtypes and in float64.
+      scales: the size of each entry of the leaf, flat.
+      slope: of the leaf, by values.
+      rounding: the largest, relative, of any float in the function.
+      shaken: by how much roundings of the arguments change `wide`; asked for where that decides.
+    """
+    kind, flat, true = jnp.dtype(dtype).name, own.ravel(), wide.ravel()
+    value, centre = values
+    lost = [int(i) for i in np.flatnonzero(~np.isfinite(flat) & np.isfinite(true))]
+    if not np.isfinite(value) and np.isfinite(centre):
+        there = f"there the function itself is {value}, computed in float64 it is {centre:.6g}"
+        worst = lost[:HANDFUL] or [int(np.argmax(np.abs(flat - true)))]
+        return Loss(0.0, Verdict.NOT_FINITE, tuple(worst), f"in {kind} only: {there}")
+    if lost:
+        hint = f"in {kind} only: computed in float64 the same gradient is finite"
+        return Loss(0.0, Verdict.NOT_FINITE, tuple(lost[:HANDFUL]), hint)
+    if not (np.all(np.isfinite(flat)) and np.all(np.isfinite(true))):
+        return Loss(0.0)
+    gap, size = np.abs(flat - true), float(np.linalg.norm(true))
+    epsilon = float(jnp.finfo(dtype).eps)
+    digits = digits_shared(max(float(np.linalg.norm(gap)), epsilon * size), size)
+    # What counts is a difference that a step of the entry's own size would make more of than
+    # rounding does of the value.
+    part = ROUNDINGS * epsilon if rounding <= epsilon else reach(dtype)
+    bound = part * max(abs(centre), float(np.linalg.norm(true * scales))) / scales
+    if not flat.any() and np.isfinite(slope.bound) and abs(slope.value) > 10 * slope.bound:
+        bound[np.abs(true) == np.max(np.abs(true))] = 0.0  # all of it underflows, whatever its size
+    suspects = np.flatnonzero(gap > np.maximum(bound, NO_DIGIT * np.maximum(abs(flat), abs(true))))
+    if len(suspects):  # near a stationary point, rounding the arguments alone costs the digits
+        bound = np.maximum(bound, SHAKES * np.max([moved.ravel() for moved in shaken()], axis=0))
+    evidence = [Evidence(flat[i], true[i], true[i], bound[i]) for i in suspects]
+    verdicts = [judge(each, NO_DIGIT) for each in evidence]
+    lost = [i for i, v in zip(suspects, verdicts, strict=True) if v is Verdict.DIFFERS]
+    if not lost:
+        return Loss(digits)
+    worst = tuple(int(i) for i in sorted(lost, key=lambda i: -gap[i])[:HANDFUL])
+    hint = (
+        f"in {kind} only: computed in float64 the same gradient is right, in {kind} it keeps no "
+        "digit of it"
+    )
+    return Loss(digits, Verdict.DIFFERS, worst, hint)

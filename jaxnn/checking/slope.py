@@ -1,0 +1,228 @@
+"""The slope of a line at 0, with a bound on its error, from values at +-t for a ladder of steps t.
+
+Central, right and left difference quotients are one problem asked three times: q(t) = slope +
+O(t^p) + noise / t, with p = 2 for central ones and 1 for those of one side. Quotients at steps a
+factor of four apart are extrapolated to t = 0 (Richardson, Romberg). Coarse steps suffer from
+truncation, fine ones from noise, and coarse ones can agree with each other by chance. One rule
+settles all three: an estimate from step t is as good as its extrapolation disagrees with the column
+before it, plus what finer steps say against it. A finer step s that deviates by d shows either
+noise of d s in the values, or that the estimate is wrong; both are worth d s / t at step t. So the
+noise is measured, not assumed, and neither a step nor a tolerance is asked for.
+
+Where two estimates exclude each other, the finer one holds if the coarser steps show why: a kink,
+or values that vary by more than rounding. Otherwise neither wins: a function that drowns in
+cancellation looks perfectly flat to the finest steps. The bound then covers both. A kink is where
+the slopes from both sides exclude each other.
+
+Sources: Ridders, Adv. Eng. Software 4 (1982) 75; Moré and Wild, SIAM J. Sci. Comput. 33 (2011)
+  1292,
+on noise from differences.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxnn.checking.evidence import Evidence
+
+# A quarter of the step costs one digit less of noise and two of truncation; a smaller ratio wastes
+# evaluations, a larger one misses the step where the two meet.
+RATIO = 4.0
+FIRST_STEP = 0.125  # of the entries' scale: a larger one leaves what the function is near the point
+HALF, RUNGS = 14, 24  # down to where half the digits of float64 are noise; and to where all are
+# Romberg's columns: the fourth removes t^6. One more gains nothing on steps that double precision
+# allows (`tests/benchmarks/ablation.py`).
+COLUMNS = 4
+# So many finer steps have to vouch for one; the noise that they show is a sample of the true one,
+# whose largest value it falls short of: CAUTION makes up for that.
+WITNESSES = 3
+CAUTION = 3.0
+# Noise above this part of the values is no rounding but the function, on a finer scale.
+WILD = 1e-5
+# A bound is close below this part of the slope; a coarse estimate is a rival to a finer one if its
+# own neighbours vouch for it to this part of the distance between them.
+CLEAR = 1e-3
+# Values that fit float32 and differ by so few of its roundings were rounded to it; counts fit it
+# too, but differ by more.
+FLOAT32_ROUNDINGS = 64
+
+
+class Slope(NamedTuple):
+    """A slope and what is known of it.
+
+    Attributes:
+      value: the estimate; at a kink the mean of both sides; NaN if no step has finite values.
+      bound: on its error; infinite if there is no evidence.
+      step: the step that it comes from.
+      noise: of the function's values, as the finer steps show it.
+      size: of the function's values, up to that step.
+      left: the slope from the left; equal to `value` unless there is a kink.
+      right: the slope from the right.
+      kink: whether the slopes from both sides differ.
+      constant: whether no step changed the value.
+      differences: the quotient at each step of the ladder, and
+      steps: the ladder, for drawing the evidence.
+    """
+
+    value: float
+    bound: float
+    step: float
+    noise: float
+    size: float
+    left: float
+    right: float
+    kink: bool
+    constant: bool
+    differences: np.ndarray
+    steps: np.ndarray
+
+    def evidence(self, claim: float, scale: float = 1.0) -> Evidence:
+        """What to hold a claim against, where a unit of the line is `scale` of the claim's."""
+        left, right = (self.left, self.right) if scale > 0 else (self.right, self.left)
+        return Evidence(claim, left / scale, right / scale, self.bound / abs(scale))
+
+    @property
+    def settled(self) -> bool:
+        """Whether finer steps add nothing: no kink, a close bound, no noise but rounding."""
+        close = self.bound <= CLEAR * abs(self.value) or self.constant
+        return not self.kink and close and self.noise <= WILD * self.size
+
+
+class Limit(NamedTuple):
+    """Where difference quotients go as the step goes to 0, from which step, and with what noise."""
+
+    value: float
+    bound: float
+    step: float
+    noise: float
+
+
+NONE = Limit(np.nan, np.inf, np.nan, np.nan)
+
+
+def ladder(rungs: int = RUNGS) -> np.ndarray:
+    """The steps, coarsest first."""
+    return FIRST_STEP * RATIO ** -np.arange(rungs)
+
+
+def estimate_slope(
+    steps: np.ndarray, up: np.ndarray, down: np.ndarray, centre: float, epsilon: float
+) -> Slope:
+    """The slope at 0 of a function with values `up` at `steps`, `down` at `-steps`, `centre` at 0.
+
+    Args:
+      steps: positive, falling by `RATIO`.
+      up: values at the steps. Rungs where one is not finite are left out, with those coarser; a
+        side that is not finite at its finest step is left out whole: the point is on a border.
+      down: values at minus the steps.
+      centre: the value at 0.
+      epsilon: rounding of the values, relative; the noise is at least this.
+    """
+    with np.errstate(all="ignore"):
+        right, left = (up - centre) / steps, (centre - down) / steps
+        inside = bool(np.isfinite(up[-1])), bool(np.isfinite(down[-1]))
+        central = up / (2 * steps) - down / (2 * steps)
+        quotients = central if inside[0] == inside[1] else right if inside[0] else left
+        # Only an unbroken run of fine rungs: beyond one outside the domain nothing is extrapolated.
+        first = int(np.max(np.flatnonzero(~np.isfinite(quotients)), initial=-1)) + 1
+        t, sides = steps[first:], [side for side, on in zip((up, down), inside, strict=True) if on]
+        values = np.array([side[first:] for side in sides]).reshape(len(sides), len(t))
+        size = float(np.max(np.abs(values), initial=abs(centre)))
+        if _in_float32(values, centre, size):
+            epsilon = max(epsilon, float(np.finfo(np.float32).eps))
+        best = from_left = from_right = NONE
+        floor, gap = epsilon * size, np.abs(right - left)[first:]
+        if np.isfinite(centre):
+            best = limit(t, quotients[first:], 2 if all(inside) else 1, floor, size, gap)
+        if np.isfinite(best.bound) and all(inside):
+            none = np.zeros_like(t)  # one side alone shows no kink
+            from_left = limit(t, left[first:], 1, floor, size, none)
+            from_right = limit(t, right[first:], 1, floor, size, none)
+        kink = excludes(from_left, from_right)
+        if kink:
+            middle = (from_left.value + from_right.value) / 2
+            best = best._replace(value=middle, bound=max(from_left.bound, from_right.bound))
+        if np.isfinite(best.bound):
+            nearby = values[:, t <= best.step]
+            size = float(np.max(np.abs(nearby), initial=abs(centre)))
+    return Slope(
+        value=best.value,
+        bound=best.bound,
+        step=best.step,
+        noise=best.noise,
+        size=size,
+        left=from_left.value if kink else best.value,
+        right=from_right.value if kink else best.value,
+        kink=kink,
+        constant=bool(values.size) and bool(np.all(values == centre)),
+        differences=quotients,
+        steps=steps,
+    )
+
+
+def excludes(one: Limit, other: Limit) -> bool:
+    """Whether two estimates exclude each other: their intervals do not meet."""
+    return bool(abs(one.value - other.value) > one.bound + other.bound)
+
+
+def limit(
+    t: np.ndarray, quotients: np.ndarray, order: int, floor: float, size: float, gap: np.ndarray
+) -> Limit:
+    """The limit of quotients q(t) = limit + O(t^order) + noise / t, for t to 0.
+
+    Args:
+      t: steps, falling by `RATIO`.
+      quotients: at each of them.
+      order: of the first term of the truncation error.
+      floor: the least noise that the values have.
+      size: of the values.
+      gap: by how much the quotients of both sides differ at each step.
+    """
+    n = len(t)
+    if n <= WITNESSES + 1:
+        return NONE
+    later = np.triu(np.ones((n, n), bool), 1)  # row: the step of an estimate; column: a finer one
+    next_ones = later & ~np.triu(np.ones((n, n), bool), WITNESSES + 1)
+    rows, column = [], quotients
+    for j in range(COLUMNS):
+        before = column
+        if j:
+            step = np.diff(before) / (RATIO ** (order * j) - 1)
+            column = np.concatenate([[np.nan], before[1:] + step])
+        coarser = np.concatenate([[np.nan], before[:-1]])
+        truncation = np.maximum(np.abs(column - coarser), np.abs(column - before))
+        off = np.abs(quotients - column[:, None]) * t
+        noise, own = (np.max(off * on, axis=1, initial=floor) for on in (later, next_ones))
+        bounds = truncation + CAUTION * noise / t, truncation + CAUTION * own / t
+        usable = slice(max(j, 1), n - WITNESSES)
+        rows.append(np.stack([column, *bounds, noise, own, np.arange(n)])[:, usable])
+    value, bound, own_bound, noise, own_noise, rung = np.concatenate(rows, axis=1)
+    rung = rung.astype(int)
+
+    def explained(coarse, noise, apart):
+        """Whether coarse steps show why they are off: values that vary, or a kink nearby."""
+        return (noise > WILD * size) | (gap[rung[coarse] + WITNESSES] >= apart)
+
+    best = int(np.argmin(bound))
+    while True:
+        apart = np.abs(value - value[best])
+        finer = (rung > rung[best]) & (apart > bound + bound[best])
+        better = np.flatnonzero(finer & explained(best, noise[best], apart))
+        if not len(better):
+            break
+        best = int(better[np.argmin(bound[better])])
+    everywhere = np.arange(len(value))
+    rivals = (rung < rung[best]) & (own_bound < CLEAR * apart)
+    rivals &= (apart > own_bound + bound[best]) & ~explained(everywhere, own_noise, apart)
+    covered = np.concatenate([(apart + own_bound)[rivals], (apart + bound)[finer], [0.0]])
+    total = float(bound[best] + np.max(covered))
+    return Limit(float(value[best]), total, float(t[rung[best]]), float(noise[best]))
+
+
+def _in_float32(values: np.ndarray, centre: float, size: float) -> bool:
+    """Whether values were rounded to float32 inside, whatever they are stored in."""
+    if not np.all(values == values.astype(np.float32)):
+        return False
+    changes = np.abs(values - centre)
+    least = np.min(changes[changes > 0], initial=np.inf)
+    return bool(least <= FLOAT32_ROUNDINGS * np.finfo(np.float32).eps * size)

@@ -1,0 +1,3 @@
+"""The `jaxnn` command line."""
+
+from jaxnn.cli.parser import main as main

@@ -1,0 +1,322 @@
+"""The parser: what may be said at a shell; `train`, `check` and `pictures` do it.
+
+Arguments are parsed before JAX is imported, so `--help`, `--version` and mistakes answer at once.
+Mistakes are one line on standard error and exit code 2; `--debug` shows the traceback.
+"""
+
+import argparse
+import math
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from jaxnn.cli.choices import ACTIVATIONS, OPTIMIZERS
+
+# What the library's arguments are called on the command line, in its errors.
+_FLAGS = {
+    "train": {
+        name: f"--{name.replace('_', '-')}"
+        for name in ("checkpoint", "resume", "batch_size", "epochs", "replacement")
+    }
+    | {"directory": "--data", "path": "--log", "key": "--seed"},
+    "eval": {"source": "DIR", "directory": "--data"},
+    "figures": {"directory": "--out"},
+    "tour": {"directory": "--figures"},
+    "check": {},
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    args.began = time.perf_counter()
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("jaxnn: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; Python would complain at exit
+        return 141
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if args.debug:
+            traceback.print_exc()
+        message = " ".join(str(error).split())
+        for argument, flag in _FLAGS[args.command].items():
+            message = message.replace(f"`{argument}`", f"`{flag}`")
+        print(f"jaxnn {args.command}: error: {message}", file=sys.stderr)
+        return 2
+
+
+# Each command is imported when it runs.
+
+
+def _train(args: argparse.Namespace) -> int:
+    from jaxnn.cli.train import train
+
+    return train(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from jaxnn.cli.train import evaluate
+
+    return evaluate(args)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from jaxnn.cli.check import check
+
+    return check(args)
+
+
+def _figures(args: argparse.Namespace) -> int:
+    from jaxnn.cli.pictures import figures
+
+    return figures(args)
+
+
+def _tour(args: argparse.Namespace) -> int:
+    from jaxnn.cli.pictures import tour
+
+    return tour(args)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, without the usage before it."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
+def _parser():
+    parser = _Parser(
+        prog="jaxnn",
+        description="Losses, gradients two ways, and descent that compiles once, in JAX.",
+        epilog="example: jaxnn train",
+    )
+    parser.add_argument("--version", action="version", version=f"jaxnn {version('jaxnn')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = _command(
+        commands,
+        "train",
+        _train,
+        "train a network on handwritten digits",
+        "Train a network on the 1,797 real 8x8 digits that ship with the package, or on MNIST's "
+        "files, after holding its "
+        "numerical and automatic gradients against each other.",
+        "jaxnn train --layers 100 --epochs 50 --lr 0.3",
+    )
+    train.add_argument(
+        "--data",
+        metavar="DIR",
+        help="directory with MNIST's four IDX files, plain or .gz (default: the digits)",
+    )
+    train.add_argument(
+        "--layers",
+        type=_sizes,
+        default=(50,),
+        metavar="N,N,...",
+        help="units of the hidden layers (default: 50)",
+    )
+    train.add_argument(
+        "--activation",
+        choices=ACTIVATIONS,
+        default="sigmoid",
+        help="between the layers (default: sigmoid)",
+    )
+    train.add_argument(
+        "--epochs",
+        type=_count,
+        default=100,
+        metavar="N",
+        help="times through the data (default: 100)",
+    )
+    train.add_argument(
+        "--batch-size", type=_count, default=100, metavar="N", help="examples a step (default: 100)"
+    )
+    train.add_argument(
+        "--lr",
+        type=_rates,
+        default=(0.5,),
+        metavar="X,X,...",
+        help="learning rate; several train at once (default: 0.5)",
+    )
+    train.add_argument(
+        "--optimizer", choices=OPTIMIZERS, default="sgd", help="from optax (default: sgd)"
+    )
+    train.add_argument(
+        "--weight-scale",
+        type=_rate,
+        default=0.01,
+        metavar="X",
+        help="of the first weights (default: 0.01)",
+    )
+    train.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="of weights and batches (default: 0)"
+    )
+    train.add_argument(
+        "--grad", choices=("automatic", "numerical"), default="automatic", help="default: automatic"
+    )
+    train.add_argument(
+        "--replacement",
+        action="store_true",
+        help="draw batches with replacement, as the chapter does",
+    )
+
+    left_alone = train.add_argument_group("runs that are left alone")
+    left_alone.add_argument(
+        "--checkpoint", metavar="DIR", help="save the run there; `jaxnn eval DIR` measures it"
+    )
+    left_alone.add_argument(
+        "--resume",
+        nargs="?",
+        const="newest",
+        choices=("newest", "previous"),
+        help="go on from the newest checkpoint in DIR; `previous`: from the newest that is whole",
+    )
+    left_alone.add_argument(
+        "--every",
+        type=_count,
+        metavar="N",
+        help="steps between checkpoints (default: at ends of epochs)",
+    )
+    left_alone.add_argument(
+        "--patience", type=_count, metavar="N", help="stop after N epochs without a lower test loss"
+    )
+    left_alone.add_argument(
+        "--log",
+        metavar="FILE",
+        help="append a line of JSON about twice a second and after each epoch",
+    )
+    machines = train.add_argument_group(
+        "several machines",
+        "All devices share each batch. The same command is started once a process.",
+    )
+    machines.add_argument(
+        "--distributed",
+        action="store_true",
+        help="find the others through SLURM, Kubernetes, TPU pods or MPI",
+    )
+    machines.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    machines.add_argument(
+        "--num-processes", type=_count, metavar="N", help="how many processes there are"
+    )
+    machines.add_argument(
+        "--process-id", type=_seed, metavar="I", help="which of them this is, from 0"
+    )
+
+    evaluate = _command(
+        commands,
+        "eval",
+        _evaluate,
+        "measure a run that `train --checkpoint DIR` saved",
+        "Loss and accuracy of the newest checkpoint in DIR, on the data that it was trained on and "
+        "on the test images. With "
+        "--patience, of the best parameters so far.",
+        "jaxnn eval runs/first --json",
+    )
+    evaluate.add_argument(
+        "directory", metavar="DIR", help="what `jaxnn train --checkpoint` was given"
+    )
+    evaluate.add_argument(
+        "--data", metavar="DIR", help="other images to measure (default: those of the run)"
+    )
+
+    check = _command(
+        commands,
+        "check",
+        _check,
+        "hold a function's gradient against its values",
+        "Check the gradient of a function of yours. TARGET is FILE.py:NAME or MODULE:NAME, and the "
+        "file is run. NAME is a "
+        "function whose arguments all have defaults, which are the point; or one without arguments "
+        "that returns "
+        "(function, arguments). Exit code 0: right, or at a kink between the slopes from both "
+        "sides; 1: wrong or not finite; "
+        "2: the evidence cannot tell, or bad input.",
+        "jaxnn check model.py:loss --order 2",
+    )
+    check.add_argument(
+        "target", metavar="TARGET", help="FILE.py:NAME or MODULE:NAME; the file is run"
+    )
+    check.add_argument(
+        "--order", type=int, choices=(1, 2), default=1, help="2 checks the Hessian too (default: 1)"
+    )
+    check.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="of random projections (default: 0)"
+    )
+    check.add_argument("--plot", metavar="FILE", help="draw the evidence on the worst leaf")
+
+    figures = _command(
+        commands,
+        "figures",
+        _figures,
+        "draw every picture",
+        "Compute and draw the pictures of losses, derivatives, descent, training and the gradient "
+        "check, as PNG files.",
+        "jaxnn figures --out figures",
+    )
+    figures.add_argument(
+        "--out", metavar="DIR", required=True, help="directory to write to; made if it is not there"
+    )
+
+    tour = _command(
+        commands,
+        "tour",
+        _tour,
+        "the chapter's numbers beside ours",
+        "Compute every number of the chapter, section by section, and print it beside the printed "
+        "one.",
+        "jaxnn tour --figures figures",
+    )
+    tour.add_argument("--figures", metavar="DIR", help="draw the chapter's pictures there as well")
+    return parser
+
+
+def _command(commands, name, run, summary, description, example):
+    parser = commands.add_parser(
+        name, help=summary, description=description, epilog=f"example: {example}"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _number(kind, text, least, what):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not math.isfinite(value) or value < least:
+        raise argparse.ArgumentTypeError(f"must be {what}. Got {text!r}")
+    return value
+
+
+def _count(text):
+    return _number(int, text, 1, "a whole number of at least 1")
+
+
+def _seed(text):
+    value = _number(int, text, 0, "a whole number of at least 0")
+    if value >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be below 2**63. Got {text!r}")
+    return value
+
+
+def _rate(text):
+    value = _number(float, text, 0, "a finite number of at least 0")
+    if value > 3.4e38:
+        raise argparse.ArgumentTypeError(f"must be finite in float32. Got {text!r}")
+    return value
+
+
+def _rates(text):
+    return tuple(_rate(part) for part in text.split(","))
+
+
+def _sizes(text):
+    return tuple(_count(part) for part in text.split(","))

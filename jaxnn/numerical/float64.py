@@ -1,0 +1,267 @@
+"""The same function in wider arithmetic: traced as its user runs it, evaluated in float64.
+
+A difference quotient in float32 keeps three digits; in float64 it keeps ten. Calling `f` on float64
+arguments is not the same function any more: draws of random numbers change, a scan whose carry
+starts in float32 refuses, a cast inside goes back to float32. So `f` is traced once with the dtypes
+it was given, and its program is evaluated with every narrower float replaced by the wide one, casts
+included. What cannot be widened (a host callback, bits reinterpreted) keeps its own dtype.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+from jax.extend.core import primitives
+from jaxtyping import PyTree
+
+from jaxnn.numerical.interpret import (
+    Equation,
+    LinearSolve,
+    Program,
+    Scan,
+    While,
+    bind,
+    called,
+    evaluate,
+    is_foreign,
+    linear_solve_parts,
+    scan_parts,
+    shard_map_parts,
+    while_parts,
+)
+
+# Defined on bits, or drawing random numbers that would differ: these see what they were traced
+# with.
+_OWN_DTYPE = frozenset(
+    [
+        primitives.bitcast_convert_type_p,
+        primitives.nextafter_p,
+        primitives.random_gamma_p,
+        primitives.rng_uniform_p,
+    ]
+)
+
+
+def wide_dtype() -> Any:
+    """float64, or float32 on a TPU, which has no float64."""
+    return jnp.float32 if jax.default_backend() == "tpu" else jnp.float64
+
+
+@contextlib.contextmanager
+def wide_arithmetic(dtype: Any) -> Iterator[None]:
+    """JAX's settings under which `dtype` exists, and products are exact to its rounding.
+
+    A float32 product runs in TF32 on a GPU, and in bfloat16 on a TPU, unless told otherwise.
+    """
+    x64 = jax.enable_x64(True) if dtype == jnp.float64 else contextlib.nullcontext()
+    with x64, jax.default_matmul_precision("highest"):
+        yield
+
+
+def widen_leaf(leaf: Any, dtype: Any) -> Any:
+    """A leaf in the wide dtype if it is a narrower float or complex; else as it is."""
+    leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+    wide = _widened_dtype(leaf.dtype, dtype)
+    return leaf if wide == leaf.dtype else lax.convert_element_type(leaf, wide)
+
+
+class Wide(NamedTuple):
+    """A function in wide arithmetic.
+
+    Attributes:
+      call: takes arguments like those it was traced with, narrow or wide, and returns the pytree
+        that the function returns, widened. Call it inside `wide_arithmetic(dtype)`.
+      shapes: what the function itself returns, as shapes and dtypes.
+      program: the function itself, traced.
+    """
+
+    call: Callable[..., PyTree]
+    shapes: PyTree
+    program: Program
+
+
+class Evaluation(NamedTuple):
+    """Evaluates programs in `dtype`, by `rules` where there is one; notes the dtypes kept."""
+
+    dtype: Any
+    rules: Mapping[core.Primitive, Callable]
+    kept: set[Any]
+
+    def __call__(self, program: Program, args: Sequence[Any]) -> list[Any]:
+        """The outputs of a program for wide arguments."""
+        return evaluate(program, args, self._step, self._widen)
+
+    def widened(self, program: Program) -> Program:
+        """A program that takes and gives the wide dtype where it took and gave narrower ones."""
+        avals = [
+            aval.update(dtype=_widened_dtype(aval.dtype, self.dtype)) for aval in program.in_avals
+        ]
+        return jax.make_jaxpr(lambda *args: self(program, args))(*avals)
+
+    def _step(self, eqn: Equation, inputs: list[Any]) -> list[Any]:
+        inputs = [self._widen(x) for x in inputs]
+        if (rule := self.rules.get(eqn.primitive)) is not None:
+            outputs = rule(eqn, inputs, self)
+        elif (program := called(eqn)) is not None:
+            outputs = self(program, inputs)
+        elif (mapped := shard_map_parts(eqn)) is not None:
+            # Traced anew on the mesh: the axis names inside mean nothing elsewhere.
+            body = lambda *args: self(mapped.body, args)  # noqa: E731
+            outputs = jax.shard_map(body, **mapped.options)(*inputs)
+        else:
+            outputs = self._bind(eqn, inputs)
+        return [self._widen(x) for x in outputs]
+
+    def _bind(self, eqn: Equation, inputs: list[Any]) -> list[Any]:
+        """A primitive without a rule: on wide inputs if it takes them, else in its own dtypes."""
+        narrow = [v for v in (*eqn.invars, *eqn.outvars) if self._is_narrow(v.aval)]
+        if not narrow:
+            return bind(eqn, inputs)
+        if eqn.primitive not in _OWN_DTYPE and not is_foreign(eqn.primitive):
+            # Which primitives take float64 is written nowhere but in their own checks: ask them.
+            with contextlib.suppress(TypeError, ValueError, NotImplementedError):
+                params = {name: self._widened_param(value) for name, value in eqn.params.items()}
+                return bind(eqn, inputs, **params)
+        self.kept.update(v.aval.dtype for v in eqn.invars if self._is_narrow(v.aval))
+        pairs = zip(inputs, eqn.invars, strict=True)
+        return bind(
+            eqn, [x if x.dtype == v.aval.dtype else x.astype(v.aval.dtype) for x, v in pairs]
+        )
+
+    def _widen(self, x: Any) -> Any:
+        return widen_leaf(x, self.dtype)
+
+    def _is_narrow(self, aval: Any) -> bool:
+        return _widened_dtype(aval.dtype, self.dtype) != aval.dtype
+
+    def _widened_param(self, value: Any) -> Any:
+        """A parameter: dtypes and programs in it are widened, precision settings dropped."""
+        if isinstance(value, core.ClosedJaxpr):
+            return self.widened(value)
+        if isinstance(value, core.Jaxpr):
+            if value.constvars:
+                return value
+            return self.widened(core.ClosedJaxpr(value, ())).jaxpr
+        if isinstance(value, lax.Precision | lax.DotAlgorithm | lax.DotAlgorithmPreset):
+            return None
+        if isinstance(value, jnp.dtype | type) and jnp.issubdtype(value, jnp.inexact):
+            return _widened_dtype(jnp.dtype(value), self.dtype)
+        return value
+
+
+def widen(
+    f: Callable,
+    args: Sequence[Any],
+    dtype: Any,
+    rules: Mapping[core.Primitive, Callable] | None = None,
+) -> Wide:
+    """`f` as traced at `args`, evaluated in `dtype`.
+
+    Args:
+      f: a traceable function of `args`.
+      args: example arguments; their dtypes and shapes decide what is traced.
+      dtype: the floating dtype that narrower ones are replaced by.
+      rules: `(equation, inputs, evaluation) -> outputs` for primitives that are to be evaluated in
+        another way than usual.
+    """
+    program, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+    tree, by = jax.tree.structure(shapes), {**RULES, **(rules or {})}
+
+    def call(*args):
+        leaves = [widen_leaf(leaf, dtype) for leaf in jax.tree.leaves(args)]
+        return jax.tree.unflatten(tree, Evaluation(dtype, by, set())(program, leaves))
+
+    return Wide(call, shapes, program)
+
+
+def kept_dtypes(program: Program, dtype: Any) -> frozenset[Any]:
+    """The dtypes that cannot be widened, where host callbacks and the like ask for them."""
+    evaluation = Evaluation(dtype, RULES, set())
+    with wide_arithmetic(dtype):
+        evaluation.widened(program)
+    return frozenset(evaluation.kept)
+
+
+def _widened_dtype(dtype: Any, wide: Any) -> Any:
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < jnp.finfo(wide).bits:
+        return jnp.dtype(wide)
+    if jnp.issubdtype(dtype, jnp.complexfloating) and wide == jnp.float64:
+        return jnp.dtype(jnp.complex128)
+    return dtype
+
+
+def _reduce_precision(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
+    """A cast to a narrower format and back: like every cast here, it rounds nothing."""
+    return inputs
+
+
+def _cond(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
+    branches = [
+        lambda *args, branch=branch: evaluation(branch, args) for branch in eqn.params["branches"]
+    ]
+    return lax.switch(inputs[0], branches, *inputs[1:])
+
+
+def while_step(parts: While, evaluation: Evaluation) -> tuple[Callable, Callable]:
+    """The condition and the body of a while loop as functions of what it carries."""
+
+    def going(carry):
+        return evaluation(parts.condition, [*parts.condition_consts, *carry])[0]
+
+    def step(carry):
+        return evaluation(parts.body, [*parts.body_consts, *carry])
+
+    def step_of_those_that_go_on(carry):
+        on = going(carry)
+        return [
+            jnp.where(on.reshape(on.shape + (1,) * (old.ndim - on.ndim)), new, old)
+            for old, new in zip(carry, step(carry), strict=True)
+        ]
+
+    # Under `vmap` the loops of a batch are one, whose condition has the batch's shape.
+    batched = parts.condition.out_avals[0].shape != ()
+    return (lambda carry: jnp.any(going(carry))), (step_of_those_that_go_on if batched else step)
+
+
+def _while(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
+    parts = while_parts(eqn.params, inputs)
+    return lax.while_loop(*while_step(parts, evaluation), parts.carry)
+
+
+def scan_step(parts: Scan, evaluation: Evaluation) -> Callable:
+    """The body of a scan as `lax.scan` takes it."""
+
+    def step(carry, x):
+        outputs = evaluation(parts.body, [*parts.consts, *carry, *x])
+        return outputs[: len(carry)], outputs[len(carry) :]
+
+    return step
+
+
+def _scan(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
+    parts = scan_parts(eqn.params, inputs)
+    carry, ys = lax.scan(scan_step(parts, evaluation), parts.carry, parts.xs, **parts.options)
+    return [*carry, *ys]
+
+
+def solved(parts: LinearSolve, rhs: Sequence[Any], evaluation: Evaluation) -> list[Any]:
+    """What the solver of a `custom_linear_solve` gives for right-hand sides."""
+    return evaluation(parts.solve, [*parts.solve_consts, *rhs])
+
+
+def _linear_solve(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
+    parts = linear_solve_parts(eqn.params, inputs)
+    return solved(parts, parts.rhs, evaluation)
+
+
+RULES: Mapping[core.Primitive, Callable] = {
+    primitives.reduce_precision_p: _reduce_precision,
+    primitives.cond_p: _cond,
+    primitives.while_p: _while,
+    primitives.scan_p: _scan,
+    primitives.linear_solve_p: _linear_solve,
+}

@@ -1,0 +1,60 @@
+"""A call that is traced, batched and lowered in wide arithmetic, wherever it stands.
+
+With x64 off, float64 exists only inside `wide_arithmetic`. A program of our own is compiled there;
+but inside somebody else's `jit` it is lowered with the rest, outside, where some primitives
+(`argmax`, incomplete beta and gamma functions) look at the setting again and refuse float64. One
+equation that holds the whole program, and enters the setting when it is lowered, mends that for
+every primitive at once.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
+
+from jaxnn.numerical.float64 import wide_arithmetic
+
+_float64_call_p = core.Primitive("float64_call")
+_float64_call_p.multiple_results = True
+
+
+def float64_call(f: Callable, dtype: Any, *args: Any) -> Any:
+    """`f(*args)` as one equation that is evaluated inside `wide_arithmetic(dtype)`; the results
+    have dtypes of the caller's.
+    """
+    with wide_arithmetic(dtype):
+        closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+        leaves = _float64_call_p.bind(*jax.tree.leaves(args), closed=closed, dtype=dtype)
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def _evaluate(*leaves, closed, dtype):
+    with wide_arithmetic(dtype):
+        return core.jaxpr_as_fun(closed)(*leaves)
+
+
+def _batch(leaves, axes, *, closed, dtype):
+    with wide_arithmetic(dtype):
+        batched = jax.make_jaxpr(jax.vmap(core.jaxpr_as_fun(closed), in_axes=tuple(axes)))(*leaves)
+        out = _float64_call_p.bind(*leaves, closed=batched, dtype=dtype)
+    return out, [0] * len(out)
+
+
+def _jvp(primals, tangents, *, closed, dtype):
+    tangents = [ad.instantiate_zeros(t) for t in tangents]
+    with wide_arithmetic(dtype):
+        return jax.jvp(core.jaxpr_as_fun(closed), tuple(primals), tuple(tangents))
+
+
+def _lower(ctx, *operands, closed, dtype):
+    with wide_arithmetic(dtype):
+        return mlir.lower_fun(core.jaxpr_as_fun(closed), multiple_results=True)(ctx, *operands)
+
+
+_float64_call_p.def_impl(_evaluate)
+_float64_call_p.def_abstract_eval(lambda *leaves, closed, dtype: closed.out_avals)
+batching.primitive_batchers[_float64_call_p] = _batch
+ad.primitive_jvps[_float64_call_p] = _jvp
+mlir.register_lowering(_float64_call_p, _lower)

@@ -1,0 +1,294 @@
+"""One-entry changes pushed through a program: only what changes is computed again.
+
+A numerical gradient evaluates a function once or twice per entry, each time with that one entry
+changed, and most of every evaluation repeats the last one. `perturbed` traces the function, walks
+it once with the unperturbed values, and keeps the equations that depend on the leaf; per entry it
+runs only those, on slabs (`slab.py`), by the rules of `slab_rules.py`. What has no rule is made
+dense and evaluated as usual, so every function works. What comes back is the change of the
+function, not its value: where the last operation is a sum, that is the sum of the changes, free of
+the rounding of the value itself.
+"""
+
+import enum
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+from jax.extend.core import primitives
+
+from jaxnn.numerical.interpret import (
+    LOOPS,
+    Equation,
+    Program,
+    bind,
+    called,
+    equations,
+    evaluate,
+    scan_parts,
+    scan_sizes,
+)
+from jaxnn.numerical.slab import Slab, any_index, base_of, cut, dense, unravel, write
+from jaxnn.numerical.slab_rules import RULES, carried_change
+from jaxnn.numerical.vmap_last import Batched
+
+
+class Perturbation(NamedTuple):
+    """`f` with one entry of one leaf changed, for many entries at once.
+
+    Attributes:
+      change: `(indices, values) -> f(changed) - f(unchanged)`: both are vectors, of flat indices
+        into the leaf and of values to put there; the outputs have the batch as their first axis.
+      finite: scalar, whether `change` may be used. Differences need finite unperturbed values;
+        where they are not, the function has to be evaluated as a whole.
+      bytes_per_entry: what all intermediate values of one change take, in bytes: an upper bound,
+        as many of them are fused.
+    """
+
+    change: Callable[[Any, Any], Any]
+    finite: Any
+    bytes_per_entry: int
+
+
+def perturbed(f: Callable, leaves: Sequence[Any], which: int) -> Perturbation | None:
+    """Prepare the evaluation of `f(leaves)` with one entry of one leaf changed.
+
+    The unperturbed values are computed here, so call it outside the loop over entries.
+
+    Args:
+      f: takes a list of arrays, returns a pytree of arrays.
+      leaves: the point, a list of arrays; they may be traced.
+      which: the leaf whose entries are changed.
+
+    Returns:
+      The perturbation, or None where `f` has side effects, which have to happen each time.
+    """
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    x = leaves[which]
+    traced, out_shape = jax.make_jaxpr(f, return_shape=True)(leaves)
+    if traced.effects:
+        return None
+    levels = [Level.SLAB if k == which else Level.FIXED for k in range(len(leaves))]
+    walked = _Walked(traced, leaves, levels)
+    finite = walked.finite(walked.outputs)
+
+    def single(index, value):
+        place = unravel(index, x.shape)
+        value = value.reshape((1,) * x.ndim)
+        known = jnp.issubdtype(x.dtype, jnp.inexact)
+        slab = Slab.of(x, place, value, value - cut(x, place) if known else None)
+        outs = walked([*leaves[:which], slab, *leaves[which + 1 :]])
+        return [_whole_change(out) for out in outs]
+
+    index_dtype = jnp.int32 if x.size < 2**31 else jnp.int64
+    scalars = jax.ShapeDtypeStruct((), index_dtype), jax.ShapeDtypeStruct((), x.dtype)
+    batched = Batched(jax.make_jaxpr(single)(*scalars))
+    tree = jax.tree.structure(out_shape)
+
+    def change(indices, values):
+        outs = batched(indices.astype(index_dtype), jnp.asarray(values, x.dtype))
+        return jax.tree.unflatten(tree, outs)
+
+    return Perturbation(change, finite, batched.bytes_per_entry)
+
+
+def _whole_change(x: Any) -> Any:
+    if not isinstance(x, Slab):
+        return jnp.zeros_like(x)
+    difference = x.difference
+    return write(difference.base, difference.index, difference.new)
+
+
+class Level(enum.IntEnum):
+    """How much of a value changes; a step's is the highest of its inputs'.
+
+    The unperturbed value of what is DENSE is never used, so the new one may stand in for it.
+    """
+
+    FIXED = 0
+    SLAB = 1
+    DENSE = 2
+
+
+class _Step(NamedTuple):
+    """An equation that depends on what changes, with the slots of its inputs and outputs."""
+
+    primitive: core.Primitive
+    bind: Callable
+    params: dict[str, Any]
+    inputs: list[int]
+    outputs: list[int]
+
+
+# The rules of these add new - old, which needs a finite old.
+_SUBTRACT = frozenset(
+    [primitives.reduce_sum_p, primitives.dot_general_p, primitives.conv_general_dilated_p]
+)
+
+
+class _Walked:
+    """The unperturbed values of a program, one per slot, and the steps from what changes on."""
+
+    def __init__(self, program: Program, args: Sequence[Any], levels: Sequence[Level]):
+        self.values, self.levels, self.steps = [], [], []
+        self.loops_finite = []  # one flag for each loop whose body subtracts
+        self.inputs = [self._add(x, level) for x, level in zip(args, levels, strict=True)]
+        self.outputs = self._walk(program, self.inputs)
+
+    def __call__(self, args: Sequence[Any]) -> list[Any]:
+        """The outputs, as arrays or slabs, for the inputs `args`, some of them slabs."""
+        pairs = zip(self.inputs, args, strict=True)
+        changed = {slot: x for slot, x in pairs if isinstance(x, Slab)}
+        for step in self.steps:
+            ins = [changed.get(s, self.values[s]) for s in step.inputs]
+            outs = [self.values[s] for s in step.outputs]
+            changed |= dict(zip(step.outputs, self._push(step, ins, outs), strict=True))
+        return [changed.get(s, self.values[s]) for s in self.outputs]
+
+    def finite(self, also: Sequence[int] = ()) -> Any:
+        """Whether what differences are taken of is finite, and what is in the slots `also`."""
+        slots = set(also)
+        for step in self.steps:
+            if step.primitive in _SUBTRACT:
+                slots |= {*step.inputs, *step.outputs}
+        guarded = [self.values[s] for s in slots if self.levels[s] is Level.SLAB]
+        flags = [jnp.isfinite(x).all() for x in guarded if jnp.issubdtype(x.dtype, jnp.inexact)]
+        return functools.reduce(operator.and_, [*flags, *self.loops_finite], jnp.array(True))
+
+    def _push(self, step: _Step, ins: list[Any], outs: list[Any]) -> list[Slab]:
+        """The outputs of a step: by its rule if it has one that covers this, else dense."""
+        level, results = self._level(step.inputs), None
+        if step.primitive in _RULES and all(jnp.size(base_of(x)) for x in ins + outs):
+            results = _RULES[step.primitive](step.bind, ins, outs, **step.params)
+        if results is None:
+            results = [(None, x) for x in step.bind(*map(dense, ins), **step.params)]
+        elif level is Level.SLAB and len(results[0]) == 2:
+            results = carried_change(step.primitive, step.bind, ins, outs, results, step.params)
+        slabs = [Slab.of(out, *result) for out, result in zip(outs, results, strict=True)]
+        return slabs if level is Level.SLAB else [slab._replace(change=None) for slab in slabs]
+
+    def _level(self, slots: Sequence[int]) -> Level:
+        return max((self.levels[s] for s in slots), default=Level.FIXED)
+
+    def _add(self, value: Any, level: Level) -> int:
+        self.values.append(value)
+        self.levels.append(level)
+        return len(self.values) - 1
+
+    def _fixed(self, value: Any) -> int:
+        return self._add(value, Level.FIXED)
+
+    def _walk(self, program: Program, inputs: Sequence[int]) -> list[int]:
+        return evaluate(program, inputs, self._enter, self._fixed)
+
+    def _enter(self, eqn: Equation, inputs: list[int]) -> list[int]:
+        level = self._level(inputs)
+        if level and (program := called(eqn)) is not None:
+            return self._walk(program, inputs)
+        if level and eqn.primitive is primitives.cond_p and not self.levels[inputs[0]]:
+            branches = eqn.params["branches"]
+            if not any(e.primitive in LOOPS for branch in branches for e in equations(branch)):
+                return self._choose(branches, inputs)
+        if eqn.primitive is primitives.scan_p:
+            levels, args = [self.levels[s] for s in inputs], [self.values[s] for s in inputs]
+            if Level.SLAB in levels[: scan_sizes(eqn.params)[0]]:
+                self.loops_finite.append(_scan_is_finite(eqn.params, args, levels))
+        again = lambda *args, **params: bind(eqn, args, **params)  # noqa: E731
+        return self._record(eqn.primitive, again, eqn.params, inputs)
+
+    def _choose(self, branches: Sequence[Program], inputs: list[int]) -> list[int]:
+        """Small branches: all of them on slabs, then a choice, rather than one on dense arrays."""
+        results = [self._walk(branch, inputs[1:]) for branch in branches]
+        choice = self._fixed(jnp.clip(self.values[inputs[0]], 0, len(results) - 1))
+        select = lambda *args: [lax.select_n(*args)]  # noqa: E731
+        return [
+            self._record(primitives.select_n_p, select, {}, [choice, *outs])[0]
+            for outs in zip(*results, strict=True)
+        ]
+
+    def _record(
+        self, primitive: core.Primitive, bind: Callable, params: dict, inputs: list[int]
+    ) -> list[int]:
+        """The slots of a step's outputs, which are computed for the unperturbed inputs."""
+        level = self._level(inputs)
+        outs = [self._add(x, level) for x in bind(*(self.values[s] for s in inputs), **params)]
+        if level:
+            self.steps.append(_Step(primitive, bind, params, inputs, outs))
+        return outs
+
+
+# A scan: what its body closes over stays a slab, so that a step multiplies by unperturbed weights;
+# what it carries is dense.
+
+
+def _scan(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> list | None:
+    parts = scan_parts(params, ins)
+    slabs = [isinstance(x, Slab) and any_index(x.index) for x in parts.consts]
+    if not any(slabs):
+        return None
+    levels = [
+        Level.SLAB if slab else Level.DENSE if isinstance(x, Slab) else Level.FIXED
+        for x, slab in zip(parts.consts, slabs, strict=True)
+    ]
+    rest = [*parts.carry, *parts.xs]
+    levels += [Level.DENSE if isinstance(x, Slab) else Level.FIXED for x in rest]
+    levels = _scan_levels(params, levels)
+    wholes = [dense(x) for x in parts.consts]
+    bases = [
+        x.base if slab else whole
+        for x, slab, whole in zip(parts.consts, slabs, wholes, strict=True)
+    ]
+
+    def body(carry, xs):
+        values = [*bases, *carry, *xs]
+        inside = [
+            Slab.of(x, None, x) if level is Level.DENSE else x
+            for x, level in zip(values, levels, strict=True)
+        ]
+        inside[: len(slabs)] = [
+            x if slab else y for x, slab, y in zip(parts.consts, slabs, inside, strict=False)
+        ]
+        results = [dense(x) for x in _Walked(parts.body, values, levels)(inside)]
+        return results[: len(carry)], results[len(carry) :]
+
+    start, xs = ([dense(x) for x in part] for part in (parts.carry, parts.xs))
+    carry, ys = lax.scan(body, start, xs, **parts.options)
+    return [(None, y) for y in (*carry, *ys)]
+
+
+def _scan_is_finite(params: dict[str, Any], args: list[Any], levels: list[Level]) -> Any:
+    """The unperturbed scan once more, asking each step whether differences may be taken in it."""
+    parts = scan_parts(params, args)
+    levels = _scan_levels(params, levels)
+
+    def body(carry, xs):
+        walked = _Walked(parts.body, [*parts.consts, *carry, *xs], levels)
+        return [walked.values[s] for s in walked.outputs[: len(carry)]], walked.finite()
+
+    return lax.scan(body, parts.carry, parts.xs, **parts.options)[1].all()
+
+
+def _scan_levels(params: dict[str, Any], levels: list[Level]) -> list[Level]:
+    """The level of each input of a scan's body.
+
+    Constants keep theirs, and all else that changes in any step is dense.
+    """
+    n, m = scan_sizes(params)
+    body = params["jaxpr"].jaxpr
+    levels = [*levels[:n], *(Level.DENSE if level else Level.FIXED for level in levels[n:])]
+    for _ in range(m):  # what is carried may change what else is carried in the next step
+        reached = {v for v, level in zip(body.invars, levels, strict=True) if level}
+        for eqn in body.eqns:
+            if any(v in reached for v in eqn.invars if not isinstance(v, core.Literal)):
+                reached |= set(eqn.outvars)
+        for k, out in enumerate(body.outvars[:m]):
+            if not isinstance(out, core.Literal) and out in reached:
+                levels[n + k] = Level.DENSE
+    return levels
+
+
+_RULES = RULES | {primitives.scan_p: _scan}

@@ -1,0 +1,515 @@
+"""Training: runs that can be left alone.
+
+The device takes the steps (`steps.py`); the host comes back about twice a second and at the end of
+each epoch, and then it measures, reports, saves and may stop. The loss, its gradient, the optimiser
+and the metrics come in as functions, so any pytree of parameters and any model will do.
+
+The order of the examples in epoch e comes from `jax.random.fold_in(key, e)` alone, so a resumed run
+takes the steps that an uninterrupted one takes, to the bit.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Key, PyTree
+
+from jaxnn._files import as_path, locked
+from jaxnn._validate import (
+    as_mesh,
+    require_all_floating,
+    require_arguments,
+    require_callable,
+    require_count,
+    require_floating,
+    require_key,
+    require_optimizer,
+)
+from jaxnn.data import count_examples, require_batches
+from jaxnn.training.checkpoint import (
+    Checkpoint,
+    checkpoints,
+    delete_leftovers,
+    load_checkpoint,
+    save_checkpoint,
+)
+from jaxnn.training.examples import Examples
+from jaxnn.training.history import Fit, Log, Reason, Status
+from jaxnn.training.progress import Progress
+from jaxnn.training.steps import (
+    Chunk,
+    Plan,
+    State,
+    compiled,
+    replicate,
+    require_scalars,
+    run_chunk,
+)
+
+# The host comes back after about so many seconds of steps: often enough for a person to watch, too
+# seldom to cost anything.
+PACE = 0.5
+# The number of steps in a chunk grows by this at most: the first ones contain compilation.
+GROWTH = 10
+# Without `every`, checkpoints at the ends of epochs are so many seconds apart.
+BETWEEN_SAVES = 10
+
+
+def fit(
+    loss: Callable[..., Float[Array, ""]],
+    params: PyTree,
+    data: PyTree,
+    optimizer: optax.GradientTransformation,
+    *,
+    key: Key[Array, ""],
+    epochs: int = 10,
+    batch_size: int = 100,
+    grad: Callable = jax.grad,
+    replacement: bool = False,
+    test: PyTree | None = None,
+    metrics: Callable[..., dict[str, Any]] | None = None,
+    patience: int | None = None,
+    watch: Callable[[dict[str, float]], float] | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    resume: bool | Literal["previous"] = False,
+    every: int | None = None,
+    keep: int = 3,
+    mesh: Mesh | None = None,
+    stream: bool | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Fit:
+    """Train `params` on mini-batches of `data`.
+
+    Ctrl-C and SIGTERM end the run after the steps that are under way, with a checkpoint and status
+    "interrupted"; a second one ends it at once.
+
+    Args:
+      loss: `loss(params, *batch)`, the mean over the examples of a batch.
+      params: where to start; not overwritten.
+      data: a tuple of arrays whose first axis is the examples, for instance `(x, t)`.
+      optimizer: from optax.
+      key: a PRNG key; epoch e uses `jax.random.fold_in(key, e)`.
+      epochs: how many times the data are gone through.
+      batch_size: examples a step, on all devices together. A last batch that is smaller is used as
+        it is; nothing is dropped.
+      grad: makes the gradient out of `loss`: `jax.grad`, `numerical_grad`, or anything with their
+        calling form.
+      replacement: draw every batch from all examples, as the chapter does, instead of going through
+        them in a shuffled order.
+      test: examples that are measured and not trained on, in the form of `data`.
+      metrics: `metrics(params, *batch)`, a dictionary of means over the examples of a batch. With
+        `metrics`, `test` or `patience`, the loss and the metrics are measured after each epoch on
+        all of `data` and of `test`, weighted by examples, as `train_...` and `test_...`.
+      patience: stop after so many epochs without improvement, and return the best parameters.
+      watch: of an epoch's record, what is to become smaller; by default the loss on `test`, or on
+        `data` if there is no `test`.
+      checkpoint: a directory for checkpoints, of this run alone; all processes must see it.
+      resume: go on from the newest checkpoint there, if there is one; "previous": from the newest
+        that is whole.
+      every: steps between checkpoints; by default one at the end of an epoch, if ten seconds have
+        passed, and one at the end.
+      keep: how many of the newest checkpoints stay.
+      mesh: devices that share each batch, also of several processes. The numbers are those of one
+        device, up to rounding.
+      stream: keep `data` on the host, and send it in pieces; by default where NumPy arrays would
+        fill half of the device.
+      on_progress: called with a `Progress` about twice a second and after each epoch, in process 0
+        alone.
+
+    Returns:
+      A `Fit` of parameters, optimiser state, history and status.
+
+    Raises:
+      TypeError: `params` has no floating leaf; `epochs` or another count is not an integer.
+      ValueError: `data` is empty, or its arrays differ in length; the checkpoint is of another run,
+        or broken.
+      FileExistsError: `checkpoint` holds checkpoints, and `resume` is not set.
+      BlockingIOError: another run holds `checkpoint`.
+
+    Example:
+      >>> digits = jaxnn.load_digits()
+      >>> params = jaxnn.init_network(jax.random.key(0), (64, 50, 10))
+      >>> train = (digits.x_train, digits.t_train)
+      >>> key = jax.random.key(1)
+      >>> jaxnn.fit(jaxnn.loss, params, train, optax.adam(0.01), key=key, epochs=2).status
+      Status(reason='finished', step=30, leaf=None)
+    """
+    require_run(loss, grad, data, test, epochs, batch_size, on_progress)
+    require_params(params, grad)
+    require_optimizer("optimizer", optimizer)
+    require_key("key", key)
+    if watch is not None:
+        require_arguments("watch", watch, {})
+    _require_checkpoints(checkpoint, resume, keep, every)
+    if patience is not None:
+        require_count("patience", patience, least=1)
+    mesh = as_mesh("mesh", mesh)
+    place = functools.partial(replicate, mesh=mesh)
+    plan = Plan(count := count_examples(data), min(batch_size, count), epochs, replacement)
+    sets = {"train": Examples.of("data", data, plan.batch_size, place, stream)}
+    if test is not None:
+        sets["test"] = Examples.of("test", test, plan.batch_size, place, stream)
+    params = place(params)
+    require_scalars(loss, metrics, params, sets["train"].data)
+    by = None if grad is jax.grad else grad
+    take, evaluate = compiled(loss, optimizer.update, by, metrics, plan, mesh)
+    watched = "train_loss" if test is None else "test_loss"
+    run = _Run(
+        plan=plan,
+        key=key,
+        mesh=mesh,
+        take=take,
+        evaluate=evaluate,
+        sets=sets,
+        measured=metrics is not None or test is not None or patience is not None,
+        watch=watch or (lambda record: record[watched]),
+        patience=patience,
+        saves=None if checkpoint is None else _Saves(checkpoint, every, keep),
+        on_progress=on_progress if jax.process_index() == 0 else None,
+        state=State(params, place(optimizer.init(params))),
+        best=params,
+    )
+    with run.held():
+        run.begin(resume)
+        while not run.ended:
+            run.take_steps()
+            record = run.measurements()
+            run.report(record)
+            run.listen()
+            run.save()
+        run.meet()
+    return run.result()
+
+
+@dataclasses.dataclass
+class _Saves:
+    """When and where a run is saved.
+
+    Attributes:
+      directory: where.
+      every: steps between checkpoints, or None.
+      keep: how many stay.
+      step: of the last one, or None.
+      time: of the last one.
+    """
+
+    directory: str | os.PathLike
+    every: int | None
+    keep: int
+    step: int | None = None
+    time: float = 0.0
+
+
+@dataclasses.dataclass
+class _Run:
+    """A run under way.
+
+    Attributes:
+      plan: how its epochs are cut into steps.
+      key: of the order of its examples.
+      mesh: devices that share each batch.
+      take: takes a chunk of steps.
+      evaluate: measures loss and metrics.
+      sets: examples by name; those to train on are called "train".
+      measured: whether there is anything to measure after an epoch.
+      watch: of a record, what is to become smaller.
+      patience: for how many epochs to wait until it does.
+      saves: when and where the run is saved, or None.
+      on_progress: what is told.
+      state: parameters and the optimiser's state.
+      best: the best parameters so far.
+      log: what else is remembered.
+      pace: steps in the next chunk.
+      order: of the examples of this epoch.
+      broken: what was not finite.
+      reason: why the run ends, once it does.
+      caught: the signals that were caught.
+    """
+
+    plan: Plan
+    key: Key[Array, ""]
+    mesh: Mesh | None
+    take: Callable[..., Chunk]
+    evaluate: Callable
+    sets: dict[str, Examples]
+    measured: bool
+    watch: Callable[[dict[str, float]], float]
+    patience: int | None
+    saves: _Saves | None
+    on_progress: Callable[[Progress], None] | None
+    state: State
+    best: PyTree
+    log: Log = dataclasses.field(default_factory=Log)
+    pace: int = 1
+    order: Any = None
+    broken: str | None = None
+    reason: Reason | None = None
+    caught: list[int] = dataclasses.field(default_factory=list)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The run's directory, held against other runs, and its signals."""
+        with contextlib.ExitStack() as stack:
+            if self.saves is not None and jax.process_index() == 0:
+                delete_leftovers(stack.enter_context(locked("checkpoint", self.saves.directory)))
+            stack.enter_context(_signals(self.caught))
+            yield
+
+    def begin(self, resume: bool | str) -> None:
+        """Go on from the last checkpoint, if there is one."""
+        if self.saves is None:
+            return
+        found = _find(self.saves.directory, resume, self.identity)
+        if found is not None:
+            self.log = Log.of(found)
+            place = functools.partial(replicate, mesh=self.mesh)
+            parts = {name: found.restore(name, like) for name, like in self.state._asdict().items()}
+            self.state = State(**place(parts))
+            best = found.restore("best", self.best) if "best" in found.leaves else self.state.params
+            self.best = place(best)
+            self._lose_patience()
+        self.saves.step, self.saves.time = self.log.step or None, time.perf_counter()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same for a resumed run to be the same run."""
+        return {
+            "examples": self.plan.count,
+            "batch_size": self.plan.batch_size,
+            "replacement": self.plan.replacement,
+            "key": np.asarray(jax.random.key_data(self.key)).tolist(),
+        }
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to do."""
+        return self.reason is not None or self.log.step >= self.plan.steps
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is running or, between chunks, has just ended; from 1."""
+        return max(1, -(-self.log.step // self.plan.per_epoch))
+
+    @property
+    def at_end_of_epoch(self) -> bool:
+        """Whether the last chunk was an epoch's last."""
+        return self.log.step % self.plan.per_epoch == 0
+
+    def take_steps(self) -> None:
+        """Take some steps, as many as the host can wait for."""
+        began, plan = time.perf_counter(), self.plan
+        epoch, start = divmod(self.log.step, plan.per_epoch)
+        if self.order is None or start == 0:
+            order = plan.order(self.key, epoch + 1)
+            self.order = order if self.mesh is None else replicate(order, self.mesh)
+        stop = min(start + self._length(), plan.per_epoch)
+        short = plan.rest > 0 and stop == plan.per_epoch
+        piece = self.sets["train"].piece(self.order, start, stop)
+        first, last = np.int32(start - piece.first), np.int32(stop - piece.first)
+        examples = piece.data, piece.order
+        chunk = run_chunk(
+            self.take, self.state, *examples, start=first, stop=last, short=np.bool_(short)
+        )
+        self.state, self.broken = chunk.state, chunk.not_finite()
+        sizes = np.full(int(chunk.reached) - int(first), plan.batch_size)
+        if short:
+            sizes[-1] = plan.rest
+        losses = np.asarray(chunk.losses)[first : int(chunk.reached)]
+        self.log.add_steps(losses, sizes, self.broken is not None)
+        if self.broken is not None:
+            self.reason = "not finite"
+        seconds = time.perf_counter() - began
+        self.log.spent += seconds
+        fitting = int((stop - start) * PACE / seconds)
+        self.pace = max(1, min(GROWTH * self.pace, fitting))
+
+    def measurements(self) -> dict[str, float] | None:
+        """What is measured where an epoch ends."""
+        if self.broken is not None or not self.at_end_of_epoch:
+            return None
+        began, record = time.perf_counter(), None
+        if self.measured:
+            record = {
+                f"{name}_{what}": value
+                for name, examples in self.sets.items()
+                for what, value in examples.evaluate(self.evaluate, self.state.params).items()
+            }
+        self.log.spent += time.perf_counter() - began
+        return record
+
+    def report(self, record: dict[str, float] | None) -> None:
+        """Remember what was measured, and say where the run stands."""
+        if self.broken is not None:
+            return
+        mean, plan = self.log.mean_loss, self.plan
+        if self.at_end_of_epoch:
+            self.log.end_epoch(record)
+            if record is not None and self.patience is not None:
+                self.best = self.state.params if self.log.watch(self.watch(record)) else self.best
+                self._lose_patience()
+        if self.on_progress is not None:
+            step = self.log.step
+            self.on_progress(Progress(self.epoch, plan.epochs, step, plan.steps, mean, record))
+
+    def listen(self) -> None:
+        """Hear what the system, and the other processes, want."""
+        interrupted, self.pace = _agreed(bool(self.caught), self.pace)
+        if interrupted and self.log.step < self.plan.steps:
+            self.reason = self.reason or "interrupted"
+
+    def save(self) -> None:
+        """Write a checkpoint, if one is due."""
+        if self.saves is None or jax.process_index() != 0 or self.log.step == self.saves.step:
+            return
+        if self.saves.every:
+            due = self.log.step % self.saves.every == 0
+        else:
+            waited = time.perf_counter() - self.saves.time > BETWEEN_SAVES
+            due = self.at_end_of_epoch and waited
+        if not (due or self.ended):
+            return
+        parts = self.state._asdict() | ({} if self.patience is None else {"best": self.best})
+        save_checkpoint(
+            self.saves.directory,
+            self.log.step,
+            parts,
+            records=self.log.arrays(),
+            info=self.identity,
+            keep=self.saves.keep,
+        )
+        self.saves.step, self.saves.time = self.log.step, time.perf_counter()
+
+    def meet(self) -> None:
+        """Wait for process 0, so that what it saved is there when the others return."""
+        if self.saves is not None and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("the last checkpoint is written")
+
+    def result(self) -> Fit:
+        """What the user gets."""
+        status = Status(self.reason or "finished", self.log.step, self.broken)
+        params = self.state.params if self.patience is None else self.best
+        return Fit(params, self.state.opt_state, self.log.history(), status)
+
+    def _length(self) -> int:
+        """How many steps the next chunk may have."""
+        longest = min(self.pace, self.sets["train"].steps)
+        if self.saves is not None and self.saves.every:
+            longest = min(longest, self.saves.every - self.log.step % self.saves.every)
+        return longest
+
+    def _lose_patience(self) -> None:
+        if self.patience is not None and self.log.waited >= self.patience:
+            self.reason = "no improvement"
+
+
+def require_run(
+    loss: Any,
+    grad: Any,
+    data: Any,
+    test: Any,
+    epochs: Any,
+    batch_size: Any,
+    on_progress: Any,
+) -> None:
+    """Refuse what no run can begin with."""
+    require_callable("loss", loss)
+    require_arguments("grad", grad, loss)
+    require_batches("data", data)
+    if test is not None:
+        require_batches("test", test, data)
+    require_count("epochs", epochs, least=1)
+    require_count("batch_size", batch_size, least=1)
+    if on_progress is not None:
+        require_callable("on_progress", on_progress)
+
+
+def require_params(params: Any, grad: Callable) -> None:
+    """Refuse parameters that `grad` has no gradient by."""
+    require_floating("params", params)
+    if grad is jax.grad:
+        require_all_floating("params", params)
+
+
+def _require_checkpoints(checkpoint: Any, resume: Any, keep: Any, every: Any) -> None:
+    if checkpoint is not None:
+        as_path("checkpoint", checkpoint)
+    require_count("keep", keep, least=1)
+    if every is not None:
+        require_count("every", every, least=1)
+    if not isinstance(resume, bool | int | str) or resume not in (True, False, "previous"):
+        raise ValueError(f"`resume` must be True, False or 'previous'. Got {resume!r}.")
+    if resume and checkpoint is None:
+        raise ValueError(
+            f"`resume` must come with `checkpoint`, a directory. Got {resume!r} alone."
+        )
+
+
+def _find(
+    directory: str | os.PathLike, resume: bool | str, identity: dict[str, Any]
+) -> Checkpoint | None:
+    """The checkpoint to go on from, if there is one."""
+    there = checkpoints(directory)
+    if there and not resume:
+        raise FileExistsError(
+            f"`checkpoint` must be empty unless `resume` is set. Got {str(directory)!r}, with "
+            f"{there[-1].name}."
+        )
+    found = load_checkpoint(directory, previous=resume == "previous") if there else None
+    if jax.process_count() > 1:
+        step = np.array(found.step if found else -1)
+        message = "`checkpoint` must be a directory that all processes see."
+        multihost_utils.assert_equal(step, message)
+    if found is None:
+        return None
+    if found.info.keys() != identity.keys():
+        raise ValueError(
+            f"`checkpoint` must hold a run of `fit`. Got {str(directory)!r}, with something else."
+        )
+    for name, value in identity.items():
+        if found.info[name] != value:
+            raise ValueError(
+                f"`{name}` must be {found.info[name]}, as in the checkpoint. Got {value}."
+            )
+    return found
+
+
+def _agreed(interrupted: bool, pace: int) -> tuple[bool, int]:
+    """What the processes of a run decide together: whether to stop, and how many steps are next."""
+    if jax.process_count() == 1:
+        return interrupted, pace
+    of_all = multihost_utils.process_allgather(np.array([interrupted, pace]))
+    return bool(of_all[:, 0].any()), int(of_all[:, 1].min())
+
+
+@contextlib.contextmanager
+def _signals(caught: list[int]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM are noted in a list; a second one does what it did before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python leaves signals to the main thread
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number, frame):
+        if caught:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+        caught.append(number)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

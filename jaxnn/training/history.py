@@ -1,0 +1,177 @@
+"""What a run measured, how it ended, and what the host has to remember of it."""
+
+import dataclasses
+import html
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, PyTree
+
+from jaxnn.training.checkpoint import Checkpoint
+
+Reason = Literal["finished", "no improvement", "not finite", "interrupted"]
+
+
+class History(NamedTuple):
+    """What a run measured.
+
+    Attributes:
+      step_loss: the loss of each step's mini-batch, before that step's update.
+      metrics: what was measured after each epoch, as arrays over the epochs.
+      seconds: time of each epoch, its measurement included; the first contains compilation.
+
+    Example:
+      >>> run = History(np.array([2.0, 1.0]), {"train_loss": np.array([0.5])}, np.array([0.1]))
+      >>> run.metrics["train_loss"]
+      array([0.5])
+    """
+
+    step_loss: Float[np.ndarray, "steps"]  # noqa: F821
+    metrics: dict[str, Float[np.ndarray, "epochs"]]  # noqa: F821
+    seconds: Float[np.ndarray, "epochs"]  # noqa: F821
+
+    def _repr_html_(self) -> str:
+        epochs = len(self.seconds)
+        tenth = max(1, epochs // 10)
+        shown = [e for e in range(epochs) if (e + 1) % tenth == 0 or e == epochs - 1]
+        rows = [["epoch", *(name.replace("_", " ") for name in self.metrics), "seconds"]]
+        for e in shown:
+            measured = [f"{values[e]:.4f}" for values in self.metrics.values()]
+            rows.append([str(e + 1), *measured, f"{self.seconds[e]:.2f}"])
+        lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+        table = "".join(f"<tr>{line}</tr>" for line in lines)
+        return f"<p>{len(self.step_loss)} steps</p><table>{table}</table>"
+
+
+class Status(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+      reason: "finished"; "no improvement" for as many epochs as `patience`; "not finite", where the
+        step after `step` would have made it so; or "interrupted" by Ctrl-C or SIGTERM.
+      step: how many steps were taken, all of them good.
+      leaf: what was not finite: `loss`, or for instance `params['W1']`.
+
+    Example:
+      >>> Status("not finite", 12, "params['W1']").leaf
+      "params['W1']"
+    """
+
+    reason: Reason
+    step: int
+    leaf: str | None = None
+
+
+class Fit(NamedTuple):
+    """The result of `fit`.
+
+    Attributes:
+      params: after the last good step; with `patience`, after the best epoch.
+      opt_state: the optimiser's state after the last good step, to go on with.
+      history: a `History`.
+      status: a `Status`.
+
+    Example:
+      >>> f = lambda params, x: jnp.mean((params - x) ** 2)
+      >>> data, key = (jnp.ones(4),), jax.random.key(0)
+      >>> result = jaxnn.fit(f, jnp.zeros(()), data, optax.sgd(0.5), key=key, epochs=1)
+      >>> result.params, result.status.reason
+      (Array(1., dtype=float32), 'finished')
+    """
+
+    params: PyTree
+    opt_state: PyTree
+    history: History
+    status: Status
+
+
+@dataclasses.dataclass
+class Log:
+    """What the host remembers of a run; all of it is in a checkpoint.
+
+    Attributes:
+      step: how many steps were taken.
+      losses: of each of them, in pieces.
+      records: what was measured after each epoch.
+      seconds: of each epoch.
+      spent: seconds of the epoch that is running.
+      total: its losses so far, each times its examples.
+      examples: of the epoch so far.
+      best: the smallest number that was watched.
+      waited: epochs since then.
+    """
+
+    step: int = 0
+    losses: list[np.ndarray] = dataclasses.field(default_factory=list)
+    records: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    spent: float = 0.0
+    total: float = 0.0
+    examples: int = 0
+    best: float = np.inf
+    waited: int = 0
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Log":
+        """As it was when a checkpoint was written."""
+        arrays = checkpoint.records
+        spent, total, examples, best, waited = arrays["numbers"].tolist()
+        return cls(
+            step=checkpoint.step,
+            losses=[arrays["step_loss"]],
+            records={
+                name.removeprefix("metrics/"): values.tolist()
+                for name, values in arrays.items()
+                if name.startswith("metrics/")
+            },
+            seconds=arrays["seconds"].tolist(),
+            spent=spent,
+            total=total,
+            examples=int(examples),
+            best=best,
+            waited=int(waited),
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `of` reads."""
+        history = self.history()
+        numbers = np.array([self.spent, self.total, self.examples, self.best, self.waited])
+        metrics = {f"metrics/{name}": values for name, values in history.metrics.items()}
+        return {
+            "step_loss": history.step_loss[: self.step],
+            "seconds": history.seconds,
+            "numbers": numbers,
+            **metrics,
+        }
+
+    def history(self) -> History:
+        """The same for the user."""
+        step_loss = np.concatenate(self.losses) if self.losses else np.zeros(0, np.float32)
+        metrics = {name: np.array(values) for name, values in self.records.items()}
+        return History(step_loss, metrics, np.array(self.seconds))
+
+    @property
+    def mean_loss(self) -> float:
+        """Over the examples of this epoch so far."""
+        return self.total / self.examples
+
+    def add_steps(self, losses: np.ndarray, sizes: np.ndarray, broken: bool) -> None:
+        """Note the losses of steps, each of so many examples; a `broken` last one was not taken."""
+        good = len(losses) - broken
+        self.losses.append(losses)
+        self.step += good
+        self.total += float(losses[:good].astype(np.float64) @ sizes[:good])
+        self.examples += int(sizes[:good].sum())
+
+    def end_epoch(self, record: dict[str, float] | None) -> None:
+        """Note what was measured, and begin anew."""
+        for name, value in (record or {}).items():
+            self.records.setdefault(name, []).append(value)
+        self.seconds.append(self.spent)
+        self.spent, self.total, self.examples = 0.0, 0.0, 0
+
+    def watch(self, number: float) -> bool:
+        """Whether an epoch was better than all before it."""
+        better = number < self.best
+        self.best, self.waited = (number, 0) if better else (self.best, self.waited + 1)
+        return better

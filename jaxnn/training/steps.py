@@ -1,0 +1,306 @@
+"""The device's part of training: one compiled program that takes any chunk of an epoch's steps.
+
+Where a chunk begins and ends is traced, so the host can come back after one step or a million
+without a compilation. The loop stops by itself behind a step that made the loss or a parameter not
+finite. To keep the state before each step, in case that step is the one, would cost up to a quarter
+of the time; so a chunk that went wrong is taken again, from its beginning to the step before.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import keystr, tree_flatten_with_path
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from jaxnn._programs import kept
+from jaxnn._validate import (
+    describe,
+    is_differentiable,
+    is_key,
+    require_arguments,
+    require_arrays,
+    require_callable,
+    require_same_form,
+    require_scalar,
+)
+from jaxnn.data import shuffled
+
+# Examples that are measured at once: enough to fill two cores, and few beside the data's own size.
+EVALUATION_BATCH = 1000
+
+
+class State(NamedTuple):
+    """What a step changes."""
+
+    params: PyTree
+    opt_state: PyTree
+
+
+class Plan(NamedTuple):
+    """How the epochs of a run are cut into steps.
+
+    Attributes:
+      count: how many examples there are.
+      batch_size: of a step.
+      epochs: how many there are.
+      replacement: whether each batch is drawn from all examples.
+    """
+
+    count: int
+    batch_size: int
+    epochs: int
+    replacement: bool
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps in an epoch."""
+        return -(-self.count // self.batch_size)
+
+    @property
+    def rest(self) -> int:
+        """Examples of the smaller step at the end of an epoch; 0 if there is none."""
+        return 0 if self.replacement else self.count % self.batch_size
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.per_epoch * self.epochs
+
+    def order(self, key: Key[Array, ""], epoch: Any) -> Int[Array, "examples"]:  # noqa: F821
+        """Which examples an epoch uses, in which order: from the key and its number alone."""
+        size = self.per_epoch * self.batch_size
+        return _order_of_epoch(key, epoch, self.count, size, self.replacement)
+
+
+class Chunk(NamedTuple):
+    """What came of some steps.
+
+    Attributes:
+      reached: the number behind the last step that was taken.
+      state: after that step.
+      finite: whether the loss and each floating leaf of the parameters are finite there.
+      losses: entry i is the loss before step i.
+    """
+
+    reached: Int[Array, ""]
+    state: State
+    finite: Bool[Array, "1+leaves"]  # noqa: F821
+    losses: Float[Array, "steps"]  # noqa: F821
+
+    def not_finite(self) -> str | None:
+        """The name of what was not finite first, if anything was."""
+        leaves = tree_flatten_with_path(self.state.params)[0]
+        paths = [keystr(path) for path, leaf in leaves if is_differentiable(leaf)]
+        names = ["loss", *(f"params{path}" for path in paths)]
+        pairs = zip(names, np.asarray(self.finite), strict=True)
+        return next((name for name, fine in pairs if not fine), None)
+
+
+def make_chunk(
+    loss: Callable, grad: Callable | None, batch_size: int, rest: int, mesh: Mesh | None
+) -> Callable[..., Chunk]:
+    """A function that takes a chunk of steps.
+
+    Args:
+      loss: `loss(params, *batch)`.
+      grad: makes the gradient out of it; `jax.grad` by default.
+      batch_size: examples a step.
+      rest: examples of the smaller step at the end of an epoch; 0 if there is none.
+      mesh: devices that share each batch.
+
+    Returns:
+      `take(update, state, data, order, start, stop, short)`: a `Chunk` of the steps `start` to
+      `stop` of an order of examples, where step i takes the i-th `batch_size` of them; if `short`,
+      the last takes `rest`. It ends behind the first step that was not finite. `update` is the
+      optimiser's.
+    """
+    both = _value_and_gradient(loss, grad)
+
+    def take(update, state, data, order, start, stop, short):
+        def step(chunk, size):
+            i, state = chunk.reached, chunk.state
+            rows = lax.dynamic_slice(order, (i * batch_size,), (size,))
+            batch = shard_batch(jax.tree.map(lambda a: a[rows], data), mesh)
+            value, gradient = both(state.params, *batch)
+            require_same_form("grad(loss)(...)", gradient, "params", state.params)
+            updates, opt_state = update(gradient, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            finite = jnp.stack([jnp.isfinite(value), *_finite(params)])
+            losses = chunk.losses.at[i].set(value)
+            return Chunk(i + 1, State(params, opt_state), finite, losses)
+
+        one = jax.tree.map(lambda a: a[:1], data)
+        dtype = jax.eval_shape(loss, state.params, *one).dtype
+        fine = jnp.ones(1 + len(_finite(state.params)), bool)
+        chunk = Chunk(start, state, fine, jnp.zeros(-(-order.size // batch_size), dtype))
+        last = stop - jnp.astype(short, jnp.int32)
+        going = lambda c: (c.reached < last) & jnp.all(c.finite)  # noqa: E731
+        chunk = lax.while_loop(going, lambda c: step(c, batch_size), chunk)
+        if rest:
+            due = short & jnp.all(chunk.finite)
+            chunk = lax.cond(due, lambda c: step(c, rest), lambda c: c, chunk)
+        return chunk
+
+    return take
+
+
+def run_chunk(
+    take: Callable[..., Chunk], state: State, *examples: Any, start: Any, stop: Any, short: Any
+) -> Chunk:
+    """A chunk of steps by `take`, with the state after its last good step.
+
+    Under `vmap`, `start`, `stop` and `short` are arrays with one entry a run.
+    """
+    known = None
+    while True:  # twice at most, unless the arithmetic differs from time to time, as on a GPU
+        chunk = take(jax.tree.map(jnp.copy, state), *examples, start, stop, short)
+        fine = np.all(np.asarray(chunk.finite), axis=-1)
+        outcome = chunk._replace(state=None)
+        known = outcome if known is None else _of_the_broken(fine, known, outcome)
+        if fine.all():
+            return known._replace(state=chunk.state)
+        stop, short = np.asarray(chunk.reached) - ~fine, short & fine
+
+
+def make_evaluate(
+    loss: Callable, metrics: Callable | None, mesh: Mesh | None
+) -> Callable[[PyTree, PyTree], dict[str, Any]]:
+    """A function `(params, data)` of the loss and the metrics on all of `data`, as means."""
+
+    def part(params, batch):
+        batch = shard_batch(batch, mesh)
+        return {"loss": loss(params, *batch), **(metrics(params, *batch) if metrics else {})}
+
+    def evaluate(params, data):
+        count = jax.tree.leaves(data)[0].shape[0]
+        size = min(count, EVALUATION_BATCH)
+        full, rest = divmod(count, size)
+
+        def at(start):
+            rows = lambda a: lax.dynamic_slice_in_dim(a, start, size)  # noqa: E731
+            return part(params, jax.tree.map(rows, data))
+
+        sums = jax.tree.map(lambda a: jnp.sum(a) * size, lax.map(at, jnp.arange(full) * size))
+        if rest:
+            last = part(params, jax.tree.map(lambda a: a[full * size :], data))
+            sums = jax.tree.map(lambda total, a: total + a * rest, sums, last)
+        return jax.tree.map(lambda total: total / count, sums)
+
+    return evaluate
+
+
+def loss_first(record: dict[str, Any]) -> dict[str, Any]:
+    """A record in the order of a table: compilation sorts the names of a dictionary."""
+    return {name: record[name] for name in sorted(record, key=lambda name: name != "loss")}
+
+
+def compiled(
+    loss: Callable,
+    update: Callable,
+    grad: Callable | None,
+    metrics: Callable | None,
+    plan: Plan,
+    mesh: Mesh | None,
+) -> tuple[Callable[..., Chunk], Callable]:
+    """`take` for one optimiser, which takes the place of its state, and `evaluate`; kept."""
+    return kept(_compiled, loss, update, grad, metrics, plan.batch_size, plan.rest, mesh)
+
+
+def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """Arrays of our own, on the default device or whole on each device of a mesh."""
+
+    def place(leaf):
+        if is_key(leaf):
+            data = place(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        if mesh is None:
+            return jnp.array(leaf, getattr(leaf, "dtype", None))  # with a dtype, no weak type
+        leaf, everywhere = np.asarray(leaf), NamedSharding(mesh, PartitionSpec())
+        return jax.make_array_from_process_local_data(everywhere, leaf, leaf.shape)
+
+    return jax.tree.map(place, tree)
+
+
+def shard_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
+    """A batch cut into as many parts as there are devices.
+
+    The compiler fills up uneven ones, and leaves the filling out.
+    """
+    if mesh is None:
+        return batch
+    parts = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return jax.tree.map(lambda a: lax.with_sharding_constraint(a, parts), batch)
+
+
+def require_scalars(loss: Callable, metrics: Callable | None, params: PyTree, data: PyTree) -> None:
+    """Refuse a loss or metrics that do not return scalars."""
+    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)[1:]), a.dtype), data)
+    require_arguments("loss", loss, params, *batch)
+    require_scalar("loss", jax.eval_shape(_of_arrays("loss", loss), params, *batch))
+    if metrics is None:
+        return
+    require_arguments("metrics", metrics, params, *batch)
+    record = jax.eval_shape(_of_arrays("metrics", metrics), params, *batch)
+    if not isinstance(record, dict) or any(getattr(v, "shape", 0) != () for v in record.values()):
+        got = jax.tree.map(describe, record)
+        raise TypeError(f"`metrics` must return a dictionary of scalars. Got {got}.")
+    if "loss" in record:
+        raise ValueError(f"`metrics` must leave the name 'loss' to the loss. Got {sorted(record)}.")
+    for name, value in record.items():
+        if jnp.issubdtype(value.dtype, jnp.complexfloating):
+            raise TypeError(f"`metrics(...)[{name!r}]` must be real. Got {describe(value)}.")
+
+
+def _compiled(loss, update, grad, metrics, batch_size, rest, mesh):
+    take = functools.partial(make_chunk(loss, grad, batch_size, rest, mesh), update)
+    return jax.jit(take, donate_argnums=0), jax.jit(make_evaluate(loss, metrics, mesh))
+
+
+def _value_and_gradient(loss: Callable, grad: Callable | None) -> Callable:
+    if grad is None:
+        return jax.value_and_grad(loss)
+    gradient = grad(loss)
+    require_callable("grad(loss)", gradient)
+    return lambda *args: (loss(*args), gradient(*args))
+
+
+def _finite(params: PyTree) -> list[Bool[Array, ""]]:
+    leaves = [leaf for leaf in jax.tree.leaves(params) if is_differentiable(leaf)]
+    return [jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
+
+
+def _of_the_broken(fine: Any, known: Chunk, again: Chunk) -> Chunk:
+    """What was known of runs that are fine now, and what came again of those that are not."""
+
+    def latest(old, new):
+        return jnp.where(fine.reshape(fine.shape + (1,) * (old.ndim - fine.ndim)), old, new)
+
+    return jax.tree.map(latest, known, again)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _order_of_epoch(key, epoch, count, size, replacement):
+    key = jax.random.fold_in(key, epoch)
+    if replacement:
+        return jax.random.randint(key, (size,), 0, count, jnp.int32)
+    return shuffled(key, count)
+
+
+def _of_arrays(name: str, function: Callable) -> Callable:
+    """The function, refusing to return anything but arrays, and dictionaries by names alone."""
+
+    def call(*args):
+        value = function(*args)
+        if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+            raise TypeError(f"`{name}(...)` must have strings for its keys. Got {list(value)}.")
+        require_arrays(f"{name}(...)", value)
+        return value
+
+    return call

@@ -1,0 +1,256 @@
+"""Sweeps: many training runs at once, in one compiled program, under `vmap`.
+
+A small network leaves most of a device idle; runs that differ in a learning rate or a seed fill it.
+Each run takes the steps that `fit` would take alone, and stops alone where it is no longer finite.
+"""
+
+import functools
+import operator
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Key, PyTree
+
+from jaxnn._validate import (
+    describe,
+    is_key,
+    require_arguments,
+    require_arrays,
+    require_callable,
+    require_optimizer,
+)
+from jaxnn.data import count_examples
+from jaxnn.training.fit import require_params, require_run
+from jaxnn.training.history import Fit, History, Status
+from jaxnn.training.progress import Progress
+from jaxnn.training.steps import (
+    Chunk,
+    Plan,
+    State,
+    loss_first,
+    make_chunk,
+    make_evaluate,
+    replicate,
+    require_scalars,
+    run_chunk,
+)
+
+
+def sweep(
+    loss: Callable[..., Float[Array, ""]],
+    params: PyTree | Callable[[Key[Array, ""]], PyTree],
+    data: PyTree,
+    optimizer: Callable[[Any], optax.GradientTransformation],
+    values: PyTree,
+    *,
+    key: Key[Array, "..."],
+    epochs: int = 10,
+    batch_size: int = 100,
+    grad: Callable = jax.grad,
+    replacement: bool = False,
+    test: PyTree | None = None,
+    metrics: Callable[..., dict[str, Any]] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> list[Fit]:
+    """Train once for each of `values`, all at the same time.
+
+    Args:
+      loss: as for `fit`.
+      params: where every run starts; or a function of a run's key that makes it, such as an
+        initialisation.
+      data: as for `fit`.
+      optimizer: a function of one of `values` that returns an optimiser, such as `optax.sgd`.
+      values: an array of learning rates, or a pytree of arrays with one entry a run on the first
+        axis.
+      key: one for all runs, which then see the same batches; or an array of keys, one a run.
+      epochs: as for `fit`.
+      batch_size: as for `fit`.
+      grad: as for `fit`.
+      replacement: as for `fit`.
+      test: as for `fit`.
+      metrics: as for `fit`; the loss and the metrics are always measured after each epoch.
+      on_progress: called after each epoch; loss and record are of the run whose loss on `data` is
+        lowest.
+
+    Returns:
+      One `Fit` a run, in the order of `values`; its seconds are those of all runs together.
+
+    Raises:
+      TypeError: as `fit`.
+      ValueError: as `fit`; or `values` and `key` differ in length.
+
+    Example:
+      >>> digits = jaxnn.load_digits()
+      >>> params = jaxnn.init_network(jax.random.key(0), (64, 50, 10))
+      >>> train, rates = (digits.x_train, digits.t_train), jnp.array([0.1, 1.0])
+      >>> key = jax.random.key(1)
+      >>> runs = jaxnn.sweep(jaxnn.loss, params, train, optax.sgd, rates, key=key, epochs=5)
+      >>> [round(float(run.history.metrics["train_loss"][-1]), 1) for run in runs]
+      [2.3, 1.9]
+    """
+    require_run(loss, grad, data, test, epochs, batch_size, on_progress)
+    require_callable("optimizer", optimizer)
+    require_arrays("values", values)
+    values = replicate(values, None)
+    runs = count_examples(values, "values")
+    keys = _require_keys(key, runs)
+    starts = _starts(params, key, keys, runs)
+    require_params(starts, grad)
+    first = _one(values, 0)
+    require_arguments("optimizer", optimizer, first)
+    require_optimizer("optimizer(...)", optimizer(first))
+    sets = {"train": replicate(data, None)}
+    if test is not None:
+        sets["test"] = replicate(test, None)
+    require_scalars(loss, metrics, _one(starts, 0), sets["train"])
+    plan = Plan(count := count_examples(data), min(batch_size, count), epochs, replacement)
+    programs = _compiled(loss, None if grad is jax.grad else grad, metrics, optimizer, plan, key)
+    begin = jax.vmap(lambda p, value: State(p, optimizer(value).init(p)))
+    states = begin(replicate(starts, None), values)
+    log = _Log([None] * runs, [], [], [])
+    for epoch in range(1, epochs + 1):
+        began = time.perf_counter()
+        # A run that is no longer finite stands still: it takes no steps any more.
+        going = np.array([leaf is None for leaf in log.broken])
+        stop, short = np.where(going, np.int32(plan.per_epoch), 0), going & (plan.rest > 0)
+        start, order = np.zeros(runs, np.int32), programs.order(epoch)
+        examples = values, sets["train"], order
+        chunk = run_chunk(programs.take, states, *examples, start=start, stop=stop, short=short)
+        states = chunk.state
+        measured = {
+            f"{name}_{what}": np.asarray(value)
+            for name, examples in sets.items()
+            for what, value in loss_first(programs.evaluate(states.params, examples)).items()
+        }
+        log = log.after(chunk, going, measured, time.perf_counter() - began)
+        if on_progress is not None:
+            on_progress(_progress(plan, epoch, measured))
+    return [log.fit(_one(states, i), i) for i in range(runs)]
+
+
+class _Programs(NamedTuple):
+    """What a sweep runs: chunks of steps, measurements, and the order of an epoch."""
+
+    take: Callable[..., Chunk]
+    evaluate: Callable
+    order: Callable[[Any], Any]
+
+
+class _Log(NamedTuple):
+    """What is known of all runs after some epochs.
+
+    Attributes:
+      broken: what was not finite, for each run.
+      losses: for each epoch the losses of each run's steps.
+      records: for each epoch what was measured, as arrays over the runs.
+      seconds: of each epoch.
+    """
+
+    broken: list[str | None]
+    losses: list[list[np.ndarray]]
+    records: list[dict[str, np.ndarray]]
+    seconds: list[float]
+
+    def after(
+        self, chunk: Chunk, going: np.ndarray, record: dict[str, np.ndarray], seconds: float
+    ) -> "_Log":
+        """The same after one more epoch."""
+        lost = going & ~np.asarray(chunk.finite).all(-1)
+        broken = [
+            _one(chunk, i).not_finite() if lost[i] else leaf for i, leaf in enumerate(self.broken)
+        ]
+        pairs = zip(np.asarray(chunk.losses), np.asarray(chunk.reached), strict=True)
+        losses = [row[:end] for row, end in pairs]
+        return _Log(
+            broken,
+            [*self.losses, losses],
+            [*self.records, record],
+            [*self.seconds, seconds],
+        )
+
+    def fit(self, state: State, i: int) -> Fit:
+        """The result of one run."""
+        losses = np.concatenate([rows[i] for rows in self.losses])
+        broken = self.broken[i]
+        reason = "finished" if broken is None else "not finite"
+        status = Status(reason, len(losses) - (broken is not None), broken)
+        metrics = {
+            name: np.array([record[name][i] for record in self.records]) for name in self.records[0]
+        }
+        history = History(losses, metrics, np.array(self.seconds))
+        return Fit(state.params, state.opt_state, history, status)
+
+
+def _compiled(
+    loss: Callable,
+    grad: Callable | None,
+    metrics: Callable | None,
+    optimizer: Callable,
+    plan: Plan,
+    key: Key[Array, "..."],
+) -> _Programs:
+    one_chunk = make_chunk(loss, grad, plan.batch_size, plan.rest, None)
+
+    def take(state, value, data, order, *chunk):
+        return one_chunk(optimizer(value).update, state, data, order, *chunk)
+
+    axes = (0, 0, None, 0 if key.ndim else None, 0, 0, 0)
+    evaluate = jax.vmap(make_evaluate(loss, metrics, None), (0, None))
+
+    @jax.jit
+    def order(epoch):
+        """One for all runs where they share a key."""
+        of = functools.partial(plan.order, epoch=epoch)
+        return lax.map(of, key) if key.ndim else of(key)
+
+    return _Programs(jax.jit(jax.vmap(take, axes), donate_argnums=0), jax.jit(evaluate), order)
+
+
+def _require_keys(key: Any, runs: int) -> Key[Array, "runs"]:  # noqa: F821
+    """A key for each run; refused is what is not one key, or one a run."""
+    if not is_key(key) or key.ndim > 1:
+        raise TypeError(
+            f"`key` must be one typed PRNG key, or an array of them, one a run. Got "
+            f"{describe(key)}."
+        )
+    if key.ndim and len(key) != runs:
+        raise ValueError(
+            f"`key` must be one key, or one for each of the {runs} runs. Got {len(key)}."
+        )
+    return key if key.ndim else jnp.broadcast_to(key, (runs,))
+
+
+def _starts(
+    params: PyTree | Callable,
+    key: Key[Array, "..."],
+    keys: Key[Array, "runs"],  # noqa: F821
+    runs: int,
+) -> PyTree:
+    """Where each run starts, stacked."""
+    if callable(params):
+        require_arguments("params", params, key)
+        # One key after the other: under `vmap`, what some generators draw for one depends on
+        # others.
+        return lax.map(params, keys)
+    require_arrays("params", params)
+    return jax.tree.map(lambda a: jnp.stack([a] * runs), params)
+
+
+def _progress(plan: Plan, epoch: int, measured: dict[str, np.ndarray]) -> Progress:
+    """Where the run with the lowest loss stands."""
+    losses = measured["train_loss"]
+    best = int(np.nanargmin(np.append(losses, np.inf))) % len(losses)
+    record = {name: float(values[best]) for name, values in measured.items()}
+    step = epoch * plan.per_epoch
+    return Progress(epoch, plan.epochs, step, plan.steps, record["train_loss"], record)
+
+
+def _one(runs: PyTree, i: int) -> PyTree:
+    """What belongs to run i."""
+    return jax.tree.map(operator.itemgetter(i), runs)
