@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 
 from jaxnn._validate import is_concrete
 
-_kept: dict[Hashable, Any] = {}
+_kept: dict[Hashable, tuple[Any, list[weakref.finalize]]] = {}
 
 
 class Reference:
@@ -89,15 +89,27 @@ def kept(build: Callable, *arguments: Any, values: PyTree = ()) -> Any:
     except TypeError:
         return build(*arguments)
     if key not in _kept:
-        _kept[key] = build(*weak)
-        for reference in references:
-            weakref.finalize(reference.owner(), _kept.pop, key, None).atexit = False
-    return _kept[key]
+        program = build(*weak)
+        _kept[key] = program, [_when_gone(reference, key) for reference in references]
+    return _kept[key][0]
 
 
 def outermost(values: PyTree) -> bool:
     """Whether neither the values nor the place of the call are traced."""
     return is_concrete(values, jnp.zeros(()))
+
+
+def _when_gone(reference: Reference, key: Hashable) -> weakref.finalize:
+    finalizer = weakref.finalize(reference.owner(), _forget, key)
+    finalizer.atexit = False
+    return finalizer
+
+
+def _forget(key: Hashable) -> None:
+    """Let a program go; and the key, which the finalizers of functions that live on would hold."""
+    _, finalizers = _kept.pop(key)
+    for finalizer in finalizers:
+        finalizer.detach()
 
 
 def _weakly(value: Any, references: list[Reference]) -> Any:

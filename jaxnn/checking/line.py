@@ -5,7 +5,6 @@ cancel by chance. It and the steps are arguments of one program, which goes thro
 memory of one evaluation. A gradient claims phi'(0) = <g, v>; the values show another slope.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -90,7 +89,7 @@ class Line:
         self.scales = [_scales(np.asarray(x, np.float64)) for x in points]
         self._values = values
         self._steps = ladder()
-        self._drawn = functools.cache(self._draw)
+        self._drawn: dict[tuple[int, int, bool], np.ndarray] = {}
 
     def compare(self, claims: np.ndarray, direction: Direction) -> Comparison:
         """Hold the claims of one leaf against the slope along a direction."""
@@ -118,8 +117,10 @@ class Line:
 
     def moves(self, direction: Direction) -> np.ndarray:
         """By how much each entry of a direction moves, per unit of the step."""
-        drawn = self._drawn(direction.leaf, direction.seed, direction.relative)
-        return drawn[direction.low : direction.high]
+        which = (direction.leaf, direction.seed, direction.relative)
+        if which not in self._drawn:
+            self._drawn[which] = self._draw(*which)
+        return self._drawn[which][direction.low : direction.high]
 
     def _draw(self, leaf: int, seed: int, relative: bool) -> np.ndarray:
         """Numbers of random sign and size for all entries, the same ones for any range of them."""
