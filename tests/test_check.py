@@ -10,12 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gradient_cases import CASES, draw, rule
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import jaxnn
 from jaxnn import GradientError, assert_gradient, check_gradient
-from jaxnn.checking.slope import estimate_slope, ladder
 
 BAD_VERDICTS = ("differs", "not finite")
 
@@ -114,6 +111,18 @@ def test_one_percent_of_one_entry_in_a_million_is_named():
     )
     report = check_gradient(f, draw(0, 1_000_000))
     assert [e.index for e in report.leaves[0].entries] == [(654321,)]
+
+
+@pytest.mark.parametrize("dtype, error", [("bfloat16", 1.06), ("float16", 1.01), ("float32", 1.01)])
+def test_a_rule_is_judged_as_its_leaf_is(dtype, error):
+    """One definition of how far a dtype reaches: 6 % is beyond bfloat16's, too."""
+    sine = rule(
+        lambda x: jnp.sin(x), lambda args, g: ((error * g * jnp.cos(args[0])).astype(dtype),)
+    )
+    report = check_gradient(lambda x: jnp.sum(sine(x)), draw(0, 4, dtype=np.float32).astype(dtype))
+    assert report.leaves[0].verdict == "differs"
+    assert report.rules[0].verdict == "differs"
+    assert report.rules[0].difference == pytest.approx(1 - 1 / error, rel=0.1)
 
 
 def test_a_second_check_compiles_nothing():
@@ -247,30 +256,6 @@ def test_the_evidence_can_be_drawn(tmp_path):
     assert axes.get_xlabel() and axes.get_title() == "[0]: differs"
     with pytest.raises(ValueError, match=r"`path` must be one of \['\[0\]'\]. Got 'x'."):
         check_gradient(f, *args).plot("x")
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.sampled_from(["sin", "exp", "tanh", "cube", "wave", "offset"]),
-    st.floats(-3, 3),
-    st.sampled_from([np.float64, np.float32]),
-)
-def test_the_bound_holds_the_true_error(name, x, dtype):
-    f, derivative = {
-        "sin": (np.sin, np.cos),
-        "exp": (np.exp, np.exp),
-        "tanh": (np.tanh, lambda x: 1 / np.cosh(x) ** 2),
-        "cube": (lambda x: x**3 - x, lambda x: 3 * x**2 - 1),
-        "wave": (lambda x: np.sin(200 * x), lambda x: 200 * np.cos(200 * x)),
-        "offset": (lambda x: 1e4 + x**2, lambda x: 2 * x),
-    }[name]
-    t = ladder()
-    value = lambda t: np.float64(dtype(f(x + t)))  # noqa: E731  values rounded to dtype
-    epsilon = float(np.finfo(dtype).eps)
-    slope = estimate_slope(
-        t, np.array([value(s) for s in t]), np.array([value(-s) for s in t]), value(0.0), epsilon
-    )
-    assert abs(slope.value - derivative(x)) <= slope.bound
 
 
 BAD = [

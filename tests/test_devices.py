@@ -32,6 +32,13 @@ shared = jaxnn.numerical_grad(jaxnn.loss, mesh=mesh)(*args)
 for name in params:
     here = np.asarray(shared[name].addressable_data(0))
     np.testing.assert_allclose(here, alone[name], rtol=1e-6, atol=1e-9)
+spec = PartitionSpec("entries")
+total = lambda x: jax.lax.psum(jnp.sum(jnp.sin(x) ** 2), "entries")
+mapped = jax.shard_map(total, mesh=mesh, in_specs=spec, out_specs=PartitionSpec())
+if jax.process_count() == 1:  # a function mapped over all devices is differentiated on them
+    point = jnp.linspace(0.1, 1, 2 * jax.device_count())
+    np.testing.assert_allclose(jaxnn.numerical_grad(mapped)(point), jax.grad(mapped)(point), 1e-5)
+    assert jaxnn.check_gradient(mapped, point).ok
 print("same on", jax.device_count(), "devices of", jax.process_count(), "processes")
 """
 

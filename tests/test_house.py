@@ -28,9 +28,7 @@ def name_of(path):
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {
-    name_of(path): path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"
-}
+MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"}
 
 
 def floor_of(module):

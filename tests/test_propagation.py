@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import AxisType
 
-from jaxnn.numerical import loop
-from jaxnn.numerical.loop import by_entry, entries_at_once
+from jaxnn import numerical_grad, numerical_jacobian
+from jaxnn.numerical.loop import entries_at_once
 from jaxnn.numerical.propagate import perturbed
 
 # The programs here run once, on a few numbers: what counts is the time to compile them.
@@ -489,20 +489,12 @@ def test_the_change_of_a_sum_has_the_digits_that_the_sum_has_not():
 # Where values are not finite, and the loop over entries.
 
 
-def ends_of(leaves, h):
-    return [(x + h, x - h, (x + h) - (x - h)) for x in leaves]
-
-
-def gradients(f, leaves, h=0.25, **options):
-    return jit_quickly(lambda leaves: by_entry(f, leaves, ends_of(leaves, h), **options))(
-        [jnp.asarray(x) for x in leaves]
-    )
-
-
-def dense(f, leaves, h=0.25):
-    return jit_quickly(lambda leaves: loop.by_entry_dense(f, leaves, ends_of(leaves, h)))(
-        [jnp.asarray(x) for x in leaves]
-    )
+def quotients(f, leaves, h=0.25, scheme="central", **options):
+    """Difference quotients of all that f returns by every entry, in their own dtype."""
+    every = tuple(range(len(leaves)))
+    options |= {"h": h, "scheme": scheme, "evaluation": "own"}
+    jacobian = numerical_jacobian(lambda *p: f(list(p)), every, **options)
+    return jit_quickly(jacobian)(*map(jnp.asarray, leaves))
 
 
 def assert_same(got, want, rtol):
@@ -524,35 +516,39 @@ def assert_same(got, want, rtol):
 )
 def test_what_is_not_finite_is_evaluated_as_a_whole(x64, f, leaves):
     assert not all(finite for finite, _, _ in both(f, leaves)[0])
-    assert_same(gradients(f, leaves), dense(f, leaves), 1e-12)
+    assert_same(quotients(f, leaves), quotients(f, leaves, method="dense"), 1e-12)
 
 
 @pytest.mark.parametrize("name", ["unary", "recurrent", "conv", "scalar leaf", "identity", "casts"])
-def test_by_entry_is_the_dense_one(x64, name):
+def test_propagation_gives_what_evaluation_as_a_whole_gives(x64, name):
     f, leaves = CASES[name]
     numbers = lambda p: [y.astype(jnp.result_type(y, jnp.float32)) for y in jax.tree.leaves(f(p))]  # noqa: E731
-    assert_same(
-        gradients(numbers, leaves), dense(numbers, leaves), 1e-12 if name != "casts" else 1e-2
-    )
+    found, want = quotients(numbers, leaves), quotients(numbers, leaves, method="dense")
+    assert_same(found, want, 1e-12 if name != "casts" else 1e-2)
 
 
 def test_any_batch_size_gives_the_same(x64):
     f, leaves = CASES["joined attention"]
-    want = dense(f, leaves)
+    want = quotients(f, leaves, method="dense")
     for batch_size in (1, 5, 1000):
-        assert_same(gradients(f, leaves, batch_size=batch_size), want, 1e-12)
+        assert_same(quotients(f, leaves, batch_size=batch_size), want, 1e-12)
 
 
 def test_a_batch_is_bounded_by_memory():
     assert entries_at_once(8) == 64 and entries_at_once(2**22) == 2 and entries_at_once(2**40) == 1
 
 
-def test_by_entry_on_a_mesh(x64):
+def test_a_mesh_gives_the_same(x64):
     f, leaves = CASES["joined attention"]
     mesh = jax.make_mesh((jax.device_count(),), ("entries",), axis_types=(AxisType.Auto,))
-    alone = gradients(f, leaves)
-    assert_same(gradients(f, leaves, mesh=mesh), alone, 1e-12)
-    assert_same(gradients(f, leaves, mesh=mesh, batch_size=3), alone, 1e-12)
+    f_of = lambda *p: f(list(p))  # noqa: E731
+    every, points = tuple(range(len(leaves))), [jnp.asarray(x) for x in leaves]
+    alone, shared, in_threes = (
+        jit_quickly(numerical_grad(f_of, every, h=0.25, **options))(*points)
+        for options in ({}, {"mesh": mesh}, {"mesh": mesh, "batch_size": 3})
+    )
+    assert_same(shared, alone, 1e-12)
+    assert_same(in_threes, alone, 1e-12)
 
 
 def test_side_effects_happen_in_every_evaluation(capfd):
@@ -560,26 +556,24 @@ def test_side_effects_happen_in_every_evaluation(capfd):
         jax.debug.print("seen {}", p[0].sum())
         return (p[0] ** 2).sum()
 
-    got = gradients(f, [jnp.ones(3)])
+    (got,) = quotients(f, [jnp.ones(3)])
     jax.effects_barrier()
-    np.testing.assert_allclose(got[0], 2.0)
+    np.testing.assert_allclose(got, 2.0)
     assert capfd.readouterr().out.count("seen") >= 6
 
 
 def test_under_vmap_and_twice(x64):
     x = jnp.asarray(a(5, 3))
-    f = lambda p: jnp.sum(jnp.tanh(x @ p[0]) ** 2)  # noqa: E731
-    one = lambda w: by_entry(f, [w], ends_of([w], 1e-3))[0]  # noqa: E731
+    f = lambda w: jnp.sum(jnp.tanh(x @ w) ** 2)  # noqa: E731
+    one = numerical_grad(f, h=1e-3)
     ws = jnp.asarray(a(6, 3, 4))
     vmapped, alone = jit_quickly(jax.vmap(one))(ws), jit_quickly(one)
     np.testing.assert_allclose(vmapped, jnp.stack([alone(w) for w in ws]), rtol=1e-10)
     # A batch of flags would turn the choice between propagation and evaluation as a whole into both
     # of them.
     assert "cond" in str(jax.make_jaxpr(jax.vmap(one))(ws))
-    hessian = jit_quickly(lambda w: by_entry(lambda p: one(p[0]), [w], ends_of([w], 1e-3))[0])(
-        ws[0]
-    )
-    np.testing.assert_allclose(hessian, jax.hessian(lambda w: f([w]))(ws[0]), atol=1e-4)
+    hessian = jit_quickly(numerical_jacobian(one, h=1e-3))(ws[0])
+    np.testing.assert_allclose(hessian, jax.hessian(f)(ws[0]), atol=1e-4)
 
 
 OPS = [
