@@ -89,8 +89,9 @@ def kept(build: Callable, *arguments: Any, values: PyTree = ()) -> Any:
     except TypeError:
         return build(*arguments)
     if key not in _kept:
-        program = build(*weak)
-        _kept[key] = program, [_when_gone(reference, key) for reference in references]
+        made = build(*weak), []
+        if _kept.setdefault(key, made) is made:  # else another thread was first
+            made[1].extend(_when_gone(reference, key) for reference in references)
     return _kept[key][0]
 
 
@@ -107,7 +108,7 @@ def _when_gone(reference: Reference, key: Hashable) -> weakref.finalize:
 
 def _forget(key: Hashable) -> None:
     """Let a program go; and the key, which the finalizers of functions that live on would hold."""
-    _, finalizers = _kept.pop(key)
+    _, finalizers = _kept.pop(key, (None, []))
     for finalizer in finalizers:
         finalizer.detach()
 

@@ -1,13 +1,34 @@
-"""Shapes in signatures are checked at run time here, and only here."""
+"""What all tests share: shapes in signatures are checked at run time, here alone; and properties
+are drawn anew each day.
+"""
 
 import contextlib
+import datetime
 
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import pytest
+from hypothesis import settings
 
 jaxtyping.install_import_hook("jaxnn", "beartype.beartype")
+# The time that an example takes is that of its compilation; and what fails is found again by its
+# seed, not by a database.
+settings.register_profile("jaxnn", deadline=None, database=None, print_blob=True)
+settings.load_profile("jaxnn")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """The same examples all day, so that a failure comes again; others tomorrow."""
+    if config.getoption("hypothesis_seed", None) is None:
+        config.option.hypothesis_seed = str(datetime.date.today().toordinal())
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    if exitstatus:
+        seed = config.getoption("hypothesis_seed")
+        terminalreporter.write_line(f"properties were drawn with --hypothesis-seed={seed}")
 
 
 @pytest.fixture

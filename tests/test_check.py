@@ -247,96 +247,12 @@ def test_the_report_as_text_html_and_json():
     assert data["ok"] is False and data["leaves"][0]["entries"][0]["index"][0] == 2
 
 
-def test_the_evidence_can_be_drawn(tmp_path):
-    import matplotlib
-
-    matplotlib.use("agg")
+def test_the_evidence_that_is_drawn_is_the_reports():
     f, args = by_name("one_row_dropped")
-    axes = check_gradient(f, *args).plot("[0]")
-    assert axes.get_xlabel() and axes.get_title() == "[0]: differs"
-    with pytest.raises(ValueError, match=r"`path` must be one of \['\[0\]'\]. Got 'x'."):
-        check_gradient(f, *args).plot("x")
-
-
-BAD = [
-    (lambda: check_gradient(3, jnp.ones(2)), TypeError, "`f` must be a function. Got int 3."),
-    (
-        lambda: check_gradient(jnp.sum, jnp.ones(2, int)),
-        TypeError,
-        r"`args\[0\]` must be floating-point.* Got int32\[2\].",
-    ),
-    (
-        lambda: check_gradient(jnp.sum, jnp.ones(2), argnums=1),
-        ValueError,
-        "`argnums` must name positional arguments",
-    ),
-    (
-        lambda: check_gradient(jnp.sin, jnp.ones(2)),
-        TypeError,
-        r"`f` must return a scalar, or `cotangent` .* Got float32\[2\].",
-    ),
-    (
-        lambda: check_gradient(lambda x: 1, jnp.ones(2)),
-        TypeError,
-        r"`f` must return real floating-point output. Got int32\[\].",
-    ),
-    (
-        lambda: check_gradient(jnp.sum, jnp.array([1.0, jnp.nan])),
-        ValueError,
-        r"`args\[0\]` must be finite. Got nan at index \[1\].",
-    ),
-    (
-        lambda: check_gradient(lambda p: p["a"].sum(), {"a": jnp.array([[1.0, jnp.inf]])}),
-        ValueError,
-        r"`args\[0\]\['a'\]` must be finite. Got inf at index \[0, 1\].",
-    ),
-    (
-        lambda: check_gradient(
-            lambda p: p["a"].sum(), {"a": jnp.ones(2)}, gradient=lambda p: {"a": jnp.ones(3)}
-        ),
-        ValueError,
-        r"`gradient\(...\)\['a'\]` must have shape \(2,\), like `args\[0\]\['a'\]`. Got shape "
-        r"\(3,\).",
-    ),
-    (
-        lambda: check_gradient(
-            lambda p: p["a"].sum(), {"a": jnp.ones(2)}, gradient=lambda p: jnp.ones(2)
-        ),
-        ValueError,
-        r"`gradient\(...\)` must have the structure of `args\[0\]`",
-    ),
-    (
-        lambda: check_gradient(jnp.sum, jnp.ones(2), order=3),
-        ValueError,
-        "`order` must be 1 or 2. Got 3.",
-    ),
-    (
-        lambda: check_gradient(jnp.sum, jnp.ones(2), seed=-1),
-        ValueError,
-        "`seed` must be an integer of at least 0. Got -1.",
-    ),
-    (
-        lambda: check_gradient(jnp.sin, jnp.ones(2), cotangent="all"),
-        ValueError,
-        "`cotangent` must be a pytree .* Got 'all'.",
-    ),
-    (
-        lambda: check_gradient(jnp.sin, jnp.ones(2), cotangent=jnp.ones(3)),
-        ValueError,
-        r"`cotangent` must have the shapes",
-    ),
-    (
-        lambda: check_gradient(lambda x: float(x.sum()), jnp.ones(2)),
-        TypeError,
-        "`f` must be differentiable by JAX, or `gradient`",
-    ),
-]
-
-
-@pytest.mark.parametrize("call, error, message", BAD)
-def test_bad_input_is_refused(own_errors, call, error, message):
-    with pytest.raises(error, match=message):
-        call()
+    report = check_gradient(f, *args)
+    leaf, axes = report.leaves[0], report.plot("[0]")
+    drawn = {tuple(np.asarray(line.get_xdata(), float)) for line in axes.lines}
+    assert leaf.steps in drawn and axes.get_title() == "[0]: differs"
 
 
 def test_a_numpy_function_is_checked_against_a_hand_written_gradient():

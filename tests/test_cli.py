@@ -140,39 +140,6 @@ def test_tour_agrees_with_the_chapter(capsys):
     assert re.search(r"0.1999999999990898 +0.1999999999990898", capsys.readouterr().out)
 
 
-BAD = [
-    ([], "the following arguments are required: COMMAND"),
-    (["bake"], "invalid choice: 'bake'"),
-    (
-        ["train", "--epochs", "0"],
-        "argument --epochs: must be a whole number of at least 1. Got '0'",
-    ),
-    (
-        ["train", "--epochs", "x"],
-        "argument --epochs: must be a whole number of at least 1. Got 'x'",
-    ),
-    (["train", "--lr", "nan"], "argument --lr: must be a finite number of at least 0. Got 'nan'"),
-    (
-        ["train", "--layers", "50,"],
-        "argument --layers: must be a whole number of at least 1. Got ''",
-    ),
-    (["train", "--seed", "-1"], "argument --seed: must be a whole number of at least 0. Got '-1'"),
-    (["train", "--lr", "0.1,,1"], "argument --lr: must be a finite number of at least 0. Got ''"),
-    (["train", "--every", "0"], "argument --every: must be a whole number of at least 1. Got '0'"),
-    (["train", "--resume", "yes"], "argument --resume: invalid choice: 'yes'"),
-    (["figures"], "the following arguments are required: --out"),
-    (["eval"], "the following arguments are required: DIR"),
-    (["train", "--grad", "none"], "argument --grad: invalid choice: 'none'"),
-]
-
-
-@pytest.mark.parametrize("argv, message", BAD)
-def test_a_mistake_is_one_line_and_exit_code_2(capsys, argv, message):
-    with pytest.raises(SystemExit) as exit:
-        main(argv)
-    assert exit.value.code == 2 and message in capsys.readouterr().err
-
-
 def test_a_directory_without_the_files_is_one_line(capsys, tmp_path):
     assert main(["train", "--data", str(tmp_path)]) == 2
     err = capsys.readouterr().err

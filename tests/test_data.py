@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxnn import load_digits, load_mnist, one_hot, sample_batch
-from jaxnn.data import count_examples, read_idx, shuffled
+from jaxnn.data import read_idx, shuffled
 
 
 def test_the_digits_are_the_real_ones():
@@ -29,7 +30,7 @@ def test_the_digits_are_the_real_ones():
 
 
 def test_the_digits_are_those_of_scikit_learn():
-    reference = pytest.importorskip("sklearn.datasets").load_digits()
+    reference = sklearn.datasets.load_digits()
     digits = load_digits()
     ours = {
         (*np.round(np.asarray(x) * 16).astype(int), int(t))
@@ -152,15 +153,7 @@ def test_a_broken_file_is_named_with_what_is_wrong(mnist, name, content, error, 
         load_mnist(mnist)
 
 
-def test_a_directory_that_is_none_is_refused(tmp_path):
-    with pytest.raises(
-        FileNotFoundError,
-        match="`directory` must be a directory with MNIST's IDX files. Got '.*nowhere'.",
-    ):
-        load_mnist(tmp_path / "nowhere")
-
-
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=60), st.booleans(), st.integers(0, 30))
 def test_the_reader_gives_the_right_array_or_a_clear_error(tmp_path_factory, noise, zipped, cut):
     good = idx(np.arange(6).reshape(1, 2, 3))
@@ -215,50 +208,3 @@ def test_the_order_is_the_same_in_a_compiled_program_and_with_64_bits():
     assert np.array_equal(alone, jax.lax.map(lambda key: shuffled(key, 9), keys))
     with jax.enable_x64(True):
         assert np.array_equal(alone[0], shuffled(keys[0], 9))
-
-
-BAD = [
-    (
-        lambda: load_digits(test_size=1797),
-        ValueError,
-        "`test_size` must be under 1797, the number of images. Got 1797.",
-    ),
-    (
-        lambda: load_digits(test_size=0),
-        ValueError,
-        "`test_size` must be an integer of at least 1. Got 0.",
-    ),
-    (lambda: load_digits(seed=-1), ValueError, "`seed` must be an integer of at least 0. Got -1."),
-    (
-        lambda: one_hot(jnp.array([3]), 3),
-        ValueError,
-        "`t` must be class indices from 0 to 2. Got 3.",
-    ),
-    (
-        lambda: one_hot(jnp.array([1.0]), 3),
-        TypeError,
-        r"`t` must be class indices \(integers\). Got float32\[1\].",
-    ),
-    (
-        lambda: sample_batch(jax.random.key(0), jnp.ones((0, 2)), 3),
-        ValueError,
-        r"`data` must be arrays .* Got `data` \(0, 2\).",
-    ),
-    (
-        lambda: sample_batch(jax.random.key(0), jnp.ones(3), 0),
-        ValueError,
-        "`batch_size` must be an integer of at least 1",
-    ),
-    (
-        lambda: count_examples((jnp.ones(3), jnp.ones(2))),
-        ValueError,
-        r"Got `data\[0\]` \(3,\), `data\[1\]` \(2,\).",
-    ),
-    (lambda: count_examples(()), ValueError, "Got no arrays."),
-]
-
-
-@pytest.mark.parametrize("call, error, message", BAD)
-def test_bad_input_is_refused(own_errors, call, error, message):
-    with pytest.raises(error, match=message):
-        call()

@@ -115,7 +115,7 @@ EXPRESSIONS = [
 ]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, len(EXPRESSIONS) - 1), st.sampled_from([1, 4]), st.integers(0, 10**6))
 def test_numerical_grad_agrees_with_jax_grad_on_expressions(which, n, seed):
     f = EXPRESSIONS[which]
@@ -335,129 +335,18 @@ def test_a_numerical_gradient_inside_jit_can_be_differentiated():
     np.testing.assert_allclose(second, jnp.diag(-jnp.sin(jnp.array([0.3, 2.0]))), atol=1e-3)
 
 
-BAD = [
-    (
-        lambda: numerical_gradient(bowl, [3, 4]),
-        TypeError,
-        r"`x\[0\]` must be floating-point.* Got int 3.",
-    ),
-    (
-        lambda: numerical_gradient(bowl, jnp.array([3, 4])),
-        TypeError,
-        r"`x` must be floating-point.* Got int32\[2\].",
-    ),
-    (
-        lambda: numerical_gradient(bowl, {"a": jnp.ones(2), "b": jnp.ones(2) * 1j}),
-        TypeError,
-        r"`x\['b'\]` must be real",
-    ),
-    (
-        lambda: numerical_gradient(bowl, "x"),
-        TypeError,
-        r"`x` must be an array or a number. Got str 'x'.",
-    ),
-    (
-        lambda: numerical_gradient(bowl, []),
-        TypeError,
-        r"`x` must hold at least one floating-point array. Got an empty list.",
-    ),
-    (
-        lambda: numerical_gradient(lambda x: x, jnp.ones(2)),
-        TypeError,
-        r"`f` must return a real scalar. Got float32\[2\].",
-    ),
-    (
-        lambda: numerical_gradient(lambda x: 1, jnp.ones(2)),
-        TypeError,
-        r"`f` must return a real scalar. Got int32\[\].",
-    ),
-    (lambda: numerical_gradient(3, jnp.ones(2)), TypeError, r"`f` must be a function. Got int 3."),
-    (
-        lambda: numerical_gradient(bowl, jnp.ones(2), h=0),
-        ValueError,
-        r"`h` must be positive and finite. Got 0.0.",
-    ),
-    (
-        lambda: numerical_gradient(bowl, jnp.ones(2), h=-1e-4),
-        ValueError,
-        r"`h` must be positive and finite. Got -0.0001.",
-    ),
-    (
-        lambda: numerical_gradient(bowl, jnp.ones(2), h=float("nan")),
-        ValueError,
-        r"`h` must be positive and finite. Got nan.",
-    ),
-    (
-        lambda: numerical_gradient(bowl, jnp.ones(2), h="1"),
-        TypeError,
-        r"`h` must be a number. Got str '1'.",
-    ),
-    (
-        lambda: numerical_gradient(bowl, jnp.ones(2), h=1e-50),
-        ValueError,
-        r"`h` must be large enough to change `x` in float64.* Got 1e-50.",
-    ),  # noqa: E501
-    (
-        lambda: numerical_gradient(
-            lambda p: bowl(p["w"]), {"w": jnp.full(2, 1e4)}, h=1e-5, evaluation="own"
-        ),
-        ValueError,
-        r"`h` must be large enough to change `x\['w'\]` in float32, where values near it are "
-        r"0.00098 apart. Got 1e-05.",
-    ),
-    (
-        lambda: numerical_gradient(bowl, jnp.ones(2), scheme="centre"),
-        ValueError,
-        r"`scheme` must be 'central'.* Got 'centre'.",
-    ),
-    (
-        lambda: numerical_gradient(bowl, jnp.ones(2), evaluation="f"),
-        ValueError,
-        r"`evaluation` must be 'float64'.* Got 'f'.",
-    ),
-    (
-        lambda: numerical_gradient(bowl, jnp.ones(2), batch_size=0),
-        ValueError,
-        r"`batch_size` must be an integer of at least 1",
-    ),
-    (
-        lambda: numerical_grad(bowl, 1)(jnp.ones(2)),
-        ValueError,
-        r"`argnums` must name positional arguments, of which there are 1. Got 1.",
-    ),  # noqa: E501
-    (
-        lambda: numerical_diff(jnp.sum, jnp.ones(2)),
-        TypeError,
-        r"`f` must return one number for each entry of `x`, shape \(2,\)",
-    ),
-    (lambda: numerical_diff(parabola, jnp.array([5])), TypeError, r"`x` must be floating-point"),
-    (
-        lambda: partial_derivative(bowl, jnp.ones(2), 2),
-        IndexError,
-        r"`index` must name one entry of `x`.*\(2,\). Got 2.",
-    ),
-    (
-        lambda: partial_derivative(bowl, jnp.ones((2, 2)), 0),
-        IndexError,
-        r"`index` must name one entry of `x`.*\(2, 2\). Got 0.",
-    ),
-    (
-        lambda: directional_derivative(bowl, jnp.ones(2), jnp.ones(3)),
-        ValueError,
-        r"`v` must have shape \(2,\), like `x`. Got shape \(3,\).",
-    ),
-    (
-        lambda: directional_derivative(lambda p: 0.0, {"a": jnp.ones(2)}, {"b": jnp.ones(2)}),
-        ValueError,
-        r"`v` must have the structure of `x`",
-    ),
-]
-
-
-@pytest.mark.parametrize("call, error, message", BAD)
-def test_bad_input_is_refused(own_errors, call, error, message):
-    with pytest.raises(error, match=message):
-        call()
+def test_empty_leaves_have_empty_derivatives():
+    point = {"a": jnp.array([3.0, 4.0]), "b": jnp.ones((0, 3))}
+    total = lambda x: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(x))  # noqa: E731
+    gradient = numerical_grad(total)(point)
+    assert gradient["a"].tolist() == pytest.approx([6, 8], rel=1e-5) and gradient["b"].shape == (
+        0,
+        3,
+    )
+    assert numerical_grad(total)({"b": jnp.ones(0)})["b"].shape == (0,)
+    hessian = numerical_hessian(total)(point)
+    assert hessian["a"]["b"].shape == (2, 0, 3) and hessian["b"]["b"].shape == (0, 3, 0, 3)
+    assert numerical_jacobian(lambda x: 2 * x["a"])(point)["b"].shape == (2, 0, 3)
 
 
 def test_a_traced_step_too_small_gives_nan_not_zero():

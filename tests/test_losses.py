@@ -42,7 +42,7 @@ def numpy_losses(z, t):
     }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from([1, 3]),
     st.sampled_from([2, 5]),
@@ -145,43 +145,3 @@ def test_accuracy_counts(dtype):
     assert float(accuracy(y, jnp.array([0, 1, 1]))) == pytest.approx(2 / 3)
     assert float(accuracy(y, one_hot(jnp.array([0, 1, 1]), 2, dtype))) == pytest.approx(2 / 3)
     assert float(accuracy(y[0], jnp.array(0))) == 1
-
-
-BAD = [
-    (
-        jnp.ones((2, 3)),
-        jnp.ones((4, 5)),
-        ValueError,
-        r"`t` must have shape \(2, 3\) or \(2,\), to fit `\w+`. Got shape \(4, 5\).",
-    ),
-    (jnp.ones((2, 3)), jnp.ones(2), TypeError, r"`t` must be class indices .* Got float32\[2\]."),
-    (
-        jnp.ones((2, 3), int),
-        jnp.array([0, 1]),
-        TypeError,
-        r"`\w+` must be floating-point. Got int32\[2, 3\].",
-    ),
-    (
-        jnp.ones((0, 3)),
-        jnp.ones(0, int),
-        ValueError,
-        r"`\w+` must have at least one example and one class. Got shape \(0, 3\).",
-    ),
-    (
-        jnp.ones(()),
-        jnp.ones((), int),
-        ValueError,
-        r"`\w+` must have at least one example and one class. Got shape \(\).",
-    ),
-    ("text", jnp.ones(2, int), TypeError, r"`\w+` must be an array or a number. Got str 'text'."),
-]
-
-
-@pytest.mark.parametrize("loss", [*LOSSES, accuracy])
-@pytest.mark.parametrize("y, t, error, message", BAD)
-def test_bad_input_is_refused(own_errors, loss, y, t, error, message):
-    with pytest.raises(error, match=message):
-        loss(y, t)
-    if not isinstance(y, str):
-        with pytest.raises(error, match=message):
-            jax.jit(loss)(y, t)

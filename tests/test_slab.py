@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jaxnn.numerical.slab import Slab, any_index, common, cut, dense, fit, unravel, write
 
 SHAPES = [(), (3,), (2, 3), (1, 4), (2, 1, 3)]
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=50)
 
 
 def numbers(shape, seed):

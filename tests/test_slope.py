@@ -11,7 +11,7 @@ from jaxnn import check_gradient
 from jaxnn.checking.slope import estimate_slope, ladder
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.sampled_from(["sin", "exp", "tanh", "cube", "wave", "offset"]),
     st.floats(-3, 3),

@@ -270,7 +270,7 @@ def _eager_gradient(value: Callable) -> Callable:
         except jax.errors.JAXTypeError as error:
             reason = str(error).partition("\n")[0]
             raise TypeError(
-                f"`f` must be differentiable by JAX, or `gradient` must be given. Got: {reason}"
+                f"`f` must be differentiable by JAX, or `gradient` must be given. Got {reason}"
             ) from None
 
     return both
