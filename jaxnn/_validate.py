@@ -47,7 +47,7 @@ def require_arrays(name: str, tree: Any) -> None:
             )
 
 
-def _is_array(leaf):
+def _is_array(leaf: Any) -> bool:
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or not hasattr(leaf, "shape"):
         return False

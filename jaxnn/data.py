@@ -353,5 +353,5 @@ def require_batches(name: str, data: PyTree, like: PyTree = None) -> None:
         require_same_form(f"an example of {name}", first[0], "data", first[1])
 
 
-def _rows(images, largest):
+def _rows(images: np.ndarray, largest: int) -> np.ndarray:
     return images.reshape(len(images), -1).astype(np.float32) / np.float32(largest)

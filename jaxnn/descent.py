@@ -8,7 +8,7 @@ function object: pass data that changes by a new function.
 
 import enum
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -321,7 +321,7 @@ def _minimization(f: Callable, grad: Callable, update: Callable) -> Callable:
     return minimise
 
 
-def _split(tree):
+def _split(tree: PyTree) -> tuple[list[jax.Array], list[Any], Callable]:
     """The leaves that move (the floating ones), the rest, and what joins both to a tree."""
     leaves, structure = jax.tree.flatten(tree)
     moving = [is_differentiable(leaf) for leaf in leaves]
@@ -355,18 +355,18 @@ def _value_and_gradient(f: Callable, grad: Callable, merge: Callable) -> tuple[C
     return value, checked
 
 
-def _step(x, gradient, lr):
+def _step(x: Sequence[jax.Array], gradient: Sequence[jax.Array], lr: jax.Array) -> list[jax.Array]:
     return [
         leaf - lr.astype(leaf.dtype) * g.astype(leaf.dtype)
         for leaf, g in zip(x, gradient, strict=True)
     ]
 
 
-def _all_finite(leaves) -> Bool[Array, ""]:
+def _all_finite(leaves: Sequence[jax.Array]) -> Bool[Array, ""]:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
-def _typed(number, tree):
+def _typed(number: Any, tree: PyTree) -> Any:
     """A number with the tree's widest floating dtype: a Python float beside an array would compile
     twice.
     """
@@ -374,12 +374,14 @@ def _typed(number, tree):
     return np.asarray(number, dtype) if is_concrete(number) else jnp.asarray(number, dtype)
 
 
-def _dtype(tree):
+def _dtype(tree: PyTree) -> Any:
     """The widest floating dtype in a tree."""
     return jnp.result_type(*(leaf for leaf in jax.tree.leaves(tree) if is_differentiable(leaf)))
 
 
-def _require_descent(f, init_x, number, grad, name="lr"):
+def _require_descent(
+    f: Callable, init_x: PyTree, number: Any, grad: Callable, name: str = "lr"
+) -> None:
     require_callable("f", f)
     require_floating("init_x", init_x)
     require_arguments("f", f, init_x)

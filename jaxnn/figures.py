@@ -3,6 +3,7 @@
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ from jaxnn.network import init_network, loss, predict
 from jaxnn.numerical.differences import numerical_diff, numerical_grad
 from jaxnn.surfaces import bowl, parabola, plateau, saddle, two_valleys
 from jaxnn.training.fit import fit
+from jaxnn.training.history import Fit
 
 
 def draw(directory: str | Path) -> list[Path]:
@@ -46,7 +48,7 @@ def draw(directory: str | Path) -> list[Path]:
     return written
 
 
-def _losses(figure):
+def _losses(figure: Figure) -> None:
     p = jnp.concatenate([jnp.logspace(-10, -2, 81), jnp.linspace(0.02, 1, 99)])
     rest = jnp.broadcast_to((1 - p[:, None]) / 9, (len(p), 9))
     answers, truth = jnp.concatenate([p[:, None], rest], axis=1), jnp.array(0)
@@ -59,7 +61,7 @@ def _losses(figure):
     panels[1].set_title("Two losses, the rest spread over nine classes")
 
 
-def _loss_and_accuracy(figure):
+def _loss_and_accuracy(figure: Figure) -> None:
     """From the initial weights to the trained ones, on few examples, so that the stairs can be
     seen.
     """
@@ -80,7 +82,7 @@ def _loss_and_accuracy(figure):
     figure.suptitle("Loss and accuracy of 20 test digits")
 
 
-def _activations(figure):
+def _activations(figure: Figure) -> None:
     x = jnp.arange(-200, 201) / 50
     functions = {
         "step": lambda x: jnp.where(x > 0, 1.0, 0.0),
@@ -99,7 +101,7 @@ def _activations(figure):
     )
 
 
-def _derivative(figure):
+def _derivative(figure: Figure) -> None:
     """The chapter's two tangents; and on e^x, which bends more, how secants close in on one."""
     chapter, *closing = figure.subplots(1, 3)
     x = jnp.linspace(0, 20, 201)
@@ -118,7 +120,7 @@ def _derivative(figure):
         plots.slopes(x, jnp.exp(x), lines, ax=ax).set_title(f"$f(x) = e^x$, {scheme} difference")
 
 
-def _step_errors(figure):
+def _step_errors(figure: Figure) -> None:
     def error(slope):
         return abs(np.asarray(slope, np.float64) / np.e - 1)  # of the derivative of e^x at 1
 
@@ -146,14 +148,14 @@ def _step_errors(figure):
     )
 
 
-def _default_step(diff, x, scheme):
+def _default_step(diff: Callable, x: jax.Array, scheme: str) -> float:
     """Told by powers of the distance from x: (h^2 - 0) / h is h, and (h^3 - (-h)^3) / 2h is h^2."""
     if scheme == "forward":
         return float(diff(lambda z: (z - x) ** 2, x))
     return float(diff(lambda z: (z - x) ** 3, x)) ** 0.5
 
 
-def _gradient(figure):
+def _gradient(figure: Figure) -> None:
     points = _grid(-2, 2.25, 18)
     left = plots.surface(points, bowl(points), ax=figure.add_subplot(1, 2, 1, projection="3d"))
     gradient = numerical_grad(lambda x: jnp.sum(bowl(x)))(points)
@@ -162,7 +164,7 @@ def _gradient(figure):
     right.set(title="The negative gradient of f", xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
 
 
-def _descent(figure):
+def _descent(figure: Figure) -> None:
     """The chapter's path, and its loss at several learning rates."""
     left, right = figure.subplots(1, 2)
     start, points = jnp.array([-3.0, 4.0]), _grid(-5, 5, 101)
@@ -172,11 +174,12 @@ def _descent(figure):
         points, bowl(points), {"lr = 0.1, from square to star": paths["lr = 0.1"]}, ax=left
     )
     left.set_aspect("equal")
-    figure.get_layout_engine().set(wspace=0.1)  # the colour bar's label would touch the next axis's
+    # Else the colour bar's label would touch the next axis's.
+    figure.set_layout_engine("constrained", wspace=0.1)
     plots.path_losses(paths, ax=right)
 
 
-def _learning_rates(figure):
+def _learning_rates(figure: Figure) -> None:
     def valley(x):
         return bowl(x * jnp.array([0.35, 1.0]))
 
@@ -193,7 +196,7 @@ def _learning_rates(figure):
         plots.descent_paths(points, valley(points), path, levels=6, ax=ax)
 
 
-def _zero_gradients(figure):
+def _zero_gradients(figure: Figure) -> None:
     figure.suptitle(
         "300 steps on $f(x_0, x_1)$, from square to star: where they end, and the gradient's "
         "length there"
@@ -233,19 +236,19 @@ def _zero_gradients(figure):
         plots.descent_paths(points, f(points), paths, levels=12, ax=ax).set_title(f"f = {name}")
 
 
-def _training(figure):
+def _training(figure: Figure) -> None:
     figure.suptitle("Learning from 1,500 digits")
     plots.training(_trained().history, axes=figure.subplots(1, 2))
 
 
-def _overfitting(figure):
+def _overfitting(figure: Figure) -> None:
     digits = load_digits()
     few = digits.x_train[:100], digits.t_train[:100]
     figure.suptitle("Learning 100 digits by heart: overfitting")
     plots.training(_fit(few, epochs=400, batch_size=20).history, axes=figure.subplots(1, 2))
 
 
-def _gradients(figure):
+def _gradients(figure: Figure) -> None:
     digits, params = load_digits(), _start(weight_scale=0.1)
     batch = digits.x_train[:20], digits.t_train[:20]
     numerical, automatic = (
@@ -261,7 +264,7 @@ def _gradients(figure):
     )
 
 
-def _mistakes(figure):
+def _mistakes(figure: Figure) -> None:
     digits = load_digits()
     y = jax.jit(lambda params, x: jax.nn.softmax(predict(params, x)))(
         _trained().params, digits.x_test
@@ -272,7 +275,7 @@ def _mistakes(figure):
     plots.mistakes(digits.x_test, digits.t_test, y, axes=figure.subplots(2, 5).flat)
 
 
-def _evidence(figure):
+def _evidence(figure: Figure) -> None:
     """The gradient of a network that is right, and the same with 1 % more in one entry of its first
     layer.
     """
@@ -292,16 +295,16 @@ def _evidence(figure):
         ax.label_outer()
 
 
-def _grid(low, high, count):
+def _grid(low: int | float, high: int | float, count: int) -> jax.Array:
     along = jnp.linspace(low, high, count)
     return jnp.stack(jnp.meshgrid(along, along), axis=-1)
 
 
-def _start(weight_scale=0.01):
+def _start(weight_scale: float = 0.01) -> dict[str, jax.Array]:
     return init_network(jax.random.key(0), (64, 20, 10), weight_scale)
 
 
-def _fit(data, epochs, batch_size):
+def _fit(data: tuple[jax.Array, jax.Array], epochs: int, batch_size: int) -> Fit:
     digits = load_digits()
 
     def metrics(params, x, t):
@@ -321,7 +324,7 @@ def _fit(data, epochs, batch_size):
 
 
 @functools.cache
-def _trained():
+def _trained() -> Fit:
     digits = load_digits()
     return _fit((digits.x_train, digits.t_train), epochs=60, batch_size=100)
 

@@ -6,6 +6,8 @@ shape of the output) or class indices (integers, one axis less). Under `jit` a c
 range cannot be refused; it makes the result NaN, never a wrong number.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,7 +144,7 @@ def accuracy(
     return jnp.mean(jnp.argmax(y, axis=-1) == t, dtype=jnp.float32)
 
 
-def _require_loss_arguments(name, y, t):
+def _require_loss_arguments(name: str, y: Any, t: Any) -> tuple[Array, Array]:
     """Output and targets as arrays whose shapes fit each other."""
     given, y, t = t, as_array(name, y), as_array("t", t)
     if not is_differentiable(y):
@@ -169,14 +171,14 @@ def _require_loss_arguments(name, y, t):
     return y, t
 
 
-def _one_hot(t, classes, dtype):
+def _one_hot(t: Array, classes: int, dtype: Any) -> Array:
     """One-hot rows; NaN for an index out of range, which only a traced index can be."""
     # NumPy's NaN: one that JAX computes, though nothing takes it, raises under jax_debug_nans.
     rows = jax.nn.one_hot(t, classes, dtype=dtype)
     return jnp.where(((t >= 0) & (t < classes))[..., None], rows, np.asarray(np.nan, dtype))
 
 
-def _expected(log_y, t):
+def _expected(log_y: Array, t: Array) -> Array:
     """Sum over classes of t log_y. A class with t = 0 adds nothing, even where log_y is -inf."""
     if t.shape == log_y.shape:
         return jnp.sum(jnp.where(t == 0, 0, t * jnp.where(t == 0, 0, log_y)), axis=-1)

@@ -614,7 +614,7 @@ def _panels(axes: Panels, rows: int, columns: int, exact: bool = True, **layout:
     return panels
 
 
-def _require_axes(name, x, *axes):
+def _require_axes(name: str, x: Any, *axes: str) -> None:
     """Refuse all but real arrays with these axes, none of them empty."""
     array = as_array(name, x, np.asarray)
     if array.ndim != len(axes) or not array.size or np.iscomplexobj(array):
@@ -623,7 +623,7 @@ def _require_axes(name, x, *axes):
         )
 
 
-def _require_curves(curves):
+def _require_curves(curves: Mapping[str, Any]) -> None:
     """Refuse all but real arrays of points, as many in each as in the first."""
     first = next(iter(curves))
     _require_axes(first, curves[first], "points")
@@ -631,7 +631,7 @@ def _require_curves(curves):
         require_same_form(name, curve, first, curves[first])
 
 
-def _require_grid(points):
+def _require_grid(points: Any) -> np.ndarray:
     """Refuse all but a grid of (x0, x1); x0 and x1 by themselves."""
     _require_axes("points", points, "rows", "columns", "2")
     if min(np.shape(points)) < 2 or np.shape(points)[2] != 2:
@@ -642,13 +642,13 @@ def _require_grid(points):
     return np.moveaxis(np.asarray(points), -1, 0)
 
 
-def _require_names(name, curves):
+def _require_names(name: str, curves: Any) -> None:
     """Refuse all but dictionaries."""
     if not isinstance(curves, Mapping):
         raise TypeError(f"`{name}` must be a dictionary. Got {describe(curves)}.")
 
 
-def _require_paths(paths):
+def _require_paths(paths: Any) -> None:
     """Refuse all but dictionaries of descents."""
     _require_names("paths", paths)
     for name, path in paths.items():
@@ -659,7 +659,7 @@ def _require_paths(paths):
             )
 
 
-def _one(ax, **options) -> Axes:
+def _one(ax: Any, **options: Any) -> Axes:
     if ax is None:
         return plt.subplots(layout="constrained", subplot_kw=options)[1]
     if not isinstance(ax, Axes):
@@ -667,11 +667,11 @@ def _one(ax, **options) -> Axes:
     return ax
 
 
-def _line(i) -> dict[str, Any]:
+def _line(i: int) -> dict[str, Any]:
     color, dash, _ = _STYLES[i % len(_STYLES)]
     return {"color": color, "ls": dash}
 
 
-def _point(i, marker=None) -> dict[str, Any]:
+def _point(i: int, marker: str | None = None) -> dict[str, Any]:
     color, _, own = _STYLES[i % len(_STYLES)]
     return {"color": color, "ls": "", "marker": marker or own}

@@ -5,6 +5,8 @@ Each takes one array whose last axis is the variables (`parabola` takes numbers)
 axis, so a grid of points goes through in one call.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -81,7 +83,7 @@ def rosenbrock(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
     return jnp.sum(100 * (x[..., 1:] - x[..., :-1] ** 2) ** 2 + (1 - x[..., :-1]) ** 2, axis=-1)
 
 
-def _require_variables(x, least, most=None):
+def _require_variables(x: Any, least: int, most: int | None = None) -> None:
     """Refuse too few variables, or too many: JAX would take others without a word."""
     variables = (getattr(x, "shape", None) or (0,))[-1]
     if variables < least or (most is not None and variables > most):

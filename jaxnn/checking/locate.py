@@ -6,7 +6,7 @@ put right in a copy of the claims, and the search goes on, until nothing is left
 handful is found; then a sample of entries tells whether they follow a pattern.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,53 +69,72 @@ def examine_leaf(line: Line, leaf: int, claims: np.ndarray, tolerance: float) ->
       tolerance: the largest relative error of an entry that is no mistake.
     """
     bad = [int(i) for i in np.flatnonzero(~np.isfinite(claims.ravel()))]
-    known = {i: examine_entry(line, leaf, i, claims, tolerance) for i in bad[:HANDFUL]}
-    mended = put_right(claims, known)
-    asked = ask_leaf(line, leaf, mended)
+    examine = lambda index: examine_entry(line, leaf, index, claims, tolerance)  # noqa: E731
+    known = {index: examine(index) for index in bad[:HANDFUL]}
+    asked = ask_leaf(line, leaf, put_right(claims, known))
     if len(bad) > HANDFUL:
         return Findings(asked, asked, tuple(known.values()), True)
-    rest, following, named = asked, {0, 1}, len(known)
-    while following and len(known) < named + HANDFUL:
-        which = max(following, key=lambda i: rest[i].excess)
-        if not rest[which].excess:
-            break
-        index = _descend(line, put_right(claims, known), rest[which])
-        entry = None if index in known else examine_entry(line, leaf, index, claims, tolerance)
-        if entry is None or entry.verdict in (Verdict.AGREES, Verdict.UNRESOLVED):
-            following.remove(which)  # it leads nowhere
-        if entry is not None and entry.verdict is not Verdict.UNRESOLVED:
-            known[index] = entry
-            rest = ask_leaf(line, leaf, put_right(claims, known))
+    rest, following = _follow(line, leaf, claims, examine, known, asked)
     explained = not any(comparison.excess for comparison in rest)
     if not explained:
-        for index in _sample(claims.size):
-            if index not in known:
-                known[index] = examine_entry(line, leaf, index, claims, tolerance)
+        known |= {index: examine(index) for index in _sample(claims.size) if index not in known}
     entries = [e for i, e in known.items() if i in bad or e.verdict is not Verdict.UNRESOLVED]
     # A line that led to an entry which is right, or known, does not hold if the other one does.
     holds = tuple(sorted(following)) or (0, 1)
     return Findings(tuple(asked[i] for i in holds), rest, tuple(entries), explained)
 
 
+def _follow(
+    line: Line,
+    leaf: int,
+    claims: np.ndarray,
+    examine: Callable[[int], Entry],
+    known: dict[int, Entry],
+    asked: tuple[Comparison, ...],
+) -> tuple[tuple[Comparison, ...], set[int]]:
+    """Add to `known` the entries that the lines `asked` lead to, a handful at most.
+
+    Returns:
+      The same lines once those entries are put right, and the numbers of those that led to wrong
+      ones.
+    """
+    rest, following, most = asked, {0, 1}, len(known) + HANDFUL
+    while following and len(known) < most:
+        which = max(following, key=lambda i: rest[i].excess)
+        if not rest[which].excess:
+            break
+        index = _descend(line, put_right(claims, known), rest[which])
+        entry = None if index in known else examine(index)
+        if entry is None or not (entry.verdict.wrong or entry.verdict is Verdict.KINK):
+            following.remove(which)  # it leads nowhere
+        if entry is not None and entry.verdict is not Verdict.UNRESOLVED:
+            known[index] = entry
+            rest = ask_leaf(line, leaf, put_right(claims, known))
+    return rest, following
+
+
 def examine_entry(line: Line, leaf: int, index: int, claims: np.ndarray, tolerance: float) -> Entry:
     """The derivative by one entry, held against its claim."""
     directions = [Direction(leaf, index, index + 1, 1, relative) for relative in (False, True)]
     pairs = [(line.slope(d), float(line.moves(d)[0])) for d in directions]
-    (coarse, long), (fine, short) = pairs
-    slope, scale = min(pairs, key=lambda pair: pair[0].bound / abs(pair[1]))
-    apart = abs(coarse.value / long - fine.value / short)
-    if apart > coarse.bound / abs(long) + fine.bound / abs(short):
-        slope, scale = fine, short  # on steps that are too long a function can look flat
     claim = float(claims.ravel()[index])
-    evidence = slope.evidence(claim, scale)
+    (coarse, long), (fine, short) = pairs
+    evidence = [slope.evidence(claim, scale) for slope, scale in pairs]
+    best = min(evidence, key=lambda one: one.bound)
+    apart = abs(coarse.value / long - fine.value / short)
+    if apart > evidence[0].bound + evidence[1].bound:
+        # Beyond the reach of steps that are all too long, a function can look flat; where both saw
+        # the same, neither is believed.
+        unseen = coarse.steps[-1] * abs(long) > fine.step * abs(short)
+        best = evidence[1]._replace(bound=evidence[1].bound + (0.0 if unseen else apart))
     return Entry(
         index=tuple(map(int, np.unravel_index(index, claims.shape))),
         autodiff=claim,
-        numerical=slope.value / scale,
-        bound=evidence.bound,
-        verdict=judge(evidence, tolerance),
-        left=evidence.left,
-        right=evidence.right,
+        numerical=(best.left + best.right) / 2,
+        bound=best.bound,
+        verdict=judge(best, tolerance),
+        left=best.left,
+        right=best.right,
     )
 
 

@@ -100,9 +100,9 @@ class Limit(NamedTuple):
 NONE = Limit(np.nan, np.inf, np.nan, np.nan)
 
 
-def ladder(rungs: int = RUNGS) -> np.ndarray:
+def ladder() -> np.ndarray:
     """The steps, coarsest first."""
-    return FIRST_STEP * RATIO ** -np.arange(rungs)
+    return FIRST_STEP * RATIO ** -np.arange(RUNGS)
 
 
 def estimate_slope(

@@ -9,8 +9,9 @@ import math
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from typing import Any, NoReturn
 
 from jaxnn.cli.choices import ACTIVATIONS, OPTIMIZERS
 
@@ -86,11 +87,11 @@ def _tour(args: argparse.Namespace) -> int:
 class _Parser(argparse.ArgumentParser):
     """A parser whose mistakes are one line, without the usage before it."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help\n")
 
 
-def _parser():
+def _parser() -> _Parser:
     parser = _Parser(
         prog="jaxnn",
         description="Losses, gradients two ways, and descent that compiles once, in JAX.",
@@ -276,7 +277,9 @@ def _parser():
     return parser
 
 
-def _command(commands, name, run, summary, description, example):
+def _command(
+    commands: Any, name: str, run: Callable, summary: str, description: str, example: str
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name, help=summary, description=description, epilog=f"example: {example}"
     )
@@ -286,7 +289,7 @@ def _command(commands, name, run, summary, description, example):
     return parser
 
 
-def _number(kind, text, least, what):
+def _number(kind: type, text: str, least: int, what: str) -> Any:
     try:
         value = kind(text)
     except ValueError:
@@ -296,27 +299,27 @@ def _number(kind, text, least, what):
     return value
 
 
-def _count(text):
+def _count(text: str) -> int:
     return _number(int, text, 1, "a whole number of at least 1")
 
 
-def _seed(text):
+def _seed(text: str) -> int:
     value = _number(int, text, 0, "a whole number of at least 0")
     if value >= 2**63:
         raise argparse.ArgumentTypeError(f"must be below 2**63. Got {text!r}")
     return value
 
 
-def _rate(text):
+def _rate(text: str) -> float:
     value = _number(float, text, 0, "a finite number of at least 0")
     if value > 3.4e38:
         raise argparse.ArgumentTypeError(f"must be finite in float32. Got {text!r}")
     return value
 
 
-def _rates(text):
+def _rates(text: str) -> tuple[float, ...]:
     return tuple(_rate(part) for part in text.split(","))
 
 
-def _sizes(text):
+def _sizes(text: str) -> tuple[int, ...]:
     return tuple(_count(part) for part in text.split(","))

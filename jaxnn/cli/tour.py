@@ -1,7 +1,7 @@
 """The chapter, section by section: each number it prints, computed here, beside the printed one."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def walk() -> Iterator[Row]:
         yield from _learning()
 
 
-def _losses():
+def _losses() -> Iterator[Row]:
     section = "4.2 Loss functions"
     two = one_hot(jnp.array(2), 10, jnp.float64)
     for says, y, mse, cee in (
@@ -73,7 +73,7 @@ def _losses():
     )
 
 
-def _derivatives():
+def _derivatives() -> Iterator[Row]:
     section = "4.3 Numerical differentiation"
     yield Row(section, "1e-50 as float32", str(jnp.float32(1e-50)), "0.0")
     for x, printed in ((5.0, "0.1999999999990898"), (10.0, "0.2999999999986347")):
@@ -93,7 +93,7 @@ def _derivatives():
         )
 
 
-def _gradients():
+def _gradients() -> Iterator[Row]:
     section = "4.4 The gradient"
     for at, printed in (((3.0, 4.0), "(6, 8)"), ((0.0, 2.0), "(0, 4)"), ((3.0, 0.0), "(6, 0)")):
         gradient = numerical_gradient(bowl, jnp.array(at), h=1e-4)
@@ -145,7 +145,7 @@ def descend_quietly(start: jax.Array, lr: float) -> jax.Array:
     return jax.jit(lambda x: gradient_descent(bowl, x, lr=lr, step_num=100))(start)
 
 
-def _learning():
+def _learning() -> Iterator[Row]:
     section = "4.5 The learning algorithm"
     params = init_network(jax.random.key(0), (784, 100, 10))
     for name, printed in (
@@ -159,5 +159,5 @@ def _learning():
         )
 
 
-def _vector(values, digits):
+def _vector(values: Iterable[Any], digits: int) -> str:
     return "(" + ", ".join(f"{float(v):.{digits}g}" for v in values) + ")"

@@ -7,6 +7,8 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,30 +17,21 @@ import optax
 from jaxnn._files import made_directory, replacing
 from jaxnn.cli.choices import ACTIVATIONS, OPTIMIZERS
 from jaxnn.cli.output import print_json, require_place
-from jaxnn.data import load_digits, load_mnist, sample_batch
+from jaxnn.data import Digits, load_digits, load_mnist, sample_batch
 from jaxnn.losses import accuracy
 from jaxnn.network import init_network, loss, predict
 from jaxnn.numerical.differences import numerical_grad
 from jaxnn.training.checkpoint import checkpoints, load_checkpoint
 from jaxnn.training.fit import fit
-from jaxnn.training.progress import progress_log, show_progress, silent
+from jaxnn.training.history import Fit
+from jaxnn.training.progress import Progress, progress_log, show_progress, silent
 from jaxnn.training.steps import loss_first, make_evaluate
 from jaxnn.training.sweep import sweep
 
 
-def train(args) -> int:
+def train(args: argparse.Namespace) -> int:
     """Train, and show that the gradients agree first."""
-    if args.resume and not args.checkpoint:
-        raise ValueError("`--resume` must come with --checkpoint DIR. Got no directory.")
-    if len(args.lr) > 1 and (args.checkpoint or args.patience):
-        raise ValueError(
-            f"`--lr` must be one number with --checkpoint or --patience. Got {len(args.lr)} "
-            f"numbers."
-        )
-    if args.every and not args.checkpoint:
-        raise ValueError(f"`--every` must come with --checkpoint DIR. Got {args.every} alone.")
-    if args.log:
-        require_place("--log", args.log, args.checkpoint)
+    _require_options_that_fit(args)
     _join(args)
     alone = jax.process_index() == 0  # one process speaks for all
     say = print if alone and not args.json else silent
@@ -52,60 +45,29 @@ def train(args) -> int:
     say(
         f"{len(digits.t_train)} images to train on, {len(digits.t_test)} to test with; network "
         f"{'-'.join(map(str, sizes))} ({args.activation}), {sum(p.size for p in params.values())} "
-        f"parameters; "
-        f"JAX {jax.__version__} on "
-        f"{devices[0].device_kind}{f' x {len(devices)}' if len(devices) > 1 else ''}"
+        f"parameters; JAX {jax.__version__} on {devices[0].device_kind}"
+        f"{f' x {len(devices)}' if len(devices) > 1 else ''}"
     )
     check = _gradient_check(error, params, train_set, check_key)
     say("\ngradient of the loss on 10 images, numerical against automatic:")
     for name, difference in check.items():
-        say(
-            f"  {name:4} {'x'.join(map(str, params[name].shape)):>8}   relative difference "
-            f"{difference:.1e}"
-        )
+        shape = "x".join(map(str, params[name].shape))
+        say(f"  {name:4} {shape:>8}   relative difference {difference:.1e}")
     if begun:
         say(f"\nresumed after step {begun}")
     if len(args.lr) > 1:
         say(f"\n{len(args.lr)} runs at once; the table is of the one with the lowest loss")
     say()
-
-    watchers = [show_progress()] if say is print else []
-    if args.log:
-        watchers.append(progress_log(args.log))
-
-    def on_progress(progress):
-        for watcher in watchers:
-            watcher(progress)
-
-    common = {
-        "key": fit_key,
-        "epochs": args.epochs,
-        "batch_size": args.batch_size,
-        "grad": numerical_grad if args.grad == "numerical" else jax.grad,
-        "replacement": args.replacement,
-        "test": test_set,
-        "metrics": metrics,
-        "on_progress": on_progress,
-    }
-    if len(args.lr) > 1:
-        results = sweep(
-            error, params, train_set, _optimizer(args), jax.numpy.array(args.lr), **common
-        )
-    else:
-        mesh = jax.make_mesh((len(devices),), ("devices",)) if len(devices) > 1 else None
-        result = fit(
-            error,
-            params,
-            train_set,
-            _optimizer(args)(args.lr[0]),
-            **common,
-            patience=args.patience,
-            checkpoint=args.checkpoint,
-            resume={"newest": True, "previous": "previous", None: False}[args.resume],
-            every=args.every,
-            mesh=mesh,
-        )
-        results = [result]
+    results = _results(
+        args,
+        error,
+        params,
+        train_set,
+        key=fit_key,
+        test=test_set,
+        metrics=metrics,
+        on_progress=_on_progress(args, say),
+    )
     seconds = time.perf_counter() - args.began
     if args.json and alone:
         told = [_told(result) | {"lr": lr} for lr, result in zip(args.lr, results, strict=True)]
@@ -117,7 +79,60 @@ def train(args) -> int:
     return 130 if results[0].status.reason == "interrupted" else 0
 
 
-def _join(args):
+def _require_options_that_fit(args: argparse.Namespace) -> None:
+    if args.resume and not args.checkpoint:
+        raise ValueError("`--resume` must come with --checkpoint DIR. Got no directory.")
+    if len(args.lr) > 1 and (args.checkpoint or args.patience):
+        raise ValueError(
+            f"`--lr` must be one number with --checkpoint or --patience. Got {len(args.lr)} "
+            f"numbers."
+        )
+    if args.every and not args.checkpoint:
+        raise ValueError(f"`--every` must come with --checkpoint DIR. Got {args.every} alone.")
+    if args.log:
+        require_place("--log", args.log, args.checkpoint)
+
+
+def _on_progress(args: argparse.Namespace, say: Callable) -> Callable[[Progress], None]:
+    """What is told while a run goes on: a table or bar, and lines of a log."""
+    watchers = [show_progress()] if say is print else []
+    if args.log:
+        watchers.append(progress_log(args.log))
+
+    def on_progress(progress):
+        for watcher in watchers:
+            watcher(progress)
+
+    return on_progress
+
+
+def _results(
+    args: argparse.Namespace, error: Callable, params: Any, data: Any, **options: Any
+) -> list[Fit]:
+    """One run for each learning rate."""
+    optimizer = _optimizer(args)
+    options |= {"epochs": args.epochs, "batch_size": args.batch_size}
+    options |= {"grad": numerical_grad if args.grad == "numerical" else jax.grad}
+    options |= {"replacement": args.replacement}
+    if len(args.lr) > 1:
+        return sweep(error, params, data, optimizer, jnp.array(args.lr), **options)
+    devices = jax.device_count()
+    result = fit(
+        error,
+        params,
+        data,
+        optimizer(args.lr[0]),
+        **options,
+        patience=args.patience,
+        checkpoint=args.checkpoint,
+        resume={"newest": True, "previous": "previous", None: False}[args.resume],
+        every=args.every,
+        mesh=jax.make_mesh((devices,), ("devices",)) if devices > 1 else None,
+    )
+    return [result]
+
+
+def _join(args: argparse.Namespace) -> None:
     """Meet the other processes, if there are any."""
     given = {
         "--coordinator": args.coordinator,
@@ -147,7 +162,7 @@ def _join(args):
         ) from error
 
 
-def _task(args):
+def _task(args: argparse.Namespace) -> tuple[Digits, Callable, Callable]:
     """The data, the loss and the metrics of a run."""
     activation = getattr(jax.nn, args.activation)
     digits = load_mnist(args.data) if args.data else load_digits()
@@ -161,7 +176,7 @@ def _task(args):
     return digits, error, metrics
 
 
-def _optimizer(args):
+def _optimizer(args: argparse.Namespace) -> Callable:
     """A function of the learning rate."""
     if args.optimizer == "momentum":
         return functools.partial(optax.sgd, momentum=0.9)
@@ -172,7 +187,7 @@ def _optimizer(args):
 _REMEMBERED = ("data", "layers", "activation", "optimizer", "lr", "weight_scale", "seed")
 
 
-def _remember(args):
+def _remember(args: argparse.Namespace) -> int:
     """Write down beside the checkpoints what the run is; or see that it is the same. Returns the
     step it is at.
     """
@@ -207,7 +222,7 @@ def _remember(args):
     return load_checkpoint(directory, previous=args.resume == "previous").step if there else 0
 
 
-def _read_run(directory):
+def _read_run(directory: pathlib.Path) -> dict[str, Any]:
     """What `_remember` wrote."""
     try:
         run = json.loads((directory / "run.json").read_text())
@@ -235,7 +250,7 @@ def _read_run(directory):
     return run
 
 
-def evaluate(args) -> int:
+def evaluate(args: argparse.Namespace) -> int:
     """Measure a run that was saved."""
     directory = pathlib.Path(args.directory)
     run = argparse.Namespace(**_read_run(directory))
@@ -266,14 +281,16 @@ def evaluate(args) -> int:
     return 0
 
 
-def _told(result):
+def _told(result: Fit) -> dict[str, Any]:
     """A result as JSON has it."""
     measured = {f"{name}_{what}": [] for name in ("train", "test") for what in ("loss", "accuracy")}
     measured |= {name: values.tolist() for name, values in result.history.metrics.items()}
     return {**measured, "steps": result.status.step, "status": result.status.reason}
 
 
-def _conclude(args, results, begun, seconds, say):
+def _conclude(
+    args: argparse.Namespace, results: Sequence[Fit], begun: int, seconds: float, say: Callable
+) -> None:
     """The last lines of a run."""
     say()
     for lr, result in zip(args.lr, results, strict=True):
@@ -304,7 +321,12 @@ def _conclude(args, results, begun, seconds, say):
                 )
 
 
-def _gradient_check(error, params, train_set, key):
+def _gradient_check(
+    error: Callable,
+    params: dict[str, jax.Array],
+    train_set: tuple[jax.Array, jax.Array],
+    key: jax.Array,
+) -> dict[str, float]:
     """Relative difference of numerical and automatic gradient on ten images, for each parameter."""
     batch = sample_batch(key, train_set, 10)
     numerical, automatic = numerical_grad(error)(params, *batch), jax.grad(error)(params, *batch)

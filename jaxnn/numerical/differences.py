@@ -21,7 +21,7 @@ the first call. Pass data that changes as further arguments.
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -47,7 +47,7 @@ from jaxnn._validate import (
 )
 from jaxnn.numerical.float64 import wide_arithmetic, wide_dtype, widen, widen_leaf
 from jaxnn.numerical.float64_call import float64_call
-from jaxnn.numerical.loop import by_entry, by_entry_dense
+from jaxnn.numerical.loop import Ends, by_entry, by_entry_dense
 
 Scheme = Literal["central", "forward", "backward"]
 Evaluation = Literal["float64", "own"]
@@ -383,6 +383,11 @@ def partial_derivative(
     return _run(call, _partial, options, h, jnp.asarray(flat, jnp.int32))
 
 
+Leaves = Sequence[Any]
+# A result, and its dtypes as a function of the points.
+Measured = tuple[Any, Callable[[Leaves], Any]]
+
+
 class _Options(NamedTuple):
     """What a program is compiled for, beside the function: none of it is a number that changes
     between calls.
@@ -398,7 +403,15 @@ class _Options(NamedTuple):
     compiled: bool = True
 
 
-def _options(f, scheme, evaluation, batch_size, h, method="propagation", mesh=None) -> _Options:
+def _options(
+    f: Callable,
+    scheme: Scheme,
+    evaluation: Evaluation,
+    batch_size: int | None,
+    h: Any,
+    method: Method = "propagation",
+    mesh: Mesh | None = None,
+) -> _Options:
     require_callable("f", f)
     require_choice("scheme", scheme, ("central", "forward", "backward"))
     require_choice("evaluation", evaluation, ("float64", "own"))
@@ -428,7 +441,7 @@ def _run(call: Partition, measure: Callable, options: _Options, h: Any, *extra: 
         return program(points, dynamic, h, *extra)
 
 
-def _require_steps_that_move(call, points, h, options):
+def _require_steps_that_move(call: Partition, points: Leaves, h: Any, options: _Options) -> None:
     for path, leaf in zip(call.point_paths, points, strict=True):
         own = options.evaluation == "own" or wide_dtype() != jnp.float64
         x = np.asarray(leaf, leaf.dtype if own else np.float64)
@@ -464,12 +477,12 @@ def _program(measure: Callable, options: _Options, static: Static, x64: bool) ->
     return jax.jit(program) if options.compiled else program
 
 
-def _gradient(f, leaves, h, options, shapes):
+def _gradient(f: Callable, leaves: Leaves, h: Any, options: _Options, shapes: PyTree) -> Measured:
     require_scalar("f", shapes)
     return _by_entry(f, leaves, _steps(leaves, h, options), options), lambda points: points
 
 
-def _jacobian(f, leaves, h, options, shapes):
+def _jacobian(f: Callable, leaves: Leaves, h: Any, options: _Options, shapes: PyTree) -> Measured:
     _require_rates(shapes)
     columns = [
         jax.tree.map(
@@ -482,7 +495,7 @@ def _jacobian(f, leaves, h, options, shapes):
     return columns, lambda points: [shapes] * len(points)
 
 
-def _hessian(f, leaves, h, options, shapes):
+def _hessian(f: Callable, leaves: Leaves, h: Any, options: _Options, shapes: PyTree) -> Measured:
     require_scalar("f", shapes)
     steps = _steps(
         leaves, h, options
@@ -492,7 +505,9 @@ def _hessian(f, leaves, h, options, shapes):
     return rows, lambda points: [points] * len(points)
 
 
-def _directional(f, leaves, h, options, shapes, direction):
+def _directional(
+    f: Callable, leaves: Leaves, h: Any, options: _Options, shapes: PyTree, direction: Leaves
+) -> Measured:
     _require_rates(shapes)
     direction = [jnp.asarray(v, x.dtype) for v, x in zip(direction, leaves, strict=True)]
     if h is None:
@@ -511,7 +526,7 @@ def _directional(f, leaves, h, options, shapes, direction):
     return _quotient(along, origin, jnp.asarray(h, origin.dtype), options), lambda points: shapes
 
 
-def _diff(f, leaves, h, options, shapes):
+def _diff(f: Callable, leaves: Leaves, h: Any, options: _Options, shapes: PyTree) -> Measured:
     (x,) = leaves
     if not hasattr(shapes, "shape") or shapes.shape != x.shape:
         raise TypeError(
@@ -524,14 +539,16 @@ def _diff(f, leaves, h, options, shapes):
     ), lambda points: shapes
 
 
-def _partial(f, leaves, h, options, shapes, index):
+def _partial(
+    f: Callable, leaves: Leaves, h: Any, options: _Options, shapes: PyTree, index: Any
+) -> Measured:
     require_scalar("f", shapes)
     steps = _steps(leaves, h, options)[0].ravel()
     at = functools.partial(_changed_entry(f, leaves, 0), index)
     return _quotient(at, leaves[0].ravel()[index], steps[index], options), lambda points: points[0]
 
 
-def _by_entry(f, leaves, steps, options):
+def _by_entry(f: Callable, leaves: Leaves, steps: Leaves, options: _Options) -> list[PyTree]:
     """For each leaf, the derivative of f's outputs by each of its entries: arrays of shape (*leaf,
     *out).
     """
@@ -555,7 +572,7 @@ def _by_entry(f, leaves, steps, options):
     return loop(f, leaves, ends, options.batch_size, options.mesh)
 
 
-def _changed_entry(f, leaves, k):
+def _changed_entry(f: Callable, leaves: Leaves, k: int) -> Callable:
     """`(index, value) -> f`, with one entry of leaf k replaced."""
 
     def change(index, value):
@@ -565,7 +582,7 @@ def _changed_entry(f, leaves, k):
     return change
 
 
-def _quotient(f, x, h, options):
+def _quotient(f: Callable, x: jax.Array, h: jax.Array, options: _Options) -> PyTree:
     """(f(x + h) - f(x - h)) / 2h, or one-sided; entry by entry where x is an array."""
     up, down, taken = _ends(x, h, options)
     # One copy of f for both ends: two would be compiled apart, and could round differently.
@@ -573,7 +590,7 @@ def _quotient(f, x, h, options):
     return jax.tree.map(lambda a: (a[0] - a[1]) / taken.astype(jnp.result_type(a)), ends)
 
 
-def _ends(x, h, options):
+def _ends(x: jax.Array, h: jax.Array, options: _Options) -> Ends:
     """Where f is evaluated, and what the difference of its values is divided by."""
     up = x + h if options.scheme != "backward" else x
     down = x - h if options.scheme != "forward" else x
@@ -584,14 +601,14 @@ def _ends(x, h, options):
     return up, down, jnp.where(up == down, jnp.nan, taken)
 
 
-def _steps(leaves, h, options):
+def _steps(leaves: Leaves, h: Any, options: _Options) -> list[jax.Array]:
     """The step of each entry: as given, or a power of two near its scale * eps^(1/root)."""
     if h is not None:
         return [jnp.full(x.shape, h, x.dtype) for x in leaves]
     return [_default_step(x, options.root) for x in leaves]
 
 
-def _default_step(x, root):
+def _default_step(x: jax.Array, root: int) -> jax.Array:
     rms = jnp.sqrt(jnp.mean(x**2)) if x.size else jnp.asarray(0, x.dtype)
     floor = jnp.where(rms == 0, 1, jnp.minimum(1, 128 * rms)).astype(x.dtype)
     balanced = jnp.finfo(x.dtype).eps ** (1 / root) * (4 if root == 3 else 1)
@@ -600,11 +617,11 @@ def _default_step(x, root):
     return lax.reduce_precision(wanted, jnp.finfo(x.dtype).nexp, 0)
 
 
-def _require_rates(shapes):
+def _require_rates(shapes: PyTree) -> None:
     """Refuse integer outputs: a rate of change in their dtype would be cut to an integer."""
     if not all(jnp.issubdtype(shape.dtype, jnp.inexact) for shape in jax.tree.leaves(shapes)):
         raise TypeError(f"`f` must return floating-point output. Got {_forms(shapes)}.")
 
 
-def _forms(shapes):
+def _forms(shapes: PyTree) -> PyTree:
     return jax.tree.map(describe, shapes)

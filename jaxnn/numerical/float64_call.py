@@ -7,7 +7,7 @@ equation that holds the whole program, and enters the setting when it is lowered
 every primitive at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
 from jaxnn.numerical.float64 import wide_arithmetic
+from jaxnn.numerical.interpret import Program
 
 _float64_call_p = core.Primitive("float64_call")
 _float64_call_p.multiple_results = True
@@ -30,25 +31,27 @@ def float64_call(f: Callable, dtype: Any, *args: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
-def _evaluate(*leaves, closed, dtype):
+def _evaluate(*leaves: Any, closed: Program, dtype: Any) -> list[Any]:
     with wide_arithmetic(dtype):
         return core.jaxpr_as_fun(closed)(*leaves)
 
 
-def _batch(leaves, axes, *, closed, dtype):
+def _batch(
+    leaves: Sequence[Any], axes: Sequence[Any], *, closed: Program, dtype: Any
+) -> tuple[list[Any], list[int]]:
     with wide_arithmetic(dtype):
         batched = jax.make_jaxpr(jax.vmap(core.jaxpr_as_fun(closed), in_axes=tuple(axes)))(*leaves)
         out = _float64_call_p.bind(*leaves, closed=batched, dtype=dtype)
     return out, [0] * len(out)
 
 
-def _jvp(primals, tangents, *, closed, dtype):
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, closed: Program, dtype: Any) -> Any:
     tangents = [ad.instantiate_zeros(t) for t in tangents]
     with wide_arithmetic(dtype):
         return jax.jvp(core.jaxpr_as_fun(closed), tuple(primals), tuple(tangents))
 
 
-def _lower(ctx, *operands, closed, dtype):
+def _lower(ctx: Any, *operands: Any, closed: Program, dtype: Any) -> Any:
     with wide_arithmetic(dtype):
         return mlir.lower_fun(core.jaxpr_as_fun(closed), multiple_results=True)(ctx, *operands)
 

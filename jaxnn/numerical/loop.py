@@ -103,7 +103,7 @@ def in_chunks(function: Callable, size: int, batch: int, mesh: Mesh | None = Non
     )
 
 
-def _quotient(change, ends, indices):
+def _quotient(change: Callable, ends: Sequence[jax.Array], indices: jax.Array) -> Any:
     """The quotients of some entries. The two ends of an entry are neighbours, so that they are on
     the same device.
     """
@@ -156,7 +156,7 @@ def by_entry_dense(
 
 
 @jax.custom_batching.custom_vmap
-def _unbatched(flag):
+def _unbatched(flag: jax.Array) -> jax.Array:
     """A flag that stays one flag under `jax.vmap`: a batch of them would make a choice an
     evaluation of both sides.
     """
@@ -164,5 +164,5 @@ def _unbatched(flag):
 
 
 @_unbatched.def_vmap
-def _(axis_size, in_batched, flag):
+def _(axis_size: int, in_batched: Any, flag: jax.Array) -> tuple[jax.Array, bool]:
     return flag.all(), False

@@ -33,7 +33,7 @@ class Slab(NamedTuple):
     change: Any = None
 
     @classmethod
-    def of(cls, base, index, new, change=None) -> "Slab":
+    def of(cls, base: Any, index: Index | None, new: Any, change: Any = None) -> "Slab":
         """A slab in its normal form: no index on an axis of size one; `index=None` is an array that
         changed as a whole.
         """

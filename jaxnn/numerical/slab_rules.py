@@ -9,7 +9,7 @@ rule. Sums and products also give the change itself, and linear operations after
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,7 +19,22 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from jaxnn.numerical.interpret import ELEMENTWISE
-from jaxnn.numerical.slab import Slab, any_index, base_of, common, cut, drop, fit, unravel, write
+from jaxnn.numerical.slab import (
+    Index,
+    Slab,
+    any_index,
+    base_of,
+    common,
+    cut,
+    drop,
+    fit,
+    unravel,
+    write,
+)
+
+Shape = Sequence[Any]  # of integers, NumPy's too
+Axes = Sequence[Any]
+Result = list[tuple] | None  # for each output `(index, new)` or `(index, new, change)`
 
 RULES: dict[core.Primitive, Callable] = {}
 
@@ -83,7 +98,7 @@ def carried_change(
 
 
 @rule(*ELEMENTWISE)
-def _elementwise(bind, ins, outs, **params):
+def _elementwise(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
     rank = outs[0].ndim
     index = (None,) * rank
     if all(
@@ -98,7 +113,15 @@ def _elementwise(bind, ins, outs, **params):
 
 
 @rule(primitives.broadcast_in_dim_p)
-def _broadcast_in_dim(bind, ins, outs, *, shape, broadcast_dimensions, **_):
+def _broadcast_in_dim(
+    bind: Callable,
+    ins: list[Any],
+    outs: list[Any],
+    *,
+    shape: Shape,
+    broadcast_dimensions: Axes,
+    **_: Any,
+) -> Result:
     (x,) = ins
     index = [None] * len(shape)
     for a, i in zip(broadcast_dimensions, x.index, strict=True):
@@ -108,12 +131,12 @@ def _broadcast_in_dim(bind, ins, outs, *, shape, broadcast_dimensions, **_):
 
 
 @rule(primitives.transpose_p)
-def _transpose(bind, ins, outs, *, permutation):
+def _transpose(bind: Callable, ins: list[Any], outs: list[Any], *, permutation: Axes) -> Result:
     return [(tuple(ins[0].index[a] for a in permutation), lax.transpose(ins[0].new, permutation))]
 
 
 @rule(primitives.reshape_p, primitives.squeeze_p)
-def _reshape(bind, ins, outs, **params):
+def _reshape(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
     """Axes are matched in groups of equal size: an index of a group is split or joined, if the
     group has it whole.
     """
@@ -137,7 +160,7 @@ def _reshape(bind, ins, outs, **params):
     return [(tuple(index), lax.reshape(fit(x, tuple(keep)), sizes))]
 
 
-def _groups(old, new):
+def _groups(old: Shape, new: Shape) -> Iterator[tuple[range, range]]:
     """The finest split of two shapes, of equal product, into runs of axes of equal product."""
     a = b = 0
     while a < len(old) or b < len(new):
@@ -152,7 +175,7 @@ def _groups(old, new):
 
 
 @rule(primitives.rev_p)
-def _rev(bind, ins, outs, *, dimensions):
+def _rev(bind: Callable, ins: list[Any], outs: list[Any], *, dimensions: Axes) -> Result:
     (x,) = ins
     flipped = [
         n - 1 - i if a in dimensions and i is not None else i
@@ -161,7 +184,7 @@ def _rev(bind, ins, outs, *, dimensions):
     return [(tuple(flipped), lax.rev(x.new, dimensions))]
 
 
-def _window(x, out, start, stride):
+def _window(x: Slab, out: Any, start: Sequence[Any], stride: Shape) -> tuple[Index, Any]:
     """A strided window of a slab. Where the changed index falls outside, the window has its own
     values written in.
     """
@@ -186,12 +209,22 @@ def _window(x, out, start, stride):
 
 
 @rule(primitives.slice_p)
-def _slice(bind, ins, outs, *, start_indices, limit_indices, strides):
+def _slice(
+    bind: Callable,
+    ins: list[Any],
+    outs: list[Any],
+    *,
+    start_indices: Shape,
+    limit_indices: Shape,
+    strides: Shape | None,
+) -> Result:
     return [_window(ins[0], outs[0], start_indices, strides or (1,) * outs[0].ndim)]
 
 
 @rule(lax.split_p)
-def _split(bind, ins, outs, *, sizes, axis):
+def _split(
+    bind: Callable, ins: list[Any], outs: list[Any], *, sizes: Sequence[Any], axis: int
+) -> Result:
     starts = [
         [sum(sizes[:k]) if a == axis else 0 for a in range(outs[0].ndim)] for k in range(len(sizes))
     ]
@@ -202,7 +235,9 @@ def _split(bind, ins, outs, *, sizes, axis):
 
 
 @rule(primitives.dynamic_slice_p)
-def _dynamic_slice(bind, ins, outs, *, slice_sizes):
+def _dynamic_slice(
+    bind: Callable, ins: list[Any], outs: list[Any], *, slice_sizes: Shape
+) -> Result:
     x, *start = ins
     if (
         not isinstance(x, Slab)
@@ -217,7 +252,7 @@ def _dynamic_slice(bind, ins, outs, *, slice_sizes):
 
 
 @rule(primitives.concatenate_p)
-def _concatenate(bind, ins, outs, *, dimension):
+def _concatenate(bind: Callable, ins: list[Any], outs: list[Any], *, dimension: int) -> Result:
     slabs = [k for k, x in enumerate(ins) if isinstance(x, Slab)]
     only, offset = ins[slabs[0]], sum(jnp.shape(base_of(x))[dimension] for x in ins[: slabs[0]])
     place = (
@@ -246,14 +281,18 @@ def _concatenate(bind, ins, outs, *, dimension):
     primitives.argmax_p,
     primitives.argmin_p,
 )
-def _reduce(bind, ins, outs, *, axes, **params):
+def _reduce(
+    bind: Callable, ins: list[Any], outs: list[Any], *, axes: Axes, **params: Any
+) -> Result:
     index = drop(common(ins), axes)
     results = bind(*(fit(x, index) for x in ins), axes=axes, **params)
     return [(tuple(i for a, i in enumerate(index) if a not in axes), x) for x in results]
 
 
 @rule(primitives.reduce_sum_p)
-def _reduce_sum(bind, ins, outs, *, axes, **params):
+def _reduce_sum(
+    bind: Callable, ins: list[Any], outs: list[Any], *, axes: Axes, **params: Any
+) -> Result:
     (x,), (out,), params = ins, outs, params | {"axes": axes}
     rest = tuple(i for a, i in enumerate(x.index) if a not in axes)
     (change,) = bind(x.difference.new, **params)
@@ -267,63 +306,57 @@ def _reduce_sum(bind, ins, outs, *, axes, **params):
 
 
 @rule(primitives.dot_general_p)
-def _dot_general(bind, ins, outs, *, dimension_numbers, **params):
+def _dot_general(
+    bind: Callable, ins: list[Any], outs: list[Any], *, dimension_numbers: Any, **params: Any
+) -> Result:
     (out,), (lhs, rhs) = outs, ins
     product = functools.partial(_product, bind, dimension_numbers, params, out)
-    if not (isinstance(lhs, Slab) and isinstance(rhs, Slab)):
-        x, axes = (
-            (lhs, dimension_numbers[0][0])
-            if isinstance(lhs, Slab)
-            else (rhs, dimension_numbers[0][1])
-        )
-        terms, start = [product(_difference(lhs), _difference(rhs))], out
-        if all(x.index[a] is None for a in axes):
-            return [(*product(lhs, rhs), terms[0][1])]
-    elif not (any_index(lhs.index) or any_index(rhs.index)):
+    if isinstance(lhs, Slab) and isinstance(rhs, Slab):
+        return _product_of_slabs(product, out, lhs, rhs)
+    side = 0 if isinstance(lhs, Slab) else 1
+    axes, term = dimension_numbers[0][side], product(_difference(lhs), _difference(rhs))
+    if all(ins[side].index[a] is None for a in axes):
+        return [(*product(lhs, rhs), term[1])]
+    return _sum_of_changes(out, [term])
+
+
+def _product_of_slabs(product: Callable, out: Any, lhs: Slab, rhs: Slab) -> Result:
+    if not (any_index(lhs.index) or any_index(rhs.index)):
         return None
-    elif not any_index(lhs.index):
-        start, terms = product(lhs.new, rhs.base)[1], [product(lhs.new, rhs.difference)]
+    if not any_index(lhs.index):
+        start, term = product(lhs.new, rhs.base)[1], product(lhs.new, rhs.difference)
     elif not any_index(rhs.index):
-        start, terms = product(lhs.base, rhs.new)[1], [product(lhs.difference, rhs.new)]
+        start, term = product(lhs.base, rhs.new)[1], product(lhs.difference, rhs.new)
     else:
-        start, pairs = (
-            out,
-            [
-                (lhs.difference, rhs.base),
-                (lhs.base, rhs.difference),
-                (lhs.difference, rhs.difference),
-            ],
-        )
-        terms = [product(*pair) for pair in pairs]
+        pairs = [(lhs.difference, rhs.base), (lhs.base, rhs.difference)]
+        pairs.append((lhs.difference, rhs.difference))
+        return _sum_of_changes(out, [product(*pair) for pair in pairs])
+    if term is None:
+        return None
+    return [((None,) * out.ndim, start + write(jnp.zeros_like(start), *term))]
+
+
+def _sum_of_changes(out: Any, terms: list[Any]) -> Result:
+    """The product where its changes, `(index, values)` each, are added; None if one is unknown."""
     if None in terms:
         return None
-    if start is not out:
-        return [
-            (
-                (None,) * out.ndim,
-                sum((write(jnp.zeros_like(start), *term) for term in terms), start),
-            )
-        ]
-    index = tuple(
-        i[0] if all(j is i[0] for j in i) else None
-        for i in zip(*(t[0] for t in terms), strict=True)
-    )
-    zeros = jnp.zeros_like(cut(out, index))
-    rests = [
-        tuple(None if j is not None else i for i, j in zip(where, index, strict=True))
-        for where, _ in terms
-    ]
-    change = sum(
-        (write(zeros, rest, part) for rest, (_, part) in zip(rests, terms, strict=True)), zeros
-    )
+    places = [where for where, _ in terms]
+    index = tuple(i[0] if all(j is i[0] for j in i) else None for i in zip(*places, strict=True))
+    change = jnp.zeros_like(cut(out, index))
+    zeros = change
+    for where, part in terms:
+        rest = tuple(None if j is not None else i for i, j in zip(where, index, strict=True))
+        change = change + write(zeros, rest, part)
     return [(index, cut(out, index) + change, change)]
 
 
-def _difference(x):
+def _difference(x: Any) -> Any:
     return x.difference if isinstance(x, Slab) else x
 
 
-def _product(bind, dimension_numbers, params, out, lhs, rhs) -> Any:
+def _product(
+    bind: Callable, dimension_numbers: Any, params: dict[str, Any], out: Any, lhs: Any, rhs: Any
+) -> Any:
     """`(index, values)` of a product whose operands, where they are slabs, are taken to be zero
     outside.
     """
@@ -353,7 +386,7 @@ def _product(bind, dimension_numbers, params, out, lhs, rhs) -> Any:
     )
 
 
-def _part(x, index):
+def _part(x: Any, index: Sequence[Any]) -> Any:
     """An operand of a product at `index`, which has all the axes that the operand itself is a slab
     along.
     """
@@ -365,7 +398,7 @@ def _part(x, index):
 
 
 @rule(primitives.conv_general_dilated_p)
-def _conv(bind, ins, outs, **params):
+def _conv(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
     """A changed image keeps its place in the batch; a changed kernel touches one output channel."""
     (out,), (lhs, rhs) = outs, ins
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
@@ -392,7 +425,7 @@ def _conv(bind, ins, outs, **params):
     )
 
 
-def _seen(lhs, channel, tap, out, params):
+def _seen(lhs: Any, channel: Any, tap: Sequence[Any], out: Any, params: dict[str, Any]) -> Any:
     """What one tap of a kernel sees of one channel, in the layout of the output."""
     spec, _, out_spec = params["dimension_numbers"]
     padding, step, start, size = (
@@ -420,20 +453,25 @@ def _seen(lhs, channel, tap, out, params):
 
 
 @rule(primitives.gather_p)
-def _gather(bind, ins, outs, *, dimension_numbers, slice_sizes, **params):
+def _gather(
+    bind: Callable,
+    ins: list[Any],
+    outs: list[Any],
+    *,
+    dimension_numbers: Any,
+    slice_sizes: Shape,
+    **params: Any,
+) -> Result:
     """By unperturbed indices: an axis taken whole keeps its index; along the others each output
     entry knows its origin.
     """
     (out,), (x, indices) = outs, ins
     if isinstance(indices, Slab) or dimension_numbers.operand_batching_dims:
         return None
-    shape = x.base.shape
-    whole = [
-        a
-        for a in range(len(shape))
-        if slice_sizes[a] == shape[a] and a not in dimension_numbers.start_index_map
-    ]
-    if not all(i is not None or a in whole or shape[a] == 1 for a, i in enumerate(x.index)):
+    shape, moved = x.base.shape, dimension_numbers.start_index_map
+    whole = [a for a, n in enumerate(shape) if slice_sizes[a] == n and a not in moved]
+    rest = set(range(len(shape))) - set(whole)
+    if any(x.index[a] is None and shape[a] != 1 for a in rest):
         return None
     kept = [a for a in range(len(shape)) if a not in dimension_numbers.collapsed_slice_dims]
     offset = dict(zip(kept, dimension_numbers.offset_dims, strict=True))
@@ -444,11 +482,9 @@ def _gather(bind, ins, outs, *, dimension_numbers, slice_sizes, **params):
     background, same = cut(out, tuple(index)), True
     params |= {"dimension_numbers": dimension_numbers, "fill_value": -1}
     params |= {"slice_sizes": tuple(1 if a in whole else n for a, n in enumerate(slice_sizes))}
-    for a in set(range(len(shape))) - set(whole):
-        where = lax.broadcasted_iota(
-            jnp.int32, tuple(1 if b in whole else n for b, n in enumerate(shape)), a
-        )
-        (origin,) = bind(where, indices, **params)
+    origins = tuple(1 if b in whole else n for b, n in enumerate(shape))
+    for a in rest:
+        (origin,) = bind(lax.broadcasted_iota(jnp.int32, origins, a), indices, **params)
         same = same & (origin == (0 if x.index[a] is None else x.index[a].astype(jnp.int32)))
     same, part = (jnp.broadcast_to(y, background.shape) for y in (same, x.new.reshape(sizes)))
     return [(tuple(index), lax.select(same, part, background))]

@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -241,88 +241,85 @@ def delete_leftovers(folder: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def _plain(leaf):
+def _plain(leaf: Any) -> tuple[np.ndarray, str | None]:
     """A leaf as a NumPy array, and the name of its generator if it is a typed key."""
     if is_key(leaf):
         return np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf))
     return np.asarray(leaf), None
 
 
-def _dtype(leaf):
+def _dtype(leaf: Any) -> Any:
     return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
 
 
-def _read(path):
-    def refuse(what) -> NoReturn:
-        raise ValueError(f"{path}: must be a whole checkpoint. Got {what}.") from None
+class _UnreadableError(Exception):
+    """What is wrong with a file that should be a checkpoint."""
 
-    def typed(array, dtype):
-        if array.dtype == dtype:
-            return array
-        if array.dtype != f"u{dtype.itemsize}":
-            refuse(f"an array of {array.dtype} where its header says {dtype}")
-        return array.view(dtype)
 
+def _read(path: Path) -> Checkpoint:
     content = path.read_bytes()  # what the system says of a bad disk is not mistaken for a bad file
-    if not content.startswith(b"PK\x03\x04"):
-        refuse("a file that is empty or begins with something else")  # which the ZIP format allows
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            # Stored, not packed, and within the file: what is read cannot be larger than what is
-            # there.
-            sizes = [
-                m.file_size for m in archive.infolist() if m.compress_type == zipfile.ZIP_STORED
-            ]
-            if len(sizes) != len(archive.infolist()) or sum(sizes) > len(content):
-                refuse("a ZIP whose members are packed")
-            header = json.loads(archive.read("header.json"))
-            if not isinstance(header, dict) or header.get("format") != _FORMAT:
-                refuse("a file of another kind")
-            if header["version"] != _VERSION:
-                refuse(
-                    f"version {header['version']!r} of the format, where this package reads "
-                    f"version {_VERSION}"
-                )
-            entries = [*header["leaves"], *header["records"]]
-            arrays = [
-                typed(_array(archive.read(f"{n}.npy")), jnp.dtype(entry["dtype"]))
-                for n, entry in enumerate(entries)
-            ]
-            leaves: dict[str, dict[str, Any]] = {str(part): {} for part in header["parts"]}
-            for entry, array in zip(header["leaves"], arrays[: len(header["leaves"])], strict=True):
-                leaf = (
-                    jax.random.wrap_key_data(jnp.asarray(array), impl=entry["key"])
-                    if entry["key"]
-                    else array
-                )
-                leaves[entry["part"]][str(entry["path"])] = leaf
-            names = [str(entry["name"]) for entry in header["records"]]
-            records = dict(zip(names, arrays[len(header["leaves"]) :], strict=True))
-            if (
-                type(header["step"]) is not int
-                or header["step"] < 0
-                or not isinstance(header["info"], dict)
-            ):
-                refuse("a header without step or info")
-            return Checkpoint(header["step"], leaves, records, header["info"])
+        return _parsed(content)
+    except _UnreadableError as error:
+        what = str(error)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        refuse(f"a file that is cut off or changed: {error}")
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RuntimeError,
-        UnicodeDecodeError,
-    ) as error:
-        refuse(f"one with another header: {type(error).__name__} {error}")
+        what = f"a file that is cut off or changed: {error}"
     except ValueError as error:
-        if str(error).startswith(str(path)):
-            raise
-        refuse(f"one with arrays or a header that cannot be read: {error}")
+        what = f"one with arrays or a header that cannot be read: {error}"
+    except (KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
+        what = f"one with another header: {type(error).__name__} {error}"
+    raise ValueError(f"{path}: must be a whole checkpoint. Got {what}.")
 
 
-def _array(content):
+def _parsed(content: bytes) -> Checkpoint:
+    if not content.startswith(b"PK\x03\x04"):  # which the ZIP format allows
+        raise _UnreadableError("a file that is empty or begins with something else")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        # Stored, not packed, and within the file: what is read cannot be larger than what is there.
+        members = archive.infolist()
+        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if packed or sum(member.file_size for member in members) > len(content):
+            raise _UnreadableError("a ZIP whose members are packed")
+        header = _header(archive)
+        entries = [*header["leaves"], *header["records"]]
+        arrays = [
+            _typed(_array(archive.read(f"{n}.npy")), jnp.dtype(entry["dtype"]))
+            for n, entry in enumerate(entries)
+        ]
+    leaves: dict[str, dict[str, Any]] = {str(part): {} for part in header["parts"]}
+    count = len(header["leaves"])
+    for entry, array in zip(header["leaves"], arrays[:count], strict=True):
+        key = entry["key"]
+        leaf = jax.random.wrap_key_data(jnp.asarray(array), impl=key) if key else array
+        leaves[entry["part"]][str(entry["path"])] = leaf
+    names = [str(entry["name"]) for entry in header["records"]]
+    records = dict(zip(names, arrays[count:], strict=True))
+    return Checkpoint(header["step"], leaves, records, header["info"])
+
+
+def _header(archive: zipfile.ZipFile) -> dict[str, Any]:
+    header = json.loads(archive.read("header.json"))
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise _UnreadableError("a file of another kind")
+    if header["version"] != _VERSION:
+        version = f"version {header['version']!r} of the format"
+        raise _UnreadableError(f"{version}, where this package reads version {_VERSION}")
+    step, info = header["step"], header["info"]
+    if type(step) is not int or step < 0 or not isinstance(info, dict):
+        raise _UnreadableError("a header without step or info")
+    return header
+
+
+def _typed(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """An array in the dtype that its header says: as it is, or stored as bits."""
+    if array.dtype == dtype:
+        return array
+    if array.dtype != f"u{dtype.itemsize}":
+        raise _UnreadableError(f"an array of {array.dtype} where its header says {dtype}")
+    return array.view(dtype)
+
+
+def _array(content: bytes) -> np.ndarray:
     """An array in NumPy's format; its header may not promise more than there are bytes."""
     buffer = io.BytesIO(content)
     version = np.lib.format.read_magic(buffer)

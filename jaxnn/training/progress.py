@@ -8,13 +8,14 @@ log.
 import json
 import math
 import os
+import pathlib
 import shutil
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from io import TextIOBase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from jaxnn._files import as_path, replacing
 from jaxnn._validate import describe
@@ -156,7 +157,7 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
     return log
 
 
-def _drop_lines(path, step):
+def _drop_lines(path: pathlib.Path, step: int) -> None:
     """Take out what an earlier run logged from `step` on, and a last line left unfinished."""
     if not path.exists():
         return
@@ -174,11 +175,11 @@ def _drop_lines(path, step):
         file.write("".join(kept).encode())
 
 
-def _short(number):
+def _short(number: float) -> str:
     return "" if math.isnan(number) else f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
 
 
-def _bar(stream):
+def _bar(stream: TextIOBase | TextIO) -> tuple[Callable, Callable]:
     """Two functions, to draw the bar and to clear its line: tqdm's bar if it is installed, else a
     plain one.
     """
@@ -218,7 +219,7 @@ def _bar(stream):
     return draw_tqdm, clear
 
 
-def _line(progress, speed):
+def _line(progress: Progress, speed: float) -> str:
     """The plain bar, and what is told beside it."""
     part = progress.step / progress.steps
     left = (progress.steps - progress.step) / speed if speed > 0 else math.nan
@@ -234,7 +235,7 @@ def _line(progress, speed):
     return f"{part:4.0%} |{'#' * filled}{'.' * (20 - filled)}| {_told(progress)}{rate}{time_left}"
 
 
-def _told(progress):
+def _told(progress: Progress) -> str:
     record = progress.record or {}
     accuracy = "".join(
         f", {name.replace('_', ' ')} {value:.4f}"

@@ -258,7 +258,15 @@ def require_scalars(loss: Callable, metrics: Callable | None, params: PyTree, da
             raise TypeError(f"`metrics(...)[{name!r}]` must be real. Got {describe(value)}.")
 
 
-def _compiled(loss, update, grad, metrics, batch_size, rest, mesh):
+def _compiled(
+    loss: Callable,
+    update: Callable,
+    grad: Callable | None,
+    metrics: Callable | None,
+    batch_size: int,
+    rest: int,
+    mesh: Mesh | None,
+) -> tuple[Callable[..., Chunk], Callable]:
     take = functools.partial(make_chunk(loss, grad, batch_size, rest, mesh), update)
     return jax.jit(take, donate_argnums=0), jax.jit(make_evaluate(loss, metrics, mesh))
 
@@ -286,7 +294,9 @@ def _of_the_broken(fine: Any, known: Chunk, again: Chunk) -> Chunk:
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _order_of_epoch(key, epoch, count, size, replacement):
+def _order_of_epoch(
+    key: jax.Array, epoch: Any, count: int, size: int, replacement: bool
+) -> jax.Array:
     key = jax.random.fold_in(key, epoch)
     if replacement:
         return jax.random.randint(key, (size,), 0, count, jnp.int32)
