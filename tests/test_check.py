@@ -287,37 +287,30 @@ def test_on_the_border_of_its_domain_a_function_is_asked_on_the_side_where_it_is
     assert check_gradient(bad, jnp.array(x)).verdict == "differs"
 
 
-@pytest.mark.parametrize(
-    "f, x",
-    [
-        (lambda x: jnp.sum(jnp.sin(x)), np.float32([1e7, 3e6, 2e5])),
-        (lambda x: jnp.sum(jnp.sin(1e8 * x)), np.float32([0.25, 0.5, 1.0])),
-        (
-            lambda x: jnp.sum(jnp.sin(x / np.float32(10.0) ** np.arange(-8, 8))),
-            np.float32(10.0) ** np.arange(-8, 8),
-        ),
-        (
-            lambda x: jnp.sum(jax.nn.relu(x - 1)) + jnp.sum(x**2),
-            np.nextafter(np.float32([1, 1]), np.float32([2, 0])),
-        ),
-        (lambda x: jnp.mean((x - np.float32([1, 2])) ** 2), np.float32([1, 2])),
-        (
-            lambda x: jnp.sum(jnp.zeros(9).at[jnp.floor(3 * x).astype(int)].add(1.0) ** 2),
-            np.float32([0.3, 0.5, 1.9]),
-        ),
-        (lambda x: -jnp.log(1 - jnp.sum(x**2)), np.float32([0.6, 0.8 - 1e-6])),
-    ],
-    ids=[
-        "far from 0",
-        "high frequency",
-        "scales in one leaf",
-        "beside a kink",
-        "at a minimum of 0",
-        "counts",
-        "near a pole",
-    ],
-)
-def test_right_where_steps_are_easily_too_long_or_too_short(f, x):
+# Right where steps are easily too long or too short.
+HARD = {
+    "far from 0": (lambda x: jnp.sum(jnp.sin(x)), np.float32([1e7, 3e6, 2e5])),
+    "high frequency": (lambda x: jnp.sum(jnp.sin(1e8 * x)), np.float32([0.25, 0.5, 1.0])),
+    "scales in one leaf": (
+        lambda x: jnp.sum(jnp.sin(x / np.float32(10.0) ** np.arange(-8, 8))),
+        np.float32(10.0) ** np.arange(-8, 8),
+    ),
+    "beside a kink": (
+        lambda x: jnp.sum(jax.nn.relu(x - 1)) + jnp.sum(x**2),
+        np.nextafter(np.float32([1, 1]), np.float32([2, 0])),
+    ),
+    "at a minimum of 0": (lambda x: jnp.mean((x - np.float32([1, 2])) ** 2), np.float32([1, 2])),
+    "counts": (
+        lambda x: jnp.sum(jnp.zeros(9).at[jnp.floor(3 * x).astype(int)].add(1.0) ** 2),
+        np.float32([0.3, 0.5, 1.9]),
+    ),
+    "near a pole": (lambda x: -jnp.log(1 - jnp.sum(x**2)), np.float32([0.6, 0.8 - 1e-6])),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_right_where_steps_are_easily_too_long_or_too_short(name):
+    f, x = HARD[name]
     report = check_gradient(f, jnp.asarray(x))
     assert report.verdict == "agrees", str(report)
 

@@ -1,17 +1,17 @@
 """How honest are the bounds? Functions with known derivatives, at random points, in three dtypes.
 
-For each, the check's numerical slope is held against the true one (closed forms in float64, at the
-point as rounded to the dtype). Run it:  python tests/benchmarks/calibration.py"""
+For each, the check's numerical slope is held against the true one (closed forms and series in
+float64, at the point as rounded to the dtype). Run it:  python tests/benchmarks/calibration.py"""
 
 import argparse
 import functools
+from math import factorial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxnn import check_gradient
-from jaxnn.numerical.float64 import wide_arithmetic, widen
 
 # name, function of an array, its derivative in NumPy, range of points
 FUNCTIONS = [
@@ -38,37 +38,76 @@ FUNCTIONS = [
         (-2, 2),
     ),
 ]
+# Differences of nearly equal terms, filled in at 0; and what the k-th of their Taylor coefficients
+# is. To the finest steps near 0 they look flat, or are noise.
+CANCELLING = [
+    ("(exp - 1)/x", lambda s: (jnp.exp(s) - 1) / s, lambda k: 1 / factorial(k + 1)),
+    ("(exp - 1 - x)/x^2", lambda s: (jnp.exp(s) - 1 - s) / s**2, lambda k: 1 / factorial(k + 2)),
+    ("log(1 + x)/x", lambda s: jnp.log(1 + s) / s, lambda k: (-1) ** k / (k + 1)),
+    ("(1 - cos)/x", lambda s: (1 - jnp.cos(s)) / s, lambda k: odd(k) / factorial(k + 1)),
+    ("(x - sin)/x^2", lambda s: (s - jnp.sin(s)) / s**2, lambda k: odd(k) / factorial(k + 2)),
+    (
+        "spherical Bessel j1",
+        lambda s: jnp.sin(s) / s**2 - jnp.cos(s) / s,
+        lambda k: odd(k) * (k + 1) / factorial(k + 2),
+    ),
+    ("(sinh - x)/x^2", lambda s: (jnp.sinh(s) - s) / s**2, lambda k: k % 2 / factorial(k + 2)),
+    ("(x - atan)/x^2", lambda s: (s - jnp.arctan(s)) / s**2, lambda k: odd(k) / (k + 2)),
+    ("(sqrt(1 + x) - 1)/x", lambda s: (jnp.sqrt(1 + s) - 1) / s, lambda k: choose(0.5, k + 1)),
+    ("(1/sqrt(1 + x) - 1)/x", lambda s: (s + 1) ** -0.5 / s - 1 / s, lambda k: choose(-0.5, k + 1)),
+]
+TERMS = np.arange(60)
 DTYPES = ("float64", "float32", "bfloat16")
 POINTS = 40
 
 
-def sample():
-    """`(dtype, true error, bound)` of the derivative by one number, relative to the derivative's
-    size.
-    """
+def odd(k):
+    """0, 1, 0, -1, 0, 1, ..."""
+    return (0, 1, 0, -1)[k % 4]
+
+
+def choose(n, k):
+    """The binomial coefficient of any n."""
+    return float(np.prod((n - np.arange(k)) / (1 + np.arange(k))))
+
+
+def sample(points=POINTS):
+    """`(dtype, kind, true error, bound)` of the derivative by one number, relative to its size."""
     rng = np.random.default_rng(0)
     for dtype in DTYPES:
         with jax.enable_x64(dtype == "float64"):
             for _, f, derivative, (low, high) in FUNCTIONS:
-                for _ in range(POINTS):
+                for _ in range(points):
                     x = jnp.asarray(rng.uniform(low, high), dtype)
-                    leaf = check_gradient(f, x).leaves[0]
-                    exact = np.asarray(x, np.float64)
-                    # The slope is along a direction of which the claim is the gradient times the
-                    # length.
-                    length = leaf.autodiff / widened_gradient(f, x)
-                    true = float(derivative(exact)) * length
-                    yield dtype, abs(leaf.numerical - true) / abs(true), leaf.bound / abs(true)
-
-
-def widened_gradient(f, x):
-    with wide_arithmetic(jnp.float64):
-        return float(_program(f, x.shape, x.dtype)(x))
+                    yield dtype, "elementary", *error_and_bound(f, derivative, x)
+            for _, f, coefficient in CANCELLING:
+                coefficients = np.array([coefficient(int(k)) for k in TERMS])
+                filled = filled_in(f, float(coefficients[0]))
+                derivative = functools.partial(series, (TERMS * coefficients)[1:])
+                for i in range(points):  # the first at 0, the others of any size
+                    x = rng.choice([-1, 1]) * 10 ** rng.uniform(-4, np.log10(0.5)) * (i > 0)
+                    x = jnp.asarray(x, dtype)
+                    yield dtype, "cancelling", *error_and_bound(filled, derivative, x)
 
 
 @functools.cache
-def _program(f, shape, dtype):
-    return jax.jit(widen(jax.grad(f), (jax.ShapeDtypeStruct(shape, dtype),), jnp.float64).call)
+def filled_in(f, at_zero):
+    return lambda x: jnp.where(x == 0, at_zero, f(jnp.where(x == 0, 1, x)))
+
+
+def series(coefficients, x):
+    return np.polynomial.polynomial.polyval(x, coefficients)
+
+
+def error_and_bound(f, derivative, x):
+    """Of the check's slope, which is along a direction of some length: that of the true gradient
+    is known, whatever JAX says.
+    """
+    true = derivative(np.asarray(x, np.float64))
+    rounded = np.asarray(true, x.dtype)
+    leaf = check_gradient(f, x, gradient=lambda x: rounded).leaves[0]
+    length = leaf.autodiff / float(rounded)
+    return abs(leaf.numerical / length - true) / abs(true), leaf.bound / abs(length * true)
 
 
 def main():
@@ -76,13 +115,14 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     rows = list(sample())
-    print("dtype      triples  error inside the bound  median error  median bound  ratio")
-    for dtype in (*DTYPES, "all"):
-        errors, bounds = np.array([(e, b) for d, e, b in rows if dtype in (d, "all")]).T
+    print("functions   triples  error inside the bound  median error  median bound  ratio")
+    for group in (*DTYPES, "elementary", "cancelling", "all"):
+        chosen = [(e, b) for dtype, kind, e, b in rows if group in (dtype, kind, "all")]
+        errors, bounds = np.array(chosen).T
         inside = np.mean(errors <= bounds)
         middle, wide = np.median(errors), np.median(bounds)
         print(
-            f"{dtype:9} {len(errors):8} {inside:22.2%} {middle:14.1e} {wide:13.1e} "
+            f"{group:10} {len(errors):8} {inside:22.2%} {middle:14.1e} {wide:13.1e} "
             f"{wide / middle:6.0f}"
         )
 
