@@ -1,9 +1,10 @@
-"""What all tests share: shapes in signatures are checked at run time, here alone; and properties
-are drawn anew each day.
+"""What all tests share: shapes in signatures are checked at run time, here alone (what has no shape
+is pyright's to check); and properties are drawn anew each day.
 """
 
 import contextlib
 import datetime
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,13 @@ import jaxtyping
 import pytest
 from hypothesis import settings
 
-jaxtyping.install_import_hook("jaxnn", "beartype.beartype")
+HOUSE = pathlib.Path(__file__).parents[1]
+SHAPED = [
+    ".".join(path.relative_to(HOUSE).with_suffix("").parts)
+    for path in (HOUSE / "jaxnn").rglob("*.py")
+    if "from jaxtyping import" in path.read_text()
+]
+jaxtyping.install_import_hook(SHAPED, "beartype.beartype")
 # The time that an example takes is that of its compilation; and what fails is found again by its
 # seed, not by a database.
 settings.register_profile("jaxnn", deadline=None, database=None, print_blob=True)

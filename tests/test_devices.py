@@ -104,9 +104,8 @@ np.savez(sys.argv[1], loss=result.history.step_loss, test=result.history.metrics
 """
 
 
-@pytest.mark.parametrize(
-    "batch_size", [*(pytest.param(n, marks=pytest.mark.slow) for n in (24, 50)), 33]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [24, 33, 50])
 def test_eight_devices_train_as_one_does_whatever_the_batch(tmp_path, batch_size):
     for devices in (1, 8):
         command = [

@@ -91,6 +91,9 @@ FORMS = {
 }
 
 
+LONG = ("check_gradient", "minimize", "fit")
+
+
 def outlives(use, form):
     """Whether the data of a function can still be reached when the function is gone."""
     data = Data()
@@ -108,7 +111,10 @@ def test_nothing_of_the_users_outlives_what_the_user_holds(use):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("use", ["numerical_grad", "check_gradient", "minimize", "fit"])
+@pytest.mark.parametrize(
+    "use",
+    ["numerical_grad", *(pytest.param(u, marks=pytest.mark.slow) for u in LONG)],
+)
 def test_functions_of_any_form_are_let_go(use, form):
     assert not outlives(USES[use], FORMS[form])
 

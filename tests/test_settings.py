@@ -358,7 +358,6 @@ EXPENSIVE = {
     sweep,
 }
 QUICK = {
-    "debug nans": {sweep},
     "strict dtypes": {numerical_grad_of_a_network},
 }
 

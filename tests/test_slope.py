@@ -83,6 +83,12 @@ def filled_in(name):
 POINTS = [[0.0], [0.0, 0.25, -0.375, 0.75]]
 
 
+one_quickly = pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)], indirect=True
+)
+
+
+@one_quickly
 @pytest.mark.parametrize("x", POINTS, ids=str)
 @pytest.mark.parametrize("name", CANCELLING)
 def test_where_terms_cancel_the_bound_holds_or_nothing_is_said(name, x, dtype):
@@ -93,6 +99,7 @@ def test_where_terms_cancel_the_bound_holds_or_nothing_is_said(name, x, dtype):
         assert abs(leaf.autodiff - leaf.numerical) <= leaf.bound
 
 
+@one_quickly
 @pytest.mark.parametrize("name", CANCELLING)
 def test_where_terms_cancel_a_wrong_gradient_does_not_pass(name, dtype):
     f, _ = filled_in(name)

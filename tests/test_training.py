@@ -144,7 +144,7 @@ def same(a, b):
     )
 
 
-@pytest.mark.parametrize("batch_size", [10, 7, 25])
+@pytest.mark.parametrize("batch_size", [10, 7, pytest.param(25, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("replacement", [False, True])
 def test_streamed_examples_train_to_the_same_bits(monkeypatch, batch_size, replacement):
     params, data = linear_case()
@@ -392,7 +392,7 @@ def test_a_sweep_over_seeds_starts_each_run_from_its_own_key():
 @pytest.mark.parametrize(
     "keys", [jax.random.key(0, impl="rbg"), jax.random.split(jax.random.key(0, impl="rbg"), 3)]
 )
-@pytest.mark.parametrize("replacement", [False, True])
+@pytest.mark.parametrize("replacement", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_runs_of_a_sweep_see_the_batches_of_their_key_whatever_its_generator(keys, replacement):
     params, data = linear_case()
     options = {"epochs": 2, "batch_size": 10, "replacement": replacement}
