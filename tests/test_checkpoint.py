@@ -16,8 +16,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from jaxnn import load_checkpoint, save_checkpoint
 from jaxnn._files import locked, replacing

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.datasets
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from jaxnn import load_digits, load_mnist, one_hot, sample_batch
 from jaxnn.data import read_idx, shuffled

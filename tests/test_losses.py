@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from jaxnn import accuracy, cross_entropy_error, mean_squared_error, softmax_cross_entropy
 from jaxnn.cli.tour import SAYS_SEVEN, SAYS_TWO
