@@ -5,6 +5,7 @@ cancel by chance. It and the steps are arguments of one program, which goes thro
 memory of one evaluation. A gradient claims phi'(0) = <g, v>; the values show another slope.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.checking.slope import HALF, Slope, estimate_slope, ladder
-
-# Values rounded more coarsely than this have nothing to show on steps of the ladder's finer half.
-_FINE = 1e-12
 
 
 class Direction(NamedTuple):
@@ -103,7 +101,7 @@ class Line:
         """The slope along a direction, from coarse steps; from finer ones where they may tell."""
         steps, up, down, centre = self._along(direction, self._steps[:HALF])
         slope = estimate_slope(steps, up, down, centre, self.epsilon)
-        if slope.settled or self.epsilon > _FINE:
+        if slope.settled or self.epsilon > sys.float_info.epsilon:  # coarser values show no more
             return slope
         # The same program, for as many steps: the finest, some of which are known already.
         _, *finer, _ = self._along(direction, self._steps[-HALF:])

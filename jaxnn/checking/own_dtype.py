@@ -17,8 +17,9 @@ from jaxnn.checking.slope import Slope
 
 # An entry of which more than half is wrong keeps no digit.
 NO_DIGIT = 0.5
-# Roundings, relative to the value, that a gradient in one dtype throughout may be off by; and by
-# how much more than one rounding of each argument moves it.
+# Roundings, relative to the value, that a gradient in one dtype throughout may be off by: a sum of
+# ten thousand terms, each rounded at random, is off by the square root of their number. And how
+# many times what one rounding of each argument moves it by: its steps round as its arguments do.
 ROUNDINGS, SHAKES = 100, 10
 
 
@@ -79,7 +80,7 @@ def own_dtype_loss(
     # rounding does of the value.
     part = ROUNDINGS * epsilon if rounding <= epsilon else reach(dtype)
     bound = part * max(abs(centre), float(np.linalg.norm(true * scales))) / scales
-    if not flat.any() and np.isfinite(slope.bound) and abs(slope.value) > 10 * slope.bound:
+    if not flat.any() and slope.bound < abs(slope.value):
         bound[np.abs(true) == np.max(np.abs(true))] = 0.0  # all of it underflows, whatever its size
     suspects = np.flatnonzero(gap > np.maximum(bound, NO_DIGIT * np.maximum(abs(flat), abs(true))))
     if len(suspects):  # near a stationary point, rounding the arguments alone costs the digits

@@ -1,23 +1,30 @@
 """Does each constant of the check earn its place? Each is halved and doubled, all else as it is.
 
-For every one, what changes is printed: verdicts on the project's cases (`gradient_cases.py`,
-`test_check.py`), also on functions whose terms cancel (`test_slope.py`), and how many bounds no
-longer hold the true error (`calibration.py`).
+For every one is printed: how many verdicts or named entries change, and which, among the project's
+cases (`gradient_cases.py`, `test_check.py`), functions whose terms cancel (`test_slope.py`) and
+bounds held against known derivatives (`calibration.py`); the median of those bounds, relative to
+the usual; and how many steps are asked for, likewise.
 
-Run it:  python tests/benchmarks/ablation.py [NAME ...]"""
+Run it:  python tests/benchmarks/ablation.py [NAME ...]
+"""
 
 import argparse
+import collections
+import contextlib
 import importlib
 import pathlib
 import pkgutil
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxnn.checking
 from jaxnn import _programs, check_gradient
-from jaxnn.checking import solvers
+from jaxnn.checking import report, solvers
+from jaxnn.checking.line import Line
 
 sys.path += [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1])]
 import calibration  # noqa: E402
@@ -34,11 +41,19 @@ MODULES = [
 def constants():
     """The numbers that modules of the check are written with, by name, and where each stands."""
     found = {}
-    for module in MODULES:
+    for module in set(MODULES) - {report}:  # the numbers there are columns of its table
         for name, value in vars(module).items():
             if name.lstrip("_").isupper() and isinstance(value, int | float):
                 found.setdefault(name, []).append(module)
-    return found
+    return dict(sorted(found.items()))
+
+
+class Usual(NamedTuple):
+    """What the check says of every case, the bounds it gives, and the steps it asks for."""
+
+    said: dict[str, str]
+    bound: float
+    steps: int
 
 
 def examples():
@@ -52,22 +67,46 @@ def examples():
         yield f"{name}, filled in", f, (jnp.array([0.0, 0.5, 1.2]),), 1
 
 
-def verdicts(cases):
-    """What the check says of every case: verdict, and the entries that it names."""
-    said = {}
-    for name, f, args, order in cases:
-        try:
-            report = check_gradient(f, *args, order=order)
-        except Exception as error:  # noqa: BLE001  a ladder may be too short for anything
-            said[name] = type(error).__name__
-            continue
-        places = [(leaf.path, e.index) for leaf in report.leaves for e in leaf.entries]
-        wrong = [e.verdict.wrong for leaf in report.leaves for e in leaf.entries]
-        named = sorted(p for p, bad in zip(places, wrong, strict=True) if bad)[:1]
-        said[name] = f"{report.verdict} {named[0][0]}{named[0][1]}" if named else report.verdict
-    for dtype, _, error, bound in calibration.sample(points=3):
-        said[f"bounds in {dtype}"] = said.get(f"bounds in {dtype}", 0) + int(error > bound)
-    return said
+@contextlib.contextmanager
+def counting():
+    """A list to which each slope adds the number of its steps."""
+    steps, slope = [], Line.slope
+
+    def counted(line, direction):
+        result = slope(line, direction)
+        steps.append(len(result.steps))
+        return result
+
+    Line.slope = counted
+    try:
+        yield steps
+    finally:
+        Line.slope = slope
+
+
+def measured(cases):
+    """Every case once."""
+    said, bounds, off = {}, [], collections.Counter()
+    with counting() as steps:
+        for name, f, args, order in cases:
+            try:
+                said[name] = verdict(check_gradient(f, *args, order=order))
+            except Exception as error:  # noqa: BLE001  a ladder may be too short for anything
+                said[name] = type(error).__name__
+        for dtype, _, error, bound in calibration.sample(points=3):
+            bounds.append(bound)
+            off[dtype] += int(error > bound)
+    said |= {f"bounds that do not hold in {dtype}": str(count) for dtype, count in off.items()}
+    return Usual(said, float(np.median(bounds)), sum(steps))
+
+
+def verdict(report):
+    """The verdict, and the first entry that is named."""
+    wrong = [
+        (leaf.path, e.index) for leaf in report.leaves for e in leaf.entries if e.verdict.wrong
+    ]
+    path, index = min(wrong, default=("", ""))
+    return f"{report.verdict} {path}{index}"
 
 
 def main():
@@ -76,32 +115,39 @@ def main():
     )
     parser.add_argument("names", nargs="*", help="constants; all of them by default")
     chosen = parser.parse_args().names
-    cases, everywhere = list(examples()), constants()
-    usual = verdicts(cases)
-    print(f"{len(usual)} cases; JAX {jax.__version__}")
-    for name, modules in everywhere.items():
-        if chosen and name not in chosen:
-            continue
+    cases = list(examples())
+    usual = measured(cases)
+    print(f"{len(usual.said)} cases; JAX {jax.__version__}")
+    print(f"{'constant':48} {'change':>6} {'bound':>6} {'steps':>6}")
+    for name, modules in constants().items():
         value = getattr(modules[0], name)
-        for factor in (0.5, 2):
+        for factor in (0.5, 2) if not chosen or name in chosen else ():
             other = type(value)(value * factor)
-            for module in modules:
-                setattr(module, name, other)
-            if solvers in modules:  # its constants are compiled in
-                _programs._kept.clear()
-            try:
-                said = verdicts(cases)
-            except ValueError as error:  # the two halves of the ladder have to meet
-                print(f"{name} {value:g} -> {other:g}: does not run: {error}", flush=True)
-                continue
-            changed = [
-                f"{case}: {usual[case]} -> {said[case]}"
-                for case in usual
-                if said[case] != usual[case]
-            ]
-            print(f"{name} {value:g} -> {other:g}: {len(changed)} change", flush=True)
-            for line in changed:
-                print(f"    {line}")
+            what = f"{name} {value:g} -> {other:g}"
+            with replaced(name, modules, other):
+                try:
+                    now = measured(cases)
+                except ValueError as error:  # the two halves of the ladder have to meet
+                    print(f"{what:48} does not run: {error}", flush=True)
+                    continue
+            changed = [case for case in usual.said if now.said[case] != usual.said[case]]
+            bound, steps = now.bound / usual.bound, now.steps / usual.steps
+            print(f"{what:48} {len(changed):6} {bound:6.2f} {steps:6.2f}", flush=True)
+            for case in changed:
+                print(f"    {case}: {usual.said[case]} -> {now.said[case]}")
+
+
+@contextlib.contextmanager
+def replaced(name, modules, other):
+    """Another number under a name, in every module that knows it."""
+    value = getattr(modules[0], name)
+    for module in modules:
+        setattr(module, name, other)
+    if solvers in modules:  # its constants are compiled in
+        _programs._kept.clear()
+    try:
+        yield
+    finally:
         for module in modules:
             setattr(module, name, value)
         if solvers in modules:
