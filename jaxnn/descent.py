@@ -355,7 +355,7 @@ def _value_and_gradient(f: Callable, grad: Callable, merge: Callable) -> tuple[C
     return value, checked
 
 
-def _step(x: Sequence[jax.Array], gradient: Sequence[jax.Array], lr: jax.Array) -> list[jax.Array]:
+def _step(x: Sequence[jax.Array], gradient: Sequence[jax.Array], lr: Any) -> list[jax.Array]:
     return [
         leaf - lr.astype(leaf.dtype) * g.astype(leaf.dtype)
         for leaf, g in zip(x, gradient, strict=True)

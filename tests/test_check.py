@@ -304,6 +304,10 @@ HARD = {
         lambda x: jnp.sum(jnp.zeros(9).at[jnp.floor(3 * x).astype(int)].add(1.0) ** 2),
         np.float32([0.3, 0.5, 1.9]),
     ),
+    "near stationary points": (  # rounding 1e4 x moves each entry of the gradient by all it is
+        lambda x: jnp.sum(jnp.cos(1e4 * x)),
+        np.float32(np.pi * np.arange(1001, 1041) / 1e4),
+    ),
     "near a pole": (lambda x: -jnp.log(1 - jnp.sum(x**2)), np.float32([0.6, 0.8 - 1e-6])),
 }
 
@@ -313,6 +317,22 @@ def test_right_where_steps_are_easily_too_long_or_too_short(name):
     f, x = HARD[name]
     report = check_gradient(f, jnp.asarray(x))
     assert report.verdict == "agrees", str(report)
+
+
+def test_values_that_were_rounded_to_float32_inside_are_known_for_it(x64):
+    def rounded(x):
+        return np.asarray(np.sum(np.sin(np.float32(x)) * np.float32(x)), x.dtype)
+
+    @jax.custom_vjp
+    def f(x):
+        shape = jax.ShapeDtypeStruct((), x.dtype)
+        return jax.pure_callback(rounded, shape, x, vmap_method="sequential")
+
+    f.defvjp(lambda x: (f(x), x), lambda x, g: (g * (jnp.sin(x) + x * jnp.cos(x)),))
+    for scale in (1e-3, 1.0, 100.0):
+        leaf = check_gradient(f, scale * jnp.linspace(0.3, 2, 5)).leaves[0]
+        assert leaf.verdict == "agrees", str(leaf)
+        assert 1e-9 < leaf.bound / abs(leaf.numerical) < 1e-2  # float32's digits, no more
 
 
 def test_a_row_of_small_entries_is_wrong_though_the_others_are_large_and_right():

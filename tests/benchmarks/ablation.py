@@ -5,7 +5,7 @@ cases (`gradient_cases.py`, `test_check.py`), functions whose terms cancel (`tes
 bounds held against known derivatives (`calibration.py`); the median of those bounds, relative to
 the usual; and how many steps are asked for, likewise.
 
-Run it:  python tests/benchmarks/ablation.py [NAME ...]
+Run it:  python tests/benchmarks/ablation.py [NAME ...] [--factors FACTOR ...]
 """
 
 import argparse
@@ -114,14 +114,15 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", help="constants; all of them by default")
-    chosen = parser.parse_args().names
+    parser.add_argument("--factors", nargs="+", type=float, default=[0.5, 2], metavar="FACTOR")
+    options = parser.parse_args()
     cases = list(examples())
     usual = measured(cases)
     print(f"{len(usual.said)} cases; JAX {jax.__version__}")
     print(f"{'constant':48} {'change':>6} {'bound':>6} {'steps':>6}")
     for name, modules in constants().items():
         value = getattr(modules[0], name)
-        for factor in (0.5, 2) if not chosen or name in chosen else ():
+        for factor in options.factors if not options.names or name in options.names else ():
             other = type(value)(value * factor)
             what = f"{name} {value:g} -> {other:g}"
             with replaced(name, modules, other):
