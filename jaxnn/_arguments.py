@@ -16,6 +16,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
+from jaxnn._programs import Reference
 from jaxnn._validate import describe, is_differentiable, require_arguments, require_arrays
 
 
@@ -49,7 +50,7 @@ class Static(NamedTuple):
         parts = {
             Role.DIFFERENTIATED: iter(points),
             Role.DYNAMIC: iter(dynamic),
-            Role.STATIC: iter(self.leaves),
+            Role.STATIC: (x.referent if isinstance(x, Reference) else x for x in self.leaves),
         }
         args, kwargs = jax.tree.unflatten(self.tree, [next(parts[role]) for role in self.roles])
         value = self.f(*args, **kwargs)

@@ -20,37 +20,38 @@ _kept: dict[Hashable, tuple[Any, list[weakref.finalize]]] = {}
 
 
 class Reference:
-    """A function held weakly: called like it, equal to another reference where the functions are.
+    """Something of the user's held weakly, a function mostly: called like it, and equal to another
+    reference where what they refer to is.
 
-    A function that says it cannot be hashed (a dataclass with `eq`, say) is equal to itself alone.
+    What says it cannot be hashed (a dataclass with `eq`, say) is equal to itself alone.
     """
 
-    def __init__(self, function: Callable):
-        """Raises TypeError where the function cannot be referenced weakly."""
-        if isinstance(function, types.MethodType):  # dies at once; what it is bound to, not
-            self._target, owner = weakref.WeakMethod(function), function.__self__
+    def __init__(self, referent: Any):
+        """Raises TypeError where there are no weak references to it."""
+        if isinstance(referent, types.MethodType):  # dies at once; what it is bound to, not
+            self._target, owner = weakref.WeakMethod(referent), referent.__self__
         else:
-            self._target, owner = weakref.ref(function), function
+            self._target, owner = weakref.ref(referent), referent
         self.owner: Callable[[], Any] = weakref.ref(owner)
         try:
-            self._hash, self._by_value = hash(function), True
+            self._hash, self._by_value = hash(referent), True
         except TypeError:
-            self._hash, self._by_value = id(function), False
+            self._hash, self._by_value = id(referent), False
 
     @property
-    def function(self) -> Callable:
-        """The function itself, while it lives."""
-        function = self._target()
-        if function is None:
+    def referent(self) -> Any:
+        """The thing itself, while it lives."""
+        referent = self._target()
+        if referent is None:
             raise ReferenceError("the function of a compiled program is gone")
-        return function
+        return referent
 
     @property
     def __name__(self) -> str:
-        return getattr(self.function, "__name__", type(self.function).__name__)
+        return getattr(self.referent, "__name__", type(self.referent).__name__)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
+        return self.referent(*args, **kwargs)
 
     def __hash__(self) -> int:
         return self._hash
@@ -84,7 +85,7 @@ def kept(build: Callable, *arguments: Any, values: PyTree = ()) -> Any:
     references: list[Reference] = []
     try:
         weak = tuple(_weakly(argument, references) for argument in arguments)
-        key = (build, weak)
+        key = (build, _typed(weak))
         hash(key)
     except TypeError:
         return build(*arguments)
@@ -114,11 +115,22 @@ def _forget(key: Hashable) -> None:
 
 
 def _weakly(value: Any, references: list[Reference]) -> Any:
-    """`value` with references in the place of functions, which are added to `references`."""
+    """`value` with references, which are added to `references`, in the place of functions and of
+    other objects that are equal to themselves alone.
+    """
     if isinstance(value, tuple):
         parts = [_weakly(part, references) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    if callable(value) and not isinstance(value, type | Mesh):  # a mesh decorates, too
+    kind = type(value)
+    itself = kind.__hash__ is object.__hash__ and bool(kind.__weakrefoffset__)
+    if (callable(value) or itself) and not isinstance(value, type | Mesh):  # a mesh decorates, too
         references.append(Reference(value))
         return references[-1]
     return value
+
+
+def _typed(value: Any) -> Any:
+    """A key that tells 1 from True and from 1.0, which are equal."""
+    if isinstance(value, tuple):
+        return type(value), *map(_typed, value)
+    return type(value), value

@@ -38,6 +38,23 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
         terminalreporter.write_line(f"properties were drawn with --hypothesis-seed={seed}")
 
 
+COMPILED = []
+
+
+def _note(event, *_, **__):
+    if event.endswith("backend_compile_duration"):
+        COMPILED.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(_note)
+
+
+@pytest.fixture
+def compilations():
+    """Tells how many programs have been compiled so far."""
+    return lambda: len(COMPILED)
+
+
 @pytest.fixture
 def own_errors():
     """The package's own errors, not those of the shape checker that would come first."""

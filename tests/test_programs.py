@@ -131,14 +131,61 @@ def test_a_loss_without_a_hash_is_trained():
     assert done.status.step == 2 and np.all(np.asarray(done.params) < np.asarray(X))
 
 
+class Thing:
+    """An argument that is neither an array nor a function."""
+
+    scale = 2.0
+
+
+def by_a_thing(x, thing):
+    return thing.scale * jnp.sum(x**2)
+
+
+@pytest.mark.parametrize("public", [jaxnn.numerical_grad, jaxnn.check_gradient])
+def test_no_argument_outlives_what_the_user_holds(public):
+    thing = Thing()
+    if public is jaxnn.check_gradient:
+        public(by_a_thing, X, thing)
+    else:
+        public(by_a_thing)(X, thing)
+    watched = weakref.ref(thing)
+    del thing
+    gc.collect()
+    assert watched() is None
+
+
+def test_arguments_that_are_equal_are_not_the_same():
+    f = lambda x, n: jnp.sum(x) * (10 if n is True else 1)  # noqa: E731
+    gradient = jaxnn.numerical_grad(f)
+    for n, slope in ((1, 1), (True, 10), (1, 1)):
+        np.testing.assert_allclose(gradient(X, n), slope, rtol=1e-5)
+
+
+def test_a_function_among_the_arguments_is_the_users_own():
+    f = lambda x, act: jnp.sum(act(x)) * (10 if act is jnp.tanh else 1)  # noqa: E731
+    gradient = jaxnn.numerical_grad(f)(X, jnp.tanh)
+    np.testing.assert_allclose(gradient, jax.grad(f)(X, jnp.tanh), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "train, optimizer", [(jaxnn.fit, SGD), (functools.partial(jaxnn.sweep, values=X), optax.sgd)]
+)
+def test_a_second_run_compiles_nothing(compilations, train, optimizer):
+    loss = loss_of(lambda x: jnp.sum(x**2))
+    for _ in range(2):
+        before = compilations()
+        train(loss, optimizer=optimizer, **RUN)
+    assert compilations() == before
+
+
 # These are evaluated step by step, as the chapter's digits ask for; a gradient by hand is called as
-# it is; and the rows above make a new loss in each call.
+# it is; and of training runs, which look at what the loss returns, compilations are counted above.
 TRACED_EACH_TIME = ("numerical_diff", "partial_derivative", "check_gradient, by hand")
 TRACED_EACH_TIME += ("fit", "sweep")
 
 
 @pytest.mark.parametrize("use", [use for use in USES if use not in TRACED_EACH_TIME])
-def test_a_second_call_compiles_nothing(use):
+def test_a_second_call_traces_nothing(use):
     traces = []
 
     def f(x):

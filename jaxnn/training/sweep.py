@@ -17,6 +17,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
+from jaxnn._programs import kept
 from jaxnn._validate import (
     describe,
     is_key,
@@ -110,7 +111,8 @@ def sweep(
         sets["test"] = replicate(test, None)
     require_scalars(loss, metrics, _one(starts, 0), sets["train"])
     plan = Plan(count := count_examples(data), min(batch_size, count), epochs, replacement)
-    programs = _compiled(loss, None if grad is jax.grad else grad, metrics, optimizer, plan, key)
+    by = None if grad is jax.grad else grad
+    programs = kept(_compiled, loss, by, metrics, optimizer, plan, key.ndim)
     begin = jax.vmap(lambda p, value: State(p, optimizer(value).init(p)))
     states = begin(replicate(starts, None), values)
     log = _Log([None] * runs, [], [], [])
@@ -119,7 +121,7 @@ def sweep(
         # A run that is no longer finite stands still: it takes no steps any more.
         going = np.array([leaf is None for leaf in log.broken])
         stop, short = np.where(going, np.int32(plan.per_epoch), 0), going & (plan.rest > 0)
-        start, order = np.zeros(runs, np.int32), programs.order(epoch)
+        start, order = np.zeros(runs, np.int32), programs.order(key, epoch)
         examples = values, sets["train"], order
         chunk = run_chunk(programs.take, states, *examples, start=start, stop=stop, short=short)
         states = chunk.state
@@ -139,7 +141,7 @@ class _Programs(NamedTuple):
 
     take: Callable[..., Chunk]
     evaluate: Callable
-    order: Callable[[Any], Any]
+    order: Callable[[Any, Any], Any]
 
 
 class _Log(NamedTuple):
@@ -193,21 +195,22 @@ def _compiled(
     metrics: Callable | None,
     optimizer: Callable,
     plan: Plan,
-    key: Key[Array, "..."],
+    own_keys: int,
 ) -> _Programs:
+    """The programs; `own_keys` is 1 where each run has a key of its own, else 0."""
     one_chunk = make_chunk(loss, grad, plan.batch_size, plan.rest, None)
 
     def take(state, value, data, order, *chunk):
         return one_chunk(optimizer(value).update, state, data, order, *chunk)
 
-    axes = (0, 0, None, 0 if key.ndim else None, 0, 0, 0)
+    axes = (0, 0, None, 0 if own_keys else None, 0, 0, 0)
     evaluate = jax.vmap(make_evaluate(loss, metrics, None), (0, None))
 
     @jax.jit
-    def order(epoch):
+    def order(key, epoch):
         """One for all runs where they share a key."""
         of = functools.partial(plan.order, epoch=epoch)
-        return lax.map(of, key) if key.ndim else of(key)
+        return lax.map(of, key) if own_keys else of(key)
 
     return _Programs(jax.jit(jax.vmap(take, axes), donate_argnums=0), jax.jit(evaluate), order)
 
