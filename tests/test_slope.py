@@ -62,6 +62,14 @@ CANCELLING = {
     "(exp - exp(-x) - 2x)/x^2": (lambda s: (jnp.exp(s) - jnp.exp(-s) - 2 * s) / s**2, 0, 1 / 3),
 }
 
+# Their values do not carry a verdict: two terms of the size of 1/x are left of three.
+TOO_COARSE = (
+    "(exp - 1 - x)/x^2",
+    "1/log(1 + x) - 1/x",
+    "1/(exp - 1) - 1/x",
+    "(exp - exp(-x) - 2x)/x^2",
+)
+
 
 def filled_in(name):
     """A function of an array, and its true gradient."""
@@ -94,8 +102,8 @@ def test_where_terms_cancel_the_bound_holds_or_nothing_is_said(name, x, dtype):
     f, gradient = filled_in(name)
     leaf = check_gradient(f, jnp.array(x, dtype), gradient=gradient).leaves[0]
     assert leaf.verdict in ("agrees", "unresolved"), str(leaf)
-    if dtype == jnp.float64:
-        assert abs(leaf.autodiff - leaf.numerical) <= leaf.bound
+    rounding = 1e-5 if dtype == jnp.float32 else 0  # of the gradient by hand
+    assert abs(leaf.autodiff - leaf.numerical) <= leaf.bound + rounding * abs(leaf.autodiff)
 
 
 @one_quickly
@@ -105,9 +113,11 @@ def test_where_terms_cancel_a_wrong_gradient_does_not_pass(name, dtype):
     leaf = check_gradient(f, jnp.array([0.0, 0.5, 1.2], dtype)).leaves[0]
     if CANCELLING[name][2] == 0:
         assert leaf.verdict in ("agrees", "unresolved")
+    elif name in TOO_COARSE and leaf.verdict == "unresolved":
+        assert not leaf.entries or {entry.index for entry in leaf.entries} == {(0,)}
     else:
-        assert leaf.verdict in ("differs", "unresolved")
-        assert {entry.index for entry in leaf.entries} <= {(0,)}
+        assert leaf.verdict == "differs"
+        assert {entry.index for entry in leaf.entries} == {(0,)}
 
 
 def test_the_wrong_gradient_of_a_bessel_function_is_named(dtype):

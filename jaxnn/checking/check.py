@@ -16,6 +16,7 @@ the user's own dtype is reported apart. Verdicts are made in `evidence` alone.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -153,7 +154,8 @@ def _check(
     """One check from end to end; and another where a solver's tolerance may be to blame."""
     programs = prepare(call, point, settings)
     report, claims = _held_against_values(call, point, programs, by_hand)
-    if report.verdict is not Verdict.DIFFERS or by_hand or not programs.has_solver:
+    wrong = any(leaf.verdict is Verdict.DIFFERS for leaf in report.leaves)
+    if not wrong or by_hand or not programs.has_solver:
         return report
     programs = prepare(call, point, settings._replace(further=True))
     further, claims_further = _held_against_values(call, point, programs, None)
@@ -297,17 +299,18 @@ def _leaf_report(
         hint = causes.nothing_there(slope, scale, gradient) or hint
     else:
         entries = sorted(entries, key=_by_weight)
+    finite, off = np.all(np.isfinite(gradient)), max(abs(best.difference), slope.bound)
     return LeafReport(
         path=path,
         shape=gradient.shape,
         dtype=jnp.dtype(dtype).name,
         verdict=verdict,
-        autodiff=best.claim,
+        autodiff=best.claim if finite else math.nan,
         numerical=slope.value,
         bound=slope.bound,
         step=slope.step,
         noise=slope.noise,
-        digits=digits_shared(max(abs(best.difference), slope.bound), scale or slope.size),
+        digits=digits_shared(off, scale or slope.size) if finite else 0.0,
         own_dtype_digits=loss.digits,
         entries=tuple(entries),
         pattern=pattern,

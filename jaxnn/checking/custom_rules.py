@@ -31,7 +31,7 @@ from jaxnn.numerical.interpret import (
     source,
 )
 
-_JAX = os.path.dirname(jax.__file__)
+_JAX = os.path.join(os.path.dirname(jax.__file__), "")  # not what begins like it: jaxopt
 # Entries smaller than this part of the largest are rounding beside it, even in float64.
 _SMALL = 1e-9
 
@@ -65,7 +65,7 @@ def rule_checker(program: Program, dtype: Any) -> Callable[[Any], tuple[RuleRepo
                 if number not in compiled:
                     compiled[number] = _derivatives(eqn, inputs, dtype)
                 report = _check_rule(eqn, inputs, compiled[number], dtype)
-            except Exception:  # noqa: BLE001  whatever a user's rule raises when it stands alone
+            except Exception:  # whatever a user's rule raises when it stands alone
                 report = _report(eqn, Verdict.UNRESOLVED, None, float("nan"))
             place = (report.name, report.where)
             worst[place] = max(worst.get(place, report), report, key=lambda r: r.verdict)

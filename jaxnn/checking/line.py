@@ -81,7 +81,6 @@ class Line:
           points: the leaves.
           epsilon: the rounding of the values, relative.
         """
-        self.shapes = [np.shape(x) for x in points]
         self.epsilon = epsilon
         self._ends = np.cumsum([np.size(x) for x in points])
         self.scales = [_scales(np.asarray(x, np.float64)) for x in points]

@@ -25,7 +25,8 @@ class Findings(NamedTuple):
     """What is known of one leaf's claims.
 
     Attributes:
-      asked: lines through all entries, held against the claims as they are.
+      asked: lines through all entries, held against the claims; those that are not finite count as
+        right.
       rest: the same lines, held against the claims once the entries found are put right.
       entries: judged one by one: those found, and a sample where they do not explain everything.
       explained: whether the entries found are all that is wrong.

@@ -98,7 +98,7 @@ class Traced:
         def values(direction, steps):
             try:
                 return run(direction, steps)
-            except Exception:  # noqa: BLE001  a host callback may raise anything
+            except Exception:  # a host callback may raise anything
                 return one_by_one(lambda t: run(direction, np.array([t]))[0], steps)
 
         coarsest = max([dtype, *self.kept], key=lambda kind: jnp.finfo(kind).eps)
@@ -173,10 +173,15 @@ Programs = Traced | Eager
 
 def prepare(call: Partition, point: Point, settings: Settings) -> Programs:
     """The programs for a call, new or kept."""
-    avals = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), point)
+    avals = jax.tree.map(lambda x: _form(x), point)
     leaves, tree = jax.tree.flatten(avals)
     kind = tuple(leaves), tree, settings, jnp.result_type(float)
     return kept(_build, call.static, *kind, values=point)
+
+
+def _form(x: Any) -> jax.ShapeDtypeStruct:
+    """A Python number stays one that takes the dtype of what it is added to."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False))
 
 
 def widened(leaves: Sequence[Any], dtype: Any) -> list[Any]:

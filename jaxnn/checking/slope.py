@@ -14,9 +14,8 @@ or values that vary by more than rounding. Otherwise neither wins: a function th
 cancellation looks perfectly flat to the finest steps. The bound then covers both. A kink is where
 the slopes from both sides exclude each other.
 
-Sources: Ridders, Adv. Eng. Software 4 (1982) 75; Moré and Wild, SIAM J. Sci. Comput. 33 (2011)
-  1292,
-on noise from differences.
+Sources: Ridders, Adv. Eng. Software 4 (1982) 75; on noise from differences, Moré and Wild, SIAM
+J. Sci. Comput. 33 (2011) 1292.
 """
 
 from typing import NamedTuple

@@ -57,15 +57,16 @@ def within_tolerance(
 
     A wrong leaf that is right then, while its gradient hardly changes, is right to the tolerance.
     """
+    if leaf.verdict is not Verdict.DIFFERS or not further.verdict.ok:
+        return leaf
     moved = np.linalg.norm(gradient - gradient_further)
-    steady = moved <= STEADY * np.linalg.norm(gradient_further)
-    if leaf.verdict is not Verdict.DIFFERS or not further.verdict.ok or not steady:
+    if not moved <= STEADY * np.linalg.norm(gradient_further):
         return leaf
     hint = (
         "right to the tolerance of the solver inside; solved further, to "
         f"{further.digits:.1f} digits"
     )
-    return leaf._replace(verdict=further.verdict, entries=further.entries, pattern="", hint=hint)
+    return further._replace(hint=hint)
 
 
 def _once(evaluation: Evaluation) -> Evaluation:
@@ -118,7 +119,7 @@ def _linear_solve(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> l
     start = solved(parts, parts.rhs, inner)
 
     def residual(x):
-        product = evaluation(parts.matvec, [*parts.matvec_consts, *x])
+        product = inner(parts.matvec, [*parts.matvec_consts, *x])
         return [b - y for b, y in zip(parts.rhs, product, strict=True)]
 
     # A residual that is not small is no tolerance but a mistake, and stays one.

@@ -59,7 +59,9 @@ def by_entry(
         return found
 
     finite = functools.reduce(operator.and_, (_unbatched(one.finite) for one in prepared))
-    return jax.lax.cond(finite, propagate, lambda: by_entry_dense(f, leaves, ends))
+    return jax.lax.cond(
+        finite, propagate, lambda: by_entry_dense(f, leaves, ends, batch_size, mesh)
+    )
 
 
 def entries_at_once(bytes_per_entry: int, mesh: Mesh | None = None) -> int:
