@@ -250,6 +250,5 @@ def require_same_form(name: str, tree: Any, like_name: str, like: Any) -> None:
         if jnp.shape(leaf) != jnp.shape(other):
             raise ValueError(
                 f"`{name}{keystr(path)}` must have shape {jnp.shape(other)}, like "
-                f"`{like_name}{keystr(path)}`. "
-                f"Got shape {jnp.shape(leaf)}."
+                f"`{like_name}{keystr(path)}`. Got shape {jnp.shape(leaf)}."
             )

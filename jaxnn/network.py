@@ -88,6 +88,7 @@ def predict(
       Unnormalised scores; `jax.nn.softmax` makes them probabilities.
 
     Raises:
+      TypeError: what is not an array, or is of another dtype (the parameter is named).
       ValueError: no `W1`, or shapes that do not fit (the parameter is named).
 
     Example:

@@ -1016,11 +1016,11 @@ progress_log("a/b")(PROGRESS)
     FileNotFoundError: `path` must be a file in a directory that is there. Got 'a/b': No such
     file or directory.
 progress_log("text")(PROGRESS)
-    ValueError: `log` must be a log of steps, or a new file. Got 'text', with a line 'hello\n'.
+    ValueError: `path` must be a log of steps, or a new file. Got 'text', with a line 'hello\n'.
 progress_log("bits.log")(PROGRESS)
-    ValueError: `log` must be a log of steps, or a new file. Got 'bits.log', with a line ...
+    ValueError: `path` must be a log of steps, or a new file. Got 'bits.log', with a line ...
 progress_log("list.log")(PROGRESS)
-    ValueError: `log` must be a log of steps, or a new file. Got 'list.log', with a line
+    ValueError: `path` must be a log of steps, or a new file. Got 'list.log', with a line
     '[1]\n'.
 figures.draw("text")
     FileExistsError: `directory` must be a directory, or a place for one. Got 'text': File

@@ -116,7 +116,7 @@ def test_a_file_that_is_no_log_is_left_alone(tmp_path):
     path.write_text("buy bread\n")
     with pytest.raises(
         ValueError,
-        match="`log` must be a log of steps, or a new file. Got .* with a line 'buy bread",
+        match="`path` must be a log of steps, or a new file. Got .* with a line 'buy bread",
     ):
         progress_log(path)(Progress(1, 1, 1, 1, 0.0, None))
     assert path.read_text() == "buy bread\n"

@@ -1,5 +1,5 @@
-"""What holds for every function, not for chosen ones: several hundred generated functions each
-(`pytest -m slow`).
+"""What holds for every function, not for chosen ones: a hundred generated functions each, others
+every day (`pytest -m slow`).
 
 A function is a plan: a list of operations, each on two of the values before it, from two 4 x 4
 leaves on; its value is a weighted sum of the last one, so that every entry counts."""

@@ -68,7 +68,7 @@ def _load(target: str) -> tuple[Callable, tuple[Any, ...]]:
             names = runpy.run_path(place, run_name="jaxnn_check")
         else:
             names = vars(importlib.import_module(place))
-    except (Exception, SystemExit) as error:  # noqa: BLE001  a file may raise anything
+    except (Exception, SystemExit) as error:  # a file may raise anything
         raise _refusal("TARGET", "a file or module that runs", error) from error
     function = names.get(name)
     if not callable(function):
@@ -89,7 +89,7 @@ def _made_by(name: str, make: Callable) -> tuple[Callable, tuple[Any, ...]]:
     """The pair that a function without arguments returns."""
     try:
         result = make()
-    except (Exception, SystemExit) as error:  # noqa: BLE001
+    except (Exception, SystemExit) as error:
         raise _refusal(name, "a function that runs", error) from error
     is_pair = isinstance(result, tuple) and len(result) == 2
     if not is_pair or not callable(result[0]) or not isinstance(result[1], tuple | list):

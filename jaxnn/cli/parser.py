@@ -106,8 +106,7 @@ def _parser() -> _Parser:
         _train,
         "train a network on handwritten digits",
         "Train a network on the 1,797 real 8x8 digits that ship with the package, or on MNIST's "
-        "files, after holding its "
-        "numerical and automatic gradients against each other.",
+        "files, after holding its numerical and automatic gradients against each other.",
         "jaxnn train --layers 100 --epochs 50 --lr 0.3",
     )
     train.add_argument(
@@ -215,8 +214,7 @@ def _parser() -> _Parser:
         _evaluate,
         "measure a run that `train --checkpoint DIR` saved",
         "Loss and accuracy of the newest checkpoint in DIR, on the data that it was trained on and "
-        "on the test images. With "
-        "--patience, of the best parameters so far.",
+        "on the test images. With --patience, of the best parameters so far.",
         "jaxnn eval runs/first --json",
     )
     evaluate.add_argument(
@@ -232,12 +230,10 @@ def _parser() -> _Parser:
         _check,
         "hold a function's gradient against its values",
         "Check the gradient of a function of yours. TARGET is FILE.py:NAME or MODULE:NAME, and the "
-        "file is run. NAME is a "
-        "function whose arguments all have defaults, which are the point; or one without arguments "
-        "that returns "
-        "(function, arguments). Exit code 0: right, or at a kink between the slopes from both "
-        "sides; 1: wrong or not finite; "
-        "2: the evidence cannot tell, or bad input.",
+        "file is run. NAME is a function whose arguments all have defaults, which are the point; "
+        "or one without arguments that returns (function, arguments). Exit code 0: right, or at a "
+        "kink between the slopes from both sides; 1: wrong or not finite; 2: the evidence cannot "
+        "tell, or bad input.",
         "jaxnn check model.py:loss --order 2",
     )
     check.add_argument(

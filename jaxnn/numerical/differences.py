@@ -3,11 +3,12 @@
 Each public function is the twin of one of JAX's: `numerical_grad` of `jax.grad`,
 `numerical_jacobian` of `jax.jacobian`, `numerical_hessian` of `jax.hessian`,
 `directional_derivative` of `jax.jvp`; `numerical_diff`, `partial_derivative` and
-`numerical_gradient` are the chapter's calling forms. All of them compile one program per function,
-in which an entry index is an array: entries are changed one at a time, in batches of bounded size,
-so memory does not grow with their number, and only what such a change can touch is computed again
-(`propagate.py`). Values are computed in float64 (`float64.py`), and results come back in the dtype
-of the input.
+`numerical_gradient` are the chapter's calling forms. They compile one program per function, in
+which an entry index is an array: entries are changed one at a time, in batches of bounded size, so
+memory does not grow with their number, and only what such a change can touch is computed again
+(`propagate.py`). `numerical_diff` and `partial_derivative`, of one number, call the function step
+by step, so that the chapter's digits come out to the last one. Values are computed in float64
+(`float64.py`), and results come back in the dtype of the input.
 
 The default step of a central difference is four cube roots of the dtype's epsilon times the entry's
 scale, which balances truncation against round-off where a function is large beside its slope, as
@@ -449,8 +450,7 @@ def _require_steps_that_move(call: Partition, points: Leaves, h: Any, options: _
         if np.any((x + step == x) | (x - step == x)):
             raise ValueError(
                 f"`h` must be large enough to change `{path}` in {x.dtype}, where values near it "
-                f"are "
-                f"{np.spacing(np.max(np.abs(x))):.2g} apart. Got {float(h)!r}."
+                f"are {np.spacing(np.max(np.abs(x))):.2g} apart. Got {float(h)!r}."
             )
 
 
@@ -497,9 +497,8 @@ def _jacobian(f: Callable, leaves: Leaves, h: Any, options: _Options, shapes: Py
 
 def _hessian(f: Callable, leaves: Leaves, h: Any, options: _Options, shapes: PyTree) -> Measured:
     require_scalar("f", shapes)
-    steps = _steps(
-        leaves, h, options
-    )  # once: the inner difference must not change its step where the outer one moves it
+    # Once: the inner difference must not change its step where the outer one moves it.
+    steps = _steps(leaves, h, options)
     outer = options._replace(method="dense")  # what propagates is the inner difference
     rows = _by_entry(lambda leaves: _by_entry(f, leaves, steps, options), leaves, steps, outer)
     return rows, lambda points: [points] * len(points)

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-Index = tuple[
-    Any, ...
-]  # per axis: the one index that changed (a traced integer), or None where all may have changed
+# Per axis: the one index that changed (a traced integer), or None where all may have changed.
+Index = tuple[Any, ...]
 
 
 class Slab(NamedTuple):

@@ -101,9 +101,8 @@ def carried_change(
 def _elementwise(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
     rank = outs[0].ndim
     index = (None,) * rank
-    if all(
-        jnp.ndim(base_of(x)) == rank for x in ins if isinstance(x, Slab)
-    ):  # a perturbed scalar changes everything
+    # A perturbed scalar changes everything.
+    if all(jnp.ndim(base_of(x)) == rank for x in ins if isinstance(x, Slab)):
         index = common(ins)
     args = [fit(x, index if jnp.ndim(base_of(x)) == rank else ()) for x in ins]
     return [(index, x) for x in bind(*args, **params)]
@@ -255,9 +254,8 @@ def _dynamic_slice(
 def _concatenate(bind: Callable, ins: list[Any], outs: list[Any], *, dimension: int) -> Result:
     slabs = [k for k, x in enumerate(ins) if isinstance(x, Slab)]
     only, offset = ins[slabs[0]], sum(jnp.shape(base_of(x))[dimension] for x in ins[: slabs[0]])
-    place = (
-        jnp.int32(0) if only.base.shape[dimension] == 1 else only.index[dimension]
-    )  # an axis of size one has no index
+    # An axis of size one has no index.
+    place = jnp.int32(0) if only.base.shape[dimension] == 1 else only.index[dimension]
     if len(slabs) == 1 and place is not None:
         return [
             (

@@ -60,7 +60,7 @@ class Batched:
     """
 
     def __init__(self, program: Program):
-        """Args: the program, of which the equations that no output needs are left out."""
+        """Keep the program, without the equations that no output needs."""
         jaxpr, kept = program.jaxpr, []
         needed = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)}
         for eqn in reversed(jaxpr.eqns):

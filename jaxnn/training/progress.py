@@ -59,6 +59,9 @@ def show_progress(
     Returns:
       A function for `on_progress`.
 
+    Raises:
+      TypeError: `lines` or `bar` is not a text stream.
+
     Example:
       >>> show_progress()(Progress(1, 1, 15, 15, 2.3, {"train_loss": 2.25}))
        epoch      train loss steps/s
@@ -119,6 +122,11 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
     Returns:
       A function for `on_progress`.
 
+    Raises:
+      TypeError: `path` is not a path.
+      OSError: at the first line, where there is no such place for a file.
+      ValueError: at the first line, where the file is something else than a log.
+
     Example:
       >>> import pathlib, tempfile
       >>> with tempfile.TemporaryDirectory() as directory:
@@ -168,7 +176,7 @@ def _drop_lines(path: pathlib.Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             raise ValueError(
-                f"`log` must be a log of steps, or a new file. Got {str(path)!r}, with a line "
+                f"`path` must be a log of steps, or a new file. Got {str(path)!r}, with a line "
                 f"{line[:40]!r}."
             ) from None
     with replacing(path) as file:
