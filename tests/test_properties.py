@@ -1,4 +1,4 @@
-"""What holds for every function, not for chosen ones: a hundred generated functions each, others
+"""What holds for every function, not for chosen ones: fifty generated functions each, others
 every day (`pytest -m slow`).
 
 A function is a plan: a list of operations, each on two of the values before it, from two 4 x 4
@@ -17,7 +17,7 @@ from jaxnn import check_gradient, numerical_grad
 
 pytestmark = pytest.mark.slow
 # A failing one is shown as it is, for making it smaller takes longer than the test.
-a_hundred = settings(max_examples=100, phases=[Phase.generate])
+fifty = settings(max_examples=50, phases=[Phase.generate])
 
 SMOOTH = [
     lambda x, y: (x + y) / 2,
@@ -82,7 +82,7 @@ def norm(tree):
     return np.sqrt(sum(np.sum(np.asarray(x, np.float64) ** 2) for x in jax.tree.leaves(tree)))
 
 
-@a_hundred
+@fifty
 @given(PLANS, SEEDS, st.sampled_from(["propagation", "dense"]))
 def test_numerical_grad_is_jax_grad(plan, seed, method):
     with jax.enable_x64(True):
@@ -94,7 +94,7 @@ def test_numerical_grad_is_jax_grad(plan, seed, method):
         )
 
 
-@a_hundred
+@fifty
 @given(PLANS, SEEDS)
 def test_propagation_is_dense_evaluation(plan, seed):
     f, p = planned(plan), point(seed)
@@ -107,7 +107,7 @@ def test_propagation_is_dense_evaluation(plan, seed):
     )
 
 
-@a_hundred
+@fifty
 @given(PLANS | st.tuples(st.just("bfloat16"), plans(SMOOTH)), SEEDS)
 def test_a_right_gradient_agrees(plan, seed):
     dtype, plan = plan if isinstance(plan, tuple) else (np.float32, plan)
@@ -130,7 +130,7 @@ spoilt.defvjp(
 )
 
 
-@a_hundred
+@fifty
 @given(
     PLANS,
     SEEDS,

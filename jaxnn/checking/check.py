@@ -336,15 +336,14 @@ def _verdict(
     if not findings.explained and is_diffuse(evidence, verdicts, tolerance):
         entries = [e for e in entries if e.verdict is Verdict.KINK]
     counts = max(scale, NOTHING * max(abs(centre), best.slope.size))
-    if np.isfinite(best.slope.bound):
+    line = best.slope.evidence(best.claim)
+    if not np.isfinite(centre):
+        line = line._replace(claim=centre)  # of no value there is no slope to claim
+    elif findings.explained and np.isfinite(line.bound):
         # What the entries found explain is no evidence against the line as well.
-        line = best.slope.evidence(best.claim)
-        if findings.explained:
-            middle = best.slope.value
-            line = line._replace(claim=middle, left=middle, right=middle)
-        whole = judge(line, tolerance, scale, counts)
-    else:
-        whole = Verdict.UNRESOLVED if np.isfinite(centre) else Verdict.NOT_FINITE
+        middle = best.slope.value
+        line = line._replace(claim=middle, left=middle, right=middle)
+    whole = judge(line, tolerance, scale, counts)
     return max([whole, *(e.verdict for e in entries)]), entries
 
 

@@ -116,16 +116,26 @@ def judge(
         return Verdict.NOT_FINITE
     if not np.isfinite(bound):
         return Verdict.UNRESOLVED
-    low, high = min(left, right), max(left, right)
-    negligible = tolerance * max(abs(claim), abs(low), abs(high), size)
-    outside = max(low - claim, claim - high, 0.0)
-    if outside > bound and outside > negligible:
+    if differs(claim, left, right, bound, tolerance, size):
         return Verdict.DIFFERS
-    if high - low > bound + negligible:
+    if abs(right - left) > bound + tolerance * max(abs(claim), abs(left), abs(right), size):
         return Verdict.KINK
     if bound > BLIND * counts and bound > 0:
         return Verdict.UNRESOLVED
     return Verdict.AGREES
+
+
+def differs(
+    claim: Any, left: Any, right: Any, bound: Any, tolerance: float, size: float = 0.0
+) -> Any:
+    """Whether a claim, or each of an array of them, is off by more than can be explained.
+
+    That is outside the interval from `left` to `right` by more than the bound, and by more than the
+    tolerance lets pass; the arguments are those of `Evidence` and `judge`.
+    """
+    sizes = np.maximum(np.abs(claim), np.maximum(np.abs(left), np.abs(right)))
+    outside = np.maximum(np.minimum(left, right) - claim, claim - np.maximum(left, right))
+    return (outside > bound) & (outside > tolerance * np.maximum(sizes, size))
 
 
 def is_diffuse(entries: Sequence[Evidence], verdicts: Sequence[Verdict], tolerance: float) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.checking.evidence import Evidence, Verdict, digits_shared, judge, reach
+from jaxnn.checking.evidence import Verdict, differs, digits_shared, reach
 from jaxnn.checking.locate import HANDFUL
 from jaxnn.checking.slope import Slope
 
@@ -82,13 +82,11 @@ def own_dtype_loss(
     bound = part * max(abs(centre), float(np.linalg.norm(true * scales))) / scales
     if not flat.any() and slope.bound < abs(slope.value):
         bound[np.abs(true) == np.max(np.abs(true))] = 0.0  # all of it underflows, whatever its size
-    suspects = np.flatnonzero(gap > np.maximum(bound, NO_DIGIT * np.maximum(abs(flat), abs(true))))
-    if len(suspects):  # near a stationary point, rounding the arguments alone costs the digits
+    if np.any(differs(flat, true, true, bound, NO_DIGIT)):
+        # Near a stationary point, rounding the arguments alone costs the digits.
         bound = np.maximum(bound, SHAKES * np.max([moved.ravel() for moved in shaken()], axis=0))
-    evidence = [Evidence(flat[i], true[i], true[i], bound[i]) for i in suspects]
-    verdicts = [judge(each, NO_DIGIT) for each in evidence]
-    lost = [i for i, v in zip(suspects, verdicts, strict=True) if v is Verdict.DIFFERS]
-    if not lost:
+    lost = np.flatnonzero(differs(flat, true, true, bound, NO_DIGIT))
+    if not len(lost):
         return Loss(digits)
     worst = tuple(int(i) for i in sorted(lost, key=lambda i: -gap[i])[:HANDFUL])
     hint = (

@@ -25,6 +25,7 @@ from jaxnn.numerical.interpret import (
     Scan,
     While,
     bind,
+    branches,
     called,
     evaluate,
     is_foreign,
@@ -200,10 +201,8 @@ def _reduce_precision(eqn: Equation, inputs: list[Any], evaluation: Evaluation) 
 
 
 def _cond(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
-    branches = [
-        lambda *args, branch=branch: evaluation(branch, args) for branch in eqn.params["branches"]
-    ]
-    return lax.switch(inputs[0], branches, *inputs[1:])
+    choices = [lambda *args, branch=branch: evaluation(branch, args) for branch in branches(eqn)]
+    return lax.switch(inputs[0], choices, *inputs[1:])
 
 
 def while_step(parts: While, evaluation: Evaluation) -> tuple[Callable, Callable]:

@@ -153,6 +153,32 @@ def equations(program: Program) -> Iterator[Equation]:
             yield from equations(inner)
 
 
+def pruned(program: Program) -> Program:
+    """The same program without the equations that no output needs."""
+    jaxpr, consts = opened(program)
+    needed, needful = set(_variables(jaxpr.outvars)), []
+    for eqn in reversed(jaxpr.eqns):
+        if needed.intersection(eqn.outvars):
+            needed.update(_variables(eqn.invars))
+            needful.append(eqn)
+    return core.ClosedJaxpr(jaxpr.replace(eqns=needful[::-1]), consts)
+
+
+def outputs_that_change(program: Program, changing: Sequence[bool]) -> list[bool]:
+    """Which outputs of a program depend on an input that changes."""
+    jaxpr, _ = opened(program)
+    reached = {v for v, changes in zip(jaxpr.invars, changing, strict=True) if changes}
+    for eqn in jaxpr.eqns:
+        if reached.intersection(_variables(eqn.invars)):
+            reached.update(eqn.outvars)
+    return [bool(reached.intersection(_variables([v]))) for v in jaxpr.outvars]
+
+
+def branches(eqn: Equation) -> Sequence[Program]:
+    """The programs that a `cond` chooses from."""
+    return eqn.params["branches"]
+
+
 def same_program(first: Program, second: Program) -> bool:
     """Whether two traces of a function are of one function: alike in equations and constants."""
     consts = [opened(program)[1] for program in (first, second)]
@@ -245,6 +271,10 @@ def _callbacks() -> frozenset[core.Primitive]:
 def _private(module: str, name: str) -> Any:
     """A primitive that only a private module names; a program that holds one has loaded it."""
     return getattr(sys.modules.get(f"jax._src.{module}"), name, None)
+
+
+def _variables(atoms: Sequence[Any]) -> list[Any]:
+    return [atom for atom in atoms if not isinstance(atom, core.Literal)]
 
 
 def _same_equation(first: Equation, second: Equation) -> bool:

@@ -26,9 +26,11 @@ from jaxnn.numerical.interpret import (
     Equation,
     Program,
     bind,
+    branches,
     called,
     equations,
     evaluate,
+    outputs_that_change,
     scan_parts,
     scan_sizes,
 )
@@ -190,9 +192,9 @@ class _Walked:
         if level and (program := called(eqn)) is not None:
             return self._walk(program, inputs)
         if level and eqn.primitive is primitives.cond_p and not self.levels[inputs[0]]:
-            branches = eqn.params["branches"]
-            if not any(e.primitive in LOOPS for branch in branches for e in equations(branch)):
-                return self._choose(branches, inputs)
+            programs = branches(eqn)
+            if not any(e.primitive in LOOPS for program in programs for e in equations(program)):
+                return self._choose(programs, inputs)
         if eqn.primitive is primitives.scan_p:
             levels, args = [self.levels[s] for s in inputs], [self.values[s] for s in inputs]
             if Level.SLAB in levels[: scan_sizes(eqn.params)[0]]:
@@ -278,15 +280,11 @@ def _scan_levels(params: dict[str, Any], levels: list[Level]) -> list[Level]:
     Constants keep theirs, and all else that changes in any step is dense.
     """
     n, m = scan_sizes(params)
-    body = params["jaxpr"].jaxpr
     levels = [*levels[:n], *(Level.DENSE if level else Level.FIXED for level in levels[n:])]
     for _ in range(m):  # what is carried may change what else is carried in the next step
-        reached = {v for v, level in zip(body.invars, levels, strict=True) if level}
-        for eqn in body.eqns:
-            if any(v in reached for v in eqn.invars if not isinstance(v, core.Literal)):
-                reached |= set(eqn.outvars)
-        for k, out in enumerate(body.outvars[:m]):
-            if not isinstance(out, core.Literal) and out in reached:
+        changing = outputs_that_change(params["jaxpr"], [bool(level) for level in levels])
+        for k in range(m):
+            if changing[k]:
                 levels[n + k] = Level.DENSE
     return levels
 

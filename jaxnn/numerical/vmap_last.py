@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend import core
 from jax.extend.core import primitives
 
 from jaxnn.numerical.interpret import (
@@ -22,6 +21,7 @@ from jaxnn.numerical.interpret import (
     called,
     equations,
     evaluate,
+    pruned,
 )
 
 # These act along the axes they name, wherever the batch is, as long as it is last.
@@ -60,14 +60,7 @@ class Batched:
     """
 
     def __init__(self, program: Program):
-        """Keep the program, without the equations that no output needs."""
-        jaxpr, kept = program.jaxpr, []
-        needed = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)}
-        for eqn in reversed(jaxpr.eqns):
-            if any(v in needed for v in eqn.outvars):
-                needed |= {v for v in eqn.invars if not isinstance(v, core.Literal)}
-                kept.append(eqn)
-        self._program = core.ClosedJaxpr(jaxpr.replace(eqns=kept[::-1]), program.consts)
+        self._program = pruned(program)
         self.bytes_per_entry = sum(
             v.aval.size * v.aval.dtype.itemsize
             for eqn in equations(self._program)
