@@ -29,6 +29,7 @@ MODULES = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_in_docstrings(module):
     names = {"jax": jax, "jnp": jnp, "optax": optax, "jaxnn": jaxnn}

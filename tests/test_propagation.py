@@ -461,7 +461,8 @@ DTYPE_MATTERS = (
 
 @pytest.mark.parametrize(
     "name, dtype",
-    [(n, "float64") for n in CASES]
+    [(n, "float64") for n in DTYPE_MATTERS]
+    + [pytest.param(n, "float64", marks=pytest.mark.slow) for n in CASES if n not in DTYPE_MATTERS]
     + [pytest.param(n, "float32", marks=pytest.mark.slow) for n in DTYPE_MATTERS],
 )
 def test_a_change_pushed_through_is_the_change(name, dtype):

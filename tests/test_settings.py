@@ -357,15 +357,12 @@ EXPENSIVE = {
     fit_by_numerical_gradients,
     sweep,
 }
-QUICK = {
-    "strict dtypes": {numerical_grad_of_a_network},
-}
 
 
 def cases():
     for setting in SETTINGS:
         for function in FUNCTIONS:
-            slow = setting not in QUICK or function in EXPENSIVE - QUICK[setting]
+            slow = setting != "strict dtypes" or function in EXPENSIVE
             yield pytest.param(
                 setting,
                 function,
