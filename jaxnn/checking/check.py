@@ -299,18 +299,20 @@ def _leaf_report(
         hint = causes.nothing_there(slope, scale, gradient) or hint
     else:
         entries = sorted(entries, key=_by_weight)
-    finite, off = np.all(np.isfinite(gradient)), max(abs(best.difference), slope.bound)
+    if not np.all(np.isfinite(gradient)):
+        best = best._replace(claim=math.nan)  # the line was asked with what it should be
+    off = float(np.maximum(abs(best.difference), slope.bound))  # NaN where either is
     return LeafReport(
         path=path,
         shape=gradient.shape,
         dtype=jnp.dtype(dtype).name,
         verdict=verdict,
-        autodiff=best.claim if finite else math.nan,
+        autodiff=best.claim,
         numerical=slope.value,
         bound=slope.bound,
         step=slope.step,
         noise=slope.noise,
-        digits=digits_shared(off, scale or slope.size) if finite else 0.0,
+        digits=digits_shared(off, scale or slope.size),
         own_dtype_digits=loss.digits,
         entries=tuple(entries),
         pattern=pattern,

@@ -118,7 +118,7 @@ def judge(
         return Verdict.UNRESOLVED
     if differs(claim, left, right, bound, tolerance, size):
         return Verdict.DIFFERS
-    if abs(right - left) > bound + tolerance * max(abs(claim), abs(left), abs(right), size):
+    if abs(right - left) > bound + _negligible(claim, left, right, tolerance, size):
         return Verdict.KINK
     if bound > BLIND * counts and bound > 0:
         return Verdict.UNRESOLVED
@@ -133,9 +133,8 @@ def differs(
     That is outside the interval from `left` to `right` by more than the bound, and by more than the
     tolerance lets pass; the arguments are those of `Evidence` and `judge`.
     """
-    sizes = np.maximum(np.abs(claim), np.maximum(np.abs(left), np.abs(right)))
     outside = np.maximum(np.minimum(left, right) - claim, claim - np.maximum(left, right))
-    return (outside > bound) & (outside > tolerance * np.maximum(sizes, size))
+    return (outside > bound) & (outside > _negligible(claim, left, right, tolerance, size))
 
 
 def is_diffuse(entries: Sequence[Evidence], verdicts: Sequence[Verdict], tolerance: float) -> bool:
@@ -167,3 +166,9 @@ def digits_shared(difference: float, size: float) -> float:
     if difference == 0:
         return ALL_DIGITS
     return 0.0 if size == 0 else min(ALL_DIGITS, max(0.0, -math.log10(difference / size)))
+
+
+def _negligible(claim: Any, left: Any, right: Any, tolerance: float, size: float) -> Any:
+    """The largest error that the tolerance lets pass."""
+    slopes = np.maximum(np.abs(left), np.abs(right))
+    return tolerance * np.maximum(np.maximum(np.abs(claim), slopes), size)

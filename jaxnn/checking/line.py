@@ -86,6 +86,7 @@ class Line:
         self.scales = [_scales(np.asarray(x, np.float64)) for x in points]
         self._values = values
         self._steps = ladder()
+        # Not a cached method: a circle would hold the user's function until it is collected.
         self._drawn: dict[tuple[int, int, bool], np.ndarray] = {}
 
     def compare(self, claims: np.ndarray, direction: Direction) -> Comparison:

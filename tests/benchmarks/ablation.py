@@ -1,9 +1,9 @@
 """Does each constant of the check earn its place? Each is halved and doubled, all else as it is.
 
 For every one is printed: how many verdicts or named entries change, and which, among the project's
-cases (`gradient_cases.py`, `test_check.py`), functions whose terms cancel (`test_slope.py`) and
-bounds held against known derivatives (`calibration.py`); the median of those bounds, relative to
-the usual; and how many steps are asked for, likewise.
+cases (`gradient_cases.py`, `test_check.py`), functions whose terms cancel (`cancelling_cases.py`)
+and bounds held against known derivatives (`calibration.py`); the median of those bounds, relative
+to the usual; and how many steps are asked for, likewise.
 
 Run it:  python tests/benchmarks/ablation.py [NAME ...] [--factors FACTOR ...]
 """
@@ -28,9 +28,9 @@ from jaxnn.checking.line import Line
 
 sys.path += [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1])]
 import calibration  # noqa: E402
+from cancelling_cases import CANCELLING, filled_in  # noqa: E402
 from gradient_cases import CASES  # noqa: E402
 from test_check import HARD  # noqa: E402
-from test_slope import CANCELLING, filled_in  # noqa: E402
 
 MODULES = [
     importlib.import_module(f"jaxnn.checking.{module.name}")
@@ -48,7 +48,7 @@ def constants():
     return dict(sorted(found.items()))
 
 
-class Usual(NamedTuple):
+class Measured(NamedTuple):
     """What the check says of every case, the bounds it gives, and the steps it asks for."""
 
     said: dict[str, str]
@@ -97,7 +97,7 @@ def measured(cases):
             bounds.append(bound)
             off[dtype] += int(error > bound)
     said |= {f"bounds that do not hold in {dtype}": str(count) for dtype, count in off.items()}
-    return Usual(said, float(np.median(bounds)), sum(steps))
+    return Measured(said, float(np.median(bounds)), sum(steps))
 
 
 def verdict(report):
@@ -121,8 +121,10 @@ def main():
     print(f"{len(usual.said)} cases; JAX {jax.__version__}")
     print(f"{'constant':48} {'change':>6} {'bound':>6} {'steps':>6}")
     for name, modules in constants().items():
+        if options.names and name not in options.names:
+            continue
         value = getattr(modules[0], name)
-        for factor in options.factors if not options.names or name in options.names else ():
+        for factor in options.factors:
             other = type(value)(value * factor)
             what = f"{name} {value:g} -> {other:g}"
             with replaced(name, modules, other):

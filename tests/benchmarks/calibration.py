@@ -5,6 +5,8 @@ float64, at the point as rounded to the dtype). Run it:  python tests/benchmarks
 
 import argparse
 import functools
+import pathlib
+import sys
 from math import factorial
 
 import jax
@@ -12,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn import check_gradient
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from cancelling_cases import filled_in  # noqa: E402
 
 # name, function of an array, its derivative in NumPy, range of points
 FUNCTIONS = [
@@ -38,24 +43,19 @@ FUNCTIONS = [
         (-2, 2),
     ),
 ]
-# Differences of nearly equal terms, filled in at 0; and what the k-th of their Taylor coefficients
-# is. To the finest steps near 0 they look flat, or are noise.
-CANCELLING = [
-    ("(exp - 1)/x", lambda s: (jnp.exp(s) - 1) / s, lambda k: 1 / factorial(k + 1)),
-    ("(exp - 1 - x)/x^2", lambda s: (jnp.exp(s) - 1 - s) / s**2, lambda k: 1 / factorial(k + 2)),
-    ("log(1 + x)/x", lambda s: jnp.log(1 + s) / s, lambda k: (-1) ** k / (k + 1)),
-    ("(1 - cos)/x", lambda s: (1 - jnp.cos(s)) / s, lambda k: odd(k) / factorial(k + 1)),
-    ("(x - sin)/x^2", lambda s: (s - jnp.sin(s)) / s**2, lambda k: odd(k) / factorial(k + 2)),
-    (
-        "spherical Bessel j1",
-        lambda s: jnp.sin(s) / s**2 - jnp.cos(s) / s,
-        lambda k: odd(k) * (k + 1) / factorial(k + 2),
-    ),
-    ("(sinh - x)/x^2", lambda s: (jnp.sinh(s) - s) / s**2, lambda k: k % 2 / factorial(k + 2)),
-    ("(x - atan)/x^2", lambda s: (s - jnp.arctan(s)) / s**2, lambda k: odd(k) / (k + 2)),
-    ("(sqrt(1 + x) - 1)/x", lambda s: (jnp.sqrt(1 + s) - 1) / s, lambda k: choose(0.5, k + 1)),
-    ("(1/sqrt(1 + x) - 1)/x", lambda s: (s + 1) ** -0.5 / s - 1 / s, lambda k: choose(-0.5, k + 1)),
-]
+# Of some functions of `cancelling_cases.py`, the k-th coefficient of the Taylor series.
+TAYLOR = {
+    "(exp - 1)/x": lambda k: 1 / factorial(k + 1),
+    "(exp - 1 - x)/x^2": lambda k: 1 / factorial(k + 2),
+    "log(1 + x)/x": lambda k: (-1) ** k / (k + 1),
+    "(1 - cos)/x": lambda k: odd(k) / factorial(k + 1),
+    "(x - sin)/x^2": lambda k: odd(k) / factorial(k + 2),
+    "spherical Bessel j1": lambda k: odd(k) * (k + 1) / factorial(k + 2),
+    "(sinh - x)/x^2": lambda k: k % 2 / factorial(k + 2),
+    "(atan - x)/x^2": lambda k: -odd(k) / (k + 2),
+    "(sqrt(1 + x) - 1)/x": lambda k: choose(0.5, k + 1),
+    "(1/sqrt(1 + x) - 1)/x": lambda k: choose(-0.5, k + 1),
+}
 TERMS = np.arange(60)
 DTYPES = ("float64", "float32", "bfloat16")
 POINTS = 40
@@ -80,19 +80,14 @@ def sample(points=POINTS):
                 for _ in range(points):
                     x = jnp.asarray(rng.uniform(low, high), dtype)
                     yield dtype, "elementary", *error_and_bound(f, derivative, x)
-            for _, f, coefficient in CANCELLING:
+            for name, coefficient in TAYLOR.items():
                 coefficients = np.array([coefficient(int(k)) for k in TERMS])
-                filled = filled_in(f, float(coefficients[0]))
+                filled, _ = filled_in(name)
                 derivative = functools.partial(series, (TERMS * coefficients)[1:])
                 for i in range(points):  # the first at 0, the others of any size
                     x = rng.choice([-1, 1]) * 10 ** rng.uniform(-4, np.log10(0.5)) * (i > 0)
                     x = jnp.asarray(x, dtype)
                     yield dtype, "cancelling", *error_and_bound(filled, derivative, x)
-
-
-@functools.cache
-def filled_in(f, at_zero):
-    return lambda x: jnp.where(x == 0, at_zero, f(jnp.where(x == 0, 1, x)))
 
 
 def series(coefficients, x):
