@@ -12,8 +12,10 @@ from jaxnn.checking.evidence import (
     Evidence,
     Verdict,
     digits_shared,
+    excess,
     is_diffuse,
     judge,
+    judge_all,
     reach,
     same_value,
 )
@@ -51,6 +53,40 @@ def test_a_claim_held_against_an_interval(
     claim, left, right, bound, tolerance, size, counts, verdict
 ):
     assert judge(Evidence(claim, left, right, bound), tolerance, size, counts) is Verdict(verdict)
+
+
+@pytest.mark.parametrize(
+    "claims, values, bound, verdict, which",
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0.0, "agrees", []),
+        ([1.0, 2.0, 9.0], [1.0, 3.0, 7.0], 0.0, "differs", [2, 1]),  # the largest error first
+        ([1.0, 2.0, 9.0], [1.0, 3.0, 7.0], 1.5, "differs", [2]),
+        ([1.0, 2.0], [1.0, 3.0], INF, "agrees", []),
+        ([NAN, 2.0], [1.0, 3.0], INF, "not finite", [0]),
+        ([1.0, NAN], [9.0, 3.0], 0.0, "not finite", [1]),  # the worse verdict
+        ([1.0, INF], [1.0, INF], 0.0, "unresolved", [1]),
+        ([1.0, 5.0], [2.0, NAN], 0.0, "differs", [0]),
+        ([], [], 0.0, "agrees", []),
+    ],
+)
+def test_claims_held_against_values_one_by_one(claims, values, bound, verdict, which):
+    judged, positions = judge_all(np.array(claims), np.array(values), np.array(bound), HALF)
+    assert judged is Verdict(verdict)
+    assert positions.tolist() == which
+
+
+@pytest.mark.parametrize(
+    "difference, bound, beyond",
+    [
+        (0.5, 1.0, 0.0),
+        (-3.0, 1.0, 2.0),
+        (NAN, 1.0, INF),  # no claim
+        (3.0, INF, 0.0),  # no evidence
+        (NAN, INF, 0.0),
+    ],
+)
+def test_how_many_bounds_a_difference_lies_beyond_the_first(difference, bound, beyond):
+    assert excess(difference, bound) == beyond
 
 
 # Of ordinary size, so that no product of two underflows.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxnn.checking.evidence import BLIND, NOTHING, Verdict
+from jaxnn.checking.evidence import NOTHING, Evidence, Verdict, judge
 from jaxnn.checking.findings import Entry
 from jaxnn.checking.slope import Slope
 
@@ -75,9 +75,16 @@ def beyond_the_domain(entries: Sequence[Entry], slope: Slope, centre: float) -> 
     """A hint where there is no evidence because there are no values to take it from, else ""."""
     wrong = [entry for entry in entries if entry.verdict.wrong]
     if any(entry.verdict is Verdict.NOT_FINITE for entry in wrong):
-        seen = (BLIND * abs(e.numerical) for e in wrong)
-        floor = NOTHING * abs(centre)
-        blind = all(not e.bound <= max(most, floor) for e, most in zip(wrong, seen, strict=True))
+        # Held against itself, what the values say is unresolved if it says too little.
+        blind = all(
+            judge(
+                Evidence(e.numerical, e.left, e.right, e.bound),
+                1.0,
+                counts=max(abs(e.numerical), NOTHING * abs(centre)),
+            )
+            > Verdict.KINK
+            for e in wrong
+        )
     else:
         blind = not wrong and not np.isfinite(slope.bound)
     return "the function itself, or its slope, is not finite near this point" if blind else ""

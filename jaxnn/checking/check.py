@@ -49,7 +49,7 @@ from jaxnn.checking.evidence import (
 )
 from jaxnn.checking.findings import Entry, LeafReport
 from jaxnn.checking.line import Line
-from jaxnn.checking.locate import Findings, examine_entry, examine_leaf
+from jaxnn.checking.locate import Findings, examine_leaf
 from jaxnn.checking.own_dtype import Loss, own_dtype_loss
 from jaxnn.checking.programs import Point, Programs, Settings, prepare
 from jaxnn.checking.report import GradientReport
@@ -188,7 +188,7 @@ def _held_against_values(
     data = jax.tree.leaves(point.data)
     counts = programs.counts | {n for leaf in data for n in np.shape(leaf)[:1]}
     leaves = [
-        _leaf_report(line, k, path, x.dtype, claims, findings[k], losses[k], counts)
+        _leaf_report(path, x.dtype, claims.wide[k], claims.centre, findings[k], losses[k], counts)
         if x.size
         else _empty_report(path, x)
         for k, (path, x) in enumerate(zip(_paths(call), point.leaves, strict=True))
@@ -221,8 +221,8 @@ def _notes(call: Partition, programs: Programs, claims: Claims) -> tuple[str, ..
     if fixed := call.complex_paths:
         paths = ", ".join(path.removeprefix("args") for path in fixed)
         notes.append(f"complex leaves are held fixed: {paths}")
-    if programs.kept:
-        coarsest = max(programs.kept, key=lambda kind: jnp.finfo(kind).eps)
+    if programs.narrow:
+        coarsest = max(programs.narrow, key=lambda kind: jnp.finfo(kind).eps)
         notes.append(
             f"parts of the function were evaluated in {jnp.dtype(coarsest).name}: a host callback, "
             "or the like"
@@ -266,35 +266,31 @@ def _losses(
 
 
 def _leaf_report(
-    line: Line,
-    k: int,
     path: str,
     dtype: Any,
-    claims: Claims,
+    gradient: np.ndarray,
+    centre: float,
     findings: Findings,
     loss: Loss,
     counts: frozenset[int],
 ) -> LeafReport:
     """All that can be said of one leaf."""
-    best, gradient, tolerance = findings.best, claims.wide[k], reach(dtype)
+    best, tolerance = findings.best, reach(dtype)
     slope = best.slope
     scale = max(best.size, abs(slope.value) if np.isfinite(slope.value) else 0.0)
-    verdict, entries = _verdict(findings, scale, claims.centre, tolerance)
+    verdict, entries = _verdict(findings, scale, centre, tolerance)
     pattern, hint = causes.describe(entries, gradient, counts, not findings.explained)
     nameless = verdict is Verdict.DIFFERS and not any(e.verdict.wrong for e in entries)
     if nameless:
         pattern = "the slope is wrong, but no single entry is by enough to be named"
-    elif beyond := causes.beyond_the_domain(entries, slope, claims.centre):
+    elif beyond := causes.beyond_the_domain(entries, slope, centre):
         hint = beyond
     elif verdict is Verdict.UNRESOLVED:
         hint = (
             f"an error smaller than {slope.bound:.1e} along this direction could not have been seen"
         )
     if loss.verdict.wrong and not verdict.wrong:
-        verdict, hint = loss.verdict, loss.hint
-        own = claims.own[k]
-        examined = [examine_entry(line, k, index, own, tolerance) for index in loss.entries]
-        entries = [e._replace(verdict=verdict) for e in examined if np.isfinite(e.bound)]
+        verdict, hint, entries = loss.verdict, loss.hint, list(loss.entries)
     if verdict is Verdict.AGREES:
         hint = causes.nothing_there(slope, scale, gradient) or hint
     else:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxnn.checking.evidence import Evidence, Verdict, judge, reach
+from jaxnn.checking.evidence import Verdict, judge_all, reach
 from jaxnn.checking.findings import RuleReport
 from jaxnn.numerical.float64 import wide_arithmetic, widen, widen_leaf
 from jaxnn.numerical.interpret import (
@@ -147,18 +147,13 @@ def _check_rule(eqn: Equation, inputs: Sequence[Any], pair: Pair, dtype: Any) ->
 
 def _compare(claims: np.ndarray, values: np.ndarray, tolerance: float) -> tuple[Verdict, float]:
     """The verdict on a rule's derivative, and its relative error where that is largest."""
-    if not np.all(np.isfinite(values)):
-        return Verdict.UNRESOLVED, float("nan")
-    if not np.all(np.isfinite(claims)):
-        return Verdict.NOT_FINITE, float("nan")
     size = np.maximum(np.abs(claims), np.abs(values))
-    counts = np.flatnonzero(size > _SMALL * np.max(size, initial=0))
-    if not len(counts):
-        return Verdict.AGREES, 0.0
-    errors = np.abs(claims - values)[counts] / size[counts]
-    worst = counts[np.argmax(errors)]
-    claim, value = float(claims[worst]), float(values[worst])
-    return judge(Evidence(claim, value, value, 0.0), tolerance), float(np.max(errors))
+    rounding = _SMALL * np.max(size, initial=0, where=np.isfinite(size))
+    verdict, which = judge_all(claims, values, np.full(size.shape, rounding), tolerance)
+    with np.errstate(all="ignore"):
+        errors = np.abs(claims - values) / size
+    errors = np.where(size <= rounding, 0.0, errors)
+    return verdict, float(np.max(errors[which] if len(which) else errors, initial=0.0))
 
 
 def _report(eqn: Equation, verdict: Verdict, argument: int | None, difference: float) -> RuleReport:

@@ -133,8 +133,46 @@ def differs(
     That is outside the interval from `left` to `right` by more than the bound, and by more than the
     tolerance lets pass; the arguments are those of `Evidence` and `judge`.
     """
-    outside = np.maximum(np.minimum(left, right) - claim, claim - np.maximum(left, right))
+    with np.errstate(invalid="ignore"):  # infinity less itself, which is no accusation
+        outside = np.maximum(np.minimum(left, right) - claim, claim - np.maximum(left, right))
     return (outside > bound) & (outside > _negligible(claim, left, right, tolerance, size))
+
+
+def judge_all(
+    claims: np.ndarray, values: np.ndarray, bounds: np.ndarray, tolerance: float
+) -> tuple[Verdict, np.ndarray]:
+    """The verdict on an array of claims, the worst of any, and which of them it is for.
+
+    Where the values themselves are not finite, there is nothing to hold a claim against.
+
+    Returns:
+      The verdict, and the positions that it is for, the largest error first; none for "agrees".
+    """
+    known = np.isfinite(values)
+    verdicts = {
+        Verdict.NOT_FINITE: known & ~np.isfinite(claims),
+        Verdict.DIFFERS: known & differs(claims, values, values, bounds, tolerance),
+        Verdict.UNRESOLVED: ~known,
+    }
+    for verdict, where in verdicts.items():
+        if where.any():
+            which = np.flatnonzero(where)
+            with np.errstate(invalid="ignore"):
+                order = np.argsort(-np.abs(claims - values)[which], kind="stable")
+            return verdict, which[order]
+    return Verdict.AGREES, np.array([], int)
+
+
+def excess(difference: float, bound: float) -> float:
+    """How many bounds a difference lies beyond the first, to be led by: no verdict.
+
+    0 within the bound and where there is no evidence; infinite where there is no claim.
+    """
+    if not np.isfinite(bound):
+        return 0.0
+    if not np.isfinite(difference):
+        return np.inf
+    return max((abs(difference) - bound) / (bound + np.finfo(float).tiny), 0.0)
 
 
 def is_diffuse(entries: Sequence[Evidence], verdicts: Sequence[Verdict], tolerance: float) -> bool:

@@ -1,8 +1,11 @@
 """What a check finds of a leaf, an entry, and a custom rule: plain data, as reports hold them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxnn.checking.evidence import Verdict
+import numpy as np
+
+from jaxnn.checking.evidence import Evidence, Verdict
 
 
 class Entry(NamedTuple):
@@ -11,7 +14,8 @@ class Entry(NamedTuple):
     Attributes:
       index: multi-index in the leaf.
       autodiff: the entry of the gradient that is checked.
-      numerical: the derivative from values; at a kink the mean of both sides.
+      numerical: the derivative from values; at a kink the mean of both sides; of an entry that is
+        wrong in the leaf's own dtype alone, the gradient in float64, which the values vouch for.
       bound: on the error of `numerical`.
       verdict: "agrees", "kink", "differs", "not finite", or "unresolved" where nothing is known.
       left: the slope from the left, and
@@ -25,6 +29,13 @@ class Entry(NamedTuple):
     verdict: Verdict
     left: float
     right: float
+
+    @classmethod
+    def of(cls, flat: int, shape: Sequence[int], evidence: Evidence, verdict: Verdict) -> "Entry":
+        """An entry by its flat index, the evidence on it, and what that was judged to be."""
+        claim, left, right, bound = evidence
+        index = tuple(map(int, np.unravel_index(flat, shape)))
+        return cls(index, claim, (left + right) / 2, bound, verdict, left, right)
 
 
 class LeafReport(NamedTuple):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.checking.evidence import excess
 from jaxnn.checking.slope import HALF, Slope, estimate_slope, ladder
 
 
@@ -56,13 +57,8 @@ class Comparison(NamedTuple):
 
     @property
     def excess(self) -> float:
-        """How many bounds the difference lies beyond the first: 0 inside, infinite for no claim."""
-        if not np.isfinite(self.slope.bound):
-            return 0.0  # no evidence at all
-        if not np.isfinite(self.claim):
-            return np.inf
-        beyond = abs(self.difference) - self.slope.bound
-        return max(beyond / (self.slope.bound + np.finfo(float).tiny), 0.0)
+        """How many bounds the difference lies beyond the first."""
+        return excess(self.difference, self.slope.bound)
 
 
 class Line:

@@ -128,15 +128,7 @@ def examine_entry(line: Line, leaf: int, index: int, claims: np.ndarray, toleran
         # the same, neither is believed.
         unseen = coarse.steps[-1] * abs(long) > fine.step * abs(short)
         best = evidence[1]._replace(bound=evidence[1].bound + (0.0 if unseen else apart))
-    return Entry(
-        index=tuple(map(int, np.unravel_index(index, claims.shape))),
-        autodiff=claim,
-        numerical=(best.left + best.right) / 2,
-        bound=best.bound,
-        verdict=judge(best, tolerance),
-        left=best.left,
-        right=best.right,
-    )
+    return Entry.of(index, claims.shape, best, judge(best, tolerance))
 
 
 def put_right(claims: np.ndarray, known: dict[int, Entry]) -> np.ndarray:

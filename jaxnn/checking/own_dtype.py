@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.checking.evidence import Verdict, differs, digits_shared, reach
+from jaxnn.checking.evidence import Evidence, Verdict, digits_shared, judge, judge_all, reach
+from jaxnn.checking.findings import Entry
 from jaxnn.checking.locate import HANDFUL
 from jaxnn.checking.slope import Slope
 
@@ -29,16 +30,17 @@ class Loss(NamedTuple):
     Attributes:
       digits: that the gradient shares with the one in float64.
       verdict: "differs" or "not finite" where no digit is left that matters, else "agrees".
-      entries: flat indices of the entries concerned, worst first.
+      entries: those concerned, held against the same gradient in float64; worst first.
       hint: what happened.
     """
 
     digits: float
     verdict: Verdict = Verdict.AGREES
-    entries: tuple[int, ...] = ()
+    entries: tuple[Entry, ...] = ()
     hint: str = ""
 
 
+@np.errstate(invalid="ignore")  # infinity less itself is among what is looked for
 def own_dtype_loss(
     own: np.ndarray,
     wide: np.ndarray,
@@ -63,34 +65,32 @@ def own_dtype_loss(
     """
     kind, flat, true = jnp.dtype(dtype).name, own.ravel(), wide.ravel()
     value, centre = values
-    lost = [int(i) for i in np.flatnonzero(~np.isfinite(flat) & np.isfinite(true))]
-    if not np.isfinite(value) and np.isfinite(centre):
-        there = f"there the function itself is {value}, computed in float64 it is {centre:.6g}"
-        worst = lost[:HANDFUL] or [int(np.argmax(np.abs(flat - true)))]
-        return Loss(0.0, Verdict.NOT_FINITE, tuple(worst), f"in {kind} only: {there}")
-    if lost:
-        hint = f"in {kind} only: computed in float64 the same gradient is finite"
-        return Loss(0.0, Verdict.NOT_FINITE, tuple(lost[:HANDFUL]), hint)
-    if not (np.all(np.isfinite(flat)) and np.all(np.isfinite(true))):
-        return Loss(0.0)
-    gap, size = np.abs(flat - true), float(np.linalg.norm(true))
-    epsilon = float(jnp.finfo(dtype).eps)
-    digits = digits_shared(max(float(np.linalg.norm(gap)), epsilon * size), size)
+    known, epsilon = np.isfinite(true), float(jnp.finfo(dtype).eps)
+    gap, size = float(np.linalg.norm(flat - true)), float(np.linalg.norm(true))
+    loss = Loss(digits_shared(float(np.maximum(gap, epsilon * size)), size))
     # What counts is a difference that a step of the entry's own size would make more of than
     # rounding does of the value.
     part = ROUNDINGS * epsilon if rounding <= epsilon else reach(dtype)
-    bound = part * max(abs(centre), float(np.linalg.norm(true * scales))) / scales
+    bound = part * max(abs(centre), float(np.linalg.norm((true * scales)[known]))) / scales
     if not flat.any() and slope.bound < abs(slope.value):
         bound[np.abs(true) == np.max(np.abs(true))] = 0.0  # all of it underflows, whatever its size
-    if np.any(differs(flat, true, true, bound, NO_DIGIT)):
+    verdict, which = judge_all(flat, true, bound, NO_DIGIT)
+    if verdict is Verdict.DIFFERS:
         # Near a stationary point, rounding the arguments alone costs the digits.
         bound = np.maximum(bound, SHAKES * np.max([moved.ravel() for moved in shaken()], axis=0))
-    lost = np.flatnonzero(differs(flat, true, true, bound, NO_DIGIT))
-    if not len(lost):
-        return Loss(digits)
-    worst = tuple(int(i) for i in sorted(lost, key=lambda i: -gap[i])[:HANDFUL])
-    hint = (
-        f"in {kind} only: computed in float64 the same gradient is right, in {kind} it keeps no "
-        "digit of it"
-    )
-    return Loss(digits, Verdict.DIFFERS, worst, hint)
+        verdict, which = judge_all(flat, true, bound, NO_DIGIT)
+    hint = "computed in float64 the same gradient is finite"
+    if verdict is Verdict.DIFFERS:
+        hint = f"computed in float64 the same gradient is right, in {kind} it keeps no digit of it"
+    of_value, _ = judge_all(np.array([value]), np.array([centre]), np.array([np.inf]), NO_DIGIT)
+    if of_value.wrong:
+        verdict = of_value
+        hint = f"there the function itself is {value}, computed in float64 it is {centre:.6g}"
+    if not verdict.wrong:
+        return loss
+    evidence = [
+        (i, Evidence(float(flat[i]), float(true[i]), float(true[i]), float(bound[i])))
+        for i in which[:HANDFUL]
+    ]
+    entries = tuple(Entry.of(i, wide.shape, one, judge(one, NO_DIGIT)) for i, one in evidence)
+    return loss._replace(verdict=verdict, entries=entries, hint=f"in {kind} only: {hint}")

@@ -23,7 +23,7 @@ from jaxnn.checking.custom_rules import rule_checker
 from jaxnn.checking.findings import RuleReport
 from jaxnn.checking.line import Line, along_program, one_by_one, split_like
 from jaxnn.checking.solvers import RUN_FURTHER, has_solver
-from jaxnn.numerical.float64 import kept_dtypes, wide_arithmetic, wide_dtype, widen, widen_leaf
+from jaxnn.numerical.float64 import narrow_dtypes, wide_arithmetic, wide_dtype, widen, widen_leaf
 from jaxnn.numerical.interpret import Program, equations, same_program
 
 
@@ -68,7 +68,7 @@ class Traced:
       wide: the same in float64; None where the gradient is given by hand.
       along: the values along a line.
       rules: checks the custom rules.
-      kept: dtypes in which parts of the function are evaluated all the same.
+      narrow: dtypes in which parts of the function are evaluated all the same.
       rounding: the largest rounding, relative, of a float in the function.
       counts: the lengths of the first axes of what it closes over.
       has_solver: whether an iterative solver may be inside.
@@ -80,7 +80,7 @@ class Traced:
     wide: Callable | None
     along: Callable
     rules: Callable[[Any], tuple[RuleReport, ...]]
-    kept: frozenset[Any]
+    narrow: frozenset[Any]
     rounding: float
     counts: frozenset[int]
     has_solver: bool
@@ -101,7 +101,7 @@ class Traced:
             except Exception:  # a host callback may raise anything
                 return one_by_one(lambda t: run(direction, np.array([t]))[0], steps)
 
-        coarsest = max([dtype, *self.kept], key=lambda kind: jnp.finfo(kind).eps)
+        coarsest = max([dtype, *self.narrow], key=lambda kind: jnp.finfo(kind).eps)
         return Line(values, leaves, float(jnp.finfo(coarsest).eps))
 
     def wide_gradient(self, point: Point, dtype: Any, shake: float = 0.0) -> list[np.ndarray]:
@@ -129,7 +129,7 @@ class Eager:
     value: Callable
     own: Callable
     wide: None = None
-    kept: frozenset[Any] = frozenset()
+    narrow: frozenset[Any] = frozenset()
     rounding: float = 0.0
     counts: frozenset[int] = frozenset()
     has_solver: bool = False
@@ -221,7 +221,7 @@ def _build(
         wide=wide_both,
         along=along_program(wide.call),
         rules=rule_checker(program, dtype) if settings.automatic else (lambda args: ()),
-        kept=kept_dtypes(program, dtype),
+        narrow=narrow_dtypes(program, dtype),
         rounding=_largest_rounding(program),
         counts=frozenset(n for const in program.consts for n in np.shape(const)[:1]),
         has_solver=has_solver(program),

@@ -29,7 +29,9 @@ from jaxnn.numerical.interpret import (
     called,
     evaluate,
     is_foreign,
+    is_program,
     linear_solve_parts,
+    replaced,
     scan_parts,
     shard_map_parts,
     while_parts,
@@ -86,11 +88,11 @@ class Wide(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Evaluates programs in `dtype`, by `rules` where there is one; notes the dtypes kept."""
+    """Evaluates programs in `dtype`, by `rules` where there is one; notes what stays narrow."""
 
     dtype: Any
     rules: Mapping[core.Primitive, Callable]
-    kept: set[Any]
+    narrow: set[Any]
 
     def __call__(self, program: Program, args: Sequence[Any]) -> list[Any]:
         """The outputs of a program for wide arguments."""
@@ -127,7 +129,7 @@ class Evaluation(NamedTuple):
             with contextlib.suppress(TypeError, ValueError, NotImplementedError):
                 params = {name: self._widened_param(value) for name, value in eqn.params.items()}
                 return bind(eqn, inputs, **params)
-        self.kept.update(v.aval.dtype for v in eqn.invars if self._is_narrow(v.aval))
+        self.narrow.update(v.aval.dtype for v in eqn.invars if self._is_narrow(v.aval))
         pairs = zip(inputs, eqn.invars, strict=True)
         return bind(
             eqn, [x if x.dtype == v.aval.dtype else x.astype(v.aval.dtype) for x, v in pairs]
@@ -141,12 +143,8 @@ class Evaluation(NamedTuple):
 
     def _widened_param(self, value: Any) -> Any:
         """A parameter: dtypes and programs in it are widened, precision settings dropped."""
-        if isinstance(value, core.ClosedJaxpr):
-            return self.widened(value)
-        if isinstance(value, core.Jaxpr):
-            if value.constvars:
-                return value
-            return self.widened(core.ClosedJaxpr(value, ())).jaxpr
+        if is_program(value):
+            return replaced(value, self.widened)
         if isinstance(value, lax.Precision | lax.DotAlgorithm | lax.DotAlgorithmPreset):
             return None
         if isinstance(value, jnp.dtype | type) and jnp.issubdtype(value, jnp.inexact):
@@ -179,12 +177,12 @@ def widen(
     return Wide(call, shapes, program)
 
 
-def kept_dtypes(program: Program, dtype: Any) -> frozenset[Any]:
+def narrow_dtypes(program: Program, dtype: Any) -> frozenset[Any]:
     """The dtypes that cannot be widened, where host callbacks and the like ask for them."""
     evaluation = Evaluation(dtype, RULES, set())
     with wide_arithmetic(dtype):
         evaluation.widened(program)
-    return frozenset(evaluation.kept)
+    return frozenset(evaluation.narrow)
 
 
 def _widened_dtype(dtype: Any, wide: Any) -> Any:

@@ -153,6 +153,23 @@ def equations(program: Program) -> Iterator[Equation]:
             yield from equations(inner)
 
 
+def is_program(value: Any) -> bool:
+    """Whether an equation's parameter is a program."""
+    return hasattr(getattr(value, "jaxpr", value), "eqns")
+
+
+def replaced(program: Program, change: Callable[[Program], Program]) -> Program:
+    """A parameter's program changed, in the form that the parameter has: with constants or without.
+
+    One that takes its constants from elsewhere stays as it is.
+    """
+    if isinstance(program, core.ClosedJaxpr):
+        return change(program)
+    if program.constvars:
+        return program
+    return change(core.ClosedJaxpr(program, ())).jaxpr
+
+
 def pruned(program: Program) -> Program:
     """The same program without the equations that no output needs."""
     jaxpr, consts = opened(program)
@@ -302,5 +319,4 @@ def _same_array(a: Any, b: Any) -> bool:
 
 
 def _programs_in(params: Any) -> Iterator[Program]:
-    is_program = lambda x: hasattr(getattr(x, "jaxpr", x), "eqns")  # noqa: E731
     return filter(is_program, jax.tree.leaves(params, is_leaf=is_program))
