@@ -1,9 +1,14 @@
 """A call's arguments, sorted by what happens to them: differentiated, dynamic, or static.
 
-Numerical derivatives and the gradient check take a function and arguments as `jax.grad` does. Here
-the arguments are taken apart: floating leaves of the chosen arguments are differentiated, other
-arrays and floats are dynamic (traced, never baked into a compilation), and integers, strings and
-functions are static: part of what is compiled. Paths are those of `jax.tree_util.keystr`.
+Numerical derivatives, the gradient check and descent take functions of any pytree: arrays, modules
+of a neural-network library, what a user has registered. Here a tree is taken apart: floating and
+complex leaves of what is chosen are differentiated, other arrays and floats are dynamic (traced,
+never baked into a compilation), and everything else (integers, strings, functions) is static: part
+of what is compiled. Nothing that is not differentiated is touched. Paths are those of
+`jax.tree_util.keystr`.
+
+A complex leaf is two real ones: it is differentiated as an array with a last axis of two, real and
+imaginary part. By JAX's convention the gradient of a real f is df/dx - i df/dy.
 """
 
 import enum
@@ -17,15 +22,58 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
 from jaxnn._programs import Reference
-from jaxnn._validate import describe, is_differentiable, require_arguments, require_arrays
+from jaxnn._validate import (
+    describe,
+    is_array,
+    is_inexact,
+    require_arguments,
+    require_arrays,
+    require_differentiable,
+)
+
+Where = Any  # a function of a leaf that returns a bool, or a pytree of bools
 
 
 class Role(enum.Enum):
     """What happens to a leaf of the arguments."""
 
     DIFFERENTIATED = enum.auto()
+    COMPLEX = enum.auto()  # differentiated too, in its real form
     DYNAMIC = enum.auto()
     STATIC = enum.auto()
+
+    @property
+    def moves(self) -> bool:
+        """Whether there is a derivative by such a leaf."""
+        return self in (Role.DIFFERENTIATED, Role.COMPLEX)
+
+
+class Skeleton(NamedTuple):
+    """A tree without the values of its arrays; it can be hashed if the static leaves can.
+
+    Attributes:
+      tree: its structure.
+      roles: of each leaf.
+      leaves: the static ones.
+    """
+
+    tree: Any
+    roles: tuple[Role, ...]
+    leaves: tuple[Any, ...]
+
+    def join(self, points: Iterable[Any], dynamic: Iterable[Any]) -> PyTree:
+        """The tree put together again, of points in their real form and the dynamic leaves."""
+        points, dynamic, static = iter(points), iter(dynamic), iter(self.leaves)
+
+        def leaf(role):
+            if role is Role.STATIC:
+                x = next(static)
+                return x.referent if isinstance(x, Reference) else x
+            if role is Role.COMPLEX:
+                return as_complex(next(points))
+            return next(points if role is Role.DIFFERENTIATED else dynamic)
+
+        return jax.tree.unflatten(self.tree, [leaf(role) for role in self.roles])
 
 
 class Static(NamedTuple):
@@ -34,25 +82,16 @@ class Static(NamedTuple):
     Attributes:
       f: the function.
       has_aux: whether it returns `(value, aux)`.
-      tree: the structure of `(args, kwargs)`.
-      roles: of each leaf.
-      leaves: the static ones.
+      skeleton: of `(args, kwargs)`.
     """
 
     f: Callable
     has_aux: bool
-    tree: Any
-    roles: tuple[Role, ...]
-    leaves: tuple[Any, ...]
+    skeleton: Skeleton
 
     def value(self, points: Iterable[Any], dynamic: Iterable[Any]) -> PyTree:
         """`f` of the arguments put together again."""
-        parts = {
-            Role.DIFFERENTIATED: iter(points),
-            Role.DYNAMIC: iter(dynamic),
-            Role.STATIC: (x.referent if isinstance(x, Reference) else x for x in self.leaves),
-        }
-        args, kwargs = jax.tree.unflatten(self.tree, [next(parts[role]) for role in self.roles])
+        args, kwargs = self.skeleton.join(points, dynamic)
         value = self.f(*args, **kwargs)
         if self.has_aux:
             if not isinstance(value, tuple | list) or len(value) != 2:
@@ -69,14 +108,16 @@ class Partition(NamedTuple):
     Attributes:
       static: what it is compiled for.
       argnums: which arguments are differentiated, as they were given.
-      leaves: of all arguments, in the order of `static.tree`.
+      leaves: of all arguments, in the order of `static.skeleton`.
       paths: of the leaves.
+      chosen: whether each leaf is of an argument to differentiate.
     """
 
     static: Static
     argnums: int | tuple[int, ...]
     leaves: list[Any]
     paths: tuple[str, ...]
+    chosen: tuple[bool, ...]
 
     @classmethod
     def of(
@@ -87,7 +128,7 @@ class Partition(NamedTuple):
         kwargs: Mapping[str, Any],
         has_aux: bool = False,
         name: str = "x",
-        real: bool = False,
+        where: Where = None,
     ) -> "Partition":
         """Sort the arguments of a call.
 
@@ -98,11 +139,12 @@ class Partition(NamedTuple):
           kwargs: the others.
           has_aux: whether `f` returns `(value, aux)`.
           name: of a single argument in errors; several are called `args[i]`.
-          real: whether complex leaves are dynamic, instead of refused.
+          where: which leaves of them: a function of a leaf, or booleans in a pytree like the
+            differentiated argument (a tuple of them, as `argnums` is one), or a prefix of it.
 
         Raises:
-          TypeError: no leaf to differentiate, or a complex one.
-          ValueError: `argnums` out of range.
+          TypeError: no leaf to differentiate; `where` holds anything but booleans.
+          ValueError: `argnums` out of range; `where` does not fit.
         """
         numbers = argnums if isinstance(argnums, tuple) else (argnums,)
         for number in numbers:
@@ -115,50 +157,53 @@ class Partition(NamedTuple):
         if not numbers:
             raise ValueError("`argnums` must name at least one argument. Got ().")
         require_arguments("f", f, *args, **kwargs)
-        chosen = {number % len(args) for number in numbers}
+        wanted = _wanted(where, argnums, args)
         named = [
-            (name if len(args) == 1 else f"args[{i}]", arg, i in chosen)
+            (name if len(args) == 1 else f"args[{i}]", arg, wanted.get(i))
             for i, arg in enumerate(args)
         ]
-        named += [(key, kwargs[key], False) for key in sorted(kwargs)]
-        leaves, roles, paths = [], [], []
-        for label, argument, wanted in named:
-            if wanted:
-                require_arrays(label, argument)
-            for path, leaf in tree_flatten_with_path(argument)[0]:
-                leaves.append(leaf)
-                paths.append(label + keystr(path))
-                roles.append(_role(leaf, paths[-1], wanted, real))
-        if Role.DIFFERENTIATED not in roles:
-            _refuse([(label, argument) for label, argument, wanted in named if wanted])
-        fixed = tuple(leaf for leaf, role in zip(leaves, roles, strict=True) if role is Role.STATIC)
-        static = Static(f, has_aux, jax.tree.structure((args, kwargs)), tuple(roles), fixed)
-        return cls(static, argnums, leaves, tuple(paths))
+        named += [(key, kwargs[key], None) for key in sorted(kwargs)]
+        leaves, paths, chosen, roles = [], [], [], []
+        for label, argument, choice in named:
+            found = tree_flatten_with_path(argument)[0]
+            leaves += [leaf for _, leaf in found]
+            paths += [label + keystr(path) for path, _ in found]
+            chosen += [choice is not None] * len(found)
+            choices = [False] * len(found) if choice is None else choice
+            pairs = zip(found, choices, strict=True)
+            roles += [_role(leaf, moves) for (_, leaf), moves in pairs]
+        if not any(role.moves for role in roles):
+            for label, argument, choice in named:
+                if choice is not None:
+                    require_differentiable(label, argument)
+            raise ValueError("`where` must choose at least one floating leaf. Got none.")
+        static = Static(f, has_aux, _skeleton((args, kwargs), leaves, roles))
+        return cls(static, argnums, leaves, tuple(paths), tuple(chosen))
 
     @property
     def points(self) -> list[jax.Array]:
-        """The leaves that are differentiated, as arrays."""
-        return self._arrays(Role.DIFFERENTIATED)
+        """The leaves that are differentiated, as real arrays."""
+        return _points(self.leaves, self.static.skeleton.roles)
 
     @property
     def dynamic(self) -> list[jax.Array]:
         """The leaves that are only traced, as arrays."""
-        return self._arrays(Role.DYNAMIC)
+        return _dynamic(self.leaves, self.static.skeleton.roles)
+
+    @property
+    def moving(self) -> list[tuple[str, Any]]:
+        """The leaves that are differentiated as they came, each behind its path."""
+        return [(path, leaf) for path, leaf, role, _ in self._all if role.moves]
 
     @property
     def point_paths(self) -> list[str]:
         """The paths of the leaves that are differentiated."""
-        pairs = zip(self.paths, self.static.roles, strict=True)
-        return [path for path, role in pairs if role is Role.DIFFERENTIATED]
+        return [path for path, _ in self.moving]
 
     @property
-    def complex_paths(self) -> list[str]:
-        """The paths of the complex leaves of the chosen arguments."""
-        args, _ = jax.tree.unflatten(self.static.tree, self.paths)
-        numbers = self.argnums if isinstance(self.argnums, tuple) else (self.argnums,)
-        chosen = {path for number in numbers for path in jax.tree.leaves(args[number])}
-        pairs = zip(self.paths, self.leaves, strict=True)
-        return [path for path, leaf in pairs if path in chosen and jnp.iscomplexobj(leaf)]
+    def held_fixed(self) -> list[tuple[str, Any]]:
+        """The other leaves of the arguments that are differentiated, each behind its path."""
+        return [(path, x) for path, x, role, chosen in self._all if chosen and not role.moves]
 
     def require_one_leaf(self, name: str) -> None:
         """Refuse an only argument that is a pytree, where it is to be one number or array."""
@@ -168,47 +213,103 @@ class Partition(NamedTuple):
                 f"{', '.join(self.paths)}."
             )
 
+    def require_real(self) -> None:
+        """Refuse complex leaves, where there is no convention for a derivative by them."""
+        for path, leaf, role, _ in self._all:
+            if role is Role.COMPLEX:
+                got = describe(leaf)
+                raise TypeError(f"`{path}` must be real, for a second derivative. Got {got}.")
+
     def in_place_of_arguments(self, derivatives: Iterable[Any]) -> PyTree:
-        """Derivatives by the points, in the structure of the differentiated arguments."""
+        """Derivatives by the points, in the structure of the differentiated arguments.
+
+        Arrays and numbers that are held fixed are replaced by `float0` zeros, other things by None.
+        """
         values = iter(derivatives)
-        leaves = [
-            next(values)
-            if role is Role.DIFFERENTIATED
-            else np.zeros(np.shape(leaf), jax.dtypes.float0)
-            for leaf, role in zip(self.leaves, self.static.roles, strict=True)
-        ]
-        args, _ = jax.tree.unflatten(self.static.tree, leaves)
+
+        def leaf(x, role):
+            if role is Role.COMPLEX:
+                return jnp.conj(as_complex(next(values)))
+            if role is Role.DIFFERENTIATED:
+                return next(values)
+            number = is_array(x) or isinstance(x, bool | int | float | complex)
+            return np.zeros(np.shape(x), jax.dtypes.float0) if number else None
+
+        pairs = zip(self.leaves, self.static.skeleton.roles, strict=True)
+        args, _ = jax.tree.unflatten(self.static.skeleton.tree, [leaf(*pair) for pair in pairs])
         if isinstance(self.argnums, tuple):
             return tuple(args[i] for i in self.argnums)
         return args[self.argnums]
 
-    def _arrays(self, wanted: Role) -> list[jax.Array]:
-        pairs = zip(self.leaves, self.static.roles, strict=True)
-        return [jnp.asarray(leaf) for leaf, role in pairs if role is wanted]
+    @property
+    def _all(self) -> Iterable[tuple[str, Any, Role, bool]]:
+        return zip(self.paths, self.leaves, self.static.skeleton.roles, self.chosen, strict=True)
 
 
-def _role(leaf: Any, path: str, chosen: bool, real: bool) -> Role:
-    if chosen:
-        if is_differentiable(leaf):
-            return Role.DIFFERENTIATED
-        if not real and jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-            raise TypeError(
-                f"`{path}` must be real, for a derivative with respect to it. Got {describe(leaf)}."
-            )
-    traced = hasattr(leaf, "dtype") or isinstance(leaf, float | complex)
-    return Role.DYNAMIC if traced else Role.STATIC
+def take_apart(tree: PyTree) -> tuple[Skeleton, list[jax.Array], list[jax.Array]]:
+    """A tree's skeleton, the leaves that can be differentiated, and its other arrays."""
+    leaves = jax.tree.leaves(tree)
+    roles = [_role(leaf, True) for leaf in leaves]
+    return _skeleton(tree, leaves, roles), _points(leaves, roles), _dynamic(leaves, roles)
 
 
-def _refuse(chosen: list[tuple[str, Any]]) -> None:
-    """Say why none of the chosen arguments can be differentiated."""
-    for label, argument in chosen:
-        for path, leaf in tree_flatten_with_path(argument)[0]:
-            raise TypeError(
-                f"`{label}{keystr(path)}` must be floating-point, for a derivative with respect to "
-                f"it. Got {describe(leaf)}."
-            )
-    label, argument = chosen[0]
-    raise TypeError(
-        f"`{label}` must hold at least one floating-point array. Got an empty "
-        f"{type(argument).__name__}."
-    )
+def as_complex(x: jax.Array) -> jax.Array:
+    """Complex numbers out of their real form."""
+    return jax.lax.complex(x[..., 0], x[..., 1])
+
+
+def real_form(x: Any) -> jax.Array:
+    """Complex numbers as real ones: a last axis of two, real and imaginary part."""
+    return jnp.stack([jnp.real(x), jnp.imag(x)], -1)
+
+
+def _skeleton(tree: PyTree, leaves: Sequence[Any], roles: Sequence[Role]) -> Skeleton:
+    fixed = [leaf for leaf, role in zip(leaves, roles, strict=True) if role is Role.STATIC]
+    return Skeleton(jax.tree.structure(tree), tuple(roles), tuple(fixed))
+
+
+def _points(leaves: Sequence[Any], roles: Sequence[Role]) -> list[jax.Array]:
+    pairs = zip(leaves, roles, strict=True)
+    return [
+        real_form(leaf) if role is Role.COMPLEX else jnp.asarray(leaf)
+        for leaf, role in pairs
+        if role.moves
+    ]
+
+
+def _dynamic(leaves: Sequence[Any], roles: Sequence[Role]) -> list[jax.Array]:
+    pairs = zip(leaves, roles, strict=True)
+    return [jnp.asarray(leaf) for leaf, role in pairs if role is Role.DYNAMIC]
+
+
+def _role(leaf: Any, moves: bool) -> Role:
+    if moves and is_inexact(leaf):
+        return Role.COMPLEX if jnp.iscomplexobj(leaf) else Role.DIFFERENTIATED
+    traced = isinstance(leaf, float | complex) or is_array(leaf)
+    return Role.DYNAMIC if traced and jnp.result_type(leaf) != jax.dtypes.float0 else Role.STATIC
+
+
+def _wanted(where: Where, argnums: int | tuple[int, ...], args: Sequence[Any]) -> dict[int, list]:
+    """For each argument that is differentiated, whether each of its leaves is."""
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+    numbers = [number % len(args) for number in numbers]
+    chosen = [args[i] for i in numbers]
+    if where is None:
+        flags = [jax.tree.map(lambda _: True, argument) for argument in chosen]
+    elif callable(where) and not all(isinstance(x, bool) for x in jax.tree.leaves(where)):
+        flags = [jax.tree.map(where, argument) for argument in chosen]
+    else:  # a module of booleans can be called as well
+        given: Any = where if isinstance(argnums, tuple) else (where,)
+        over = lambda flag, part: jax.tree.map(lambda _: flag, part)  # noqa: E731
+        try:
+            flags = jax.tree.map(over, tuple(given), tuple(chosen))
+        except (TypeError, ValueError):
+            raise ValueError(
+                "`where` must be a function of a leaf, or a pytree like the arguments that are "
+                f"differentiated, or a prefix of it. Got {where!r}."
+            ) from None
+    wanted = [jax.tree.leaves(flag) for flag in flags]
+    for flag in (flag for some in wanted for flag in some):
+        if not isinstance(flag, bool | np.bool_):
+            raise TypeError(f"`where` must say True or False of a leaf. Got {describe(flag)}.")
+    return dict(zip(numbers, wanted, strict=True))

@@ -24,6 +24,12 @@ def is_differentiable(leaf: Any) -> bool:
     return jnp.issubdtype(getattr(leaf, "dtype", None) or jnp.result_type(leaf), jnp.floating)
 
 
+def is_inexact(leaf: Any) -> bool:
+    """Whether a leaf is a floating or complex array or number."""
+    number = is_array(leaf) or isinstance(leaf, float | complex)
+    return number and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
 def is_concrete(*values: Any) -> bool:
     """Whether none of the leaves is traced, so that their values can be looked at."""
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
@@ -41,13 +47,14 @@ def require_arrays(name: str, tree: Any) -> None:
     functions).
     """
     for path, leaf in tree_flatten_with_path(tree)[0]:
-        if not _is_array(leaf) and not isinstance(leaf, bool | int | float | complex):
+        if not is_array(leaf) and not isinstance(leaf, bool | int | float | complex):
             raise TypeError(
                 f"`{name}{keystr(path)}` must be an array or a number. Got {describe(leaf)}."
             )
 
 
-def _is_array(leaf: Any) -> bool:
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array of a kind that JAX has: numbers, truth values, keys."""
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or not hasattr(leaf, "shape"):
         return False
@@ -63,7 +70,7 @@ def as_array(name: str, value: Any, asarray: Callable = jnp.asarray) -> Any:
         array = asarray(value)
     except (TypeError, ValueError, OverflowError):
         array = None
-    if not _is_array(array):
+    if not is_array(array):
         raise TypeError(f"`{name}` must be an array or a number. Got {describe(value)}.")
     return array
 
@@ -98,17 +105,22 @@ def require_key(name: str, key: Any) -> None:
 
 
 def require_floating(name: str, tree: Any) -> None:
-    """Refuse a tree in which no leaf is floating, naming the first leaf; other leaves are held
-    fixed by the caller.
-    """
+    """Refuse a tree of anything but arrays, and one in which no leaf is floating."""
     require_arrays(name, tree)
+    require_differentiable(name, tree)
+
+
+def require_differentiable(name: str, tree: Any) -> None:
+    """Refuse a tree in which no leaf is floating or complex, naming the first leaf; other leaves
+    are held fixed by the caller.
+    """
     leaves = tree_flatten_with_path(tree)[0]
     if not leaves:
         raise TypeError(
             f"`{name}` must hold at least one floating-point array. Got an empty "
             f"{type(tree).__name__}."
         )
-    if not any(is_differentiable(leaf) for _, leaf in leaves):
+    if not any(is_inexact(leaf) for _, leaf in leaves):
         path, leaf = leaves[0]
         raise TypeError(
             f"`{name}{keystr(path)}` must be floating-point, for a derivative with respect to it. "
@@ -239,16 +251,25 @@ def require_same_form(name: str, tree: Any, like_name: str, like: Any) -> None:
     """Refuse a tree whose structure or shapes differ from those of another one, naming the leaf."""
     require_arrays(name, tree)
     require_arrays(like_name, like)
+    require_same_structure(name, tree, like_name, like)
+    pairs = zip(tree_flatten_with_path(tree)[0], jax.tree.leaves(like), strict=True)
+    for (path, leaf), other in pairs:
+        require_same_shape(f"{name}{keystr(path)}", leaf, f"{like_name}{keystr(path)}", other)
+
+
+def require_same_structure(name: str, tree: Any, like_name: str, like: Any) -> None:
+    """Refuse a tree whose structure is not that of another one."""
     if jax.tree.structure(tree) != jax.tree.structure(like):
         raise ValueError(
             f"`{name}` must have the structure of `{like_name}`, {jax.tree.structure(like)}. Got "
             f"{jax.tree.structure(tree)}."
         )
-    for (path, leaf), other in zip(
-        tree_flatten_with_path(tree)[0], jax.tree.leaves(like), strict=True
-    ):
-        if jnp.shape(leaf) != jnp.shape(other):
-            raise ValueError(
-                f"`{name}{keystr(path)}` must have shape {jnp.shape(other)}, like "
-                f"`{like_name}{keystr(path)}`. Got shape {jnp.shape(leaf)}."
-            )
+
+
+def require_same_shape(name: str, leaf: Any, like_name: str, like: Any) -> None:
+    """Refuse an array whose shape is not that of another one."""
+    if jnp.shape(leaf) != jnp.shape(like):
+        raise ValueError(
+            f"`{name}` must have shape {jnp.shape(like)}, like `{like_name}`. Got shape "
+            f"{jnp.shape(leaf)}."
+        )

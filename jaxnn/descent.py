@@ -1,9 +1,9 @@
 """Descent: following the negative gradient of a function, as one compiled loop on the device.
 
 The loss and the gradient come in as functions (`grad=jax.grad`, or `grad=numerical_grad`); the
-point is any pytree, whose floating leaves move and whose other leaves stay. `lr` and `step_num` are
-traced, so other values compile nothing. As under `jax.jit`, a function is compiled once per
-function object: pass data that changes by a new function.
+point is any pytree, whose floating and complex leaves move and whose other leaves stay. `lr` and
+`step_num` are traced, so other values compile nothing. As under `jax.jit`, a function is compiled
+once per function object: pass data that changes by a new function.
 """
 
 import enum
@@ -17,14 +17,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxnn._arguments import Skeleton, take_apart
 from jaxnn._programs import kept
 from jaxnn._validate import (
     is_concrete,
-    is_differentiable,
     require_arguments,
     require_callable,
     require_count,
-    require_floating,
+    require_differentiable,
     require_number,
     require_optimizer,
     require_same_form,
@@ -86,8 +86,9 @@ def gradient_descent(
     _require_descent(f, init_x, lr, grad)
     require_count("step_num", step_num, most=2**31 - 1)
     steps = step_num if not is_concrete(step_num) else np.int32(step_num)
-    descend = kept(_descent, f, grad, values=init_x)
-    x, before, after, lower = descend(init_x, _typed(lr, init_x), steps)
+    skeleton, points, dynamic = take_apart(init_x)
+    descend = kept(_descent, f, grad, skeleton, values=init_x)
+    end, before, after, lower = descend(points, dynamic, _typed(lr, points), steps)
     if is_concrete(lower) and not bool(lower):
         warnings.warn(
             f"gradient_descent diverged: the loss went from {float(before):.6g} to "
@@ -96,14 +97,15 @@ def gradient_descent(
             DivergenceWarning,
             stacklevel=2,
         )
-    return x
+    return skeleton.join(end, dynamic)
 
 
 class DescentPath(NamedTuple):
     """Every point of a descent and the loss there.
 
     Attributes:
-      points: like `init_x`, with a first axis of step_num + 1: the start first, the end last.
+      points: like `init_x`, arrays with a first axis of step_num + 1: the start first, the end
+        last.
       losses: f at each point; one axis of step_num + 1.
 
     Example:
@@ -147,8 +149,11 @@ def descent_path(
     """
     _require_descent(f, init_x, lr, grad)
     require_count("step_num", step_num, most=2**31 - 2)
-    follow = kept(_path, f, grad, int(step_num), values=init_x)
-    return follow(init_x, _typed(lr, init_x))
+    skeleton, points, dynamic = take_apart(init_x)
+    follow = kept(_path, f, grad, skeleton, int(step_num), values=init_x)
+    points, losses = follow(points, dynamic, _typed(lr, points))
+    fixed = [jnp.broadcast_to(x, (step_num + 1, *x.shape)) for x in dynamic]
+    return DescentPath(skeleton.join(points, fixed), losses)
 
 
 class Stop(enum.IntEnum):
@@ -215,7 +220,7 @@ def minimize(
       tolerance: stop when the Euclidean norm of the gradient is at most this; traced, in the unit
         of f over that of x.
       grad: makes the gradient out of `f`.
-      opt_state: a state to go on from; `optimizer.init` of the floating leaves by default.
+      opt_state: a state to go on from; `optimizer.init` of the leaves that move by default.
 
     Returns:
       A `Minimum`; its `status` says which of small gradient, max_steps or not-finite values ended
@@ -232,48 +237,43 @@ def minimize(
     _require_descent(f, init_x, tolerance, grad, "tolerance")
     require_count("max_steps", max_steps, most=2**31 - 1)
     require_optimizer("optimizer", optimizer)
+    skeleton, points, dynamic = take_apart(init_x)
     if opt_state is None:
-        opt_state = optimizer.init(_split(init_x)[0])
+        opt_state = optimizer.init(points)
     else:
-        require_same_form(
-            "opt_state",
-            opt_state,
-            "optimizer.init(...)",
-            jax.eval_shape(optimizer.init, _split(init_x)[0]),
-        )
+        shapes = jax.eval_shape(optimizer.init, points)
+        require_same_form("opt_state", opt_state, "optimizer.init(...)", shapes)
     most = np.int32(max_steps) if is_concrete(max_steps) else max_steps
-    minimise = kept(_minimization, f, grad, optimizer.update, values=init_x)
-    return minimise(init_x, opt_state, most, _typed(tolerance, init_x))
+    minimise = kept(_minimization, f, grad, optimizer.update, skeleton, values=init_x)
+    found = minimise(points, dynamic, opt_state, most, _typed(tolerance, points))
+    return found._replace(x=skeleton.join(found.x, dynamic))
 
 
-def _descent(f: Callable, grad: Callable) -> Callable:
+def _descent(f: Callable, grad: Callable, skeleton: Skeleton) -> Callable:
     @jax.jit
-    def descend(init_x, lr, step_num):
-        leaves, _, merge = _split(init_x)
-        value, gradient = _value_and_gradient(f, grad, merge)
+    def descend(start, dynamic, lr, step_num):
+        value, gradient = _value_and_gradient(f, grad, skeleton, dynamic)
         step = lambda _, x: _step(x, gradient(x), lr)  # noqa: E731
-        end = jax.lax.fori_loop(0, step_num, step, leaves)
-        before, after = value(leaves), value(end)
-        return merge(end), before, after, after <= before
+        end = jax.lax.fori_loop(0, step_num, step, start)
+        before, after = value(start), value(end)
+        return end, before, after, after <= before
 
     return descend
 
 
-def _path(f: Callable, grad: Callable, step_num: int) -> Callable:
+def _path(f: Callable, grad: Callable, skeleton: Skeleton, step_num: int) -> Callable:
     @jax.jit
-    def follow(init_x, lr):
-        leaves, rest, merge = _split(init_x)
-        value, gradient = _value_and_gradient(f, grad, merge)
+    def follow(start, dynamic, lr):
+        value, gradient = _value_and_gradient(f, grad, skeleton, dynamic)
 
         def body(x, _):
             new = _step(x, gradient(x), lr)
             return new, (new, value(new))
 
-        _, (points, losses) = jax.lax.scan(body, leaves, length=step_num)
-        pairs = zip(leaves, points, strict=True)
-        points = [jnp.concatenate([jnp.asarray(x)[None], later]) for x, later in pairs]
-        fixed = [jnp.broadcast_to(x, (step_num + 1, *jnp.shape(x))) for x in rest]
-        return DescentPath(merge(points, fixed), jnp.concatenate([value(leaves)[None], losses]))
+        _, (points, losses) = jax.lax.scan(body, start, length=step_num)
+        pairs = zip(start, points, strict=True)
+        points = [jnp.concatenate([x[None], later]) for x, later in pairs]
+        return points, jnp.concatenate([value(start)[None], losses])
 
     return follow
 
@@ -288,11 +288,10 @@ class _Look(NamedTuple):
     opt_state: Any
 
 
-def _minimization(f: Callable, grad: Callable, update: Callable) -> Callable:
+def _minimization(f: Callable, grad: Callable, update: Callable, skeleton: Skeleton) -> Callable:
     @jax.jit
-    def minimise(init_x, opt_state, max_steps, tolerance):
-        leaves, _, merge = _split(init_x)
-        value, gradient = _value_and_gradient(f, grad, merge)
+    def minimise(start, dynamic, opt_state, max_steps, tolerance):
+        value, gradient = _value_and_gradient(f, grad, skeleton, dynamic)
 
         def look(x, opt_state):
             g = gradient(x)
@@ -310,36 +309,24 @@ def _minimization(f: Callable, grad: Callable, update: Callable) -> Callable:
             kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, at)
             return kept, steps + 1, finite
 
-        start = look(leaves, opt_state)
-        finite = jnp.isfinite(start.loss) & jnp.isfinite(start.norm)
-        carry = start, jnp.zeros((), jnp.int32), finite
+        first = look(start, opt_state)
+        finite = jnp.isfinite(first.loss) & jnp.isfinite(first.norm)
+        carry = first, jnp.zeros((), jnp.int32), finite
         at, steps, finite = jax.lax.while_loop(going, step, carry)
         status = jnp.where(at.norm <= tolerance, Stop.SMALL_GRADIENT, Stop.MAX_STEPS)
         status = jnp.where(finite, status, Stop.NOT_FINITE).astype(jnp.int32)
-        return Minimum(merge(at.x), at.loss, at.norm, steps, status, at.opt_state)
+        return Minimum(at.x, at.loss, at.norm, steps, status, at.opt_state)
 
     return minimise
 
 
-def _split(tree: PyTree) -> tuple[list[jax.Array], list[Any], Callable]:
-    """The leaves that move (the floating ones), the rest, and what joins both to a tree."""
-    leaves, structure = jax.tree.flatten(tree)
-    moving = [is_differentiable(leaf) for leaf in leaves]
-    points = [jnp.asarray(leaf) for leaf, moves in zip(leaves, moving, strict=True) if moves]
-    rest = [leaf for leaf, moves in zip(leaves, moving, strict=True) if not moves]
-
-    def merge(points, rest=rest):
-        found = {True: iter(points), False: iter(rest)}
-        return jax.tree.unflatten(structure, [next(found[moves]) for moves in moving])
-
-    return points, rest, merge
-
-
-def _value_and_gradient(f: Callable, grad: Callable, merge: Callable) -> tuple[Callable, Callable]:
+def _value_and_gradient(
+    f: Callable, grad: Callable, skeleton: Skeleton, dynamic: Sequence[Any]
+) -> tuple[Callable, Callable]:
     """The loss and its gradient as functions of the leaves that move, their results checked."""
 
     def value(x):
-        out = f(merge(x))
+        out = f(skeleton.join(x, dynamic))
         require_scalar("f", out)
         return jnp.asarray(out)
 
@@ -366,24 +353,17 @@ def _all_finite(leaves: Sequence[jax.Array]) -> Bool[Array, ""]:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
-def _typed(number: Any, tree: PyTree) -> Any:
-    """A number with the tree's widest floating dtype: a Python float beside an array would compile
-    twice.
-    """
-    dtype = _dtype(tree)
+def _typed(number: Any, points: Sequence[Any]) -> Any:
+    """A number with the points' widest dtype: a Python float beside them would compile twice."""
+    dtype = jnp.result_type(*points)
     return np.asarray(number, dtype) if is_concrete(number) else jnp.asarray(number, dtype)
-
-
-def _dtype(tree: PyTree) -> Any:
-    """The widest floating dtype in a tree."""
-    return jnp.result_type(*(leaf for leaf in jax.tree.leaves(tree) if is_differentiable(leaf)))
 
 
 def _require_descent(
     f: Callable, init_x: PyTree, number: Any, grad: Callable, name: str = "lr"
 ) -> None:
     require_callable("f", f)
-    require_floating("init_x", init_x)
+    require_differentiable("init_x", init_x)
     require_arguments("f", f, init_x)
     require_arguments("grad", grad, f)
-    require_number(name, number, dtype=_dtype(init_x))
+    require_number(name, number, dtype=jnp.result_type(*take_apart(init_x)[1]))

@@ -184,7 +184,8 @@ def test_the_line_is_one_program_whose_memory_does_not_grow_with_its_steps():
     leaves = [draw(1, 100, 200)]
 
     def memory(steps):
-        program = along_program(value).lower(leaves, jnp.zeros(20_000), jnp.ones(steps))
+        line = along_program(lambda leaves, data: value(leaves), jnp.float32)
+        program = line.lower(leaves, [jnp.zeros((100, 200))], jnp.ones(steps), ())
         return program.compile().memory_analysis().temp_size_in_bytes
 
     once = jax.jit(value).lower(leaves).compile().memory_analysis().temp_size_in_bytes
@@ -402,8 +403,21 @@ def test_a_callback_that_raises_beyond_its_domain_has_no_value_there():
     assert check_gradient(lambda x: log(x - 1), jnp.array([1.02, 3.0])).verdict == "agrees"
 
 
-def test_complex_leaves_are_held_fixed_and_said_to_be():
-    report = check_gradient(
-        lambda p: jnp.sum(jnp.abs(p["z"] * p["w"]) ** 2), {"w": draw(0, 3), "z": 1j * draw(1, 3)}
-    )
-    assert report.ok and "complex leaves are held fixed: [0]['z']" in report.notes
+def test_a_complex_leaf_is_checked_and_reported_as_one():
+    point = {"w": draw(0, 3), "z": draw(2, 3) + 1j * draw(1, 3)}
+    f = lambda p: jnp.sum(jnp.abs(p["z"] * p["w"]) ** 2)  # noqa: E731
+    report = check_gradient(f, point)
+    assert report.ok and not report.notes
+    leaf = next(leaf for leaf in report.leaves if leaf.path == "[0]['z']")
+    assert (leaf.shape, leaf.dtype) == ((3,), "complex64") and leaf.digits > 8
+
+
+def test_a_gradient_that_is_not_conjugated_is_named_entry_by_entry():
+    z = draw(2, 3) + 1j * draw(1, 3)
+    f = lambda z: jnp.sum(jnp.abs(z) ** 2)  # noqa: E731
+    report = check_gradient(f, z, gradient=lambda z: jnp.conj(jax.grad(f)(z)))
+    (leaf,) = report.leaves
+    assert leaf.verdict == "differs" and leaf.hint == "the complex conjugate"
+    right = {entry.index: entry.numerical for entry in leaf.entries}
+    np.testing.assert_allclose([right[(i,)] for i in range(3)], 2 * np.conj(z), rtol=1e-6)
+    assert json.loads(json.dumps(report.to_dict()))["leaves"][0]["entries"][0]["autodiff"]

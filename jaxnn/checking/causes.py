@@ -25,6 +25,7 @@ class Wrong(NamedTuple):
       bounds: on the error of the latter.
       claims: the whole gradient.
       counts: how many examples the function's data have.
+      ratio: autodiff / numerical, if it is the same for all.
     """
 
     index: np.ndarray
@@ -33,19 +34,16 @@ class Wrong(NamedTuple):
     bounds: np.ndarray
     claims: np.ndarray
     counts: frozenset[int]
-
-    @property
-    def ratio(self) -> float | None:
-        """autodiff / numerical, if it is the same for all."""
-        usable = np.isfinite(self.autodiff) & (self.numerical != 0)
-        ratios = self.autodiff[usable] / self.numerical[usable]
-        if not len(ratios) or np.ptp(ratios) > ALIKE * np.max(np.abs(ratios)):
-            return None
-        return float(np.median(ratios))
+    ratio: float | None
 
 
 def describe(
-    entries: Sequence[Entry], claims: np.ndarray, counts: frozenset[int], sampled: bool
+    entries: Sequence[Entry],
+    claims: np.ndarray,
+    counts: frozenset[int],
+    sampled: bool,
+    ratio: float | None = None,
+    paired: bool = False,
 ) -> tuple[str, str]:
     """The pattern of a leaf's wrong entries, and the likely cause.
 
@@ -54,10 +52,19 @@ def describe(
       claims: its gradient, as claimed.
       counts: numbers of examples that the function's data have.
       sampled: whether a sample stands for more wrong entries than these.
+      ratio: autodiff / numerical of the whole leaf, if it is known without its entries.
+      paired: whether the last axis is that of real and imaginary parts.
     """
     wrong = [entry for entry in entries if entry.verdict.wrong]
-    if not wrong:
+    if not wrong and ratio is None:
         return "", ""
+    if not wrong:
+        none = np.zeros(0)
+        index = np.zeros((0, claims.ndim), int)
+        whole = Wrong(index, none, none, none, claims, counts, ratio)
+        causes = (cause(whole) for cause in CAUSES[1:])
+        pattern = f"autodiff / numerical = {ratio:.6g} throughout, as in the other leaves"
+        return pattern, next(filter(None, causes), "")
     found = Wrong(
         index=np.array([entry.index for entry in wrong]).reshape(len(wrong), claims.ndim),
         autodiff=np.array([entry.autodiff for entry in wrong]),
@@ -65,10 +72,13 @@ def describe(
         bounds=np.array([entry.bound for entry in wrong]),
         claims=claims,
         counts=counts,
+        ratio=_ratio(wrong),
     )
     everywhere = len(wrong) == len(entries) and (sampled or len(wrong) == claims.size)
+    if paired and found.ratio is not None and _alike(found.ratio, -1) and found.index[:, -1].all():
+        return "; ".join(_patterns(found, everywhere, paired)), "the complex conjugate"
     causes = (cause(found) for cause in CAUSES)
-    return "; ".join(_patterns(found, everywhere)), next(filter(None, causes), "")
+    return "; ".join(_patterns(found, everywhere, paired)), next(filter(None, causes), "")
 
 
 def beyond_the_domain(entries: Sequence[Entry], slope: Slope, centre: float) -> str:
@@ -102,7 +112,18 @@ def nothing_there(slope: Slope, scale: float, claims: np.ndarray) -> str:
     return ""
 
 
-def _patterns(wrong: Wrong, everywhere: bool) -> list[str]:
+def _ratio(wrong: Sequence[Entry]) -> float | None:
+    autodiff, numerical = (
+        np.array([getattr(e, name) for e in wrong]) for name in Entry._fields[1:3]
+    )
+    usable = np.isfinite(autodiff) & (numerical != 0)
+    ratios = autodiff[usable] / numerical[usable]
+    if not len(ratios) or np.ptp(ratios) > ALIKE * np.max(np.abs(ratios)):
+        return None
+    return float(np.median(ratios))
+
+
+def _patterns(wrong: Wrong, everywhere: bool, paired: bool) -> list[str]:
     patterns = []
     count = len(wrong.index)
     if everywhere and count > 1:
@@ -110,9 +131,11 @@ def _patterns(wrong: Wrong, everywhere: bool) -> list[str]:
     elif count > 2:
         patterns += [
             f"all have index {wrong.index[0, axis]} on axis {axis}"
-            for axis, length in enumerate(wrong.claims.shape)
+            for axis, length in enumerate(wrong.claims.shape[: wrong.claims.ndim - paired])
             if length > 1 and np.ptp(wrong.index[:, axis]) == 0
         ]
+    if paired and np.ptp(wrong.index[:, -1]) == 0:
+        patterns.append(f"{('real', 'imaginary')[wrong.index[0, -1]]} parts alone")
     if wrong.ratio is not None and len(wrong.index) > 1 and np.any(wrong.autodiff != 0):
         patterns.append(f"autodiff / numerical = {wrong.ratio:.6g} throughout")
     return patterns

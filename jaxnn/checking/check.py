@@ -17,25 +17,25 @@ the user's own dtype is reported apart. Verdicts are made in `evidence` alone.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxnn._arguments import Partition, Role
+from jaxnn._arguments import Partition, Role, Where
+from jaxnn._programs import outermost
 from jaxnn._validate import (
     describe,
-    require_arguments,
     require_arrays,
     require_callable,
     require_choice,
     require_count,
-    require_same_form,
 )
 from jaxnn.checking import causes
+from jaxnn.checking.by_hand import gradient_by_hand
 from jaxnn.checking.evidence import (
     ALL_DIGITS,
     NOTHING,
@@ -48,47 +48,68 @@ from jaxnn.checking.evidence import (
     same_value,
 )
 from jaxnn.checking.findings import Entry, LeafReport
-from jaxnn.checking.line import Line
-from jaxnn.checking.locate import Findings, examine_leaf
+from jaxnn.checking.line import Line, entry_scales
+from jaxnn.checking.locate import Claimed, Findings, examine
 from jaxnn.checking.own_dtype import Loss, own_dtype_loss
 from jaxnn.checking.programs import Point, Programs, Settings, prepare
 from jaxnn.checking.report import GradientReport
 from jaxnn.checking.solvers import within_tolerance
+from jaxnn.checking.watch import Watch
 from jaxnn.numerical.float64 import wide_dtype
+
+Mode = Literal["fwd", "rev"]
 
 
 def check_gradient(
     f: Callable,
     *args: Any,
     argnums: int | tuple[int, ...] = 0,
+    kwargs: Mapping[str, Any] | None = None,
+    where: Where = None,
     gradient: Callable | None = None,
     order: int = 1,
+    modes: Mode | Sequence[Mode] | None = None,
     has_aux: bool = False,
     cotangent: Any = None,
+    evidence: Literal["together", "leaf"] = "together",
+    progress: bool | None = None,
     seed: int = 0,
 ) -> GradientReport:
     """Hold the gradient of `f` at `args` against the function's values.
 
     Args:
-      f: a scalar function of pytrees (with `cotangent`, of any real output), jitted or not.
-      *args: the point. Integer, boolean and key leaves are held fixed.
+      f: a function of pytrees, jitted or not; real and scalar, or projected on `cotangent`.
+      *args: the point. Of the arguments that are chosen, floating and complex leaves are
+        differentiated; everything else is held fixed.
       argnums: the argument or arguments whose gradient is checked, as in `jax.grad`.
+      kwargs: keyword arguments of `f`, held fixed.
+      where: which leaves are differentiated, if not all: a function of a leaf, or booleans in a
+        pytree like the argument (a tuple of them, as `argnums` is one), or a prefix of it.
       gradient: a hand-written gradient, called as `jax.grad(f, argnums)` would be; `jax.grad`'s own
-        by default.
-      order: 2 checks the gradient of a random projection of the gradient as well: the Hessian.
+        by default. Leaves that are held fixed may be missing in it, as from `eqx.filter_grad`.
+      order: 2 checks the gradient of a random projection of the gradient as well: the Hessian; 3
+        and 4 go on like that.
+      modes: "rev", "fwd" or both: how JAX differentiates; reverse mode, or forward mode where there
+        is no reverse, by default.
       has_aux: whether `f` returns `(value, aux)`.
-      cotangent: for an output that is not a scalar: a pytree like it, or "random". What is checked
-        is the gradient of the sum of its products with the output.
+      cotangent: for an output that is not a scalar: a pytree like it, or "random", which it is by
+        default. What is checked is the gradient of the sum of its products with the output (of
+        complex ones the real part). Infinite entries of an output are left out.
+      evidence: "together" asks leaves together where that tells enough of each; "leaf" asks each by
+        itself.
+      progress: whether a line on stderr tells how far a check is that takes longer than two
+        seconds; by default if that is a terminal.
       seed: of the random projections.
 
     Returns:
-      A `GradientReport`: `report.ok`, `print(report)`, `report.raise_if_wrong()`.
+      A `GradientReport`: `report.ok`, `print(report)`, `report.raise_if_wrong()`. Ctrl-C ends the
+      check early; the report says so.
 
     Raises:
-      TypeError: no floating leaf in the arguments chosen, an output that is not real, or (without
-        `cotangent`) no scalar; `f` cannot be differentiated by JAX and no `gradient` is given.
-      ValueError: `argnums` or `order` out of range, NaN or inf in an argument, `gradient` or
-        `cotangent` of another form.
+      TypeError: no floating leaf in the arguments chosen; no floating output; called with traced
+        arguments, under `jit`; `f` cannot be differentiated by JAX and no `gradient` is given.
+      ValueError: `argnums` or `order` out of range; `where`, `gradient` or `cotangent` of another
+        form.
 
     Example:
       >>> report = check_gradient(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]))
@@ -99,24 +120,42 @@ def check_gradient(
     require_count("seed", seed)
     if gradient is not None:
         require_callable("gradient", gradient)
-    require_choice("order", order, (1, 2))
-    if order == 2 and gradient is not None:
-        raise ValueError("`order` must be 1 where a hand-written `gradient` is given. Got 2.")
-    call = Partition.of(f, argnums, args, {}, has_aux, name="args[0]", real=True)
-    _require_finite(call)
+    require_choice("order", order, (1, 2, 3, 4))
+    require_choice("evidence", evidence, ("together", "leaf"))
+    if order > 1 and gradient is not None:
+        raise ValueError(
+            f"`order` must be 1 where a hand-written `gradient` is given. Got {order}."
+        )
+    kwargs = {} if kwargs is None else kwargs
+    if not isinstance(kwargs, Mapping):
+        raise TypeError(
+            f"`kwargs` must be a dictionary of names and values. Got {describe(kwargs)}."
+        )
+    call = Partition.of(f, argnums, args, kwargs, has_aux, "args[0]", where)
+    if not outermost((args, kwargs)):
+        raise TypeError(
+            "`check_gradient` must be called outside `jax.jit`, `jax.grad` and `jax.vmap`, as it "
+            "looks at values. Got traced arguments."
+        )
     point = Point(call.points, (call.dynamic, _require_cotangent(cotangent)))
-    by_hand = gradient and functools.partial(_given_gradient, gradient, args, call)
-    random = isinstance(cotangent, str)
+    by_hand = gradient and functools.partial(gradient_by_hand, gradient, args, kwargs, call)
+    random, forward = isinstance(cotangent, str), _require_modes(modes)
     settings = Settings(gradient is None, cotangent is not None, random, seed)
+    how = How(evidence == "together", Watch.of(progress))
+    report = None
     # What is not finite is reported; and beyond the domain of `f`, where coarse steps may lead, it
     # is no fault.
-    with jax.debug_nans(False), jax.debug_infs(False):
-        report = _check(call, point, settings, by_hand)
-        if order == 1 or not report.ok:
-            return report
-        report = _check(call, point, settings._replace(order=2), None)
-    note = "the gradient itself agrees; these are the slopes of a random projection of it"
-    return dataclasses.replace(report, notes=(*report.notes, note), order=2)
+    with jax.debug_nans(False), jax.debug_infs(False), how.watch:
+        for level in range(1, order + 1):
+            for mode in forward:
+                asked = settings._replace(order=level, forward=mode)
+                report = _check(call, point, asked, by_hand, how)
+                if mode and len(forward) > 1:
+                    report = report.with_note("this is the gradient by forward mode")
+                if not report.ok or report.interrupted:
+                    return report
+    assert report is not None
+    return report
 
 
 def assert_gradient(f: Callable, *args: Any, **options: Any) -> None:
@@ -130,35 +169,39 @@ def assert_gradient(f: Callable, *args: Any, **options: Any) -> None:
     check_gradient(f, *args, **options).raise_if_wrong()
 
 
+class How(NamedTuple):
+    """How the user wants to be served: leaves asked together, and who is told what is asked."""
+
+    together: bool
+    watch: Watch
+
+
 class Claims(NamedTuple):
     """What is to be checked.
 
     Attributes:
       value: of the function, in the user's dtypes.
-      centre: the same in float64.
       own: the gradient by each leaf, in the user's dtypes.
       wide: the same in float64: this is held against values.
-      repeatable: whether the function has the same value twice.
     """
 
     value: float
-    centre: float
     own: list[np.ndarray]
-    wide: list[np.ndarray]
-    repeatable: bool
+    wide: list[Any]
 
 
 def _check(
-    call: Partition, point: Point, settings: Settings, by_hand: Callable | None
+    call: Partition, point: Point, settings: Settings, by_hand: Callable | None, how: How
 ) -> GradientReport:
     """One check from end to end; and another where a solver's tolerance may be to blame."""
     programs = prepare(call, point, settings)
-    report, claims = _held_against_values(call, point, programs, by_hand)
+    report, claims = _held_against_values(call, point, settings, programs, by_hand, how)
     wrong = any(leaf.verdict is Verdict.DIFFERS for leaf in report.leaves)
-    if not wrong or by_hand or not programs.has_solver:
+    if not wrong or by_hand or not programs.has_solver or report.interrupted:
         return report
-    programs = prepare(call, point, settings._replace(further=True))
-    further, claims_further = _held_against_values(call, point, programs, None)
+    settings = settings._replace(further=True)
+    programs = prepare(call, point, settings)
+    further, claims_further = _held_against_values(call, point, settings, programs, None, how)
     pairs = zip(claims.wide, claims_further.wide, strict=True)
     gradients = dict(zip(_paths(call), pairs, strict=True))
     solved = {leaf.path: leaf for leaf in further.leaves}
@@ -169,37 +212,59 @@ def _check(
 
 
 def _held_against_values(
-    call: Partition, point: Point, programs: Programs, by_hand: Callable | None
+    call: Partition,
+    point: Point,
+    settings: Settings,
+    programs: Programs,
+    by_hand: Callable | None,
+    how: How,
 ) -> tuple[GradientReport, Claims]:
     """The stages of a check, in their order."""
     dtype, function = wide_dtype(), call.static.f
     name = getattr(function, "__name__", type(function).__name__)
-    line = programs.line(point, dtype)
-    claims = claim(point, programs, line, dtype, by_hand)
-    notes = _notes(call, programs, claims)
-    if not claims.repeatable:
-        return GradientReport(name, Verdict.NOT_DETERMINISTIC, (), (), notes), claims
-    findings = {
-        k: examine_leaf(line, k, claims.wide[k], reach(x.dtype))
-        for k, x in enumerate(point.leaves)
-        if x.size
-    }
-    losses = _losses(point, programs, line, claims, findings, dtype)
+    line = programs.line(point, dtype, how.watch.tell)
+    claims = claim(point, programs, dtype, by_hand)
+    tolerances = [reach(x.dtype) for x in point.leaves]
+    paired = [role is Role.COMPLEX for role in call.static.skeleton.roles if role.moves]
+    found: dict[int, Findings] = {}
+    interrupted = False
+    try:
+        for k, findings in examine(line, Claimed(claims.wide, tolerances, paired), how.together):
+            found[k] = findings
+            how.watch.done(len(found), len(point.leaves))
+    except KeyboardInterrupt:
+        interrupted = True
+    notes = _notes(call, settings, programs, line)
+    repeatable = programs.deterministic and all(
+        same_value(line.centre, again, line.epsilon) for again in line.centres
+    )
+    if line.centres and not repeatable:
+        report = GradientReport(name, Verdict.NOT_DETERMINISTIC, (), (), notes)
+        return dataclasses.replace(report, evaluations=line.evaluations), claims
+    losses = _losses(point, programs, line, claims, found, dtype)
     data = jax.tree.leaves(point.data)
     counts = programs.counts | {n for leaf in data for n in np.shape(leaf)[:1]}
-    leaves = [
-        _leaf_report(path, x.dtype, claims.wide[k], claims.centre, findings[k], losses[k], counts)
-        if x.size
-        else _empty_report(path, x)
-        for k, (path, x) in enumerate(zip(_paths(call), point.leaves, strict=True))
-    ]
-    return GradientReport.of(name, leaves, programs.rules(point), notes), claims
+    leaves = []
+    for k, ((path, given), x) in enumerate(zip(call.moving, point.leaves, strict=True)):
+        place = Place(path.removeprefix("args"), x, describe_dtype(given), paired[k])
+        if not x.size:
+            leaves.append(_bare_report(place, Verdict.AGREES, "the leaf has no entries"))
+        elif k not in found or not found[k].asked:
+            why = (
+                "interrupted" if k not in found else "not asked, as too many other leaves are wrong"
+            )
+            leaves.append(_bare_report(place, Verdict.UNRESOLVED, why))
+        else:
+            wide = np.asarray(claims.wide[k], np.float64)
+            leaves.append(_leaf_report(place, wide, line.centre, found[k], losses[k], counts))
+    report = GradientReport.of(name, leaves, programs.rules(point), notes)
+    return dataclasses.replace(
+        report, order=settings.order, evaluations=line.evaluations, interrupted=interrupted
+    ), claims
 
 
-def claim(
-    point: Point, programs: Programs, line: Line, dtype: Any, by_hand: Callable | None
-) -> Claims:
-    """What the function says of itself at the point: its values, and its gradient."""
+def claim(point: Point, programs: Programs, dtype: Any, by_hand: Callable | None) -> Claims:
+    """What the function says of itself at the point: its value, and its gradient."""
     value, own = programs.own(point.leaves, point.data)
     value = np.asarray(value)
     if not (value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)):
@@ -209,27 +274,46 @@ def claim(
         )
     own = [np.asarray(g, np.float64) for g in (by_hand() if by_hand else own)]
     wide = own if programs.wide is None else programs.wide_gradient(point, dtype)
-    first, again = line.centre(), line.centre()
-    same = programs.deterministic and same_value(first, again, line.epsilon)
-    return Claims(float(value), first, own, wide, same)
+    return Claims(float(value), own, wide)
 
 
-def _notes(call: Partition, programs: Programs, claims: Claims) -> tuple[str, ...]:
+def _notes(call: Partition, settings: Settings, programs: Programs, line: Line) -> tuple[str, ...]:
     notes = list(programs.notes)
+    if settings.order > 1:
+        notes.append(
+            "the gradient itself agrees; these are the slopes of a random projection of it"
+        )
     if not programs.deterministic:
         notes.append("not deterministic: tracing the function twice gives two functions")
-    if fixed := call.complex_paths:
-        paths = ", ".join(path.removeprefix("args") for path in fixed)
-        notes.append(f"complex leaves are held fixed: {paths}")
+    if fixed := call.held_fixed:
+        named = [f"{path.removeprefix('args')} ({_kind(leaf)})" for path, leaf in fixed[:NAMED]]
+        more = [f"{len(fixed) - NAMED} more"] if len(fixed) > NAMED else []
+        notes.append(f"held fixed: {', '.join(named + more)}")
     if programs.narrow:
         coarsest = max(programs.narrow, key=lambda kind: jnp.finfo(kind).eps)
         notes.append(
             f"parts of the function were evaluated in {jnp.dtype(coarsest).name}: a host callback, "
             "or the like"
         )
-    if not np.isfinite(claims.centre):
-        notes.append(f"the function itself is {claims.centre} here")
+    if line.centres and not np.isfinite(line.centre):
+        notes.append(f"the function itself is {line.centre} here")
     return tuple(notes)
+
+
+# So many leaves that are held fixed are named.
+NAMED = 8
+
+
+def _kind(leaf: Any) -> str:
+    """What a leaf that is held fixed is, in a word."""
+    if hasattr(leaf, "dtype"):
+        return str(leaf.dtype)
+    return "function" if callable(leaf) else type(leaf).__name__
+
+
+def describe_dtype(leaf: Any) -> str:
+    """The name of the dtype that a leaf has in JAX."""
+    return jnp.result_type(leaf).name
 
 
 def _losses(
@@ -248,26 +332,50 @@ def _losses(
         if programs.wide is None:
             return []
         moved = [programs.wide_gradient(point, dtype, shake) for shake in (1.0, -1.0)]
-        return [[np.abs(a - b) for a, b in zip(g, claims.wide, strict=True)] for g in moved]
+        return [
+            [np.abs(np.asarray(a) - np.asarray(b)) for a, b in zip(g, claims.wide, strict=True)]
+            for g in moved
+        ]
 
     return {
         k: own_dtype_loss(
             claims.own[k],
-            claims.wide[k],
+            np.asarray(claims.wide[k], np.float64),
             point.leaves[k].dtype,
-            (claims.value, claims.centre),
-            line.scales[k][0],
+            (claims.value, line.centre),
+            entry_scales(np.asarray(point.leaves[k], np.float64))[0].ravel(),
             found.best.slope,
             programs.rounding,
             lambda k=k: [moved[k] for moved in shaken()],
         )
         for k, found in findings.items()
+        if found.asked
     }
 
 
+class Place(NamedTuple):
+    """A leaf, as the report shows it.
+
+    Attributes:
+      path: of it.
+      x: its values, in their real form.
+      dtype: as it was given.
+      paired: whether it is complex.
+    """
+
+    path: str
+    x: Any
+    dtype: str
+    paired: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As it was given."""
+        return self.x.shape[:-1] if self.paired else self.x.shape
+
+
 def _leaf_report(
-    path: str,
-    dtype: Any,
+    place: Place,
     gradient: np.ndarray,
     centre: float,
     findings: Findings,
@@ -275,14 +383,20 @@ def _leaf_report(
     counts: frozenset[int],
 ) -> LeafReport:
     """All that can be said of one leaf."""
-    best, tolerance = findings.best, reach(dtype)
+    best, tolerance = findings.best, reach(place.x.dtype)
     slope = best.slope
     scale = max(best.size, abs(slope.value) if np.isfinite(slope.value) else 0.0)
     verdict, entries = _verdict(findings, scale, centre, tolerance)
-    pattern, hint = causes.describe(entries, gradient, counts, not findings.explained)
+    pattern, hint = causes.describe(
+        entries, gradient, counts, not findings.explained, findings.ratio, place.paired
+    )
     nameless = verdict is Verdict.DIFFERS and not any(e.verdict.wrong for e in entries)
     if nameless:
-        pattern = "the slope is wrong, but no single entry is by enough to be named"
+        pattern = pattern or (
+            "the slope is wrong, but no single entry is by enough to be named"
+            if findings.searched
+            else "the slope is wrong; its entries were not looked at, as other leaves are wrong too"
+        )
     elif beyond := causes.beyond_the_domain(entries, slope, centre):
         hint = beyond
     elif verdict is Verdict.UNRESOLVED:
@@ -291,17 +405,21 @@ def _leaf_report(
         )
     if loss.verdict.wrong and not verdict.wrong:
         verdict, hint, entries = loss.verdict, loss.hint, list(loss.entries)
+    immovable = int(np.sum(~np.isfinite(np.asarray(place.x, np.float64))))
+    if immovable and not verdict.wrong:
+        verdict = max(verdict, Verdict.UNRESOLVED)
+        hint = f"{immovable} of {place.x.size} entries not finite: no step leads from there"
     if verdict is Verdict.AGREES:
         hint = causes.nothing_there(slope, scale, gradient) or hint
     else:
         entries = sorted(entries, key=_by_weight)
-    if not np.all(np.isfinite(gradient)):
+    if not np.all(np.isfinite(gradient)) and not immovable:
         best = best._replace(claim=math.nan)  # the line was asked with what it should be
     off = float(np.maximum(abs(best.difference), slope.bound))  # NaN where either is
     return LeafReport(
-        path=path,
-        shape=gradient.shape,
-        dtype=jnp.dtype(dtype).name,
+        path=place.path,
+        shape=place.shape,
+        dtype=place.dtype,
         verdict=verdict,
         autodiff=best.claim,
         numerical=slope.value,
@@ -310,7 +428,7 @@ def _leaf_report(
         noise=slope.noise,
         digits=digits_shared(off, scale or slope.size),
         own_dtype_digits=loss.digits,
-        entries=tuple(entries),
+        entries=Entry.joined(entries) if place.paired else tuple(entries),
         pattern=pattern,
         hint=hint,
         steps=tuple(slope.steps.tolist()),
@@ -318,10 +436,11 @@ def _leaf_report(
     )
 
 
-def _empty_report(path: str, x: jax.Array) -> LeafReport:
-    nothing = (0.0, 0.0, 0.0, 0.0, 0.0, ALL_DIGITS, ALL_DIGITS, (), "")
-    kind, hint = jnp.dtype(x.dtype).name, "the leaf has no entries"
-    return LeafReport(path, x.shape, kind, Verdict.AGREES, *nothing, hint, (), ())
+def _bare_report(place: Place, verdict: Verdict, hint: str) -> LeafReport:
+    """Of a leaf without evidence."""
+    digits = ALL_DIGITS if verdict.ok else 0.0
+    nothing = (0.0, 0.0, 0.0 if verdict.ok else math.inf, 0.0, 0.0, digits, digits, (), "")
+    return LeafReport(place.path, place.shape, place.dtype, verdict, *nothing, hint, (), ())
 
 
 def _verdict(
@@ -351,36 +470,15 @@ def _by_weight(entry: Entry) -> tuple[int, float]:
     return order.index(entry.verdict), -abs(entry.autodiff - entry.numerical)
 
 
-def _given_gradient(gradient: Callable, args: tuple[Any, ...], call: Partition) -> list[Any]:
-    """What a hand-written gradient returns, leaf by leaf, if it has the form of the arguments."""
-    require_arguments("gradient", gradient, *args)
-    result = gradient(*args)
-    if isinstance(call.argnums, tuple):
-        name, chosen = "args", tuple(args[i] for i in call.argnums)
-    else:
-        name, chosen = f"args[{call.argnums}]", args[call.argnums]
-    require_same_form("gradient(...)", result, name, chosen)
-    for path, leaf in jax.tree_util.tree_flatten_with_path(result)[0]:
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-            place = f"gradient(...){jax.tree_util.keystr(path)}"
-            raise TypeError(f"`{place}` must be real. Got {describe(leaf)}.")
-    differentiated = {
-        id(leaf)
-        for leaf, role in zip(call.leaves, call.static.roles, strict=True)
-        if role is Role.DIFFERENTIATED
-    }
-    pairs = zip(jax.tree.leaves(result), jax.tree.leaves(chosen), strict=True)
-    return [g for g, leaf in pairs if id(leaf) in differentiated]
-
-
-def _require_finite(call: Partition) -> None:
-    """Refuse NaN and infinity in what is differentiated."""
-    for path, leaf in zip(call.point_paths, call.points, strict=True):
-        x = np.asarray(leaf)
-        bad = np.argwhere(~np.isfinite(x.astype(np.float64)))
-        if len(bad):
-            index = bad[0].tolist()
-            raise ValueError(f"`{path}` must be finite. Got {x[tuple(index)]} at index {index}.")
+def _require_modes(modes: Any) -> tuple[bool | None, ...]:
+    """Whether forward mode is used, for each mode that is asked for; None for what there is."""
+    if modes is None:
+        return (None,)
+    given = (modes,) if isinstance(modes, str) else modes
+    known = isinstance(given, Sequence) and given and all(m in ("fwd", "rev") for m in given)
+    if not known:
+        raise ValueError(f"`modes` must be 'fwd', 'rev' or both. Got {modes!r}.")
+    return tuple(mode == "fwd" for mode in given)
 
 
 def _require_cotangent(cotangent: Any) -> PyTree | None:
@@ -394,9 +492,9 @@ def _require_cotangent(cotangent: Any) -> PyTree | None:
     require_arrays("cotangent", cotangent)
     for path, leaf in jax.tree_util.tree_flatten_with_path(cotangent)[0]:
         name, dtype = f"cotangent{jax.tree_util.keystr(path)}", jnp.result_type(leaf)
-        if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer)):
-            raise TypeError(f"`{name}` must be real. Got {describe(leaf)}.")
-        if not np.all(np.isfinite(np.asarray(leaf, np.float64))):
+        if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.inexact, jnp.integer)):
+            raise TypeError(f"`{name}` must be numbers. Got {describe(leaf)}.")
+        if not np.all(np.isfinite(np.asarray(leaf))):
             raise ValueError(f"`{name}` must be finite. Got {leaf}.")
     return jax.tree.map(jnp.asarray, cotangent)
 

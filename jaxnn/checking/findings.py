@@ -1,7 +1,7 @@
 """What a check finds of a leaf, an entry, and a custom rule: plain data, as reports hold them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,7 @@ class Entry(NamedTuple):
     """One entry of a leaf, differentiated by itself.
 
     Attributes:
-      index: multi-index in the leaf.
+      index: multi-index in the leaf. By an entry of a complex leaf the derivatives are complex.
       autodiff: the entry of the gradient that is checked.
       numerical: the derivative from values; at a kink the mean of both sides; of an entry that is
         wrong in the leaf's own dtype alone, the gradient in float64, which the values vouch for.
@@ -23,12 +23,12 @@ class Entry(NamedTuple):
     """
 
     index: tuple[int, ...]
-    autodiff: float
-    numerical: float
+    autodiff: Any  # a float, or a complex number
+    numerical: Any
     bound: float
     verdict: Verdict
-    left: float
-    right: float
+    left: Any
+    right: Any
 
     @classmethod
     def of(cls, flat: int, shape: Sequence[int], evidence: Evidence, verdict: Verdict) -> "Entry":
@@ -36,6 +36,37 @@ class Entry(NamedTuple):
         claim, left, right, bound = evidence
         index = tuple(map(int, np.unravel_index(flat, shape)))
         return cls(index, claim, (left + right) / 2, bound, verdict, left, right)
+
+    @classmethod
+    def joined(cls, entries: Sequence["Entry"]) -> tuple["Entry", ...]:
+        """Entries of complex numbers, out of those of their real form: df/dx - i df/dy.
+
+        Where only one part is among them, nothing is said of the other, which is 0 here.
+        """
+        parts: dict[tuple[int, ...], dict[int, Entry]] = {}
+        for entry in entries:
+            parts.setdefault(entry.index[:-1], {})[entry.index[-1]] = entry
+        return tuple(cls._complex(index, *map(pair.get, (0, 1))) for index, pair in parts.items())
+
+    @classmethod
+    def _complex(
+        cls, index: tuple[int, ...], real: "Entry | None", imaginary: "Entry | None"
+    ) -> "Entry":
+        both = [part for part in (real, imaginary) if part is not None]
+
+        def number(name):
+            x, y = (getattr(part, name) if part else 0.0 for part in (real, imaginary))
+            return complex(x, -y)
+
+        return cls(
+            index=index,
+            autodiff=number("autodiff"),
+            numerical=number("numerical"),
+            bound=float(np.linalg.norm([part.bound for part in both])),
+            verdict=max(part.verdict for part in both),
+            left=number("left"),
+            right=number("right"),
+        )
 
 
 class LeafReport(NamedTuple):

@@ -1,12 +1,15 @@
-"""The function restricted to a line: phi(t) = f(x + t v), v masked to a range of entries of a leaf.
+"""The function restricted to a line: phi(t) = f(x + t v), v in any entries of any leaves.
 
 v has random signs and sizes and the scale of the entries, so that errors of several entries cannot
-cancel by chance. It and the steps are arguments of one program, which goes through the steps in the
-memory of one evaluation. A gradient claims phi'(0) = <g, v>; the values show another slope.
+cancel by chance; it is drawn where the leaves are, from a counter. A gradient claims phi'(0) =
+<g, v>, leaf by leaf; the values show another slope, or the same. One program goes through the steps
+in the memory of one evaluation. Steps are asked for coarse to fine, a few at a time, and no finer
+than it helps.
 """
 
+import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,25 +17,56 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.checking.evidence import excess
-from jaxnn.checking.slope import HALF, Slope, estimate_slope, ladder
+from jaxnn.checking.slope import HALF, RUNGS, Slope, estimate_slope, ladder
+from jaxnn.numerical.float64 import widen_leaf
+
+# More entries than these are drawn by a compiled program.
+ON_HOST = 2**17
+# Rungs that are asked for at once; two lots make HALF.
+LOT = HALF // 2
 
 
-class Direction(NamedTuple):
-    """Which entries move, and how: flat entries `low` to `high` (exclusive) of one leaf.
-
-    Attributes:
-      leaf: its number.
-      low: the first entry that moves.
-      high: the one behind the last.
-      seed: of signs and sizes; a negative one moves all entries up.
-      relative: each entry by its own size, instead of at least the leaf's root mean square.
-    """
+class Part(NamedTuple):
+    """Flat entries `low` to `high` (exclusive) of one leaf, moved by `weight` times their scale."""
 
     leaf: int
     low: int
     high: int
-    seed: int = 0
+    weight: float = 1.0
+
+
+class Direction(NamedTuple):
+    """Which entries move, and how.
+
+    Attributes:
+      parts: of which leaves.
+      seed: of signs and sizes.
+      relative: each entry by its own size, instead of at least the leaf's root mean square.
+      up: all entries up.
+    """
+
+    parts: tuple[Part, ...]
+    seed: int = 1
     relative: bool = False
+    up: bool = False
+
+    def only(self, parts: Iterable[Part]) -> "Direction":
+        """The same moves of fewer entries."""
+        return self._replace(parts=tuple(parts))
+
+
+class Along(NamedTuple):
+    """Sums along a direction, of the entries of each leaf.
+
+    Attributes:
+      terms: g_i v_i: what the gradient claims.
+      squares: (g_i v_i)^2.
+      moves: v_i.
+    """
+
+    terms: Any
+    squares: Any
+    moves: Any
 
 
 class Comparison(NamedTuple):
@@ -43,12 +77,14 @@ class Comparison(NamedTuple):
       claim: the slope by the gradient.
       slope: by the values.
       size: of the claim if no terms cancelled: sqrt(sum (g_i v_i)^2).
+      along: the same, and how far each leaf moves, leaf by leaf.
     """
 
     direction: Direction
     claim: float
     slope: Slope
     size: float
+    along: Along
 
     @property
     def difference(self) -> float:
@@ -60,100 +96,162 @@ class Comparison(NamedTuple):
         """How many bounds the difference lies beyond the first."""
         return excess(self.difference, self.slope.bound)
 
+    def size_of(self, leaf: int) -> float:
+        """The part of the size that is one leaf's."""
+        return float(np.sqrt(self.along.squares[leaf]))
+
+    def share(self, part: Part) -> "Comparison":
+        """What is known of one leaf alone, in its own unit, if the claims of the others hold."""
+        term, weight = float(self.along.terms[part.leaf]), part.weight
+        slope = self.slope.shifted(self.claim - term).scaled(1 / weight)
+        direction = self.direction.only([part._replace(weight=1.0)])
+        size = self.size_of(part.leaf) / weight
+        return Comparison(direction, term / weight, slope, size, self.along)
+
 
 class Line:
-    """Asks for slopes of one function at one point."""
+    """Asks for slopes of one function at one point.
+
+    Attributes:
+      evaluations: how many values were asked for.
+      centre: the function's value at the point; NaN before the first question.
+      repeatable: whether it was the same each time.
+    """
 
     def __init__(
         self,
-        values: Callable[[np.ndarray, np.ndarray], np.ndarray],
-        points: Sequence[Any],
+        program: Callable[..., tuple[np.ndarray, Along]],
+        sizes: Sequence[int],
         epsilon: float,
+        watch: Callable[["Line"], None] = lambda line: None,
     ):
-        """Take what is asked, and where.
+        """Take what is asked.
 
         Args:
-          values: `(direction, steps) -> phi(steps)`, the direction through all leaves, flat.
-          points: the leaves.
+          program: `(claims, question, steps) -> phi(steps) and the sums along the direction`.
+          sizes: of the leaves.
           epsilon: the rounding of the values, relative.
+          watch: called with the line before each question.
         """
-        self.epsilon = epsilon
-        self._ends = np.cumsum([np.size(x) for x in points])
-        self.scales = [_scales(np.asarray(x, np.float64)) for x in points]
-        self._values = values
+        self.sizes, self.epsilon, self.evaluations = sizes, epsilon, 0
+        self.centres: list[float] = []
+        self._program, self._watch = program, watch
         self._steps = ladder()
-        # Not a cached method: a circle would hold the user's function until it is collected.
-        self._drawn: dict[tuple[int, int, bool], np.ndarray] = {}
 
-    def compare(self, claims: np.ndarray, direction: Direction) -> Comparison:
-        """Hold the claims of one leaf against the slope along a direction."""
-        slope = self.slope(direction)
-        with np.errstate(all="ignore"):
-            terms = claims.ravel()[direction.low : direction.high] * self.moves(direction)
-            size = float(np.sqrt(np.sum(terms**2)))
-            return Comparison(direction, float(np.sum(terms)), slope, size)
-
-    def slope(self, direction: Direction) -> Slope:
-        """The slope along a direction, from coarse steps; from finer ones where they may tell."""
-        steps, up, down, centre = self._along(direction, self._steps[:HALF])
-        slope = estimate_slope(steps, up, down, centre, self.epsilon)
-        if slope.settled or self.epsilon > sys.float_info.epsilon:  # coarser values show no more
-            return slope
-        # The same program, for as many steps: the finest, some of which are known already.
-        _, *finer, _ = self._along(direction, self._steps[-HALF:])
-        new = 2 * HALF - len(self._steps)
-        up, down = (np.concatenate([a, b[new:]]) for a, b in zip((up, down), finer, strict=True))
-        return estimate_slope(self._steps, up, down, centre, self.epsilon)
-
+    @property
     def centre(self) -> float:
-        """The function's value at the point itself."""
-        return self._along(Direction(0, 0, 0), self._steps[:HALF])[3]
+        """The function's value at the point, as it was first."""
+        return self.centres[0]
 
-    def moves(self, direction: Direction) -> np.ndarray:
-        """By how much each entry of a direction moves, per unit of the step."""
-        which = (direction.leaf, direction.seed, direction.relative)
-        if which not in self._drawn:
-            self._drawn[which] = self._draw(*which)
-        return self._drawn[which][direction.low : direction.high]
+    def whole(self, leaf: int, weight: float = 1.0) -> Part:
+        """All entries of a leaf."""
+        return Part(leaf, 0, self.sizes[leaf], weight)
 
-    def _draw(self, leaf: int, seed: int, relative: bool) -> np.ndarray:
-        """Numbers of random sign and size for all entries, the same ones for any range of them."""
-        own, floored = self.scales[leaf]
-        rng = np.random.default_rng(abs(seed))
-        signs = rng.choice((-1, 1) if seed >= 0 else (1, 1), own.size)
-        return signs * rng.uniform(0.5, 1, own.size) * (own if relative else floored)
+    def compare(self, claims: Sequence[Any], direction: Direction) -> Comparison:
+        """Hold the claims of the leaves against the slope along a direction.
 
-    def _along(self, direction: Direction, steps: np.ndarray) -> tuple[Any, Any, Any, float]:
-        """Steps, and the values at them, at minus them, and at 0."""
-        whole, leaf, n = np.zeros(self._ends[-1]), direction.leaf, len(steps)
-        start = self._ends[leaf - 1] if leaf else 0
-        whole[start + direction.low : start + direction.high] = self.moves(direction)
-        phi = self._values(whole, np.concatenate([steps, -steps, [0.0]]))
-        return steps, phi[:n], phi[n : 2 * n], float(phi[2 * n])
+        Finer steps are asked for until the bound is a rounding beside the slope, or, beyond half of
+        them, until it is close; where values are coarser than float64, they show no more.
+        """
+        question, lots = self._question(direction), []
+        slope, along = None, None
+        for start in (0, LOT, 2 * LOT, RUNGS - LOT):
+            steps = self._steps[start : start + LOT]
+            phi, along = self._ask(claims, question, steps)
+            lots.append((start, phi[:LOT], phi[LOT : 2 * LOT]))
+            asked = np.concatenate([np.arange(s, s + LOT) for s, *_ in lots])
+            _, first = np.unique(asked, return_index=True)
+            up, down = (np.concatenate([lot[side] for lot in lots])[first] for side in (1, 2))
+            steps = self._steps[: len(first)]
+            slope = estimate_slope(steps, up, down, float(phi[-1]), self.epsilon)
+            coarse = slope.rounding > sys.float_info.epsilon
+            if slope.tight or (len(first) >= HALF and (slope.settled or coarse)):
+                break
+        assert slope is not None and along is not None
+        claim, size = float(np.sum(along.terms)), float(np.sqrt(np.sum(along.squares)))
+        return Comparison(direction, claim, slope, size, along)
+
+    def _ask(self, claims: Sequence[Any], question: Any, steps: np.ndarray) -> tuple[Any, Along]:
+        self._watch(self)
+        phi, along = self._program(claims, question, np.concatenate([steps, -steps, [0.0]]))
+        self.evaluations += len(phi)
+        self.centres.append(float(phi[-1]))
+        return phi, along
+
+    def _question(self, direction: Direction) -> "Question":
+        low, high = (np.zeros(len(self.sizes), np.int64) for _ in range(2))
+        weight = np.ones(len(self.sizes))
+        for part in direction.parts:
+            low[part.leaf], high[part.leaf], weight[part.leaf] = part[1:]
+        seed = np.uint32(direction.seed)
+        return Question(
+            low, high, weight, seed, np.bool_(direction.relative), np.bool_(direction.up)
+        )
 
 
-def along_program(value: Callable) -> Callable:
-    """The jitted function behind a line: `(points, direction, steps, *data) -> values`."""
+class Question(NamedTuple):
+    """A direction as arrays, all of them traced: `low`, `high` and `weight` for each leaf."""
+
+    low: Any
+    high: Any
+    weight: Any
+    seed: Any
+    relative: Any
+    up: Any
+
+
+def along_program(value: Callable, dtype: Any) -> Callable:
+    """The jitted function behind a line: `(points, moves, steps, data)` to the values at the steps.
+
+    Args:
+      value: of the widened leaves and the data.
+      dtype: the wide dtype.
+    """
 
     @jax.jit
-    def program(points, direction, steps, *data):
-        parts = split_like(direction, points)
+    def program(points, moves, steps, data):
+        leaves = [widen_leaf(x, dtype) for x in points]
 
         def at(t):
-            pairs = zip(points, parts, strict=True)
-            return value([x + (t * v).astype(x.dtype) for x, v in pairs], *data)
+            pairs = zip(leaves, moves, strict=True)
+            return value([x + (t * v).astype(x.dtype) for x, v in pairs], data)
 
         return jax.lax.map(at, steps)
 
     return program
 
 
-def split_like(flat: Any, leaves: Sequence[Any]) -> list[Any]:
-    """A flat vector through all leaves, cut into arrays of their shapes."""
-    ends = np.cumsum([np.size(x) for x in leaves])
-    split = np.split if isinstance(flat, np.ndarray) else jnp.split
-    pairs = zip(leaves, split(flat, ends[:-1]), strict=True)
-    return [part.reshape(np.shape(x)) for x, part in pairs]
+def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], Along]]:
+    """A function of claims and a question: what each leaf moves by, and the sums along that.
+
+    It draws where the points are; few numbers, which are not worth a compilation, in NumPy.
+    """
+    if sum(x.size for x in points) > ON_HOST:
+        return functools.partial(_draw_on_device, points, dtype=dtype)
+    leaves = [np.asarray(x, np.float64) for x in points]
+
+    def draw(claims, question):
+        with np.errstate(over="ignore"):  # 32 bits are meant to
+            return _draw(leaves, [np.asarray(g) for g in claims], question, np)
+
+    return draw
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _draw_on_device(points: Any, claims: Any, question: Any, dtype: Any) -> Any:
+    return _draw([widen_leaf(x, dtype) for x in points], claims, question, jnp)
+
+
+def entry_scales(x: Any, xp: Any = np) -> tuple[Any, Any]:
+    """For each entry its size (the leaf's for a zero), and that but at least the leaf's: the root
+    mean square. What is not finite has the size 0.
+    """
+    size = xp.where(xp.isfinite(x), xp.abs(x), 0)
+    most = xp.max(size, initial=0)
+    most = xp.where(most > 0, most, 1)
+    mean = most * xp.sqrt(xp.mean((size / most) ** 2)) if x.size else most
+    mean = xp.where(mean > 0, mean, 1)
+    return xp.where(size > 0, size, mean), xp.maximum(size, mean)
 
 
 def one_by_one(evaluate: Callable[[Any], float], steps: np.ndarray) -> np.ndarray:
@@ -173,9 +271,33 @@ def one_by_one(evaluate: Callable[[Any], float], steps: np.ndarray) -> np.ndarra
     return np.array([at(step) for step in steps])
 
 
-def _scales(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each entry, flat: its size (the leaf's for a zero), and that but at least the leaf's."""
-    size = np.abs(x).ravel()
-    mean = float(np.sqrt(np.mean(size**2))) if size.size else 0.0
-    mean = mean if mean > 0 else 1.0
-    return np.where(size > 0, size, mean), np.maximum(size, mean)
+def _draw(
+    leaves: Sequence[Any], claims: Sequence[Any], question: Question, xp: Any
+) -> tuple[list[Any], Along]:
+    moves, sums = [], []
+    for k, (x, claim) in enumerate(zip(leaves, claims, strict=True)):
+        v, moving = _moves(x, k, question, xp)
+        terms = xp.where(moving, claim.reshape(x.shape), 0) * v
+        moves.append(v)
+        sums.append([xp.sum(terms), xp.sum(terms**2), xp.sum(v)])
+    return moves, Along(*(xp.stack(column) for column in zip(*sums, strict=True)))
+
+
+def _moves(x: Any, leaf: int, q: Question, xp: Any) -> tuple[Any, Any]:
+    """Numbers of random sign and size for the entries that move, the same ones in any range."""
+    index = xp.arange(x.size, dtype=xp.uint32).reshape(x.shape)
+    salt = xp.uint32(leaf) + xp.asarray(q.seed, xp.uint32) * xp.uint32(0x9E3779B9)
+    bits = _hashed(index ^ _hashed(salt, xp), xp)
+    sign = xp.where(q.up | (bits & 1 == 0), 1.0, -1.0)
+    size = 0.5 + (bits >> 8) / 2**25
+    own, floored = entry_scales(x, xp)
+    moving = (index >= q.low[leaf]) & (index < q.high[leaf]) & xp.isfinite(x)
+    v = sign * size * q.weight[leaf] * xp.where(q.relative, own, floored)
+    return xp.where(moving, v, 0).astype(x.dtype), moving
+
+
+def _hashed(bits: Any, xp: Any) -> Any:
+    """32 bits mixed so that neighbours have nothing in common (the finaliser of MurmurHash3)."""
+    bits = (bits ^ (bits >> 16)) * xp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * xp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)

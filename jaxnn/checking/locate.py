@@ -1,24 +1,40 @@
-"""From a leaf whose slope is wrong to the entries that are.
+"""From all leaves to the ones whose slope is wrong, and from those to the entries that are.
 
-The difference between claim and values is linear in the entries, so halving a range and following
-the half with the larger difference leads to a wrong entry in log2(D) questions. What is found is
-put right in a copy of the claims, and the search goes on, until nothing is left to explain or a
-handful is found; then a sample of entries tells whether they follow a pattern.
+Leaves are asked together: one question vouches for every leaf whose claim along it is large beside
+what the question could have missed. Who is too small for that is asked again without the others,
+moved further, so that none hides behind another. The difference between claim and values is linear
+in what moves, so halving a group, or a range of entries, and following the half with the larger
+difference leads to a wrong leaf in log2(leaves) questions, and to a wrong entry in log2(entries)
+more. What is found is put right in a copy of the claims, and the search goes on, until nothing is
+left to explain or a handful is found; then a sample tells whether there is a pattern.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxnn.checking.evidence import Verdict, judge
+from jaxnn.checking.evidence import BLIND, NOTHING, Evidence, Verdict, judge
 from jaxnn.checking.findings import Entry
-from jaxnn.checking.line import Comparison, Direction, Line
+from jaxnn.checking.line import Comparison, Direction, Line, Part
+from jaxnn.checking.slope import RUNGS
 
 # So many entries are named one by one; a pattern says more about a larger number of them.
 HANDFUL = 6
 # Enough to tell a row, a column or a ratio from chance.
 SAMPLE = 24
+# Leaves whose claims are this far apart are not asked together: moved so that the claims are
+# alike, one of them would move too little or too much for the others' steps.
+CLASS = 1e3
+# A group vouches for a leaf whose claim it knows to this part: half of one entry of ten million
+# that are alike would still be seen.
+SHARP = 1e-7
+# Wrong leaves are followed to their entries until so many values were asked for; the others are
+# then judged by one line each, as long as these many are not spent; REST are left for them anyway.
+FOLLOWED, BUDGET, REST = 1500, 3000, 400
+# How close two ratios are that are the same but for rounding (`causes.ALIKE` is coarser, as it has
+# less to go by).
+SAME_RATIO = 1e-5
 
 
 class Findings(NamedTuple):
@@ -30,12 +46,16 @@ class Findings(NamedTuple):
       rest: the same lines, held against the claims once the entries found are put right.
       entries: judged one by one: those found, and a sample where they do not explain everything.
       explained: whether the entries found are all that is wrong.
+      ratio: autodiff / numerical, if the whole leaf is off by that.
+      searched: whether its entries were looked for, if anything was wrong.
     """
 
     asked: tuple[Comparison, ...]
     rest: tuple[Comparison, ...]
-    entries: tuple[Entry, ...]
-    explained: bool
+    entries: tuple[Entry, ...] = ()
+    explained: bool = True
+    ratio: float | None = None
+    searched: bool = True
 
     @property
     def best(self) -> Comparison:
@@ -43,53 +63,249 @@ class Findings(NamedTuple):
         return min(self.asked, key=lambda comparison: comparison.slope.bound)
 
 
-def ask_leaf(line: Line, leaf: int, claims: np.ndarray) -> tuple[Comparison, ...]:
-    """Two slopes through all entries: each moved by its own size, and by at least the leaf's mean.
+class Claimed(NamedTuple):
+    """The claims that are looked into.
+
+    Attributes:
+      gradient: of each leaf.
+      tolerances: the largest relative error of an entry that is no mistake, for each leaf.
+      paired: whether a leaf's entries come in pairs, real and imaginary part.
+    """
+
+    gradient: Sequence[Any]
+    tolerances: Sequence[float]
+    paired: Sequence[bool]
+
+    def without(self, leaf: int, claims: np.ndarray) -> "Claimed":
+        """Other claims for one leaf."""
+        gradient = [claims if k == leaf else g for k, g in enumerate(self.gradient)]
+        return self._replace(gradient=gradient)
+
+
+def examine(line: Line, claimed: Claimed, together: bool) -> Iterator[tuple[int, Findings]]:
+    """What is known of each leaf that has entries, as it becomes known.
+
+    Args:
+      line: what is asked.
+      claimed: what is looked into.
+      together: whether leaves may be asked together.
+    """
+    leaves = [k for k, size in enumerate(line.sizes) if size]
+    finite = [k for k in leaves if together and np.all(np.isfinite(claimed.gradient[k]))]
+    for k in leaves:
+        if k not in finite:
+            yield k, examine_leaf(line, k, claimed)
+    if len(finite) > 1:
+        yield from _Groups(line, claimed).examine(finite)
+    elif finite:
+        yield finite[0], examine_leaf(line, finite[0], claimed)
+
+
+class _Groups:
+    """Leaves that are asked together; once one was wrong, little is spent on the others."""
+
+    def __init__(self, line: Line, claimed: Claimed):
+        self.line, self.claimed, self.wrong = line, claimed, False
+        self.spent: int | None = None  # on entries, once that was enough
+
+    @property
+    def brief(self) -> bool:
+        """Whether enough was spent on entries."""
+        if self.spent is None and self.wrong and self.line.evaluations > FOLLOWED:
+            self.spent = self.line.evaluations
+        return self.spent is not None
+
+    def examine(
+        self, leaves: Sequence[int], sizes: Sequence[float] | None = None
+    ) -> Iterator[tuple[int, Findings]]:
+        """What is known of the leaves of a group; `sizes` of their claims, once they are known."""
+        if len(leaves) == 1:
+            yield leaves[0], self._alone(leaves[0])
+            return
+        if self.brief:
+            for k in leaves:
+                yield k, self._alone(k)
+            return
+        parts = self._parts(leaves, sizes)
+        pair = _ask_pair(self.line, self.claimed.gradient, parts)
+        nothing = self._nothing(pair, sizes)
+        vouched = [part for part in parts if self._vouches(pair, part, nothing)]
+        for part in vouched:
+            yield part.leaf, _shares(pair, part)
+        rest = [part for part in parts if part not in vouched]
+        if not rest:
+            return
+        known = {part.leaf: pair[0].size_of(part.leaf) / part.weight for part in rest}
+        if sizes is None and (vouched or not any(c.excess or c.slope.kink for c in pair)):
+            for group in _classes(known):
+                yield from self.examine(group, [known[k] for k in group])
+        elif any(c.excess or c.slope.kink for c in pair):
+            yield from self._follow(pair, rest, known)
+        else:
+            yield from self._halves(list(known), known)
+
+    def _follow(
+        self, pair: Sequence[Comparison], parts: Sequence[Part], known: dict[int, float]
+    ) -> Iterator[tuple[int, Findings]]:
+        """A leaf that the difference comes from; and then the others."""
+        which = max(pair, key=lambda c: (c.excess, c.slope.kink))
+        leaf = self._descend(which, parts)
+        found = self._alone(leaf)
+        yield leaf, found
+        others = [part for part in parts if part.leaf != leaf]
+        if found.ratio and all(_explains(c, found.ratio, self._tolerance(parts)) for c in pair):
+            for part in others:
+                yield part.leaf, _scaled_shares(pair, part, found.ratio)
+            return
+        rest = [part.leaf for part in others]
+        wrong = not found.explained or any(e.verdict is not Verdict.AGREES for e in found.entries)
+        if wrong and rest:
+            yield from self.examine(rest, [known[k] for k in rest])
+        elif rest:  # it led nowhere
+            yield from self._halves(rest, known)
+
+    def _halves(
+        self, leaves: Sequence[int], known: dict[int, float]
+    ) -> Iterator[tuple[int, Findings]]:
+        middle = (len(leaves) + 1) // 2
+        for half in (leaves[:middle], leaves[middle:]):
+            if half:
+                yield from self.examine(half, [known[k] for k in half])
+
+    def _alone(self, leaf: int) -> Findings:
+        """What is known of a leaf by itself: its entries too, if not too many are wrong."""
+        claims = self.claimed.gradient
+        if not self.brief:
+            found = examine_leaf(self.line, leaf, self.claimed)
+            self.wrong |= not found.explained or any(e.verdict.wrong for e in found.entries)
+            return found
+        if self.spent and self.line.evaluations > max(BUDGET, self.spent + REST) - 2 * RUNGS:
+            return Findings((), (), explained=False, searched=False)
+        asked = (self.line.compare(claims, Direction((self.line.whole(leaf),))),)
+        fine = not (asked[0].excess or asked[0].slope.kink)
+        return Findings(asked, asked, explained=fine, searched=False)
+
+    def _parts(self, leaves: Sequence[int], sizes: Sequence[float] | None) -> list[Part]:
+        """The leaves, moved so that their claims are alike; by a random factor each besides, so
+        that no two errors cancel.
+        """
+        factors = np.random.default_rng(len(leaves)).uniform(0.5, 1, len(leaves))
+        if sizes is not None and any(sizes):
+            least = min(size for size in sizes if size)
+            factors *= [least / size if size else 1.0 for size in sizes]
+        pairs = zip(leaves, factors, strict=True)
+        return [self.line.whole(leaf, float(factor)) for leaf, factor in pairs]
+
+    def _nothing(self, pair: Sequence[Comparison], sizes: Sequence[float] | None) -> float:
+        """A slope that is nothing beside the function, where none of the claims is more."""
+        value = max(abs(self.line.centre), *(c.slope.size for c in pair))
+        small = sizes is not None and max(sizes) <= NOTHING * value
+        return BLIND * NOTHING * value if small else 0.0
+
+    def _vouches(self, pair: Sequence[Comparison], part: Part, nothing: float) -> bool:
+        """Whether neither an error of the leaf's that counts, nor a kink, went unseen."""
+        return all(
+            not (c.slope.kink or c.excess)
+            and c.slope.bound <= max(SHARP * c.size_of(part.leaf), nothing * part.weight)
+            for c in pair
+        )
+
+    def _tolerance(self, parts: Sequence[Part]) -> float:
+        return min(self.claimed.tolerances[part.leaf] for part in parts)
+
+    def _descend(self, comparison: Comparison, parts: Sequence[Part]) -> int:
+        """A leaf that the difference along a line comes from."""
+        difference = comparison.difference
+        while len(parts) > 1:
+            half = parts[: len(parts) // 2]
+            direction = comparison.direction.only(half)
+            first = self.line.compare(self.claimed.gradient, direction).difference
+            first = first if np.isfinite(first) else 0.0
+            if abs(first) >= abs(difference - first):
+                parts, difference = half, first
+            else:
+                parts, difference = parts[len(half) :], difference - first
+        return parts[0].leaf
+
+
+def examine_leaf(line: Line, leaf: int, claimed: Claimed) -> Findings:
+    """Which entries explain why a leaf's claims differ from its values."""
+    claims = np.asarray(claimed.gradient[leaf], np.float64)
+    known: dict[int, Entry] = {}
+
+    def examine_index(index):
+        if index not in known:
+            known[index] = examine_entry(line, leaf, index, claimed)
+        if claimed.paired[leaf] and index ^ 1 not in known:
+            known[index ^ 1] = examine_entry(line, leaf, index ^ 1, claimed)
+        return known[index]
+
+    bad = [int(i) for i in np.flatnonzero(~np.isfinite(claims.ravel()))]
+    for index in bad[:HANDFUL]:
+        examine_index(index)
+    asked = _ask_leaf(line, leaf, claimed, known)
+    if len(bad) > HANDFUL:
+        return Findings(asked, asked, tuple(known.values()), True)
+    if not any(comparison.excess for comparison in asked):
+        return Findings(asked, asked, _judged(known, bad))
+    sample = [examine_index(i) for i in _sample(claims.size, HANDFUL)]
+    ratio = _common_ratio(asked)
+    if ratio is not None and all(_off_by(entry, ratio) for entry in sample):
+        return Findings(asked, asked, _judged(known, bad), len(known) == claims.size, ratio)
+    rest, following, everywhere = asked, {0, 1}, all(e.verdict.wrong for e in sample)
+    if not everywhere:
+        rest, following = _follow(line, leaf, claimed, examine_index, known, asked)
+    explained = not any(comparison.excess for comparison in rest)
+    if not explained:
+        for index in _sample(claims.size, SAMPLE):
+            examine_index(index)
+    else:  # what was only looked at tells nothing
+        telling = {i for i, e in known.items() if i in bad or e.verdict is not Verdict.AGREES}
+        telling |= {i ^ 1 for i in telling if claimed.paired[leaf]}
+        known = {i: e for i, e in known.items() if i in telling}
+    # A line that led to an entry which is right, or known, does not hold if the other one does.
+    holds = tuple(sorted(following)) or (0, 1)
+    return Findings(tuple(asked[i] for i in holds), rest, _judged(known, bad), explained)
+
+
+def _judged(known: dict[int, Entry], bad: Sequence[int]) -> tuple[Entry, ...]:
+    """The entries of which something is known."""
+    pairs = known.items()
+    return tuple(e for i, e in pairs if i in bad or e.verdict is not Verdict.UNRESOLVED)
+
+
+def _ask_pair(
+    line: Line, claims: Sequence[Any], parts: Sequence[Part], up: bool = False
+) -> tuple[Comparison, ...]:
+    """Two slopes: each entry moved by its own size, and by at least its leaf's mean."""
+    kinds = (1, False), (2, True)
+    return tuple(
+        line.compare(claims, Direction(tuple(parts), seed, relative, up))
+        for seed, relative in kinds
+    )
+
+
+def _ask_leaf(
+    line: Line, leaf: int, claimed: Claimed, known: dict[int, Entry]
+) -> tuple[Comparison, ...]:
+    """Two slopes through all entries of a leaf, known ones put right.
 
     If the function has no values that way, all entries are moved up: they may lie on the lower
     border of its domain.
     """
-    pair: tuple[Comparison, ...] = ()
-    for sign in (1, -1):
-        pair = tuple(
-            line.compare(claims, Direction(leaf, 0, claims.size, sign * seed, relative))
-            for seed, relative in ((1, False), (2, True))
-        )
-        if any(np.isfinite(comparison.slope.bound) for comparison in pair):
-            break
-    return pair
-
-
-def examine_leaf(line: Line, leaf: int, claims: np.ndarray, tolerance: float) -> Findings:
-    """Which entries explain why a leaf's claims differ from its values.
-
-    Args:
-      line: what is asked.
-      leaf: its number.
-      claims: its gradient.
-      tolerance: the largest relative error of an entry that is no mistake.
-    """
-    bad = [int(i) for i in np.flatnonzero(~np.isfinite(claims.ravel()))]
-    examine = lambda index: examine_entry(line, leaf, index, claims, tolerance)  # noqa: E731
-    known = {index: examine(index) for index in bad[:HANDFUL]}
-    asked = ask_leaf(line, leaf, put_right(claims, known))
-    if len(bad) > HANDFUL:
-        return Findings(asked, asked, tuple(known.values()), True)
-    rest, following = _follow(line, leaf, claims, examine, known, asked)
-    explained = not any(comparison.excess for comparison in rest)
-    if not explained:
-        known |= {index: examine(index) for index in _sample(claims.size) if index not in known}
-    entries = [e for i, e in known.items() if i in bad or e.verdict is not Verdict.UNRESOLVED]
-    # A line that led to an entry which is right, or known, does not hold if the other one does.
-    holds = tuple(sorted(following)) or (0, 1)
-    return Findings(tuple(asked[i] for i in holds), rest, tuple(entries), explained)
+    right = put_right(np.asarray(claimed.gradient[leaf], np.float64), known)
+    claims, part = claimed.without(leaf, right).gradient, line.whole(leaf)
+    pair = _ask_pair(line, claims, [part])
+    if any(np.isfinite(comparison.slope.bound) for comparison in pair):
+        return pair
+    return _ask_pair(line, claims, [part], up=True)
 
 
 def _follow(
     line: Line,
     leaf: int,
-    claims: np.ndarray,
-    examine: Callable[[int], Entry],
+    claimed: Claimed,
+    examine_index: Callable[[int], Entry],
     known: dict[int, Entry],
     asked: tuple[Comparison, ...],
 ) -> tuple[tuple[Comparison, ...], set[int]]:
@@ -99,36 +315,49 @@ def _follow(
       The same lines once those entries are put right, and the numbers of those that led to wrong
       ones.
     """
-    rest, following, most = asked, {0, 1}, len(known) + HANDFUL
+    believed = {i: e for i, e in known.items() if e.verdict is not Verdict.UNRESOLVED}
+    found = any(e.verdict is not Verdict.AGREES for e in believed.values())
+    rest = _ask_leaf(line, leaf, claimed, believed) if found else asked
+    following, most = {0, 1}, len(known) + HANDFUL
     while following and len(known) < most:
         which = max(following, key=lambda i: rest[i].excess)
         if not rest[which].excess:
             break
-        index = _descend(line, put_right(claims, known), rest[which])
-        entry = None if index in known else examine(index)
+        right = put_right(np.asarray(claimed.gradient[leaf], np.float64), believed)
+        index = _descend(line, claimed.without(leaf, right).gradient, rest[which])
+        entry = None if index in known else examine_index(index)
         if entry is None or not (entry.verdict.wrong or entry.verdict is Verdict.KINK):
             following.remove(which)  # it leads nowhere
         if entry is not None and entry.verdict is not Verdict.UNRESOLVED:
-            known[index] = entry
-            rest = ask_leaf(line, leaf, put_right(claims, known))
+            believed[index] = entry
+            rest = _ask_leaf(line, leaf, claimed, believed)
     return rest, following
 
 
-def examine_entry(line: Line, leaf: int, index: int, claims: np.ndarray, tolerance: float) -> Entry:
+def examine_entry(line: Line, leaf: int, index: int, claimed: Claimed) -> Entry:
     """The derivative by one entry, held against its claim."""
-    directions = [Direction(leaf, index, index + 1, 1, relative) for relative in (False, True)]
-    pairs = [(line.slope(d), float(line.moves(d)[0])) for d in directions]
-    claim = float(claims.ravel()[index])
-    (coarse, long), (fine, short) = pairs
-    evidence = [slope.evidence(claim, scale) for slope, scale in pairs]
-    best = min(evidence, key=lambda one: one.bound)
-    apart = abs(coarse.value / long - fine.value / short)
-    if apart > evidence[0].bound + evidence[1].bound:
-        # Beyond the reach of steps that are all too long, a function can look flat; where both saw
-        # the same, neither is believed.
-        unseen = coarse.steps[-1] * abs(long) > fine.step * abs(short)
-        best = evidence[1]._replace(bound=evidence[1].bound + (0.0 if unseen else apart))
-    return Entry.of(index, claims.shape, best, judge(best, tolerance))
+    part = Part(leaf, index, index + 1)
+    claims, shape = claimed.gradient, np.shape(claimed.gradient[leaf])
+    claim = float(np.asarray(claims[leaf]).ravel()[index])
+    coarse = line.compare(claims, Direction((part,)))
+    long = float(coarse.along.moves[leaf])
+    if not long:  # it cannot be moved: it is not finite
+        best = Evidence(claim, np.nan, np.nan, np.inf)
+        return Entry.of(index, shape, best, judge(best, claimed.tolerances[leaf]))
+    evidence = [coarse.slope.evidence(claim, long)]
+    best = evidence[0]
+    if not coarse.slope.tight:
+        fine = line.compare(claims, Direction((part,), relative=True))
+        short = float(fine.along.moves[leaf])
+        evidence.append(fine.slope.evidence(claim, short))
+        best = min(evidence, key=lambda one: one.bound)
+        apart = abs(coarse.slope.value / long - fine.slope.value / short)
+        if apart > evidence[0].bound + evidence[1].bound:
+            # Beyond the reach of steps that are all too long, a function can look flat; where both
+            # saw the same, neither is believed.
+            unseen = coarse.slope.steps[-1] * abs(long) > fine.slope.step * abs(short)
+            best = evidence[1]._replace(bound=evidence[1].bound + (0.0 if unseen else apart))
+    return Entry.of(index, shape, best, judge(best, claimed.tolerances[leaf]))
 
 
 def put_right(claims: np.ndarray, known: dict[int, Entry]) -> np.ndarray:
@@ -140,21 +369,75 @@ def put_right(claims: np.ndarray, known: dict[int, Entry]) -> np.ndarray:
     return mended
 
 
-def _sample(size: int) -> Sequence[int]:
+def _shares(pair: Sequence[Comparison], part: Part) -> Findings:
+    """What a group says of one of its leaves."""
+    shares = tuple(comparison.share(part) for comparison in pair)
+    return Findings(shares, shares)
+
+
+def _scaled_shares(pair: Sequence[Comparison], part: Part, ratio: float) -> Findings:
+    """What a group says of one of its leaves, if all of them are off by the same ratio."""
+    shares = []
+    for comparison in pair:
+        right = comparison._replace(claim=comparison.claim / ratio)
+        terms = comparison.along.terms / ratio
+        share = right._replace(along=comparison.along._replace(terms=terms)).share(part)
+        shares.append(share._replace(claim=share.claim * ratio))
+    return Findings(tuple(shares), tuple(shares), (), False, ratio, searched=False)
+
+
+def _classes(sizes: dict[int, float]) -> list[list[int]]:
+    """Leaves in groups of similar size of their claims, the largest first, those of none last."""
+    groups: list[list[int]] = []
+    for leaf in sorted(sizes, key=lambda k: -sizes[k]):
+        first = sizes[groups[-1][0]] if groups else None
+        if first is None or (sizes[leaf] < first / CLASS and first > 0):
+            groups.append([])
+        groups[-1].append(leaf)
+    return groups
+
+
+def _common_ratio(pair: Sequence[Comparison]) -> float | None:
+    """autodiff / numerical, where the lines agree on one that is not 1."""
+    if any(not c.excess or c.slope.kink or c.slope.value == 0 for c in pair):
+        return None
+    if not any(c.size for c in pair):
+        return 0.0
+    ratios = [c.claim / c.slope.value for c in pair]
+    slack = SAME_RATIO * abs(ratios[0])
+    slack += sum(
+        abs(r) * c.slope.bound / abs(c.slope.value) for r, c in zip(ratios, pair, strict=True)
+    )
+    alike = np.isfinite(ratios[0]) and np.ptp(ratios) <= slack
+    return float(ratios[0]) if alike else None
+
+
+def _off_by(entry: Entry, ratio: float) -> bool:
+    slack = SAME_RATIO * abs(entry.autodiff) + abs(ratio) * entry.bound
+    return abs(entry.autodiff - ratio * entry.numerical) <= slack
+
+
+def _explains(comparison: Comparison, ratio: float, tolerance: float) -> bool:
+    """Whether the claims of a group are right but for a factor."""
+    off = abs(comparison.claim / ratio - comparison.slope.value)
+    return off <= max(comparison.slope.bound, tolerance * comparison.size)
+
+
+def _sample(size: int, count: int) -> Sequence[int]:
     """Some entries, spread over a leaf."""
-    return [int(i) for i in np.unique(np.random.default_rng(0).permutation(size)[:SAMPLE])]
+    return [int(i) for i in np.unique(np.random.default_rng(0).permutation(size)[:count])]
 
 
-def _descend(line: Line, claims: np.ndarray, comparison: Comparison) -> int:
-    """An entry that the difference along a line comes from."""
-    direction, difference = comparison.direction, comparison.difference
-    while direction.high - direction.low > 1:
-        middle = (direction.low + direction.high) // 2
-        first = line.compare(claims, direction._replace(high=middle)).difference
+def _descend(line: Line, claims: Sequence[Any], comparison: Comparison) -> int:
+    """An entry that the difference along a line through one leaf comes from."""
+    (part,), difference = comparison.direction.parts, comparison.difference
+    while part.high - part.low > 1:
+        half = part._replace(high=(part.low + part.high) // 2)
+        first = line.compare(claims, comparison.direction.only([half])).difference
         if not np.isfinite(first):
             first = 0.0
         if abs(first) >= abs(difference - first):
-            direction, difference = direction._replace(high=middle), first
+            part, difference = half, first
         else:
-            direction, difference = direction._replace(low=middle), difference - first
-    return direction.low
+            part, difference = part._replace(low=half.high), difference - first
+    return part.low

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import primitives
+from jax.extend import core
 from jaxtyping import PyTree
 
 from jaxnn._arguments import Partition, Static
@@ -21,10 +21,10 @@ from jaxnn._programs import kept
 from jaxnn._validate import describe
 from jaxnn.checking.custom_rules import rule_checker
 from jaxnn.checking.findings import RuleReport
-from jaxnn.checking.line import Line, along_program, one_by_one, split_like
+from jaxnn.checking.line import Along, Line, along_program, drawer, one_by_one
 from jaxnn.checking.solvers import RUN_FURTHER, has_solver
 from jaxnn.numerical.float64 import narrow_dtypes, wide_arithmetic, wide_dtype, widen, widen_leaf
-from jaxnn.numerical.interpret import Program, equations, same_program
+from jaxnn.numerical.interpret import Program, equations, prints, same_program
 
 
 class Settings(NamedTuple):
@@ -35,8 +35,11 @@ class Settings(NamedTuple):
       projected: whether the output is projected on a cotangent, and
       random: whether that is drawn.
       seed: of random projections.
-      order: 2 for the gradient of a projection of the gradient.
+      order: n for the gradient of a projection of the gradient of order n - 1.
+      forward: by forward mode; None for reverse mode where there is one.
       further: whether solvers inside run further than they ask for.
+      held: whether what `stop_gradient` stops is held at its value at the point.
+      trust: names of functions whose custom rules are meant to differ from them; held too.
     """
 
     automatic: bool
@@ -44,7 +47,10 @@ class Settings(NamedTuple):
     random: bool
     seed: int
     order: int = 1
+    forward: bool | None = None
     further: bool = False
+    held: bool = False
+    trust: tuple[str, ...] = ()
 
 
 class Point(NamedTuple):
@@ -87,34 +93,39 @@ class Traced:
     deterministic: bool
     notes: tuple[str, ...]
 
-    def line(self, point: Point, dtype: Any) -> Line:
+    def line(self, point: Point, dtype: Any, watch: Callable[[Line], None]) -> Line:
         """The function along lines through a point."""
-        leaves = widened(point.leaves, dtype)
+        draw = drawer(point.leaves, dtype)
 
-        def run(direction, steps):
+        def program(claims, question, steps):
             with wide_arithmetic(dtype):
-                return np.asarray(self.along(leaves, direction, steps, point.data))
+                moves, along = draw(claims, question)
+                run = lambda steps: np.asarray(  # noqa: E731
+                    self.along(point.leaves, moves, steps, point.data)
+                )
+                try:
+                    phi = run(steps)
+                except Exception:  # a host callback may raise anything
+                    phi = one_by_one(lambda t: run(np.array([t]))[0], steps)
+                return phi, Along(*map(np.asarray, along))
 
-        def values(direction, steps):
-            try:
-                return run(direction, steps)
-            except Exception:  # a host callback may raise anything
-                return one_by_one(lambda t: run(direction, np.array([t]))[0], steps)
-
+        sizes = [x.size for x in point.leaves]
         coarsest = max([dtype, *self.narrow], key=lambda kind: jnp.finfo(kind).eps)
-        return Line(values, leaves, float(jnp.finfo(coarsest).eps))
+        return Line(program, sizes, float(jnp.finfo(coarsest).eps), watch)
 
-    def wide_gradient(self, point: Point, dtype: Any, shake: float = 0.0) -> list[np.ndarray]:
+    def wide_gradient(self, point: Point, dtype: Any, shake: float = 0.0) -> list[jax.Array]:
         """The gradient in float64; `shake` moves the point, in roundings of its own dtypes."""
         assert self.wide is not None
-        leaves = widened(point.leaves, dtype)
+        leaves = point.leaves
+        if shake:
+            moved = []
+            for k, x in enumerate(leaves):
+                signs = np.random.default_rng(k).choice([-1, 1], x.shape)
+                rounding = shake * float(jnp.finfo(x.dtype).eps)
+                moved.append(np.asarray(x, np.float64) * (1 + rounding * signs))
+            leaves = moved
         with wide_arithmetic(dtype):
-            if shake:
-                roundings = [shake * float(jnp.finfo(x.dtype).eps) for x in point.leaves]
-                signs = random_like(leaves, 0)
-                triples = zip(leaves, roundings, signs, strict=True)
-                leaves = [x * (1 + rounding * sign) for x, rounding, sign in triples]
-            return [np.asarray(g, np.float64) for g in self.wide(leaves, point.data)[1]]
+            return self.wide(leaves, point.data)[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,21 +147,26 @@ class Eager:
     deterministic: bool = True
     notes: tuple[str, ...] = ("the function cannot be traced: it was called step by step",)
 
-    def line(self, point: Point, dtype: Any) -> Line:
+    def line(self, point: Point, dtype: Any, watch: Callable[[Line], None]) -> Line:
         """The function along lines: on float64 leaves if it takes them, else in its own dtypes."""
         leaves, kind = self._accepted(point, dtype)
-        origin = np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])
+        origin, draw = [np.asarray(x, np.float64) for x in leaves], drawer(point.leaves, dtype)
 
-        def at(direction, t):
-            with wide_arithmetic(kind):
-                parts = split_like(origin + t * direction, leaves)
-                pairs = zip(parts, leaves, strict=True)
-                return float(
-                    self.value([jnp.asarray(x, leaf.dtype) for x, leaf in pairs], point.data)
-                )
+        def program(claims, question, steps):
+            with wide_arithmetic(dtype):
+                moves, along = draw(claims, question)
+            moves = [np.asarray(v) for v in moves]
+
+            def at(t):
+                with wide_arithmetic(kind):
+                    triples = zip(origin, moves, leaves, strict=True)
+                    moved = [jnp.asarray(x + t * v, leaf.dtype) for x, v, leaf in triples]
+                    return float(self.value(moved, point.data))
+
+            return np.array([at(t) for t in steps]), Along(*map(np.asarray, along))
 
         epsilon = max(float(jnp.finfo(x.dtype).eps) for x in leaves)
-        return Line(lambda v, steps: np.array([at(v, t) for t in steps]), leaves, epsilon)
+        return Line(program, [x.size for x in point.leaves], epsilon, watch)
 
     def rules(self, args: Any) -> tuple[RuleReport, ...]:
         """None: custom rules are found in traced functions alone."""
@@ -190,63 +206,100 @@ def widened(leaves: Sequence[Any], dtype: Any) -> list[Any]:
         return [widen_leaf(x, dtype) for x in leaves]
 
 
+def projection(tree: PyTree, weights: Sequence[Any]) -> jax.Array:
+    """The sum of the products of weights and an output's leaves; of complex ones the real part.
+
+    What is infinite is left out: masks are, and no slope can be taken of them.
+    """
+    pairs = zip(weights, jax.tree.leaves(tree), strict=True)
+    terms = [
+        jnp.sum(jnp.real(w * jnp.where(jnp.isinf(x), 0, x)))
+        for w, x in pairs
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+    return functools.reduce(jnp.add, terms)
+
+
 def random_like(tree: PyTree, seed: int) -> list[jax.Array]:
     """Weights for a projection, drawn by NumPy, so that they are the same with x64 on or off."""
     rng = np.random.default_rng(seed)
-    return [
-        jnp.asarray(rng.uniform(0.5, 1.5, x.shape) * rng.choice([-1, 1], x.shape), x.dtype)
-        for x in jax.tree.leaves(tree)
-    ]
+
+    def drawn(x):
+        size = rng.uniform(0.5, 1.5, x.shape) * rng.choice([-1, 1], x.shape)
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            size = size * np.exp(1j * rng.uniform(0, 2 * np.pi, x.shape))
+        return jnp.asarray(size, x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else float)
+
+    return [drawn(x) for x in jax.tree.leaves(tree)]
 
 
 def _build(
     static: Static, avals: tuple[Any, ...], tree: Any, settings: Settings, default_dtype: Any
 ) -> Programs:
     point = jax.tree.unflatten(tree, avals)
-    value, dtype = _scalar(static, settings), wide_dtype()
-    rules = RUN_FURTHER if settings.further else None
+    notes, mistakes = [], []
     try:
         shapes = jax.eval_shape(lambda p, data: static.value(p, data[0]), *point)
-        _require_output(shapes, point.data[1], settings)
-        wide = widen(value, point, dtype, rules)
     except jax.errors.JAXTypeError:
-        by_hand = lambda leaves, data: (value(leaves, data), None)  # noqa: E731
-        return Eager(value, _eager_gradient(value) if settings.automatic else by_hand)
+        return _eager(static, settings)
+    if not settings.projected and settings.automatic and not _is_real_scalar(shapes):
+        settings = settings._replace(projected=True, random=True)
+        notes.append("the output is no real scalar: a random projection of it was checked")
+    _require_output(shapes, point.data[1], settings)
+    for forward in (False, True) if settings.forward is None else (settings.forward,):
+        if forward and settings.forward is None:
+            notes.append(
+                "reverse mode does not exist for this function: the forward mode was checked"
+            )
+        try:
+            return _traced(static, point, settings._replace(forward=forward), tuple(notes))
+        except jax.errors.JAXTypeError:
+            return _eager(static, settings)
+        except Exception as mistake:  # of a rule: JAX and its users raise anything
+            mistakes.append(mistake)
+            if not settings.automatic:
+                break
+    raise mistakes[0]
+
+
+def _eager(static: Static, settings: Settings) -> Eager:
+    value = _scalar(static, settings)
+    by_hand = lambda leaves, data: (value(leaves, data), None)  # noqa: E731
+    return Eager(value, _eager_gradient(value) if settings.automatic else by_hand)
+
+
+def _traced(static: Static, point: Point, settings: Settings, notes: tuple[str, ...]) -> Traced:
+    """The programs for reverse or forward mode, out of one trace of the user's function."""
+    user, dtype = _scalar(static, settings), wide_dtype()
+    # What the user prints is printed where the function runs as it is, and not at every step.
+    rules = {primitive: lambda *_: [] for primitive in prints()}
+    rules |= RUN_FURTHER if settings.further else {}
+    wide = widen(user, point, dtype, rules)
     program = wide.program
     # Traced anew, through another function: the trace of the same one is kept.
-    again = jax.make_jaxpr(lambda leaves, data: value(leaves, data))(*point)
-    own, wide_both, notes = _gradients(value, point, program, settings)
+    again = jax.make_jaxpr(lambda leaves, data: user(leaves, data))(*point)
+
+    def value(leaves, data):
+        return core.jaxpr_as_fun(program)(*jax.tree.leaves((leaves, data)))[0]
+
+    if not settings.automatic:
+        own, wide_both = jax.jit(lambda leaves, data: (value(leaves, data), None)), None
+    else:
+        both = _forward_gradient(value) if settings.forward else jax.value_and_grad(value)
+        own, wide_both = jax.jit(both), jax.jit(widen(both, point, dtype, rules).call)
+    narrow = narrow_dtypes(program, dtype)
     return Traced(
         own=own,
         wide=wide_both,
-        along=along_program(wide.call),
+        along=along_program(wide.call, dtype),
         rules=rule_checker(program, dtype) if settings.automatic else (lambda args: ()),
-        narrow=narrow_dtypes(program, dtype),
+        narrow=narrow,
         rounding=_largest_rounding(program),
         counts=frozenset(n for const in program.consts for n in np.shape(const)[:1]),
         has_solver=has_solver(program),
         deterministic=same_program(program, again),
         notes=notes,
     )
-
-
-def _gradients(
-    value: Callable, point: Point, program: Program, settings: Settings
-) -> tuple[Callable, Callable | None, tuple[str, ...]]:
-    """Value and gradient in the user's dtypes and in float64; a note on how, if unusual."""
-    if not settings.automatic:
-        return jax.jit(lambda leaves, data: (value(leaves, data), None)), None, ()
-    rules = RUN_FURTHER if settings.further else None
-    both, notes = jax.value_and_grad(value), ()
-    try:
-        wide = widen(both, point, wide_dtype(), rules)
-    except ValueError:
-        if not any(eqn.primitive is primitives.while_p for eqn in equations(program)):
-            raise
-        both = _forward_gradient(value)
-        wide = widen(both, point, wide_dtype(), rules)
-        notes = ("reverse mode does not exist for this function: the forward mode was checked",)
-    return jax.jit(both), jax.jit(wide.call), notes
 
 
 def _scalar(static: Static, settings: Settings) -> Callable:
@@ -256,16 +309,28 @@ def _scalar(static: Static, settings: Settings) -> Callable:
         out = static.value(leaves, data[0])
         if not settings.projected:
             return out
-        weights = random_like(out, settings.seed) if settings.random else data[1]
-        pairs = zip(jax.tree.leaves(weights), jax.tree.leaves(out), strict=True)
-        return functools.reduce(jnp.add, [jnp.sum(w * x) for w, x in pairs])
+        return projection(
+            out, random_like(out, settings.seed) if settings.random else _weights(data)
+        )
 
-    def projected_gradient(leaves, data):
-        gradient = jax.grad(scalar)(leaves, data)
-        pairs = zip(random_like(gradient, settings.seed + 1), gradient, strict=True)
-        return functools.reduce(jnp.add, [jnp.sum(w * g) for w, g in pairs])
+    def projected_gradient(f, seed):
+        def projected(leaves, data):
+            if settings.forward:
+                gradient = _forward_gradient(f)(leaves, data)[1]
+            else:
+                gradient = jax.grad(f)(leaves, data)
+            return projection(gradient, random_like(gradient, seed))
 
-    return scalar if settings.order == 1 else projected_gradient
+        return projected
+
+    function = scalar
+    for level in range(1, settings.order):
+        function = projected_gradient(function, settings.seed + level)
+    return function
+
+
+def _weights(data: Any) -> list[Any]:
+    return jax.tree.leaves(data[1])
 
 
 def _eager_gradient(value: Callable) -> Callable:
@@ -298,12 +363,17 @@ def _forward_gradient(value: Callable) -> Callable:
     return both
 
 
+def _is_real_scalar(shapes: PyTree) -> bool:
+    real = hasattr(shapes, "dtype") and jnp.issubdtype(shapes.dtype, jnp.floating)
+    return real and shapes.shape == ()
+
+
 def _require_output(shapes: PyTree, cotangent: PyTree, settings: Settings) -> None:
     leaves, got = jax.tree.leaves(shapes), jax.tree.map(describe, shapes)
-    if not leaves or not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
-        raise TypeError(f"`f` must return real floating-point output. Got {got}.")
+    if not any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves):
+        raise TypeError(f"`f` must return floating-point output. Got {got}.")
     if not settings.projected:
-        if not hasattr(shapes, "shape") or shapes.shape != ():
+        if not _is_real_scalar(shapes):
             raise TypeError(
                 "`f` must return a scalar, or `cotangent` must say how to project its output (a "
                 f"pytree like it, or 'random'). Got {got}."
@@ -319,6 +389,11 @@ def _require_output(shapes: PyTree, cotangent: PyTree, settings: Settings) -> No
             raise ValueError(
                 f"`cotangent` must have the shapes of the output of `f`, {wanted}. Got {given}."
             )
+        for c, leaf in zip(jax.tree.leaves(cotangent), leaves, strict=True):
+            if jnp.iscomplexobj(c) and not jnp.iscomplexobj(leaf):
+                raise TypeError(
+                    f"`cotangent` must be real where the output of `f` is. Got {describe(c)}."
+                )
 
 
 def _largest_rounding(program: Program) -> float:

@@ -35,7 +35,9 @@ class GradientReport:
       rules: the custom derivative rules found, worst first.
       notes: how the function was evaluated, where that is not the usual way.
       order: 2 where the leaves' slopes are those of a projection of the gradient, whose own
-        gradient is the Hessian.
+        gradient is the Hessian; and so on.
+      evaluations: how many values of the function were asked for.
+      interrupted: whether the check was ended early, by Ctrl-C.
 
     Example:
       >>> report = jaxnn.check_gradient(lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0]))
@@ -49,6 +51,8 @@ class GradientReport:
     rules: tuple[RuleReport, ...] = ()
     notes: tuple[str, ...] = ()
     order: int = 1
+    evaluations: int = 0
+    interrupted: bool = False
 
     @classmethod
     def of(
@@ -66,6 +70,10 @@ class GradientReport:
         """The same report on other leaves, worst first."""
         ordered = tuple(sorted(leaves, key=lambda leaf: (-leaf.verdict.rank, leaf.digits)))
         return dataclasses.replace(self, verdict=ordered[0].verdict, leaves=ordered)
+
+    def with_note(self, note: str) -> "GradientReport":
+        """The same report with one more note."""
+        return dataclasses.replace(self, notes=(*self.notes, note))
 
     @property
     def ok(self) -> bool:
@@ -85,6 +93,8 @@ class GradientReport:
                 return str(value)
             if hasattr(value, "_asdict"):
                 return {key: plain(item) for key, item in value._asdict().items()}
+            if isinstance(value, complex):
+                return [value.real, value.imag]
             if isinstance(value, tuple):
                 return [plain(item) for item in value]
             return value
@@ -114,10 +124,11 @@ class GradientReport:
 
     def text(self, paint: Callable[[Verdict, str], str] = lambda _, text: text) -> str:
         """The table; `paint` gives a verdict's text its colour."""
-        what = "Hessian" if self.order == 2 else "gradient"
+        what = {1: "gradient", 2: "Hessian"}.get(self.order, f"derivative of order {self.order}")
         table = [_HEADER, *(_row(leaf) for leaf in self.leaves)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [f"{what} of {self.function}: {paint(self.verdict, self.verdict)}"]
+        ended = " (interrupted)" if self.interrupted else ""
+        lines = [f"{what} of {self.function}: {paint(self.verdict, self.verdict)}{ended}"]
         lines.append("  ".join(_aligned(_HEADER, widths)).rstrip())
         for row, leaf in zip(table[1:], self.leaves, strict=True):
             cells = _aligned(row, widths)

@@ -41,6 +41,9 @@ WILD = 1e-5
 # A bound is close below this part of the slope; a coarse estimate is a rival to a finer one if its
 # own neighbours vouch for it to this part of the distance between them.
 CLEAR = 1e-3
+# A slope that is known to this part of itself has more digits than any verdict asks for: even of
+# float64 the half.
+TIGHT = 1e-9
 # Values that fit float32 and differ by so few of its roundings were rounded to it; counts fit it
 # too, but differ by more.
 FLOAT32_ROUNDINGS = 64
@@ -59,6 +62,7 @@ class Slope(NamedTuple):
       right: the slope from the right.
       kink: whether the slopes from both sides differ.
       constant: whether no step changed the value.
+      rounding: of the values, relative, as it shows.
       differences: the quotient at each step of the ladder, and
       steps: the ladder, for drawing the evidence.
     """
@@ -72,6 +76,7 @@ class Slope(NamedTuple):
     right: float
     kink: bool
     constant: bool
+    rounding: float
     differences: np.ndarray
     steps: np.ndarray
 
@@ -79,6 +84,32 @@ class Slope(NamedTuple):
         """What to hold a claim against, where a unit of the line is `scale` of the claim's."""
         left, right = (self.left, self.right) if scale > 0 else (self.right, self.left)
         return Evidence(claim, left / scale, right / scale, self.bound / abs(scale))
+
+    def shifted(self, by: float) -> "Slope":
+        """The slope of this function less a line of the slope `by`."""
+        return self._replace(
+            value=self.value - by,
+            left=self.left - by,
+            right=self.right - by,
+            differences=self.differences - by,
+        )
+
+    def scaled(self, by: float) -> "Slope":
+        """The slope along `by` times the same direction, for a positive number."""
+        return self._replace(
+            value=self.value * by,
+            left=self.left * by,
+            right=self.right * by,
+            differences=self.differences * by,
+            bound=self.bound * by,
+            step=self.step / by,
+            steps=self.steps / by,
+        )
+
+    @property
+    def tight(self) -> bool:
+        """Whether any finer step is a waste: no kink, and a bound like a rounding of the slope."""
+        return not self.kink and self.bound <= TIGHT * abs(self.value)
 
     @property
     def settled(self) -> bool:
@@ -127,7 +158,7 @@ def estimate_slope(
         t, sides = steps[first:], [side for side, on in zip((up, down), inside, strict=True) if on]
         values = np.array([side[first:] for side in sides]).reshape(len(sides), len(t))
         size = float(np.max(np.abs(values), initial=abs(centre)))
-        if _in_float32(values, centre, size):
+        if _in_float32(t, values, centre, size):
             epsilon = max(epsilon, float(np.finfo(np.float32).eps))
         best = from_left = from_right = NONE
         floor, gap = epsilon * size, np.abs(right - left)[first:]
@@ -154,6 +185,7 @@ def estimate_slope(
         right=from_right.value if kink else best.value,
         kink=kink,
         constant=bool(values.size) and bool(np.all(values == centre)),
+        rounding=epsilon,
         differences=quotients,
         steps=steps,
     )
@@ -218,10 +250,20 @@ def limit(
     return Limit(float(value[best]), total, float(t[rung[best]]), float(noise[best]))
 
 
-def _in_float32(values: np.ndarray, centre: float, size: float) -> bool:
-    """Whether values were rounded to float32 inside, whatever they are stored in."""
+def _in_float32(t: np.ndarray, values: np.ndarray, centre: float, size: float) -> bool:
+    """Whether values, or what they are computed from, were rounded to float32, whatever they are
+    stored in: they change by few roundings, or stop changing where the arguments do.
+    """
     if not np.all(values == values.astype(np.float32)):
         return False
-    changes = np.abs(values - centre)
-    least = np.min(changes[changes > 0], initial=np.inf)
-    return bool(least <= FLOAT32_ROUNDINGS * np.finfo(np.float32).eps * size)
+    changes, epsilon = (
+        np.max(np.abs(values - centre), axis=0, initial=0),
+        float(np.finfo(np.float32).eps),
+    )
+    moving = changes > 0
+    least = np.min(changes[moving], initial=np.inf)
+    last = np.min(t[moving], initial=np.inf)
+    return bool(
+        least <= FLOAT32_ROUNDINGS * epsilon * size
+        or np.min(t, initial=np.inf) < last <= FLOAT32_ROUNDINGS * epsilon
+    )

@@ -240,7 +240,11 @@ def _parser() -> _Parser:
         "target", metavar="TARGET", help="FILE.py:NAME or MODULE:NAME; the file is run"
     )
     check.add_argument(
-        "--order", type=int, choices=(1, 2), default=1, help="2 checks the Hessian too (default: 1)"
+        "--order",
+        type=int,
+        choices=(1, 2, 3, 4),
+        default=1,
+        help="2 checks the Hessian too, 3 and 4 go on like that (default: 1)",
     )
     check.add_argument(
         "--seed", type=_seed, default=0, metavar="N", help="of random projections (default: 0)"

@@ -32,7 +32,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from jaxnn._arguments import Partition, Role, Static
+from jaxnn._arguments import Partition, Role, Static, real_form
 from jaxnn._programs import kept, outermost
 from jaxnn._validate import (
     as_mesh,
@@ -43,7 +43,8 @@ from jaxnn._validate import (
     require_choice,
     require_count,
     require_number,
-    require_same_form,
+    require_same_shape,
+    require_same_structure,
     require_scalar,
 )
 from jaxnn.numerical.float64 import wide_arithmetic, wide_dtype, widen, widen_leaf
@@ -69,9 +70,10 @@ def numerical_grad(
 ) -> Callable[..., Any]:
     """The gradient of a scalar function by finite differences; the twin of `jax.grad`.
 
-    df/dx_i = (f(x + h e_i) - f(x - h e_i)) / 2h for each entry i of each floating leaf. Integer,
-    boolean and key leaves are held fixed; their place in the result holds `float0` zeros, as in
-    `jax.grad(..., allow_int=True)`.
+    df/dx_i = (f(x + h e_i) - f(x - h e_i)) / 2h for each entry i of each floating leaf; by a
+    complex entry df/dx - i df/dy, as `jax.grad` has it. Everything else is held fixed: the place of
+    integers, truth values and keys in the result holds `float0` zeros, as in `jax.grad(...,
+    allow_int=True)`, that of functions and other objects None.
 
     Args:
       f: returns a scalar (with `has_aux`, a pair of a scalar and anything). Arrays and floats among
@@ -97,8 +99,7 @@ def numerical_grad(
       with the dtypes of the arguments.
 
     Raises:
-      TypeError: an argument to differentiate has no floating leaf, or holds complex ones; `f`
-        returns no real scalar.
+      TypeError: an argument to differentiate has no floating leaf; `f` returns no real scalar.
       ValueError: `argnums` out of range; `h` not positive, or so small that x + h is x.
 
     Example:
@@ -231,6 +232,7 @@ def numerical_hessian(
 
     def hessian(*args, **kwargs):
         call = Partition.of(f, argnums, args, kwargs)
+        call.require_real()
         rows = _run(call, _hessian, options, h)
         return call.in_place_of_arguments([call.in_place_of_arguments(row) for row in rows])
 
@@ -272,18 +274,22 @@ def directional_derivative(
     """
     options = _options(f, scheme, evaluation, None, h)
     call = Partition.of(f, 0, (x,), {})
-    require_arrays("v", v)
-    require_same_form("v", v, "x", x)
-    direction = [
-        leaf
-        for leaf, role in zip(jax.tree.leaves(v), call.static.roles, strict=True)
-        if role is Role.DIFFERENTIATED
-    ]
-    for path, leaf in zip(call.point_paths, direction, strict=True):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not jnp.issubdtype(
-            jnp.result_type(leaf), jnp.integer
-        ):
-            raise TypeError(f"`v{path[1:]}` must be real, as `{path}` is. Got {describe(leaf)}.")
+    require_same_structure("v", v, "x", x)
+    direction, roles = [], call.static.skeleton.roles
+    for path, leaf, like, role in zip(
+        call.paths, jax.tree.leaves(v), call.leaves, roles, strict=True
+    ):
+        if not role.moves:
+            continue
+        place, kinds = f"v{path[1:]}", (jnp.floating, jnp.integer)
+        require_arrays(place, leaf)
+        require_same_shape(place, leaf, path, like)
+        if role is Role.COMPLEX:
+            direction.append(real_form(leaf))
+        elif any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in kinds):
+            direction.append(leaf)
+        else:
+            raise TypeError(f"`{place}` must be real, as `{path}` is. Got {describe(leaf)}.")
     return _run(call, _directional, options, h, direction)
 
 

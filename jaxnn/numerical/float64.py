@@ -42,7 +42,6 @@ from jaxnn.numerical.interpret import (
 _OWN_DTYPE = frozenset(
     [
         primitives.bitcast_convert_type_p,
-        primitives.nextafter_p,
         primitives.random_gamma_p,
         primitives.rng_uniform_p,
     ]
@@ -129,7 +128,7 @@ class Evaluation(NamedTuple):
             with contextlib.suppress(TypeError, ValueError, NotImplementedError):
                 params = {name: self._widened_param(value) for name, value in eqn.params.items()}
                 return bind(eqn, inputs, **params)
-        self.narrow.update(v.aval.dtype for v in eqn.invars if self._is_narrow(v.aval))
+        self.narrow.update(v.aval.dtype for v in eqn.outvars if self._is_narrow(v.aval))
         pairs = zip(inputs, eqn.invars, strict=True)
         return bind(
             eqn, [x if x.dtype == v.aval.dtype else x.astype(v.aval.dtype) for x, v in pairs]

@@ -260,6 +260,13 @@ def is_foreign(primitive: core.Primitive) -> bool:
     return primitive is kernel or primitive in _callbacks()
 
 
+def prints() -> frozenset[core.Primitive]:
+    """The primitives of `jax.debug.callback` and `jax.debug.print`, which give nothing back."""
+    like = jax.ShapeDtypeStruct((), np.float32)
+    calls = (lambda x: jax.debug.callback(lambda x: None, x), lambda x: jax.debug.print("{}", x))
+    return frozenset(jax.make_jaxpr(call)(like).eqns[0].primitive for call in calls)
+
+
 def source(eqn: Equation) -> tuple[str, str]:
     """The name of the function that a call with a custom rule stands for, and its file and line."""
     name, _, place = opened(called(eqn))[0].debug_info.func_src_info.partition(" at ")
