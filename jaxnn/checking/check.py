@@ -265,14 +265,14 @@ def _held_against_values(
 
 def claim(point: Point, programs: Programs, dtype: Any, by_hand: Callable | None) -> Claims:
     """What the function says of itself at the point: its value, and its gradient."""
-    value, own = programs.own(point.leaves, point.data)
+    value, own = programs.value_and_gradient(point)
     value = np.asarray(value)
     if not (value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)):
         raise TypeError(
             "`f` must return a real scalar, or `cotangent` must say how to project. Got "
             f"{describe(value)}."
         )
-    own = [np.asarray(g, np.float64) for g in (by_hand() if by_hand else own)]
+    own = [np.asarray(g, np.float64) for g in (by_hand() if by_hand else own or [])]
     wide = own if programs.wide is None else programs.wide_gradient(point, dtype)
     return Claims(float(value), own, wide)
 

@@ -20,6 +20,9 @@ BLIND = 0.1
 NOTHING = 1e-6
 # What equal numbers share.
 ALL_DIGITS = -math.log10(sys.float_info.epsilon)
+# Roundings, relative to the value, that a gradient in one dtype throughout may be off by: a sum of
+# ten thousand terms, each rounded at random, is off by the square root of their number.
+ROUNDINGS = 100
 # What two evaluations of one function may differ by, in roundings, for it to be the same function:
 # sums whose order is left to the machine (atomics on a GPU) differ by many.
 ROUNDINGS_BETWEEN_CALLS = 1e3

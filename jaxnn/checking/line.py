@@ -77,6 +77,7 @@ class Comparison(NamedTuple):
       claim: the slope by the gradient.
       slope: by the values.
       size: of the claim if no terms cancelled: sqrt(sum (g_i v_i)^2).
+      slack: by how much the claim may be off by the rounding of the gradient alone.
       along: the same, and how far each leaf moves, leaf by leaf.
     """
 
@@ -84,6 +85,7 @@ class Comparison(NamedTuple):
     claim: float
     slope: Slope
     size: float
+    slack: float
     along: Along
 
     @property
@@ -94,7 +96,7 @@ class Comparison(NamedTuple):
     @property
     def excess(self) -> float:
         """How many bounds the difference lies beyond the first."""
-        return excess(self.difference, self.slope.bound)
+        return excess(self.difference, self.slope.bound + self.slack)
 
     def size_of(self, leaf: int) -> float:
         """The part of the size that is one leaf's."""
@@ -106,7 +108,7 @@ class Comparison(NamedTuple):
         slope = self.slope.shifted(self.claim - term).scaled(1 / weight)
         direction = self.direction.only([part._replace(weight=1.0)])
         size = self.size_of(part.leaf) / weight
-        return Comparison(direction, term / weight, slope, size, self.along)
+        return Comparison(direction, term / weight, slope, size, self.slack / weight, self.along)
 
 
 class Line:
@@ -123,6 +125,7 @@ class Line:
         program: Callable[..., tuple[np.ndarray, Along]],
         sizes: Sequence[int],
         epsilon: float,
+        roundings: Sequence[float],
         watch: Callable[["Line"], None] = lambda line: None,
     ):
         """Take what is asked.
@@ -131,11 +134,13 @@ class Line:
           program: `(claims, question, steps) -> phi(steps) and the sums along the direction`.
           sizes: of the leaves.
           epsilon: the rounding of the values, relative.
+          roundings: of the claims, relative, leaf by leaf; 0 where they are in float64.
           watch: called with the line before each question.
         """
         self.sizes, self.epsilon, self.evaluations = sizes, epsilon, 0
         self.centres: list[float] = []
         self._program, self._watch = program, watch
+        self._roundings = np.asarray(roundings)
         self._steps = ladder()
 
     @property
@@ -147,11 +152,23 @@ class Line:
         """All entries of a leaf."""
         return Part(leaf, 0, self.sizes[leaf], weight)
 
-    def compare(self, claims: Sequence[Any], direction: Direction) -> Comparison:
+    def compare(
+        self,
+        claims: Sequence[Any],
+        direction: Direction,
+        quick: float = 0.0,
+        enough: float = 0.0,
+    ) -> Comparison:
         """Hold the claims of the leaves against the slope along a direction.
 
-        Finer steps are asked for until the bound is a rounding beside the slope, or, beyond half of
-        them, until it is close; where values are coarser than float64, they show no more.
+        Half of the steps are asked for; finer ones until the bound is close, but not where values
+        are coarser than float64 and show no more.
+
+        Args:
+          claims: the gradient, leaf by leaf.
+          direction: along which.
+          quick: the part of the slope that it need not be known closer than, if fewer steps do.
+          enough: a bound that is small enough for what is asked.
         """
         question, lots = self._question(direction), []
         slope, along = None, None
@@ -165,11 +182,16 @@ class Line:
             steps = self._steps[: len(first)]
             slope = estimate_slope(steps, up, down, float(phi[-1]), self.epsilon)
             coarse = slope.rounding > sys.float_info.epsilon
-            if slope.tight or (len(first) >= HALF and (slope.settled or coarse)):
+            if quick and slope.known_to(quick):
+                slope = slope.no_tighter(quick)
+                break
+            if slope.bound <= enough or (len(first) >= HALF and (slope.settled or coarse)):
                 break
         assert slope is not None and along is not None
         claim, size = float(np.sum(along.terms)), float(np.sqrt(np.sum(along.squares)))
-        return Comparison(direction, claim, slope, size, along)
+        with np.errstate(invalid="ignore"):  # of a claim that is not finite
+            slack = float(np.sqrt(np.sum(self._roundings**2 * along.squares)))
+        return Comparison(direction, claim, slope, size, slack, along)
 
     def _ask(self, claims: Sequence[Any], question: Any, steps: np.ndarray) -> tuple[Any, Along]:
         self._watch(self)
@@ -204,16 +226,16 @@ def along_program(value: Callable, dtype: Any) -> Callable:
     """The jitted function behind a line: `(points, moves, steps, data)` to the values at the steps.
 
     Args:
-      value: of the widened leaves and the data.
+      value: of widened points and the data.
       dtype: the wide dtype.
     """
 
     @jax.jit
     def program(points, moves, steps, data):
-        leaves = [widen_leaf(x, dtype) for x in points]
+        wide = [widen_leaf(x, dtype) for x in points]
 
         def at(t):
-            pairs = zip(leaves, moves, strict=True)
+            pairs = zip(wide, moves, strict=True)
             return value([x + (t * v).astype(x.dtype) for x, v in pairs], data)
 
         return jax.lax.map(at, steps)
@@ -224,22 +246,32 @@ def along_program(value: Callable, dtype: Any) -> Callable:
 def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], Along]]:
     """A function of claims and a question: what each leaf moves by, and the sums along that.
 
-    It draws where the points are; few numbers, which are not worth a compilation, in NumPy.
+    Large leaves draw where they are; few numbers are not worth a compilation.
     """
-    if sum(x.size for x in points) > ON_HOST:
-        return functools.partial(_draw_on_device, points, dtype=dtype)
-    leaves = [np.asarray(x, np.float64) for x in points]
+    small = [np.asarray(x, np.float64) if x.size <= ON_HOST else None for x in points]
 
-    def draw(claims, question):
-        with np.errstate(over="ignore"):  # 32 bits are meant to
-            return _draw(leaves, [np.asarray(g) for g in claims], question, np)
+    def draw(claims, q):
+        moves, sums = [], []
+        for k, (x, on_host, claim) in enumerate(zip(points, small, claims, strict=True)):
+            salt = np.array([k], np.uint32) + q.seed * np.array([0x9E3779B9], np.uint32)
+            how = q.low[k], q.high[k], q.weight[k], salt, q.relative, q.up
+            if q.high[k] <= q.low[k]:
+                v, along = np.zeros(x.shape), np.zeros(3)
+            elif on_host is None:
+                v, along = _moves_on_device(x, claim, how, dtype)
+            else:
+                with np.errstate(over="ignore"):  # 32 bits are meant to
+                    v, along = _moves(on_host, np.asarray(claim), how, np)
+            moves.append(v)
+            sums.append(along)
+        return moves, Along(*np.array(sums, np.float64).T)
 
     return draw
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def _draw_on_device(points: Any, claims: Any, question: Any, dtype: Any) -> Any:
-    return _draw([widen_leaf(x, dtype) for x in points], claims, question, jnp)
+def _moves_on_device(x: Any, claim: Any, how: Any, dtype: Any) -> Any:
+    return _moves(widen_leaf(x, dtype), claim, how, jnp)
 
 
 def entry_scales(x: Any, xp: Any = np) -> tuple[Any, Any]:
@@ -271,29 +303,21 @@ def one_by_one(evaluate: Callable[[Any], float], steps: np.ndarray) -> np.ndarra
     return np.array([at(step) for step in steps])
 
 
-def _draw(
-    leaves: Sequence[Any], claims: Sequence[Any], question: Question, xp: Any
-) -> tuple[list[Any], Along]:
-    moves, sums = [], []
-    for k, (x, claim) in enumerate(zip(leaves, claims, strict=True)):
-        v, moving = _moves(x, k, question, xp)
-        terms = xp.where(moving, claim.reshape(x.shape), 0) * v
-        moves.append(v)
-        sums.append([xp.sum(terms), xp.sum(terms**2), xp.sum(v)])
-    return moves, Along(*(xp.stack(column) for column in zip(*sums, strict=True)))
-
-
-def _moves(x: Any, leaf: int, q: Question, xp: Any) -> tuple[Any, Any]:
-    """Numbers of random sign and size for the entries that move, the same ones in any range."""
+def _moves(x: Any, claim: Any, how: Any, xp: Any) -> tuple[Any, Any]:
+    """Numbers of random sign and size for the entries that move, the same ones in any range; and
+    the sums along them.
+    """
+    low, high, weight, salt, relative, up = how
     index = xp.arange(x.size, dtype=xp.uint32).reshape(x.shape)
-    salt = xp.uint32(leaf) + xp.asarray(q.seed, xp.uint32) * xp.uint32(0x9E3779B9)
-    bits = _hashed(index ^ _hashed(salt, xp), xp)
-    sign = xp.where(q.up | (bits & 1 == 0), 1.0, -1.0)
-    size = 0.5 + (bits >> 8) / 2**25
+    bits = _hashed(index ^ _hashed(salt, xp)[0], xp)
+    sign = xp.where(up | (bits & 1 == 0), 1.0, -1.0)
+    size = 0.5 + (bits >> 8) / (2**25 + 1)  # of all 53 bits: short steps would show less noise
     own, floored = entry_scales(x, xp)
-    moving = (index >= q.low[leaf]) & (index < q.high[leaf]) & xp.isfinite(x)
-    v = sign * size * q.weight[leaf] * xp.where(q.relative, own, floored)
-    return xp.where(moving, v, 0).astype(x.dtype), moving
+    moving = (index >= low) & (index < high) & xp.isfinite(x)
+    v = xp.where(moving, sign * size * weight * xp.where(relative, own, floored), 0)
+    v = v.astype(x.dtype)
+    terms = xp.where(moving, claim.reshape(x.shape), 0) * v
+    return v, xp.stack([xp.sum(terms), xp.sum(terms**2), xp.sum(v)])
 
 
 def _hashed(bits: Any, xp: Any) -> Any:

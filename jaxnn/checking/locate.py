@@ -17,7 +17,7 @@ import numpy as np
 from jaxnn.checking.evidence import BLIND, NOTHING, Evidence, Verdict, judge
 from jaxnn.checking.findings import Entry
 from jaxnn.checking.line import Comparison, Direction, Line, Part
-from jaxnn.checking.slope import RUNGS
+from jaxnn.checking.slope import RUNGS, TIGHT
 
 # So many entries are named one by one; a pattern says more about a larger number of them.
 HANDFUL = 6
@@ -26,12 +26,14 @@ SAMPLE = 24
 # Leaves whose claims are this far apart are not asked together: moved so that the claims are
 # alike, one of them would move too little or too much for the others' steps.
 CLASS = 1e3
-# A group vouches for a leaf whose claim it knows to this part: half of one entry of ten million
-# that are alike would still be seen.
-SHARP = 1e-7
+# A group vouches for a leaf whose claim it knows to this part: 5 % of one entry of a hundred
+# million that are alike would still be seen.
+SHARP = 1e-6
 # Wrong leaves are followed to their entries until so many values were asked for; the others are
 # then judged by one line each, as long as these many are not spent; REST are left for them anyway.
-FOLLOWED, BUDGET, REST = 1500, 3000, 400
+FOLLOWED, BUDGET, REST = 900, 3000, 600
+# Which half has the larger difference is known well enough from bounds of this part of it.
+ENOUGH = 8
 # How close two ratios are that are the same but for rounding (`causes.ALIKE` is coarser, as it has
 # less to go by).
 SAME_RATIO = 1e-5
@@ -181,7 +183,8 @@ class _Groups:
             return found
         if self.spent and self.line.evaluations > max(BUDGET, self.spent + REST) - 2 * RUNGS:
             return Findings((), (), explained=False, searched=False)
-        asked = (self.line.compare(claims, Direction((self.line.whole(leaf),))),)
+        quick = self.claimed.tolerances[leaf] / ENOUGH
+        asked = (self.line.compare(claims, Direction((self.line.whole(leaf),)), quick),)
         fine = not (asked[0].excess or asked[0].slope.kink)
         return Findings(asked, asked, explained=fine, searched=False)
 
@@ -219,8 +222,7 @@ class _Groups:
         while len(parts) > 1:
             half = parts[: len(parts) // 2]
             direction = comparison.direction.only(half)
-            first = self.line.compare(self.claimed.gradient, direction).difference
-            first = first if np.isfinite(first) else 0.0
+            first = _difference(self.line, self.claimed.gradient, direction, difference)
             if abs(first) >= abs(difference - first):
                 parts, difference = half, first
             else:
@@ -233,11 +235,11 @@ def examine_leaf(line: Line, leaf: int, claimed: Claimed) -> Findings:
     claims = np.asarray(claimed.gradient[leaf], np.float64)
     known: dict[int, Entry] = {}
 
-    def examine_index(index):
+    def examine_index(index, quick=TIGHT):
         if index not in known:
-            known[index] = examine_entry(line, leaf, index, claimed)
+            known[index] = examine_entry(line, leaf, index, claimed, quick)
         if claimed.paired[leaf] and index ^ 1 not in known:
-            known[index ^ 1] = examine_entry(line, leaf, index ^ 1, claimed)
+            known[index ^ 1] = examine_entry(line, leaf, index ^ 1, claimed, quick)
         return known[index]
 
     bad = [int(i) for i in np.flatnonzero(~np.isfinite(claims.ravel()))]
@@ -248,7 +250,8 @@ def examine_leaf(line: Line, leaf: int, claimed: Claimed) -> Findings:
         return Findings(asked, asked, tuple(known.values()), True)
     if not any(comparison.excess for comparison in asked):
         return Findings(asked, asked, _judged(known, bad))
-    sample = [examine_index(i) for i in _sample(claims.size, HANDFUL)]
+    quick = claimed.tolerances[leaf] / ENOUGH
+    sample = [examine_index(i, quick) for i in _sample(claims.size, HANDFUL)]
     ratio = _common_ratio(asked)
     if ratio is not None and all(_off_by(entry, ratio) for entry in sample):
         return Findings(asked, asked, _judged(known, bad), len(known) == claims.size, ratio)
@@ -258,11 +261,13 @@ def examine_leaf(line: Line, leaf: int, claimed: Claimed) -> Findings:
     explained = not any(comparison.excess for comparison in rest)
     if not explained:
         for index in _sample(claims.size, SAMPLE):
-            examine_index(index)
+            examine_index(index, quick)
     else:  # what was only looked at tells nothing
         telling = {i for i, e in known.items() if i in bad or e.verdict is not Verdict.AGREES}
         telling |= {i ^ 1 for i in telling if claimed.paired[leaf]}
-        known = {i: e for i, e in known.items() if i in telling}
+        looked_at = _sample(claims.size, HANDFUL)  # more closely now
+        closer = lambda i: examine_entry(line, leaf, i, claimed, TIGHT)  # noqa: E731
+        known = {i: closer(i) if i in looked_at else known[i] for i in known if i in telling}
     # A line that led to an entry which is right, or known, does not hold if the other one does.
     holds = tuple(sorted(following)) or (0, 1)
     return Findings(tuple(asked[i] for i in holds), rest, _judged(known, bad), explained)
@@ -278,11 +283,8 @@ def _ask_pair(
     line: Line, claims: Sequence[Any], parts: Sequence[Part], up: bool = False
 ) -> tuple[Comparison, ...]:
     """Two slopes: each entry moved by its own size, and by at least its leaf's mean."""
-    kinds = (1, False), (2, True)
-    return tuple(
-        line.compare(claims, Direction(tuple(parts), seed, relative, up))
-        for seed, relative in kinds
-    )
+    kinds, quick = ((1, False), (2, True)), TIGHT if len(parts) > 1 else 0.0
+    return tuple(line.compare(claims, Direction(tuple(parts), *kind, up), quick) for kind in kinds)
 
 
 def _ask_leaf(
@@ -334,20 +336,20 @@ def _follow(
     return rest, following
 
 
-def examine_entry(line: Line, leaf: int, index: int, claimed: Claimed) -> Entry:
-    """The derivative by one entry, held against its claim."""
+def examine_entry(line: Line, leaf: int, index: int, claimed: Claimed, quick: float) -> Entry:
+    """The derivative by one entry, held against its claim; no closer than to the part `quick`."""
     part = Part(leaf, index, index + 1)
     claims, shape = claimed.gradient, np.shape(claimed.gradient[leaf])
     claim = float(np.asarray(claims[leaf]).ravel()[index])
-    coarse = line.compare(claims, Direction((part,)))
+    coarse = line.compare(claims, Direction((part,)), quick)
     long = float(coarse.along.moves[leaf])
     if not long:  # it cannot be moved: it is not finite
         best = Evidence(claim, np.nan, np.nan, np.inf)
         return Entry.of(index, shape, best, judge(best, claimed.tolerances[leaf]))
     evidence = [coarse.slope.evidence(claim, long)]
     best = evidence[0]
-    if not coarse.slope.tight:
-        fine = line.compare(claims, Direction((part,), relative=True))
+    if not coarse.slope.known_to(quick):
+        fine = line.compare(claims, Direction((part,), relative=True), quick)
         short = float(fine.along.moves[leaf])
         evidence.append(fine.slope.evidence(claim, short))
         best = min(evidence, key=lambda one: one.bound)
@@ -428,14 +430,20 @@ def _sample(size: int, count: int) -> Sequence[int]:
     return [int(i) for i in np.unique(np.random.default_rng(0).permutation(size)[:count])]
 
 
+def _difference(line: Line, claims: Sequence[Any], direction: Direction, whole: float) -> float:
+    """Claim less slope along a part of a direction, well enough to say whether it is most of it."""
+    enough = abs(whole) / ENOUGH
+    difference = line.compare(claims, direction, enough=enough).difference
+    return difference if np.isfinite(difference) else 0.0
+
+
 def _descend(line: Line, claims: Sequence[Any], comparison: Comparison) -> int:
     """An entry that the difference along a line through one leaf comes from."""
     (part,), difference = comparison.direction.parts, comparison.difference
     while part.high - part.low > 1:
         half = part._replace(high=(part.low + part.high) // 2)
-        first = line.compare(claims, comparison.direction.only([half])).difference
-        if not np.isfinite(first):
-            first = 0.0
+        direction = comparison.direction.only([half])
+        first = _difference(line, claims, direction, difference)
         if abs(first) >= abs(difference - first):
             part, difference = half, first
         else:

@@ -11,17 +11,24 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.checking.evidence import Evidence, Verdict, digits_shared, judge, judge_all, reach
+from jaxnn.checking.evidence import (
+    ROUNDINGS,
+    Evidence,
+    Verdict,
+    digits_shared,
+    judge,
+    judge_all,
+    reach,
+)
 from jaxnn.checking.findings import Entry
 from jaxnn.checking.locate import HANDFUL
 from jaxnn.checking.slope import Slope
 
 # An entry of which more than half is wrong keeps no digit.
 NO_DIGIT = 0.5
-# Roundings, relative to the value, that a gradient in one dtype throughout may be off by: a sum of
-# ten thousand terms, each rounded at random, is off by the square root of their number. And how
-# many times what one rounding of each argument moves it by: its steps round as its arguments do.
-ROUNDINGS, SHAKES = 100, 10
+# How many times what one rounding of each argument moves a gradient by it may be off: its steps
+# round as its arguments do.
+SHAKES = 10
 
 
 class Loss(NamedTuple):

@@ -21,10 +21,15 @@ from jaxnn._programs import kept
 from jaxnn._validate import describe
 from jaxnn.checking.custom_rules import rule_checker
 from jaxnn.checking.findings import RuleReport
-from jaxnn.checking.line import Along, Line, along_program, drawer, one_by_one
+from jaxnn.checking.line import Line, along_program, drawer, one_by_one
+from jaxnn.checking.packed import Packing
 from jaxnn.checking.solvers import RUN_FURTHER, has_solver
 from jaxnn.numerical.float64 import narrow_dtypes, wide_arithmetic, wide_dtype, widen, widen_leaf
 from jaxnn.numerical.interpret import Program, equations, prints, same_program
+
+# Roundings that a gradient in its own dtype is off by along a random direction, where no digits are
+# lost. What is off by more is looked into, at a cost; it is not wrong for that.
+OF_CLAIMS = 16
 
 
 class Settings(NamedTuple):
@@ -70,6 +75,7 @@ class Traced:
     """The programs of a function that JAX can trace.
 
     Attributes:
+      packing: how they take the leaves.
       own: value and gradient (None where that is given by hand) in the user's dtypes.
       wide: the same in float64; None where the gradient is given by hand.
       along: the values along a line.
@@ -82,6 +88,7 @@ class Traced:
       notes: what is particular.
     """
 
+    packing: Packing
     own: Callable
     wide: Callable | None
     along: Callable
@@ -95,25 +102,27 @@ class Traced:
 
     def line(self, point: Point, dtype: Any, watch: Callable[[Line], None]) -> Line:
         """The function along lines through a point."""
-        draw = drawer(point.leaves, dtype)
+        draw, points = drawer(point.leaves, dtype), self.packing.pack(point.leaves)
 
         def program(claims, question, steps):
             with wide_arithmetic(dtype):
                 moves, along = draw(claims, question)
+                moves = self.packing.pack(moves)
                 run = lambda steps: np.asarray(  # noqa: E731
-                    self.along(point.leaves, moves, steps, point.data)
+                    self.along(points, moves, steps, point.data)
                 )
                 try:
                     phi = run(steps)
                 except Exception:  # a host callback may raise anything
                     phi = one_by_one(lambda t: run(np.array([t]))[0], steps)
-                return phi, Along(*map(np.asarray, along))
+                return phi, along
 
         sizes = [x.size for x in point.leaves]
         coarsest = max([dtype, *self.narrow], key=lambda kind: jnp.finfo(kind).eps)
-        return Line(program, sizes, float(jnp.finfo(coarsest).eps), watch)
+        epsilon = float(jnp.finfo(coarsest).eps)
+        return Line(program, sizes, epsilon, _roundings(point, self.wide is None), watch)
 
-    def wide_gradient(self, point: Point, dtype: Any, shake: float = 0.0) -> list[jax.Array]:
+    def wide_gradient(self, point: Point, dtype: Any, shake: float = 0.0) -> list[Any]:
         """The gradient in float64; `shake` moves the point, in roundings of its own dtypes."""
         assert self.wide is not None
         leaves = point.leaves
@@ -125,7 +134,19 @@ class Traced:
                 moved.append(np.asarray(x, np.float64) * (1 + rounding * signs))
             leaves = moved
         with wide_arithmetic(dtype):
-            return self.wide(leaves, point.data)[1]
+            return self._unpacked(self.wide(self.packing.pack(leaves), point.data)[1])
+
+    def value_and_gradient(self, point: Point) -> tuple[Any, list[Any] | None]:
+        """In the user's dtypes; no gradient where that is given by hand."""
+        value, gradient = self.own(self.packing.pack(point.leaves), point.data)
+        return value, gradient and self._unpacked(gradient)
+
+    def _unpacked(self, gradient: Sequence[Any]) -> list[Any]:
+        arrays = [
+            np.asarray(g) if len(group) > 1 else g
+            for g, group in zip(gradient, self.packing.groups, strict=True)
+        ]
+        return self.packing.unpack(arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +184,15 @@ class Eager:
                     moved = [jnp.asarray(x + t * v, leaf.dtype) for x, v, leaf in triples]
                     return float(self.value(moved, point.data))
 
-            return np.array([at(t) for t in steps]), Along(*map(np.asarray, along))
+            return np.array([at(t) for t in steps]), along
 
         epsilon = max(float(jnp.finfo(x.dtype).eps) for x in leaves)
-        return Line(program, [x.size for x in point.leaves], epsilon, watch)
+        sizes = [x.size for x in point.leaves]
+        return Line(program, sizes, epsilon, _roundings(point, True), watch)
+
+    def value_and_gradient(self, point: Point) -> tuple[Any, list[Any] | None]:
+        """In the user's dtypes; no gradient where that is given by hand."""
+        return self.own(point.leaves, point.data)
 
     def rules(self, args: Any) -> tuple[RuleReport, ...]:
         """None: custom rules are found in traced functions alone."""
@@ -191,7 +217,7 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs:
     """The programs for a call, new or kept."""
     avals = jax.tree.map(lambda x: _form(x), point)
     leaves, tree = jax.tree.flatten(avals)
-    kind = tuple(leaves), tree, settings, jnp.result_type(float)
+    kind = tuple(leaves), tree, settings, Packing.of(point.leaves), jnp.result_type(float)
     return kept(_build, call.static, *kind, values=point)
 
 
@@ -234,7 +260,12 @@ def random_like(tree: PyTree, seed: int) -> list[jax.Array]:
 
 
 def _build(
-    static: Static, avals: tuple[Any, ...], tree: Any, settings: Settings, default_dtype: Any
+    static: Static,
+    avals: tuple[Any, ...],
+    tree: Any,
+    settings: Settings,
+    packing: Packing,
+    default_dtype: Any,
 ) -> Programs:
     point = jax.tree.unflatten(tree, avals)
     notes, mistakes = [], []
@@ -252,7 +283,7 @@ def _build(
                 "reverse mode does not exist for this function: the forward mode was checked"
             )
         try:
-            return _traced(static, point, settings._replace(forward=forward), tuple(notes))
+            return _traced(static, point, settings._replace(forward=forward), packing, tuple(notes))
         except jax.errors.JAXTypeError:
             return _eager(static, settings)
         except Exception as mistake:  # of a rule: JAX and its users raise anything
@@ -268,7 +299,9 @@ def _eager(static: Static, settings: Settings) -> Eager:
     return Eager(value, _eager_gradient(value) if settings.automatic else by_hand)
 
 
-def _traced(static: Static, point: Point, settings: Settings, notes: tuple[str, ...]) -> Traced:
+def _traced(
+    static: Static, point: Point, settings: Settings, packing: Packing, notes: tuple[str, ...]
+) -> Traced:
     """The programs for reverse or forward mode, out of one trace of the user's function."""
     user, dtype = _scalar(static, settings), wide_dtype()
     # What the user prints is printed where the function runs as it is, and not at every step.
@@ -279,19 +312,25 @@ def _traced(static: Static, point: Point, settings: Settings, notes: tuple[str, 
     # Traced anew, through another function: the trace of the same one is kept.
     again = jax.make_jaxpr(lambda leaves, data: user(leaves, data))(*point)
 
-    def value(leaves, data):
+    def value(arrays, data):
+        leaves = packing.unpack(arrays)
         return core.jaxpr_as_fun(program)(*jax.tree.leaves((leaves, data)))[0]
 
     if not settings.automatic:
         own, wide_both = jax.jit(lambda leaves, data: (value(leaves, data), None)), None
     else:
+        arrays = jax.eval_shape(packing.pack, point.leaves)
+        alone = [point.leaves[group[0]] for group in packing.groups]  # with a weak dtype, if it has
+        pairs = zip(packing.groups, alone, arrays, strict=True)
+        packed = [one if len(group) == 1 else many for group, one, many in pairs], point.data
         both = _forward_gradient(value) if settings.forward else jax.value_and_grad(value)
-        own, wide_both = jax.jit(both), jax.jit(widen(both, point, dtype, rules).call)
+        own, wide_both = jax.jit(both), jax.jit(widen(both, packed, dtype, rules).call)
     narrow = narrow_dtypes(program, dtype)
     return Traced(
+        packing=packing,
         own=own,
         wide=wide_both,
-        along=along_program(wide.call, dtype),
+        along=along_program(lambda arrays, data: wide.call(packing.unpack(arrays), data), dtype),
         rules=rule_checker(program, dtype) if settings.automatic else (lambda args: ()),
         narrow=narrow,
         rounding=_largest_rounding(program),
@@ -394,6 +433,11 @@ def _require_output(shapes: PyTree, cotangent: PyTree, settings: Settings) -> No
                 raise TypeError(
                     f"`cotangent` must be real where the output of `f` is. Got {describe(c)}."
                 )
+
+
+def _roundings(point: Point, own: bool) -> list[float]:
+    """How far off, relative, a gradient may be for being in its own dtypes, leaf by leaf."""
+    return [OF_CLAIMS * float(jnp.finfo(x.dtype).eps) if own else 0.0 for x in point.leaves]
 
 
 def _largest_rounding(program: Program) -> float:

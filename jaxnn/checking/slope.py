@@ -106,10 +106,13 @@ class Slope(NamedTuple):
             steps=self.steps / by,
         )
 
-    @property
-    def tight(self) -> bool:
-        """Whether any finer step is a waste: no kink, and a bound like a rounding of the slope."""
-        return not self.kink and self.bound <= TIGHT * abs(self.value)
+    def known_to(self, part: float) -> bool:
+        """Whether the slope is known to this part of itself, and has no kink."""
+        return not self.kink and self.bound <= part * abs(self.value)
+
+    def no_tighter(self, part: float) -> "Slope":
+        """The same slope, taken to be known to no more than this part of itself."""
+        return self._replace(bound=max(self.bound, part * abs(self.value)))
 
     @property
     def settled(self) -> bool:

@@ -1,0 +1,189 @@
+"""Leaves that are asked together: what it costs, and that none hides behind another."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gradient_cases import draw
+
+from jaxnn import check_gradient
+from jaxnn.checking.packed import Packing
+
+LEAVES, WIDTH = 60, 8
+
+
+def chain(params):
+    """A deep network of one leaf a layer, and a shift beside each."""
+    x = jnp.ones((4, WIDTH))
+    for w, b in zip(params["w"], params["b"], strict=True):
+        x = x + 0.3 * jnp.tanh(x @ w + b)
+    return jnp.mean(x**2)
+
+
+def point(dtype="float32"):
+    weights = [draw(k, WIDTH, WIDTH).astype(dtype) / 4 for k in range(LEAVES)]
+    return {"w": weights, "b": [draw(100 + k, WIDTH).astype(dtype) / 4 for k in range(LEAVES)]}
+
+
+def changed(change):
+    """JAX's gradient with something done to it."""
+
+    def gradient(params):
+        found = jax.grad(chain)(params)
+        change(found)
+        return found
+
+    return gradient
+
+
+def scaled(name, k, factor):
+    def change(found):
+        found[name][k] = found[name][k] * factor
+
+    return change
+
+
+def test_a_right_gradient_costs_no_more_for_many_leaves():
+    report = check_gradient(chain, point())
+    assert report.verdict == "agrees" and report.evaluations <= 150
+    assert len(report.leaves) == 2 * LEAVES and min(leaf.digits for leaf in report.leaves) > 5.5
+    few = check_gradient(lambda w: chain({"w": w[:1], "b": [jnp.zeros(WIDTH)]}), point()["w"][:2])
+    assert report.evaluations <= 2 * few.evaluations
+
+
+def test_each_leafs_row_says_what_is_known_of_it():
+    together = {leaf.path: leaf for leaf in check_gradient(chain, point()).leaves}
+    alone = {leaf.path: leaf for leaf in check_gradient(chain, point(), evidence="leaf").leaves}
+    truth = jax.grad(chain)(point())
+    assert together.keys() == alone.keys()
+    for k in (0, LEAVES - 1):
+        for found in (together, alone):
+            leaf = found[f"[0]['w'][{k}]"]
+            assert abs(leaf.numerical - leaf.autodiff) <= leaf.bound
+            assert abs(leaf.autodiff) < 3 * WIDTH * float(jnp.linalg.norm(truth["w"][k]))
+        assert alone[f"[0]['w'][{k}]"].bound <= together[f"[0]['w'][{k}]"].bound
+
+
+@pytest.mark.parametrize("name, k, factor", [("b", 3, 2.0), ("w", 59, -1.0), ("b", 40, 1.01)])
+def test_one_wrong_leaf_among_many_is_named_with_its_pattern(name, k, factor):
+    report = check_gradient(chain, point(), gradient=changed(scaled(name, k, factor)))
+    worst, *others = report.leaves
+    assert worst.path == f"[0]['{name}'][{k}]" and worst.verdict == "differs"
+    assert f"autodiff / numerical = {factor:g}" in worst.pattern
+    assert {leaf.verdict for leaf in others} == {"agrees"}
+    assert report.evaluations <= 400
+
+
+def test_one_wrong_entry_among_many_leaves_is_named():
+    def change(found):
+        found["w"][31] = found["w"][31].at[2, 5].multiply(1.05)
+
+    report = check_gradient(chain, point(), gradient=changed(change))
+    worst, *others = report.leaves
+    assert worst.path == "[0]['w'][31]"
+    assert [entry.index for entry in worst.entries if entry.verdict == "differs"] == [(2, 5)]
+    assert {leaf.verdict for leaf in others} == {"agrees"}
+
+
+@pytest.mark.parametrize("factor", [2.0, -1.0, 0.25])
+def test_where_every_leaf_is_wrong_by_one_factor_that_is_seen_at_once(factor):
+    all_of_them = lambda params: jax.tree.map(lambda g: factor * g, jax.grad(chain)(params))  # noqa: E731
+    report = check_gradient(chain, point(), gradient=all_of_them)
+    assert {leaf.verdict for leaf in report.leaves} == {"differs"}
+    assert all(f"autodiff / numerical = {factor:g}" in leaf.pattern for leaf in report.leaves)
+    assert report.evaluations <= 600
+
+
+def test_where_every_leaf_is_wrong_by_itself_the_search_ends():
+    rng = np.random.default_rng(0)
+    noisy = lambda g: g * rng.uniform(0.5, 2, g.shape)  # noqa: E731
+    wrong = lambda params: jax.tree.map(noisy, jax.grad(chain)(params))  # noqa: E731
+    report = check_gradient(chain, point(), gradient=wrong)
+    assert {leaf.verdict for leaf in report.leaves} <= {"differs", "unresolved"}
+    assert report.verdict == "differs" and any(leaf.entries for leaf in report.leaves)
+    assert report.evaluations <= 3100
+
+
+def test_two_errors_that_would_cancel_do_not():
+    def change(found):
+        found["w"][5], found["w"][6] = 1.5 * found["w"][5], 0.5 * found["w"][6]
+
+    report = check_gradient(chain, point(), gradient=changed(change))
+    wrong = {leaf.path for leaf in report.leaves if leaf.verdict == "differs"}
+    assert wrong == {"[0]['w'][5]", "[0]['w'][6]"}
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-6, 1e-9])
+def test_a_leaf_of_little_weight_does_not_hide_behind_the_others(scale):
+    def f(p):
+        return jnp.sum(jnp.sin(p["large"])) + scale * jnp.sum(jnp.sin(p["small"]))
+
+    def gradient(p):
+        return {"large": jnp.cos(p["large"]), "small": scale * 1.01 * jnp.cos(p["small"])}
+
+    report = check_gradient(f, {"large": draw(0, 50), "small": draw(1, 3)}, gradient=gradient)
+    verdicts = {leaf.path: leaf.verdict for leaf in report.leaves}
+    assert verdicts["[0]['large']"] == "agrees"
+    # Below a millionth of the value a slope is nothing, and is not vouched for.
+    assert verdicts["[0]['small']"] == "differs"
+
+
+def test_leaves_that_nothing_depends_on_are_said_to_be_so():
+    f = lambda p: jnp.sum(p["used"] ** 2)  # noqa: E731
+    report = check_gradient(f, {"used": draw(0, 4), "a": draw(1, 3), "b": draw(2, 5)})
+    hints = {leaf.path: leaf.hint for leaf in report.leaves}
+    assert report.ok
+    assert "does not depend" in hints["[0]['a']"] and "does not depend" in hints["[0]['b']"]
+
+
+def test_a_kink_of_one_leaf_is_that_leafs():
+    f = lambda p: jnp.sum(jax.nn.relu(p["kinked"])) + jnp.sum(jnp.sin(p["smooth"]))  # noqa: E731
+    report = check_gradient(f, {"kinked": jnp.array([0.0, 1.0]), "smooth": draw(0, 4)})
+    assert {leaf.path: leaf.verdict for leaf in report.leaves} == {
+        "[0]['kinked']": "kink",
+        "[0]['smooth']": "agrees",
+    }
+
+
+def test_an_interrupted_check_gives_what_it_knows():
+    asked = []
+
+    class Interrupts(dict):
+        pass
+
+    def gradient(p):
+        return jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), jax.grad(chain)(p))
+
+    def interrupt(self, line):
+        asked.append(line.evaluations)
+        if len(asked) > 3:
+            raise KeyboardInterrupt
+
+    from jaxnn.checking.watch import Watch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watch, "tell", interrupt)
+        report = check_gradient(chain, point(), gradient=gradient, evidence="leaf")
+    assert report.interrupted and "(interrupted)" in str(report)
+    assert any(
+        leaf.hint == "interrupted" and leaf.verdict == "unresolved" for leaf in report.leaves
+    )
+
+
+def test_a_long_check_says_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.setattr("jaxnn.checking.watch.SILENCE", 0.0)
+    monkeypatch.setattr("jaxnn.checking.watch.BETWEEN", 0.0)
+    check_gradient(chain, point(), progress=True)
+    said = capsys.readouterr().err
+    assert "leaves known" in said and "values" in said
+    check_gradient(chain, point(), progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_packed_leaves_come_back():
+    leaves = [draw(0, 2, 3), draw(1, 4).astype("bfloat16"), draw(2), jnp.asarray(1.0)]
+    packing = Packing.of([*leaves, jnp.asarray(2.5, jnp.float32)])
+    arrays = packing.pack([*leaves, jnp.asarray(2.5, jnp.float32)])
+    assert len(arrays) < len(leaves) + 1
+    for x, y in zip(leaves, packing.unpack(arrays), strict=False):
+        assert x.dtype == y.dtype and np.array_equal(x, y)
