@@ -25,7 +25,7 @@ from jaxnn.checking.line import Line, along_program, drawer, one_by_one
 from jaxnn.checking.packed import Packing
 from jaxnn.checking.solvers import RUN_FURTHER, has_solver
 from jaxnn.numerical.float64 import narrow_dtypes, wide_arithmetic, wide_dtype, widen, widen_leaf
-from jaxnn.numerical.interpret import Program, equations, prints, same_program
+from jaxnn.numerical.interpret import Program, equations, prints, pruned, same_program
 
 # Roundings that a gradient in its own dtype is off by along a random direction, where no digits are
 # lost. What is off by more is looked into, at a cost; it is not wrong for that.
@@ -118,8 +118,7 @@ class Traced:
                 return phi, along
 
         sizes = [x.size for x in point.leaves]
-        coarsest = max([dtype, *self.narrow], key=lambda kind: jnp.finfo(kind).eps)
-        epsilon = float(jnp.finfo(coarsest).eps)
+        epsilon = float(jnp.finfo(dtype).eps)
         return Line(program, sizes, epsilon, _roundings(point, self.wide is None), watch)
 
     def wide_gradient(self, point: Point, dtype: Any, shake: float = 0.0) -> list[Any]:
@@ -336,7 +335,7 @@ def _traced(
         rounding=_largest_rounding(program),
         counts=frozenset(n for const in program.consts for n in np.shape(const)[:1]),
         has_solver=has_solver(program),
-        deterministic=same_program(program, again),
+        deterministic=same_program(pruned(program), pruned(again)),
         notes=notes,
     )
 

@@ -128,7 +128,8 @@ class Evaluation(NamedTuple):
             with contextlib.suppress(TypeError, ValueError, NotImplementedError):
                 params = {name: self._widened_param(value) for name, value in eqn.params.items()}
                 return bind(eqn, inputs, **params)
-        self.narrow.update(v.aval.dtype for v in eqn.outvars if self._is_narrow(v.aval))
+        if any(self._is_narrow(v.aval) for v in eqn.invars):  # else it is a constant
+            self.narrow.update(v.aval.dtype for v in eqn.outvars if self._is_narrow(v.aval))
         pairs = zip(inputs, eqn.invars, strict=True)
         return bind(
             eqn, [x if x.dtype == v.aval.dtype else x.astype(v.aval.dtype) for x, v in pairs]

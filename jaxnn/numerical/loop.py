@@ -43,6 +43,23 @@ def by_entry(
     Returns:
       For each leaf the pytree that f returns, with arrays of shape (*leaf, *out).
     """
+    try:
+        return _by_change(f, leaves, ends, batch_size, mesh)
+    except (TypeError, ValueError, NotImplementedError):
+        # Somebody's primitive cannot be batched as slabs are; or f refuses, and will again.
+        return by_entry_dense(f, leaves, ends, batch_size, mesh)
+
+
+def _by_change(
+    f: Callable,
+    leaves: Sequence[Any],
+    ends: Sequence[Ends],
+    batch_size: int | None,
+    mesh: Mesh | None,
+) -> list[Any]:
+    """As `by_entry`, by what a changed entry changes; where that is finite, and f has no side
+    effects.
+    """
     prepared = [one for k in range(len(leaves)) if (one := perturbed(f, leaves, k)) is not None]
     if len(prepared) < len(leaves):
         return by_entry_dense(f, leaves, ends, batch_size, mesh)
@@ -149,12 +166,22 @@ def by_entry_dense(
             ]
         )
 
-    quotient = functools.partial(_quotient, jax.vmap(changed), flat)
+    quotient = functools.partial(_quotient, _batched(changed, flat), flat)
     rows = in_chunks(quotient, sum(x.size for x in leaves), batch_size or 8, mesh)
     return [
         jax.tree.map(lambda r, x=x, s=s: r[s : s + x.size].reshape(*x.shape, *r.shape[1:]), rows)
         for x, s in zip(leaves, starts, strict=True)
     ]
+
+
+def _batched(changed: Callable, flat: Sequence[jax.Array]) -> Callable:
+    """`changed` for many entries: at once, or one by one where a primitive has no batching rule."""
+    batched = jax.vmap(changed)
+    try:
+        jax.eval_shape(batched, jnp.zeros(1, jnp.int32), flat[0][:1])
+    except NotImplementedError:
+        return lambda indices, values: jax.lax.map(lambda one: changed(*one), (indices, values))
+    return batched
 
 
 @jax.custom_batching.custom_vmap
