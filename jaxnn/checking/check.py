@@ -53,7 +53,7 @@ from jaxnn.checking.locate import Claimed, Findings, examine
 from jaxnn.checking.own_dtype import Loss, own_dtype_loss
 from jaxnn.checking.programs import Point, Programs, Settings, prepare
 from jaxnn.checking.report import GradientReport
-from jaxnn.checking.solvers import within_tolerance
+from jaxnn.checking.solvers import within_approximation, within_tolerance
 from jaxnn.checking.watch import Watch
 from jaxnn.numerical.float64 import wide_dtype
 
@@ -193,22 +193,32 @@ class Claims(NamedTuple):
 def _check(
     call: Partition, point: Point, settings: Settings, by_hand: Callable | None, how: How
 ) -> GradientReport:
-    """One check from end to end; and another where a solver's tolerance may be to blame."""
+    """One check from end to end; and others where what is inside may be to blame."""
     programs = prepare(call, point, settings)
     report, claims = _held_against_values(call, point, settings, programs, by_hand, how)
-    wrong = any(leaf.verdict is Verdict.DIFFERS for leaf in report.leaves)
-    if not wrong or by_hand or not programs.has_solver or report.interrupted:
+    if by_hand or report.interrupted or programs.program is None:
         return report
-    settings = settings._replace(further=True)
-    programs = prepare(call, point, settings)
-    further, claims_further = _held_against_values(call, point, settings, programs, None, how)
-    pairs = zip(claims.wide, claims_further.wide, strict=True)
-    gradients = dict(zip(_paths(call), pairs, strict=True))
-    solved = {leaf.path: leaf for leaf in further.leaves}
-    leaves = [
-        within_tolerance(leaf, solved[leaf.path], *gradients[leaf.path]) for leaf in report.leaves
-    ]
-    return report.with_leaves(leaves)
+    if programs.has_solver and _accused(report):
+        settings = settings._replace(further=True)
+        solved = prepare(call, point, settings)
+        further, claims_further = _held_against_values(call, point, settings, solved, None, how)
+        pairs = zip(claims.wide, claims_further.wide, strict=True)
+        gradients = dict(zip(_paths(call), pairs, strict=True))
+        leaf_of = {leaf.path: leaf for leaf in further.leaves}
+        report = report.with_leaves(
+            [
+                within_tolerance(leaf, leaf_of[leaf.path], *gradients[leaf.path])
+                for leaf in report.leaves
+            ]
+        )
+    if _accused(report):
+        leaves = [within_approximation(leaf, programs.program) for leaf in report.leaves]
+        report = report.with_leaves(leaves)
+    return report
+
+
+def _accused(report: GradientReport) -> bool:
+    return any(leaf.verdict is Verdict.DIFFERS for leaf in report.leaves)
 
 
 def _held_against_values(
@@ -406,11 +416,11 @@ def _leaf_report(
     if loss.verdict.wrong and not verdict.wrong:
         verdict, hint, entries = loss.verdict, loss.hint, list(loss.entries)
     immovable = int(np.sum(~np.isfinite(np.asarray(place.x, np.float64))))
-    if immovable and not verdict.wrong:
-        verdict = max(verdict, Verdict.UNRESOLVED)
+    if immovable and (not verdict.wrong or not np.isfinite(centre)):
+        verdict = Verdict.UNRESOLVED
         hint = f"{immovable} of {place.x.size} entries not finite: no step leads from there"
     if verdict is Verdict.AGREES:
-        hint = causes.nothing_there(slope, scale, gradient) or hint
+        hint = causes.nothing_there(slope, scale, gradient) or loss.hint or hint
     else:
         entries = sorted(entries, key=_by_weight)
     if not np.all(np.isfinite(gradient)) and not immovable:

@@ -79,7 +79,10 @@ def own_dtype_loss(
     # rounding does of the value.
     part = ROUNDINGS * epsilon if rounding <= epsilon else reach(dtype)
     bound = part * max(abs(centre), float(np.linalg.norm((true * scales)[known]))) / scales
-    if not flat.any() and slope.bound < abs(slope.value):
+    least = float(jnp.finfo(dtype).tiny)  # below it, 0 is what the dtype has
+    underflows = bool(np.any((flat == 0) & (true != 0) & (np.abs(true) < least)))
+    bound = np.maximum(bound, least)
+    if not flat.any() and slope.bound < abs(slope.value) and np.max(np.abs(true)) > least:
         bound[np.abs(true) == np.max(np.abs(true))] = 0.0  # all of it underflows, whatever its size
     verdict, which = judge_all(flat, true, bound, NO_DIGIT)
     if verdict is Verdict.DIFFERS:
@@ -93,6 +96,10 @@ def own_dtype_loss(
     if of_value.wrong:
         verdict = of_value
         hint = f"there the function itself is {value}, computed in float64 it is {centre:.6g}"
+    if not verdict.wrong and underflows:
+        return loss._replace(
+            hint=f"below {least:.1e}, the smallest number of {kind}, it is 0 there"
+        )
     if not verdict.wrong:
         return loss
     evidence = [

@@ -85,6 +85,7 @@ class Traced:
       counts: the lengths of the first axes of what it closes over.
       has_solver: whether an iterative solver may be inside.
       deterministic: whether tracing it twice gives one function.
+      program: the function itself, traced.
       notes: what is particular.
     """
 
@@ -98,6 +99,7 @@ class Traced:
     counts: frozenset[int]
     has_solver: bool
     deterministic: bool
+    program: Program
     notes: tuple[str, ...]
 
     def line(self, point: Point, dtype: Any, watch: Callable[[Line], None]) -> Line:
@@ -165,6 +167,7 @@ class Eager:
     counts: frozenset[int] = frozenset()
     has_solver: bool = False
     deterministic: bool = True
+    program: None = None
     notes: tuple[str, ...] = ("the function cannot be traced: it was called step by step",)
 
     def line(self, point: Point, dtype: Any, watch: Callable[[Line], None]) -> Line:
@@ -336,6 +339,7 @@ def _traced(
         counts=frozenset(n for const in program.consts for n in np.shape(const)[:1]),
         has_solver=has_solver(program),
         deterministic=same_program(pruned(program), pruned(again)),
+        program=program,
         notes=notes,
     )
 

@@ -20,8 +20,10 @@ from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import LeafReport
 from jaxnn.numerical.float64 import RULES, Evaluation, scan_step, solved, while_step
 from jaxnn.numerical.interpret import (
+    CUSTOM_RULES,
     Equation,
     Program,
+    called,
     equations,
     linear_solve_parts,
     only_carries,
@@ -67,6 +69,37 @@ def within_tolerance(
         f"{further.digits:.1f} digits"
     )
     return further._replace(hint=hint)
+
+
+def within_approximation(leaf: LeafReport, program: Program) -> LeafReport:
+    """What is known of a wrong leaf of a program that holds an approximation whose error cannot be
+    made smaller from here: no more than that it may be to blame.
+
+    So are adaptive steps behind a rule of their own, as of `odeint`, and the draws of
+    `jax.random.gamma`, whose gradient is that of the distribution.
+    """
+    if leaf.verdict is not Verdict.DIFFERS:
+        return leaf
+    if any(eqn.primitive is primitives.random_gamma_p for eqn in equations(program)):
+        hint = (
+            "draws from a gamma distribution have an implicit gradient, at a fixed value of the "
+            "distribution function: right of the distribution, and not of the draw"
+        )
+        return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
+    off = [abs(e.autodiff - e.numerical) / abs(e.numerical) for e in leaf.entries if e.numerical]
+    close = leaf.digits > -np.log10(LOOSE) and max(off, default=0.0) < LOOSE
+    loops = any(
+        eqn.primitive in CUSTOM_RULES
+        and any(inner.primitive is primitives.while_p for inner in equations(called(eqn)))
+        for eqn in equations(program)
+    )
+    if not (close and loops):
+        return leaf
+    hint = (
+        f"values and gradient agree to {leaf.digits:.1f} digits; what is beyond may be the "
+        "tolerance of the solver inside"
+    )
+    return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
 
 
 def _once(evaluation: Evaluation) -> Evaluation:
