@@ -504,6 +504,10 @@ check_gradient(bowl, X, kwargs=[("a", 1)])
     TypeError: `kwargs` must be a dictionary of names and values. Got list [('a', 1)].
 check_gradient(bowl, X, progress="yes")
     ValueError: `progress` must be True, False or None. Got 'yes'.
+check_gradient(bowl, X, trust="rule")
+    TypeError: `trust` must be names of functions. Got str 'rule'.
+check_gradient(bowl, X, stop_gradient="go")
+    ValueError: `stop_gradient` must be 'report' or 'held'. Got 'go'.
 check_gradient(bowl, X, evidence="all")
     ValueError: `evidence` must be 'together' or 'leaf'. Got 'all'.
 check_gradient(bowl, X, order=5)

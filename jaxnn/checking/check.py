@@ -36,6 +36,7 @@ from jaxnn._validate import (
 )
 from jaxnn.checking import causes
 from jaxnn.checking.by_hand import gradient_by_hand
+from jaxnn.checking.detached import as_detached, stops
 from jaxnn.checking.evidence import (
     ALL_DIGITS,
     NOTHING,
@@ -48,7 +49,7 @@ from jaxnn.checking.evidence import (
     same_value,
 )
 from jaxnn.checking.findings import Entry, LeafReport
-from jaxnn.checking.line import Line, entry_scales
+from jaxnn.checking.line import Comparison, Line, entry_scales
 from jaxnn.checking.locate import Claimed, Findings, examine
 from jaxnn.checking.own_dtype import Loss, own_dtype_loss
 from jaxnn.checking.programs import Point, Programs, Settings, prepare
@@ -71,6 +72,8 @@ def check_gradient(
     modes: Mode | Sequence[Mode] | None = None,
     has_aux: bool = False,
     cotangent: Any = None,
+    stop_gradient: Literal["report", "held"] = "report",
+    trust: Sequence[str] = (),
     evidence: Literal["together", "leaf"] = "together",
     progress: bool | None = None,
     seed: int = 0,
@@ -95,6 +98,10 @@ def check_gradient(
       cotangent: for an output that is not a scalar: a pytree like it, or "random", which it is by
         default. What is checked is the gradient of the sum of its products with the output (of
         complex ones the real part). Infinite entries of an output are left out.
+      stop_gradient: "held" takes values with what `jax.lax.stop_gradient` stops held at the point;
+        "report" does so where the gradient is wrong otherwise, and calls it "detached" then.
+      trust: names of functions whose custom rules are meant to differ from them (straight-through,
+        say): their values are taken along the derivative that the rule claims.
       evidence: "together" asks leaves together where that tells enough of each; "leaf" asks each by
         itself.
       progress: whether a line on stderr tells how far a check is that takes longer than two
@@ -121,6 +128,10 @@ def check_gradient(
     if gradient is not None:
         require_callable("gradient", gradient)
     require_choice("order", order, (1, 2, 3, 4))
+    require_choice("stop_gradient", stop_gradient, ("report", "held"))
+    names = isinstance(trust, Sequence) and not isinstance(trust, str)
+    if not names or not all(isinstance(name, str) for name in trust):
+        raise TypeError(f"`trust` must be names of functions. Got {describe(trust)}.")
     require_choice("evidence", evidence, ("together", "leaf"))
     if order > 1 and gradient is not None:
         raise ValueError(
@@ -141,6 +152,7 @@ def check_gradient(
     by_hand = gradient and functools.partial(gradient_by_hand, gradient, args, kwargs, call)
     random, forward = isinstance(cotangent, str), _require_modes(modes)
     settings = Settings(gradient is None, cotangent is not None, random, seed)
+    settings = settings._replace(held=stop_gradient == "held", trust=tuple(trust))
     how = How(evidence == "together", Watch.of(progress))
     report = None
     # What is not finite is reported; and beyond the domain of `f`, where coarse steps may lead, it
@@ -211,6 +223,13 @@ def _check(
                 for leaf in report.leaves
             ]
         )
+    places = stops(programs.program) if settings.order == 1 else ()
+    if _accused(report) and places and not settings.held:
+        held = prepare(call, point, settings._replace(held=True, further=False))
+        fixed, _ = _held_against_values(call, point, settings, held, None, how)
+        leaf_of = {leaf.path: leaf for leaf in fixed.leaves}
+        leaves = [as_detached(leaf, leaf_of[leaf.path], places) for leaf in report.leaves]
+        report = report.with_leaves(leaves)
     if _accused(report):
         leaves = [within_approximation(leaf, programs.program) for leaf in report.leaves]
         report = report.with_leaves(leaves)
@@ -293,6 +312,9 @@ def _notes(call: Partition, settings: Settings, programs: Programs, line: Line) 
         notes.append(
             "the gradient itself agrees; these are the slopes of a random projection of it"
         )
+    if settings.held and programs.program is not None:
+        places = ", ".join(stops(programs.program)) or "nowhere"
+        notes.append(f"held at the point, as stopped: {places}")
     if not programs.deterministic:
         notes.append("not deterministic: tracing the function twice gives two functions")
     if fixed := call.held_fixed:
@@ -462,7 +484,8 @@ def _verdict(
     verdicts = [e.verdict for e in entries]
     if not findings.explained and is_diffuse(evidence, verdicts, tolerance):
         entries = [e for e in entries if e.verdict is Verdict.KINK]
-    counts = max(scale, NOTHING * max(abs(centre), best.slope.size))
+    steepest = float(np.max(np.abs(best.slope.differences), initial=0, where=_finite(best)))
+    counts = max(scale, NOTHING * max(abs(centre), best.slope.size, steepest))
     line = best.slope.evidence(best.claim)
     if not np.isfinite(centre):
         line = line._replace(claim=centre)  # of no value there is no slope to claim
@@ -472,6 +495,10 @@ def _verdict(
         line = line._replace(claim=middle, left=middle, right=middle)
     whole = judge(line, tolerance, scale, counts)
     return max([whole, *(e.verdict for e in entries)]), entries
+
+
+def _finite(comparison: Comparison) -> np.ndarray:
+    return np.isfinite(comparison.slope.differences)
 
 
 def _by_weight(entry: Entry) -> tuple[int, float]:

@@ -33,6 +33,7 @@ class Verdict(enum.StrEnum):
 
     AGREES = "agrees"
     KINK = "kink"
+    DETACHED = "detached"
     UNRESOLVED = "unresolved"
     DIFFERS = "differs"
     NOT_FINITE = "not finite"
@@ -53,8 +54,8 @@ class Verdict(enum.StrEnum):
 
     @property
     def wrong(self) -> bool:
-        """Whether the gradient is accused."""
-        return self in (Verdict.DIFFERS, Verdict.NOT_FINITE)
+        """Whether the gradient is known not to be the derivative of the function."""
+        return self in (Verdict.DETACHED, Verdict.DIFFERS, Verdict.NOT_FINITE)
 
     @property
     def exit_code(self) -> int:

@@ -226,7 +226,7 @@ def along_program(value: Callable, dtype: Any) -> Callable:
     """The jitted function behind a line: `(points, moves, steps, data)` to the values at the steps.
 
     Args:
-      value: of widened points and the data.
+      value: of widened points, where they are moved to, and the data.
       dtype: the wide dtype.
     """
 
@@ -236,7 +236,7 @@ def along_program(value: Callable, dtype: Any) -> Callable:
 
         def at(t):
             pairs = zip(wide, moves, strict=True)
-            return value([x + (t * v).astype(x.dtype) for x, v in pairs], data)
+            return value(wide, [x + (t * v).astype(x.dtype) for x, v in pairs], data)
 
         return jax.lax.map(at, steps)
 

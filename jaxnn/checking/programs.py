@@ -20,6 +20,7 @@ from jaxnn._arguments import Partition, Static
 from jaxnn._programs import kept
 from jaxnn._validate import describe
 from jaxnn.checking.custom_rules import rule_checker
+from jaxnn.checking.detached import beside, holding
 from jaxnn.checking.findings import RuleReport
 from jaxnn.checking.line import Line, along_program, drawer, one_by_one
 from jaxnn.checking.packed import Packing
@@ -295,6 +296,14 @@ def _build(
     raise mistakes[0]
 
 
+def _moving(value: Callable, packing: Packing, settings: Settings) -> Callable:
+    """The function of a point, where it is moved to, and data: what is held is so at the point."""
+    packed = lambda arrays, data: value(packing.unpack(arrays), data)  # noqa: E731
+    if settings.held or settings.trust:
+        return beside(packed)
+    return lambda _, moved, data: packed(moved, data)
+
+
 def _eager(static: Static, settings: Settings) -> Eager:
     value = _scalar(static, settings)
     by_hand = lambda leaves, data: (value(leaves, data), None)  # noqa: E731
@@ -309,7 +318,7 @@ def _traced(
     # What the user prints is printed where the function runs as it is, and not at every step.
     rules = {primitive: lambda *_: [] for primitive in prints()}
     rules |= RUN_FURTHER if settings.further else {}
-    wide = widen(user, point, dtype, rules)
+    wide = widen(user, point, dtype, rules | holding(settings.held, settings.trust))
     program = wide.program
     # Traced anew, through another function: the trace of the same one is kept.
     again = jax.make_jaxpr(lambda leaves, data: user(leaves, data))(*point)
@@ -332,7 +341,7 @@ def _traced(
         packing=packing,
         own=own,
         wide=wide_both,
-        along=along_program(lambda arrays, data: wide.call(packing.unpack(arrays), data), dtype),
+        along=along_program(_moving(wide.call, packing, settings), dtype),
         rules=rule_checker(program, dtype) if settings.automatic else (lambda args: ()),
         narrow=narrow,
         rounding=_largest_rounding(program),

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import io_callback
-from jax.extend import core
+from jax.extend import core, source_info_util
 from jax.extend.core import primitives
 
 from jaxnn._validate import is_key
@@ -271,6 +271,11 @@ def source(eqn: Equation) -> tuple[str, str]:
     """The name of the function that a call with a custom rule stands for, and its file and line."""
     name, _, place = opened(called(eqn))[0].debug_info.func_src_info.partition(" at ")
     return name, place
+
+
+def line_of(eqn: Equation) -> str:
+    """The user's line that an equation comes from: file, line and function."""
+    return source_info_util.summarize(eqn.source_info)
 
 
 def rule_consts(eqn: Equation) -> int:

@@ -1,0 +1,112 @@
+"""What is detached by intent: `stop_gradient`, and custom rules that are meant to differ.
+
+A gradient that passes through `stop_gradient` is not the derivative of the function, but that of
+another: one in which what is stopped is held at its value at the point. That one is evaluated here,
+at the point and beside it in step, so that what is stopped there can be taken from the point. A
+custom rule that is trusted (straight-through, say) is held likewise: its function goes on from the
+point along the derivative that the rule claims.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+from jax.extend.core import primitives
+
+from jaxnn.checking.evidence import Verdict
+from jaxnn.checking.findings import LeafReport
+from jaxnn.numerical.float64 import Evaluation
+from jaxnn.numerical.interpret import (
+    CUSTOM_RULES,
+    Equation,
+    Program,
+    bind,
+    called,
+    equations,
+    line_of,
+    source,
+)
+
+# The axis along which the point and what is beside it are evaluated.
+_AXIS = "jaxnn_held"
+
+
+def stops(program: Program) -> tuple[str, ...]:
+    """Where a program holds `stop_gradient`: file, line and function, each once."""
+    found = (e for e in equations(program) if e.primitive is primitives.stop_gradient_p)
+    return tuple(dict.fromkeys(filter(None, map(line_of, found))))
+
+
+def holding(
+    stopped: bool, trust: Sequence[str]
+) -> dict[core.Primitive, Callable[[Equation, list[Any], Evaluation], Any]]:
+    """Rules of evaluation for `beside`, that hold what is stopped, and rules that are trusted."""
+
+    def trusted(eqn, inputs, evaluation):
+        if source(eqn)[0] not in trust:
+            return evaluation(called(eqn), inputs)
+        plain = {p: rule for p, rule in evaluation.rules.items() if p not in CUSTOM_RULES}
+        along_rule = evaluation._replace(rules=plain)
+        return along_rule(_continued(eqn), [*map(_at_point, inputs), *inputs])
+
+    rules: dict[core.Primitive, Callable] = dict.fromkeys(CUSTOM_RULES, trusted) if trust else {}
+    if stopped:
+        rules[primitives.stop_gradient_p] = lambda _, inputs, __: [_at_point(inputs[0])]
+    return rules
+
+
+def beside(value: Callable) -> Callable:
+    """`value` as a function of a point, what is beside it, and data: in step with the point."""
+
+    def held(point, moved, data):
+        both = [jnp.stack(pair) for pair in zip(point, moved, strict=True)]
+        return jax.vmap(lambda x: value(x, data), axis_name=_AXIS)(both)[1]
+
+    return held
+
+
+def as_detached(leaf: LeafReport, held: LeafReport, places: Iterable[str]) -> LeafReport:
+    """What is known of a wrong leaf once what is stopped is held."""
+    if leaf.verdict is not Verdict.DIFFERS or not held.verdict.ok:
+        return leaf
+    hint = (
+        f"with what `stop_gradient` stops held at the point, values and gradient agree to "
+        f"{held.digits:.1f} digits ({', '.join(places)})"
+    )
+    return leaf._replace(verdict=Verdict.DETACHED, hint=hint)
+
+
+def _at_point(x: Any) -> Any:
+    """What stands here at the point, for the point and what is beside it."""
+    return lax.all_gather(x, _AXIS)[0]
+
+
+def _continued(eqn: Equation) -> Program:
+    """The function of a call with a rule, from one set of inputs to another along the derivative
+    that the rule claims at the first.
+    """
+    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    moving = [i for i, aval in enumerate(avals) if jnp.issubdtype(aval.dtype, jnp.inexact)]
+
+    def of(start, some):
+        full = list(start)
+        for i, x in zip(moving, some, strict=True):
+            full[i] = x
+        return bind(eqn, full)
+
+    def continued(*both):
+        start, end = both[: len(avals)], both[len(avals) :]
+        some = [start[i] for i in moving]
+        steps = [end[i] - start[i] for i in moving]
+        if eqn.primitive is primitives.custom_jvp_call_p:
+            outputs, changes = jax.jvp(lambda *x: of(start, x), tuple(some), tuple(steps))
+        else:
+            outputs, back = jax.vjp(lambda *x: of(start, x), *some)
+            (changes,) = (jax.linear_transpose(back, outputs)(tuple(steps)),)
+            changes = changes[0] if isinstance(changes, tuple) and len(changes) == 1 else changes
+        return [y + dy for y, dy in zip(outputs, changes, strict=True)]
+
+    return jax.make_jaxpr(continued)(*avals, *avals)

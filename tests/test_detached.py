@@ -1,0 +1,98 @@
+"""Gradients that stop by intent: what is stopped is held at the point, and the line is named."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from jaxnn import GradientError, assert_gradient, check_gradient
+
+stop = lax.stop_gradient
+X = jnp.linspace(0.3, 1.7, 5)
+
+
+def two_networks(p):
+    return jnp.sum((jnp.tanh(p["a"] * X) - stop(jnp.sin(p["a"] * p["b"] * X))) ** 2)
+
+
+def straight_through(x):
+    return jnp.sum(jnp.sin(x + stop(jnp.round(4 * x) / 4 - x)))
+
+
+def in_a_scan(x):
+    def step(carry, y):
+        return jnp.tanh(carry + y * stop(carry)), carry * y
+
+    return jnp.sum(lax.scan(step, jnp.float32(0.5), x)[1])
+
+
+def in_a_loop(x):
+    return lax.fori_loop(0, 3, lambda _, c: c + jnp.sin(x) * stop(c), x).sum()
+
+
+def in_a_branch(x):
+    return lax.cond(x[0] > 0, lambda x: jnp.sum(x * stop(x)), jnp.sum, x)
+
+
+def score_function(logits):
+    actions = jax.random.categorical(jax.random.key(0), logits, shape=(20,))
+    chosen = jax.nn.log_softmax(logits)[actions]
+    return jnp.sum(chosen * stop(jnp.sin(actions * 1.0) - chosen))
+
+
+CASES = [
+    (two_networks, {"a": jnp.float32(0.7), "b": jnp.float32(0.4)}),
+    (straight_through, X),
+    (in_a_scan, X),
+    (in_a_loop, X),
+    (in_a_branch, X),
+    (score_function, X),
+]
+
+
+@pytest.mark.parametrize("f, point", CASES, ids=lambda case: getattr(case, "__name__", ""))
+def test_what_is_stopped_by_intent_is_detached_and_its_line_is_named(f, point):
+    report = check_gradient(f, point)
+    assert report.verdict == "detached" and not report.ok
+    for leaf in report.leaves:
+        assert leaf.verdict == "detached" and "test_detached.py:" in leaf.hint
+    with pytest.raises(GradientError, match="detached"):
+        assert_gradient(f, point)
+
+
+@pytest.mark.parametrize("f, point", CASES, ids=lambda case: getattr(case, "__name__", ""))
+def test_held_at_the_point_the_gradient_is_right(f, point):
+    report = check_gradient(f, point, stop_gradient="held")
+    assert report.verdict == "agrees" and min(leaf.digits for leaf in report.leaves) > 8
+    assert any("test_detached.py:" in note for note in report.notes)
+    assert_gradient(f, point, stop_gradient="held")
+
+
+def test_a_wrong_gradient_beside_something_stopped_is_wrong():
+    @jax.custom_vjp
+    def square(x):
+        return x**2
+
+    square.defvjp(lambda x: (x**2, x), lambda x, g: (3 * x * g,))
+    for how in ("report", "held"):
+        f = lambda x: jnp.sum(square(x) * stop(jnp.sin(x)))  # noqa: E731
+        report = check_gradient(f, X, stop_gradient=how)
+        assert report.verdict == "differs" and "detached" not in report.leaves[0].hint
+
+
+def quantised_vjp(x):
+    return jnp.round(4 * x) / 4
+
+
+quantised_jvp = jax.custom_jvp(lambda x: quantised_vjp(x))
+quantised_jvp.defjvp(lambda x, t: (quantised_jvp(*x), t[0]))
+backward = jax.custom_vjp(quantised_vjp)
+backward.defvjp(lambda x: (backward(x), None), lambda _, g: (g,))
+
+
+@pytest.mark.parametrize("rule, name", [(backward, "quantised_vjp"), (quantised_jvp, "<lambda>")])
+def test_a_rule_that_is_meant_to_differ_can_be_trusted(rule, name):
+    f = lambda x: jnp.sum(jnp.sin(rule(x) * x))  # noqa: E731
+    assert check_gradient(f, X).verdict == "differs"
+    assert check_gradient(f, X, trust=[name]).verdict == "agrees"
+    assert check_gradient(f, X, trust=["another"]).verdict == "differs"

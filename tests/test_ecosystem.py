@@ -1,0 +1,183 @@
+"""Models and solvers of other libraries as they are: `pip install ".[ecosystem]"` brings them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.experimental import sparse
+
+from jaxnn import check_gradient, gradient_descent, minimize, numerical_grad
+
+pytestmark = pytest.mark.ecosystem
+X = jnp.linspace(-1, 1, 15).reshape(5, 3)
+
+
+def library(name):
+    return pytest.importorskip(name, reason=f"{name} comes with '.[ecosystem]'")
+
+
+def agrees(f, *args, **options):
+    report = check_gradient(f, *args, **options)
+    assert report.verdict == "agrees", str(report)
+    return report
+
+
+@pytest.fixture
+def mlp():
+    eqx = library("equinox")
+    return eqx.nn.MLP(3, 1, 8, 2, key=jax.random.key(0))
+
+
+def error(model, x):
+    return jnp.mean(jax.vmap(model)(x) ** 2)
+
+
+def test_an_equinox_module(mlp):
+    report = agrees(error, mlp, X)
+    assert len(report.leaves) == 6
+    assert "[0].activation (function)" in report.notes[0]
+
+
+def test_an_equinox_gradient(mlp):
+    eqx = library("equinox")
+    agrees(error, mlp, X, gradient=eqx.filter_grad(error))
+    doubled = lambda m, x: jax.tree.map(lambda g: 2 * g, eqx.filter_grad(error)(m, x))  # noqa: E731
+    report = check_gradient(error, mlp, X, gradient=doubled)
+    assert {leaf.verdict for leaf in report.leaves} == {"differs"}
+
+
+def test_leaves_of_an_equinox_module_are_chosen(mlp):
+    eqx = library("equinox")
+    none = jax.tree.map(lambda _: False, mlp)
+    where = eqx.tree_at(lambda m: m.layers[0].weight, none, True)
+    report = agrees(error, mlp, X, where=where)
+    assert [leaf.path for leaf in report.leaves] == ["[0].layers[0].weight"]
+
+
+def test_an_equinox_module_in_derivatives_and_descent(mlp):
+    eqx = library("equinox")
+    numerical, automatic = numerical_grad(error)(mlp, X), eqx.filter_grad(error)(mlp, X)
+    pairs = zip(jax.tree.leaves(numerical), jax.tree.leaves(automatic), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+    loss = lambda m: error(m, X)  # noqa: E731
+    end = gradient_descent(loss, mlp, lr=0.1, step_num=50)
+    assert type(end) is type(mlp) and loss(end) < loss(mlp)
+    assert minimize(loss, mlp, optax.adam(0.01), max_steps=20).loss < loss(mlp)
+
+
+def test_batch_norm_with_its_state():
+    eqx = library("equinox")
+    model, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(3, "batch", mode="batch")
+    f = lambda m, s: jnp.sum(  # noqa: E731
+        jax.vmap(m, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(X, s)[0] ** 2 * X
+    )
+    agrees(f, model, state)
+
+
+@pytest.fixture
+def network():
+    nnx = library("flax.nnx")
+
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.first, self.last = nnx.Linear(3, 8, rngs=rngs), nnx.Linear(8, 1, rngs=rngs)
+
+        def __call__(self, x):
+            return self.last(nnx.tanh(self.first(x)))
+
+    return Network(nnx.Rngs(0))
+
+
+def squared(model, x):
+    return jnp.mean(model(x) ** 2)
+
+
+def test_an_nnx_module_its_state_and_its_gradient(network):
+    nnx = library("flax.nnx")
+    assert len(agrees(squared, network, X).leaves) == 4
+    agrees(squared, network, X, gradient=nnx.grad(squared))
+    graph, state = nnx.split(network)
+    agrees(lambda s, x: squared(nnx.merge(graph, s), x), state, X)
+    doubled = lambda m, x: jax.tree.map(lambda g: 2 * g, nnx.grad(squared)(m, x))  # noqa: E731
+    assert check_gradient(squared, network, X, gradient=doubled).verdict == "differs"
+
+
+def test_variables_of_linen_and_haiku():
+    nn, hk = library("flax.linen"), library("haiku")
+    linen = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(1)])
+    agrees(lambda p: jnp.mean(linen.apply(p, X) ** 2), linen.init(jax.random.key(0), X))
+    haiku = hk.transform(lambda x: hk.nets.MLP([8, 1])(x))
+    params = haiku.init(jax.random.PRNGKey(0), X)
+    agrees(lambda p: jnp.mean(haiku.apply(p, None, X) ** 2), params)
+
+
+def test_dataclasses():
+    chex, jdc = library("chex"), library("jax_dataclasses")
+
+    @chex.dataclass
+    class Named:
+        a: jax.Array
+        name: str
+
+    @jdc.pytree_dataclass
+    class Powered:
+        a: jax.Array
+        n: jdc.Static[int]
+        k: int
+
+    agrees(lambda p: jnp.sum(p.a**2), Named(a=jnp.ones(3), name="squares"))
+    agrees(lambda p: jnp.sum(p.a**p.n) * p.k, Powered(jnp.ones(3), 2, 3))
+
+
+def test_a_sparse_matrix():
+    matrix = sparse.BCOO.fromdense(jnp.array([[1.0, 0, 2], [0, 3, 0]]))
+    f = lambda m: jnp.sum((m @ jnp.ones(3)) ** 2)  # noqa: E731
+    agrees(f, matrix)
+    np.testing.assert_allclose(numerical_grad(f)(matrix).data, [6, 6, 6], rtol=1e-5)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_differential_equation(adaptive):
+    diffrax = library("diffrax")
+    steps = diffrax.PIDController(1e-4, 1e-6) if adaptive else diffrax.ConstantStepSize()
+
+    def f(k):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, k: -k * y),
+            diffrax.Tsit5(),
+            0,
+            1,
+            0.05,
+            jnp.array([1.0, 2.0]),
+            args=k,
+            saveat=diffrax.SaveAt(ts=jnp.linspace(0, 1, 5)),
+            stepsize_controller=steps,
+        )
+        return jnp.sum(solution.ys**2)
+
+    k = jnp.float32(0.7)
+    assert agrees(f, k).leaves[0].digits > 7
+    np.testing.assert_allclose(numerical_grad(f)(k), jax.grad(f)(k), rtol=1e-4)
+
+
+def test_a_root_and_a_linear_system():
+    optx, lx = library("optimistix"), library("lineax")
+
+    def f(a):
+        newton = optx.Newton(1e-5, 1e-5)
+        return optx.root_find(lambda y, a: y - a * jnp.cos(y), newton, jnp.float32(0.5), a).value
+
+    a, matrix = jnp.float32(0.9), jnp.array([[3.0, 1], [1, 2]])
+    agrees(f, a)
+    np.testing.assert_allclose(numerical_grad(f)(a), jax.grad(f)(a), rtol=1e-3)
+    solve = lambda m: lx.linear_solve(lx.MatrixLinearOperator(m), jnp.ones(2)).value  # noqa: E731
+    agrees(lambda m: jnp.sum(solve(m) ** 2), matrix)
+
+
+def test_a_normalising_flow():
+    flows, distributions = library("flowjax.flows"), library("flowjax.distributions")
+    base = distributions.Normal(jnp.zeros(2))
+    flow = flows.masked_autoregressive_flow(jax.random.key(0), base_dist=base)
+    agrees(lambda flow: -jnp.mean(flow.log_prob(jnp.ones((4, 2)))), flow)

@@ -1,0 +1,344 @@
+"""Programs as researchers have them: any pytree, any of JAX's transformations, any output."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gradient_cases import draw
+from jax import lax
+from jax.experimental import checkify, pallas as pl
+from jax.experimental.ode import odeint
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.test_util import check_grads
+
+from jaxnn import (
+    check_gradient,
+    descent_path,
+    gradient_descent,
+    minimize,
+    numerical_grad,
+    numerical_jacobian,
+)
+
+X = jnp.linspace(0.3, 1.7, 8)
+MESH = jax.make_mesh((1,), ("i",), axis_types=(AxisType.Auto,))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def apply(f, x):
+    return f(x)
+
+
+apply.defvjp(lambda f, x: (f(x), x), lambda f, x, g: (jax.vjp(f, x)[1](g)[0],))
+
+
+def looped(x):
+    return lax.while_loop(lambda c: c[0] < 5, lambda c: (c[0] + 1, 1.1 * jnp.sin(c[1])), (0, x))[1]
+
+
+def doubled(ref, out):
+    out[...] = 2 * jnp.sin(ref[...])
+
+
+def kernel(x):
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return pl.pallas_call(doubled, out_shape=shape, interpret=True)(x)
+
+
+def with_a_ref(x):
+    ref = jax.new_ref(x)
+    ref[...] = 2 * ref[...]
+    return jnp.sum(jnp.sin(ref[...]))
+
+
+def checked(x):
+    checkify.check(jnp.all(x > 0), "negative")
+    return jnp.sum(jnp.log(x))
+
+
+def root(a):
+    solve = lambda f, y: lax.fori_loop(0, 60, lambda _, y: y - f(y) / (1 + a * jnp.sin(y)), y)  # noqa: E731
+    tangent = lambda g, y: y / g(jnp.ones_like(y))  # noqa: E731
+    return lax.custom_root(lambda y: y - a * jnp.cos(y), jnp.float32(0.5), solve, tangent)
+
+
+def solved(a):
+    b = jnp.array([1.0, 2.0])
+    return lax.custom_linear_solve(lambda y: a @ y, b, lambda _, b: jnp.linalg.solve(a, b)).sum()
+
+
+def window(function, start, padding):
+    return lambda x: lax.reduce_window(x, start, function, (3,), (1,), padding)
+
+
+def on_mesh(x):
+    spec = PartitionSpec("i")
+    local = lambda x: lax.psum(jnp.sin(x) * x, "i")  # noqa: E731
+    return jax.shard_map(local, mesh=MESH, in_specs=spec, out_specs=PartitionSpec())(x).sum()
+
+
+class Bound:
+    def square(self, x):
+        return jnp.sum(x**2)
+
+
+PROGRAMS = {
+    "shard_map": on_mesh,
+    "pmap": lambda x: jax.pmap(lambda x: jnp.sin(x) * x)(x[None]).sum(),
+    "pmap and psum": lambda x: jax.pmap(lambda x: lax.psum(x**2, "i"), axis_name="i")(
+        x[None]
+    ).sum(),
+    "pmap under checkpoint": jax.checkpoint(lambda x: jax.pmap(jnp.sin)(x[None]).sum()),
+    "device_put in jit": jax.jit(
+        lambda x: jax.device_put(jnp.sin(x), NamedSharding(MESH, PartitionSpec("i"))).sum()
+    ),
+    "custom_vjp with functions": lambda x: apply(jnp.sin, x).sum(),
+    "custom_vjp in another": lambda x: apply(lambda y: apply(jnp.sin, y) * 2, x).sum(),
+    "custom_vjp in scan": lambda x: lax.scan(lambda c, y: (apply(jnp.sin, c) + y, c), x[0], x)[0],
+    "jvp inside": lambda x: jax.jvp(jnp.sin, (x,), (x,))[1].sum(),
+    "checkpoint": jax.checkpoint(lambda x: jnp.sin(jnp.sin(x)).sum()),
+    "partial": functools.partial(lambda n, x: jnp.sum(x**n), 3),
+    "bound method": Bound().square,
+    "donated": jax.jit(lambda x: jnp.sum(x**2), donate_argnums=0),
+    "ref": with_a_ref,
+    "checkify": lambda x: checkify.checkify(checked)(x)[1],
+    "custom_root": lambda x: root(x[2]),
+    "padded window": lambda x: window(lax.add, 0.0, ((5, 5),))(x).sum(),
+    "window of masks": lambda x: jnp.exp(window(lax.max, -jnp.inf, ((5, 5),))(x)).sum(),
+}
+FORWARD = {
+    "while": lambda x: looped(x).sum(),
+    "custom_linear_solve": lambda x: solved(x[:4].reshape(2, 2) + 3 * jnp.eye(2)),
+    "window of a function": lambda x: window(lambda a, b: a + b + 0.1 * a * b, 0.0, "VALID")(
+        x
+    ).sum(),
+    "Pallas kernel": lambda x: kernel(x).sum(),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_is_checked_as_it_is(name):
+    point = X + 0  # a copy, as one of them donates
+    report = check_gradient(PROGRAMS[name], point)
+    assert report.verdict == "agrees" and report.leaves[0].digits > 9, str(report)
+    assert not point.is_deleted()
+
+
+@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("order", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_where_there_is_no_reverse_mode_the_forward_mode_is_checked(name, order):
+    report = check_gradient(FORWARD[name], X, order=order)
+    assert report.verdict == "agrees", str(report)
+    assert any("the forward mode was checked" in note for note in report.notes)
+
+
+def test_a_wrong_rule_is_found_in_forward_mode():
+    wrong = jax.custom_jvp(lambda x: x**2)
+    wrong.defjvp(lambda x, t: (x[0] ** 2, 3 * x[0] * t[0]))
+    report = check_gradient(lambda x: looped(wrong(x)).sum(), X)
+    assert report.verdict == "differs" and "= 1.5" in report.leaves[0].pattern
+
+
+@pytest.mark.parametrize(
+    "modes, order",
+    [
+        *[(("rev",), order) for order in (1, 3)],
+        *[(modes, 1) for modes in (("fwd",), ("fwd", "rev"))],
+        pytest.param(("rev",), 4, marks=pytest.mark.slow),
+        *[pytest.param(("fwd", "rev"), order, marks=pytest.mark.slow) for order in (2, 3, 4)],
+    ],
+)
+def test_what_check_grads_takes_is_taken(order, modes):
+    f = lambda x, y: jnp.sin(x * y) / (1 + x**2)  # noqa: E731
+    args = X[:3], X[3:6]
+    if order <= 2:
+        check_grads(f, args, order=order, modes=list(modes), atol=0.1, rtol=0.1)
+    report = check_gradient(f, *args, argnums=(0, 1), order=order, modes=modes)
+    assert report.ok and report.order == order
+
+
+COMPLEX = {
+    "fft": jnp.fft.fft,
+    "inverse": jnp.linalg.inv,
+    "singular values": lambda z: jnp.linalg.svd(z, compute_uv=False),
+    "qr": lambda z: jnp.abs(jnp.linalg.qr(z)[1]),
+    "slogdet": jnp.linalg.slogdet,
+    "cholesky": lambda z: jnp.linalg.cholesky(z @ z.conj().T + jnp.eye(3)),
+    "eigenvalues": lambda z: jnp.linalg.eigvalsh(z + z.conj().T),
+}
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_complex_matrices_and_outputs_are_checked(name):
+    z = draw(3, 3, 3) + 1j * draw(4, 3, 3) + 2 * jnp.eye(3)
+    report = check_gradient(COMPLEX[name], z)
+    assert report.verdict == "agrees" and report.leaves[0].shape == (3, 3), str(report)
+    assert any("random projection" in note for note in report.notes)
+
+
+def test_a_wrong_rule_of_a_complex_leaf_does_not_hide_beside_a_real_one():
+    @jax.custom_vjp
+    def square(z):
+        return jnp.sum(jnp.abs(z) ** 2)
+
+    square.defvjp(lambda z: (square(z), z), lambda z, g: (7 * g * z.conj(),))
+    point = {"x": X, "z": draw(1, 2) + 1j * draw(2, 2)}
+    report = check_gradient(lambda p: jnp.sum(p["x"] ** 2) + square(p["z"]), point)
+    assert {leaf.path: leaf.verdict for leaf in report.leaves} == {
+        "[0]['x']": "agrees",
+        "[0]['z']": "differs",
+    }
+
+
+def test_derivatives_by_complex_entries_follow_jaxs_convention():
+    z = draw(1, 3) + 1j * draw(2, 3)
+    f = lambda z: jnp.sum(jnp.abs(z) ** 2) + jnp.real(z[0] * z[1] ** 2)  # noqa: E731
+    np.testing.assert_allclose(numerical_grad(f)(z), jax.grad(f)(z), rtol=1e-5)
+    g = lambda z: jnp.abs(z) ** 2  # noqa: E731
+    np.testing.assert_allclose(numerical_jacobian(g)(z), jax.jacrev(g)(z), rtol=1e-5, atol=1e-5)
+
+
+MIXED = {"x": X, "f": jnp.sin, "n": 2, "name": "sine", "key": jax.random.key(0), "none": None}
+
+
+def mixed(p):
+    noise = jax.random.uniform(p["key"], p["x"].shape)
+    return jnp.sum(p["f"](p["x"] + noise) ** p["n"])
+
+
+def test_what_is_no_number_is_held_fixed_and_said_to_be():
+    report = check_gradient(mixed, MIXED)
+    assert report.ok and len(report.leaves) == 1
+    (note,) = report.notes
+    for what in ("['f'] (function)", "['key'] (key<fry>)", "['n'] (int)", "['name'] (str)"):
+        assert what in note
+
+
+def test_it_is_held_fixed_by_derivatives_and_descent_alike():
+    import optax
+
+    found = numerical_grad(mixed)(MIXED)
+    right = jax.grad(lambda x: mixed(MIXED | {"x": x}))(X)
+    np.testing.assert_allclose(found["x"], right, rtol=1e-5, atol=1e-6)
+    assert found["f"] is None and found["name"] is None
+    assert found["n"].dtype == found["key"].dtype == jax.dtypes.float0
+    end = gradient_descent(mixed, MIXED, lr=0.1, step_num=30)
+    assert end["f"] is jnp.sin and end["n"] == 2 and mixed(end) < mixed(MIXED)
+    assert descent_path(mixed, MIXED, 0.1, 3).points["x"].shape == (4, 8)
+    assert minimize(mixed, MIXED, optax.sgd(0.1), max_steps=5).x["name"] == "sine"
+
+
+def test_complex_leaves_descend():
+    z = draw(1, 3) + 1j * draw(2, 3)
+    end = gradient_descent(lambda z: jnp.sum(jnp.abs(z - 1j) ** 2), z, lr=0.1, step_num=200)
+    np.testing.assert_allclose(end, jnp.full(3, 1j), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "where", [lambda leaf: leaf.ndim == 1, {"w": False, "b": True}], ids=["function", "tree"]
+)
+def test_where_chooses_leaves(where):
+    point = {"w": draw(0, 3, 2), "b": draw(1, 2)}
+    f = lambda p: jnp.sum(jnp.tanh(p["w"] + p["b"]))  # noqa: E731
+    report = check_gradient(f, point, where=where)
+    assert [leaf.path for leaf in report.leaves] == ["[0]['b']"]
+    assert any("held fixed: [0]['w'] (float32)" in note for note in report.notes)
+
+
+def test_a_gradient_may_leave_out_what_is_held_fixed():
+    f = lambda p: jnp.sum(p["x"] ** p["n"])  # noqa: E731
+    point = {"x": X, "n": 3}
+    right = lambda p: {"x": 3 * p["x"] ** 2, "n": None}  # noqa: E731
+    assert check_gradient(f, point, gradient=right).ok
+    assert check_gradient(f, point, gradient=lambda p: {"x": 3 * p["x"] ** 2}).ok
+    assert not check_gradient(f, point, gradient=lambda p: {"x": p["x"] ** 2}).ok
+
+
+def test_keyword_arguments_are_held_fixed():
+    f = lambda x, *, n, scale: scale * jnp.sum(x**n)  # noqa: E731
+    assert check_gradient(f, X, kwargs={"n": 3, "scale": 0.5}).ok
+
+
+def test_printing_happens_once_and_costs_no_digits(capfd):
+    def f(x):
+        jax.debug.print("seen {}", x[0])
+        return jnp.sum(jnp.sin(x))
+
+    report = check_gradient(f, X)
+    jax.effects_barrier()
+    assert capfd.readouterr().out.count("seen") == 1
+    assert report.ok and report.leaves[0].digits > 9
+
+
+def test_a_callback_that_is_not_taken_costs_no_digits():
+    like = jax.ShapeDtypeStruct((), jnp.float32)
+
+    def f(x):
+        rare = lambda x: jax.pure_callback(lambda x: x, like, x)  # noqa: E731
+        return lax.cond(x > 1e6, lambda x: lax.stop_gradient(rare(x)), jnp.sin, x)
+
+    report = check_gradient(f, jnp.float32(0.7), gradient=jnp.cos)
+    assert report.ok and report.leaves[0].bound < 1e-8
+
+
+@pytest.mark.parametrize("point", [-100.0, -90.0, -120.0])
+def test_what_underflows_is_the_dtypes_0(point):
+    report = check_gradient(jnp.exp, jnp.float32(point))
+    assert report.verdict == "agrees"
+    if point != -90.0:
+        assert "smallest number of float32" in report.leaves[0].hint or not math.exp(point)
+
+
+def test_the_slope_of_nothing_agrees_with_none():
+    report = check_gradient(jnp.linalg.det, jnp.diag(jnp.array([1.0, 2, 0, 0])))
+    assert report.verdict == "agrees" and "nothing beside" in report.leaves[0].hint
+
+
+@pytest.mark.parametrize("f", [jax.nn.mish, jax.nn.softplus, jnp.exp])
+@pytest.mark.parametrize("x", [math.inf, -math.inf, math.nan])
+def test_at_infinity_nothing_is_accused_and_nothing_vouched_for(f, x):
+    report = check_gradient(f, jnp.float32(x))
+    assert report.verdict == "unresolved" and "no step leads from there" in report.leaves[0].hint
+
+
+def test_entries_beside_one_at_infinity_are_still_checked():
+    f = lambda x: jnp.sum(jax.nn.sigmoid(x))  # noqa: E731
+    point = jnp.array([jnp.inf, 0.5, -1.0])
+    assert check_gradient(f, point).verdict == "unresolved"
+    wrong = lambda x: jax.grad(f)(x).at[1].multiply(2.0)  # noqa: E731
+    report = check_gradient(f, point, gradient=wrong)
+    assert report.verdict == "differs" and report.leaves[0].entries[0].index == (1,)
+
+
+def test_masked_outputs_are_left_out_of_the_projection():
+    report = check_gradient(lambda x: jnp.where(x > 1, x**2, -jnp.inf), X)
+    assert report.verdict == "agrees"
+
+
+@pytest.mark.slow
+def test_an_implicit_gradient_is_neither_accused_nor_vouched_for():
+    draw_gamma = lambda a: jax.random.gamma(jax.random.key(0), a).sum()  # noqa: E731
+    report = check_gradient(draw_gamma, X)
+    assert report.verdict == "unresolved" and "implicit" in report.leaves[0].hint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-4, 1e-5, 1e-8])
+def test_adaptive_steps_are_not_charged_to_the_gradient(tolerance):
+    slope = lambda y, t, k: -k * y * (1 + jnp.sin(t))  # noqa: E731
+    times, start = jnp.linspace(0, 1.0, 4), jnp.array([1.0, 2.0])
+    f = lambda k: odeint(slope, start, times, k, rtol=tolerance, atol=tolerance).sum()  # noqa: E731
+    report = check_gradient(f, jnp.float32(0.7))
+    assert report.verdict in ("agrees", "unresolved"), str(report)
+    assert report.leaves[0].digits > 3
+
+
+def test_a_sharded_leaf_is_checked_where_it_is():
+    sharded = jax.device_put(X, NamedSharding(MESH, PartitionSpec("i")))
+    assert check_gradient(lambda x: jnp.sum(jnp.sin(x)), sharded).ok
+    explicit = jax.make_mesh((1,), ("i",), axis_types=(AxisType.Explicit,))
+    placed = jax.device_put(X, NamedSharding(explicit, PartitionSpec("i")))
+    assert check_gradient(lambda x: jnp.sum(jnp.sin(x)), placed).ok
