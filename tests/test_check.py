@@ -421,3 +421,20 @@ def test_a_gradient_that_is_not_conjugated_is_named_entry_by_entry():
     right = {entry.index: entry.numerical for entry in leaf.entries}
     np.testing.assert_allclose([right[(i,)] for i in range(3)], 2 * np.conj(z), rtol=1e-6)
     assert json.loads(json.dumps(report.to_dict()))["leaves"][0]["entries"][0]["autodiff"]
+
+
+def other_value(x):
+    return jnp.sum(x**2)
+
+
+with_another_value = jax.custom_vjp(other_value)
+with_another_value.defvjp(lambda x: (other_value(x) + 0.5, x), lambda x, g: (2 * x * g,))
+
+
+def test_a_forward_pass_that_returns_another_value_is_named():
+    report = check_gradient(lambda x: with_another_value(jnp.sin(x)), draw(0, 4))
+    assert report.verdict == "differs" and not report.ok
+    assert any("another value" in note for note in report.notes)
+    (rule_report,) = report.rules
+    assert (rule_report.name, rule_report.verdict) == ("other_value", "differs")
+    assert "test_check.py" in rule_report.where and rule_report.argument is None

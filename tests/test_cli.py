@@ -153,7 +153,7 @@ def test_a_directory_without_the_files_is_one_line(capsys, tmp_path):
 
 
 MODEL = """
-import jax, jax.numpy as jnp
+import jax, jax.numpy as jnp, numpy as np
 def right(x=jnp.array([1.0, 2.0])):
     return jnp.sum(x**2)
 @jax.custom_vjp
@@ -164,7 +164,7 @@ def wrong():
     return square, (jnp.array([1.0, 2.0]),)
 def noisy(x=jnp.array([1.0])):
     form = jax.ShapeDtypeStruct((), x.dtype)
-    host = lambda a: (a * 0 + 1e4).astype(a.dtype)
+    host = lambda a: (1e4 + np.sin(1e7 * np.float64(a))).astype(a.dtype)
     y = jax.pure_callback(host, form, jax.lax.stop_gradient(x[0]))
     return y + 1e-9 * x[0]
 def needs(x): return x

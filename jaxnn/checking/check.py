@@ -40,6 +40,7 @@ from jaxnn.checking.detached import as_detached, stops
 from jaxnn.checking.evidence import (
     ALL_DIGITS,
     NOTHING,
+    ROUNDINGS_BETWEEN_CALLS,
     Evidence,
     Verdict,
     digits_shared,
@@ -49,7 +50,7 @@ from jaxnn.checking.evidence import (
     same_value,
 )
 from jaxnn.checking.findings import Entry, LeafReport
-from jaxnn.checking.line import Comparison, Line, entry_scales
+from jaxnn.checking.line import Line, entry_scales
 from jaxnn.checking.locate import Claimed, Findings, examine
 from jaxnn.checking.own_dtype import Loss, own_dtype_loss
 from jaxnn.checking.programs import Point, Programs, Settings, prepare
@@ -195,11 +196,15 @@ class Claims(NamedTuple):
       value: of the function, in the user's dtypes.
       own: the gradient by each leaf, in the user's dtypes.
       wide: the same in float64: this is held against values.
+      forward: the value that the differentiated function has, in float64; NaN if there is none.
+      centre: the value that the function has, in float64, once it was asked for.
     """
 
     value: float
     own: list[np.ndarray]
     wide: list[Any]
+    forward: float = math.nan
+    centre: float = math.nan
 
 
 def _check(
@@ -210,6 +215,7 @@ def _check(
     report, claims = _held_against_values(call, point, settings, programs, by_hand, how)
     if by_hand or report.interrupted or programs.program is None:
         return report
+    tolerance = min(reach(x.dtype) for x in point.leaves)
     if programs.has_solver and _accused(report):
         settings = settings._replace(further=True)
         solved = prepare(call, point, settings)
@@ -233,7 +239,7 @@ def _check(
     if _accused(report):
         leaves = [within_approximation(leaf, programs.program) for leaf in report.leaves]
         report = report.with_leaves(leaves)
-    return report
+    return _with_forward_pass(report, claims, tolerance)
 
 
 def _accused(report: GradientReport) -> bool:
@@ -289,7 +295,7 @@ def _held_against_values(
     report = GradientReport.of(name, leaves, programs.rules(point), notes)
     return dataclasses.replace(
         report, order=settings.order, evaluations=line.evaluations, interrupted=interrupted
-    ), claims
+    ), claims._replace(centre=line.centre if line.centres else math.nan)
 
 
 def claim(point: Point, programs: Programs, dtype: Any, by_hand: Callable | None) -> Claims:
@@ -302,8 +308,10 @@ def claim(point: Point, programs: Programs, dtype: Any, by_hand: Callable | None
             f"{describe(value)}."
         )
     own = [np.asarray(g, np.float64) for g in (by_hand() if by_hand else own or [])]
-    wide = own if programs.wide is None else programs.wide_gradient(point, dtype)
-    return Claims(float(value), own, wide)
+    if programs.wide is None:
+        return Claims(float(value), own, own)
+    forward, wide = programs.in_float64(point, dtype)
+    return Claims(float(value), own, wide, forward)
 
 
 def _notes(call: Partition, settings: Settings, programs: Programs, line: Line) -> tuple[str, ...]:
@@ -330,6 +338,23 @@ def _notes(call: Partition, settings: Settings, programs: Programs, line: Line) 
     if line.centres and not np.isfinite(line.centre):
         notes.append(f"the function itself is {line.centre} here")
     return tuple(notes)
+
+
+def _with_forward_pass(report: GradientReport, claims: Claims, tolerance: float) -> GradientReport:
+    """The report, worse if the function has another value where it is differentiated."""
+    forward, centre = claims.forward, claims.centre
+    if not (np.isfinite(forward) and np.isfinite(centre)):
+        return report
+    bound = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps) * abs(centre)
+    verdict = judge(Evidence(forward, centre, centre, bound), tolerance)
+    if not verdict.wrong:
+        return report
+    note = (
+        f"where it is differentiated the function has another value, {forward:.6g} for "
+        f"{centre:.6g}: the forward pass of a custom rule"
+    )
+    verdict = max(report.verdict, verdict)
+    return dataclasses.replace(report, verdict=verdict).with_note(note)
 
 
 # So many leaves that are held fixed are named.
@@ -363,7 +388,7 @@ def _losses(
         """By how much roundings of the arguments change the gradient, up and down."""
         if programs.wide is None:
             return []
-        moved = [programs.wide_gradient(point, dtype, shake) for shake in (1.0, -1.0)]
+        moved = [programs.in_float64(point, dtype, shake)[1] for shake in (1.0, -1.0)]
         return [
             [np.abs(np.asarray(a) - np.asarray(b)) for a, b in zip(g, claims.wide, strict=True)]
             for g in moved
@@ -484,8 +509,10 @@ def _verdict(
     verdicts = [e.verdict for e in entries]
     if not findings.explained and is_diffuse(evidence, verdicts, tolerance):
         entries = [e for e in entries if e.verdict is Verdict.KINK]
-    steepest = float(np.max(np.abs(best.slope.differences), initial=0, where=_finite(best)))
-    counts = max(scale, NOTHING * max(abs(centre), best.slope.size, steepest))
+    # Beside the slope over the coarsest step, which no noise makes larger, it can be nothing too.
+    coarse = abs(float(best.slope.differences[0])) if len(best.slope.differences) else 0.0
+    coarse = coarse if np.isfinite(coarse) else 0.0
+    counts = max(scale, NOTHING * max(abs(centre), best.slope.size, coarse))
     line = best.slope.evidence(best.claim)
     if not np.isfinite(centre):
         line = line._replace(claim=centre)  # of no value there is no slope to claim
@@ -495,10 +522,6 @@ def _verdict(
         line = line._replace(claim=middle, left=middle, right=middle)
     whole = judge(line, tolerance, scale, counts)
     return max([whole, *(e.verdict for e in entries)]), entries
-
-
-def _finite(comparison: Comparison) -> np.ndarray:
-    return np.isfinite(comparison.slope.differences)
 
 
 def _by_weight(entry: Entry) -> tuple[int, float]:

@@ -124,8 +124,8 @@ class Traced:
         epsilon = float(jnp.finfo(dtype).eps)
         return Line(program, sizes, epsilon, _roundings(point, self.wide is None), watch)
 
-    def wide_gradient(self, point: Point, dtype: Any, shake: float = 0.0) -> list[Any]:
-        """The gradient in float64; `shake` moves the point, in roundings of its own dtypes."""
+    def in_float64(self, point: Point, dtype: Any, shake: float = 0.0) -> tuple[float, list[Any]]:
+        """Value and gradient in float64; `shake` moves the point, in roundings of its dtypes."""
         assert self.wide is not None
         leaves = point.leaves
         if shake:
@@ -136,7 +136,8 @@ class Traced:
                 moved.append(np.asarray(x, np.float64) * (1 + rounding * signs))
             leaves = moved
         with wide_arithmetic(dtype):
-            return self._unpacked(self.wide(self.packing.pack(leaves), point.data)[1])
+            value, gradient = self.wide(self.packing.pack(leaves), point.data)
+            return float(value), self._unpacked(gradient)
 
     def value_and_gradient(self, point: Point) -> tuple[Any, list[Any] | None]:
         """In the user's dtypes; no gradient where that is given by hand."""
