@@ -447,13 +447,8 @@ def _leaf_report(
     pattern, hint = causes.describe(
         entries, gradient, counts, not findings.explained, findings.ratio, place.paired
     )
-    nameless = verdict is Verdict.DIFFERS and not any(e.verdict.wrong for e in entries)
-    if nameless:
-        pattern = pattern or (
-            "the slope is wrong, but no single entry is by enough to be named"
-            if findings.searched
-            else "the slope is wrong; its entries were not looked at, as other leaves are wrong too"
-        )
+    if verdict is Verdict.DIFFERS and not any(e.verdict.wrong for e in entries):
+        pattern = pattern or _NAMELESS[findings.searched]
     elif beyond := causes.beyond_the_domain(entries, slope, centre):
         hint = beyond
     elif verdict is Verdict.UNRESOLVED:
@@ -491,6 +486,13 @@ def _leaf_report(
         steps=tuple(slope.steps.tolist()),
         differences=tuple(slope.differences.tolist()),
     )
+
+
+# Why no entry of a wrong leaf is named: whether they were looked for.
+_NAMELESS = {
+    True: "the slope is wrong, but no single entry is by enough to be named",
+    False: "the slope is wrong; its entries were not looked at, as other leaves are wrong too",
+}
 
 
 def _bare_report(place: Place, verdict: Verdict, hint: str) -> LeafReport:

@@ -121,10 +121,7 @@ class _Groups:
         self, leaves: Sequence[int], sizes: Sequence[float] | None = None
     ) -> Iterator[tuple[int, Findings]]:
         """What is known of the leaves of a group; `sizes` of their claims, once they are known."""
-        if len(leaves) == 1:
-            yield leaves[0], self._alone(leaves[0])
-            return
-        if self.brief:
+        if len(leaves) == 1 or self.brief:
             for k in leaves:
                 yield k, self._alone(k)
             return
@@ -135,15 +132,14 @@ class _Groups:
         for part in vouched:
             yield part.leaf, _shares(pair, part)
         rest = [part for part in parts if part not in vouched]
-        if not rest:
-            return
+        off = any(c.excess or c.slope.kink for c in pair)
         known = {part.leaf: pair[0].size_of(part.leaf) / part.weight for part in rest}
-        if sizes is None and (vouched or not any(c.excess or c.slope.kink for c in pair)):
+        if sizes is None and (vouched or not off):
             for group in _classes(known):
                 yield from self.examine(group, [known[k] for k in group])
-        elif any(c.excess or c.slope.kink for c in pair):
+        elif off and rest:
             yield from self._follow(pair, rest, known)
-        else:
+        elif rest:
             yield from self._halves(list(known), known)
 
     def _follow(
@@ -262,15 +258,22 @@ def examine_leaf(line: Line, leaf: int, claimed: Claimed) -> Findings:
     if not explained:
         for index in _sample(claims.size, SAMPLE):
             examine_index(index, quick)
-    else:  # what was only looked at tells nothing
-        telling = {i for i, e in known.items() if i in bad or e.verdict is not Verdict.AGREES}
-        telling |= {i ^ 1 for i in telling if claimed.paired[leaf]}
-        looked_at = _sample(claims.size, HANDFUL)  # more closely now
-        closer = lambda i: examine_entry(line, leaf, i, claimed, TIGHT)  # noqa: E731
-        known = {i: closer(i) if i in looked_at else known[i] for i in known if i in telling}
+    else:
+        known = _telling(line, leaf, claimed, known)
     # A line that led to an entry which is right, or known, does not hold if the other one does.
     holds = tuple(sorted(following)) or (0, 1)
     return Findings(tuple(asked[i] for i in holds), rest, _judged(known, bad), explained)
+
+
+def _telling(line: Line, leaf: int, claimed: Claimed, known: dict[int, Entry]) -> dict[int, Entry]:
+    """Of entries that explain everything those that are not right, known as closely as can be: what
+    was only looked at tells nothing.
+    """
+    telling = {i for i, entry in known.items() if entry.verdict is not Verdict.AGREES}
+    telling |= {i ^ 1 for i in telling if claimed.paired[leaf]}
+    looked_at = _sample(line.sizes[leaf], HANDFUL)
+    closer = lambda i: examine_entry(line, leaf, i, claimed, TIGHT)  # noqa: E731
+    return {i: closer(i) if i in looked_at else known[i] for i in known if i in telling}
 
 
 def _judged(known: dict[int, Entry], bad: Sequence[int]) -> tuple[Entry, ...]:
