@@ -148,9 +148,6 @@ def test_a_kink_of_one_leaf_is_that_leafs():
 def test_an_interrupted_check_gives_what_it_knows():
     asked = []
 
-    class Interrupts(dict):
-        pass
-
     def gradient(p):
         return jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), jax.grad(chain)(p))
 

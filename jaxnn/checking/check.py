@@ -197,7 +197,7 @@ class Claims(NamedTuple):
       own: the gradient by each leaf, in the user's dtypes.
       wide: the same in float64: this is held against values.
       forward: the value that the differentiated function has, in float64; NaN if there is none.
-      centre: the value that the function has, in float64, once it was asked for.
+      centre: the value that the function has, in float64; NaN before it was asked for.
     """
 
     value: float
@@ -295,7 +295,7 @@ def _held_against_values(
     report = GradientReport.of(name, leaves, programs.rules(point), notes)
     return dataclasses.replace(
         report, order=settings.order, evaluations=line.evaluations, interrupted=interrupted
-    ), claims._replace(centre=line.centre if line.centres else math.nan)
+    ), claims._replace(centre=line.centre)
 
 
 def claim(point: Point, programs: Programs, dtype: Any, by_hand: Callable | None) -> Claims:

@@ -8,6 +8,7 @@ than it helps.
 """
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -115,9 +116,10 @@ class Line:
     """Asks for slopes of one function at one point.
 
     Attributes:
+      sizes: of the leaves.
+      epsilon: the rounding of the values, relative.
       evaluations: how many values were asked for.
-      centre: the function's value at the point; NaN before the first question.
-      repeatable: whether it was the same each time.
+      centres: the function's value at the point, each time that something was asked.
     """
 
     def __init__(
@@ -145,8 +147,8 @@ class Line:
 
     @property
     def centre(self) -> float:
-        """The function's value at the point, as it was first."""
-        return self.centres[0]
+        """The function's value at the point, as it was first; NaN if nothing was asked."""
+        return self.centres[0] if self.centres else math.nan
 
     def whole(self, leaf: int, weight: float = 1.0) -> Part:
         """All entries of a leaf."""

@@ -34,6 +34,7 @@ _CALLS = {
     primitives.custom_jvp_call_p: "call_jaxpr",
     primitives.custom_vjp_call_p: "call_jaxpr",
 }
+_NUMBER = jax.ShapeDtypeStruct((), np.float32)
 CUSTOM_RULES = frozenset([primitives.custom_jvp_call_p, primitives.custom_vjp_call_p])
 LOOPS = frozenset([primitives.while_p, primitives.scan_p])
 # Primitives whose outputs have, at each place, what their inputs make of that place alone.
@@ -260,11 +261,12 @@ def is_foreign(primitive: core.Primitive) -> bool:
     return primitive is kernel or primitive in _callbacks()
 
 
+@functools.cache
 def prints() -> frozenset[core.Primitive]:
     """The primitives of `jax.debug.callback` and `jax.debug.print`, which give nothing back."""
-    like = jax.ShapeDtypeStruct((), np.float32)
-    calls = (lambda x: jax.debug.callback(lambda x: None, x), lambda x: jax.debug.print("{}", x))
-    return frozenset(jax.make_jaxpr(call)(like).eqns[0].primitive for call in calls)
+    return _first_primitives(
+        lambda x: jax.debug.callback(lambda x: None, x), lambda x: jax.debug.print("{}", x)
+    )
 
 
 def source(eqn: Equation) -> tuple[str, str]:
@@ -285,16 +287,17 @@ def rule_consts(eqn: Equation) -> int:
 
 @functools.cache
 def _callbacks() -> frozenset[core.Primitive]:
-    """Found in programs that hold one each, as JAX names none of them in public."""
-    like = jax.ShapeDtypeStruct((), np.float32)
-    calls = (
-        lambda x: jax.pure_callback(lambda x: x, like, x),
-        lambda x: io_callback(lambda x: x, like, x),
-        lambda x: jax.debug.callback(lambda x: None, x),
-        lambda x: jax.debug.print("{}", x),
-        lambda x: jax.ffi.ffi_call("none", like)(x),
+    """Host callbacks and foreign functions."""
+    return prints() | _first_primitives(
+        lambda x: jax.pure_callback(lambda x: x, _NUMBER, x),
+        lambda x: io_callback(lambda x: x, _NUMBER, x),
+        lambda x: jax.ffi.ffi_call("none", _NUMBER)(x),
     )
-    return frozenset(jax.make_jaxpr(call)(like).eqns[0].primitive for call in calls)
+
+
+def _first_primitives(*calls: Callable) -> frozenset[core.Primitive]:
+    """Found in programs that hold one each, as JAX names none of them in public."""
+    return frozenset(jax.make_jaxpr(call)(_NUMBER).eqns[0].primitive for call in calls)
 
 
 def _private(module: str, name: str) -> Any:
