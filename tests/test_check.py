@@ -438,3 +438,12 @@ def test_a_forward_pass_that_returns_another_value_is_named():
     (rule_report,) = report.rules
     assert (rule_report.name, rule_report.verdict) == ("other_value", "differs")
     assert "test_check.py" in rule_report.where and rule_report.argument is None
+
+
+@pytest.mark.parametrize("argnums", [(0, 1), (1, 0), (-1, 0)])
+def test_a_gradient_by_hand_comes_in_the_order_that_was_asked_for(argnums):
+    f = lambda x, y: jnp.sum(jnp.sin(x) * y**2)  # noqa: E731
+    args, right = (draw(0, 2), draw(1, 2)), jax.grad(f, argnums)
+    assert check_gradient(f, *args, argnums=argnums, gradient=right).verdict == "agrees"
+    swapped = lambda x, y: right(x, y)[::-1]  # noqa: E731
+    assert check_gradient(f, *args, argnums=argnums, gradient=swapped).verdict == "differs"

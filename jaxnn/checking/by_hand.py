@@ -38,7 +38,12 @@ def gradient_by_hand(
     require_arguments("gradient", gradient, *args, **kwargs)
     result = gradient(*args, **kwargs)
     if isinstance(call.argnums, tuple):
-        name, chosen = "args", tuple(args[i] for i in call.argnums)
+        # In the order of the arguments, as the leaves are, whatever order was asked for.
+        numbers = [number % len(args) for number in call.argnums]
+        order = sorted(range(len(numbers)), key=numbers.__getitem__)
+        name, chosen = "args", tuple(args[numbers[i]] for i in order)
+        if isinstance(result, tuple) and len(result) == len(order):
+            result = tuple(result[i] for i in order)
     else:
         name, chosen = f"args[{call.argnums}]", args[call.argnums]
     found = _matched(result, name, chosen, {id(leaf) for _, leaf in call.moving})
