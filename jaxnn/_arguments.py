@@ -67,13 +67,33 @@ class Skeleton(NamedTuple):
 
         def leaf(role):
             if role is Role.STATIC:
-                x = next(static)
-                return x.referent if isinstance(x, Reference) else x
+                return _named(next(static))
             if role is Role.COMPLEX:
                 return as_complex(next(points))
             return next(points if role is Role.DIFFERENTIATED else dynamic)
 
         return jax.tree.unflatten(self.tree, [leaf(role) for role in self.roles])
+
+    def fill(self, arrays: PyTree) -> PyTree:
+        """The tree put together again, of what `arrays_of` left of it."""
+        found, static = iter(jax.tree.leaves(arrays)), iter(self.leaves)
+        leaves = [_named(next(static)) if r is Role.STATIC else next(found) for r in self.roles]
+        return jax.tree.unflatten(self.tree, leaves)
+
+    def split(self, arrays: PyTree) -> tuple[PyTree, PyTree]:
+        """The leaves that move, and the other arrays, each with None in the place of the rest."""
+        found = iter(jax.tree.leaves(arrays))
+        leaves = [None if role is Role.STATIC else next(found) for role in self.roles]
+        pairs = list(zip(leaves, self.roles, strict=True))
+        of = lambda moves: [x if role.moves == moves else None for x, role in pairs]  # noqa: E731
+        return jax.tree.unflatten(self.tree, of(True)), jax.tree.unflatten(self.tree, of(False))
+
+    def merge(self, moving: PyTree, held: PyTree) -> PyTree:
+        """What `split` took apart."""
+        one, other = iter(jax.tree.leaves(moving)), iter(jax.tree.leaves(held))
+        sources = {Role.DIFFERENTIATED: one, Role.COMPLEX: one, Role.DYNAMIC: other}
+        leaves = [None if role is Role.STATIC else next(sources[role]) for role in self.roles]
+        return jax.tree.unflatten(self.tree, leaves)
 
 
 class Static(NamedTuple):
@@ -253,6 +273,18 @@ def take_apart(tree: PyTree) -> tuple[Skeleton, list[jax.Array], list[jax.Array]
     return _skeleton(tree, leaves, roles), _points(leaves, roles), _dynamic(leaves, roles)
 
 
+def arrays_of(tree: PyTree) -> tuple[Skeleton, PyTree]:
+    """A tree's skeleton, and the tree with its arrays alone: None in the place of static leaves.
+
+    Unlike `take_apart` it keeps the structure, and with it the paths that an optimiser may go by.
+    """
+    leaves = jax.tree.leaves(tree)
+    roles = [_role(leaf, True) for leaf in leaves]
+    pairs = zip(leaves, roles, strict=True)
+    arrays = [None if role is Role.STATIC else leaf for leaf, role in pairs]
+    return _skeleton(tree, leaves, roles), jax.tree.unflatten(jax.tree.structure(tree), arrays)
+
+
 def as_complex(x: jax.Array) -> jax.Array:
     """Complex numbers out of their real form."""
     return jax.lax.complex(x[..., 0], x[..., 1])
@@ -261,6 +293,11 @@ def as_complex(x: jax.Array) -> jax.Array:
 def real_form(x: Any) -> jax.Array:
     """Complex numbers as real ones: a last axis of two, real and imaginary part."""
     return jnp.stack([jnp.real(x), jnp.imag(x)], -1)
+
+
+def _named(x: Any) -> Any:
+    """A static leaf itself, where a program holds it weakly."""
+    return x.referent if isinstance(x, Reference) else x
 
 
 def _skeleton(tree: PyTree, leaves: Sequence[Any], roles: Sequence[Role]) -> Skeleton:

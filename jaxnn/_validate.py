@@ -104,12 +104,6 @@ def require_key(name: str, key: Any) -> None:
         )
 
 
-def require_floating(name: str, tree: Any) -> None:
-    """Refuse a tree of anything but arrays, and one in which no leaf is floating."""
-    require_arrays(name, tree)
-    require_differentiable(name, tree)
-
-
 def require_differentiable(name: str, tree: Any) -> None:
     """Refuse a tree in which no leaf is floating or complex, naming the first leaf; other leaves
     are held fixed by the caller.
@@ -126,16 +120,6 @@ def require_differentiable(name: str, tree: Any) -> None:
             f"`{name}{keystr(path)}` must be floating-point, for a derivative with respect to it. "
             f"Got {describe(leaf)}."
         )
-
-
-def require_all_floating(name: str, tree: Any) -> None:
-    """Refuse leaves that `jax.grad` has no derivative for."""
-    for path, leaf in tree_flatten_with_path(tree)[0]:
-        if not is_differentiable(leaf):
-            raise TypeError(
-                f"`{name}{keystr(path)}` must be floating-point, for `jax.grad`. Got "
-                f"{describe(leaf)}."
-            )
 
 
 def require_callable(name: str, f: Any) -> None:

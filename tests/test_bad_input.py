@@ -140,19 +140,17 @@ require_key("key", KEYS)
     TypeError: `key` must be one PRNG key, from `jax.random.key`. Got key<fry>[2].
 require_key("key", jnp.zeros(3, jnp.uint32))
     TypeError: `key` must be one PRNG key, from `jax.random.key`. Got uint32[3].
-require_floating("x", None)
+require_differentiable("x", None)
     TypeError: `x` must hold at least one floating-point array. Got an empty NoneType.
-require_floating("x", [])
+require_differentiable("x", [])
     TypeError: `x` must hold at least one floating-point array. Got an empty list.
-require_floating("x", {"a": T})
+require_differentiable("x", {"a": T})
     TypeError: `x['a']` must be floating-point, for a derivative with respect to it. Got
     int32[2].
-require_floating("x", X > 0)
+require_differentiable("x", X > 0)
     TypeError: `x` must be floating-point, for a derivative with respect to it. Got bool[2].
-require_floating("x", KEY)
+require_differentiable("x", KEY)
     TypeError: `x` must be floating-point, for a derivative with respect to it. Got key<fry>[].
-require_all_floating("params", {"w": X, "n": T})
-    TypeError: `params['n']` must be floating-point, for `jax.grad`. Got int32[2].
 require_callable("f", "relu")
     TypeError: `f` must be a function. Got str 'relu'.
 require_arguments("f", 3)
@@ -581,8 +579,9 @@ each(TRAINERS, loss=lambda p, x, t: "a")
     TypeError: `loss(...)` must be an array or a number. Got str 'a'.
 each(TRAINERS, loss=lambda p, x, t: x)
     TypeError: `loss` must return a real scalar. Got float32[1, 3].
-fit(params={"w": jnp.ones(3), "n": T})
-    TypeError: `params['n']` must be floating-point, for `jax.grad`. Got int32[2].
+each(TRAINERS, params={"w": T})
+    TypeError: `params['w']` must be floating-point, for a derivative with respect to it. Got
+    int32[2].
 each(TRAINERS, data=DATA[0])
     TypeError: `data` must be a tuple of arrays, such as (x, t). Got float32[6, 3].
 each(TRAINERS, data=DATA[:1])

@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.experimental import sparse
 
-from jaxnn import check_gradient, gradient_descent, minimize, numerical_grad
+from jaxnn import check_gradient, fit, gradient_descent, minimize, numerical_grad, sweep
 
 pytestmark = pytest.mark.ecosystem
 X = jnp.linspace(-1, 1, 15).reshape(5, 3)
@@ -65,6 +65,19 @@ def test_an_equinox_module_in_derivatives_and_descent(mlp):
     end = gradient_descent(loss, mlp, lr=0.1, step_num=50)
     assert type(end) is type(mlp) and loss(end) < loss(mlp)
     assert minimize(loss, mlp, optax.adam(0.01), max_steps=20).loss < loss(mlp)
+
+
+def test_an_equinox_module_is_trained(mlp):
+    loss = lambda model, x, t: jnp.mean((jax.vmap(model)(x)[:, 0] - t) ** 2)  # noqa: E731
+    data = X, X[:, 0] * X[:, 1]
+    run = {"key": jax.random.key(1), "epochs": 20, "batch_size": 5}
+    result = fit(loss, mlp, data, optax.adam(0.03), **run)
+    assert type(result.params) is type(mlp) and loss(result.params, *data) < loss(mlp, *data) / 2
+    (alone,) = sweep(loss, mlp, data, optax.adam, jnp.array([0.03]), **run)
+    pairs = zip(*(jax.tree.leaves(end.params) for end in (alone, result)), strict=True)
+    for a, b in pairs:
+        if hasattr(a, "dtype"):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_batch_norm_with_its_state():

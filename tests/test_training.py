@@ -464,3 +464,71 @@ def test_drawing_with_replacement_trains_too():
         linear, params, data, optax.sgd(0.1), key=KEY, epochs=40, batch_size=10, replacement=True
     )
     assert result.history.step_loss.shape == (120,) and result.history.step_loss[-1] < 1e-3
+
+
+def odd(bias=1.0):
+    """Parameters with leaves of every kind."""
+    return {
+        "w": jnp.ones(3),
+        "z": jnp.array([1 + 1j]),
+        "bias": bias,
+        "width": 3,
+        "count": jnp.array(2),
+        "key": jax.random.key(1),
+        "activation": jnp.tanh,
+        "name": "odd",
+        "none": None,
+    }
+
+
+def odd_loss(p, x):
+    noise = jax.random.normal(p["key"], (p["width"],))
+    real = p["activation"](x * p["w"]) + p["bias"] + 0.01 * noise * p["count"]
+    return jnp.mean(real**2) + jnp.mean(jnp.abs(p["z"] - 2j) ** 2)
+
+
+@pytest.mark.parametrize("train", ["fit", "sweep", "resumed", "sweep over keys"])
+def test_leaves_that_do_not_float_are_held_fixed(train, tmp_path):
+    data, options = (jnp.ones((8, 3)),), {"key": KEY, "batch_size": 4}
+    if train == "sweep":
+        (result,) = sweep(odd_loss, odd(), data, optax.sgd, jnp.array([0.1]), epochs=30, **options)
+    elif train == "sweep over keys":
+        start = lambda key: odd(jax.random.normal(key))  # noqa: E731
+        (result,) = sweep(odd_loss, start, data, optax.sgd, jnp.array([0.1]), epochs=30, **options)
+    else:
+        optimizer = optax.sgd(0.1)
+        for epochs in (15, 30) if train == "resumed" else (30,):
+            where = {"checkpoint": tmp_path, "resume": epochs == 30} if train == "resumed" else {}
+            run = {**options, **where, "epochs": epochs}
+            result = fit(odd_loss, odd(), data, optimizer, **run)
+    end, start = result.params, odd()
+    assert jax.tree.structure(end) == jax.tree.structure(start)
+    assert (end["width"], end["activation"], end["name"]) == (3, jnp.tanh, "odd")
+    assert end["count"] == 2 and end["key"] == start["key"]
+    assert odd_loss(end, *data) < 0.01
+    np.testing.assert_allclose(end["z"], [2j], atol=1e-4)  # along the conjugate of the gradient
+
+
+def test_numerical_and_automatic_gradients_train_complex_leaves_alike():
+    ends = [
+        fit(odd_loss, odd(), (jnp.ones((8, 3)),), optax.sgd(0.1), key=KEY, epochs=3, grad=grad)
+        for grad in (jax.grad, numerical_grad)
+    ]
+    for name in ("w", "z", "bias"):
+        np.testing.assert_allclose(*(end.params[name] for end in ends), rtol=1e-5)
+
+
+def test_what_is_held_fixed_may_change_without_a_compilation():
+    traces = []
+
+    def loss(p, x):
+        traces.append(0)
+        return jnp.mean((p["w"] * p["count"] - x) ** 2)
+
+    optimizer, data = optax.sgd(0.1), (jnp.ones((8, 3)),)
+    run = {"key": KEY, "epochs": 100}
+    first = fit(loss, {"w": jnp.ones(3), "count": jnp.array(2)}, data, optimizer, **run)
+    seen = len(traces)
+    second = fit(loss, {"w": jnp.ones(3), "count": jnp.array(4)}, data, optimizer, **run)
+    assert len(traces) <= seen + 1  # the shapes are looked at before each run
+    np.testing.assert_allclose(first.params["w"], 2 * second.params["w"], rtol=1e-3)

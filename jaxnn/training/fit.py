@@ -25,14 +25,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
+from jaxnn._arguments import Skeleton, arrays_of
 from jaxnn._files import as_path, locked
 from jaxnn._validate import (
     as_mesh,
-    require_all_floating,
     require_arguments,
     require_callable,
     require_count,
-    require_floating,
+    require_differentiable,
     require_key,
     require_optimizer,
 )
@@ -96,7 +96,8 @@ def fit(
 
     Args:
       loss: `loss(params, *batch)`, the mean over the examples of a batch.
-      params: where to start; not overwritten.
+      params: where to start; any pytree, not overwritten. Its floating and complex leaves are
+        trained; everything else is held fixed.
       data: a tuple of arrays whose first axis is the examples, for instance `(x, t)`.
       optimizer: from optax.
       key: a PRNG key; epoch e uses `jax.random.fold_in(key, e)`.
@@ -146,7 +147,7 @@ def fit(
       Status(reason='finished', step=30, leaf=None)
     """
     require_run(loss, grad, data, test, epochs, batch_size, on_progress)
-    require_params(params, grad)
+    require_differentiable("params", params)
     require_optimizer("optimizer", optimizer)
     require_key("key", key)
     if watch is not None:
@@ -160,10 +161,11 @@ def fit(
     sets = {"train": Examples.of("data", data, plan.batch_size, place, stream)}
     if test is not None:
         sets["test"] = Examples.of("test", test, plan.batch_size, place, stream)
-    params = place(params)
-    require_scalars(loss, metrics, params, sets["train"].data)
+    skeleton, arrays = arrays_of(params)
+    arrays = place(arrays)
+    require_scalars(loss, metrics, skeleton, arrays, sets["train"].data)
     by = None if grad is jax.grad else grad
-    take, evaluate = compiled(loss, optimizer.update, by, metrics, plan, mesh)
+    take, evaluate = compiled(loss, optimizer.update, by, metrics, skeleton, plan, mesh)
     watched = "train_loss" if test is None else "test_loss"
     run = _Run(
         plan=plan,
@@ -177,8 +179,9 @@ def fit(
         patience=patience,
         saves=None if checkpoint is None else _Saves(checkpoint, every, keep),
         on_progress=on_progress if jax.process_index() == 0 else None,
-        state=State(params, place(optimizer.init(params))),
-        best=params,
+        skeleton=skeleton,
+        state=State(arrays, place(optimizer.init(skeleton.split(arrays)[0]))),
+        best=arrays,
     )
     with run.held():
         run.begin(resume)
@@ -227,7 +230,8 @@ class _Run:
       patience: for how many epochs to wait until it does.
       saves: when and where the run is saved, or None.
       on_progress: what is told.
-      state: parameters and the optimiser's state.
+      skeleton: of the parameters.
+      state: their arrays and the optimiser's state.
       best: the best parameters so far.
       log: what else is remembered.
       pace: steps in the next chunk.
@@ -248,6 +252,7 @@ class _Run:
     patience: int | None
     saves: _Saves | None
     on_progress: Callable[[Progress], None] | None
+    skeleton: Skeleton
     state: State
     best: PyTree
     log: Log = dataclasses.field(default_factory=Log)
@@ -399,7 +404,7 @@ class _Run:
         """What the user gets."""
         status = Status(self.reason or "finished", self.log.step, self.broken)
         params = self.state.params if self.patience is None else self.best
-        return Fit(params, self.state.opt_state, self.log.history(), status)
+        return Fit(self.skeleton.fill(params), self.state.opt_state, self.log.history(), status)
 
     def _length(self) -> int:
         """How many steps the next chunk may have."""
@@ -432,13 +437,6 @@ def require_run(
     require_count("batch_size", batch_size, least=1)
     if on_progress is not None:
         require_callable("on_progress", on_progress)
-
-
-def require_params(params: Any, grad: Callable) -> None:
-    """Refuse parameters that `grad` has no gradient by."""
-    require_floating("params", params)
-    if grad is jax.grad:
-        require_all_floating("params", params)
 
 
 def _require_checkpoints(checkpoint: Any, resume: Any, keep: Any, every: Any) -> None:

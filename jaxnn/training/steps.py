@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from jaxnn._arguments import Skeleton
 from jaxnn._programs import kept
 from jaxnn._validate import (
     describe,
@@ -104,13 +105,19 @@ class Chunk(NamedTuple):
 
 
 def make_chunk(
-    loss: Callable, grad: Callable | None, batch_size: int, rest: int, mesh: Mesh | None
+    loss: Callable,
+    grad: Callable | None,
+    skeleton: Skeleton,
+    batch_size: int,
+    rest: int,
+    mesh: Mesh | None,
 ) -> Callable[..., Chunk]:
     """A function that takes a chunk of steps.
 
     Args:
       loss: `loss(params, *batch)`.
       grad: makes the gradient out of it; `jax.grad` by default.
+      skeleton: of the parameters, of which a state holds the arrays.
       batch_size: examples a step.
       rest: examples of the smaller step at the end of an epoch; 0 if there is none.
       mesh: devices that share each batch.
@@ -121,25 +128,31 @@ def make_chunk(
       the last takes `rest`. It ends behind the first step that was not finite. `update` is the
       optimiser's.
     """
-    both = _value_and_gradient(loss, grad)
+    def of_moving(moving, held, *batch):
+        return loss(skeleton.fill(skeleton.merge(moving, held)), *batch)
+
+    both = _value_and_gradient(of_moving, grad)
 
     def take(update, state, data, order, start, stop, short):
         def step(chunk, size):
             i, state = chunk.reached, chunk.state
             rows = lax.dynamic_slice(order, (i * batch_size,), (size,))
             batch = shard_batch(jax.tree.map(lambda a: a[rows], data), mesh)
-            value, gradient = both(state.params, *batch)
-            require_same_form("grad(loss)(...)", gradient, "params", state.params)
-            updates, opt_state = update(gradient, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+            moving, held = skeleton.split(state.params)
+            value, gradient = both(moving, held, *batch)
+            require_same_form("grad(loss)(...)", gradient, "params", moving)
+            # JAX's gradient by a complex number is the conjugate of where the loss rises.
+            gradient = jax.tree.map(jnp.conj, gradient)
+            updates, opt_state = update(gradient, state.opt_state, moving)
+            params = skeleton.merge(optax.apply_updates(moving, updates), held)
             finite = jnp.stack([jnp.isfinite(value), *_finite(params)])
             losses = chunk.losses.at[i].set(value)
             return Chunk(i + 1, State(params, opt_state), finite, losses)
 
         one = jax.tree.map(lambda a: a[:1], data)
-        dtype = jax.eval_shape(loss, state.params, *one).dtype
+        shape = jax.eval_shape(lambda p, *batch: loss(skeleton.fill(p), *batch), state.params, *one)
         fine = jnp.ones(1 + len(_finite(state.params)), bool)
-        chunk = Chunk(start, state, fine, jnp.zeros(-(-order.size // batch_size), dtype))
+        chunk = Chunk(start, state, fine, jnp.zeros(-(-order.size // batch_size), shape.dtype))
         last = stop - jnp.astype(short, jnp.int32)
         going = lambda c: (c.reached < last) & jnp.all(c.finite)  # noqa: E731
         chunk = lax.while_loop(going, lambda c: step(c, batch_size), chunk)
@@ -170,12 +183,12 @@ def run_chunk(
 
 
 def make_evaluate(
-    loss: Callable, metrics: Callable | None, mesh: Mesh | None
+    loss: Callable, metrics: Callable | None, skeleton: Skeleton, mesh: Mesh | None
 ) -> Callable[[PyTree, PyTree], dict[str, Any]]:
     """A function `(params, data)` of the loss and the metrics on all of `data`, as means."""
 
     def part(params, batch):
-        batch = shard_batch(batch, mesh)
+        batch, params = shard_batch(batch, mesh), skeleton.fill(params)
         return {"loss": loss(params, *batch), **(metrics(params, *batch) if metrics else {})}
 
     def evaluate(params, data):
@@ -206,11 +219,12 @@ def compiled(
     update: Callable,
     grad: Callable | None,
     metrics: Callable | None,
+    skeleton: Skeleton,
     plan: Plan,
     mesh: Mesh | None,
 ) -> tuple[Callable[..., Chunk], Callable]:
     """`take` for one optimiser, which takes the place of its state, and `evaluate`; kept."""
-    return kept(_compiled, loss, update, grad, metrics, plan.batch_size, plan.rest, mesh)
+    return kept(_compiled, loss, update, grad, metrics, skeleton, plan.batch_size, plan.rest, mesh)
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -239,15 +253,18 @@ def shard_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
     return jax.tree.map(lambda a: lax.with_sharding_constraint(a, parts), batch)
 
 
-def require_scalars(loss: Callable, metrics: Callable | None, params: PyTree, data: PyTree) -> None:
+def require_scalars(
+    loss: Callable, metrics: Callable | None, skeleton: Skeleton, arrays: PyTree, data: PyTree
+) -> None:
     """Refuse a loss or metrics that do not return scalars."""
     batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)[1:]), a.dtype), data)
+    params = skeleton.fill(arrays)
     require_arguments("loss", loss, params, *batch)
-    require_scalar("loss", jax.eval_shape(_of_arrays("loss", loss), params, *batch))
+    require_scalar("loss", jax.eval_shape(_of_arrays("loss", loss, skeleton), arrays, *batch))
     if metrics is None:
         return
     require_arguments("metrics", metrics, params, *batch)
-    record = jax.eval_shape(_of_arrays("metrics", metrics), params, *batch)
+    record = jax.eval_shape(_of_arrays("metrics", metrics, skeleton), arrays, *batch)
     if not isinstance(record, dict) or any(getattr(v, "shape", 0) != () for v in record.values()):
         got = jax.tree.map(describe, record)
         raise TypeError(f"`metrics` must return a dictionary of scalars. Got {got}.")
@@ -263,12 +280,13 @@ def _compiled(
     update: Callable,
     grad: Callable | None,
     metrics: Callable | None,
+    skeleton: Skeleton,
     batch_size: int,
     rest: int,
     mesh: Mesh | None,
 ) -> tuple[Callable[..., Chunk], Callable]:
-    take = functools.partial(make_chunk(loss, grad, batch_size, rest, mesh), update)
-    return jax.jit(take, donate_argnums=0), jax.jit(make_evaluate(loss, metrics, mesh))
+    take = functools.partial(make_chunk(loss, grad, skeleton, batch_size, rest, mesh), update)
+    return jax.jit(take, donate_argnums=0), jax.jit(make_evaluate(loss, metrics, skeleton, mesh))
 
 
 def _value_and_gradient(loss: Callable, grad: Callable | None) -> Callable:
@@ -303,11 +321,13 @@ def _order_of_epoch(
     return shuffled(key, count)
 
 
-def _of_arrays(name: str, function: Callable) -> Callable:
-    """The function, refusing to return anything but arrays, and dictionaries by names alone."""
+def _of_arrays(name: str, function: Callable, skeleton: Skeleton) -> Callable:
+    """The function of the parameters' arrays, refusing to return anything but arrays, and
+    dictionaries by names alone.
+    """
 
-    def call(*args):
-        value = function(*args)
+    def call(arrays, *batch):
+        value = function(skeleton.fill(arrays), *batch)
         if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
             raise TypeError(f"`{name}(...)` must have strings for its keys. Got {list(value)}.")
         require_arrays(f"{name}(...)", value)

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.tree_util import treedef_is_leaf
 from jaxtyping import Array, Float, Key, PyTree
 
+from jaxnn._arguments import Skeleton, arrays_of
 from jaxnn._programs import kept
 from jaxnn._validate import (
     describe,
@@ -24,10 +26,11 @@ from jaxnn._validate import (
     require_arguments,
     require_arrays,
     require_callable,
+    require_differentiable,
     require_optimizer,
 )
 from jaxnn.data import count_examples
-from jaxnn.training.fit import require_params, require_run
+from jaxnn.training.fit import require_run
 from jaxnn.training.history import Fit, History, Status
 from jaxnn.training.progress import Progress
 from jaxnn.training.steps import (
@@ -101,19 +104,18 @@ def sweep(
     values = replicate(values, None)
     runs = count_examples(values, "values")
     keys = _require_keys(key, runs)
-    starts = _starts(params, key, keys, runs)
-    require_params(starts, grad)
+    skeleton, starts = _starts(params, key, keys, runs)
     first = _one(values, 0)
     require_arguments("optimizer", optimizer, first)
     require_optimizer("optimizer(...)", optimizer(first))
     sets = {"train": replicate(data, None)}
     if test is not None:
         sets["test"] = replicate(test, None)
-    require_scalars(loss, metrics, _one(starts, 0), sets["train"])
+    require_scalars(loss, metrics, skeleton, _one(starts, 0), sets["train"])
     plan = Plan(count := count_examples(data), min(batch_size, count), epochs, replacement)
     by = None if grad is jax.grad else grad
-    programs = kept(_compiled, loss, by, metrics, optimizer, plan, key.ndim)
-    begin = jax.vmap(lambda p, value: State(p, optimizer(value).init(p)))
+    programs = kept(_compiled, loss, by, metrics, skeleton, optimizer, plan, key.ndim)
+    begin = jax.vmap(lambda p, value: State(p, optimizer(value).init(skeleton.split(p)[0])))
     states = begin(replicate(starts, None), values)
     log = _Log([None] * runs, [], [], [])
     for epoch in range(1, epochs + 1):
@@ -133,7 +135,7 @@ def sweep(
         log = log.after(chunk, going, measured, time.perf_counter() - began)
         if on_progress is not None:
             on_progress(_progress(plan, epoch, measured))
-    return [log.fit(_one(states, i), i) for i in range(runs)]
+    return [log.fit(skeleton, _one(states, i), i) for i in range(runs)]
 
 
 class _Programs(NamedTuple):
@@ -176,7 +178,7 @@ class _Log(NamedTuple):
             [*self.seconds, seconds],
         )
 
-    def fit(self, state: State, i: int) -> Fit:
+    def fit(self, skeleton: Skeleton, state: State, i: int) -> Fit:
         """The result of one run."""
         losses = np.concatenate([rows[i] for rows in self.losses])
         broken = self.broken[i]
@@ -186,25 +188,26 @@ class _Log(NamedTuple):
             name: np.array([record[name][i] for record in self.records]) for name in self.records[0]
         }
         history = History(losses, metrics, np.array(self.seconds))
-        return Fit(state.params, state.opt_state, history, status)
+        return Fit(skeleton.fill(state.params), state.opt_state, history, status)
 
 
 def _compiled(
     loss: Callable,
     grad: Callable | None,
     metrics: Callable | None,
+    skeleton: Skeleton,
     optimizer: Callable,
     plan: Plan,
     own_keys: int,
 ) -> _Programs:
     """The programs; `own_keys` is 1 where each run has a key of its own, else 0."""
-    one_chunk = make_chunk(loss, grad, plan.batch_size, plan.rest, None)
+    one_chunk = make_chunk(loss, grad, skeleton, plan.batch_size, plan.rest, None)
 
     def take(state, value, data, order, *chunk):
         return one_chunk(optimizer(value).update, state, data, order, *chunk)
 
     axes = (0, 0, None, 0 if own_keys else None, 0, 0, 0)
-    evaluate = jax.vmap(make_evaluate(loss, metrics, None), (0, None))
+    evaluate = jax.vmap(make_evaluate(loss, metrics, skeleton, None), (0, None))
 
     @jax.jit
     def order(key, epoch):
@@ -234,15 +237,17 @@ def _starts(
     key: Key[Array, "..."],
     keys: Key[Array, "runs"],  # noqa: F821
     runs: int,
-) -> PyTree:
-    """Where each run starts, stacked."""
-    if callable(params):
-        require_arguments("params", params, key)
-        # One key after the other: under `vmap`, what some generators draw for one depends on
-        # others.
-        return lax.map(params, keys)
-    require_arrays("params", params)
-    return jax.tree.map(lambda a: jnp.stack([a] * runs), params)
+) -> tuple[Skeleton, PyTree]:
+    """Where each run starts: the skeleton that all share, and the arrays, stacked."""
+    if not (callable(params) and treedef_is_leaf(jax.tree.structure(params))):  # a module is a tree
+        require_differentiable("params", params)
+        skeleton, arrays = arrays_of(params)
+        return skeleton, jax.tree.map(lambda a: jnp.stack([jnp.asarray(a)] * runs), arrays)
+    require_arguments("params", params, key)
+    first = params(keys[0])
+    require_differentiable("params(...)", first)
+    # One key after the other: under `vmap`, what some generators draw for one depends on others.
+    return arrays_of(first)[0], lax.map(lambda key: arrays_of(params(key))[1], keys)
 
 
 def _progress(plan: Plan, epoch: int, measured: dict[str, np.ndarray]) -> Progress:

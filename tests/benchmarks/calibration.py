@@ -1,7 +1,9 @@
 """How honest are the bounds? Functions with known derivatives, at random points, in three dtypes.
 
 For each, the check's numerical slope is held against the true one (closed forms and series in
-float64, at the point as rounded to the dtype). Run it:  python tests/benchmarks/calibration.py"""
+float64, at the point as rounded to the dtype). And of models with many leaves, which are asked
+together, each leaf's slope against that by their gradient in float64, which is right to 1e-13.
+Run it:  python tests/benchmarks/calibration.py"""
 
 import argparse
 import functools
@@ -90,6 +92,62 @@ def sample(points=POINTS):
                     yield dtype, "cancelling", *error_and_bound(filled, derivative, x)
 
 
+def terms(leaves):
+    """A sum of functions, one a leaf, whose sizes are up to a million apart."""
+    return sum(10.0 ** (k / 2) * f(x) for k, (x, (_, f, *_)) in enumerate(zip(leaves, FUNCTIONS)))
+
+
+def points_of_terms(rng):
+    return [rng.uniform(*interval, k + 1) for k, (*_, interval) in enumerate(FUNCTIONS)]
+
+
+def network(leaves):
+    """The mean square of the output of a network of four layers."""
+    x = jnp.linspace(-1, 1, 12).reshape(4, 3)
+    for weight, bias in zip(leaves[::2], leaves[1::2], strict=True):
+        x = jnp.tanh(x @ weight + bias)
+    return jnp.mean(x**2)
+
+
+def points_of_network(rng):
+    shapes = [(3, 8), (8,), (8, 16), (16,), (16, 8), (8,), (8, 2), (2,)]
+    return [rng.normal(size=shape) / shape[0] ** 0.5 for shape in shapes]
+
+
+def attention(leaves):
+    """Softmax attention with normalisation, and the log-likelihood of a class."""
+    query, key, value, scale, shift, out = leaves
+    x = jnp.sin(jnp.arange(20.0)).reshape(5, 4)
+    x = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True) * scale + shift
+    x = jax.nn.softmax((x @ query) @ (x @ key).T) @ (x @ value)
+    return -jnp.mean(jax.nn.log_softmax(x @ out)[:, 1])
+
+
+def points_of_attention(rng):
+    return [rng.normal(size=shape) for shape in [(4, 4)] * 3 + [(4,)] * 2 + [(4, 3)]]
+
+
+MODELS = (
+    (terms, points_of_terms),
+    (network, points_of_network),
+    (attention, points_of_attention),
+)
+
+
+def sample_of_groups(points=20):
+    """The same of `(model, leaf, point)`, whose leaves are asked together."""
+    rng = np.random.default_rng(1)
+    for dtype in DTYPES[:2]:
+        with jax.enable_x64(dtype == "float64"):
+            for model, draw in MODELS:
+                for _ in range(points):
+                    leaves = [jnp.asarray(x, dtype) for x in draw(rng)]
+                    for leaf in check_gradient(model, leaves).leaves:
+                        size = abs(leaf.autodiff)
+                        error = abs(leaf.autodiff - leaf.numerical)
+                        yield dtype, "in groups", error / size, leaf.bound / size
+
+
 def series(coefficients, x):
     return np.polynomial.polynomial.polyval(x, coefficients)
 
@@ -109,9 +167,9 @@ def main():
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    rows = list(sample())
+    rows = [*sample(), *sample_of_groups()]
     print("functions   triples  error inside the bound  median error  median bound  ratio")
-    for group in (*DTYPES, "elementary", "cancelling", "all"):
+    for group in (*DTYPES, "elementary", "cancelling", "in groups", "all"):
         chosen = [(e, b) for dtype, kind, e, b in rows if group in (dtype, kind, "all")]
         errors, bounds = np.array(chosen).T
         inside = np.mean(errors <= bounds)
