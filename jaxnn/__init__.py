@@ -3,13 +3,13 @@
 Losses       mean_squared_error, cross_entropy_error, softmax_cross_entropy, accuracy
 Derivatives  numerical_diff, partial_derivative, directional_derivative, numerical_gradient,
              numerical_grad, numerical_jacobian, numerical_hessian
-Check        check_gradient, assert_gradient
+Check        check_gradient, assert_gradient, explain
 Descent      gradient_descent, descent_path, minimize
 Network      init_network, predict, loss
 Data         load_digits, load_mnist, one_hot, sample_batch
 Training     fit, sweep, show_progress, progress_log, save_checkpoint, load_checkpoint
-Results      GradientReport (and GradientError), DescentPath, Minimum (and Stop), Fit, History,
-             Status, Progress, Checkpoint
+Results      GradientReport (and GradientError), Explanation, DescentPath, Minimum (and Stop),
+             Fit, History, Status, Progress, Checkpoint
 Modules      jaxnn.surfaces: functions of one and two variables
              jaxnn.plots: one function a picture; jaxnn.figures: all of them
 

@@ -4,6 +4,7 @@ from jaxnn.checking.check import (
     assert_gradient as assert_gradient,
     check_gradient as check_gradient,
 )
+from jaxnn.checking.explain import Explanation as Explanation, explain as explain
 from jaxnn.checking.report import GradientError as GradientError, GradientReport as GradientReport
 from jaxnn.data import (
     Digits as Digits,

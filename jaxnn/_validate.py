@@ -8,7 +8,7 @@ import inspect
 import math
 import operator
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -119,6 +119,14 @@ def require_differentiable(name: str, tree: Any) -> None:
         raise TypeError(
             f"`{name}{keystr(path)}` must be floating-point, for a derivative with respect to it. "
             f"Got {describe(leaf)}."
+        )
+
+
+def require_mapping(name: str, value: Any) -> None:
+    """Refuse anything but names and values."""
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"`{name}` must be a dictionary of names and values. Got {describe(value)}."
         )
 
 

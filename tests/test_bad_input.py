@@ -479,8 +479,19 @@ numerical_diff(lambda x: x["a"], {"a": 1.0})
     TypeError: `x` must be one number or array. Got a pytree, with leaves x['a'].
 
 # The check
-check_gradient(bowl)
+each((check_gradient, explain), bowl)
     ValueError: `argnums` must name positional arguments, of which there are 0. Got 0.
+explain(lambda x: float(x.sum()), X)
+    TypeError: `f` must be a function that JAX can trace. Got one that it cannot.
+explain(bowl, T)
+    TypeError: `args[0]` must be floating-point, for a derivative with respect to it. Got int32[2].
+explain(bowl, X, kwargs=[("a", 1)])
+    TypeError: `kwargs` must be a dictionary of names and values. Got list [('a', 1)].
+jax.jit(lambda x: explain(bowl, x))(X)
+    TypeError: `explain` must be called outside `jax.jit`, `jax.grad` and `jax.vmap`, as it
+    looks at values. Got traced arguments.
+check_gradient(bowl, X, digits="many")
+    TypeError: `digits` must be a number. Got str 'many'.
 jax.jit(lambda x: check_gradient(bowl, x))(X)
     TypeError: `check_gradient` must be called outside `jax.jit`, `jax.grad` and `jax.vmap`, as it
     looks at values. Got traced arguments.
@@ -744,6 +755,7 @@ GOOD = {
     "numerical_jacobian": {"f": surfaces.bowl, "argnums": 0, "h": 1e-3},
     "numerical_hessian": {"f": surfaces.bowl, "argnums": 0, "h": 1e-3},
     "check_gradient": {"f": surfaces.bowl},
+    "explain": {"f": surfaces.bowl},
     "gradient_descent": {"f": surfaces.bowl, "init_x": X, "lr": 0.1, "step_num": 2},
     "descent_path": {"f": surfaces.bowl, "init_x": X, "lr": 0.1, "step_num": 2},
     "minimize": {"f": surfaces.bowl, "init_x": X, "optimizer": SGD, "max_steps": 2},
@@ -767,8 +779,8 @@ ARGUMENTS = [
 def test_an_argument_that_is_nothing_is_named(own_errors, tmp_path, monkeypatch, name, argument):
     monkeypatch.chdir(tmp_path)
     arguments = GOOD[name] | {argument: Nothing()}
-    if name == "check_gradient":
-        error = refusal(jaxnn.check_gradient, arguments.pop("f"), X, **arguments)
+    if name in ("check_gradient", "explain"):
+        error = refusal(getattr(jaxnn, name), arguments.pop("f"), X, **arguments)
     else:
         call = getattr(jaxnn, name)
         at_a_point = name in ("numerical_grad", "numerical_jacobian", "numerical_hessian")

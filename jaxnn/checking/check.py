@@ -33,29 +33,39 @@ from jaxnn._validate import (
     require_callable,
     require_choice,
     require_count,
+    require_mapping,
+    require_number,
 )
 from jaxnn.checking import causes
+from jaxnn.checking.blame import (
+    LINES,
+    OF_RULES,
+    OF_SERIES,
+    births,
+    digits_lost,
+    wrong_rules,
+)
 from jaxnn.checking.by_hand import gradient_by_hand
 from jaxnn.checking.detached import as_detached, stops
 from jaxnn.checking.evidence import (
     ALL_DIGITS,
-    NOTHING,
+    BLIND,
     ROUNDINGS_BETWEEN_CALLS,
     Evidence,
     Verdict,
     digits_shared,
-    is_diffuse,
     judge,
     reach,
     same_value,
 )
-from jaxnn.checking.findings import Entry, LeafReport
-from jaxnn.checking.line import Line, entry_scales
-from jaxnn.checking.locate import Claimed, Findings, examine
+from jaxnn.checking.findings import Entry, LeafReport, RuleReport
+from jaxnn.checking.line import Direction, Line, entry_scales
+from jaxnn.checking.locate import Claimed, Findings, examine, verdict_of
 from jaxnn.checking.own_dtype import Loss, own_dtype_loss
-from jaxnn.checking.programs import Point, Programs, Settings, prepare
+from jaxnn.checking.programs import Point, Programs, Settings, Traced, prepare
 from jaxnn.checking.report import GradientReport
-from jaxnn.checking.solvers import within_approximation, within_tolerance
+from jaxnn.checking.solvers import within_approximation, within_tolerance, without_diffuse
+from jaxnn.checking.tape import Tape, seeds_of
 from jaxnn.checking.watch import Watch
 from jaxnn.numerical.float64 import wide_dtype
 
@@ -78,6 +88,7 @@ def check_gradient(
     evidence: Literal["together", "leaf"] = "together",
     progress: bool | None = None,
     seed: int = 0,
+    digits: float | None = None,
 ) -> GradientReport:
     """Hold the gradient of `f` at `args` against the function's values.
 
@@ -108,6 +119,8 @@ def check_gradient(
       progress: whether a line on stderr tells how far a check is that takes longer than two
         seconds; by default if that is a terminal.
       seed: of the random projections.
+      digits: that each leaf's gradient must have right in its own dtype for the report to be `ok`;
+        by default two, of a gradient that is "imprecise".
 
     Returns:
       A `GradientReport`: `report.ok`, `print(report)`, `report.raise_if_wrong()`. Ctrl-C ends the
@@ -126,6 +139,8 @@ def check_gradient(
     """
     require_callable("f", f)
     require_count("seed", seed)
+    if digits is not None:
+        require_number("digits", digits)
     if gradient is not None:
         require_callable("gradient", gradient)
     require_choice("order", order, (1, 2, 3, 4))
@@ -139,10 +154,7 @@ def check_gradient(
             f"`order` must be 1 where a hand-written `gradient` is given. Got {order}."
         )
     kwargs = {} if kwargs is None else kwargs
-    if not isinstance(kwargs, Mapping):
-        raise TypeError(
-            f"`kwargs` must be a dictionary of names and values. Got {describe(kwargs)}."
-        )
+    require_mapping("kwargs", kwargs)
     call = Partition.of(f, argnums, args, kwargs, has_aux, "args[0]", where)
     if not outermost((args, kwargs)):
         raise TypeError(
@@ -163,6 +175,7 @@ def check_gradient(
             for mode in forward:
                 asked = settings._replace(order=level, forward=mode)
                 report = _check(call, point, asked, by_hand, how)
+                report = dataclasses.replace(report, digits=digits)
                 if mode and len(forward) > 1:
                     report = report.with_note("this is the gradient by forward mode")
                 if not report.ok or report.interrupted:
@@ -198,6 +211,7 @@ class Claims(NamedTuple):
       wide: the same in float64: this is held against values.
       forward: the value that the differentiated function has, in float64; NaN if there is none.
       centre: the value that the function has, in float64; NaN before it was asked for.
+      lost: for each leaf, which entries lost digits in its own dtype; None for none.
     """
 
     value: float
@@ -205,6 +219,7 @@ class Claims(NamedTuple):
     wide: list[Any]
     forward: float = math.nan
     centre: float = math.nan
+    lost: Sequence[np.ndarray | None] = ()
 
 
 def _check(
@@ -213,8 +228,12 @@ def _check(
     """One check from end to end; and others where what is inside may be to blame."""
     programs = prepare(call, point, settings)
     report, claims = _held_against_values(call, point, settings, programs, by_hand, how)
-    if by_hand or report.interrupted or programs.program is None:
+    if report.interrupted:
         return report
+    if by_hand or programs.program is None:
+        roundings = [OF_RULES * float(jnp.finfo(leaf.dtype).eps) for leaf in report.leaves]
+        pairs = zip(report.leaves, roundings, strict=True)
+        return report.with_leaves([without_diffuse(*pair) for pair in pairs])
     tolerance = min(reach(x.dtype) for x in point.leaves)
     if programs.has_solver and _accused(report):
         settings = settings._replace(further=True)
@@ -236,10 +255,77 @@ def _check(
         leaf_of = {leaf.path: leaf for leaf in fixed.leaves}
         leaves = [as_detached(leaf, leaf_of[leaf.path], places) for leaf in report.leaves]
         report = report.with_leaves(leaves)
-    if _accused(report):
-        leaves = [within_approximation(leaf, programs.program) for leaf in report.leaves]
-        report = report.with_leaves(leaves)
-    return _with_forward_pass(report, claims, tolerance)
+    another_value = _has_another_value(claims, tolerance)
+    report = _with_lines(report, point, programs, claims, wide_dtype(), another_value)
+    return _with_another_value(report, claims) if another_value else report
+
+
+def _with_lines(
+    report: GradientReport,
+    point: Point,
+    programs: Traced,
+    claims: Claims,
+    dtype: Any,
+    another_value: bool,
+) -> GradientReport:
+    """The report, with the lines that are to blame for what is not right; the question that fits is
+    asked, and may decide what the slope could not.
+    """
+    if report.verdict is Verdict.NOT_DETERMINISTIC:
+        return report
+    values = jax.tree.leaves(point)
+    moving = [k < len(point.leaves) for k in range(len(values))]
+    seeds = seeds_of(programs.program)
+    verdicts = {leaf.verdict for leaf in report.leaves}
+    try:
+        if Verdict.NOT_FINITE in verdicts:
+            found = births(Tape(programs.program, moving), values, seeds)
+            report = dataclasses.replace(report, births=tuple(found[:LINES]))
+        if another_value or any(map(_is_suspicious, report.leaves)):
+            found = wrong_rules(Tape(programs.program, moving, dtype), values, seeds)
+            report = _judged_by_rules(report, programs.program, found)
+        if any(lost is not None for lost in claims.lost) and verdicts & {
+            Verdict.IMPRECISE,
+            Verdict.DIFFERS,
+        }:
+            lost = [*claims.lost, *(None for _ in values[len(claims.lost) :])]
+            found = digits_lost(programs.program, moving, values, dtype, lost)
+            report = dataclasses.replace(report, digits_lost=tuple(found))
+    except Exception as error:  # of a rule that stands alone: JAX and its users raise anything
+        reason = str(error).partition("\n")[0]
+        return report.with_note(f"no line can be named: {type(error).__name__} {reason}")
+    return report
+
+
+def _is_suspicious(leaf: LeafReport) -> bool:
+    """Whether a rule of the function's may decide what the slope of the leaf could not.
+
+    That is where it differs, or is unresolved, or is off by less than the tolerance lets pass, but
+    by more than its bound and what the dtype explains.
+    """
+    if leaf.verdict in (Verdict.DIFFERS, Verdict.UNRESOLVED):
+        return True
+    explained = max(OF_RULES * float(jnp.finfo(leaf.dtype).eps), OF_SERIES)
+    outside = abs(leaf.autodiff - leaf.numerical) > leaf.bound
+    return leaf.verdict is Verdict.AGREES and outside and 10**-leaf.digits > explained
+
+
+def _judged_by_rules(
+    report: GradientReport, program: Any, found: Sequence[RuleReport]
+) -> GradientReport:
+    """The report, once it is known which rules are wrong: one of them, or none."""
+    if not found:
+        leaves = [within_approximation(leaf, program) for leaf in report.leaves]
+        return report.with_leaves([without_diffuse(leaf, reach(leaf.dtype)) for leaf in leaves])
+    hint = "a rule that it comes from is wrong by more than its dtype explains"
+    leaves = [
+        leaf._replace(verdict=Verdict.DIFFERS, hint=hint)
+        if _is_suspicious(leaf) and leaf.verdict is not Verdict.DIFFERS
+        else leaf
+        for leaf in report.leaves
+    ]
+    report = dataclasses.replace(report.with_leaves(leaves), rules=tuple(found[:LINES]))
+    return report
 
 
 def _accused(report: GradientReport) -> bool:
@@ -274,9 +360,12 @@ def _held_against_values(
         same_value(line.centre, again, line.epsilon) for again in line.centres
     )
     if line.centres and not repeatable:
-        report = GradientReport(name, Verdict.NOT_DETERMINISTIC, (), (), notes)
+        report = GradientReport(name, Verdict.NOT_DETERMINISTIC, (), notes=notes)
         return dataclasses.replace(report, evaluations=line.evaluations), claims
-    losses = _losses(point, programs, line, claims, found, dtype)
+    # What runs further is not what the user's dtypes were asked for.
+    losses = {k: Loss(0.0) for k in found}
+    if not settings.further:
+        losses = _losses(point, programs, line, claims, found, dtype)
     data = jax.tree.leaves(point.data)
     counts = programs.counts | {n for leaf in data for n in np.shape(leaf)[:1]}
     leaves = []
@@ -292,10 +381,13 @@ def _held_against_values(
         else:
             wide = np.asarray(claims.wide[k], np.float64)
             leaves.append(_leaf_report(place, wide, line.centre, found[k], losses[k], counts))
-    report = GradientReport.of(name, leaves, programs.rules(point), notes)
+    report = GradientReport.of(name, leaves, notes)
     return dataclasses.replace(
         report, order=settings.order, evaluations=line.evaluations, interrupted=interrupted
-    ), claims._replace(centre=line.centre)
+    ), claims._replace(
+        centre=line.centre,
+        lost=[losses[k].lost if k in losses else None for k in range(len(point.leaves))],
+    )
 
 
 def claim(point: Point, programs: Programs, dtype: Any, by_hand: Callable | None) -> Claims:
@@ -340,20 +432,22 @@ def _notes(call: Partition, settings: Settings, programs: Programs, line: Line) 
     return tuple(notes)
 
 
-def _with_forward_pass(report: GradientReport, claims: Claims, tolerance: float) -> GradientReport:
-    """The report, worse if the function has another value where it is differentiated."""
+def _has_another_value(claims: Claims, tolerance: float) -> bool:
+    """Whether the function has another value where it is differentiated."""
     forward, centre = claims.forward, claims.centre
     if not (np.isfinite(forward) and np.isfinite(centre)):
-        return report
+        return False
     bound = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps) * abs(centre)
-    verdict = judge(Evidence(forward, centre, centre, bound), tolerance)
-    if not verdict.wrong:
-        return report
+    return judge(Evidence(forward, centre, centre, bound), tolerance).wrong
+
+
+def _with_another_value(report: GradientReport, claims: Claims) -> GradientReport:
+    """The report, worse for that."""
     note = (
-        f"where it is differentiated the function has another value, {forward:.6g} for "
-        f"{centre:.6g}: the forward pass of a custom rule"
+        f"where it is differentiated the function has another value, {claims.forward:.6g} for "
+        f"{claims.centre:.6g}: the forward pass of a custom rule"
     )
-    verdict = max(report.verdict, verdict)
+    verdict = max(report.verdict, Verdict.DIFFERS)
     return dataclasses.replace(report, verdict=verdict).with_note(note)
 
 
@@ -394,16 +488,29 @@ def _losses(
             for g in moved
         ]
 
+    def own_values_agree(k):
+        """Whether the gradient in the user's dtypes is that of the values in them."""
+        if not isinstance(programs, Traced):
+            return False
+        own_line = programs.own_line(point)
+        asked = own_line.compare(claims.own, Direction((own_line.whole(k),)))
+        return asked.slope.known_to(BLIND) and not asked.excess
+
+    scales = {k: entry_scales(np.asarray(x, np.float64))[0] for k, x in enumerate(point.leaves)}
+    parts = (np.asarray(claims.wide[k], np.float64) * scale for k, scale in scales.items())
+    overall = float(np.sqrt(sum(np.sum(x[np.isfinite(x)] ** 2) for x in parts)))
     return {
         k: own_dtype_loss(
             claims.own[k],
             np.asarray(claims.wide[k], np.float64),
             point.leaves[k].dtype,
             (claims.value, line.centre),
-            entry_scales(np.asarray(point.leaves[k], np.float64))[0].ravel(),
+            scales[k].ravel(),
+            overall,
             found.best.slope,
             programs.rounding,
             lambda k=k: [moved[k] for moved in shaken()],
+            functools.partial(own_values_agree, k),
         )
         for k, found in findings.items()
         if found.asked
@@ -442,8 +549,8 @@ def _leaf_report(
     """All that can be said of one leaf."""
     best, tolerance = findings.best, reach(place.x.dtype)
     slope = best.slope
-    scale = max(best.size, abs(slope.value) if np.isfinite(slope.value) else 0.0)
-    verdict, entries = _verdict(findings, scale, centre, tolerance)
+    scale = findings.scale
+    verdict, entries = verdict_of(findings, centre, tolerance)
     pattern, hint = causes.describe(
         entries, gradient, counts, not findings.explained, findings.ratio, place.paired
     )
@@ -455,7 +562,8 @@ def _leaf_report(
         hint = (
             f"an error smaller than {slope.bound:.1e} along this direction could not have been seen"
         )
-    if loss.verdict.wrong and not verdict.wrong:
+    worse = loss.verdict.wrong and not verdict.wrong
+    if worse or (loss.verdict > verdict and verdict is Verdict.AGREES):
         verdict, hint, entries = loss.verdict, loss.hint, list(loss.entries)
     immovable = int(np.sum(~np.isfinite(np.asarray(place.x, np.float64))))
     if immovable and (not verdict.wrong or not np.isfinite(centre)):
@@ -502,33 +610,9 @@ def _bare_report(place: Place, verdict: Verdict, hint: str) -> LeafReport:
     return LeafReport(place.path, place.shape, place.dtype, verdict, *nothing, hint, (), ())
 
 
-def _verdict(
-    findings: Findings, scale: float, centre: float, tolerance: float
-) -> tuple[Verdict, list[Entry]]:
-    """The verdict on a leaf, the worst of its line's and its entries'; and those that count."""
-    best, entries = findings.best, list(findings.entries)
-    evidence = [Evidence(e.autodiff, e.left, e.right, e.bound) for e in entries]
-    verdicts = [e.verdict for e in entries]
-    if not findings.explained and is_diffuse(evidence, verdicts, tolerance):
-        entries = [e for e in entries if e.verdict is Verdict.KINK]
-    # Beside the slope over the coarsest step, which no noise makes larger, it can be nothing too.
-    coarse = abs(float(best.slope.differences[0])) if len(best.slope.differences) else 0.0
-    coarse = coarse if np.isfinite(coarse) else 0.0
-    counts = max(scale, NOTHING * max(abs(centre), best.slope.size, coarse))
-    line = best.slope.evidence(best.claim)
-    if not np.isfinite(centre):
-        line = line._replace(claim=centre)  # of no value there is no slope to claim
-    elif findings.explained and np.isfinite(line.bound):
-        # What the entries found explain is no evidence against the line as well.
-        middle = best.slope.value
-        line = line._replace(claim=middle, left=middle, right=middle)
-    whole = judge(line, tolerance, scale, counts)
-    return max([whole, *(e.verdict for e in entries)]), entries
-
-
 def _by_weight(entry: Entry) -> tuple[int, float]:
     """Worst first: wrong ones, then kinks; the largest error before smaller ones."""
-    order = (Verdict.NOT_FINITE, Verdict.DIFFERS, Verdict.KINK, Verdict.AGREES)
+    order = (Verdict.NOT_FINITE, Verdict.DIFFERS, Verdict.IMPRECISE, Verdict.KINK, Verdict.AGREES)
     return order.index(entry.verdict), -abs(entry.autodiff - entry.numerical)
 
 

@@ -1,5 +1,7 @@
 """What a check finds of a leaf, an entry, and a custom rule: plain data, as reports hold them."""
 
+import linecache
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -112,22 +114,143 @@ class LeafReport(NamedTuple):
     differences: tuple[float, ...]
 
 
-class RuleReport(NamedTuple):
-    """One custom derivative rule, checked on the inputs that it is called with.
+class SourceLine(NamedTuple):
+    """A line of the user's code.
 
     Attributes:
-      name: of the function that carries the rule.
-      where: file and line.
-      kind: "custom_jvp" or "custom_vjp".
-      verdict: "agrees", "differs", "not finite", or "unresolved" where the function cannot be
-        differentiated without it.
-      argument: the position of the argument whose derivative is wrong, or None.
-      difference: relative difference to the derivative without the rule.
+      file: its path.
+      line: its number.
+      function: that it stands in.
+      text: what it says.
+    """
+
+    file: str
+    line: int
+    function: str
+    text: str
+
+    @classmethod
+    def of(cls, summary: str) -> "SourceLine":
+        """From `file:line:column (function)`, as JAX sums it up; the column may be missing."""
+        place, _, function = summary.partition(" (")
+        parts = place.split(":")
+        while len(parts) > 1 and not parts[1].isdigit():  # a drive's letter
+            parts[:2] = [":".join(parts[:2])]
+        file, number = parts[0], int(parts[1]) if len(parts) > 1 else 0
+        text = linecache.getline(file, number).strip()
+        return cls(file, number, function.removesuffix(")"), text)
+
+    @property
+    def quoted(self) -> str:
+        """What it says, indented; empty if that is not known."""
+        return f"    {self.text}" if self.text else ""
+
+    def __str__(self) -> str:
+        if not self.file:
+            return "a place that is not known"
+        here = os.path.join(os.getcwd(), "")
+        function = self.function.rpartition("<locals>.")[2]
+        return f"{self.file.removeprefix(here)}:{self.line}" + (
+            f" ({function})" if function else ""
+        )
+
+
+# Why it does not help to choose the other value afterwards.
+MASKED = "masked after it, which does not help: 0 times infinity is NaN"
+
+
+class Birth(NamedTuple):
+    """Where a value or a derivative stops being finite.
+
+    Attributes:
+      line: of the user's.
+      operation: the primitive, or the function that carries a rule.
+      what: happens there.
+      count: how many entries are not finite, of
+      total: so many.
+      cure: what usually helps.
+      masked: whether it is multiplied by 0 after it.
+      iteration: of which loop.
+    """
+
+    line: SourceLine
+    operation: str
+    what: str
+    count: int
+    total: int
+    cure: str
+    masked: bool = False
+    iteration: str = ""
+
+    def within(self, iteration: str) -> "Birth":
+        """The same inside of a loop."""
+        return self._replace(iteration=", ".join(filter(None, (iteration, self.iteration))))
+
+    def __str__(self) -> str:
+        when = f", {self.iteration}" if self.iteration else ""
+        lines = (
+            f"born at {self.line}{when}: {self.what} ({self.count} of {self.total} entries)",
+            self.line.quoted,
+            f"    {MASKED}" if self.masked else "",
+            f"    {self.cure}" if self.cure else "",
+        )
+        return "\n".join(filter(None, lines))
+
+
+class RuleReport(NamedTuple):
+    """A derivative rule that is wrong by the inputs that it is called with.
+
+    Attributes:
+      name: of the function that carries the rule, or of the primitive.
+      line: where it is called.
+      kind: "custom_jvp", "custom_vjp", "jvp" or "transpose".
+      verdict: "differs" or "not finite".
+      argument: the position of the argument whose derivative is wrong; None where it is the value
+        that the function has where it is differentiated.
+      difference: relative difference to the derivative of the values, of the worst entry.
+      where: file and line of the rule, where it is the user's.
     """
 
     name: str
-    where: str
+    line: SourceLine
     kind: str
     verdict: Verdict
     argument: int | None
     difference: float
+    where: str
+
+    def __str__(self) -> str:
+        by = f"argument {self.argument}" if self.argument is not None else "its value"
+        lines = (
+            f"wrong at {self.line}: {self.kind} of `{self.name}`, {by} off by "
+            f"{100 * self.difference:.2g} %",
+            self.line.quoted,
+            f"    rule at {self.where}" if self.where else "",
+        )
+        return "\n".join(filter(None, lines))
+
+
+class DigitsLost(NamedTuple):
+    """An equation that costs digits.
+
+    Attributes:
+      line: of the user's.
+      operation: the primitive, or the function that carries a rule.
+      what: happens there.
+      before: digits of what goes in, and
+      after: of what comes out.
+      share: the part of the gradient's error that is gone if it is exact up to here.
+    """
+
+    line: SourceLine
+    operation: str
+    what: str
+    before: float
+    after: float
+    share: float
+
+    def __str__(self) -> str:
+        what = f"{self.what}; " if self.what else ""
+        left = f"{self.after:.0f} of {self.before:.0f} digits left"
+        text = f"lost at {self.line}: `{self.operation}`, {what}{left}"
+        return "\n".join(filter(None, (text, self.line.quoted)))

@@ -64,6 +64,12 @@ class Findings(NamedTuple):
         """The line with the closest bound."""
         return min(self.asked, key=lambda comparison: comparison.slope.bound)
 
+    @property
+    def scale(self) -> float:
+        """The size of what is claimed, or of what the values show if that is more."""
+        best = self.best
+        return max(best.size, abs(best.slope.value) if np.isfinite(best.slope.value) else 0.0)
+
 
 class Claimed(NamedTuple):
     """The claims that are looked into.
@@ -224,6 +230,24 @@ class _Groups:
             else:
                 parts, difference = parts[len(half) :], difference - first
         return parts[0].leaf
+
+
+def verdict_of(findings: Findings, centre: float, tolerance: float) -> tuple[Verdict, list[Entry]]:
+    """The verdict on a leaf, the worst of its line's and its entries'; and those that count."""
+    best, entries, scale = findings.best, list(findings.entries), findings.scale
+    # Beside the slope over the coarsest step, which no noise makes larger, it can be nothing too.
+    coarse = abs(float(best.slope.differences[0])) if len(best.slope.differences) else 0.0
+    coarse = coarse if np.isfinite(coarse) else 0.0
+    counts = max(scale, NOTHING * max(abs(centre), best.slope.size, coarse))
+    line = best.slope.evidence(best.claim)
+    if not np.isfinite(centre):
+        line = line._replace(claim=centre)  # of no value there is no slope to claim
+    elif findings.explained and np.isfinite(line.bound):
+        # What the entries found explain is no evidence against the line as well.
+        middle = best.slope.value
+        line = line._replace(claim=middle, left=middle, right=middle)
+    whole = judge(line, tolerance, scale, counts)
+    return max([whole, *(e.verdict for e in entries)]), entries
 
 
 def examine_leaf(line: Line, leaf: int, claimed: Claimed) -> Findings:

@@ -1,8 +1,9 @@
 """What a gradient that is right in float64 loses in the user's own dtype.
 
-A rule can be right and its float32 gradient still poor. That is reported in digits, and is an error
-only where nothing is left: NaN or infinity where the gradient is finite, or no right digit in an
-entry that matters.
+A gradient is good if it is the exact one of a point a few roundings away: a function that is
+ill-conditioned is not to blame on its program. What is off by more than such roundings explain, and
+by more than half the digits, is lost by the program: that is `imprecise`. Only where no digit is
+left, or NaN stands in the place of a number, is the gradient wrong.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,12 +14,13 @@ import numpy as np
 
 from jaxnn.checking.evidence import (
     ROUNDINGS,
+    ROUNDINGS_BETWEEN_CALLS,
     Evidence,
     Verdict,
     digits_shared,
     judge,
     judge_all,
-    reach,
+    reach_of,
 )
 from jaxnn.checking.findings import Entry
 from jaxnn.checking.locate import HANDFUL
@@ -35,16 +37,20 @@ class Loss(NamedTuple):
     """What is lost in a leaf's own dtype.
 
     Attributes:
-      digits: that the gradient shares with the one in float64.
-      verdict: "differs" or "not finite" where no digit is left that matters, else "agrees".
+      digits: that the gradient shares with the one in float64; of the entries that lost some, those
+        that the worst has left.
+      verdict: "imprecise" where digits are lost that matter, "differs" where none is left, "not
+        finite" where there is no number; else "agrees".
       entries: those concerned, held against the same gradient in float64; worst first.
       hint: what happened.
+      lost: which entries lost digits, flat; None for none.
     """
 
     digits: float
     verdict: Verdict = Verdict.AGREES
     entries: tuple[Entry, ...] = ()
     hint: str = ""
+    lost: np.ndarray | None = None
 
 
 @np.errstate(invalid="ignore")  # infinity less itself is among what is looked for
@@ -54,9 +60,11 @@ def own_dtype_loss(
     dtype: Any,
     values: tuple[float, float],
     scales: np.ndarray,
+    overall: float,
     slope: Slope,
     rounding: float,
     shaken: Callable[[], Sequence[np.ndarray]],
+    own_values_agree: Callable[[], bool] = lambda: False,
 ) -> Loss:
     """What one leaf's gradient loses.
 
@@ -66,45 +74,74 @@ def own_dtype_loss(
       dtype: of the leaf.
       values: of the function, in the user's dtypes and in float64.
       scales: the size of each entry of the leaf, flat.
+      overall: the size of the gradient of all leaves, each entry times its scale.
       slope: of the leaf, by values.
       rounding: the largest, relative, of any float in the function.
       shaken: by how much roundings of the arguments change `wide`; asked for where that decides.
+      own_values_agree: whether the gradient agrees with the values in its own dtypes; asked for
+        where those are of another function, as where a sign is chosen by chance.
     """
     kind, flat, true = jnp.dtype(dtype).name, own.ravel(), wide.ravel()
     value, centre = values
-    known, epsilon = np.isfinite(true), float(jnp.finfo(dtype).eps)
+    epsilon = float(jnp.finfo(dtype).eps)
     gap, size = float(np.linalg.norm(flat - true)), float(np.linalg.norm(true))
     loss = Loss(digits_shared(float(np.maximum(gap, epsilon * size)), size))
-    # What counts is a difference that a step of the entry's own size would make more of than
-    # rounding does of the value.
-    part = ROUNDINGS * epsilon if rounding <= epsilon else reach(dtype)
-    bound = part * max(abs(centre), float(np.linalg.norm((true * scales)[known]))) / scales
+    coarsest = max(rounding, epsilon)
+    # Roundings of what a gradient is summed from: beside a step of the entry's own size that is
+    # nothing, where it is beside the value, or what the whole gradient makes of such steps.
+    part = min(ROUNDINGS * coarsest, reach_of(coarsest))
     least = float(jnp.finfo(dtype).tiny)  # below it, 0 is what the dtype has
     underflows = bool(np.any((flat == 0) & (true != 0) & (np.abs(true) < least)))
-    bound = np.maximum(bound, least)
+    whole = max(abs(centre) if np.isfinite(centre) else 0.0, overall)
+    bound = np.maximum(part * whole / scales, least)
     if not flat.any() and slope.bound < abs(slope.value) and np.max(np.abs(true)) > least:
         bound[np.abs(true) == np.max(np.abs(true))] = 0.0  # all of it underflows, whatever its size
-    verdict, which = judge_all(flat, true, bound, NO_DIGIT)
+    tolerance = reach_of(coarsest)
+    verdict, which = judge_all(flat, true, bound, tolerance)
     if verdict is Verdict.DIFFERS:
-        # Near a stationary point, rounding the arguments alone costs the digits.
         bound = np.maximum(bound, SHAKES * np.max([moved.ravel() for moved in shaken()], axis=0))
-        verdict, which = judge_all(flat, true, bound, NO_DIGIT)
-    hint = "computed in float64 the same gradient is finite"
+        verdict, which = judge_all(flat, true, bound, tolerance)
+    apart = ROUNDINGS_BETWEEN_CALLS * coarsest * max(abs(value), abs(centre))
+    if verdict is Verdict.DIFFERS and abs(value - centre) > apart and own_values_agree():
+        return loss._replace(
+            hint=f"in {kind} the function has another value, {value:.6g} for {centre:.6g}, with "
+            "which its gradient agrees"
+        )
+    hint, left = "computed in float64 the same gradient is finite", 0.0
     if verdict is Verdict.DIFFERS:
-        hint = f"computed in float64 the same gradient is right, in {kind} it keeps no digit of it"
+        nothing_left, _ = judge_all(flat[which], true[which], bound[which], NO_DIGIT)
+        sizes = np.maximum(np.abs(flat), np.abs(true))[which]
+        left = digits_shared(float(np.max(np.abs(flat - true)[which] / sizes)), 1.0)
+        if nothing_left is Verdict.DIFFERS:
+            hint = (
+                f"computed in float64 the same gradient is right, in {kind} it keeps no digit of it"
+            )
+        else:
+            verdict = Verdict.IMPRECISE
+            hint = (
+                f"computed in float64 the same gradient is right, in {kind} {left:.1f} digits are"
+            )
     of_value, _ = judge_all(np.array([value]), np.array([centre]), np.array([np.inf]), NO_DIGIT)
     if of_value.wrong:
         verdict = of_value
         hint = f"there the function itself is {value}, computed in float64 it is {centre:.6g}"
-    if not verdict.wrong and underflows:
+    lossy = verdict is Verdict.IMPRECISE or verdict.wrong
+    if not lossy and underflows:
         return loss._replace(
             hint=f"below {least:.1e}, the smallest number of {kind}, it is 0 there"
         )
-    if not verdict.wrong:
+    if not lossy:
         return loss
     evidence = [
         (i, Evidence(float(flat[i]), float(true[i]), float(true[i]), float(bound[i])))
         for i in which[:HANDFUL]
     ]
-    entries = tuple(Entry.of(i, wide.shape, one, judge(one, NO_DIGIT)) for i, one in evidence)
-    return loss._replace(verdict=verdict, entries=entries, hint=f"in {kind} only: {hint}")
+    entries = tuple(
+        Entry.of(
+            i, wide.shape, one, verdict if verdict is Verdict.IMPRECISE else judge(one, NO_DIGIT)
+        )
+        for i, one in evidence
+    )
+    lost = np.zeros(flat.shape, bool)
+    lost[which] = True
+    return Loss(min(loss.digits, left), verdict, entries, f"in {kind} only: {hint}", lost)

@@ -19,9 +19,7 @@ from jaxtyping import PyTree
 from jaxnn._arguments import Partition, Static
 from jaxnn._programs import kept
 from jaxnn._validate import describe
-from jaxnn.checking.custom_rules import rule_checker
 from jaxnn.checking.detached import beside, holding
-from jaxnn.checking.findings import RuleReport
 from jaxnn.checking.line import Line, along_program, drawer, one_by_one
 from jaxnn.checking.packed import Packing
 from jaxnn.checking.solvers import RUN_FURTHER, has_solver
@@ -80,7 +78,6 @@ class Traced:
       own: value and gradient (None where that is given by hand) in the user's dtypes.
       wide: the same in float64; None where the gradient is given by hand.
       along: the values along a line.
-      rules: checks the custom rules.
       narrow: dtypes in which parts of the function are evaluated all the same.
       rounding: the largest rounding, relative, of a float in the function.
       counts: the lengths of the first axes of what it closes over.
@@ -94,7 +91,6 @@ class Traced:
     own: Callable
     wide: Callable | None
     along: Callable
-    rules: Callable[[Any], tuple[RuleReport, ...]]
     narrow: frozenset[Any]
     rounding: float
     counts: frozenset[int]
@@ -123,6 +119,24 @@ class Traced:
         sizes = [x.size for x in point.leaves]
         epsilon = float(jnp.finfo(dtype).eps)
         return Line(program, sizes, epsilon, _roundings(point, self.wide is None), watch)
+
+    def own_line(self, point: Point) -> Line:
+        """The same in the function's own dtypes."""
+        dtype = max((x.dtype for x in point.leaves), key=lambda kind: jnp.finfo(kind).bits)
+        draw = drawer(point.leaves, dtype)
+        value = lambda _, moved, data: core.jaxpr_as_fun(self.program)(  # noqa: E731
+            *jax.tree.leaves((moved, data))
+        )[0]
+        along = along_program(value, dtype)
+
+        def program(claims, question, steps):
+            moves, sums = draw(claims, question)
+            moves = [jnp.asarray(v, x.dtype) for v, x in zip(moves, point.leaves, strict=True)]
+            steps = jnp.asarray(steps, dtype)
+            return np.asarray(along(point.leaves, moves, steps, point.data), np.float64), sums
+
+        epsilon = max(self.rounding, float(jnp.finfo(dtype).eps))
+        return Line(program, [x.size for x in point.leaves], epsilon, _roundings(point, True))
 
     def in_float64(self, point: Point, dtype: Any, shake: float = 0.0) -> tuple[float, list[Any]]:
         """Value and gradient in float64; `shake` moves the point, in roundings of its dtypes."""
@@ -197,10 +211,6 @@ class Eager:
     def value_and_gradient(self, point: Point) -> tuple[Any, list[Any] | None]:
         """In the user's dtypes; no gradient where that is given by hand."""
         return self.own(point.leaves, point.data)
-
-    def rules(self, args: Any) -> tuple[RuleReport, ...]:
-        """None: custom rules are found in traced functions alone."""
-        return ()
 
     def _accepted(self, point: Point, dtype: Any) -> tuple[Sequence[Any], Any]:
         """The leaves that the function takes, and the dtype that they ask for, if it is another."""
@@ -294,6 +304,12 @@ def _build(
             mistakes.append(mistake)
             if not settings.automatic:
                 break
+    if settings.order > 1:
+        reason = str(mistakes[0]).partition("\n")[0]
+        raise TypeError(
+            f"`order` must be {settings.order - 1} here, as JAX has no derivative of the one "
+            f"before by either mode. Got {settings.order}: {reason}"
+        ) from mistakes[0]
     raise mistakes[0]
 
 
@@ -343,7 +359,6 @@ def _traced(
         own=own,
         wide=wide_both,
         along=along_program(_moving(wide.call, packing, settings), dtype),
-        rules=rule_checker(program, dtype) if settings.automatic else (lambda args: ()),
         narrow=narrow,
         rounding=_largest_rounding(program),
         counts=frozenset(n for const in program.consts for n in np.shape(const)[:1]),

@@ -6,8 +6,27 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxnn.checking.evidence import Verdict
-from jaxnn.checking.findings import LeafReport, RuleReport
+from jaxnn.checking.findings import Birth, DigitsLost, LeafReport, RuleReport
 from jaxnn.checking.locate import HANDFUL
+
+
+def plain(value: Any) -> Any:
+    """A result as dictionaries, lists, strings and numbers."""
+    if isinstance(value, Verdict):
+        return str(value)
+    if hasattr(value, "_asdict"):
+        return {key: plain(item) for key, item in value._asdict().items()}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, complex):
+        return [value.real, value.imag]
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+# An imprecise gradient passes with so many digits left.
+LEAST_DIGITS = 2.0
 
 
 class GradientError(AssertionError):
@@ -32,12 +51,15 @@ class GradientReport:
       function: its name.
       verdict: the worst of its leaves; "not deterministic" if the function is not.
       leaves: one `LeafReport` each, worst first.
-      rules: the custom derivative rules found, worst first.
+      rules: the derivative rules that are wrong, if any are found to be, by line.
+      births: where NaN or infinity is born, if anywhere.
+      digits_lost: the lines that cost a leaf its digits, the worst first.
       notes: how the function was evaluated, where that is not the usual way.
       order: 2 where the leaves' slopes are those of a projection of the gradient, whose own
         gradient is the Hessian; and so on.
       evaluations: how many values of the function were asked for.
       interrupted: whether the check was ended early, by Ctrl-C.
+      digits: that each leaf's gradient must have right in its own dtype, if that was asked.
 
     Example:
       >>> report = jaxnn.check_gradient(lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0]))
@@ -49,21 +71,23 @@ class GradientReport:
     verdict: Verdict
     leaves: tuple[LeafReport, ...]
     rules: tuple[RuleReport, ...] = ()
+    births: tuple[Birth, ...] = ()
+    digits_lost: tuple[DigitsLost, ...] = ()
     notes: tuple[str, ...] = ()
     order: int = 1
     evaluations: int = 0
     interrupted: bool = False
+    digits: float | None = None
 
     @classmethod
     def of(
         cls,
         function: str,
         leaves: Sequence[LeafReport],
-        rules: Sequence[RuleReport],
         notes: Sequence[str],
     ) -> "GradientReport":
         """A report whose verdict is its worst leaf's."""
-        report = cls(function, Verdict.AGREES, (), tuple(rules), tuple(notes))
+        report = cls(function, Verdict.AGREES, (), notes=tuple(notes))
         return report.with_leaves(leaves)
 
     def with_leaves(self, leaves: Sequence[LeafReport]) -> "GradientReport":
@@ -77,8 +101,19 @@ class GradientReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every leaf agrees, or is at a kink with the gradient between both slopes."""
-        return self.verdict.ok
+        """Whether every leaf agrees, is at a kink with the gradient between both slopes, or is
+        imprecise with `LEAST_DIGITS` left; and has the `digits` that were asked for.
+        """
+        return self.verdict.ok and not any(map(self._lacks_digits, self.leaves))
+
+    @property
+    def exit_code(self) -> int:
+        """Of a command: 0 if `ok`, 1 if not, 2 where the evidence cannot tell."""
+        return self.verdict.exit_code if not self.verdict.ok else int(not self.ok)
+
+    def _lacks_digits(self, leaf: LeafReport) -> bool:
+        least = LEAST_DIGITS if leaf.verdict is Verdict.IMPRECISE else 0.0
+        return leaf.own_dtype_digits < (least if self.digits is None else self.digits)
 
     def raise_if_wrong(self) -> None:
         """Raise `GradientError`, whose text is the table, unless the gradient is `ok`."""
@@ -87,18 +122,6 @@ class GradientReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as dictionaries, lists, strings and numbers, ready for `json.dumps`."""
-
-        def plain(value):
-            if isinstance(value, Verdict):
-                return str(value)
-            if hasattr(value, "_asdict"):
-                return {key: plain(item) for key, item in value._asdict().items()}
-            if isinstance(value, complex):
-                return [value.real, value.imag]
-            if isinstance(value, tuple):
-                return [plain(item) for item in value]
-            return value
-
         fields = {
             field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)
         }
@@ -130,15 +153,31 @@ class GradientReport:
         ended = " (interrupted)" if self.interrupted else ""
         lines = [f"{what} of {self.function}: {paint(self.verdict, self.verdict)}{ended}"]
         lines.append("  ".join(_aligned(_HEADER, widths)).rstrip())
+        lines_of = self._lines_by_leaf()
         for row, leaf in zip(table[1:], self.leaves, strict=True):
             cells = _aligned(row, widths)
             cells[_VERDICT] = paint(leaf.verdict, cells[_VERDICT])
             lines += ["  ".join(cells).rstrip(), *(f"    {line}" for line in _details(leaf, paint))]
-        for rule in self.rules:
-            at = "" if rule.argument is None else f", argument {rule.argument}"
-            verdict = paint(rule.verdict, rule.verdict)
-            lines.append(f"rule {rule.name} ({rule.kind}, {rule.where}): {verdict}{at}")
+            for found in lines_of.get(leaf.path, ()):
+                lines += [f"    {line}" for line in str(found).splitlines()]
+        if not self.leaves:
+            lines += [str(found) for found in (*self.births, *self.rules, *self.digits_lost)]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _lines_by_leaf(self) -> dict[str, list[Any]]:
+        """What is known of lines, under the first leaf that it explains."""
+        found: dict[str, list[Any]] = {}
+        explained = (
+            (self.births, (Verdict.NOT_FINITE,)),
+            (self.rules, (Verdict.DIFFERS, Verdict.UNRESOLVED, Verdict.DETACHED)),
+            (self.digits_lost, (Verdict.IMPRECISE, Verdict.DIFFERS)),
+        )
+        for lines, verdicts in explained:
+            paths = [leaf.path for leaf in self.leaves if leaf.verdict in verdicts]
+            paths += [leaf.path for leaf in self.leaves]
+            if lines and paths:
+                found.setdefault(paths[0], []).extend(lines)
+        return found
 
     def __str__(self) -> str:
         return self.text()

@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
 
-from jaxnn.checking.evidence import Verdict
+from jaxnn.checking.evidence import Evidence, Verdict, is_diffuse
 from jaxnn.checking.findings import LeafReport
 from jaxnn.numerical.float64 import RULES, Evaluation, scan_step, solved, while_step
 from jaxnn.numerical.interpret import (
@@ -68,7 +68,7 @@ def within_tolerance(
         "right to the tolerance of the solver inside; solved further, to "
         f"{further.digits:.1f} digits"
     )
-    return further._replace(hint=hint)
+    return further._replace(hint=hint, own_dtype_digits=leaf.own_dtype_digits)
 
 
 def within_approximation(leaf: LeafReport, program: Program) -> LeafReport:
@@ -100,6 +100,25 @@ def within_approximation(leaf: LeafReport, program: Program) -> LeafReport:
         "tolerance of the solver inside"
     )
     return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
+
+
+def without_diffuse(leaf: LeafReport, tolerance: float) -> LeafReport:
+    """What is known of a wrong leaf behind which no rule is wrong: that an error which all entries
+    share, and which is none beside the whole, is that of an approximation inside.
+    """
+    if leaf.verdict is not Verdict.DIFFERS:
+        return leaf
+    entries = [e for e in leaf.entries if not isinstance(e.autodiff, complex)]
+    evidence = [Evidence(e.autodiff, e.left, e.right, e.bound) for e in entries]
+    if not is_diffuse(evidence, [e.verdict for e in entries], tolerance):
+        return leaf
+    kinks = tuple(e for e in entries if e.verdict is Verdict.KINK)
+    hint = (
+        f"all entries share an error of {10**-leaf.digits:.0e} beside the whole, and no rule "
+        "inside is wrong: an approximation"
+    )
+    verdict = Verdict.KINK if kinks else Verdict.AGREES
+    return leaf._replace(verdict=verdict, entries=kinks, pattern="", hint=hint)
 
 
 def _once(evaluation: Evaluation) -> Evaluation:

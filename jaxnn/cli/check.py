@@ -1,4 +1,4 @@
-"""What `jaxnn check` does with its arguments; it returns the exit code."""
+"""What `jaxnn check` and `jaxnn explain` do with their arguments; they return the exit code."""
 
 import argparse
 import importlib
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from jaxnn.checking import explain as of_checking
 from jaxnn.checking.check import check_gradient
 from jaxnn.checking.evidence import Verdict
 from jaxnn.cli.output import print_json, require_place
@@ -26,12 +27,7 @@ def check(args: argparse.Namespace) -> int:
         _require_picture("--plot", args.plot)
     f, point = _load(args.target)
     options = {"argnums": tuple(range(len(point))), "order": args.order, "seed": args.seed}
-    try:
-        report = check_gradient(f, *point, **options)
-    except (ValueError, TypeError, OSError):
-        raise
-    except (Exception, SystemExit) as error:  # an exit code of the function's must not say "right"
-        raise _refusal("TARGET", "a function that runs", error) from error
+    report = _ran(check_gradient, f, *point, **options)
     drawn = args.plot and report.leaves
     if drawn:
         import matplotlib
@@ -44,7 +40,28 @@ def check(args: argparse.Namespace) -> int:
         print(report.text(_paint) if _has_colours() else report)
         if drawn:
             print(f"evidence drawn in {args.plot}")
-    return report.verdict.exit_code
+    return report.exit_code
+
+
+def explain(args: argparse.Namespace) -> int:
+    """Name the lines where a gradient goes bad; the exit code says whether there are any."""
+    f, point = _load(args.target)
+    found = _ran(of_checking.explain, f, *point)
+    if args.json:
+        print_json(found.to_dict())
+    else:
+        print(found)
+    return found.exit_code
+
+
+def _ran(ask: Callable, *args: Any, **options: Any) -> Any:
+    """What is asked of a user's function, whose exit code must not say "right"."""
+    try:
+        return ask(*args, **options)
+    except (ValueError, TypeError, OSError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise _refusal("TARGET", "a function that runs", error) from error
 
 
 def _has_colours() -> bool:
@@ -54,7 +71,7 @@ def _has_colours() -> bool:
 
 
 def _paint(verdict: Verdict, text: str) -> str:
-    colour = 33 if verdict is Verdict.KINK else _COLOURS[verdict.exit_code]
+    colour = 33 if verdict in (Verdict.KINK, Verdict.IMPRECISE) else _COLOURS[verdict.exit_code]
     return f"\x1b[{colour}m{text}\x1b[0m"
 
 

@@ -26,6 +26,7 @@ _FLAGS = {
     "figures": {"directory": "--out"},
     "tour": {"directory": "--figures"},
     "check": {},
+    "explain": {},
 }
 
 
@@ -70,6 +71,12 @@ def _check(args: argparse.Namespace) -> int:
     from jaxnn.cli.check import check
 
     return check(args)
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from jaxnn.cli.check import explain
+
+    return explain(args)
 
 
 def _figures(args: argparse.Namespace) -> int:
@@ -250,6 +257,20 @@ def _parser() -> _Parser:
         "--seed", type=_seed, default=0, metavar="N", help="of random projections (default: 0)"
     )
     check.add_argument("--plot", metavar="FILE", help="draw the evidence on the worst leaf")
+
+    explain = _command(
+        commands,
+        "explain",
+        _explain,
+        "name the line where a gradient goes bad",
+        "Name the lines of a function of yours where its gradient becomes NaN, where a derivative "
+        "rule is wrong, or where its digits are lost. TARGET is as for `jaxnn check`. Exit code 0: "
+        "all finite, and no rule wrong; 1: a line is named for that; 2: bad input.",
+        "jaxnn explain model.py:loss",
+    )
+    explain.add_argument(
+        "target", metavar="TARGET", help="FILE.py:NAME or MODULE:NAME; the file is run"
+    )
 
     figures = _command(
         commands,

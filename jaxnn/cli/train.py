@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnn._arguments import arrays_of
 from jaxnn._files import made_directory, replacing
 from jaxnn.cli.choices import ACTIVATIONS, OPTIMIZERS
 from jaxnn.cli.output import print_json, require_place
@@ -265,7 +266,7 @@ def evaluate(args: argparse.Namespace) -> int:
             f"pixels."
         )
     params = found.restore("best" if "best" in found.leaves else "params", like)
-    measure = jax.jit(make_evaluate(error, metrics, None))
+    measure = jax.jit(make_evaluate(error, metrics, arrays_of(params)[0], None))
     sets = {"train": (digits.x_train, digits.t_train), "test": (digits.x_test, digits.t_test)}
     record = {
         f"{name}_{k}": float(v)

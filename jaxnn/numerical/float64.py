@@ -35,6 +35,7 @@ from jaxnn.numerical.interpret import (
     scan_parts,
     shard_map_parts,
     while_parts,
+    with_own_constants,
 )
 
 # Defined on bits, or drawing random numbers that would differ: these see what they were traced
@@ -95,7 +96,7 @@ class Evaluation(NamedTuple):
 
     def __call__(self, program: Program, args: Sequence[Any]) -> list[Any]:
         """The outputs of a program for wide arguments."""
-        return evaluate(program, args, self._step, self._widen)
+        return evaluate(program, args, self.step, self._widen)
 
     def widened(self, program: Program) -> Program:
         """A program that takes and gives the wide dtype where it took and gave narrower ones."""
@@ -104,7 +105,8 @@ class Evaluation(NamedTuple):
         ]
         return jax.make_jaxpr(lambda *args: self(program, args))(*avals)
 
-    def _step(self, eqn: Equation, inputs: list[Any]) -> list[Any]:
+    def step(self, eqn: Equation, inputs: list[Any]) -> list[Any]:
+        """The outputs of one equation for wide inputs."""
         inputs = [self._widen(x) for x in inputs]
         if (rule := self.rules.get(eqn.primitive)) is not None:
             outputs = rule(eqn, inputs, self)
@@ -167,7 +169,11 @@ def widen(
       rules: `(equation, inputs, evaluation) -> outputs` for primitives that are to be evaluated in
         another way than usual.
     """
-    program, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+    # Traced through a function that goes at once, with constants of our own: JAX remembers of each
+    # NumPy array that a living trace closes over which precision it had there, and a later trace
+    # under the other one would get that.
+    program, shapes = jax.make_jaxpr(lambda *args: f(*args), return_shape=True)(*args)
+    program = with_own_constants(program)
     tree, by = jax.tree.structure(shapes), {**RULES, **(rules or {})}
 
     def call(*args):

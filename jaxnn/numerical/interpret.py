@@ -7,7 +7,10 @@ name: a user's own primitive may be called anything.
 """
 
 import functools
+import inspect
 import itertools
+import os
+import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +23,9 @@ from jax.extend import core, source_info_util
 from jax.extend.core import primitives
 
 from jaxnn._validate import is_key
+
+# Lines that JAX names are the user's: neither its own, which it leaves out anyway, nor ours.
+source_info_util.register_exclusion(str(pathlib.Path(__file__).parents[1]) + os.sep)
 
 Program = Any  # a ClosedJaxpr; since JAX 0.12 one class with Jaxpr
 Equation = Any  # a JaxprEqn, whose variables have shapes and dtypes
@@ -36,6 +42,11 @@ _CALLS = {
 }
 _NUMBER = jax.ShapeDtypeStruct((), np.float32)
 CUSTOM_RULES = frozenset([primitives.custom_jvp_call_p, primitives.custom_vjp_call_p])
+# Primitives whose derivative is nothing, by JAX's rules: no cotangent passes.
+FLAT = frozenset(
+    getattr(primitives, f"{name}_p")
+    for name in "ceil floor nextafter round sign stop_gradient".split()
+)
 LOOPS = frozenset([primitives.while_p, primitives.scan_p])
 # Primitives whose outputs have, at each place, what their inputs make of that place alone.
 ELEMENTWISE = frozenset(
@@ -182,6 +193,15 @@ def pruned(program: Program) -> Program:
     return core.ClosedJaxpr(jaxpr.replace(eqns=needful[::-1]), consts)
 
 
+def with_own_constants(program: Program) -> Program:
+    """The same program with copies of the NumPy arrays that it closes over."""
+    jaxpr, consts = opened(program)
+    pairs = zip(jaxpr.constvars, consts, strict=True)
+    own: Callable[[Any, Any], Any] = lambda v, c: np.array(c, v.aval.dtype)  # noqa: E731
+    copies = [own(v, c) if isinstance(c, np.ndarray) else c for v, c in pairs]
+    return core.ClosedJaxpr(jaxpr, copies)
+
+
 def outputs_that_change(program: Program, changing: Sequence[bool]) -> list[bool]:
     """Which outputs of a program depend on an input that changes."""
     jaxpr, _ = opened(program)
@@ -273,6 +293,19 @@ def source(eqn: Equation) -> tuple[str, str]:
     """The name of the function that a call with a custom rule stands for, and its file and line."""
     name, _, place = opened(called(eqn))[0].debug_info.func_src_info.partition(" at ")
     return name, place
+
+
+def backward_source(eqn: Equation) -> str:
+    """Where the backward function of a `custom_vjp` stands, as JAX sums lines up; empty if it is
+    not known.
+
+    JAX takes what that function computes for the line of the call.
+    """
+    function = getattr(eqn.params.get("bwd"), "f", None)
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
+    return f"{code.co_filename}:{code.co_firstlineno} ({code.co_name})" if code else ""
 
 
 def line_of(eqn: Equation) -> str:

@@ -128,6 +128,7 @@ def make_chunk(
       the last takes `rest`. It ends behind the first step that was not finite. `update` is the
       optimiser's.
     """
+
     def of_moving(moving, held, *batch):
         return loss(skeleton.fill(skeleton.merge(moving, held)), *batch)
 

@@ -94,7 +94,9 @@ def sample(points=POINTS):
 
 def terms(leaves):
     """A sum of functions, one a leaf, whose sizes are up to a million apart."""
-    return sum(10.0 ** (k / 2) * f(x) for k, (x, (_, f, *_)) in enumerate(zip(leaves, FUNCTIONS)))
+    functions = [f for _, f, *_ in FUNCTIONS]
+    pairs = zip(functions, leaves, strict=True)
+    return sum(10.0 ** (k / 2) * f(x) for k, (f, x) in enumerate(pairs))
 
 
 def points_of_terms(rng):
