@@ -17,13 +17,14 @@ import numpy as np
 from jax.extend.core import primitives
 
 from jaxnn._arguments import as_complex, real_form
-from jaxnn.checking.evidence import Verdict, reach
+from jaxnn.checking.evidence import Verdict, digits_shared, reach
 from jaxnn.checking.findings import Birth, DigitsLost, RuleReport, SourceLine
 from jaxnn.checking.line import Direction, Line, Question, along_program, drawer
 from jaxnn.checking.locate import Claimed, examine, verdict_of
 from jaxnn.checking.slope import HALF, estimate_slope, ladder
 from jaxnn.checking.tape import (
     Cut,
+    Place,
     Record,
     Site,
     Tape,
@@ -55,6 +56,8 @@ OF_RULES = 100
 OF_SERIES = 1e-9
 # The part of what is lost that one line has to answer for to be named.
 SHARE = 0.25
+# Points where digits are counted, and how many roundings they are away.
+POINTS, AWAY = 4, 64
 # Primitives that see one half of a symmetric matrix: it is moved symmetrically.
 SYMMETRIC = frozenset([primitives.cholesky_p, primitives.eigh_p])
 # Iterations of one loop whose rules are checked.
@@ -609,36 +612,45 @@ def digits_lost(
     """
     own, wide = (Tape(program, moving, kind, unrolled=True) for kind in (None, dtype))
     seeds = seeds_of(program)
-    exact = wide.record(inputs, seeds)
-    rounded = own.record(inputs, seeds)
-    pulled = [
-        [x.astype(_wider(y.dtype, x.dtype)) for x, y in zip(a, b, strict=True)]
-        for a, b in zip(exact.pulled, rounded.pulled, strict=True)
-    ]
+    # Beside the point too, as in one alone a rounding may happen to do no harm.
+    points = [_beside(inputs, moving, seed) for seed in range(POINTS)]
+    exact = [wide.record(point, seeds) for point in points]
+    rounded = [own.record(point, seeds) for point in points]
 
     @functools.cache
     def left(place: int) -> float:
         """The error of the gradient, relative, where all up to a place is exact."""
-        cut = Cut(np.int32(place), exact.values, pulled)
-        record = own.record(inputs, seeds, cut)
-        worst = 0.0
-        for slot, mask in zip(own.inputs, lost, strict=True):
-            if mask is None or slot not in exact.cotangents:
-                continue
-            a, b = (np.asarray(r.cotangents[slot]).ravel()[mask] for r in (record, exact))
-            size = float(np.linalg.norm(b)) or 1.0
-            error = float(np.linalg.norm(a.astype(b.dtype) - b)) / size
-            worst = max(worst, error if np.isfinite(error) else 1.0)
-        return min(worst, 1.0)
+        errors = []
+        for point, true in zip(points, exact, strict=True):
+            cut = Cut(np.int32(place), true)
+            record = own.record(point, seeds, cut)
+            worst = 0.0
+            for slot, mask in zip(own.inputs, lost, strict=True):
+                if mask is not None and slot in true.cotangents:
+                    a, b = (np.asarray(r.cotangents[slot]).ravel()[mask] for r in (record, true))
+                    worst = max(worst, _error(a, b))
+            errors.append(min(worst, 1.0) if np.isfinite(worst) else 1.0)
+        return float(np.mean(errors))
 
-    last = 2 * len(own.sites)
-    drops = _drops(left, 0, last, SHARE * left(0))
-    found = [_lost_at(own, wide, rounded, exact, place, drop) for place, drop in drops]
+    drops = _drops(left, 0, len(own.places), SHARE * left(0))
+    found = [_lost_at(own, rounded[0], exact[0], own.places[k], drop) for k, drop in drops]
     ordered = sorted(found, key=lambda one: -one[0])
     kept: dict[Any, DigitsLost] = {}
     for _, one in ordered:
-        kept.setdefault((one.line.file, one.line.line, one.operation), one)
+        kept.setdefault((one.line.file, one.line.line), one)
     return list(kept.values())[:LINES]
+
+
+def _beside(inputs: Sequence[Any], moving: Sequence[bool], seed: int) -> list[Any]:
+    """Inputs of which those that move are some roundings off; the first time none."""
+    rng, moved = np.random.default_rng(seed), []
+    for x, moves in zip(inputs, moving, strict=True):
+        if moves and seed:
+            epsilon = float(jnp.finfo(x.dtype).eps)
+            factors = 1 + AWAY * epsilon * rng.uniform(-1, 1, x.shape)
+            x = jnp.asarray(np.asarray(x, np.float64) * factors, x.dtype)
+        moved.append(x)
+    return moved
 
 
 def _drops(left: Callable[[int], float], low: int, high: int, least: float) -> list[Any]:
@@ -653,31 +665,31 @@ def _drops(left: Callable[[int], float], low: int, high: int, least: float) -> l
 
 
 def _lost_at(
-    own: Tape, wide: Tape, rounded: Record, exact: Record, place: int, drop: float
+    own: Tape, rounded: Record, exact: Record, place: Place, drop: float
 ) -> tuple[float, DigitsLost]:
     """What happens at a place of the walk."""
-    back = place >= len(own.sites)
-    number = 2 * len(own.sites) - 1 - place if back else place
-    if not back:
+    number = place.site
+    if place.slots:
+        number = own.meeting(place.slots[0])
+    elif not place.back:
         number = _first_narrow(own, rounded, number)
     site = own.sites[number]
-    before = max(
-        [_error(rounded.values[s], exact.values[s]) for s in site.inputs if s in exact.values]
-        or [0.0]
-    )
-    if back:
-        given = [site.outputs[j] for j in site.asked]
-        of_cts = [_error(rounded.cotangents[s], exact.cotangents[s]) for s in given]
-        before = max([before, *of_cts])
+    errors = lambda name, slots: [  # noqa: E731
+        _error(getattr(rounded, name)[s], getattr(exact, name)[s]) for s in slots
+    ]
+    before = errors("values", [s for s in site.inputs if s in exact.values])
+    if place.slots:
+        after = errors("cotangents", place.slots)
+    elif place.back:
+        before += errors("cotangents", [site.outputs[j] for j in site.asked])
         pairs = zip(rounded.pulled[number], exact.pulled[number], strict=True)
-        after = max(_error(a, b) for a, b in pairs)
+        after = [_error(a, b) for a, b in pairs]
     else:
-        after = max(_error(rounded.values[s], exact.values[s]) for s in site.outputs)
-    kind = next(
-        (v.aval.dtype for v in site.eqn.outvars if is_inexact(v.aval)), jnp.dtype(jnp.float32)
-    )
-    digits = [_digits(error, kind) for error in (before, after)]
-    what = _how_lost(site, rounded, back, kind)
+        after = errors("values", site.outputs)
+    kinds = [v.aval.dtype for v in (*site.eqn.invars, *site.eqn.outvars) if is_inexact(v.aval)]
+    finest = min(float(jnp.finfo(kind).eps) for kind in kinds)
+    digits = [digits_shared(max(*some, finest), 1.0) for some in ([*before, 0.0], [*after, 0.0])]
+    what = _how_lost(site, rounded, place)
     line = SourceLine.of(site.line)
     return drop, DigitsLost(line, name_of(site), what, digits[0], min(digits), drop)
 
@@ -696,23 +708,24 @@ def _first_narrow(tape: Tape, record: Record, number: int) -> int:
         number = min(made_by[s] for s in narrow)
 
 
-def _how_lost(site: Site, record: Record, back: bool, kind: Any) -> str:
+def _how_lost(site: Site, record: Record, place: Place) -> str:
     """What an equation does to digits, in words."""
     name = site.eqn.primitive.name
+    if place.slots:
+        return "on the way back what it is given from two sides cancels"
+    if place.back:
+        return "in its derivative"
+    if name == "convert_element_type":
+        return f"a cast to {site.eqn.params['new_dtype'].name}"
     inputs = [np.asarray(record.values[s]) for s in site.inputs if is_inexact(record.values[s])]
-    if name == "convert_element_type" and not back:
-        return f"a cast to {jnp.dtype(kind).name}"
-    if back:
-        return "its derivative"
     if name in ("sub", "add") and len(inputs) == 2:
         a, b = (x.astype(np.float64) for x in inputs)
+        result = a - b if name == "sub" else a + b
         with np.errstate(all="ignore"):
-            result = a - b if name == "sub" else a + b
-            same = np.maximum(np.abs(a), np.abs(b)) / np.abs(result)
-            same = same[np.isfinite(same)] if np.ndim(same) else same
-            digits = float(np.log10(np.median(same))) if np.size(same) else np.inf
+            same = np.log10(np.maximum(np.abs(a), np.abs(b)) / np.abs(result))
+        digits = float(np.median(same))
         if digits >= 1:
-            return f"two values equal to {digits:.0f} digits"
+            return f"two values equal to {digits:.0f} digits" if digits < np.inf else "equal values"
     if name in ("reduce_sum", "dot_general", "cumsum", "reduce_window_sum"):
         return "a sum whose terms cancel"
     return ""
@@ -726,15 +739,6 @@ def _error(own: Any, exact: Any) -> float:
     size = float(np.linalg.norm(b))
     error = float(np.linalg.norm((a.astype(b.dtype) - b).ravel()))
     return error / size if size else float(bool(error))
-
-
-def _digits(error: float, kind: Any) -> float:
-    most = -np.log10(float(jnp.finfo(kind).eps))
-    return float(min(most, max(0.0, -np.log10(error)))) if error else float(most)
-
-
-def _wider(a: Any, b: Any) -> Any:
-    return a if jnp.finfo(a).bits >= jnp.finfo(b).bits else b
 
 
 def _is_iterative(site: Site) -> bool:

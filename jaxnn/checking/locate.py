@@ -437,7 +437,7 @@ def _common_ratio(pair: Sequence[Comparison]) -> float | None:
     slack += sum(
         abs(r) * c.slope.bound / abs(c.slope.value) for r, c in zip(ratios, pair, strict=True)
     )
-    alike = np.isfinite(ratios[0]) and np.ptp(ratios) <= slack
+    alike = np.isfinite(ratios[0]) and np.ptp(ratios) <= slack < abs(ratios[0] - 1)
     return float(ratios[0]) if alike else None
 
 

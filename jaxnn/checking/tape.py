@@ -7,8 +7,9 @@ equations here; what is inside of one is a tape again, made only when it is want
 user's: where JAX's own code stands between, the line that called it.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -83,18 +84,30 @@ class Cut(NamedTuple):
     """Up to `place` of a walk, there and back, what it finds is replaced by what is exact.
 
     Attributes:
-      place: how many sites are exact; those on the way back count on.
-      values: of the slots, and
-      pulled: of the sites, exact.
+      place: how many of the walk's `places` are exact.
+      exact: what another walk found.
     """
 
     place: Any
-    values: Mapping[int, Any]
-    pulled: Sequence[Sequence[Any]]
+    exact: Record
 
     def chosen(self, number: int, own: Any, exact: Any) -> Any:
         """What goes on behind a place of the walk."""
         return jnp.where(number < self.place, exact.astype(own.dtype), own)
+
+
+class Place(NamedTuple):
+    """A place of a walk.
+
+    Attributes:
+      site: number of the site.
+      back: whether it is its pullback.
+      slots: whose cotangents are summed there, if it is that.
+    """
+
+    site: int
+    back: bool = False
+    slots: tuple[int, ...] = ()
 
 
 class Inside(NamedTuple):
@@ -122,6 +135,8 @@ class Tape:
       sites: its equations, in the order of evaluation.
       inputs: the slots of what it is given, and
       outputs: of its result.
+      places: of a walk, in their order: each site; and on the way back each again, and where the
+        last of several cotangents of one slot was added.
       dtype: that it is evaluated in; None for its own.
     """
 
@@ -146,8 +161,11 @@ class Tape:
         ends = {s for s, floats in zip(self.outputs, inexact, strict=True) if floats}
         starts = {s for s, moves in zip(self.inputs, moving, strict=True) if moves}
         self.sites = _differentiated(sites, starts, ends)
-        pulls: dict[Any, Callable] = {}
+        pulls: dict[Any, Callable | None] = {}
         self._pulls = [_pull_of(site, dtype, pulls) if site.asked else None for site in self.sites]
+        pairs = zip(self.sites, self._pulls, strict=True)  # where there is no way back, it ends
+        self.sites = [s if pull else s._replace(active=(), asked=()) for s, pull in pairs]
+        self.places = self._places()
         self._walk = jax.jit(self._walked)
 
     def record(self, inputs: Sequence[Any], seeds: Sequence[Any], cut: Cut | None = None) -> Record:
@@ -262,7 +280,7 @@ class Tape:
             outputs = evaluated(site.eqn, [values[s] for s in site.inputs], self.dtype)
             if cut is not None:
                 outputs = [
-                    cut.chosen(number, x, cut.values[s]) if is_inexact(x) else x
+                    cut.chosen(number, x, cut.exact.values[s]) if is_inexact(x) else x
                     for s, x in zip(site.outputs, outputs, strict=True)
                 ]
             values |= dict(zip(site.outputs, outputs, strict=True))
@@ -275,6 +293,7 @@ class Tape:
             if seed is not None:
                 add(slot, lift(seed))
         pulled: list[list[Any]] = [[] for _ in self.sites]
+        place = len(self.sites)
         for number, site in reversed(list(enumerate(self.sites))):
             if (pull := self._pulls[number]) is None:
                 continue
@@ -282,11 +301,18 @@ class Tape:
             cts = [cotangents.setdefault(s, jnp.zeros_like(values[s])) for s in given]
             back = pull([values[s] for s in site.inputs], cts)
             if cut is not None:
-                place, exact = 2 * len(self.sites) - 1 - number, cut.pulled[number]
-                back = [cut.chosen(place, *pair) for pair in zip(back, exact, strict=True)]
+                pairs = zip(back, cut.exact.pulled[number], strict=True)
+                back = [cut.chosen(place, *pair) for pair in pairs]
             pulled[number] = back
             for i, x in zip(site.active, back, strict=True):
                 add(site.inputs[i], x)
+            place += 1
+            if slots := self._summed[number]:
+                if cut is not None:
+                    for slot in slots:
+                        exact = cut.exact.cotangents[slot]
+                        cotangents[slot] = cut.chosen(place, cotangents[slot], exact)
+                place += 1
         return Record(
             {slot: x for slot, x in values.items() if slot not in before},
             cotangents,
@@ -295,6 +321,39 @@ class Tape:
             {slot: level(x) for slot, x in cotangents.items()},
             [list(map(level, back)) for back in pulled],
         )
+
+    def _places(self) -> list[Place]:
+        """The places of a walk; notes for each site which sums of cotangents it completes."""
+        uses: dict[int, list[int]] = {}
+        for number, site in enumerate(self.sites):
+            for slot in (site.inputs[i] for i in site.active if self._pulls[number]):
+                uses.setdefault(slot, []).append(number)
+        self._summed: dict[int, tuple[int, ...]] = {n: () for n in range(len(self.sites))}
+        for slot, numbers in uses.items():
+            if len(numbers) > 1:
+                self._summed[min(numbers)] += (slot,)
+        places = [Place(number) for number in range(len(self.sites))]
+        for number in reversed(range(len(self.sites))):
+            if self._pulls[number] is not None:
+                places.append(Place(number, True))
+                if slots := self._summed[number]:
+                    places.append(Place(number, True, slots))
+        return places
+
+    def meeting(self, slot: int) -> int:
+        """The first site where two ways from a slot come together again."""
+        ways: dict[int, frozenset[Any]] = {}
+        for number, site in enumerate(self.sites):
+            found = [ways.get(s, frozenset()) for s in site.inputs]
+            used = [
+                frozenset([(number, i)]) if s == slot and i in site.active else way
+                for i, (s, way) in enumerate(zip(site.inputs, found, strict=True))
+            ]
+            every = frozenset().union(*used)
+            if sum(map(bool, used)) > 1 and len(every) > 1:
+                return number
+            ways |= dict.fromkeys(site.outputs, every)
+        return max(n for n, site in enumerate(self.sites) if slot in site.inputs)
 
     def _run(self, program: Program, inputs: Sequence[Any]) -> list[Any]:
         """A program of what is inside, compiled once."""
@@ -461,8 +520,8 @@ def avals_of(variables: Sequence[Any]) -> list[Any]:
     ]
 
 
-def _pull_of(site: Site, dtype: Any, made: dict[Any, Callable]) -> Callable:
-    """The pullback of a site; one for all of a kind."""
+def _pull_of(site: Site, dtype: Any, made: dict[Any, Callable | None]) -> Callable | None:
+    """The pullback of a site, one for all of a kind; None where it has no derivative."""
     eqn = site.eqn
     avals = avals_of(eqn.invars)
     shapes = tuple((x.shape, x.dtype, x.weak_type) for x in avals)
@@ -472,7 +531,9 @@ def _pull_of(site: Site, dtype: Any, made: dict[Any, Callable]) -> Callable:
     except TypeError:
         key = id(eqn)
     if key not in made:
-        made[key] = vjp_of(functools.partial(bind, eqn), avals, site.active, site.asked, dtype)
+        call, made[key] = functools.partial(bind, eqn), None
+        with contextlib.suppress(Exception):  # of a rule: JAX and its users raise anything
+            made[key] = vjp_of(call, avals, site.active, site.asked, dtype)
     return made[key]
 
 
