@@ -54,6 +54,20 @@ def with_a_ref(x):
     return jnp.sum(jnp.sin(ref[...]))
 
 
+@jax.custom_vjp
+def into_a_ref(x, ref):
+    ref[...] = x
+    return jnp.sum(x**2)
+
+
+def into_a_ref_forward(x, ref):
+    ref[...] = x
+    return jnp.sum(x**2), x
+
+
+into_a_ref.defvjp(into_a_ref_forward, lambda x, g: (2 * g * x, None))
+
+
 def checked(x):
     checkify.check(jnp.all(x > 0), "negative")
     return jnp.sum(jnp.log(x))
@@ -104,6 +118,7 @@ PROGRAMS = {
     "bound method": Bound().square,
     "donated": jax.jit(lambda x: jnp.sum(x**2), donate_argnums=0),
     "ref": with_a_ref,
+    "ref in a rule": lambda x: into_a_ref(x, jax.new_ref(jnp.zeros(8))),
     "checkify": lambda x: checkify.checkify(checked)(x)[1],
     "custom_root": lambda x: root(x[2]),
     "padded window": lambda x: window(lax.add, 0.0, ((5, 5),))(x).sum(),
@@ -139,6 +154,54 @@ def test_where_there_is_no_reverse_mode_the_forward_mode_is_checked(name, order)
     report = check_gradient(FORWARD[name], X, order=order)
     assert report.verdict == "agrees", str(report)
     assert any("the forward mode was checked" in note for note in report.notes)
+
+
+def test_where_no_mode_goes_on_the_order_is_refused():
+    y = jax.ShapeDtypeStruct((8,), jnp.float32)
+    host = lambda x: jax.pure_callback(np.cos, y, x, vmap_method="sequential")  # noqa: E731
+    sine = jax.custom_vjp(jnp.sin)
+    sine.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (host(x) * g,))
+    f = lambda x: jnp.sum(sine(x))  # noqa: E731
+    assert check_gradient(f, X).verdict == "agrees"
+    with pytest.raises(TypeError, match="`order` must be 1 here, .* Got 2: .*callback"):
+        check_gradient(f, X, order=2)
+
+
+@pytest.mark.parametrize("use", [check_gradient, lambda f, x: numerical_grad(f)(x)])
+def test_an_array_in_a_closure_goes_on_under_the_other_precision(use):
+    """JAX keeps of each NumPy array that a living trace closes over which precision it had."""
+    weights = np.linspace(0, 1, 8)
+    f = lambda x: jnp.sum(x * weights) ** 2  # noqa: E731
+    use(f, X)
+    with jax.enable_x64(True):
+        gradient = jax.grad(f)(jnp.ones(8))
+    np.testing.assert_allclose(gradient, 2 * weights.sum() * weights)
+
+
+def test_loops_under_vmap_and_strict_promotion():
+    def f(x):
+        one = lambda v: lax.while_loop(  # noqa: E731
+            lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * 1.5), (0, v)
+        )[1]
+        return jnp.sum(jax.vmap(one)(x))
+
+    with jax.numpy_dtype_promotion("strict"):
+        assert check_gradient(f, X, modes="fwd").verdict == "agrees"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_gradient_is_that_of_its_own_dtypes_values(seed):
+    """Of eigen- and singular vectors float32 and float64 may choose different signs."""
+    a = jnp.asarray(np.random.default_rng(seed).standard_normal((4, 4)), jnp.float32)
+    for f in (lambda a: jnp.linalg.eigh(a + a.T)[1], lambda a: jnp.linalg.svd(a)[0]):
+        report = check_gradient(f, a, cotangent="random")
+        assert report.verdict == "agrees", str(report)
+
+
+@pytest.mark.parametrize("argnums", [0, 1])
+def test_owens_t_is_right(argnums):
+    args = jnp.float32(0.7), jnp.float32(0.5)
+    assert check_gradient(jax.scipy.special.owens_t, *args, argnums=argnums).ok
 
 
 def test_a_wrong_rule_is_found_in_forward_mode():

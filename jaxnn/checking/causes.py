@@ -1,8 +1,10 @@
-"""What wrong entries have in common, and the cause that suggests: words, no verdicts."""
+"""What wrong entries have in common, what makes numbers infinite, and the causes that suggests:
+words, no verdicts.
+"""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -194,3 +196,112 @@ CAUSES: tuple[Callable[[Wrong], str | None], ...] = (
 
 def _alike(ratio: float | None, value: float | int) -> bool:
     return ratio is not None and math.isclose(ratio, value, rel_tol=ALIKE)
+
+
+# What usually makes a primitive's value, or its slope, infinite or NaN; and what helps.
+_SAFE = "choose a safe argument before it, as in `{}`, besides the result after it"
+_EIGENVALUES = "lift what is equal: add a small diagonal of different numbers to the matrix"
+NOT_FINITE: dict[str, tuple[str, str, str]] = {
+    # primitive: its value, its slope, the cure
+    "sqrt": (
+        "the root of a negative number",
+        "its slope at 0 is infinite",
+        _SAFE.format("jnp.sqrt(jnp.where(x > 0, x, 1))"),
+    ),
+    "rsqrt": (
+        "one over the root of 0, or of a negative number",
+        "its slope at 0 is infinite",
+        _SAFE.format("lax.rsqrt(jnp.where(x > 0, x, 1))"),
+    ),
+    "cbrt": ("", "its slope at 0 is infinite", _SAFE.format("jnp.cbrt(jnp.where(x != 0, x, 1))")),
+    "log": (
+        "the logarithm of 0, or of a negative number",
+        "its slope at 0 is infinite",
+        _SAFE.format("jnp.log(jnp.where(x > 0, x, 1))"),
+    ),
+    "log1p": (
+        "the logarithm of 0, or of a negative number",
+        "its slope at -1 is infinite",
+        _SAFE.format("jnp.log1p(jnp.where(x > -1, x, 0))"),
+    ),
+    "div": (
+        "a division by 0",
+        "its slope is infinite where it divides by 0",
+        _SAFE.format("a / jnp.where(b != 0, b, 1)"),
+    ),
+    "pow": (
+        "a power that is too large, of 0, or of a negative number",
+        "its slope at 0 is infinite, for an exponent below 1",
+        _SAFE.format("jnp.where(x > 0, x, 1) ** k"),
+    ),
+    "integer_pow": (
+        "a negative power of 0, or one too large",
+        "its slope is infinite where a negative power of 0 is taken",
+        _SAFE.format("jnp.where(x != 0, x, 1) ** k"),
+    ),
+    "exp": (
+        "it overflows",
+        "it overflows",
+        "subtract the largest first, or use `jnp.logaddexp`, `jax.nn.logsumexp`, `jax.nn.softmax`",
+    ),
+    "eigh": (
+        "",
+        "eigenvectors have no derivative where eigenvalues are equal",
+        _EIGENVALUES,
+    ),
+    "eig": ("", "eigenvectors have no derivative where eigenvalues are equal", _EIGENVALUES),
+    "svd": (
+        "",
+        "singular vectors have no derivative where singular values are equal, or 0",
+        _EIGENVALUES,
+    ),
+    "acos": (
+        "outside of -1 to 1",
+        "its slope at -1 and 1 is infinite",
+        "keep the argument off them, or take the angle by `jnp.arctan2`",
+    ),
+    "asin": (
+        "outside of -1 to 1",
+        "its slope at -1 and 1 is infinite",
+        "keep the argument off them, or take the angle by `jnp.arctan2`",
+    ),
+    "acosh": ("below 1", "its slope at 1 is infinite", "keep the argument above 1"),
+    "atanh": (
+        "at -1 or 1, or beyond",
+        "its slope at -1 and 1 is infinite",
+        "keep the argument between them",
+    ),
+    "atan2": ("", "it has no slope where both arguments are 0", "keep the two from both being 0"),
+    "erf_inv": ("at -1 or 1, or beyond", "its slope at -1 and 1 is infinite", ""),
+    "sub": (
+        "infinity less infinity, or too large",
+        "",
+        "mask with a large finite number instead of `-jnp.inf`",
+    ),
+    "add": ("infinity less infinity, or too large", "", ""),
+    "mul": ("0 times infinity, or too large", "", ""),
+    "cholesky": (
+        "the matrix is not positive definite",
+        "the matrix is singular",
+        "add a small multiple of the identity",
+    ),
+    "lu": ("the matrix is singular", "the matrix is singular", ""),
+    "triangular_solve": (
+        "the matrix is singular",
+        "the matrix is singular",
+        "add a small multiple of the identity",
+    ),
+    "lgamma": ("at 0, or a negative integer", "it has no slope at 0 and negative integers", ""),
+    "digamma": ("at 0, or a negative integer", "it has no slope at 0 and negative integers", ""),
+    "reduce_prod": ("it overflows", "", ""),
+    "dot_general": ("it overflows, or infinity less infinity", "", ""),
+    "reduce_sum": ("it overflows, or infinity less infinity", "", ""),
+}
+for _name in ("exp2", "expm1", "cosh", "sinh"):
+    NOT_FINITE[_name] = NOT_FINITE["exp"]
+
+
+def usual_cause(primitive: str, which: Literal["value", "slope"]) -> tuple[str, str]:
+    """Why a primitive's value, or its slope, is not finite, and what helps; empty if not known."""
+    value, slope, cure = NOT_FINITE.get(primitive, ("", "", ""))
+    return (value if which == "value" else slope), cure

@@ -37,16 +37,10 @@ from jaxnn._validate import (
     require_number,
 )
 from jaxnn.checking import causes
-from jaxnn.checking.blame import (
-    LINES,
-    OF_RULES,
-    OF_SERIES,
-    births,
-    digits_lost,
-    wrong_rules,
-)
+from jaxnn.checking.births import births
 from jaxnn.checking.by_hand import gradient_by_hand
 from jaxnn.checking.detached import as_detached, stops
+from jaxnn.checking.digits import digits_lost
 from jaxnn.checking.evidence import (
     ALL_DIGITS,
     BLIND,
@@ -58,14 +52,15 @@ from jaxnn.checking.evidence import (
     reach,
     same_value,
 )
-from jaxnn.checking.findings import Entry, LeafReport, RuleReport
+from jaxnn.checking.findings import LINES, Entry, LeafReport, RuleReport
 from jaxnn.checking.line import Direction, Line, entry_scales
 from jaxnn.checking.locate import Claimed, Findings, examine, verdict_of
 from jaxnn.checking.own_dtype import Loss, own_dtype_loss
 from jaxnn.checking.programs import Point, Programs, Settings, Traced, prepare
 from jaxnn.checking.report import GradientReport
+from jaxnn.checking.rules import OF_RULES, OF_SERIES, wrong_rules
 from jaxnn.checking.solvers import within_approximation, within_tolerance, without_diffuse
-from jaxnn.checking.tape import Tape, seeds_of
+from jaxnn.checking.tape import seeds_of
 from jaxnn.checking.watch import Watch
 from jaxnn.numerical.float64 import wide_dtype
 
@@ -88,7 +83,7 @@ def check_gradient(
     evidence: Literal["together", "leaf"] = "together",
     progress: bool | None = None,
     seed: int = 0,
-    digits: float | None = None,
+    digits: float | int | None = None,
 ) -> GradientReport:
     """Hold the gradient of `f` at `args` against the function's values.
 
@@ -279,10 +274,10 @@ def _with_lines(
     verdicts = {leaf.verdict for leaf in report.leaves}
     try:
         if Verdict.NOT_FINITE in verdicts:
-            found = births(Tape(programs.program, moving), values, seeds)
+            found = births(programs.tape(point), values, seeds)
             report = dataclasses.replace(report, births=tuple(found[:LINES]))
         if another_value or any(map(_is_suspicious, report.leaves)):
-            found = wrong_rules(Tape(programs.program, moving, dtype), values, seeds)
+            found = wrong_rules(programs.tape(point, dtype), values, seeds)
             report = _judged_by_rules(report, programs.program, found)
         if any(lost is not None for lost in claims.lost) and verdicts & {
             Verdict.IMPRECISE,

@@ -217,6 +217,16 @@ def digits_shared(difference: float, size: float) -> float:
     return 0.0 if size == 0 else min(ALL_DIGITS, max(0.0, -math.log10(difference / size)))
 
 
+def relative_error(own: Any, exact: Any) -> float:
+    """The error of an array beside its size; 0 of what are no numbers."""
+    a, b = np.asarray(own), np.asarray(exact)
+    if not jnp.issubdtype(b.dtype, jnp.inexact):
+        return 0.0
+    size = float(np.linalg.norm(b))
+    error = float(np.linalg.norm((a.astype(b.dtype) - b).ravel()))
+    return error / size if size else float(bool(error))
+
+
 def _negligible(claim: Any, left: Any, right: Any, tolerance: float, size: float) -> Any:
     """The largest error that the tolerance lets pass."""
     slopes = np.maximum(np.abs(left), np.abs(right))

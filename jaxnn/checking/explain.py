@@ -11,13 +11,15 @@ import numpy as np
 from jaxnn._arguments import Partition, Where
 from jaxnn._programs import outermost
 from jaxnn._validate import require_callable, require_mapping
-from jaxnn.checking.blame import births, digits_lost, wrong_rules
+from jaxnn.checking.births import births
+from jaxnn.checking.digits import digits_lost
 from jaxnn.checking.evidence import reach
 from jaxnn.checking.findings import Birth, DigitsLost, RuleReport
 from jaxnn.checking.own_dtype import SHAKES
 from jaxnn.checking.programs import Point, Settings, Traced, prepare
 from jaxnn.checking.report import plain
-from jaxnn.checking.tape import Tape, seeds_of
+from jaxnn.checking.rules import wrong_rules
+from jaxnn.checking.tape import seeds_of
 from jaxnn.numerical.float64 import wide_dtype
 
 
@@ -126,10 +128,10 @@ def explain(
         program, values = programs.program, jax.tree.leaves(point)
         moving = [k < len(point.leaves) for k in range(len(values))]
         seeds = seeds_of(program)
-        born = births(Tape(program, moving), values, seeds)
+        born = births(programs.tape(point), values, seeds)
         if born:
             return Explanation(name, births=tuple(born))
-        rules = wrong_rules(Tape(program, moving, dtype), values, seeds)
+        rules = wrong_rules(programs.tape(point, dtype), values, seeds)
         lost = _lost(programs, point, dtype)
         lines = []
         if any(entries is not None for entries in lost):

@@ -9,6 +9,9 @@ import numpy as np
 
 from jaxnn.checking.evidence import Evidence, Verdict
 
+# So many lines are named for each question.
+LINES = 3
+
 
 class Entry(NamedTuple):
     """One entry of a leaf, differentiated by itself.

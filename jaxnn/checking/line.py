@@ -251,8 +251,12 @@ def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], 
     Large leaves draw where they are; few numbers are not worth a compilation.
     """
     small = [np.asarray(x, np.float64) if x.size <= ON_HOST else None for x in points]
+    last: list[Any] = []  # steps are asked for a few at a time, along a line that is drawn once
 
     def draw(claims, q):
+        if last and last[0] is claims and last[1] is q:
+            return last[2]
+        last.clear()
         moves, sums = [], []
         for k, (x, on_host, claim) in enumerate(zip(points, small, claims, strict=True)):
             salt = np.array([k], np.uint32) + q.seed * np.array([0x9E3779B9], np.uint32)
@@ -266,7 +270,8 @@ def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], 
                     v, along = _moves(on_host, np.asarray(claim), how, np)
             moves.append(v)
             sums.append(along)
-        return moves, Along(*np.array(sums, np.float64).T)
+        last.extend([claims, q, (moves, Along(*np.array(sums, np.float64).T))])
+        return last[2]
 
     return draw
 

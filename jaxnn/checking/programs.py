@@ -23,6 +23,7 @@ from jaxnn.checking.detached import beside, holding
 from jaxnn.checking.line import Line, along_program, drawer, one_by_one
 from jaxnn.checking.packed import Packing
 from jaxnn.checking.solvers import RUN_FURTHER, has_solver
+from jaxnn.checking.tape import Tape
 from jaxnn.numerical.float64 import narrow_dtypes, wide_arithmetic, wide_dtype, widen, widen_leaf
 from jaxnn.numerical.interpret import Program, equations, prints, pruned, same_program
 
@@ -85,6 +86,7 @@ class Traced:
       deterministic: whether tracing it twice gives one function.
       program: the function itself, traced.
       notes: what is particular.
+      tapes: of the function, by the dtype that they are in.
     """
 
     packing: Packing
@@ -98,6 +100,14 @@ class Traced:
     deterministic: bool
     program: Program
     notes: tuple[str, ...]
+    tapes: dict[Any, Tape] = dataclasses.field(default_factory=dict)
+
+    def tape(self, point: Point, dtype: Any = None) -> Tape:
+        """The function's tape, in its own dtypes or in a wide one; kept."""
+        if dtype not in self.tapes:
+            moving = [k < len(point.leaves) for k in range(len(jax.tree.leaves(point)))]
+            self.tapes[dtype] = Tape(self.program, moving, dtype)
+        return self.tapes[dtype]
 
     def line(self, point: Point, dtype: Any, watch: Callable[[Line], None]) -> Line:
         """The function along lines through a point."""

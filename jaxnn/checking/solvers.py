@@ -57,13 +57,21 @@ def within_tolerance(
 ) -> LeafReport:
     """What is known of a leaf once the solver inside was run further.
 
-    A wrong leaf that is right then, while its gradient hardly changes, is right to the tolerance.
+    A wrong leaf that is right then, while its gradient hardly changes, is right to the tolerance;
+    one that is only closer may be.
     """
-    if leaf.verdict is not Verdict.DIFFERS or not further.verdict.ok:
+    closer = further.digits > max(leaf.digits + 1, -np.log10(LOOSE))
+    if leaf.verdict is not Verdict.DIFFERS or not (further.verdict.ok or closer):
         return leaf
     moved = np.linalg.norm(gradient - gradient_further)
     if not moved <= STEADY * np.linalg.norm(gradient_further):
         return leaf
+    if not further.verdict.ok:
+        hint = (
+            f"values and gradient agree to {leaf.digits:.1f} digits, to {further.digits:.1f} where "
+            "the solver inside is run further: what is beyond may be its tolerance"
+        )
+        return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
     hint = (
         "right to the tolerance of the solver inside; solved further, to "
         f"{further.digits:.1f} digits"
@@ -134,20 +142,21 @@ def _size(values: Sequence[Any]) -> Any:
 def _further(step: Callable, end: Sequence[Any]) -> list[Any]:
     """What a loop carries after more steps, if it was about to converge.
 
-    Steps that would not be finite are not taken.
+    Steps are taken as long as they are finite and none moves further than the first may: solvers
+    that adapt themselves do so suddenly, and go on from there another way.
     """
+    scale = _size(end)
 
-    def more(_, carry):
+    def more(_, state):
+        carry, going = state
         new = step(carry)
-        fine = jnp.isfinite(_size(new))
-        return [jnp.where(fine, b, a) for a, b in zip(carry, new, strict=True)]
+        inexact = [
+            (a, b) for a, b in zip(carry, new, strict=True) if jnp.issubdtype(a.dtype, jnp.inexact)
+        ]
+        going &= _size([b - a for a, b in inexact]) <= LOOSE**2 * scale  # not of NaN
+        return [jnp.where(going, b, a) for a, b in zip(carry, new, strict=True)], going
 
-    new = lax.fori_loop(0, MORE_STEPS, more, list(end))
-    inexact = [
-        (a, b) for a, b in zip(end, new, strict=True) if jnp.issubdtype(a.dtype, jnp.inexact)
-    ]
-    converging = _size([b - a for a, b in inexact]) <= LOOSE**2 * _size(end)
-    return [jnp.where(converging, b, a) for a, b in zip(end, new, strict=True)]
+    return lax.fori_loop(0, MORE_STEPS, more, (list(end), jnp.bool_(True)))[0]
 
 
 def _while(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:

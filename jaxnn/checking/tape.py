@@ -33,11 +33,14 @@ from jaxnn.numerical.interpret import (
     outputs_that_change,
     prints,
     scan_parts,
+    source,
     while_parts,
 )
 
 # Iterations of a loop that are looked into, and equations that loops may be unrolled to.
 ITERATIONS, UNROLLED = 1000, 600
+# A walk through more equations than these is not worth one compilation: each kind of them is.
+TOGETHER = 100
 
 
 class Site(NamedTuple):
@@ -49,6 +52,7 @@ class Site(NamedTuple):
       inputs: the slots that it reads, and
       outputs: those that it fills.
       active: the numbers of the inputs that it is differentiated by.
+      active: the numbers of the inputs that it is differentiated by.
       asked: the numbers of the outputs that have a cotangent.
     """
 
@@ -58,6 +62,25 @@ class Site(NamedTuple):
     outputs: tuple[int, ...]
     active: tuple[int, ...] = ()
     asked: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What it is called: the primitive, or the function that carries a rule."""
+        if self.eqn.primitive in CUSTOM_RULES:
+            return source(self.eqn)[0]
+        return self.eqn.primitive.name
+
+    @property
+    def kind(self) -> Any:
+        """What is the same for sites that are compiled alike: all but where they stand."""
+        eqn = self.eqn
+        shapes = tuple((x.shape, x.dtype, x.weak_type) for x in avals_of(eqn.invars))
+        params = tuple(sorted(eqn.params.items()))
+        try:
+            hash(params)
+        except TypeError:
+            params = id(eqn)
+        return eqn.primitive, params, shapes, self.active, self.asked
 
 
 class Record(NamedTuple):
@@ -133,6 +156,9 @@ class Tape:
 
     Attributes:
       sites: its equations, in the order of evaluation.
+      kinds: a number for each, the same for those that are compiled alike.
+      together: whether a walk is one program; else each kind of equation is.
+      lines: what else is compiled for a kind, by its number.
       inputs: the slots of what it is given, and
       outputs: of its result.
       places: of a walk, in their order: each site; and on the way back each again, and where the
@@ -153,6 +179,7 @@ class Tape:
         """
         self.dtype, self._consts, self._count = dtype, {}, 0
         self._insides: dict[Any, Any] = {}
+        self.lines: dict[int, Any] = {}
         self._unrolled = unrolled
         sites: list[Site] = []
         self.inputs = tuple(self._slot() for _ in opened(program)[0].invars)
@@ -161,12 +188,19 @@ class Tape:
         ends = {s for s, floats in zip(self.outputs, inexact, strict=True) if floats}
         starts = {s for s, moves in zip(self.inputs, moving, strict=True) if moves}
         self.sites = _differentiated(sites, starts, ends)
-        pulls: dict[Any, Callable | None] = {}
-        self._pulls = [_pull_of(site, dtype, pulls) if site.asked else None for site in self.sites]
+        pulls = [pull_of(site, dtype) if site.asked else None for site in self._kinds()]
+        self._pulls = [pulls[k] for k in self.kinds]
         pairs = zip(self.sites, self._pulls, strict=True)  # where there is no way back, it ends
         self.sites = [s if pull else s._replace(active=(), asked=()) for s, pull in pairs]
+        values = [functools.partial(evaluated, site.eqn, dtype=dtype) for site in self._kinds()]
+        self.together, self._level = len(self.sites) <= TOGETHER, level
+        if not self.together:
+            values, self._level = list(map(jax.jit, values)), jax.jit(level)
+            jitted = [pull and jax.jit(pull) for pull in pulls]
+            self._pulls = [jitted[k] for k in self.kinds]
+        self._values = [values[k] for k in self.kinds]
         self.places = self._places()
-        self._walk = jax.jit(self._walked)
+        self._walk = jax.jit(self._walked) if self.together else self._walked
 
     def record(self, inputs: Sequence[Any], seeds: Sequence[Any], cut: Cut | None = None) -> Record:
         """Walk. `seeds` are the cotangents of the outputs; None for those without."""
@@ -277,7 +311,7 @@ class Tape:
         values |= dict(zip(self.inputs, map(lift, inputs), strict=True))
         before = set(values)
         for number, site in enumerate(self.sites):
-            outputs = evaluated(site.eqn, [values[s] for s in site.inputs], self.dtype)
+            outputs = self._values[number]([values[s] for s in site.inputs])
             if cut is not None:
                 outputs = [
                     cut.chosen(number, x, cut.exact.values[s]) if is_inexact(x) else x
@@ -317,10 +351,17 @@ class Tape:
             {slot: x for slot, x in values.items() if slot not in before},
             cotangents,
             pulled,
-            {slot: level(x) for slot, x in values.items()},
-            {slot: level(x) for slot, x in cotangents.items()},
-            [list(map(level, back)) for back in pulled],
+            {slot: self._level(x) for slot, x in values.items()},
+            {slot: self._level(x) for slot, x in cotangents.items()},
+            [list(map(self._level, back)) for back in pulled],
         )
+
+    def _kinds(self) -> list[Site]:
+        """One site of each kind; notes which kind each is of."""
+        first: dict[Any, int] = {}
+        self.kinds = [first.setdefault(site.kind, len(first)) for site in self.sites]
+        one = dict(zip(reversed(self.kinds), reversed(self.sites), strict=True))
+        return [one[k] for k in range(len(first))]
 
     def _places(self) -> list[Place]:
         """The places of a walk; notes for each site which sums of cotangents it completes."""
@@ -520,21 +561,12 @@ def avals_of(variables: Sequence[Any]) -> list[Any]:
     ]
 
 
-def _pull_of(site: Site, dtype: Any, made: dict[Any, Callable | None]) -> Callable | None:
-    """The pullback of a site, one for all of a kind; None where it has no derivative."""
-    eqn = site.eqn
-    avals = avals_of(eqn.invars)
-    shapes = tuple((x.shape, x.dtype, x.weak_type) for x in avals)
-    key = eqn.primitive, tuple(sorted(eqn.params.items())), shapes, site.active, site.asked
-    try:
-        hash(key)
-    except TypeError:
-        key = id(eqn)
-    if key not in made:
-        call, made[key] = functools.partial(bind, eqn), None
-        with contextlib.suppress(Exception):  # of a rule: JAX and its users raise anything
-            made[key] = vjp_of(call, avals, site.active, site.asked, dtype)
-    return made[key]
+def pull_of(site: Site, dtype: Any) -> Callable | None:
+    """The pullback of a site; None where it has no derivative."""
+    call, avals = functools.partial(bind, site.eqn), avals_of(site.eqn.invars)
+    with contextlib.suppress(Exception):  # of a rule: JAX and its users raise anything
+        return vjp_of(call, avals, site.active, site.asked, dtype)
+    return None
 
 
 def _differentiated(sites: Sequence[Site], starts: set[int], ends: set[int]) -> list[Site]:

@@ -50,7 +50,9 @@ def main():
         verdict, word, lines, seconds = outcome(case)
         rows.setdefault(case.question, []).append((word, seconds))
         if names or word != "found":
-            print(f"{case.question:6} {case.name:45} {verdict:12} {word:10} {case.lines} {lines[:3]}")
+            print(
+                f"{case.question:6} {case.name:45} {verdict:12} {word:10} {case.lines} {lines[:3]}"
+            )
     print("question  cases  found  wrong line  nothing  seconds (median)")
     for question, found in rows.items():
         words, seconds = zip(*found, strict=True)

@@ -1,0 +1,110 @@
+"""Where is NaN or infinity born? In the equation whose inputs are finite and whose output is not,
+or whose output has a finite cotangent and whose inputs have none.
+
+The tape has how finite everything is; what comes from a value that was not finite before is traced
+back to where that began. What is inside of a loop or a branch is asked in its turn.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnn.checking.causes import usual_cause
+from jaxnn.checking.findings import LINES, Birth, SourceLine
+from jaxnn.checking.tape import Record, Tape, is_inexact
+from jaxnn.numerical.interpret import CUSTOM_RULES
+
+
+def births(tape: Tape, inputs: Sequence[Any], seeds: Sequence[Any]) -> list[Birth]:
+    """Where values or cotangents that are not finite come from, nearest to the result first.
+
+    Args:
+      tape: of a program.
+      inputs: its values.
+      seeds: the cotangents of its outputs, None for those without.
+    """
+    record = tape.record(inputs, seeds)
+    levels, of_cts, of_pulled = jax.device_get(
+        (record.levels, record.cotangent_levels, record.pulled_levels)
+    )
+    origin, undefined = _origins(tape, levels)
+    ends = [s for s, seed in zip(tape.outputs, seeds, strict=True) if seed is not None]
+    bad = [s for s in ends or tape.outputs if levels.get(s, 0)]
+    if bad:
+        sites = [origin.get(s, undefined.get(s)) for s in bad]
+        found = [_born_in_values(tape, record, n) for n in dict.fromkeys(sites) if n is not None]
+        return [birth for some in found for birth in some]
+    found = []
+    for number, site in reversed(list(enumerate(tape.sites))):
+        given = [of_cts.get(site.outputs[j], 0) for j in site.asked]
+        if not site.asked or any(given) or not any(of_pulled[number]):
+            continue
+        first = next((origin[s] for s in site.inputs if s in origin), number)
+        if first != number:
+            found += _born_in_values(tape, record, first)
+        else:
+            found += _born_in_cotangents(tape, record, number)
+        if len(found) >= LINES:
+            break
+    return found
+
+
+def _origins(tape: Tape, levels: dict[int, Any]) -> tuple[dict[int, int], dict[int, int]]:
+    """For each slot that is not finite the site where that began, and for NaN where NaN did."""
+    origin: dict[int, int] = {}
+    undefined: dict[int, int] = {}
+    for number, site in enumerate(tape.sites):
+        worst = max(site.inputs, key=lambda s: levels.get(s, 0), default=-1)
+        before = levels.get(worst, 0)
+        for slot in (s for s in site.outputs if levels[s]):
+            first = origin.get(worst) if before else number
+            if first is not None:
+                origin[slot] = first
+            first = undefined.get(worst) if before == 2 else number
+            if first is not None and levels[slot] == 2:
+                undefined[slot] = first
+    return origin, undefined
+
+
+def _born_in_values(tape: Tape, record: Record, number: int) -> list[Birth]:
+    for inside in tape.inside(number, record):
+        nothing = [None] * len(inside.seeds)
+        if inner := births(tape.tape_of(inside), inside.inputs, nothing):
+            return [birth.within(inside.name) for birth in inner]
+    site = tape.sites[number]
+    outputs = [np.asarray(record.values[s]) for s in site.outputs]
+    outputs = [y for y in outputs if is_inexact(y)]
+    bad = [~np.isfinite(y) for y in outputs]
+    what = "NaN" if any(np.any(np.isnan(y)) for y in outputs) else "infinity"
+    count, total = (sum(int(f(b)) for b in bad) for f in (np.sum, np.size))
+    reason, cure = usual_cause(site.eqn.primitive.name, "value")
+    return [
+        Birth(
+            line=SourceLine.of(site.line),
+            operation=site.name,
+            what=f"`{site.name}`, {reason or 'its value'}: {what}",
+            count=count,
+            total=total,
+            cure=cure,
+        )
+    ]
+
+
+def _born_in_cotangents(tape: Tape, record: Record, number: int) -> list[Birth]:
+    site = tape.sites[number]
+    if site.eqn.primitive not in CUSTOM_RULES:
+        for inside in reversed(tape.inside(number, record)):
+            finite = all(s is None or np.all(np.isfinite(s)) for s in inside.seeds)
+            if finite and (inner := births(tape.tape_of(inside), inside.inputs, inside.seeds)):
+                return [birth.within(inside.name) for birth in inner]
+    back = [np.asarray(x) for x in record.pulled[number]]
+    bad = [~np.isfinite(x) for x in back]
+    count, total = (sum(int(f(b)) for b in bad) for f in (np.sum, np.size))
+    reason, cure = usual_cause(site.eqn.primitive.name, "slope")
+    what = f"`{site.name}`, {reason or 'its derivative is not finite'}"
+    (ct,) = [np.asarray(record.cotangents[site.outputs[j]]) for j in site.asked][:1]
+    masks = [b for b in bad if b.shape == ct.shape and b.any()]
+    masked = bool(masks) and all(np.all(ct[b] == 0) for b in masks)
+    return [Birth(SourceLine.of(site.line), site.name, what, count, total, cure, masked)]

@@ -1,0 +1,160 @@
+"""Where do the digits go? Up to one place the walk in the user's own dtypes may be replaced by the
+exact one and nothing is gained; from the next on, the gradient is right.
+
+The error that is left is halved towards the places where it drops: an equation, its derivative, or
+a sum of cotangents that cancel.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.checking.evidence import digits_shared, relative_error
+from jaxnn.checking.findings import LINES, DigitsLost, SourceLine
+from jaxnn.checking.tape import Cut, Place, Record, Site, Tape, is_inexact, seeds_of
+from jaxnn.numerical.interpret import Program
+
+# The part of what is lost that one place has to answer for to be named.
+SHARE = 0.25
+# Points where digits are counted, and how many roundings they are away.
+POINTS, AWAY = 4, 64
+
+
+def digits_lost(
+    program: Program,
+    moving: Sequence[bool],
+    inputs: Sequence[Any],
+    dtype: Any,
+    lost: Sequence[np.ndarray | None],
+) -> list[DigitsLost]:
+    """The equations without whose roundings the gradient would keep its digits, the worst first.
+
+    Args:
+      program: the function.
+      moving: which of its inputs it is differentiated by.
+      inputs: their values.
+      dtype: the wide dtype.
+      lost: for each input the entries of its gradient that lost digits, flat; None for none.
+    """
+    own, wide = (Tape(program, moving, kind, unrolled=True) for kind in (None, dtype))
+    seeds = seeds_of(program)
+    # Beside the point too, as in one alone a rounding may happen to do no harm.
+    points = [_beside(inputs, moving, seed) for seed in range(POINTS)]
+    exact = [wide.record(point, seeds) for point in points]
+    rounded = [own.record(point, seeds) for point in points]
+
+    @functools.cache
+    def left(place: int) -> float:
+        """The error of the gradient, relative, where all up to a place is exact."""
+        errors = []
+        for point, true in zip(points, exact, strict=True):
+            cut = Cut(np.int32(place), true)
+            record = own.record(point, seeds, cut)
+            worst = 0.0
+            for slot, mask in zip(own.inputs, lost, strict=True):
+                if mask is not None and slot in true.cotangents:
+                    a, b = (np.asarray(r.cotangents[slot]).ravel()[mask] for r in (record, true))
+                    worst = max(worst, relative_error(a, b))
+            errors.append(min(worst, 1.0) if np.isfinite(worst) else 1.0)
+        return float(np.mean(errors))
+
+    drops = _drops(left, 0, len(own.places), SHARE * left(0))
+    found = [_lost_at(own, rounded[0], exact[0], own.places[k], drop) for k, drop in drops]
+    ordered = sorted(found, key=lambda one: -one[0])
+    kept: dict[Any, DigitsLost] = {}
+    for _, one in ordered:
+        kept.setdefault((one.line.file, one.line.line), one)
+    return list(kept.values())[:LINES]
+
+
+def _beside(inputs: Sequence[Any], moving: Sequence[bool], seed: int) -> list[Any]:
+    """Inputs of which those that move are some roundings off; the first time none."""
+    rng, moved = np.random.default_rng(seed), []
+    for x, moves in zip(inputs, moving, strict=True):
+        if moves and seed:
+            epsilon = float(jnp.finfo(x.dtype).eps)
+            factors = 1 + AWAY * epsilon * rng.uniform(-1, 1, x.shape)
+            x = jnp.asarray(np.asarray(x, np.float64) * factors, x.dtype)
+        moved.append(x)
+    return moved
+
+
+def _drops(left: Callable[[int], float], low: int, high: int, least: float) -> list[Any]:
+    """The places where the error that is left drops by at least so much, and by how much."""
+    drop = left(low) - left(high)
+    if drop <= least or not drop:
+        return []
+    if high - low == 1:
+        return [(low, drop)]
+    middle = (low + high) // 2
+    return _drops(left, low, middle, least) + _drops(left, middle, high, least)
+
+
+def _lost_at(
+    own: Tape, rounded: Record, exact: Record, place: Place, drop: float
+) -> tuple[float, DigitsLost]:
+    """What happens at a place of the walk."""
+    number = place.site
+    if place.slots:
+        number = own.meeting(place.slots[0])
+    elif not place.back:
+        number = _first_narrow(own, rounded, number)
+    site = own.sites[number]
+    errors = lambda name, slots: [  # noqa: E731
+        relative_error(getattr(rounded, name)[s], getattr(exact, name)[s]) for s in slots
+    ]
+    before = errors("values", [s for s in site.inputs if s in exact.values])
+    if place.slots:
+        after = errors("cotangents", place.slots)
+    elif place.back:
+        before += errors("cotangents", [site.outputs[j] for j in site.asked])
+        pairs = zip(rounded.pulled[number], exact.pulled[number], strict=True)
+        after = [relative_error(a, b) for a, b in pairs]
+    else:
+        after = errors("values", site.outputs)
+    kinds = [v.aval.dtype for v in (*site.eqn.invars, *site.eqn.outvars) if is_inexact(v.aval)]
+    finest = min(float(jnp.finfo(kind).eps) for kind in kinds)
+    digits = [digits_shared(max(*some, finest), 1.0) for some in ([*before, 0.0], [*after, 0.0])]
+    what = _how_lost(site, rounded, place)
+    line = SourceLine.of(site.line)
+    return drop, DigitsLost(line, site.name, what, digits[0], min(digits), drop)
+
+
+def _first_narrow(tape: Tape, record: Record, number: int) -> int:
+    """Of a site whose inputs are narrower than what it gives, the one that made them so."""
+    made_by = {slot: k for k, site in enumerate(tape.sites) for slot in site.outputs}
+    bits = lambda slot: jnp.finfo(record.values[slot].dtype).bits  # noqa: E731
+    floats = lambda slots: [s for s in slots if is_inexact(record.values[s])]  # noqa: E731
+    site = tape.sites[number]
+    widest = max((bits(s) for s in floats(site.outputs)), default=0)
+    while True:
+        narrow = [s for s in floats(tape.sites[number].inputs) if bits(s) < widest and s in made_by]
+        if not narrow:
+            return number
+        number = min(made_by[s] for s in narrow)
+
+
+def _how_lost(site: Site, record: Record, place: Place) -> str:
+    """What an equation does to digits, in words."""
+    name = site.eqn.primitive.name
+    if place.slots:
+        return "on the way back what it is given from two sides cancels"
+    if place.back:
+        return "in its derivative"
+    if name == "convert_element_type":
+        return f"a cast to {site.eqn.params['new_dtype'].name}"
+    inputs = [np.asarray(record.values[s]) for s in site.inputs if is_inexact(record.values[s])]
+    if name in ("sub", "add") and len(inputs) == 2:
+        a, b = (x.astype(np.float64) for x in inputs)
+        result = a - b if name == "sub" else a + b
+        with np.errstate(all="ignore"):
+            same = np.log10(np.maximum(np.abs(a), np.abs(b)) / np.abs(result))
+        digits = float(np.median(same))
+        if digits >= 1:
+            return f"two values equal to {digits:.0f} digits" if digits < np.inf else "equal values"
+    if name in ("reduce_sum", "dot_general", "cumsum", "reduce_window_sum"):
+        return "a sum whose terms cancel"
+    return ""

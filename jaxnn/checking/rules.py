@@ -1,0 +1,391 @@
+"""Which derivative rule is wrong? The one whose derivative is not that of the values, by the inputs
+and the cotangents that its equation really has.
+
+All equations are asked along one line each; a suspect is then examined as a gradient is, and what
+is inside of it is asked in its turn: the innermost is to blame. If it is a primitive, its JVP is
+told from the transpose of what that is made of.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import primitives
+
+from jaxnn._arguments import as_complex, real_form
+from jaxnn.checking.evidence import ROUNDINGS, Verdict, reach, relative_error
+from jaxnn.checking.findings import RuleReport, SourceLine
+from jaxnn.checking.line import Direction, Line, Question, along_program, drawer
+from jaxnn.checking.locate import Claimed, examine, verdict_of
+from jaxnn.checking.slope import HALF, estimate_slope, ladder
+from jaxnn.checking.tape import Record, Site, Tape, arithmetic, avals_of, evaluated, is_inexact
+from jaxnn.numerical.float64 import wide_arithmetic, widen, widen_leaf
+from jaxnn.numerical.interpret import (
+    CUSTOM_RULES,
+    backward_source,
+    bind,
+    called,
+    equations,
+    line_of,
+    rule_consts,
+    source,
+)
+
+# Roundings of the function's dtype that a rule may be off by: constants in it are rounded, and
+# what is computed twice is rounded twice.
+OF_RULES = 100
+# In float64 the rules of special functions are series, cut off: to so many digits.
+OF_SERIES = 1e-9
+# Primitives that see one half of a symmetric matrix: it is moved symmetrically.
+SYMMETRIC = frozenset([primitives.cholesky_p, primitives.eigh_p])
+# Iterations of one loop whose rules are checked.
+SAMPLE = 32
+# How far, relative, a solver's or an iteration's rule may be off, and it is its tolerance.
+LOOSE = 5e-3
+
+
+def wrong_rules(tape: Tape, inputs: Sequence[Any], seeds: Sequence[Any]) -> list[RuleReport]:
+    """The rules whose derivative is not that of the values, by the inputs that they really have.
+
+    Args:
+      tape: of a program, in a wide dtype.
+      inputs: its values.
+      seeds: the cotangents of its outputs, None for those without.
+    """
+    record = tape.record(inputs, seeds)
+    found, suspects = [], set(_suspects(tape, record))
+    for number, site in enumerate(tape.sites):
+        report = None
+        if number in suspects:
+            report = _examined(tape, record, number)
+        if report is None and site.asked and site.eqn.primitive in CUSTOM_RULES:
+            report = _with_another_value(site, record, tape.dtype)
+        if report is None:
+            continue
+        inner = []
+        for inside in _sampled(tape.inside(number, record)):
+            if any(seed is not None for seed in inside.seeds):
+                inner = wrong_rules(tape.tape_of(inside), inside.inputs, inside.seeds)
+            if inner:
+                break
+        found += inner or [report]
+    worst: dict[Any, RuleReport] = {}
+    for report in found:  # the first line of each rule; of one line, once
+        worst.setdefault((report.name, report.kind, report.line.file, report.line.line), report)
+    return list(worst.values())
+
+
+def _sampled(insides: Sequence[Any]) -> Sequence[Any]:
+    places = np.unique(np.linspace(0, len(insides) - 1, min(len(insides), SAMPLE)).astype(int))
+    return [insides[i] for i in places]
+
+
+def _suspects(tape: Tape, record: Record) -> list[int]:
+    """The sites whose claims and values differ along one line."""
+    asked, given, sums = [], [], []
+    for number, site in enumerate(tape.sites):
+        if not site.asked or site.eqn.primitive is primitives.random_gamma_p:
+            continue
+        with arithmetic(tape.dtype):
+            question = _Asked.of(site, record, number, tape.dtype)
+            if question is None:
+                continue
+            sizes = [x.size for x in question.points]
+            moves, along = drawer(question.points, tape.dtype)(question.claims, _whole(sizes))
+            moves = [jnp.asarray(v) for v in moves]
+        asked.append(number)
+        given.append((question.points, moves, (question.rest, question.cts)))
+        sums.append(along)
+    half = ladder()[:HALF]
+    steps = np.concatenate([half, -half, [0.0]])
+
+    def along_lines(given):
+        return [_along(tape, number)(*one[:2], steps, one[2]) for number, one in given]
+
+    pairs = list(zip(asked, given, strict=True))
+    with wide_arithmetic(tape.dtype):
+        if tape.together:
+            program = jax.jit(lambda given: along_lines(zip(asked, given, strict=True)))
+            values = program(given)
+        else:
+            values = along_lines(pairs)
+    epsilon, suspects = float(jnp.finfo(tape.dtype).eps), []
+    for number, along, phi in zip(asked, sums, map(np.asarray, values), strict=True):
+        slope = estimate_slope(half, phi[:HALF], phi[HALF:-1], float(phi[-1]), epsilon)
+        claim, size = float(np.sum(along.terms)), float(np.sqrt(np.sum(along.squares)))
+        off = abs(claim - slope.value)
+        # What is summed is rounded, besides what the slope can be off by.
+        rounding = ROUNDINGS * epsilon * max(size, abs(slope.value), abs(float(phi[-1])))
+        if np.isfinite(slope.bound) and off > slope.bound + rounding:
+            suspects.append(number)
+    return suspects
+
+
+def _along(tape: Tape, number: int) -> Callable:
+    """The values of a site along lines; one program for all of a kind."""
+    kind, site = tape.kinds[number], tape.sites[number]
+    if kind not in tape.lines:
+        value = lambda _, moved, data: _projected(site, data, moved, tape.dtype)  # noqa: E731
+        tape.lines[kind] = along_program(value, tape.dtype)
+    return tape.lines[kind]
+
+
+class _Asked(NamedTuple):
+    """A site as a function of its active inputs, in their real form.
+
+    Attributes:
+      points: where they are.
+      claims: what the site makes of its cotangents, for each of them.
+      paired: whether each is complex.
+      rest: all inputs, and
+      cts: the cotangents of the outputs asked for.
+    """
+
+    points: list[Any]
+    claims: list[Any]
+    paired: list[bool]
+    rest: list[Any]
+    cts: list[Any]
+
+    @classmethod
+    def of(cls, site: Site, record: Record, number: int, dtype: Any) -> "_Asked | None":
+        """Nothing where an input, a cotangent or a claim is not finite, or all of them are 0."""
+        rest = [_widened(record.values[s], dtype) for s in site.inputs]
+        cts = [record.cotangents[site.outputs[j]] for j in site.asked]
+        back = record.pulled[number]
+        points, claims, paired = [], [], []
+        for i, claim in zip(site.active, back, strict=True):
+            x = rest[i]
+            if site.eqn.primitive in SYMMETRIC:
+                x, claim = _symmetric(x), _symmetric(claim)
+            paired.append(jnp.iscomplexobj(x))
+            points.append(real_form(x) if paired[-1] else x)
+            claims.append(real_form(jnp.conj(claim)) if paired[-1] else claim)
+        arrays = [x for x in (*rest, *cts, *claims) if is_inexact(x)]
+        fine = all(bool(jnp.all(jnp.isfinite(x))) for x in arrays)
+        some = any(bool(jnp.any(ct != 0)) for ct in cts)
+        return cls(points, claims, paired, rest, cts) if fine and some else None
+
+
+def _projected(site: Site, given: Any, points: Sequence[Any], dtype: Any) -> Any:
+    """The sum of the products of a site's cotangents and its outputs, real part."""
+    (rest, cts), full = given, None
+    full = list(rest)
+    for i, x in zip(site.active, points, strict=True):
+        full[i] = as_complex(x) if jnp.iscomplexobj(rest[i]) else x
+        if site.eqn.primitive in SYMMETRIC:
+            full[i] = _symmetric(full[i])
+    outputs = evaluated(site.eqn, full, dtype)
+    terms = [jnp.sum(jnp.real(ct * outputs[j])) for j, ct in zip(site.asked, cts, strict=True)]
+    return functools.reduce(jnp.add, terms).astype(dtype)
+
+
+def _examined(tape: Tape, record: Record, number: int) -> RuleReport | None:
+    """What is wrong with the rule of a site, if anything is: as a gradient is checked."""
+    site, dtype, along = tape.sites[number], tape.dtype, _along(tape, number)
+    with arithmetic(dtype):
+        asked = _Asked.of(site, record, number, dtype)
+    assert asked is not None
+    draw = drawer(asked.points, dtype)
+
+    def program(claims, question, steps):
+        with wide_arithmetic(dtype):
+            moves, sums = draw(claims, question)
+            moves = [jnp.asarray(v) for v in moves]
+            return np.asarray(along(asked.points, moves, steps, (asked.rest, asked.cts))), sums
+
+    sizes = [x.size for x in asked.points]
+    line = Line(program, sizes, float(jnp.finfo(dtype).eps), [0.0] * len(sizes))
+    tolerance = LOOSE if _is_iterative(site) else _explained(site)
+    tolerances = [tolerance] * len(sizes)
+    claims = [np.asarray(c, np.float64) for c in asked.claims]
+    worst = None
+    for k, found in examine(line, Claimed(claims, tolerances, asked.paired), together=False):
+        if not found.asked:
+            continue
+        verdict, entries = verdict_of(found, line.centre, tolerance)
+        if not verdict.wrong:
+            continue
+        errors = [
+            abs(e.autodiff - e.numerical) / max(abs(e.autodiff), abs(e.numerical))
+            for e in entries
+            if e.verdict.wrong
+        ]
+        best = found.best
+        off = max(errors, default=abs(best.difference) / max(best.size, abs(best.slope.value)))
+        if worst is None or off > worst[0]:
+            worst = off, site.active[k], verdict
+    if worst is None:
+        return None
+    off, argument, verdict = worst
+    return _named(site, asked, line, argument, off, verdict, dtype)
+
+
+def _with_another_value(site: Site, record: Record, dtype: Any) -> RuleReport | None:
+    """What is wrong with a rule under which the function has another value, if it has."""
+    avals = avals_of(site.eqn.invars)
+    forward = lambda full: _differentiated(site, full)[0]  # noqa: E731
+    inputs = [record.values[s] for s in site.inputs]
+    with wide_arithmetic(dtype):
+        widened = [_widened(x, dtype) for x in inputs]
+    call = widen(forward, (avals,), dtype).call
+    with wide_arithmetic(dtype):
+        values = call(widened)
+    worst = 0.0
+    for j, value in zip(site.asked, values, strict=True):
+        there, here = (np.asarray(x) for x in (record.values[site.outputs[j]], value))
+        worst = max(worst, relative_error(here, there))
+    if not worst > _explained(site):
+        return None
+    name, where = source(site.eqn)
+    kind, line = site.eqn.primitive.name.removesuffix("_call"), SourceLine.of(site.line)
+    where = _line_of_rule(site) or where
+    return RuleReport(name, line, kind, Verdict.DIFFERS, None, worst, where)
+
+
+def _explained(site: Site) -> float:
+    """How far, relative, the dtype of a site explains that it is off."""
+    kinds = [v.aval.dtype for v in site.eqn.invars if is_inexact(v.aval)]
+    own = max(kinds, key=lambda kind: float(jnp.finfo(kind).eps))
+    return min(reach(own), max(OF_RULES * float(jnp.finfo(own).eps), OF_SERIES))
+
+
+def _named(
+    site: Site, asked: _Asked, line: Line, argument: int, off: float, verdict: Verdict, dtype: Any
+) -> RuleReport:
+    """What a wrong rule is called, and where it stands."""
+    where, place = "", SourceLine.of(site.line)
+    if site.eqn.primitive in CUSTOM_RULES:
+        name, where = source(site.eqn)
+        kind = site.eqn.primitive.name.removesuffix("_call")
+        where = _line_of_rule(site) or where
+        argument -= rule_consts(site.eqn)
+    else:
+        name, kind = site.eqn.primitive.name, "jvp"
+        if _forward_fits(site, asked, line, dtype):
+            name, kind = _wrong_transpose(site, asked, dtype) or name, "transpose"
+    return RuleReport(name, place, kind, verdict, argument, off, where)
+
+
+def _line_of_rule(site: Site) -> str:
+    """Where a rule stands: its backward function, or the last line of the user's in it that is not
+    one of the function that it is for, or of its call.
+    """
+    if there := backward_source(site.eqn):
+        return str(SourceLine.of(there))
+    avals = avals_of(site.eqn.invars)
+    back = jax.make_jaxpr(functools.partial(_differentiated, site))(avals)
+    known = {line_of(eqn) for eqn in equations(called(site.eqn))} | {site.line, ""}
+    lines = [line_of(eqn) for eqn in equations(back)]
+    lines = [line for line in lines if line not in known]
+    return str(SourceLine.of(lines[-1])) if lines else ""
+
+
+def _of_active(site: Site, full: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:
+    """The outputs of a site that are asked for, as a function of its active inputs."""
+
+    def of(points):
+        moved = list(full)
+        for i, x in zip(site.active, points, strict=True):
+            moved[i] = x
+        outputs = bind(site.eqn, moved)
+        return [outputs[j] for j in site.asked]
+
+    return of
+
+
+def _differentiated(site: Site, full: Sequence[Any]) -> tuple[list[Any], Any]:
+    """Values and derivatives of a site's outputs, by its rule."""
+    outputs, back = jax.vjp(_of_active(site, full), [full[i] for i in site.active])
+    return outputs, back([jnp.ones_like(y) for y in outputs])
+
+
+def _changes(site: Site) -> Callable:
+    """How a site's outputs change with its active inputs, by the JVP rule."""
+
+    def changes(full, tangents):
+        return jax.jvp(_of_active(site, full), ([full[i] for i in site.active],), (tangents,))[1]
+
+    return changes
+
+
+def _forward_fits(site: Site, asked: _Asked, line: Line, dtype: Any) -> bool:
+    """Whether the JVP rule says what the values do: then it is the transpose that does not."""
+    avals = avals_of(site.eqn.invars)
+    tangents = [avals[i] for i in site.active]
+    try:
+        forward = widen(_changes(site), (avals, tangents), dtype).call
+    except Exception:  # there is no JVP
+        return False
+    direction = Direction(tuple(line.whole(k) for k in range(len(asked.points))))
+    comparison = line.compare(asked.claims, direction)
+    with wide_arithmetic(dtype):
+        moves, _ = drawer(asked.points, dtype)(asked.claims, _whole(line.sizes))
+        given = [as_complex(v) if pair else v for v, pair in zip(moves, asked.paired, strict=True)]
+        if site.eqn.primitive in SYMMETRIC:
+            given = [_symmetric(v) for v in given]
+        dys = forward(asked.rest, [jnp.asarray(v) for v in given])
+        claim = sum(
+            float(jnp.sum(jnp.real(ct * dy))) for ct, dy in zip(asked.cts, dys, strict=True)
+        )
+    off, slope = abs(claim - comparison.slope.value), comparison.slope
+    return off <= slope.bound + OF_SERIES * max(abs(claim), abs(slope.value))
+
+
+def _wrong_transpose(site: Site, asked: _Asked, dtype: Any) -> str | None:
+    """The primitive whose transpose does not fit it, in how a site changes: <ct, L t> is not
+    <L^T ct, t>.
+    """
+    avals = avals_of(site.eqn.invars)
+    tangents = [avals[i] for i in site.active]
+    program = jax.make_jaxpr(_changes(site))(avals, tangents)
+    moving = [False] * len(avals) + [True] * len(tangents)
+    linear = Tape(program, moving, dtype)
+    rng = np.random.default_rng(0)
+    given = [jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in tangents]
+    with arithmetic(dtype):
+        rest = [_widened(x, dtype) for x in (*asked.rest, *given)]
+    record = linear.record(rest, asked.cts)
+    for number, inner in reversed(list(enumerate(linear.sites))):
+        if not inner.asked:
+            continue
+        there = [
+            np.sum(np.real(np.asarray(record.cotangents[s]) * np.asarray(record.values[s])))
+            for s in (inner.outputs[j] for j in inner.asked)
+        ]
+        back = [
+            np.real(np.asarray(ct) * np.asarray(record.values[inner.inputs[i]]))
+            for i, ct in zip(inner.active, record.pulled[number], strict=True)
+        ]
+        size = sum(float(np.linalg.norm(x)) for x in back) + sum(map(abs, there))
+        if abs(sum(there) - sum(np.sum(x) for x in back)) > OF_SERIES * size:
+            return inner.eqn.primitive.name
+    return None
+
+
+def _is_iterative(site: Site) -> bool:
+    """Whether what is inside may be right to a tolerance only."""
+    if site.eqn.primitive is primitives.linear_solve_p:
+        return True
+    if site.eqn.primitive not in CUSTOM_RULES:
+        return False
+    inner = equations(called(site.eqn))
+    return any(e.primitive in (primitives.while_p, primitives.linear_solve_p) for e in inner)
+
+
+def _symmetric(x: Any) -> Any:
+    return (x + jnp.conj(jnp.swapaxes(x, -1, -2))) / 2
+
+
+def _widened(x: Any, dtype: Any) -> Any:
+    return widen_leaf(x, dtype) if is_inexact(x) else x
+
+
+def _whole(sizes: Sequence[int]) -> Question:
+    """A direction through all entries."""
+    many = len(sizes)
+    bounds = np.zeros(many, np.int64), np.asarray(sizes, np.int64)
+    return Question(*bounds, np.ones(many), np.uint32(1), np.bool_(False), np.bool_(False))

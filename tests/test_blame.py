@@ -1,0 +1,179 @@
+"""The line: where NaN is born, which rule is wrong, where digits go."""
+
+import functools
+import json
+import time
+
+import blame_cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from benchmarks.blame import outcome
+from rule_mutants import FUNCTIONS, mutants, mutated
+
+from jaxnn import check_gradient, explain
+
+CASES = [pytest.param(case, id=case.name) for case in blame_cases.CASES]
+
+
+def test_there_are_twenty_cases_for_each_question():
+    questions = [case.question for case in blame_cases.CASES]
+    assert all(questions.count(question) >= 20 for question in ("nan", "rule", "digits"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_the_line_is_named_first(case):
+    _, word, lines, _ = outcome(case)
+    assert word == "found", lines
+
+
+def by_name(name):
+    return next(case for case in blame_cases.CASES if case.name == name).make()
+
+
+def test_where_nan_is_born_is_said_with_its_cure():
+    f, args = by_name("root_of_a_variance_that_is_0")
+    report = check_gradient(f, *args)
+    (birth,) = report.births
+    assert (birth.operation, birth.count, birth.total) == ("sqrt", 3, 3)
+    assert birth.line.text.startswith("spread = ") and birth.line.function.endswith("f")
+    assert "slope at 0 is infinite" in birth.what and "jnp.where" in birth.cure
+    assert f"blame_cases.py:{birth.line.line}" in str(report)
+
+
+def test_masking_afterwards_is_said_not_to_help():
+    f, args = by_name("division_in_the_branch_not_taken")
+    assert "0 times infinity" in str(explain(f, *args))
+
+
+def test_the_iteration_is_named():
+    f, args = by_name("in_a_loop_within_a_loop")
+    (birth,) = explain(f, *args).births
+    assert birth.iteration == "iteration 1, iteration 2"
+
+
+def test_a_wrong_rule_is_told_with_its_argument_and_its_size():
+    f, args = by_name("the_second_of_two_arguments")
+    (rule,) = check_gradient(f, *args, argnums=(0, 1)).rules
+    assert (rule.kind, rule.argument) == ("custom_vjp", 1)
+    assert rule.difference == pytest.approx(0.02, rel=0.02)
+
+
+def test_right_rules_are_not_accused():
+    f = lambda x: jnp.sum(jax.nn.softmax(jnp.sin(x)) ** 2) + jnp.linalg.norm(x)  # noqa: E731
+    found = explain(f, jnp.arange(1.0, 5.0))
+    assert found.ok and found.exit_code == 0 and "right" in str(found)
+
+
+def test_digits_are_counted_before_and_after():
+    f, args = by_name("one_minus_cosine")
+    report = check_gradient(f, *args)
+    (leaf,), (line, *_) = report.leaves, report.digits_lost
+    assert leaf.verdict == "imprecise" and leaf.own_dtype_digits < 2 and not report.ok
+    assert line.operation == "sub" and "equal to" in line.what
+    assert line.after < 3 < 6 < line.before and 0 < line.share <= 1
+
+
+@pytest.mark.parametrize("digits, ok", [(None, True), (2, True), (4, False)])
+def test_an_imprecise_gradient_passes_with_the_digits_that_are_asked_for(digits, ok):
+    f, args = by_name("a_backward_pass_in_bfloat16")
+    report = check_gradient(f, *args, digits=digits)
+    assert report.verdict == "imprecise" and report.ok == ok
+    assert report.exit_code == (0 if ok else 1)
+
+
+def test_what_is_ill_conditioned_is_not_imprecise():
+    """A few roundings of the point explain the loss: the function is to blame, not its program."""
+    report = check_gradient(lambda x: jnp.sum(jnp.sin(1e5 * x)), jnp.array([0.7, 1.9]))
+    assert report.verdict == "agrees" and report.leaves[0].own_dtype_digits < 4
+
+
+def test_an_entry_beyond_the_dtypes_reach_is_wrong_however_small_beside_its_neighbours():
+    hold = jax.custom_vjp(lambda x: x)
+    hold.defvjp(lambda x: (x, None), lambda _, g: (g + 1.5e-4 * jnp.roll(g, 1),))
+    weights = jnp.array([1.0, 1.0, 1.0, 0.01])
+    report = check_gradient(lambda x: jnp.sum(hold(x) * weights), jnp.ones(4))
+    assert report.verdict == "differs" and report.rules[0].kind == "custom_vjp"
+
+
+def test_a_rule_decides_what_the_slope_lets_pass():
+    """Off by less than half the digits, but by more than float32 explains."""
+    sine = jax.custom_jvp(jnp.sin)
+    sine.defjvp(lambda xs, ts: (jnp.sin(xs[0]), (1 + 1e-4) * jnp.cos(xs[0]) * ts[0]))
+    report = check_gradient(lambda x: jnp.sum(sine(x)), jnp.arange(1.0, 4.0))
+    assert report.verdict == "differs" and report.rules[0].difference == pytest.approx(1e-4, 0.05)
+
+
+def test_the_report_is_plain_data_with_its_lines():
+    f, args = by_name("a_sign")
+    told = json.loads(json.dumps(check_gradient(f, *args).to_dict()))
+    assert told["rules"][0]["line"]["text"].endswith("# HERE")
+    f, args = by_name("norm_at_the_origin")
+    told = json.loads(json.dumps(explain(f, *args).to_dict()))
+    assert not told["ok"] and told["births"][0]["operation"] == "sqrt"
+
+
+def test_a_clean_check_asks_no_line(monkeypatch):
+    monkeypatch.setattr("jaxnn.checking.programs.Tape", None)
+    assert check_gradient(lambda x: jnp.sum(jnp.sin(x)), jnp.ones(3)).verdict == "agrees"
+
+
+# ---------------------------------------------------------------- rules of JAX's own, made wrong
+
+ALIVE = 1e-4  # relative change of an entry
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_wrong_rules_of_jaxs_own_are_caught_and_named(function):
+    """Every one that is alive: that changes the gradient by more than float32's digits."""
+    (f, args, _), alive = FUNCTIONS[function], 0
+    argnums = tuple(range(len(args)))
+    right = jax.jit(jax.grad(lambda *a: f(*a), argnums))(*args)
+    for mutant in mutants(function):
+        with mutated(mutant):
+            fresh = lambda *a: f(*a)  # noqa: E731
+            changed = jax.jit(jax.grad(fresh, argnums))(*args)
+            pairs = zip(right, changed, strict=True)
+            if all(np.allclose(a, b, rtol=ALIVE, atol=1e-6) for a, b in pairs):
+                continue
+            report = check_gradient(fresh, *args, argnums=argnums)
+        alive += 1
+        assert report.verdict in ("differs", "imprecise", "not finite"), mutant
+        found = [rule.name for rule in report.rules]
+        found += [line.operation for line in report.digits_lost]
+        assert mutant.primitive == found[0], (mutant, str(report))
+    assert alive >= 3
+
+
+@pytest.mark.slow
+def test_nan_in_the_seventh_of_twelve_layers_is_named_soon():
+    from benchmarks.leaves import LENGTH, language_loss, transformer
+
+    params = transformer(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (4, LENGTH + 1), 0, 256)
+    # One more parameter, 0, whose root is taken in layer 7.
+    params["layers"][7]["zero"] = jnp.zeros(())
+
+    def loss(params, tokens):
+        layers = [dict(layer) for layer in params["layers"]]
+        root = jnp.sqrt(layers[7].pop("zero"))  # the line
+        layers[7]["up"] = layers[7]["up"] + root
+        return language_loss({**params, "layers": layers}, tokens)
+
+    found = explain(loss, params, tokens)
+    assert found.births[0].line.text.endswith("# the line")
+    gradient = jax.jit(jax.grad(loss))
+    seconds = [
+        min(timed(f, params, tokens) for _ in range(5))
+        for f in (functools.partial(explain, loss), gradient)
+    ]
+    assert seconds[0] < 20 * seconds[1], seconds
+
+
+def timed(f, *args):
+    began = time.perf_counter()
+    jax.block_until_ready(f(*args))
+    return time.perf_counter() - began
