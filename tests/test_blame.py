@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from benchmarks.blame import outcome
+from jax import lax
 from rule_mutants import FUNCTIONS, mutants, mutated
 
-from jaxnn import check_gradient, explain
+from jaxnn import GradientError, assert_gradient, check_gradient, explain
 
 CASES = [pytest.param(case, id=case.name) for case in blame_cases.CASES]
 
@@ -113,6 +114,24 @@ def test_the_report_is_plain_data_with_its_lines():
     f, args = by_name("norm_at_the_origin")
     told = json.loads(json.dumps(explain(f, *args).to_dict()))
     assert not told["ok"] and told["births"][0]["operation"] == "sqrt"
+
+
+def test_an_error_shows_the_line_first():
+    f, args = by_name("a_sign")
+    with pytest.raises(GradientError, match=r"^wrong at .*blame_cases.py:\d+ \(f\): custom_jvp"):
+        assert_gradient(f, *args)
+
+
+def test_nan_in_a_while_loop_is_named_with_its_iteration():
+    def f(x):
+        def step(carry):
+            i, h = carry
+            return i + 1, jnp.sqrt(h - 2)  # the line
+
+        return lax.while_loop(lambda carry: carry[0] < 4, step, (0, x))[1]
+
+    (birth,) = explain(f, jnp.float32(3.0)).births
+    assert birth.line.text.endswith("# the line") and birth.iteration == "iteration 1"
 
 
 def test_a_clean_check_asks_no_line(monkeypatch):

@@ -198,6 +198,14 @@ def test_verdicts_have_colours_on_a_terminal_only_and_not_where_they_are_unwante
     assert ("\x1b[31mdiffers\x1b[0m" in capsys.readouterr().out) == coloured
 
 
+@pytest.mark.parametrize("name, code, said", [("right", 0, "right"), ("wrong", 1, "model.py:")])
+def test_explain_names_the_line(capsys, model, name, code, said):
+    assert main(["explain", f"{model}:{name}"]) == code
+    assert said in capsys.readouterr().out
+    assert main(["explain", f"{model}:{name}", "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["ok"] == (code == 0)
+
+
 def test_check_prints_json_and_draws(capsys, model, tmp_path):
     picture = tmp_path / "evidence.png"
     assert (

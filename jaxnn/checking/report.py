@@ -30,8 +30,8 @@ LEAST_DIGITS = 2.0
 
 
 class GradientError(AssertionError):
-    """A gradient that is wrong, or that the evidence cannot vouch for; the text is the report's
-    table.
+    """A gradient that is wrong, or that the evidence cannot vouch for; the text is the lines that
+    are to blame, where they are known, and the report's table.
 
     Example:
       >>> twos = lambda x: 2 * jnp.ones(2)
@@ -118,7 +118,8 @@ class GradientReport:
     def raise_if_wrong(self) -> None:
         """Raise `GradientError`, whose text is the table, unless the gradient is `ok`."""
         if not self.ok:
-            raise GradientError(str(self))
+            lines = [str(found) for found in (*self.births, *self.rules, *self.digits_lost)]
+            raise GradientError("\n".join([*lines, str(self)]))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as dictionaries, lists, strings and numbers, ready for `json.dumps`."""
