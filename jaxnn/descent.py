@@ -244,7 +244,8 @@ def minimize(
         shapes = jax.eval_shape(optimizer.init, points)
         require_same_form("opt_state", opt_state, "optimizer.init(...)", shapes)
     most = np.int32(max_steps) if is_concrete(max_steps) else max_steps
-    minimise = kept(_minimization, f, grad, optimizer.update, skeleton, values=init_x)
+    extra = isinstance(optimizer, optax.GradientTransformationExtraArgs)
+    minimise = kept(_minimization, f, grad, optimizer.update, extra, skeleton, values=init_x)
     found = minimise(points, dynamic, opt_state, most, _typed(tolerance, points))
     return found._replace(x=skeleton.join(found.x, dynamic))
 
@@ -288,7 +289,9 @@ class _Look(NamedTuple):
     opt_state: Any
 
 
-def _minimization(f: Callable, grad: Callable, update: Callable, skeleton: Skeleton) -> Callable:
+def _minimization(
+    f: Callable, grad: Callable, update: Callable, extra: bool, skeleton: Skeleton
+) -> Callable:
     @jax.jit
     def minimise(start, dynamic, opt_state, max_steps, tolerance):
         value, gradient = _value_and_gradient(f, grad, skeleton, dynamic)
@@ -303,7 +306,8 @@ def _minimization(f: Callable, grad: Callable, update: Callable, skeleton: Skele
 
         def step(carry):
             at, steps, _ = carry
-            updates, opt_state = update(at.gradient, at.opt_state, at.x)
+            more = {"value": at.loss, "grad": at.gradient, "value_fn": value} if extra else {}
+            updates, opt_state = update(at.gradient, at.opt_state, at.x, **more)
             new = look(optax.apply_updates(at.x, updates), opt_state)
             finite = jnp.isfinite(new.loss) & jnp.isfinite(new.norm) & _all_finite(new.x)
             kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, at)

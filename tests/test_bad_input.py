@@ -623,8 +623,21 @@ each(TRAINERS, grad=lambda f: 3)
 each(TRAINERS, grad=jax.value_and_grad)
     ValueError: `grad(loss)(...)` must have the structure of `params`, PyTreeDef({'w': *}). Got
     PyTreeDef((*, {'w': *})).
+each(TRAINERS, has_aux=True)
+    TypeError: `loss` must return (value, aux), as it was asked to. Got float32[].
+each(TRAINERS, loss=lambda p, x, t: (jnp.mean(p["w"]), x), has_aux=True)
+    TypeError: `the aux of loss(...)` must be a dictionary of scalars. Got float32[1, 3].
+each(TRAINERS, loss=lambda p, s, x, t: jnp.mean(p["w"]), model_state=X)
+    TypeError: `loss` must return (value, model_state), as it was asked to. Got float32[].
+each(TRAINERS, loss=lambda p, s, x, t: (jnp.mean(p["w"]), s[:1]), model_state=X)
+    ValueError: `the model's state of loss(...)` must have shape (2,), like `model_state`. Got
+    shape (1,).
+fit(opt_state=(X,))
+    ValueError: `opt_state` must have the structure of `optimizer.init(...)`, ... Got ...
+fit(eval_params=lambda p, s: [p], test=DATA)
+    ValueError: `eval_params(...)` must have the structure of `params`, ... Got ...
 each(TRAINERS, metrics=lambda p, x, t: x)
-    TypeError: `metrics` must return a dictionary of scalars. Got float32[1, 3].
+    TypeError: `metrics` must return a dictionary of arrays. Got float32[1, 3].
 each(TRAINERS, metrics=lambda p, x, t: {"a": "b"})
     TypeError: `metrics(...)['a']` must be an array or a number. Got str 'b'.
 each(TRAINERS, metrics=lambda p, x, t: {1: jnp.sum(x)})

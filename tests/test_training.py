@@ -15,10 +15,12 @@ from jaxnn import (
     init_network,
     load_digits,
     loss,
+    minimize,
     numerical_grad,
     predict,
     sweep,
 )
+from jaxnn.data import shuffled
 from jaxnn.training.steps import Chunk, State, run_chunk
 
 KEY = jax.random.key(0)
@@ -430,7 +432,11 @@ def test_steps_that_break_earlier_when_they_are_taken_again_end_before_that():
         end = int(stop) if broken is None else broken + 1
         losses = jnp.where(jnp.arange(9) < end, 1.0, 0.0)
         return Chunk(
-            jnp.int32(end), State(state.params + end, ()), jnp.array([True, broken is None]), losses
+            jnp.int32(end),
+            State(state.params + end, ()),
+            jnp.array([True, broken is None]),
+            losses,
+            {},
         )
 
     stretch = run_chunk(
@@ -532,3 +538,144 @@ def test_what_is_held_fixed_may_change_without_a_compilation():
     second = fit(loss, {"w": jnp.ones(3), "count": jnp.array(4)}, data, optimizer, **run)
     assert len(traces) <= seen + 1  # the shapes are looked at before each run
     np.testing.assert_allclose(first.params["w"], 2 * second.params["w"], rtol=1e-3)
+
+
+# ---------------------------------------------------------------- what a loss may take and return
+
+PAIRS = (jnp.linspace(-1, 1, 12).reshape(12, 1), jnp.linspace(1, 3, 12).reshape(12, 1))
+START = {"w": jnp.zeros((1, 1))}
+
+
+def noisy(params, x, t, *, key):
+    return jnp.mean((x @ params["w"] + 0.1 * jax.random.normal(key, t.shape) - t) ** 2)
+
+
+def maybe_noisy(params, x, t, key=None):
+    noise = 0.0 if key is None else 0.1 * jax.random.normal(key, t.shape)
+    return jnp.mean((x @ params["w"] + noise - t) ** 2)
+
+
+@pytest.mark.parametrize("loss_of", [noisy, maybe_noisy])
+def test_each_step_has_a_key_of_its_own(loss_of):
+    run = {"key": KEY, "batch_size": 4, "epochs": 2}
+    result = fit(loss_of, START, PAIRS, optax.sgd(0.0), test=PAIRS, **run)
+    losses = []
+    for epoch in (1, 2):
+        of_epoch = jax.random.fold_in(KEY, epoch)
+        order = jax.random.permutation(of_epoch, 12)
+        for step in range(3):
+            rows = order[4 * step : 4 * step + 4]
+            key = jax.random.fold_in(of_epoch, step)
+            losses.append(loss_of(START, PAIRS[0][rows], PAIRS[1][rows], key=key))
+    np.testing.assert_allclose(result.history.step_loss, losses, rtol=1e-5)
+    measured = result.history.metrics["test_loss"]
+    assert measured[0] == measured[1]
+    if loss_of is maybe_noisy:
+        assert measured[0] == pytest.approx(float(maybe_noisy(START, *PAIRS)), rel=1e-6)
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_a_resumed_run_draws_the_same_keys(tmp_path, every):
+    run = {"key": KEY, "batch_size": 4}
+    whole = fit(noisy, START, PAIRS, optax.adam(0.1), epochs=4, **run)
+    saved = {"checkpoint": tmp_path, "every": every, "keep": 20}
+    fit(noisy, START, PAIRS, optax.adam(0.1), epochs=2, **run, **saved)
+    again = fit(noisy, START, PAIRS, optax.adam(0.1), epochs=4, resume=True, **run, **saved)
+    assert again.params["w"] == whole.params["w"]
+    np.testing.assert_array_equal(again.history.step_loss, whole.history.step_loss)
+
+
+def normed(params, state, x, t):
+    """A running mean, as of batch normalisation, and what else is to be recorded."""
+    mean = 0.9 * state["mean"] + 0.1 * jnp.mean(x)
+    value = jnp.mean(((x - mean) @ params["w"] - t) ** 2)
+    return value, ({"mean": mean}, {"mean": mean, "size": jnp.sum(params["w"] ** 2)})
+
+
+def test_a_model_has_a_state_and_the_loss_an_auxiliary_output(tmp_path):
+    run = {"key": KEY, "batch_size": 4, "model_state": {"mean": jnp.zeros(())}, "has_aux": True}
+    data = (PAIRS[0] + 2, PAIRS[1])
+    metrics = lambda p, s, x, t: {"mean": s["mean"], "hist": jnp.ones(3)}  # noqa: E731
+    whole = fit(normed, START, data, optax.sgd(0.1), epochs=4, metrics=metrics, **run)
+    means = whole.history.aux["mean"]
+    assert means.shape == (12,) and whole.model_state["mean"] == means[-1]
+    np.testing.assert_allclose(whole.history.metrics["train_mean"], means[2::3], rtol=1e-6)
+    assert whole.history.metrics["train_hist"].shape == (4, 3)
+    saved = {**run, "checkpoint": tmp_path, "metrics": metrics}
+    fit(normed, START, data, optax.sgd(0.1), epochs=2, **saved)
+    again = fit(normed, START, data, optax.sgd(0.1), epochs=4, resume=True, **saved)
+    np.testing.assert_array_equal(again.history.aux["mean"], means)
+    assert again.model_state["mean"] == whole.model_state["mean"]
+    (swept,) = sweep(normed, START, data, optax.sgd, jnp.array([0.1]), epochs=4, **run)
+    np.testing.assert_allclose(swept.history.aux["mean"], means, rtol=1e-6)
+    np.testing.assert_allclose(swept.params["w"], whole.params["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=2)),
+        optax.polyak_sgd(),
+        optax.lbfgs(),
+    ],
+    ids=["reduce_on_plateau", "polyak_sgd", "lbfgs"],
+)
+def test_optimisers_that_ask_for_the_loss_get_it(optimizer):
+    result = fit(linear_by_name, START, PAIRS, optimizer, key=KEY, epochs=15, batch_size=12)
+    best = np.linalg.lstsq(*map(np.asarray, PAIRS), rcond=None)[0]
+    start = float(linear_by_name(START, *PAIRS))
+    assert result.history.step_loss[-1] < start and result.status.reason == "finished"
+    assert abs(result.params["w"] - best) < abs(best)
+    found = minimize(lambda p: linear_by_name(p, *PAIRS), START, optimizer, max_steps=50)
+    assert found.loss < start
+
+
+def linear_by_name(params, x, t):
+    return jnp.mean((x @ params["w"] - t) ** 2)
+
+
+def test_an_average_of_the_parameters_is_measured_and_kept_as_best():
+    optimizer = optax.chain(optax.sgd(0.3), optax.ema(0.9))
+    halved = lambda params, opt_state: jax.tree.map(lambda x: x / 2, params)  # noqa: E731
+    run = {"key": KEY, "epochs": 6, "batch_size": 4, "test": PAIRS, "patience": 6}
+    result = fit(linear_by_name, START, PAIRS, optimizer, eval_params=halved, **run)
+    best = int(np.argmin(result.history.metrics["test_loss"]))
+    measured = float(linear_by_name(result.params, *PAIRS))
+    assert measured == pytest.approx(result.history.metrics["test_loss"][best], rel=1e-5)
+
+
+def test_the_best_parameters_come_with_the_optimisers_state_of_the_same_step():
+    rates = optax.piecewise_constant_schedule(0.1, {6: 100.0})
+    run = {"key": KEY, "epochs": 8, "batch_size": 4, "patience": 3, "test": PAIRS}
+    result = fit(linear_by_name, START, PAIRS, optax.sgd(rates), **run)
+    best = int(np.argmin(result.history.metrics["test_loss"])) + 1
+    (count,) = [x for x in jax.tree.leaves(result.opt_state) if jnp.ndim(x) == 0]
+    assert count == 3 * best < len(result.history.step_loss)
+
+
+def test_what_is_watched_and_is_nan_is_told():
+    run = {"key": KEY, "epochs": 3, "batch_size": 4, "patience": 3, "test": PAIRS}
+    with pytest.warns(RuntimeWarning, match="NaN after epoch"):
+        fit(linear_by_name, START, PAIRS, optax.sgd(0.1), watch=lambda _: jnp.nan, **run)
+
+
+def test_a_run_goes_on_with_an_optimisers_state_without_files():
+    optimizer, run = optax.adam(0.1), {"key": KEY, "batch_size": 12}
+    whole = fit(linear_by_name, START, PAIRS, optimizer, epochs=4, **run)
+    half = fit(linear_by_name, START, PAIRS, optimizer, epochs=2, **run)
+    rest = fit(
+        linear_by_name, half.params, PAIRS, optimizer, epochs=2, opt_state=half.opt_state, **run
+    )
+    np.testing.assert_allclose(rest.params["w"], whole.params["w"], rtol=1e-5)
+
+
+def test_what_is_measured_fits_where_a_step_does():
+    """At most `batch_size` examples at once."""
+    sizes = set()
+
+    def seen(params, x, t):
+        sizes.add(x.shape[0])
+        return linear_by_name(params, x, t)
+
+    fit(seen, START, PAIRS, optax.sgd(0.1), key=KEY, epochs=1, batch_size=4, test=PAIRS)
+    assert max(sizes) == 4

@@ -25,6 +25,7 @@ from jaxnn.numerical.differences import numerical_grad
 from jaxnn.training.checkpoint import checkpoints, load_checkpoint
 from jaxnn.training.fit import fit
 from jaxnn.training.history import Fit
+from jaxnn.training.objective import Form, Objective
 from jaxnn.training.progress import Progress, progress_log, show_progress, silent
 from jaxnn.training.steps import loss_first, make_evaluate
 from jaxnn.training.sweep import sweep
@@ -251,6 +252,10 @@ def _read_run(directory: pathlib.Path) -> dict[str, Any]:
     return run
 
 
+# Examples that `jaxnn eval` measures at once.
+MEASURED = 1000
+
+
 def evaluate(args: argparse.Namespace) -> int:
     """Measure a run that was saved."""
     directory = pathlib.Path(args.directory)
@@ -265,13 +270,14 @@ def evaluate(args: argparse.Namespace) -> int:
             f"`--data` must hold images of {pixels} pixels, as those of the run. Got {images} "
             f"pixels."
         )
-    params = found.restore("best" if "best" in found.leaves else "params", like)
-    measure = jax.jit(make_evaluate(error, metrics, arrays_of(params)[0], None))
+    params = found.restore("best_params" if "best_params" in found.leaves else "params", like)
+    objective = Objective(error, metrics, None, arrays_of(params)[0], Form())
+    measure = jax.jit(make_evaluate(objective, MEASURED, None))
     sets = {"train": (digits.x_train, digits.t_train), "test": (digits.x_test, digits.t_test)}
     record = {
         f"{name}_{k}": float(v)
         for name, data in sets.items()
-        for k, v in loss_first(measure(params, data)).items()
+        for k, v in loss_first(measure(params, None, jax.random.key(0), data)).items()
     }
     if args.json:
         print_json({"step": found.step, **record})

@@ -82,16 +82,20 @@ class Examples(NamedTuple):
         data = self.place(jax.tree.map(lambda a: a[filled], self.data))
         return Piece(data, np.arange(len(filled), dtype=np.int32), start)
 
-    def evaluate(self, measure: Callable, params: PyTree) -> dict[str, float]:
-        """Means over all examples."""
+    def evaluate(self, measure: Callable[[PyTree], dict[str, Any]]) -> dict[str, Any]:
+        """Means over all examples, of numbers and arrays alike."""
         if not self.streamed:
-            measured = measure(params, self.data)
-            return loss_first({name: float(value) for name, value in measured.items()})
+            return loss_first(jax.tree.map(_as_number, measure(self.data)))
         size, sums = self.steps * self.batch_size, {}
         for first in range(0, self.count, size):
             rows = operator.itemgetter(slice(first, first + size))
-            record = measure(params, self.place(jax.tree.map(rows, self.data)))
+            record = measure(self.place(jax.tree.map(rows, self.data)))
             for name, value in record.items():
-                part = float(value) * min(size, self.count - first)
+                part = np.asarray(value, np.float64) * min(size, self.count - first)
                 sums[name] = sums.get(name, 0.0) + part
-        return loss_first({name: total / self.count for name, total in sums.items()})
+        return loss_first({name: _as_number(total / self.count) for name, total in sums.items()})
+
+
+def _as_number(value: Any) -> Any:
+    """A float, or an array of NumPy's."""
+    return float(value) if np.shape(value) == () else np.asarray(value)

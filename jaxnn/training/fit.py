@@ -15,6 +15,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -25,16 +26,18 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
-from jaxnn._arguments import Skeleton, arrays_of
+from jaxnn._arguments import arrays_of
 from jaxnn._files import as_path, locked
 from jaxnn._validate import (
     as_mesh,
     require_arguments,
+    require_arrays,
     require_callable,
     require_count,
     require_differentiable,
     require_key,
     require_optimizer,
+    require_same_form,
 )
 from jaxnn.data import count_examples, require_batches
 from jaxnn.training.checkpoint import (
@@ -46,6 +49,7 @@ from jaxnn.training.checkpoint import (
 )
 from jaxnn.training.examples import Examples
 from jaxnn.training.history import Fit, Log, Reason, Status
+from jaxnn.training.objective import Form, Objective
 from jaxnn.training.progress import Progress
 from jaxnn.training.steps import (
     Chunk,
@@ -53,7 +57,6 @@ from jaxnn.training.steps import (
     State,
     compiled,
     replicate,
-    require_scalars,
     run_chunk,
 )
 
@@ -79,8 +82,12 @@ def fit(
     replacement: bool = False,
     test: PyTree | None = None,
     metrics: Callable[..., dict[str, Any]] | None = None,
+    model_state: PyTree = None,
+    has_aux: bool = False,
+    opt_state: PyTree = None,
+    eval_params: Callable[[PyTree, PyTree], PyTree] | None = None,
     patience: int | None = None,
-    watch: Callable[[dict[str, float]], float] | None = None,
+    watch: Callable[[dict[str, Any]], float] | None = None,
     checkpoint: str | os.PathLike | None = None,
     resume: bool | Literal["previous"] = False,
     every: int | None = None,
@@ -95,7 +102,9 @@ def fit(
     "interrupted"; a second one ends it at once.
 
     Args:
-      loss: `loss(params, *batch)`, the mean over the examples of a batch.
+      loss: `loss(params, *batch)`, the mean over the examples of a batch. If it takes a keyword
+        `key`, step s of epoch e has its own, `fold_in(fold_in(key, e), s)`; what is measured has
+        `fold_in(key, 0)`, or none if `key` has a default.
       params: where to start; any pytree, not overwritten. Its floating and complex leaves are
         trained; everything else is held fixed.
       data: a tuple of arrays whose first axis is the examples, for instance `(x, t)`.
@@ -109,9 +118,19 @@ def fit(
       replacement: draw every batch from all examples, as the chapter does, instead of going through
         them in a shuffled order.
       test: examples that are measured and not trained on, in the form of `data`.
-      metrics: `metrics(params, *batch)`, a dictionary of means over the examples of a batch. With
-        `metrics`, `test` or `patience`, the loss and the metrics are measured after each epoch on
-        all of `data` and of `test`, weighted by examples, as `train_...` and `test_...`.
+      metrics: `metrics(params, *batch)`, a dictionary of means over the examples of a batch,
+        numbers or arrays. With `metrics`, `test` or `patience`, the loss and the metrics are
+        measured after each epoch on all of `data` and of `test`, weighted by examples, as
+        `train_...` and `test_...`.
+      model_state: what the model remembers besides its parameters, as batch normalisation does. The
+        loss is then `loss(params, model_state, *batch)`, and returns `(value, model_state)`; the
+        metrics are `metrics(params, model_state, *batch)`.
+      has_aux: whether the loss returns `(value, aux)`, a dictionary of scalars that is recorded at
+        each step in `history.aux`; with a state `(value, (model_state, aux))`.
+      opt_state: the optimiser's state to go on from; by default `optimizer.init` of what is
+        trained.
+      eval_params: `eval_params(params, opt_state)`, the parameters that are measured, and kept as
+        best: an average of those of many steps, say.
       patience: stop after so many epochs without improvement, and return the best parameters.
       watch: of an epoch's record, what is to become smaller; by default the loss on `test`, or on
         `data` if there is no `test`.
@@ -148,6 +167,10 @@ def fit(
     """
     require_run(loss, grad, data, test, epochs, batch_size, on_progress)
     require_differentiable("params", params)
+    if model_state is not None:
+        require_arrays("model_state", model_state)
+    if eval_params is not None:
+        require_arguments("eval_params", eval_params, params, opt_state)
     require_optimizer("optimizer", optimizer)
     require_key("key", key)
     if watch is not None:
@@ -162,10 +185,17 @@ def fit(
     if test is not None:
         sets["test"] = Examples.of("test", test, plan.batch_size, place, stream)
     skeleton, arrays = arrays_of(params)
-    arrays = place(arrays)
-    require_scalars(loss, metrics, skeleton, arrays, sets["train"].data)
+    state = State(place(arrays), None, place(model_state))
+    given = 1 + (model_state is not None) + len(data)
+    form = Form.of(loss, given, model_state is not None, has_aux)
     by = None if grad is jax.grad else grad
-    take, evaluate = compiled(loss, optimizer.update, by, metrics, skeleton, plan, mesh)
+    objective = Objective(loss, metrics, by, skeleton, form)
+    objective.require(state.params, state.model_state, key, sets["train"].data)
+    start = optimizer.init(skeleton.split(state.params)[0])
+    if opt_state is not None:
+        require_same_form("opt_state", opt_state, "optimizer.init(...)", start)
+    state = state._replace(opt_state=place(start if opt_state is None else opt_state))
+    take, evaluate = compiled(objective, optimizer, plan, mesh)
     watched = "train_loss" if test is None else "test_loss"
     run = _Run(
         plan=plan,
@@ -179,9 +209,10 @@ def fit(
         patience=patience,
         saves=None if checkpoint is None else _Saves(checkpoint, every, keep),
         on_progress=on_progress if jax.process_index() == 0 else None,
-        skeleton=skeleton,
-        state=State(arrays, place(optimizer.init(skeleton.split(arrays)[0]))),
-        best=arrays,
+        objective=objective,
+        eval_params=eval_params,
+        state=state,
+        best=state,
     )
     with run.held():
         run.begin(resume)
@@ -230,9 +261,10 @@ class _Run:
       patience: for how many epochs to wait until it does.
       saves: when and where the run is saved, or None.
       on_progress: what is told.
-      skeleton: of the parameters.
-      state: their arrays and the optimiser's state.
-      best: the best parameters so far.
+      objective: what is minimised.
+      eval_params: makes the parameters that are measured.
+      state: the arrays of the parameters, the optimiser's state, and the model's own.
+      best: the best so far.
       log: what else is remembered.
       pace: steps in the next chunk.
       order: of the examples of this epoch.
@@ -248,13 +280,14 @@ class _Run:
     evaluate: Callable
     sets: dict[str, Examples]
     measured: bool
-    watch: Callable[[dict[str, float]], float]
+    watch: Callable[[dict[str, Any]], float]
     patience: int | None
     saves: _Saves | None
     on_progress: Callable[[Progress], None] | None
-    skeleton: Skeleton
+    objective: Objective
+    eval_params: Callable | None
     state: State
-    best: PyTree
+    best: State
     log: Log = dataclasses.field(default_factory=Log)
     pace: int = 1
     order: Any = None
@@ -278,13 +311,21 @@ class _Run:
         found = _find(self.saves.directory, resume, self.identity)
         if found is not None:
             self.log = Log.of(found)
-            place = functools.partial(replicate, mesh=self.mesh)
-            parts = {name: found.restore(name, like) for name, like in self.state._asdict().items()}
-            self.state = State(**place(parts))
-            best = found.restore("best", self.best) if "best" in found.leaves else self.state.params
-            self.best = place(best)
+            self.state = self._restored(found, "")
+            self.best = (
+                self._restored(found, "best_") if "best_params" in found.leaves else self.state
+            )
             self._lose_patience()
         self.saves.step, self.saves.time = self.log.step or None, time.perf_counter()
+
+    def _restored(self, found: Checkpoint, prefix: str) -> State:
+        """A state out of a checkpoint."""
+        parts = {
+            name: found.restore(f"{prefix}{name}", like)
+            for name, like in self.state._asdict().items()
+            if like is not None
+        }
+        return State(**{"model_state": None, **replicate(parts, self.mesh)})
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -322,16 +363,20 @@ class _Run:
         short = plan.rest > 0 and stop == plan.per_epoch
         piece = self.sets["train"].piece(self.order, start, stop)
         first, last = np.int32(start - piece.first), np.int32(stop - piece.first)
-        examples = piece.data, piece.order
+        key = np.uint32(0)
+        if self.objective.form.keyed:
+            key = replicate(plan.key_of(self.key, epoch + 1), self.mesh)
+        given = piece.data, piece.order, key, np.int32(piece.first)
         chunk = run_chunk(
-            self.take, self.state, *examples, start=first, stop=last, short=np.bool_(short)
+            self.take, self.state, *given, start=first, stop=last, short=np.bool_(short)
         )
         self.state, self.broken = chunk.state, chunk.not_finite()
         sizes = np.full(int(chunk.reached) - int(first), plan.batch_size)
         if short:
             sizes[-1] = plan.rest
-        losses = np.asarray(chunk.losses)[first : int(chunk.reached)]
-        self.log.add_steps(losses, sizes, self.broken is not None)
+        of_steps = lambda x: np.asarray(x)[first : int(chunk.reached)]  # noqa: E731
+        aux = jax.tree.map(of_steps, chunk.aux)
+        self.log.add_steps(of_steps(chunk.losses), sizes, self.broken is not None, aux)
         if self.broken is not None:
             self.reason = "not finite"
         seconds = time.perf_counter() - began
@@ -339,21 +384,32 @@ class _Run:
         fitting = int((stop - start) * PACE / seconds)
         self.pace = max(1, min(GROWTH * self.pace, fitting))
 
-    def measurements(self) -> dict[str, float] | None:
+    def measured_state(self) -> State:
+        """What is measured: the parameters as they are, or as `eval_params` makes them."""
+        if self.eval_params is None:
+            return self.state
+        params = self.objective.skeleton.fill(self.state.params)
+        made = arrays_of(self.eval_params(params, self.state.opt_state))[1]
+        require_same_form("eval_params(...)", made, "params", self.state.params)
+        return self.state._replace(params=made)
+
+    def measurements(self) -> dict[str, Any] | None:
         """What is measured where an epoch ends."""
         if self.broken is not None or not self.at_end_of_epoch:
             return None
         began, record = time.perf_counter(), None
         if self.measured:
+            state, key = self.measured_state(), replicate(self.plan.key_of(self.key, 0), self.mesh)
+            measure = functools.partial(self.evaluate, state.params, state.model_state, key)
             record = {
                 f"{name}_{what}": value
                 for name, examples in self.sets.items()
-                for what, value in examples.evaluate(self.evaluate, self.state.params).items()
+                for what, value in examples.evaluate(measure).items()
             }
         self.log.spent += time.perf_counter() - began
         return record
 
-    def report(self, record: dict[str, float] | None) -> None:
+    def report(self, record: dict[str, Any] | None) -> None:
         """Remember what was measured, and say where the run stands."""
         if self.broken is not None:
             return
@@ -361,7 +417,8 @@ class _Run:
         if self.at_end_of_epoch:
             self.log.end_epoch(record)
             if record is not None and self.patience is not None:
-                self.best = self.state.params if self.log.watch(self.watch(record)) else self.best
+                if self.log.watch(self._watched(record)):
+                    self.best = self.measured_state()
                 self._lose_patience()
         if self.on_progress is not None:
             step = self.log.step
@@ -384,7 +441,13 @@ class _Run:
             due = self.at_end_of_epoch and waited
         if not (due or self.ended):
             return
-        parts = self.state._asdict() | ({} if self.patience is None else {"best": self.best})
+        states = {"": self.state} | ({} if self.patience is None else {"best_": self.best})
+        parts = {
+            f"{prefix}{name}": part
+            for prefix, state in states.items()
+            for name, part in state._asdict().items()
+            if part is not None
+        }
         save_checkpoint(
             self.saves.directory,
             self.log.step,
@@ -403,8 +466,20 @@ class _Run:
     def result(self) -> Fit:
         """What the user gets."""
         status = Status(self.reason or "finished", self.log.step, self.broken)
-        params = self.state.params if self.patience is None else self.best
-        return Fit(self.skeleton.fill(params), self.state.opt_state, self.log.history(), status)
+        state = self.state if self.patience is None else self.best
+        params = self.objective.skeleton.fill(state.params)
+        return Fit(params, state.opt_state, self.log.history(), status, state.model_state)
+
+    def _watched(self, record: dict[str, Any]) -> float:
+        """What is to become smaller; NaN never is, and is told of."""
+        number = float(self.watch(record))
+        if number != number:
+            warnings.warn(
+                f"what `fit` watches is NaN after epoch {self.epoch}: no epoch is better for that",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return number
 
     def _length(self) -> int:
         """How many steps the next chunk may have."""

@@ -2,10 +2,12 @@
 
 import dataclasses
 import html
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Float, PyTree, Shaped
 
 from jaxnn.training.checkpoint import Checkpoint
 
@@ -19,6 +21,7 @@ class History(NamedTuple):
       step_loss: the loss of each step's mini-batch, before that step's update.
       metrics: what was measured after each epoch, as arrays over the epochs.
       seconds: time of each epoch, its measurement included; the first contains compilation.
+      aux: what the loss returned besides at each step, by name.
 
     Example:
       >>> run = History(np.array([2.0, 1.0]), {"train_loss": np.array([0.5])}, np.array([0.1]))
@@ -27,16 +30,18 @@ class History(NamedTuple):
     """
 
     step_loss: Float[np.ndarray, "steps"]  # noqa: F821
-    metrics: dict[str, Float[np.ndarray, "epochs"]]  # noqa: F821
+    metrics: dict[str, Shaped[np.ndarray, "epochs ..."]]  # noqa: F821
     seconds: Float[np.ndarray, "epochs"]  # noqa: F821
+    aux: Mapping[str, np.ndarray] = MappingProxyType({})
 
     def _repr_html_(self) -> str:
         epochs = len(self.seconds)
         tenth = max(1, epochs // 10)
         shown = [e for e in range(epochs) if (e + 1) % tenth == 0 or e == epochs - 1]
-        rows = [["epoch", *(name.replace("_", " ") for name in self.metrics), "seconds"]]
+        scalars = {name: values for name, values in self.metrics.items() if values.ndim == 1}
+        rows = [["epoch", *(name.replace("_", " ") for name in scalars), "seconds"]]
         for e in shown:
-            measured = [f"{values[e]:.4f}" for values in self.metrics.values()]
+            measured = [f"{values[e]:.4f}" for values in scalars.values()]
             rows.append([str(e + 1), *measured, f"{self.seconds[e]:.2f}"])
         lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
         table = "".join(f"<tr>{line}</tr>" for line in lines)
@@ -66,10 +71,11 @@ class Fit(NamedTuple):
     """The result of `fit`.
 
     Attributes:
-      params: after the last good step; with `patience`, after the best epoch.
-      opt_state: the optimiser's state after the last good step, to go on with.
+      params: after the last good step; with `patience`, after the best epoch, as measured.
+      opt_state: the optimiser's state after the same step, to go on with.
       history: a `History`.
       status: a `Status`.
+      model_state: the model's own state after the same step, if it has one.
 
     Example:
       >>> f = lambda params, x: jnp.mean((params - x) ** 2)
@@ -83,6 +89,7 @@ class Fit(NamedTuple):
     opt_state: PyTree
     history: History
     status: Status
+    model_state: PyTree = None
 
 
 @dataclasses.dataclass
@@ -92,6 +99,7 @@ class Log:
     Attributes:
       step: how many steps were taken.
       losses: of each of them, in pieces.
+      aux: what else the loss returned, likewise, by name.
       records: what was measured after each epoch.
       seconds: of each epoch.
       spent: seconds of the epoch that is running.
@@ -103,7 +111,8 @@ class Log:
 
     step: int = 0
     losses: list[np.ndarray] = dataclasses.field(default_factory=list)
-    records: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    aux: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
+    records: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     seconds: list[float] = dataclasses.field(default_factory=list)
     spent: float = 0.0
     total: float = 0.0
@@ -119,8 +128,13 @@ class Log:
         return cls(
             step=checkpoint.step,
             losses=[arrays["step_loss"]],
+            aux={
+                name.removeprefix("aux/"): [values]
+                for name, values in arrays.items()
+                if name.startswith("aux/")
+            },
             records={
-                name.removeprefix("metrics/"): values.tolist()
+                name.removeprefix("metrics/"): list(values)
                 for name, values in arrays.items()
                 if name.startswith("metrics/")
             },
@@ -137,6 +151,7 @@ class Log:
         history = self.history()
         numbers = np.array([self.spent, self.total, self.examples, self.best, self.waited])
         metrics = {f"metrics/{name}": values for name, values in history.metrics.items()}
+        metrics |= {f"aux/{name}": values[: self.step] for name, values in history.aux.items()}
         return {
             "step_loss": history.step_loss[: self.step],
             "seconds": history.seconds,
@@ -148,22 +163,31 @@ class Log:
         """The same for the user."""
         step_loss = np.concatenate(self.losses) if self.losses else np.zeros(0, np.float32)
         metrics = {name: np.array(values) for name, values in self.records.items()}
-        return History(step_loss, metrics, np.array(self.seconds))
+        aux = {name: np.concatenate(pieces) for name, pieces in self.aux.items()}
+        return History(step_loss, metrics, np.array(self.seconds), aux)
 
     @property
     def mean_loss(self) -> float:
         """Over the examples of this epoch so far."""
         return self.total / self.examples
 
-    def add_steps(self, losses: np.ndarray, sizes: np.ndarray, broken: bool) -> None:
+    def add_steps(
+        self,
+        losses: np.ndarray,
+        sizes: np.ndarray,
+        broken: bool,
+        aux: Mapping[str, np.ndarray] = MappingProxyType({}),
+    ) -> None:
         """Note the losses of steps, each of so many examples; a `broken` last one was not taken."""
+        for name, values in aux.items():
+            self.aux.setdefault(name, []).append(values)
         good = len(losses) - broken
         self.losses.append(losses)
         self.step += good
         self.total += float(losses[:good].astype(np.float64) @ sizes[:good])
         self.examples += int(sizes[:good].sum())
 
-    def end_epoch(self, record: dict[str, float] | None) -> None:
+    def end_epoch(self, record: dict[str, Any] | None) -> None:
         """Note what was measured, and begin anew."""
         for name, value in (record or {}).items():
             self.records.setdefault(name, []).append(value)

@@ -43,7 +43,7 @@ class Progress(NamedTuple):
     step: int
     steps: int
     loss: float
-    record: dict[str, float] | None
+    record: dict[str, Any] | None
 
 
 def show_progress(
@@ -82,7 +82,7 @@ def show_progress(
             recent.clear()  # until here the time was spent on compilation
             told.append(
                 " epoch  "
-                + "  ".join(f"{name.replace('_', ' '):>14}" for name in progress.record)
+                + "  ".join(f"{name.replace('_', ' '):>14}" for name in _scalars(progress.record))
                 + " steps/s"
             )
             headed = True
@@ -95,7 +95,7 @@ def show_progress(
         if progress.record is not None and tenth:
             cells = "  ".join(
                 f"{value:14.4f}" if abs(value) < 1e6 else f"{value:14.4g}"
-                for value in progress.record.values()
+                for value in _scalars(progress.record).values()
             )
             told.append(f"{progress.epoch:6}  {cells}  {_short(speed):>7}".rstrip())
         if told:
@@ -104,6 +104,18 @@ def show_progress(
         draw(progress, speed)
 
     return show
+
+
+def _scalars(record: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a record, without its arrays."""
+    return {name: value for name, value in record.items() if isinstance(value, float)}
+
+
+def _json(value: Any) -> Any:
+    """A number or an array as JSON has it, which knows no NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return [_json(part) for part in value.tolist()] if hasattr(value, "tolist") else value
 
 
 def silent(*_: Any) -> None:
@@ -151,9 +163,7 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
                 ) from None
             begun = True
         loss = progress.loss if math.isfinite(progress.loss) else None
-        record = progress.record and {
-            k: v if math.isfinite(v) else None for k, v in progress.record.items()
-        }
+        record = progress.record and {k: _json(v) for k, v in progress.record.items()}
         with open(path, "a") as file:
             print(
                 json.dumps(
@@ -244,7 +254,7 @@ def _line(progress: Progress, speed: float) -> str:
 
 
 def _told(progress: Progress) -> str:
-    record = progress.record or {}
+    record = _scalars(progress.record or {})
     accuracy = "".join(
         f", {name.replace('_', ' ')} {value:.4f}"
         for name, value in record.items()

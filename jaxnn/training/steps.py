@@ -19,29 +19,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jaxnn._arguments import Skeleton
 from jaxnn._programs import kept
-from jaxnn._validate import (
-    describe,
-    is_differentiable,
-    is_key,
-    require_arguments,
-    require_arrays,
-    require_callable,
-    require_same_form,
-    require_scalar,
-)
+from jaxnn._validate import is_differentiable, is_key
 from jaxnn.data import shuffled
-
-# Examples that are measured at once: enough to fill two cores, and few beside the data's own size.
-EVALUATION_BATCH = 1000
+from jaxnn.training.objective import Objective
 
 
 class State(NamedTuple):
-    """What a step changes."""
+    """What a step changes: parameters, the optimiser's state, and the model's own if it has one."""
 
     params: PyTree
     opt_state: PyTree
+    model_state: PyTree = None
 
 
 class Plan(NamedTuple):
@@ -74,6 +63,12 @@ class Plan(NamedTuple):
         """Steps of the whole run."""
         return self.per_epoch * self.epochs
 
+    def key_of(self, key: Key[Array, ""], epoch: Any) -> Key[Array, ""]:
+        """An epoch's key, of which its order is drawn, and the keys of its steps; 0 is that of what
+        is measured.
+        """
+        return jax.random.fold_in(key, epoch)
+
     def order(self, key: Key[Array, ""], epoch: Any) -> Int[Array, "examples"]:  # noqa: F821
         """Which examples an epoch uses, in which order: from the key and its number alone."""
         size = self.per_epoch * self.batch_size
@@ -88,12 +83,14 @@ class Chunk(NamedTuple):
       state: after that step.
       finite: whether the loss and each floating leaf of the parameters are finite there.
       losses: entry i is the loss before step i.
+      aux: and what else it returned there, by name.
     """
 
     reached: Int[Array, ""]
     state: State
     finite: Bool[Array, "1+leaves"]  # noqa: F821
     losses: Float[Array, "steps"]  # noqa: F821
+    aux: dict[str, Any]
 
     def not_finite(self) -> str | None:
         """The name of what was not finite first, if anything was."""
@@ -105,55 +102,58 @@ class Chunk(NamedTuple):
 
 
 def make_chunk(
-    loss: Callable,
-    grad: Callable | None,
-    skeleton: Skeleton,
-    batch_size: int,
-    rest: int,
-    mesh: Mesh | None,
+    objective: Objective, extra: bool, batch_size: int, rest: int, mesh: Mesh | None
 ) -> Callable[..., Chunk]:
     """A function that takes a chunk of steps.
 
     Args:
-      loss: `loss(params, *batch)`.
-      grad: makes the gradient out of it; `jax.grad` by default.
-      skeleton: of the parameters, of which a state holds the arrays.
+      objective: what is minimised.
+      extra: whether the optimiser takes the loss, its gradient and its function besides.
       batch_size: examples a step.
       rest: examples of the smaller step at the end of an epoch; 0 if there is none.
       mesh: devices that share each batch.
 
     Returns:
-      `take(update, state, data, order, start, stop, short)`: a `Chunk` of the steps `start` to
-      `stop` of an order of examples, where step i takes the i-th `batch_size` of them; if `short`,
-      the last takes `rest`. It ends behind the first step that was not finite. `update` is the
-      optimiser's.
+      `take(update, state, data, order, key, first, start, stop, short)`: a `Chunk` of the steps
+      `start` to `stop` of an order of examples, where step i takes the i-th `batch_size` of them;
+      if `short`, the last takes `rest`. The key of step i is number `first` + i of the epoch's
+      `key`. It ends behind the first step that was not finite. `update` is the optimiser's.
     """
+    skeleton = objective.skeleton
 
-    def of_moving(moving, held, *batch):
-        return loss(skeleton.fill(skeleton.merge(moving, held)), *batch)
+    def take(update, state, data, order, key, first, start, stop, short):
+        key_of = lambda i: jax.random.fold_in(key, first + i) if objective.form.keyed else None  # noqa: E731
 
-    both = _value_and_gradient(of_moving, grad)
-
-    def take(update, state, data, order, start, stop, short):
         def step(chunk, size):
             i, state = chunk.reached, chunk.state
             rows = lax.dynamic_slice(order, (i * batch_size,), (size,))
-            batch = shard_batch(jax.tree.map(lambda a: a[rows], data), mesh)
+            batch = tuple(shard_batch(jax.tree.map(lambda a: a[rows], data), mesh))
+            given = state.model_state, key_of(i), batch
+            value, gradient, model_state, aux = objective.value_and_gradient(state.params, *given)
             moving, held = skeleton.split(state.params)
-            value, gradient = both(moving, held, *batch)
-            require_same_form("grad(loss)(...)", gradient, "params", moving)
-            # JAX's gradient by a complex number is the conjugate of where the loss rises.
-            gradient = jax.tree.map(jnp.conj, gradient)
-            updates, opt_state = update(gradient, state.opt_state, moving)
+            more = {}
+            if extra:
+                of_moving = lambda p: objective.value(skeleton.merge(p, held), *given)[0]  # noqa: E731
+                more = {"value": value, "grad": gradient, "value_fn": of_moving}
+            updates, opt_state = update(gradient, state.opt_state, moving, **more)
             params = skeleton.merge(optax.apply_updates(moving, updates), held)
             finite = jnp.stack([jnp.isfinite(value), *_finite(params)])
             losses = chunk.losses.at[i].set(value)
-            return Chunk(i + 1, State(params, opt_state), finite, losses)
+            aux = {name: chunk.aux[name].at[i].set(x) for name, x in aux.items()}
+            return Chunk(i + 1, State(params, opt_state, model_state), finite, losses, aux)
 
         one = jax.tree.map(lambda a: a[:1], data)
-        shape = jax.eval_shape(lambda p, *batch: loss(skeleton.fill(p), *batch), state.params, *one)
+        value, (_, aux) = jax.eval_shape(
+            lambda p, s, i, batch: objective.value(p, s, key_of(i), batch),
+            state.params,
+            state.model_state,
+            np.int32(0),
+            tuple(one),
+        )
         fine = jnp.ones(1 + len(_finite(state.params)), bool)
-        chunk = Chunk(start, state, fine, jnp.zeros(-(-order.size // batch_size), shape.dtype))
+        steps = -(-order.size // batch_size)
+        losses, *_ = noted = [jnp.zeros(steps, x.dtype) for x in (value, *aux.values())]
+        chunk = Chunk(start, state, fine, losses, dict(zip(aux, noted[1:], strict=True)))
         last = stop - jnp.astype(short, jnp.int32)
         going = lambda c: (c.reached < last) & jnp.all(c.finite)  # noqa: E731
         chunk = lax.while_loop(going, lambda c: step(c, batch_size), chunk)
@@ -184,26 +184,28 @@ def run_chunk(
 
 
 def make_evaluate(
-    loss: Callable, metrics: Callable | None, skeleton: Skeleton, mesh: Mesh | None
-) -> Callable[[PyTree, PyTree], dict[str, Any]]:
-    """A function `(params, data)` of the loss and the metrics on all of `data`, as means."""
+    objective: Objective, batch_size: int, mesh: Mesh | None
+) -> Callable[..., dict[str, Any]]:
+    """A function `(params, model_state, key, data)` of the loss and the metrics on all of `data`,
+    as means, taken `batch_size` examples at a time.
+    """
 
-    def part(params, batch):
-        batch, params = shard_batch(batch, mesh), skeleton.fill(params)
-        return {"loss": loss(params, *batch), **(metrics(params, *batch) if metrics else {})}
-
-    def evaluate(params, data):
+    def evaluate(params, model_state, key, data):
         count = jax.tree.leaves(data)[0].shape[0]
-        size = min(count, EVALUATION_BATCH)
+        size = min(count, batch_size)
         full, rest = divmod(count, size)
 
-        def at(start):
-            rows = lambda a: lax.dynamic_slice_in_dim(a, start, size)  # noqa: E731
-            return part(params, jax.tree.map(rows, data))
+        def of(data):
+            batch = tuple(shard_batch(data, mesh))
+            return objective.measured(params, model_state, key, batch)
 
-        sums = jax.tree.map(lambda a: jnp.sum(a) * size, lax.map(at, jnp.arange(full) * size))
+        def at(start):
+            return of(jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size), data))
+
+        starts = jnp.arange(full) * size
+        sums = jax.tree.map(lambda a: jnp.sum(a, 0) * size, lax.map(at, starts))
         if rest:
-            last = part(params, jax.tree.map(lambda a: a[full * size :], data))
+            last = of(jax.tree.map(lambda a: a[full * size :], data))
             sums = jax.tree.map(lambda total, a: total + a * rest, sums, last)
         return jax.tree.map(lambda total: total / count, sums)
 
@@ -216,16 +218,12 @@ def loss_first(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def compiled(
-    loss: Callable,
-    update: Callable,
-    grad: Callable | None,
-    metrics: Callable | None,
-    skeleton: Skeleton,
-    plan: Plan,
-    mesh: Mesh | None,
+    objective: Objective, optimizer: Any, plan: Plan, mesh: Mesh | None
 ) -> tuple[Callable[..., Chunk], Callable]:
     """`take` for one optimiser, which takes the place of its state, and `evaluate`; kept."""
-    return kept(_compiled, loss, update, grad, metrics, skeleton, plan.batch_size, plan.rest, mesh)
+    extra = isinstance(optimizer, optax.GradientTransformationExtraArgs)
+    sizes = plan.batch_size, plan.rest
+    return kept(_compiled, objective, optimizer.update, extra, *sizes, mesh)
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -254,48 +252,17 @@ def shard_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
     return jax.tree.map(lambda a: lax.with_sharding_constraint(a, parts), batch)
 
 
-def require_scalars(
-    loss: Callable, metrics: Callable | None, skeleton: Skeleton, arrays: PyTree, data: PyTree
-) -> None:
-    """Refuse a loss or metrics that do not return scalars."""
-    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)[1:]), a.dtype), data)
-    params = skeleton.fill(arrays)
-    require_arguments("loss", loss, params, *batch)
-    require_scalar("loss", jax.eval_shape(_of_arrays("loss", loss, skeleton), arrays, *batch))
-    if metrics is None:
-        return
-    require_arguments("metrics", metrics, params, *batch)
-    record = jax.eval_shape(_of_arrays("metrics", metrics, skeleton), arrays, *batch)
-    if not isinstance(record, dict) or any(getattr(v, "shape", 0) != () for v in record.values()):
-        got = jax.tree.map(describe, record)
-        raise TypeError(f"`metrics` must return a dictionary of scalars. Got {got}.")
-    if "loss" in record:
-        raise ValueError(f"`metrics` must leave the name 'loss' to the loss. Got {sorted(record)}.")
-    for name, value in record.items():
-        if jnp.issubdtype(value.dtype, jnp.complexfloating):
-            raise TypeError(f"`metrics(...)[{name!r}]` must be real. Got {describe(value)}.")
-
-
 def _compiled(
-    loss: Callable,
+    objective: Objective,
     update: Callable,
-    grad: Callable | None,
-    metrics: Callable | None,
-    skeleton: Skeleton,
+    extra: bool,
     batch_size: int,
     rest: int,
     mesh: Mesh | None,
 ) -> tuple[Callable[..., Chunk], Callable]:
-    take = functools.partial(make_chunk(loss, grad, skeleton, batch_size, rest, mesh), update)
-    return jax.jit(take, donate_argnums=0), jax.jit(make_evaluate(loss, metrics, skeleton, mesh))
-
-
-def _value_and_gradient(loss: Callable, grad: Callable | None) -> Callable:
-    if grad is None:
-        return jax.value_and_grad(loss)
-    gradient = grad(loss)
-    require_callable("grad(loss)", gradient)
-    return lambda *args: (loss(*args), gradient(*args))
+    take = functools.partial(make_chunk(objective, extra, batch_size, rest, mesh), update)
+    evaluate = make_evaluate(objective, batch_size, mesh)
+    return jax.jit(take, donate_argnums=0), jax.jit(evaluate)
 
 
 def _finite(params: PyTree) -> list[Bool[Array, ""]]:
@@ -320,18 +287,3 @@ def _order_of_epoch(
     if replacement:
         return jax.random.randint(key, (size,), 0, count, jnp.int32)
     return shuffled(key, count)
-
-
-def _of_arrays(name: str, function: Callable, skeleton: Skeleton) -> Callable:
-    """The function of the parameters' arrays, refusing to return anything but arrays, and
-    dictionaries by names alone.
-    """
-
-    def call(arrays, *batch):
-        value = function(skeleton.fill(arrays), *batch)
-        if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
-            raise TypeError(f"`{name}(...)` must have strings for its keys. Got {list(value)}.")
-        require_arrays(f"{name}(...)", value)
-        return value
-
-    return call

@@ -32,6 +32,7 @@ from jaxnn._validate import (
 from jaxnn.data import count_examples
 from jaxnn.training.fit import require_run
 from jaxnn.training.history import Fit, History, Status
+from jaxnn.training.objective import Form, Objective
 from jaxnn.training.progress import Progress
 from jaxnn.training.steps import (
     Chunk,
@@ -41,7 +42,6 @@ from jaxnn.training.steps import (
     make_chunk,
     make_evaluate,
     replicate,
-    require_scalars,
     run_chunk,
 )
 
@@ -60,6 +60,8 @@ def sweep(
     replacement: bool = False,
     test: PyTree | None = None,
     metrics: Callable[..., dict[str, Any]] | None = None,
+    model_state: PyTree = None,
+    has_aux: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[Fit]:
     """Train once for each of `values`, all at the same time.
@@ -79,6 +81,8 @@ def sweep(
       replacement: as for `fit`.
       test: as for `fit`.
       metrics: as for `fit`; the loss and the metrics are always measured after each epoch.
+      model_state: as for `fit`; where every run starts.
+      has_aux: as for `fit`.
       on_progress: called after each epoch; loss and record are of the run whose loss on `data` is
         lowest.
 
@@ -111,26 +115,36 @@ def sweep(
     sets = {"train": replicate(data, None)}
     if test is not None:
         sets["test"] = replicate(test, None)
-    require_scalars(loss, metrics, skeleton, _one(starts, 0), sets["train"])
-    plan = Plan(count := count_examples(data), min(batch_size, count), epochs, replacement)
+    if model_state is not None:
+        require_arrays("model_state", model_state)
+    given = 1 + (model_state is not None) + len(data)
+    form = Form.of(loss, given, model_state is not None, has_aux)
     by = None if grad is jax.grad else grad
-    programs = kept(_compiled, loss, by, metrics, skeleton, optimizer, plan, key.ndim)
-    begin = jax.vmap(lambda p, value: State(p, optimizer(value).init(skeleton.split(p)[0])))
-    states = begin(replicate(starts, None), values)
-    log = _Log([None] * runs, [], [], [])
+    objective = Objective(loss, metrics, by, skeleton, form)
+    model_state = replicate(model_state, None)
+    objective.require(_one(starts, 0), model_state, keys[0], sets["train"])
+    plan = Plan(count := count_examples(data), min(batch_size, count), epochs, replacement)
+    programs = kept(_compiled, objective, optimizer, plan, key.ndim)
+
+    def begin(params, value):
+        return State(params, optimizer(value).init(skeleton.split(params)[0]), model_state)
+
+    states = jax.vmap(begin)(replicate(starts, None), values)
+    log = _Log([None] * runs, [], [], [], [])
+    measured_by = programs.keys(keys, 0)
     for epoch in range(1, epochs + 1):
         began = time.perf_counter()
         # A run that is no longer finite stands still: it takes no steps any more.
         going = np.array([leaf is None for leaf in log.broken])
         stop, short = np.where(going, np.int32(plan.per_epoch), 0), going & (plan.rest > 0)
         start, order = np.zeros(runs, np.int32), programs.order(key, epoch)
-        examples = values, sets["train"], order
+        examples = values, sets["train"], order, programs.keys(keys, epoch), np.int32(0)
         chunk = run_chunk(programs.take, states, *examples, start=start, stop=stop, short=short)
         states = chunk.state
         measured = {
             f"{name}_{what}": np.asarray(value)
             for name, examples in sets.items()
-            for what, value in loss_first(programs.evaluate(states.params, examples)).items()
+            for what, value in loss_first(programs.evaluate(states, measured_by, examples)).items()
         }
         log = log.after(chunk, going, measured, time.perf_counter() - began)
         if on_progress is not None:
@@ -139,11 +153,12 @@ def sweep(
 
 
 class _Programs(NamedTuple):
-    """What a sweep runs: chunks of steps, measurements, and the order of an epoch."""
+    """What a sweep runs: chunks of steps, measurements, the order of an epoch, and its keys."""
 
     take: Callable[..., Chunk]
     evaluate: Callable
     order: Callable[[Any, Any], Any]
+    keys: Callable[[Any, Any], Any]
 
 
 class _Log(NamedTuple):
@@ -152,12 +167,14 @@ class _Log(NamedTuple):
     Attributes:
       broken: what was not finite, for each run.
       losses: for each epoch the losses of each run's steps.
+      aux: and what else the loss returned there, by name.
       records: for each epoch what was measured, as arrays over the runs.
       seconds: of each epoch.
     """
 
     broken: list[str | None]
     losses: list[list[np.ndarray]]
+    aux: list[dict[str, list[np.ndarray]]]
     records: list[dict[str, np.ndarray]]
     seconds: list[float]
 
@@ -170,10 +187,16 @@ class _Log(NamedTuple):
             _one(chunk, i).not_finite() if lost[i] else leaf for i, leaf in enumerate(self.broken)
         ]
         pairs = zip(np.asarray(chunk.losses), np.asarray(chunk.reached), strict=True)
+        ends = np.asarray(chunk.reached)
         losses = [row[:end] for row, end in pairs]
+        aux = {
+            name: [row[:end] for row, end in zip(np.asarray(x), ends, strict=True)]
+            for name, x in chunk.aux.items()
+        }
         return _Log(
             broken,
             [*self.losses, losses],
+            [*self.aux, aux],
             [*self.records, record],
             [*self.seconds, seconds],
         )
@@ -187,27 +210,23 @@ class _Log(NamedTuple):
         metrics = {
             name: np.array([record[name][i] for record in self.records]) for name in self.records[0]
         }
-        history = History(losses, metrics, np.array(self.seconds))
-        return Fit(skeleton.fill(state.params), state.opt_state, history, status)
+        aux = {name: np.concatenate([epoch[name][i] for epoch in self.aux]) for name in self.aux[0]}
+        history = History(losses, metrics, np.array(self.seconds), aux)
+        params = skeleton.fill(state.params)
+        return Fit(params, state.opt_state, history, status, state.model_state)
 
 
-def _compiled(
-    loss: Callable,
-    grad: Callable | None,
-    metrics: Callable | None,
-    skeleton: Skeleton,
-    optimizer: Callable,
-    plan: Plan,
-    own_keys: int,
-) -> _Programs:
+def _compiled(objective: Objective, optimizer: Callable, plan: Plan, own_keys: int) -> _Programs:
     """The programs; `own_keys` is 1 where each run has a key of its own, else 0."""
-    one_chunk = make_chunk(loss, grad, skeleton, plan.batch_size, plan.rest, None)
+    extra = isinstance(optimizer(jnp.float32(0)), optax.GradientTransformationExtraArgs)
+    one_chunk = make_chunk(objective, extra, plan.batch_size, plan.rest, None)
 
-    def take(state, value, data, order, *chunk):
-        return one_chunk(optimizer(value).update, state, data, order, *chunk)
+    def take(state, value, data, order, key, first, *chunk):
+        return one_chunk(optimizer(value).update, state, data, order, key, first, *chunk)
 
-    axes = (0, 0, None, 0 if own_keys else None, 0, 0, 0)
-    evaluate = jax.vmap(make_evaluate(loss, metrics, skeleton, None), (0, None))
+    axes = (0, 0, None, 0 if own_keys else None, 0, None, 0, 0, 0)
+    of_one = make_evaluate(objective, plan.batch_size, None)
+    evaluate = lambda state, key, data: of_one(state.params, state.model_state, key, data)  # noqa: E731
 
     @jax.jit
     def order(key, epoch):
@@ -215,7 +234,9 @@ def _compiled(
         of = functools.partial(plan.order, epoch=epoch)
         return lax.map(of, key) if own_keys else of(key)
 
-    return _Programs(jax.jit(jax.vmap(take, axes), donate_argnums=0), jax.jit(evaluate), order)
+    keys = jax.jit(jax.vmap(plan.key_of, (0, None)))
+    programs = jax.vmap(take, axes), jax.vmap(evaluate, (0, 0, None))
+    return _Programs(jax.jit(programs[0], donate_argnums=0), jax.jit(programs[1]), order, keys)
 
 
 def _require_keys(key: Any, runs: int) -> Key[Array, "runs"]:  # noqa: F821
@@ -254,7 +275,10 @@ def _progress(plan: Plan, epoch: int, measured: dict[str, np.ndarray]) -> Progre
     """Where the run with the lowest loss stands."""
     losses = measured["train_loss"]
     best = int(np.nanargmin(np.append(losses, np.inf))) % len(losses)
-    record = {name: float(values[best]) for name, values in measured.items()}
+    record = {
+        name: float(values[best]) if values.ndim == 1 else values[best]
+        for name, values in measured.items()
+    }
     step = epoch * plan.per_epoch
     return Progress(epoch, plan.epochs, step, plan.steps, record["train_loss"], record)
 

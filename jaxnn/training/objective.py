@@ -1,0 +1,184 @@
+"""What a run minimises and measures, in one form, whatever the user's functions take and return.
+
+A loss is `loss(params, *batch)`. It may take a keyword `key`, which each step has its own of; the
+model's state besides its parameters, and return it changed; and return what else is to be recorded.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jaxnn._arguments import Skeleton
+from jaxnn._validate import (
+    describe,
+    require_arguments,
+    require_arrays,
+    require_callable,
+    require_same_form,
+    require_scalar,
+)
+
+
+class Form(NamedTuple):
+    """What a loss takes and returns besides parameters, batch and value.
+
+    Attributes:
+      keyed: it takes a `key`.
+      key_optional: it can do without one, and does where it is measured.
+      stateful: it takes the model's state, and returns it.
+      has_aux: it returns a dictionary of scalars.
+    """
+
+    keyed: bool = False
+    key_optional: bool = False
+    stateful: bool = False
+    has_aux: bool = False
+
+    @classmethod
+    def of(cls, loss: Callable, given: int, stateful: bool, has_aux: bool) -> "Form":
+        """Of a loss that is given so many positional arguments."""
+        try:
+            parameters = list(inspect.signature(loss).parameters.values())
+        except (TypeError, ValueError):
+            return cls(False, False, stateful, has_aux)
+        named = {p.name: (i, p) for i, p in enumerate(parameters)}
+        place, key = named.get("key", (0, None))
+        by_keyword = key is not None and (
+            key.kind is key.KEYWORD_ONLY
+            or (key.kind is key.POSITIONAL_OR_KEYWORD and place >= given)
+        )
+        optional = key is not None and by_keyword and key.default is not key.empty
+        return cls(by_keyword, optional, stateful, has_aux)
+
+
+class Objective(NamedTuple):
+    """The user's functions, of which a run is made.
+
+    Attributes:
+      loss: in its own form.
+      metrics: `metrics(params, *batch)`, with the state after the parameters if there is one; None
+        for none.
+      grad: makes the gradient; None for `jax.grad`.
+      skeleton: of the parameters, of which only the arrays are at hand.
+      form: of the loss.
+    """
+
+    loss: Callable
+    metrics: Callable | None
+    grad: Callable | None
+    skeleton: Skeleton
+    form: Form
+
+    def value(
+        self, arrays: PyTree, model_state: PyTree, key: Any, batch: tuple[Any, ...]
+    ) -> tuple[Any, tuple[PyTree, dict[str, Any]]]:
+        """The loss on a batch, and the state and the record that come with it."""
+        keyword = {"key": key} if self.form.keyed and key is not None else {}
+        out = self.loss(*self._given(arrays, model_state), *batch, **keyword)
+        stateful, has_aux = self.form.stateful, self.form.has_aux
+        if not (stateful or has_aux):
+            return out, (None, {})
+        value, more = _pair("loss", out, "(value, model_state)" if stateful else "(value, aux)")
+        if stateful and has_aux:
+            more = _pair("loss", more, "(value, (model_state, aux))")
+        new_state = (more[0] if has_aux else more) if stateful else None
+        aux = (more[1] if stateful else more) if has_aux else {}
+        if stateful:
+            require_same_form(
+                "the model's state of loss(...)", new_state, "model_state", model_state
+            )
+        return value, (new_state, _scalars("the aux of loss(...)", aux) if has_aux else {})
+
+    def value_and_gradient(
+        self, arrays: PyTree, model_state: PyTree, key: Any, batch: tuple[Any, ...]
+    ) -> tuple[Any, PyTree, PyTree, dict[str, Any]]:
+        """The loss, its gradient by what moves, the state and the record."""
+        moving, held = self.skeleton.split(arrays)
+
+        def of_moving(moving, held, model_state, key, *batch):
+            return self.value(self.skeleton.merge(moving, held), model_state, key, batch)
+
+        given = moving, held, model_state, key, *batch
+        if self.grad is None:
+            both = jax.value_and_grad(of_moving, has_aux=True)
+            (value, (new_state, aux)), gradient = both(*given)
+        else:
+            value, (new_state, aux) = of_moving(*given)
+            gradient = self.grad(lambda *given: of_moving(*given)[0])
+            require_callable("grad(loss)", gradient)
+            gradient = gradient(*given)
+        require_same_form("grad(loss)(...)", gradient, "params", moving)
+        # JAX's gradient by a complex number is the conjugate of where the loss rises.
+        return value, jax.tree.map(jnp.conj, gradient), new_state, aux
+
+    def measured(
+        self, arrays: PyTree, model_state: PyTree, key: Any, batch: tuple[Any, ...]
+    ) -> dict[str, Any]:
+        """The loss and the metrics on a batch."""
+        value, _ = self.value(arrays, model_state, None if self.form.key_optional else key, batch)
+        if self.metrics is None:
+            return {"loss": value}
+        return {"loss": value, **self.metrics(*self._given(arrays, model_state), *batch)}
+
+    def require(self, arrays: PyTree, model_state: PyTree, key: Any, data: PyTree) -> None:
+        """Refuse a loss that returns no scalar, and metrics that are no dictionary of numbers."""
+        batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), data)
+        given = self._given(arrays, model_state)
+        keyword = {"key": key} if self.form.keyed else {}
+        require_arguments("loss", self.loss, *given, *batch, **keyword)
+
+        def value(arrays, model_state, key, *batch):
+            out = self.value(arrays, model_state, key, batch)[0]
+            require_arrays("loss(...)", out)
+            return out
+
+        require_scalar("loss", jax.eval_shape(value, arrays, model_state, key, *batch))
+        if (measure := self.metrics) is None:
+            return
+        require_arguments("metrics", measure, *given, *batch)
+
+        def metrics(arrays, model_state, *batch):
+            record = measure(*self._given(arrays, model_state), *batch)
+            if isinstance(record, dict) and not all(isinstance(name, str) for name in record):
+                raise TypeError(
+                    f"`metrics(...)` must have strings for its keys. Got {list(record)}."
+                )
+            require_arrays("metrics(...)", record)
+            return record
+
+        record = jax.eval_shape(metrics, arrays, model_state, *batch)
+        if not isinstance(record, dict) or any(not hasattr(v, "dtype") for v in record.values()):
+            got = jax.tree.map(describe, record)
+            raise TypeError(f"`metrics` must return a dictionary of arrays. Got {got}.")
+        if "loss" in record:
+            raise ValueError(
+                f"`metrics` must leave the name 'loss' to the loss. Got {sorted(record)}."
+            )
+        for name, measured in record.items():
+            if jnp.issubdtype(measured.dtype, jnp.complexfloating):
+                raise TypeError(f"`metrics(...)[{name!r}]` must be real. Got {describe(measured)}.")
+
+    def _given(self, arrays: PyTree, model_state: PyTree) -> tuple[PyTree, ...]:
+        params = self.skeleton.fill(arrays)
+        return (params, model_state) if self.form.stateful else (params,)
+
+
+def _pair(name: str, value: Any, form: str) -> Any:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        got = jax.tree.map(describe, value)
+        raise TypeError(f"`{name}` must return {form}, as it was asked to. Got {got}.")
+    return value
+
+
+def _scalars(name: str, record: Any) -> dict[str, Any]:
+    fine = isinstance(record, dict) and all(
+        isinstance(key, str) and jnp.shape(x) == () for key, x in record.items()
+    )
+    if not fine:
+        got = jax.tree.map(describe, record)
+        raise TypeError(f"`{name}` must be a dictionary of scalars. Got {got}.")
+    return {key: jnp.asarray(x) for key, x in record.items()}
