@@ -562,7 +562,7 @@ def test_each_step_has_a_key_of_its_own(loss_of):
     losses = []
     for epoch in (1, 2):
         of_epoch = jax.random.fold_in(KEY, epoch)
-        order = jax.random.permutation(of_epoch, 12)
+        order = shuffled(of_epoch, 12)
         for step in range(3):
             rows = order[4 * step : 4 * step + 4]
             key = jax.random.fold_in(of_epoch, step)
