@@ -109,7 +109,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...], tuple[str, ...]]] = {
         ("svd",),
     ),
     "qr": (lambda a: jnp.sum(jnp.linalg.qr(a)[1] ** 2 * SQUARE), (SQUARE,), ("qr",)),
-    "determinant": (lambda a: jnp.linalg.slogdet(a)[1], (SQUARE,), ("lu",)),
+    "factors": (lambda a: jnp.sum(jax.scipy.linalg.lu(a)[2] ** 2), (SQUARE,), ("lu",)),
     "convolved": (
         lambda x, y: jnp.sum(
             lax.conv(x.reshape(1, 1, 4), y[:2].reshape(1, 1, 2), (1,), "SAME") ** 2

@@ -164,7 +164,7 @@ def test_wrong_rules_of_jaxs_own_are_caught_and_named(function):
         found = [rule.name for rule in report.rules]
         found += [line.operation for line in report.digits_lost]
         assert mutant.primitive == found[0], (mutant, str(report))
-    assert alive >= 3
+    assert alive
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -57,9 +57,12 @@ from jaxnn.training.steps import (
     State,
     compiled,
     replicate,
+    rows_of,
     run_chunk,
 )
 
+# Epochs of a run that says nothing else.
+EPOCHS = 10
 # The host comes back after about so many seconds of steps: often enough for a person to watch, too
 # seldom to cost anything.
 PACE = 0.5
@@ -76,12 +79,16 @@ def fit(
     optimizer: optax.GradientTransformation,
     *,
     key: Key[Array, ""],
-    epochs: int = 10,
+    epochs: int | None = None,
+    max_steps: int | None = None,
     batch_size: int = 100,
     grad: Callable = jax.grad,
     replacement: bool = False,
-    test: PyTree | None = None,
+    test: PyTree | Mapping[str, PyTree] | None = None,
     metrics: Callable[..., dict[str, Any]] | None = None,
+    evaluate_every: int = 1,
+    evaluate_steps: int | None = None,
+    measure: Sequence[str] | None = None,
     model_state: PyTree = None,
     has_aux: bool = False,
     opt_state: PyTree = None,
@@ -94,7 +101,7 @@ def fit(
     keep: int = 3,
     mesh: Mesh | None = None,
     stream: bool | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[Progress], Any] | None = None,
 ) -> Fit:
     """Train `params` on mini-batches of `data`.
 
@@ -110,18 +117,25 @@ def fit(
       data: a tuple of arrays whose first axis is the examples, for instance `(x, t)`.
       optimizer: from optax.
       key: a PRNG key; epoch e uses `jax.random.fold_in(key, e)`.
-      epochs: how many times the data are gone through.
+      epochs: how many times the data are gone through: ten by default, or as often as `max_steps`
+        takes.
+      max_steps: steps after which the run ends, if its epochs do not end it before.
       batch_size: examples a step, on all devices together. A last batch that is smaller is used as
         it is; nothing is dropped.
       grad: makes the gradient out of `loss`: `jax.grad`, `numerical_grad`, or anything with their
         calling form.
       replacement: draw every batch from all examples, as the chapter does, instead of going through
         them in a shuffled order.
-      test: examples that are measured and not trained on, in the form of `data`.
+      test: examples that are measured and not trained on, in the form of `data`; or several sets of
+        them by name.
       metrics: `metrics(params, *batch)`, a dictionary of means over the examples of a batch,
         numbers or arrays. With `metrics`, `test` or `patience`, the loss and the metrics are
         measured after each epoch on all of `data` and of `test`, weighted by examples, as
         `train_...` and `test_...`.
+      evaluate_every: epochs between measurements.
+      evaluate_steps: steps between measurements, in the place of epochs.
+      measure: the names of the sets that are measured, of "train", "test" or those of `test`; all
+        by default. Without "train" the training data are not gone through for that.
       model_state: what the model remembers besides its parameters, as batch normalisation does. The
         loss is then `loss(params, model_state, *batch)`, and returns `(value, model_state)`; the
         metrics are `metrics(params, model_state, *batch)`.
@@ -131,9 +145,10 @@ def fit(
         trained.
       eval_params: `eval_params(params, opt_state)`, the parameters that are measured, and kept as
         best: an average of those of many steps, say.
-      patience: stop after so many epochs without improvement, and return the best parameters.
-      watch: of an epoch's record, what is to become smaller; by default the loss on `test`, or on
-        `data` if there is no `test`.
+      patience: stop after so many measurements without improvement, and return the best
+        parameters.
+      watch: of a measurement's record, what is to become smaller; by default the loss on `test`, or
+        on the first of several sets, or on `data` if there is no `test`.
       checkpoint: a directory for checkpoints, of this run alone; all processes must see it.
       resume: go on from the newest checkpoint there, if there is one; "previous": from the newest
         that is whole.
@@ -144,8 +159,9 @@ def fit(
         device, up to rounding.
       stream: keep `data` on the host, and send it in pieces; by default where NumPy arrays would
         fill half of the device.
-      on_progress: called with a `Progress` about twice a second and after each epoch, in process 0
-        alone.
+      on_progress: called with a `Progress` about twice a second and after each measurement, in
+        process 0 alone. If it returns True, the run ends with status "stopped"; what it raises goes
+        on up once the run is saved.
 
     Returns:
       A `Fit` of parameters, optimiser state, history and status.
@@ -165,7 +181,13 @@ def fit(
       >>> jaxnn.fit(jaxnn.loss, params, train, optax.adam(0.01), key=key, epochs=2).status
       Status(reason='finished', step=30, leaf=None)
     """
-    require_run(loss, grad, data, test, epochs, batch_size, on_progress)
+    require_run(
+        loss, grad, data, test, EPOCHS if epochs is None else epochs, batch_size, on_progress
+    )
+    for name, number in (("max_steps", max_steps), ("evaluate_steps", evaluate_steps)):
+        if number is not None:
+            require_count(name, number, least=1)
+    require_count("evaluate_every", evaluate_every, least=1)
     require_differentiable("params", params)
     if model_state is not None:
         require_arrays("model_state", model_state)
@@ -180,10 +202,19 @@ def fit(
         require_count("patience", patience, least=1)
     mesh = as_mesh("mesh", mesh)
     place = functools.partial(replicate, mesh=mesh)
-    plan = Plan(count := count_examples(data), min(batch_size, count), epochs, replacement)
-    sets = {"train": Examples.of("data", data, plan.batch_size, place, stream)}
-    if test is not None:
-        sets["test"] = Examples.of("test", test, plan.batch_size, place, stream)
+    count = count_examples(data)
+    size = min(batch_size, count)
+    if epochs is None:
+        epochs = EPOCHS if max_steps is None else -(-max_steps // -(-count // size))
+    plan = Plan(count, size, epochs, replacement, max_steps)
+    sets = {"train": Examples.of("data", data, size, place, stream)}
+    tests = {} if test is None else dict(test) if isinstance(test, Mapping) else {"test": test}
+    for name, examples in tests.items():
+        label = "test" if name == "test" else f"test[{name!r}]"
+        sets[name] = Examples.of(label, examples, size, place, stream)
+    names = _require_measure(measure, tuple(sets))
+    measured = metrics is not None or test is not None or patience is not None
+    across = not (measured or plan.rest or sets["train"].streamed)
     skeleton, arrays = arrays_of(params)
     state = State(place(arrays), None, place(model_state))
     given = 1 + (model_state is not None) + len(data)
@@ -195,16 +226,18 @@ def fit(
     if opt_state is not None:
         require_same_form("opt_state", opt_state, "optimizer.init(...)", start)
     state = state._replace(opt_state=place(start if opt_state is None else opt_state))
-    take, evaluate = compiled(objective, optimizer, plan, mesh)
-    watched = "train_loss" if test is None else "test_loss"
+    take, evaluate = compiled(objective, optimizer, plan, mesh, across)
+    watched = f"{[*tests, 'train'][0]}_loss"
     run = _Run(
         plan=plan,
         key=key,
         mesh=mesh,
         take=take,
         evaluate=evaluate,
+        across=across,
         sets=sets,
-        measured=metrics is not None or test is not None or patience is not None,
+        measured=names if measured else (),
+        every=evaluate_steps or evaluate_every * plan.per_epoch,
         watch=watch or (lambda record: record[watched]),
         patience=patience,
         saves=None if checkpoint is None else _Saves(checkpoint, every, keep),
@@ -255,8 +288,10 @@ class _Run:
       mesh: devices that share each batch.
       take: takes a chunk of steps.
       evaluate: measures loss and metrics.
+      across: whether `take` takes steps across epochs.
       sets: examples by name; those to train on are called "train".
-      measured: whether there is anything to measure after an epoch.
+      measured: the names of those that are measured.
+      every: steps between measurements.
       watch: of a record, what is to become smaller.
       patience: for how many epochs to wait until it does.
       saves: when and where the run is saved, or None.
@@ -278,12 +313,14 @@ class _Run:
     mesh: Mesh | None
     take: Callable[..., Chunk]
     evaluate: Callable
+    across: bool
     sets: dict[str, Examples]
-    measured: bool
+    measured: tuple[str, ...]
+    every: int
     watch: Callable[[dict[str, Any]], float]
     patience: int | None
     saves: _Saves | None
-    on_progress: Callable[[Progress], None] | None
+    on_progress: Callable[[Progress], Any] | None
     objective: Objective
     eval_params: Callable | None
     state: State
@@ -352,14 +389,48 @@ class _Run:
         """Whether the last chunk was an epoch's last."""
         return self.log.step % self.plan.per_epoch == 0
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to measure: every so many steps, and at the end."""
+        step = self.log.step
+        return bool(self.measured) and (step % self.every == 0 or step >= self.plan.steps)
+
     def take_steps(self) -> None:
         """Take some steps, as many as the host can wait for."""
-        began, plan = time.perf_counter(), self.plan
+        began, before = time.perf_counter(), self.log.step
+        first, chunk = self._stretch() if self.across else self._part_of_epoch()
+        self.state, self.broken = chunk.state, chunk.not_finite()
+        taken = int(chunk.reached) - (before if self.across else first)
+        offset = before % self.plan.per_epoch if self.across else first
+        of_steps = lambda x: np.asarray(x).reshape(-1)[offset : offset + taken]  # noqa: E731
+        losses, aux = of_steps(chunk.losses), jax.tree.map(of_steps, chunk.aux)
+        seconds = time.perf_counter() - began
+        sizes, per_epoch = self._sizes(before, taken), self.plan.per_epoch
+        self.log.add_steps(losses, sizes, self.broken is not None, per_epoch, aux)
+        self.log.pass_epochs(before, per_epoch, seconds)
+        if self.broken is not None:
+            self.reason = "not finite"
+        fitting = int(max(taken, 1) * PACE / seconds)
+        self.pace = max(1, min(GROWTH * self.pace, fitting))
+
+    def _stretch(self) -> tuple[int, Chunk]:
+        """Steps across epochs."""
+        begin, plan = self.log.step, self.plan
+        longest = rows_of(plan) * plan.per_epoch - begin % plan.per_epoch
+        stop = min(begin + min(self._length(), longest), plan.steps)
+        data = self.sets["train"].piece(None, 0, 0).data
+        key = replicate(self.key, self.mesh)
+        limits = {"start": np.int32(begin), "stop": np.int32(stop), "short": np.bool_(False)}
+        return begin, run_chunk(self.take, self.state, data, key, **limits)
+
+    def _part_of_epoch(self) -> tuple[int, Chunk]:
+        """Steps of one epoch; and the number of the first in what the chunk tells of."""
+        plan = self.plan
         epoch, start = divmod(self.log.step, plan.per_epoch)
         if self.order is None or start == 0:
             order = plan.order(self.key, epoch + 1)
             self.order = order if self.mesh is None else replicate(order, self.mesh)
-        stop = min(start + self._length(), plan.per_epoch)
+        stop = min(start + self._length(), plan.per_epoch, start + plan.steps - self.log.step)
         short = plan.rest > 0 and stop == plan.per_epoch
         piece = self.sets["train"].piece(self.order, start, stop)
         first, last = np.int32(start - piece.first), np.int32(stop - piece.first)
@@ -367,22 +438,14 @@ class _Run:
         if self.objective.form.keyed:
             key = replicate(plan.key_of(self.key, epoch + 1), self.mesh)
         given = piece.data, piece.order, key, np.int32(piece.first)
-        chunk = run_chunk(
-            self.take, self.state, *given, start=first, stop=last, short=np.bool_(short)
-        )
-        self.state, self.broken = chunk.state, chunk.not_finite()
-        sizes = np.full(int(chunk.reached) - int(first), plan.batch_size)
-        if short:
-            sizes[-1] = plan.rest
-        of_steps = lambda x: np.asarray(x)[first : int(chunk.reached)]  # noqa: E731
-        aux = jax.tree.map(of_steps, chunk.aux)
-        self.log.add_steps(of_steps(chunk.losses), sizes, self.broken is not None, aux)
-        if self.broken is not None:
-            self.reason = "not finite"
-        seconds = time.perf_counter() - began
-        self.log.spent += seconds
-        fitting = int((stop - start) * PACE / seconds)
-        self.pace = max(1, min(GROWTH * self.pace, fitting))
+        limits = {"start": first, "stop": last, "short": np.bool_(short)}
+        return int(first), run_chunk(self.take, self.state, *given, **limits)
+
+    def _sizes(self, before: int, taken: int) -> np.ndarray:
+        """The examples of steps."""
+        numbers = np.arange(before, before + taken) % self.plan.per_epoch
+        last = (numbers == self.plan.per_epoch - 1) & (self.plan.rest > 0)
+        return np.where(last, self.plan.rest, self.plan.batch_size)
 
     def measured_state(self) -> State:
         """What is measured: the parameters as they are, or as `eval_params` makes them."""
@@ -394,8 +457,8 @@ class _Run:
         return self.state._replace(params=made)
 
     def measurements(self) -> dict[str, Any] | None:
-        """What is measured where an epoch ends."""
-        if self.broken is not None or not self.at_end_of_epoch:
+        """What is measured where that is due."""
+        if self.broken is not None or not self.is_due:
             return None
         began, record = time.perf_counter(), None
         if self.measured:
@@ -403,30 +466,42 @@ class _Run:
             measure = functools.partial(self.evaluate, state.params, state.model_state, key)
             record = {
                 f"{name}_{what}": value
-                for name, examples in self.sets.items()
-                for what, value in examples.evaluate(measure).items()
+                for name in self.measured
+                for what, value in self.sets[name].evaluate(measure).items()
             }
-        self.log.spent += time.perf_counter() - began
+        self.log.add_seconds(time.perf_counter() - began, self.at_end_of_epoch)
         return record
 
     def report(self, record: dict[str, Any] | None) -> None:
         """Remember what was measured, and say where the run stands."""
         if self.broken is not None:
             return
-        mean, plan = self.log.mean_loss, self.plan
-        if self.at_end_of_epoch:
-            self.log.end_epoch(record)
-            if record is not None and self.patience is not None:
+        plan = self.plan
+        if record is not None:
+            self.log.measured(record)
+            if self.patience is not None:
                 if self.log.watch(self._watched(record)):
                     self.best = self.measured_state()
                 self._lose_patience()
-        if self.on_progress is not None:
-            step = self.log.step
-            self.on_progress(Progress(self.epoch, plan.epochs, step, plan.steps, mean, record))
+        if self.on_progress is None:
+            return
+        step, mean = self.log.step, self.log.mean_loss
+        told = Progress(self.epoch, plan.epochs, step, plan.steps, mean, record)
+        try:
+            if self.on_progress(told) is True:
+                self.reason = self.reason or "stopped"
+        except BaseException:
+            self.reason = self.reason or "stopped"
+            self.save()
+            raise
 
     def listen(self) -> None:
         """Hear what the system, and the other processes, want."""
-        interrupted, self.pace = _agreed(bool(self.caught), self.pace)
+        stopped, interrupted, self.pace = _agreed(
+            self.reason == "stopped", bool(self.caught), self.pace
+        )
+        if stopped:
+            self.reason = "stopped"
         if interrupted and self.log.step < self.plan.steps:
             self.reason = self.reason or "interrupted"
 
@@ -483,7 +558,9 @@ class _Run:
 
     def _length(self) -> int:
         """How many steps the next chunk may have."""
-        longest = min(self.pace, self.sets["train"].steps)
+        longest = self.pace if self.across else min(self.pace, self.sets["train"].steps)
+        if self.measured:
+            longest = min(longest, self.every - self.log.step % self.every)
         if self.saves is not None and self.saves.every:
             longest = min(longest, self.saves.every - self.log.step % self.saves.every)
         return longest
@@ -506,8 +583,9 @@ def require_run(
     require_callable("loss", loss)
     require_arguments("grad", grad, loss)
     require_batches("data", data)
-    if test is not None:
-        require_batches("test", test, data)
+    named = test if isinstance(test, Mapping) else {} if test is None else {None: test}
+    for name, examples in named.items():
+        require_batches("test" if name is None else f"test[{name!r}]", examples, data)
     require_count("epochs", epochs, least=1)
     require_count("batch_size", batch_size, least=1)
     if on_progress is not None:
@@ -557,12 +635,22 @@ def _find(
     return found
 
 
-def _agreed(interrupted: bool, pace: int) -> tuple[bool, int]:
-    """What the processes of a run decide together: whether to stop, and how many steps are next."""
+def _agreed(stopped: bool, interrupted: bool, pace: int) -> tuple[bool, bool, int]:
+    """What the processes of a run decide together: whether to end, and how many steps are next."""
     if jax.process_count() == 1:
-        return interrupted, pace
-    of_all = multihost_utils.process_allgather(np.array([interrupted, pace]))
-    return bool(of_all[:, 0].any()), int(of_all[:, 1].min())
+        return stopped, interrupted, pace
+    of_all = multihost_utils.process_allgather(np.array([stopped, interrupted, pace]))
+    return bool(of_all[:, 0].any()), bool(of_all[:, 1].any()), int(of_all[:, 2].min())
+
+
+def _require_measure(measure: Any, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the sets to measure."""
+    if measure is None:
+        return names
+    given = () if isinstance(measure, str) or not isinstance(measure, Sequence) else tuple(measure)
+    if not given or any(name not in names for name in given):
+        raise ValueError(f"`measure` must name some of {names}. Got {measure!r}.")
+    return given
 
 
 @contextlib.contextmanager

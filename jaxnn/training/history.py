@@ -7,11 +7,11 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, PyTree, Shaped
+from jaxtyping import Float, Int, PyTree, Shaped
 
 from jaxnn.training.checkpoint import Checkpoint
 
-Reason = Literal["finished", "no improvement", "not finite", "interrupted"]
+Reason = Literal["finished", "no improvement", "not finite", "interrupted", "stopped"]
 
 
 class History(NamedTuple):
@@ -19,9 +19,11 @@ class History(NamedTuple):
 
     Attributes:
       step_loss: the loss of each step's mini-batch, before that step's update.
-      metrics: what was measured after each epoch, as arrays over the epochs.
+      metrics: what was measured after each epoch, as arrays over the epochs; or after each of
+        `evaluated`.
       seconds: time of each epoch, its measurement included; the first contains compilation.
       aux: what the loss returned besides at each step, by name.
+      evaluated: after which steps `metrics` were measured.
 
     Example:
       >>> run = History(np.array([2.0, 1.0]), {"train_loss": np.array([0.5])}, np.array([0.1]))
@@ -33,16 +35,20 @@ class History(NamedTuple):
     metrics: dict[str, Shaped[np.ndarray, "epochs ..."]]  # noqa: F821
     seconds: Float[np.ndarray, "epochs"]  # noqa: F821
     aux: Mapping[str, np.ndarray] = MappingProxyType({})
+    evaluated: Int[np.ndarray, "measurements"] = np.zeros(0, np.int64)  # noqa: F821
 
     def _repr_html_(self) -> str:
-        epochs = len(self.seconds)
-        tenth = max(1, epochs // 10)
-        shown = [e for e in range(epochs) if (e + 1) % tenth == 0 or e == epochs - 1]
         scalars = {name: values for name, values in self.metrics.items() if values.ndim == 1}
-        rows = [["epoch", *(name.replace("_", " ") for name in scalars), "seconds"]]
-        for e in shown:
+        rows, each = [["epoch", *(name.replace("_", " ") for name in scalars), "seconds"]], None
+        count = len(self.seconds)
+        if any(len(values) != count for values in scalars.values()):
+            count, each = len(self.evaluated), self.evaluated
+            rows[0] = ["step", *rows[0][1:-1]]
+        tenth = max(1, count // 10)
+        for e in (e for e in range(count) if (e + 1) % tenth == 0 or e == count - 1):
             measured = [f"{values[e]:.4f}" for values in scalars.values()]
-            rows.append([str(e + 1), *measured, f"{self.seconds[e]:.2f}"])
+            begin, end = (e + 1, [f"{self.seconds[e]:.2f}"]) if each is None else (each[e], [])
+            rows.append([str(begin), *measured, *end])
         lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
         table = "".join(f"<tr>{line}</tr>" for line in lines)
         return f"<p>{len(self.step_loss)} steps</p><table>{table}</table>"
@@ -100,7 +106,8 @@ class Log:
       step: how many steps were taken.
       losses: of each of them, in pieces.
       aux: what else the loss returned, likewise, by name.
-      records: what was measured after each epoch.
+      records: what was measured, each time.
+      evaluated: after which steps.
       seconds: of each epoch.
       spent: seconds of the epoch that is running.
       total: its losses so far, each times its examples.
@@ -113,6 +120,7 @@ class Log:
     losses: list[np.ndarray] = dataclasses.field(default_factory=list)
     aux: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
     records: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    evaluated: list[int] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
     spent: float = 0.0
     total: float = 0.0
@@ -138,6 +146,7 @@ class Log:
                 for name, values in arrays.items()
                 if name.startswith("metrics/")
             },
+            evaluated=arrays["evaluated"].tolist(),
             seconds=arrays["seconds"].tolist(),
             spent=spent,
             total=total,
@@ -155,6 +164,7 @@ class Log:
         return {
             "step_loss": history.step_loss[: self.step],
             "seconds": history.seconds,
+            "evaluated": history.evaluated,
             "numbers": numbers,
             **metrics,
         }
@@ -164,35 +174,58 @@ class Log:
         step_loss = np.concatenate(self.losses) if self.losses else np.zeros(0, np.float32)
         metrics = {name: np.array(values) for name, values in self.records.items()}
         aux = {name: np.concatenate(pieces) for name, pieces in self.aux.items()}
-        return History(step_loss, metrics, np.array(self.seconds), aux)
+        evaluated = np.array(self.evaluated, np.int64)
+        return History(step_loss, metrics, np.array(self.seconds), aux, evaluated)
 
     @property
     def mean_loss(self) -> float:
         """Over the examples of this epoch so far."""
-        return self.total / self.examples
+        return self.total / max(1, self.examples)
 
     def add_steps(
         self,
         losses: np.ndarray,
         sizes: np.ndarray,
         broken: bool,
+        per_epoch: int,
         aux: Mapping[str, np.ndarray] = MappingProxyType({}),
     ) -> None:
         """Note the losses of steps, each of so many examples; a `broken` last one was not taken."""
         for name, values in aux.items():
             self.aux.setdefault(name, []).append(values)
-        good = len(losses) - broken
+        good, before = len(losses) - broken, self.step
         self.losses.append(losses)
         self.step += good
-        self.total += float(losses[:good].astype(np.float64) @ sizes[:good])
-        self.examples += int(sizes[:good].sum())
+        # The epoch that is running, or has just ended, began here.
+        first = max(0, (self.step - 1) // per_epoch * per_epoch - before)
+        if first or before % per_epoch == 0:
+            self.total, self.examples = 0.0, 0
+        self.total += float(losses[first:good].astype(np.float64) @ sizes[first:good])
+        self.examples += int(sizes[first:good].sum())
 
-    def end_epoch(self, record: dict[str, Any] | None) -> None:
-        """Note what was measured, and begin anew."""
-        for name, value in (record or {}).items():
+    def pass_epochs(self, before: int, per_epoch: int, seconds: float) -> None:
+        """Note the epochs that steps since `before` have ended, and their time, shared by steps."""
+        each = seconds / max(1, self.step - before)
+        while before < self.step:
+            end = (before // per_epoch + 1) * per_epoch
+            self.spent += each * (min(end, self.step) - before)
+            before = end
+            if end <= self.step:
+                self.seconds.append(self.spent)
+                self.spent = 0.0
+
+    def add_seconds(self, seconds: float, at_end_of_epoch: bool) -> None:
+        """Add to the epoch that is running, or that has just ended."""
+        if at_end_of_epoch and self.seconds:
+            self.seconds[-1] += seconds
+        else:
+            self.spent += seconds
+
+    def measured(self, record: dict[str, Any]) -> None:
+        """Note what was measured, and when."""
+        for name, value in record.items():
             self.records.setdefault(name, []).append(value)
-        self.seconds.append(self.spent)
-        self.spent, self.total, self.examples = 0.0, 0.0, 0
+        self.evaluated.append(self.step)
 
     def watch(self, number: float) -> bool:
         """Whether an epoch was better than all before it."""

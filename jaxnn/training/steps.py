@@ -41,12 +41,14 @@ class Plan(NamedTuple):
       batch_size: of a step.
       epochs: how many there are.
       replacement: whether each batch is drawn from all examples.
+      most: the number of steps after which the run ends, if epochs do not end it before.
     """
 
     count: int
     batch_size: int
     epochs: int
     replacement: bool
+    most: int | None = None
 
     @property
     def per_epoch(self) -> int:
@@ -61,7 +63,13 @@ class Plan(NamedTuple):
     @property
     def steps(self) -> int:
         """Steps of the whole run."""
-        return self.per_epoch * self.epochs
+        steps = self.per_epoch * self.epochs
+        return steps if self.most is None else min(steps, self.most)
+
+    @property
+    def whole(self) -> bool:
+        """Whether a step takes all examples, each once, so that their order means nothing."""
+        return self.per_epoch == 1 and not self.replacement
 
     def key_of(self, key: Key[Array, ""], epoch: Any) -> Key[Array, ""]:
         """An epoch's key, of which its order is drawn, and the keys of its steps; 0 is that of what
@@ -102,7 +110,12 @@ class Chunk(NamedTuple):
 
 
 def make_chunk(
-    objective: Objective, extra: bool, batch_size: int, rest: int, mesh: Mesh | None
+    objective: Objective,
+    extra: bool,
+    batch_size: int,
+    rest: int,
+    mesh: Mesh | None,
+    whole: bool = False,
 ) -> Callable[..., Chunk]:
     """A function that takes a chunk of steps.
 
@@ -112,6 +125,7 @@ def make_chunk(
       batch_size: examples a step.
       rest: examples of the smaller step at the end of an epoch; 0 if there is none.
       mesh: devices that share each batch.
+      whole: whether a step takes all examples as they are.
 
     Returns:
       `take(update, state, data, order, key, first, start, stop, short)`: a `Chunk` of the steps
@@ -126,8 +140,11 @@ def make_chunk(
 
         def step(chunk, size):
             i, state = chunk.reached, chunk.state
-            rows = lax.dynamic_slice(order, (i * batch_size,), (size,))
-            batch = tuple(shard_batch(jax.tree.map(lambda a: a[rows], data), mesh))
+            batch = data
+            if not whole:
+                rows = lax.dynamic_slice(order, (i * batch_size,), (size,))
+                batch = jax.tree.map(lambda a: a[rows], data)
+            batch = tuple(shard_batch(batch, mesh))
             given = state.model_state, key_of(i), batch
             value, gradient, model_state, aux = objective.value_and_gradient(state.params, *given)
             moving, held = skeleton.split(state.params)
@@ -163,6 +180,68 @@ def make_chunk(
         return chunk
 
     return take
+
+
+def make_stretch(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk]:
+    """A function that takes steps across epochs, in which nothing has to be measured.
+
+    Args:
+      take: takes a chunk of one epoch's steps.
+      plan: of epochs without a smaller step at their end.
+
+    Returns:
+      `across(update, state, data, key, start, stop, short)`: a `Chunk` of the steps `start` to
+      `stop` of the run, which touch at most `rows_of` epochs; its losses have one row an epoch.
+      `short` is False.
+    """
+    size = plan.per_epoch
+
+    def across(update, state, data, key, start, stop, short):
+        def epoch(chunk):
+            number, first = jnp.divmod(chunk.reached, size)
+            order = jnp.zeros(plan.batch_size, jnp.int32)
+            if not plan.whole:
+                order = plan.order(key, number + 1)
+            last = jnp.minimum(stop - number * size, size)
+            epoch_key = plan.key_of(key, number + 1)
+            given = data, order, epoch_key, np.int32(0), first, last, short
+            part = take(update, chunk.state, *given)
+            row = number - start // size
+            noted = jax.tree.map(
+                lambda rows, x: rows.at[row].set(x),
+                (chunk.losses, chunk.aux),
+                (part.losses, part.aux),
+            )
+            return Chunk(number * size + part.reached, part.state, part.finite, *noted)
+
+        order = jnp.zeros(size * plan.batch_size, jnp.int32)
+        nothing = jax.eval_shape(
+            functools.partial(take, update),
+            state,
+            data,
+            order,
+            key,
+            np.int32(0),
+            np.int32(0),
+            np.int32(0),
+            short,
+        )
+        rows = jax.tree.map(
+            lambda x: jnp.zeros((rows_of(plan), *x.shape), x.dtype), (nothing.losses, nothing.aux)
+        )
+        chunk = Chunk(start, state, jnp.ones(nothing.finite.shape, bool), *rows)
+        return lax.while_loop(lambda c: (c.reached < stop) & jnp.all(c.finite), epoch, chunk)
+
+    return across
+
+
+# Losses that come back from one stretch.
+STRETCH = 8192
+
+
+def rows_of(plan: Plan) -> int:
+    """So many epochs a stretch may touch."""
+    return max(2, STRETCH // plan.per_epoch)
 
 
 def run_chunk(
@@ -218,12 +297,14 @@ def loss_first(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def compiled(
-    objective: Objective, optimizer: Any, plan: Plan, mesh: Mesh | None
+    objective: Objective, optimizer: Any, plan: Plan, mesh: Mesh | None, across: bool
 ) -> tuple[Callable[..., Chunk], Callable]:
-    """`take` for one optimiser, which takes the place of its state, and `evaluate`; kept."""
+    """`take` for one optimiser, which takes the place of its state, or takes steps `across` epochs;
+    and `evaluate`; kept.
+    """
     extra = isinstance(optimizer, optax.GradientTransformationExtraArgs)
-    sizes = plan.batch_size, plan.rest
-    return kept(_compiled, objective, optimizer.update, extra, *sizes, mesh)
+    shape = plan._replace(epochs=0, most=None)
+    return kept(_compiled, objective, optimizer.update, extra, shape, mesh, across)
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -256,12 +337,13 @@ def _compiled(
     objective: Objective,
     update: Callable,
     extra: bool,
-    batch_size: int,
-    rest: int,
+    plan: Plan,
     mesh: Mesh | None,
+    across: bool,
 ) -> tuple[Callable[..., Chunk], Callable]:
-    take = functools.partial(make_chunk(objective, extra, batch_size, rest, mesh), update)
-    evaluate = make_evaluate(objective, batch_size, mesh)
+    take = make_chunk(objective, extra, plan.batch_size, plan.rest, mesh, plan.whole)
+    take = functools.partial(make_stretch(take, plan) if across else take, update)
+    evaluate = make_evaluate(objective, plan.batch_size, mesh)
     return jax.jit(take, donate_argnums=0), jax.jit(evaluate)
 
 

@@ -219,7 +219,7 @@ class _Log(NamedTuple):
 def _compiled(objective: Objective, optimizer: Callable, plan: Plan, own_keys: int) -> _Programs:
     """The programs; `own_keys` is 1 where each run has a key of its own, else 0."""
     extra = isinstance(optimizer(jnp.float32(0)), optax.GradientTransformationExtraArgs)
-    one_chunk = make_chunk(objective, extra, plan.batch_size, plan.rest, None)
+    one_chunk = make_chunk(objective, extra, plan.batch_size, plan.rest, None, plan.whole)
 
     def take(state, value, data, order, key, first, *chunk):
         return one_chunk(optimizer(value).update, state, data, order, key, first, *chunk)
