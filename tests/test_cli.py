@@ -268,3 +268,9 @@ def test_version_and_help_answer_without_jax():
         [sys.executable, "-m", "jaxnn", "--version"], capture_output=True, text=True, timeout=60
     )
     assert re.fullmatch(r"jaxnn \d+\.\d+\.\d+\n", module.stdout)
+
+
+def test_a_run_that_diverges_is_not_told_as_overfitting(capsys):
+    main(["train", "--lr", "1000", "--epochs", "2", "--optimizer", "adam"])
+    said = capsys.readouterr().out
+    assert "diverged: the training loss went from" in said and "overfitting" not in said

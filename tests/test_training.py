@@ -9,10 +9,12 @@ import optax
 import pytest
 
 from jaxnn import (
+    DivergenceWarning,
     Status,
     accuracy,
     fit,
     init_network,
+    load_checkpoint,
     load_digits,
     loss,
     minimize,
@@ -291,15 +293,26 @@ def test_what_a_run_ends_with_can_be_gone_on_with():
     assert result.opt_state[0].count == 2 and not result.params["w"].is_deleted()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_with_a_checkpoint_and_the_rest_follows_later(tmp_path, number):
+@pytest.mark.parametrize("on_interrupt", ["raise", "return"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_ends_the_run_with_a_checkpoint_and_the_rest_follows_later(
+    tmp_path, number, on_interrupt
+):
     params, data = linear_case()
     call = dict(key=KEY, epochs=400, batch_size=10)
     before = signal.getsignal(number)
-    stop = lambda p: p.step > 600 and signal.raise_signal(number)  # noqa: E731
-    stopped = fit(
-        linear, params, data, optax.adam(0.1), checkpoint=tmp_path, on_progress=stop, **call
-    )
+    saved = {"checkpoint": tmp_path, "on_interrupt": on_interrupt}
+
+    def stop(progress):
+        if progress.step > 600:
+            signal.raise_signal(number)
+
+    try:
+        stopped = fit(linear, params, data, optax.adam(0.1), on_progress=stop, **saved, **call)
+        assert on_interrupt == "return"
+    except KeyboardInterrupt as interrupted:
+        assert on_interrupt == "raise" and "after step" in str(interrupted)
+        stopped = interrupted.fit
     assert stopped.status.reason == "interrupted" and 600 < stopped.status.step < 1200
     assert signal.getsignal(number) is before
     rest = fit(linear, params, data, optax.adam(0.1), checkpoint=tmp_path, resume=True, **call)
@@ -679,3 +692,97 @@ def test_what_is_measured_fits_where_a_step_does():
 
     fit(seen, START, PAIRS, optax.sgd(0.1), key=KEY, epochs=1, batch_size=4, test=PAIRS)
     assert max(sizes) == 4
+
+
+# ---------------------------------------------------------------- how long, and when measured
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, 12])
+@pytest.mark.parametrize("replacement", [False, True])
+def test_stretches_across_epochs_are_those_epochs(batch_size, replacement):
+    """Where something is measured each epoch comes back by itself."""
+    run = {"key": KEY, "epochs": 30, "batch_size": batch_size, "replacement": replacement}
+    across = fit(noisy, START, PAIRS, optax.adam(0.1), **run)
+    apart = fit(noisy, START, PAIRS, optax.adam(0.1), test=PAIRS, **run)
+    np.testing.assert_allclose(across.params["w"], apart.params["w"], rtol=1e-6)
+    np.testing.assert_allclose(across.history.step_loss, apart.history.step_loss, rtol=1e-5)
+    assert len(across.history.seconds) == len(apart.history.seconds) == 30
+
+
+@pytest.mark.parametrize("every", [1, 7, 100])
+def test_a_run_across_epochs_is_resumed_to_the_bit(tmp_path, every):
+    run = {"key": KEY, "batch_size": 4}
+    whole = fit(noisy, START, PAIRS, optax.adam(0.1), epochs=40, **run)
+    saved = {"checkpoint": tmp_path, "every": every}
+    fit(noisy, START, PAIRS, optax.adam(0.1), max_steps=50, **run, **saved)
+    again = fit(noisy, START, PAIRS, optax.adam(0.1), epochs=40, resume=True, **run, **saved)
+    assert same(again.params, whole.params)
+    assert same(again.history.step_loss, whole.history.step_loss)
+
+
+def test_a_step_across_epochs_that_is_not_finite_ends_the_run_before_it():
+    hot = optax.sgd(optax.piecewise_constant_schedule(0.1, {20: 1e30}))
+    result = fit(linear_by_name, START, PAIRS, hot, key=KEY, epochs=30, batch_size=4)
+    assert result.status.reason == "not finite" and 20 < result.status.step < 30
+    assert np.isfinite(result.params["w"]).all()
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_run_has_as_many_steps_as_it_is_given(measured):
+    test = {"test": PAIRS} if measured else {}
+    run = {"key": KEY, "batch_size": 5, "max_steps": 7, **test}
+    result = fit(linear_by_name, START, PAIRS, optax.sgd(0.1), **run)
+    assert result.status == Status("finished", 7) and len(result.history.step_loss) == 7
+    assert len(fit(linear_by_name, START, PAIRS, optax.sgd(0.1), epochs=2, **run).history[0]) == 6
+
+
+@pytest.mark.parametrize(
+    "how, steps",
+    [
+        ({}, [3, 6, 9, 12, 15]),
+        ({"evaluate_every": 2}, [6, 12, 15]),
+        ({"evaluate_steps": 4}, [4, 8, 12, 15]),
+    ],
+)
+def test_it_is_measured_when_that_is_asked_for(how, steps):
+    run = {"key": KEY, "batch_size": 4, "epochs": 5, "test": PAIRS}
+    history = fit(linear_by_name, START, PAIRS, optax.sgd(0.1), **how, **run).history
+    assert history.evaluated.tolist() == steps
+    assert len(history.metrics["test_loss"]) == len(steps)
+    assert "<table>" in history._repr_html_()
+
+
+def test_any_number_of_sets_is_measured_by_name():
+    sets = {"valid": PAIRS, "far": (PAIRS[0] + 10, PAIRS[1])}
+    run = {"key": KEY, "batch_size": 4, "epochs": 2, "test": sets}
+    metrics = fit(linear_by_name, START, PAIRS, optax.sgd(0.1), **run).history.metrics
+    assert list(metrics) == ["train_loss", "valid_loss", "far_loss"]
+    some = fit(linear_by_name, START, PAIRS, optax.sgd(0.1), measure=("far",), **run)
+    assert list(some.history.metrics) == ["far_loss"]
+    np.testing.assert_allclose(some.history.metrics["far_loss"], metrics["far_loss"], rtol=1e-6)
+
+
+def test_a_callback_ends_the_run(tmp_path):
+    run = {"key": KEY, "batch_size": 4, "epochs": 50, "test": PAIRS, "checkpoint": tmp_path}
+    stop = lambda progress: progress.epoch == 3  # noqa: E731
+    result = fit(linear_by_name, START, PAIRS, optax.sgd(0.1), on_progress=stop, **run)
+    assert result.status == Status("stopped", 9)
+    rest = fit(linear_by_name, START, PAIRS, optax.sgd(0.1), resume=True, **run)
+    assert rest.status == Status("finished", 150)
+
+
+def test_what_a_callback_raises_goes_on_up_once_the_run_is_saved(tmp_path):
+    run = {"key": KEY, "batch_size": 4, "epochs": 50, "test": PAIRS, "checkpoint": tmp_path}
+
+    def fail(progress):
+        if progress.epoch == 3:
+            raise OSError("no space to draw")
+
+    with pytest.raises(OSError, match="no space"):
+        fit(linear_by_name, START, PAIRS, optax.sgd(0.1), on_progress=fail, **run)
+    assert load_checkpoint(tmp_path).step == 9
+
+
+def test_a_run_that_diverges_says_so():
+    with pytest.warns(DivergenceWarning, match="the loss went from .* in 30 steps"):
+        fit(linear_by_name, START, PAIRS, optax.sgd(6.0), key=KEY, epochs=10, batch_size=4)

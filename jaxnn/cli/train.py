@@ -7,6 +7,7 @@ import os
 import pathlib
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from jaxnn._files import made_directory, replacing
 from jaxnn.cli.choices import ACTIVATIONS, OPTIMIZERS
 from jaxnn.cli.output import print_json, require_place
 from jaxnn.data import Digits, load_digits, load_mnist, sample_batch
+from jaxnn.descent import DivergenceWarning
 from jaxnn.losses import accuracy
 from jaxnn.network import init_network, loss, predict
 from jaxnn.numerical.differences import numerical_grad
@@ -119,7 +121,8 @@ def _results(
     if len(args.lr) > 1:
         return sweep(error, params, data, optimizer, jnp.array(args.lr), **options)
     devices = jax.device_count()
-    result = fit(
+    result = _quietly(
+        fit,
         error,
         params,
         data,
@@ -130,8 +133,16 @@ def _results(
         resume={"newest": True, "previous": "previous", None: False}[args.resume],
         every=args.every,
         mesh=jax.make_mesh((devices,), ("devices",)) if devices > 1 else None,
+        on_interrupt="return",
     )
     return [result]
+
+
+def _quietly(run: Callable, *args: Any, **options: Any) -> Fit:
+    """A run whose divergence is told in our own words."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DivergenceWarning)
+        return run(*args, **options)
 
 
 def _join(args: argparse.Namespace) -> None:
@@ -321,7 +332,13 @@ def _conclude(
                 f"to end"
             )
             say(f"{taken}: test accuracy {accuracy:.4f}{best}")
-            if metrics["test_loss"][-1] > 1.1 * metrics["test_loss"][lowest]:
+            began, ended = float(result.history.step_loss[0]), metrics["train_loss"][-1]
+            if ended > 1.1 * began:
+                say(
+                    f"{place}diverged: the training loss went from {began:.4g} to {ended:.4g}; a "
+                    "smaller --lr may converge"
+                )
+            elif metrics["test_loss"][-1] > 1.1 * metrics["test_loss"][lowest]:
                 say(
                     f"{place}overfitting: the test loss was lowest after epoch {lowest + 1} and "
                     f"has risen by over a tenth since"

@@ -33,6 +33,7 @@ from jaxnn._validate import (
     require_arguments,
     require_arrays,
     require_callable,
+    require_choice,
     require_count,
     require_differentiable,
     require_key,
@@ -40,6 +41,7 @@ from jaxnn._validate import (
     require_same_form,
 )
 from jaxnn.data import count_examples, require_batches
+from jaxnn.descent import DivergenceWarning
 from jaxnn.training.checkpoint import (
     Checkpoint,
     checkpoints,
@@ -102,11 +104,13 @@ def fit(
     mesh: Mesh | None = None,
     stream: bool | None = None,
     on_progress: Callable[[Progress], Any] | None = None,
+    on_interrupt: Literal["raise", "return"] = "raise",
 ) -> Fit:
     """Train `params` on mini-batches of `data`.
 
-    Ctrl-C and SIGTERM end the run after the steps that are under way, with a checkpoint and status
-    "interrupted"; a second one ends it at once.
+    Ctrl-C and SIGTERM, SIGHUP and SIGUSR1 end the run after the steps that are under way, with a
+    checkpoint and status "interrupted", and KeyboardInterrupt is raised; a second one ends it at
+    once.
 
     Args:
       loss: `loss(params, *batch)`, the mean over the examples of a batch. If it takes a keyword
@@ -162,16 +166,23 @@ def fit(
       on_progress: called with a `Progress` about twice a second and after each measurement, in
         process 0 alone. If it returns True, the run ends with status "stopped"; what it raises goes
         on up once the run is saved.
+      on_interrupt: "return" gives the `Fit` back where "raise" has it as the `fit` of a
+        KeyboardInterrupt.
 
     Returns:
       A `Fit` of parameters, optimiser state, history and status.
 
     Raises:
+      KeyboardInterrupt: interrupted; its `fit` is what was reached.
       TypeError: `params` has no floating leaf; `epochs` or another count is not an integer.
       ValueError: `data` is empty, or its arrays differ in length; the checkpoint is of another run,
         or broken.
       FileExistsError: `checkpoint` holds checkpoints, and `resume` is not set.
       BlockingIOError: another run holds `checkpoint`.
+
+    Warns:
+      DivergenceWarning: the loss ended above twice what it was; RuntimeWarning: what is watched is
+        NaN.
 
     Example:
       >>> digits = jaxnn.load_digits()
@@ -188,6 +199,7 @@ def fit(
         if number is not None:
             require_count(name, number, least=1)
     require_count("evaluate_every", evaluate_every, least=1)
+    require_choice("on_interrupt", on_interrupt, ("raise", "return"))
     require_differentiable("params", params)
     if model_state is not None:
         require_arrays("model_state", model_state)
@@ -256,7 +268,26 @@ def fit(
             run.listen()
             run.save()
         run.meet()
-    return run.result()
+    result = run.result()
+    if result.status.reason == "interrupted" and on_interrupt == "raise":
+        raise Interrupted(result)
+    began, ended = float(result.history.step_loss[0]), run.log.mean_loss
+    if result.status.reason == "finished" and ended > began + abs(began):
+        warnings.warn(
+            f"fit diverged: the loss went from {began:.6g} to {ended:.6g} in {plan.steps} steps; a "
+            "smaller learning rate may converge.",
+            DivergenceWarning,
+            stacklevel=2,
+        )
+    return result
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was interrupted, and saved; `fit` is what it reached."""
+
+    def __init__(self, fit: Fit):
+        super().__init__(f"interrupted after step {fit.status.step}")
+        self.fit = fit
 
 
 @dataclasses.dataclass
@@ -653,13 +684,25 @@ def _require_measure(measure: Any, names: tuple[str, ...]) -> tuple[str, ...]:
     return given
 
 
+# What the system may send to end a run: Ctrl-C, and what schedulers and closed terminals do.
+SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
+)
+
+
 @contextlib.contextmanager
 def _signals(caught: list[int]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM are noted in a list; a second one does what it did before."""
+    """Signals that end a run are noted in a list; a second one does what it did before.
+
+    Those that are ignored, as under `nohup`, stay so; and those whose handler is not Python's.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python leaves signals to the main thread
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {n: h for n, h in handlers.items() if h not in (None, signal.SIG_IGN)}
 
     def note(number, frame):
         if caught:
