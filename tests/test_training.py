@@ -293,11 +293,20 @@ def test_what_a_run_ends_with_can_be_gone_on_with():
     assert result.opt_state[0].count == 2 and not result.params["w"].is_deleted()
 
 
+@pytest.fixture(params=["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def caught(request):
+    """A signal, with a handler as at a terminal: in the background some are ignored."""
+    number = getattr(signal, request.param)
+    before = signal.signal(number, signal.default_int_handler)
+    yield number
+    signal.signal(number, before)
+
+
 @pytest.mark.parametrize("on_interrupt", ["raise", "return"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_ends_the_run_with_a_checkpoint_and_the_rest_follows_later(
-    tmp_path, number, on_interrupt
+    tmp_path, caught, on_interrupt
 ):
+    number = caught
     params, data = linear_case()
     call = dict(key=KEY, epochs=400, batch_size=10)
     before = signal.getsignal(number)

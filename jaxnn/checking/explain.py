@@ -15,7 +15,7 @@ from jaxnn.checking.births import births
 from jaxnn.checking.digits import digits_lost
 from jaxnn.checking.evidence import reach
 from jaxnn.checking.findings import Birth, DigitsLost, RuleReport
-from jaxnn.checking.own_dtype import SHAKES
+from jaxnn.checking.own_dtype import BESIDE, SHAKES
 from jaxnn.checking.programs import Point, Settings, Traced, prepare
 from jaxnn.checking.report import plain
 from jaxnn.checking.rules import wrong_rules
@@ -154,10 +154,6 @@ def _lost(programs: Traced, point: Point, dtype: Any) -> list[np.ndarray | None]
         entries = np.abs(mine - true) > np.maximum(explained, least)
         lost.append(entries.ravel() if entries.any() else None)
     return lost
-
-
-# An entry that is smaller beside the largest than this is of no interest by itself.
-BESIDE = 1e-2
 
 
 def _floats(leaf: Any) -> bool:

@@ -6,6 +6,7 @@ by more than half the digits, is lost by the program: that is `imprecise`. Only 
 left, or NaN stands in the place of a number, is the gradient wrong.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +32,9 @@ NO_DIGIT = 0.5
 # How many times what one rounding of each argument moves a gradient by it may be off: its steps
 # round as its arguments do.
 SHAKES = 10
+# An entry that is smaller beside the largest than this, each times its scale, is not looked at by
+# itself.
+BESIDE = 1e-2
 
 
 class Loss(NamedTuple):
@@ -87,12 +91,15 @@ def own_dtype_loss(
     gap, size = float(np.linalg.norm(flat - true)), float(np.linalg.norm(true))
     loss = Loss(digits_shared(float(np.maximum(gap, epsilon * size)), size))
     coarsest = max(rounding, epsilon)
-    # Roundings of what a gradient is summed from: beside a step of the entry's own size that is
-    # nothing, where it is beside the value, or what the whole gradient makes of such steps.
+    # Roundings of what a gradient is summed from: nothing beside what the whole gradient makes of a
+    # step of each entry's own size. Of an entry that is 0 but for float64's roundings, the terms
+    # that cancel are as large as the value is beside such a step.
     part = min(ROUNDINGS * coarsest, reach_of(coarsest))
     least = float(jnp.finfo(dtype).tiny)  # below it, 0 is what the dtype has
     underflows = bool(np.any((flat == 0) & (true != 0) & (np.abs(true) < least)))
-    whole = max(abs(centre) if np.isfinite(centre) else 0.0, overall)
+    value_size = abs(centre) if np.isfinite(centre) else 0.0
+    nothing = np.abs(true) <= ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * value_size / scales
+    whole = np.maximum(np.where(nothing, value_size, 0.0), overall)
     bound = np.maximum(part * whole / scales, least)
     if not flat.any() and slope.bound < abs(slope.value) and np.max(np.abs(true)) > least:
         bound[np.abs(true) == np.max(np.abs(true))] = 0.0  # all of it underflows, whatever its size
@@ -109,9 +116,13 @@ def own_dtype_loss(
         )
     hint, left = "computed in float64 the same gradient is finite", 0.0
     if verdict is Verdict.DIFFERS:
-        nothing_left, _ = judge_all(flat[which], true[which], bound[which], NO_DIGIT)
-        sizes = np.maximum(np.abs(flat), np.abs(true))[which]
-        left = digits_shared(float(np.max(np.abs(flat - true)[which] / sizes)), 1.0)
+        # Small entries lose their digits beside large ones; what counts is what is left of those.
+        parts = np.abs(true * scales)
+        large = which[parts[which] >= BESIDE * np.max(parts)]
+        counts = large if len(large) else which
+        sizes = np.maximum(np.abs(flat), np.abs(true))[counts]
+        left = digits_shared(float(np.max(np.abs(flat - true)[counts] / sizes)), 1.0)
+        nothing_left, _ = judge_all(flat[large], true[large], bound[large], NO_DIGIT)
         if nothing_left is Verdict.DIFFERS:
             hint = (
                 f"computed in float64 the same gradient is right, in {kind} it keeps no digit of it"
@@ -119,7 +130,8 @@ def own_dtype_loss(
         else:
             verdict = Verdict.IMPRECISE
             hint = (
-                f"computed in float64 the same gradient is right, in {kind} {left:.1f} digits are"
+                f"computed in float64 the same gradient is right, in {kind} {left:.1f} digits of "
+                "it are left"
             )
     of_value, _ = judge_all(np.array([value]), np.array([centre]), np.array([np.inf]), NO_DIGIT)
     if of_value.wrong:

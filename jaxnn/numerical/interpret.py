@@ -9,7 +9,6 @@ name: a user's own primitive may be called anything.
 import functools
 import inspect
 import itertools
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,8 +23,10 @@ from jax.extend.core import primitives
 
 from jaxnn._validate import is_key
 
-# Lines that JAX names are the user's: neither its own, which it leaves out anyway, nor ours.
-source_info_util.register_exclusion(str(pathlib.Path(__file__).parents[1]) + os.sep)
+# Lines that JAX names are where a function is written: not its own code, which it leaves out
+# anyway, nor the parts of this package that only pass functions on.
+for _part in ("checking/", "numerical/", "_arguments.py", "_programs.py", "descent.py"):
+    source_info_util.register_exclusion(str(pathlib.Path(__file__).parents[1] / _part))
 
 Program = Any  # a ClosedJaxpr; since JAX 0.12 one class with Jaxpr
 Equation = Any  # a JaxprEqn, whose variables have shapes and dtypes
