@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from gradient_cases import draw
 from jax import lax
+from jax._src import api_util, linear_util
 from jax.experimental import checkify, pallas as pl
 from jax.experimental.ode import odeint
+from jax.extend.core import primitives
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
@@ -196,6 +198,37 @@ def test_a_gradient_is_that_of_its_own_dtypes_values(seed):
     for f in (lambda a: jnp.linalg.eigh(a + a.T)[1], lambda a: jnp.linalg.svd(a)[0]):
         report = check_gradient(f, a, cotangent="random")
         assert report.verdict == "agrees", str(report)
+
+
+def test_a_constant_function_has_the_gradient_0():
+    report = check_gradient(lambda x: jnp.sum(jnp.signbit(x).astype(x.dtype)), X)
+    assert report.verdict == "agrees" and "does not depend" in report.leaves[0].hint
+
+
+@pytest.mark.parametrize("factor, verdict", [(1.0, "agrees"), (2.0, "differs")])
+def test_rules_are_checked_where_jax_writes_them_another_way(factor, verdict):
+    sine = jax.custom_vjp(jnp.sin)
+    sine.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (factor * g * jnp.cos(x),))
+    jax.config.update("jax_custom_vjp3", True)
+    try:
+        assert check_gradient(lambda x: jnp.sum(sine(x)), X).verdict == verdict
+    finally:
+        jax.config.update("jax_custom_vjp3", False)
+
+
+@pytest.mark.parametrize("factor, verdict", [(1.0, "agrees"), (2.0, "differs")])
+def test_a_call_of_jaxs_own_is_entered(factor, verdict):
+    sine = jax.custom_jvp(jnp.sin)
+    sine.defjvp(lambda xs, ts: (jnp.sin(xs[0]), factor * jnp.cos(xs[0]) * ts[0]))
+    f = lambda x: jnp.sum(sine(x) * x)  # noqa: E731
+
+    def call(x):
+        where = api_util.debug_info("call", f, (x,), {})
+        inner = linear_util.wrap_init(lambda x: [f(x)], debug_info=where)
+        return primitives.call_p.bind(x, subfuns=(inner,))[0]
+
+    report = check_gradient(call, X)
+    assert report.verdict == verdict and len(report.rules) == (verdict == "differs")
 
 
 @pytest.mark.parametrize("argnums", [0, 1])
@@ -395,12 +428,14 @@ def test_an_implicit_gradient_is_neither_accused_nor_vouched_for():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-4, 1e-5, 1e-8])
-def test_adaptive_steps_are_not_charged_to_the_gradient(tolerance):
-    slope = lambda y, t, k: -k * y * (1 + jnp.sin(t))  # noqa: E731
-    times, start = jnp.linspace(0, 1.0, 4), jnp.array([1.0, 2.0])
-    f = lambda k: odeint(slope, start, times, k, rtol=tolerance, atol=tolerance).sum()  # noqa: E731
-    report = check_gradient(f, jnp.float32(0.7))
+def test_adaptive_steps_are_not_charged_to_the_gradient(tolerance, x64):
+    with jax.enable_x64(x64):
+        slope = lambda y, t, k: -k * y * (1 + jnp.sin(t))  # noqa: E731
+        times, start = jnp.linspace(0, 1.0, 4), jnp.array([1.0, 2.0])
+        f = lambda k: odeint(slope, start, times, k, rtol=tolerance, atol=tolerance).sum()  # noqa: E731
+        report = check_gradient(f, jnp.asarray(0.7))
     assert report.verdict in ("agrees", "unresolved"), str(report)
     assert report.leaves[0].digits > 3
 
