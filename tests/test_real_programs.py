@@ -225,7 +225,9 @@ def test_a_call_of_jaxs_own_is_entered(factor, verdict):
     def call(x):
         where = api_util.debug_info("call", f, (x,), {})
         inner = linear_util.wrap_init(lambda x: [f(x)], debug_info=where)
-        return primitives.call_p.bind(x, subfuns=(inner,))[0]
+        if jax.__version_info__ < (0, 12):
+            return primitives.call_p.bind(x, subfuns=(inner,))[0]
+        return primitives.call_p.bind(x, call_jaxpr=jax.make_jaxpr(lambda x: [f(x)])(x))[0]
 
     report = check_gradient(call, X)
     assert report.verdict == verdict and len(report.rules) == (verdict == "differs")
