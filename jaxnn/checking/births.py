@@ -37,11 +37,8 @@ def births(tape: Tape, inputs: Sequence[Any], seeds: Sequence[Any]) -> list[Birt
         found = [_born_in_values(tape, record, n) for n in dict.fromkeys(sites) if n is not None]
         return [birth for some in found for birth in some]
     found = []
-    for number, site in reversed(list(enumerate(tape.sites))):
-        given = [of_cts.get(site.outputs[j], 0) for j in site.asked]
-        if not site.asked or any(given) or not any(of_pulled[number]):
-            continue
-        first = next((origin[s] for s in site.inputs if s in origin), number)
+    for number in _beginnings(tape, of_cts, of_pulled):
+        first = next((origin[s] for s in tape.sites[number].inputs if s in origin), number)
         if first != number:
             found += _born_in_values(tape, record, first)
         else:
@@ -49,6 +46,15 @@ def births(tape: Tape, inputs: Sequence[Any], seeds: Sequence[Any]) -> list[Birt
         if len(found) >= LINES:
             break
     return found
+
+
+def _beginnings(tape: Tape, of_cts: dict[int, Any], of_pulled: list[list[Any]]) -> list[int]:
+    """The sites whose outputs have finite cotangents and whose inputs have not, the last first."""
+    return [
+        number
+        for number, site in reversed(list(enumerate(tape.sites)))
+        if any(of_pulled[number]) and not any(of_cts[site.outputs[j]] for j in site.asked)
+    ]
 
 
 def _origins(tape: Tape, levels: dict[int, Any]) -> tuple[dict[int, int], dict[int, int]]:

@@ -351,10 +351,7 @@ def _held_against_values(
     except KeyboardInterrupt:
         interrupted = True
     notes = _notes(call, settings, programs, line)
-    repeatable = programs.deterministic and all(
-        same_value(line.centre, again, line.epsilon) for again in line.centres
-    )
-    if line.centres and not repeatable:
+    if line.centres and not _is_repeatable(programs, line):
         report = GradientReport(name, Verdict.NOT_DETERMINISTIC, (), notes=notes)
         return dataclasses.replace(report, evaluations=line.evaluations), claims
     # What runs further is not what the user's dtypes were asked for.
@@ -383,6 +380,12 @@ def _held_against_values(
         centre=line.centre,
         lost=[losses[k].lost if k in losses else None for k in range(len(point.leaves))],
     )
+
+
+def _is_repeatable(programs: Programs, line: Line) -> bool:
+    """Whether the function gives the same each time, as it is traced and as it is evaluated."""
+    values = (same_value(line.centre, again, line.epsilon) for again in line.centres)
+    return programs.deterministic and all(values)
 
 
 def claim(point: Point, programs: Programs, dtype: Any, by_hand: Callable | None) -> Claims:
@@ -557,8 +560,7 @@ def _leaf_report(
         hint = (
             f"an error smaller than {slope.bound:.1e} along this direction could not have been seen"
         )
-    worse = loss.verdict.wrong and not verdict.wrong
-    if worse or (loss.verdict > verdict and verdict is Verdict.AGREES):
+    if loss.outweighs(verdict):
         verdict, hint, entries = loss.verdict, loss.hint, list(loss.entries)
     immovable = int(np.sum(~np.isfinite(np.asarray(place.x, np.float64))))
     if immovable and (not verdict.wrong or not np.isfinite(centre)):

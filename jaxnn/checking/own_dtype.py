@@ -56,6 +56,12 @@ class Loss(NamedTuple):
     hint: str = ""
     lost: np.ndarray | None = None
 
+    def outweighs(self, verdict: Verdict) -> bool:
+        """Whether it says worse of a leaf than its slope does."""
+        if self.verdict.wrong:
+            return not verdict.wrong
+        return verdict is Verdict.AGREES and self.verdict > verdict
+
 
 @np.errstate(invalid="ignore")  # infinity less itself is among what is looked for
 def own_dtype_loss(
@@ -116,23 +122,8 @@ def own_dtype_loss(
         )
     hint, left = "computed in float64 the same gradient is finite", 0.0
     if verdict is Verdict.DIFFERS:
-        # Small entries lose their digits beside large ones; what counts is what is left of those.
-        parts = np.abs(true * scales)
-        large = which[parts[which] >= BESIDE * np.max(parts)]
-        counts = large if len(large) else which
-        sizes = np.maximum(np.abs(flat), np.abs(true))[counts]
-        left = digits_shared(float(np.max(np.abs(flat - true)[counts] / sizes)), 1.0)
-        nothing_left, _ = judge_all(flat[large], true[large], bound[large], NO_DIGIT)
-        if nothing_left is Verdict.DIFFERS:
-            hint = (
-                f"computed in float64 the same gradient is right, in {kind} it keeps no digit of it"
-            )
-        else:
-            verdict = Verdict.IMPRECISE
-            hint = (
-                f"computed in float64 the same gradient is right, in {kind} {left:.1f} digits of "
-                "it are left"
-            )
+        verdict, left, told = _what_is_left(flat, true, which, bound, scales)
+        hint = f"computed in float64 the same gradient is right, in {kind} {told}"
     of_value, _ = judge_all(np.array([value]), np.array([centre]), np.array([np.inf]), NO_DIGIT)
     if of_value.wrong:
         verdict = of_value
@@ -157,3 +148,21 @@ def own_dtype_loss(
     lost = np.zeros(flat.shape, bool)
     lost[which] = True
     return Loss(min(loss.digits, left), verdict, entries, f"in {kind} only: {hint}", lost)
+
+
+def _what_is_left(
+    flat: np.ndarray, true: np.ndarray, which: np.ndarray, bound: np.ndarray, scales: np.ndarray
+) -> tuple[Verdict, float, str]:
+    """The verdict on a gradient that lost digits in the entries `which`, how many are left, and
+    that in words.
+    """
+    # Small entries lose their digits beside large ones; what counts is what is left of those.
+    parts = np.abs(true * scales)
+    large = which[parts[which] >= BESIDE * np.max(parts)]
+    counts = large if len(large) else which
+    sizes = np.maximum(np.abs(flat), np.abs(true))[counts]
+    left = digits_shared(float(np.max(np.abs(flat - true)[counts] / sizes)), 1.0)
+    nothing_left, _ = judge_all(flat[large], true[large], bound[large], NO_DIGIT)
+    if nothing_left is Verdict.DIFFERS:
+        return Verdict.DIFFERS, left, "it keeps no digit of it"
+    return Verdict.IMPRECISE, left, f"{left:.1f} digits of it are left"

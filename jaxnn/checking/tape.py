@@ -306,10 +306,24 @@ class Tape:
         return (*carry, *stacked)
 
     def _walked(self, inputs: list[Any], seeds: list[Any], cut: Cut | None) -> Record:
-        lift = (lambda x: x) if self.dtype is None else (lambda x: widen_leaf(x, self.dtype))
-        values = {slot: lift(x) for slot, x in self._consts.items()}
-        values |= dict(zip(self.inputs, map(lift, inputs), strict=True))
-        before = set(values)
+        given = {slot: self._lifted(x) for slot, x in self._consts.items()}
+        given |= dict(zip(self.inputs, map(self._lifted, inputs), strict=True))
+        values = self._there(dict(given), cut)
+        cotangents, pulled = self._back(values, seeds, cut)
+        return Record(
+            {slot: x for slot, x in values.items() if slot not in given},
+            cotangents,
+            pulled,
+            {slot: self._level(x) for slot, x in values.items()},
+            {slot: self._level(x) for slot, x in cotangents.items()},
+            [list(map(self._level, back)) for back in pulled],
+        )
+
+    def _lifted(self, x: Any) -> Any:
+        return x if self.dtype is None else widen_leaf(x, self.dtype)
+
+    def _there(self, values: dict[int, Any], cut: Cut | None) -> dict[int, Any]:
+        """The values of all slots, out of those that are given."""
         for number, site in enumerate(self.sites):
             outputs = self._values[number]([values[s] for s in site.inputs])
             if cut is not None:
@@ -318,43 +332,38 @@ class Tape:
                     for s, x in zip(site.outputs, outputs, strict=True)
                 ]
             values |= dict(zip(site.outputs, outputs, strict=True))
+        return values
+
+    def _back(
+        self, values: dict[int, Any], seeds: list[Any], cut: Cut | None
+    ) -> tuple[dict[int, Any], list[list[Any]]]:
+        """The cotangents of slots, and what each site makes of those of its outputs."""
         cotangents: dict[int, Any] = {}
+        pulled: list[list[Any]] = [[] for _ in self.sites]
 
         def add(slot, x):
             cotangents[slot] = x if slot not in cotangents else cotangents[slot] + x
 
         for slot, seed in zip(self.outputs, seeds, strict=True):
             if seed is not None:
-                add(slot, lift(seed))
-        pulled: list[list[Any]] = [[] for _ in self.sites]
-        place = len(self.sites)
-        for number, site in reversed(list(enumerate(self.sites))):
-            if (pull := self._pulls[number]) is None:
+                add(slot, self._lifted(seed))
+        for place, (number, back, slots) in enumerate(self.places):
+            if slots and cut is not None:
+                for slot in slots:
+                    exact = cut.exact.cotangents[slot]
+                    cotangents[slot] = cut.chosen(place, cotangents[slot], exact)
+            site, pull = self.sites[number], self._pulls[number]
+            if slots or not back or pull is None:
                 continue
             given = [site.outputs[j] for j in site.asked]
             cts = [cotangents.setdefault(s, jnp.zeros_like(values[s])) for s in given]
-            back = pull([values[s] for s in site.inputs], cts)
+            pulled[number] = pull([values[s] for s in site.inputs], cts)
             if cut is not None:
-                pairs = zip(back, cut.exact.pulled[number], strict=True)
-                back = [cut.chosen(place, *pair) for pair in pairs]
-            pulled[number] = back
-            for i, x in zip(site.active, back, strict=True):
+                pairs = zip(pulled[number], cut.exact.pulled[number], strict=True)
+                pulled[number] = [cut.chosen(place, *pair) for pair in pairs]
+            for i, x in zip(site.active, pulled[number], strict=True):
                 add(site.inputs[i], x)
-            place += 1
-            if slots := self._summed[number]:
-                if cut is not None:
-                    for slot in slots:
-                        exact = cut.exact.cotangents[slot]
-                        cotangents[slot] = cut.chosen(place, cotangents[slot], exact)
-                place += 1
-        return Record(
-            {slot: x for slot, x in values.items() if slot not in before},
-            cotangents,
-            pulled,
-            {slot: self._level(x) for slot, x in values.items()},
-            {slot: self._level(x) for slot, x in cotangents.items()},
-            [list(map(self._level, back)) for back in pulled],
-        )
+        return cotangents, pulled
 
     def _kinds(self) -> list[Site]:
         """One site of each kind; notes which kind each is of."""
@@ -364,21 +373,21 @@ class Tape:
         return [one[k] for k in range(len(first))]
 
     def _places(self) -> list[Place]:
-        """The places of a walk; notes for each site which sums of cotangents it completes."""
+        """The places of a walk."""
         uses: dict[int, list[int]] = {}
         for number, site in enumerate(self.sites):
-            for slot in (site.inputs[i] for i in site.active if self._pulls[number]):
+            for slot in (site.inputs[i] for i in site.active):
                 uses.setdefault(slot, []).append(number)
-        self._summed: dict[int, tuple[int, ...]] = {n: () for n in range(len(self.sites))}
+        summed: dict[int, tuple[int, ...]] = {}
         for slot, numbers in uses.items():
             if len(numbers) > 1:
-                self._summed[min(numbers)] += (slot,)
+                summed[min(numbers)] = (*summed.get(min(numbers), ()), slot)
         places = [Place(number) for number in range(len(self.sites))]
         for number in reversed(range(len(self.sites))):
             if self._pulls[number] is not None:
                 places.append(Place(number, True))
-                if slots := self._summed[number]:
-                    places.append(Place(number, True, slots))
+                if number in summed:
+                    places.append(Place(number, True, summed[number]))
         return places
 
     def meeting(self, slot: int) -> int:
@@ -414,17 +423,8 @@ class Tape:
         """The iterations of a loop in their order, each with what its outputs have for cotangents;
         none where there are too many.
         """
-        n, m = len(loop.consts), len(loop.carry)
-        body, carry, given, places = loop.body, list(loop.carry), [], []
-        for step in range(ITERATIONS + 1):
-            if (loop.order is not None and step == len(loop.order)) or not going(carry):
-                break
-            place = step if loop.order is None else loop.order[step]
-            given.append([*loop.consts, *carry, *(x[place] for x in loop.xs)])
-            places.append(place)
-            carry = self._run(body, given[-1])[:m]
-        else:
-            return []
+        n, m, body = len(loop.consts), len(loop.carry), loop.body
+        given, carry = self._unrolled_inputs(loop, going)
         moving = _moving_in_loop(body, moving, n, m)
         outputs = [v.aval for v in opened(body)[0].outvars]
         asked = [
@@ -433,17 +433,11 @@ class Tape:
             if is_inexact(aval) and (moving[n + j] if j < m else seeds[j] is not None)
         ]
         active = [i for i, moves in enumerate(moving) if moves]
-        key = "back", id(body), tuple(asked), tuple(active)
-        if key not in self._insides:
-            call = lambda xs: core.jaxpr_as_fun(body)(*xs)  # noqa: E731
-            avals = avals_of(opened(body)[0].invars)
-            self._insides[key] = jax.jit(vjp_of(call, avals, active, asked, self.dtype)), body
-        back = self._insides[key][0]
+        back = self._back_through(body, active, asked)
         cts = {j: _zeros_like(carry[j], seeds[j]) for j in asked if j < m}
         found = []
-        for place, inputs in zip(places[::-1], given[::-1], strict=True):
-            of_ys = {j: seeds[j][place] for j in asked if j >= m}
-            here = {**cts, **of_ys}
+        for place, inputs in reversed(given):
+            here = {**cts, **{j: seeds[j][place] for j in asked if j >= m}}
             every = [here.get(j) for j in range(len(outputs))]
             found.append(Inside(f"iteration {place}", body, inputs, tuple(moving), every))
             if asked and active:
@@ -451,6 +445,33 @@ class Tape:
                     pulled = dict(zip(active, back(inputs, [here[j] for j in asked]), strict=True))
                 cts = {j: pulled[n + j] for j in cts}
         return found[::-1]
+
+    def _unrolled_inputs(
+        self, loop: "_Loop", going: Callable[[list[Any]], Any]
+    ) -> tuple[list[tuple[int, list[Any]]], list[Any]]:
+        """What each iteration is given, behind its number, and what is carried at the end; nothing
+        of loops that are too long.
+        """
+        carry, given = list(loop.carry), []
+        for step in range(ITERATIONS + 1):
+            if (loop.order is not None and step == len(loop.order)) or not going(carry):
+                return given, carry
+            place = step if loop.order is None else loop.order[step]
+            inputs = [*loop.consts, *carry, *(x[place] for x in loop.xs)]
+            given.append((place, inputs))
+            carry = self._run(loop.body, inputs)[: len(carry)]
+        return [], carry
+
+    def _back_through(
+        self, body: Program, active: Sequence[int], asked: Sequence[int]
+    ) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
+        """The pullback of a loop's body; kept."""
+        key = "back", id(body), tuple(asked), tuple(active)
+        if key not in self._insides:
+            call = lambda xs: core.jaxpr_as_fun(body)(*xs)  # noqa: E731
+            avals = avals_of(opened(body)[0].invars)
+            self._insides[key] = jax.jit(vjp_of(call, avals, active, asked, self.dtype)), body
+        return self._insides[key][0]
 
 
 class _Loop(NamedTuple):

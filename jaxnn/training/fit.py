@@ -51,7 +51,7 @@ from jaxnn.training.checkpoint import (
 )
 from jaxnn.training.examples import Examples
 from jaxnn.training.history import Fit, Log, Reason, Status
-from jaxnn.training.objective import Form, Objective
+from jaxnn.training.objective import Objective
 from jaxnn.training.progress import Progress
 from jaxnn.training.steps import (
     Chunk,
@@ -195,10 +195,12 @@ def fit(
     require_run(
         loss, grad, data, test, EPOCHS if epochs is None else epochs, batch_size, on_progress
     )
-    for name, number in (("max_steps", max_steps), ("evaluate_steps", evaluate_steps)):
-        if number is not None:
-            require_count(name, number, least=1)
-    require_count("evaluate_every", evaluate_every, least=1)
+    _require_counts(
+        evaluate_every=evaluate_every,
+        max_steps=max_steps,
+        evaluate_steps=evaluate_steps,
+        patience=patience,
+    )
     require_choice("on_interrupt", on_interrupt, ("raise", "return"))
     require_differentiable("params", params)
     if model_state is not None:
@@ -210,36 +212,23 @@ def fit(
     if watch is not None:
         require_arguments("watch", watch, {})
     _require_checkpoints(checkpoint, resume, keep, every)
-    if patience is not None:
-        require_count("patience", patience, least=1)
     mesh = as_mesh("mesh", mesh)
     place = functools.partial(replicate, mesh=mesh)
-    count = count_examples(data)
-    size = min(batch_size, count)
-    if epochs is None:
-        epochs = EPOCHS if max_steps is None else -(-max_steps // -(-count // size))
-    plan = Plan(count, size, epochs, replacement, max_steps)
-    sets = {"train": Examples.of("data", data, size, place, stream)}
-    tests = {} if test is None else dict(test) if isinstance(test, Mapping) else {"test": test}
-    for name, examples in tests.items():
-        label = "test" if name == "test" else f"test[{name!r}]"
-        sets[name] = Examples.of(label, examples, size, place, stream)
+    plan = _plan(count_examples(data), batch_size, epochs, replacement, max_steps)
+    sets = _sets(data, test, plan.batch_size, place, stream)
     names = _require_measure(measure, tuple(sets))
     measured = metrics is not None or test is not None or patience is not None
     across = not (measured or plan.rest or sets["train"].streamed)
     skeleton, arrays = arrays_of(params)
     state = State(place(arrays), None, place(model_state))
-    given = 1 + (model_state is not None) + len(data)
-    form = Form.of(loss, given, model_state is not None, has_aux)
-    by = None if grad is jax.grad else grad
-    objective = Objective(loss, metrics, by, skeleton, form)
+    objective = Objective.of(loss, metrics, grad, skeleton, data, model_state, has_aux)
     objective.require(state.params, state.model_state, key, sets["train"].data)
     start = optimizer.init(skeleton.split(state.params)[0])
     if opt_state is not None:
         require_same_form("opt_state", opt_state, "optimizer.init(...)", start)
     state = state._replace(opt_state=place(start if opt_state is None else opt_state))
     take, evaluate = compiled(objective, optimizer, plan, mesh, across)
-    watched = f"{[*tests, 'train'][0]}_loss"
+    watched = f"{[*list(sets)[1:], 'train'][0]}_loss"
     run = _Run(
         plan=plan,
         key=key,
@@ -271,15 +260,42 @@ def fit(
     result = run.result()
     if result.status.reason == "interrupted" and on_interrupt == "raise":
         raise Interrupted(result)
-    began, ended = float(result.history.step_loss[0]), run.log.mean_loss
-    if result.status.reason == "finished" and ended > began + abs(began):
-        warnings.warn(
-            f"fit diverged: the loss went from {began:.6g} to {ended:.6g} in {plan.steps} steps; a "
-            "smaller learning rate may converge.",
-            DivergenceWarning,
-            stacklevel=2,
-        )
+    if result.status.reason == "finished":
+        _warn_of_divergence(result, run.log.mean_loss)
     return result
+
+
+def _plan(
+    count: int, batch_size: int, epochs: int | None, replacement: bool, max_steps: int | None
+) -> Plan:
+    """How long a run is: so many epochs, or as many as its steps take."""
+    size = min(batch_size, count)
+    if epochs is None:
+        epochs = EPOCHS if max_steps is None else -(-max_steps // -(-count // size))
+    return Plan(count, size, epochs, replacement, max_steps)
+
+
+def _sets(
+    data: PyTree, test: Any, batch_size: int, place: Callable, stream: bool | None
+) -> dict[str, Examples]:
+    """The sets of examples by name: "train" first, then what else is measured."""
+    sets = {"train": Examples.of("data", data, batch_size, place, stream)}
+    tests = {} if test is None else dict(test) if isinstance(test, Mapping) else {"test": test}
+    for name, examples in tests.items():
+        label = "test" if name == "test" else f"test[{name!r}]"
+        sets[name] = Examples.of(label, examples, batch_size, place, stream)
+    return sets
+
+
+def _warn_of_divergence(result: Fit, ended: float) -> None:
+    began = float(result.history.step_loss[0])
+    if ended > began + abs(began):
+        warnings.warn(
+            f"fit diverged: the loss went from {began:.6g} to {ended:.6g} in "
+            f"{result.status.step} steps; a smaller learning rate may converge.",
+            DivergenceWarning,
+            stacklevel=3,
+        )
 
 
 class Interrupted(KeyboardInterrupt):
@@ -621,6 +637,13 @@ def require_run(
     require_count("batch_size", batch_size, least=1)
     if on_progress is not None:
         require_callable("on_progress", on_progress)
+
+
+def _require_counts(**numbers: Any) -> None:
+    """Refuse what is neither None nor an integer of at least 1."""
+    for name, number in numbers.items():
+        if number is not None:
+            require_count(name, number, least=1)
 
 
 def _require_checkpoints(checkpoint: Any, resume: Any, keep: Any, every: Any) -> None:

@@ -73,6 +73,22 @@ class Objective(NamedTuple):
     skeleton: Skeleton
     form: Form
 
+    @classmethod
+    def of(
+        cls,
+        loss: Callable,
+        metrics: Callable | None,
+        grad: Callable,
+        skeleton: Skeleton,
+        data: tuple[Any, ...],
+        model_state: PyTree,
+        has_aux: bool,
+    ) -> "Objective":
+        """Of what a run is given; whether there is a state decides how the loss is called."""
+        stateful = model_state is not None
+        form = Form.of(loss, 1 + stateful + len(data), stateful, has_aux)
+        return cls(loss, metrics, None if grad is jax.grad else grad, skeleton, form)
+
     def value(
         self, arrays: PyTree, model_state: PyTree, key: Any, batch: tuple[Any, ...]
     ) -> tuple[Any, tuple[PyTree, dict[str, Any]]]:

@@ -32,7 +32,7 @@ from jaxnn._validate import (
 from jaxnn.data import count_examples
 from jaxnn.training.fit import require_run
 from jaxnn.training.history import Fit, History, Status
-from jaxnn.training.objective import Form, Objective
+from jaxnn.training.objective import Objective
 from jaxnn.training.progress import Progress
 from jaxnn.training.steps import (
     Chunk,
@@ -117,10 +117,7 @@ def sweep(
         sets["test"] = replicate(test, None)
     if model_state is not None:
         require_arrays("model_state", model_state)
-    given = 1 + (model_state is not None) + len(data)
-    form = Form.of(loss, given, model_state is not None, has_aux)
-    by = None if grad is jax.grad else grad
-    objective = Objective(loss, metrics, by, skeleton, form)
+    objective = Objective.of(loss, metrics, grad, skeleton, data, model_state, has_aux)
     model_state = replicate(model_state, None)
     objective.require(_one(starts, 0), model_state, keys[0], sets["train"])
     plan = Plan(count := count_examples(data), min(batch_size, count), epochs, replacement)
