@@ -63,6 +63,8 @@ from jaxnn.training.steps import (
     run_chunk,
 )
 
+# Of what a checkpoint of a run holds; one of another is none that can be gone on with.
+LAYOUT = 2
 # Epochs of a run that says nothing else.
 EPOCHS = 10
 # The host comes back after about so many seconds of steps: often enough for a person to watch, too
@@ -419,6 +421,7 @@ class _Run:
             "batch_size": self.plan.batch_size,
             "replacement": self.plan.replacement,
             "key": np.asarray(jax.random.key_data(self.key)).tolist(),
+            "layout": LAYOUT,
         }
 
     @property
