@@ -79,6 +79,8 @@ class Plan(NamedTuple):
 
     def order(self, key: Key[Array, ""], epoch: Any) -> Int[Array, "examples"]:  # noqa: F821
         """Which examples an epoch uses, in which order: from the key and its number alone."""
+        if self.whole:
+            return jnp.arange(self.count, dtype=jnp.int32)
         size = self.per_epoch * self.batch_size
         return _order_of_epoch(key, epoch, self.count, size, self.replacement)
 
