@@ -795,3 +795,13 @@ def test_what_a_callback_raises_goes_on_up_once_the_run_is_saved(tmp_path):
 def test_a_run_that_diverges_says_so():
     with pytest.warns(DivergenceWarning, match="the loss went from .* in 30 steps"):
         fit(linear_by_name, START, PAIRS, optax.sgd(6.0), key=KEY, epochs=10, batch_size=4)
+
+
+def test_the_values_of_a_sweep_may_be_a_pytree():
+    values = {"lr": jnp.array([0.1, 0.2]), "momentum": jnp.array([0.0, 0.9])}
+    optimizer = lambda v: optax.sgd(v["lr"], v["momentum"])  # noqa: E731
+    run = {"key": KEY, "epochs": 3, "batch_size": 4}
+    for i, swept in enumerate(sweep(linear_by_name, START, PAIRS, optimizer, values, **run)):
+        one = {name: value[i] for name, value in values.items()}
+        alone = fit(linear_by_name, START, PAIRS, optimizer(one), **run)
+        np.testing.assert_allclose(swept.params["w"], alone.params["w"], rtol=1e-5)

@@ -111,7 +111,8 @@ def sweep(
     skeleton, starts = _starts(params, key, keys, runs)
     first = _one(values, 0)
     require_arguments("optimizer", optimizer, first)
-    require_optimizer("optimizer(...)", optimizer(first))
+    require_optimizer("optimizer(...)", made := optimizer(first))
+    extra = isinstance(made, optax.GradientTransformationExtraArgs)
     sets = {"train": replicate(data, None)}
     if test is not None:
         sets["test"] = replicate(test, None)
@@ -121,7 +122,7 @@ def sweep(
     model_state = replicate(model_state, None)
     objective.require(_one(starts, 0), model_state, keys[0], sets["train"])
     plan = Plan(count := count_examples(data), min(batch_size, count), epochs, replacement)
-    programs = kept(_compiled, objective, optimizer, plan, key.ndim)
+    programs = kept(_compiled, objective, optimizer, extra, plan, key.ndim)
 
     def begin(params, value):
         return State(params, optimizer(value).init(skeleton.split(params)[0]), model_state)
@@ -183,13 +184,9 @@ class _Log(NamedTuple):
         broken = [
             _one(chunk, i).not_finite() if lost[i] else leaf for i, leaf in enumerate(self.broken)
         ]
-        pairs = zip(np.asarray(chunk.losses), np.asarray(chunk.reached), strict=True)
         ends = np.asarray(chunk.reached)
-        losses = [row[:end] for row, end in pairs]
-        aux = {
-            name: [row[:end] for row, end in zip(np.asarray(x), ends, strict=True)]
-            for name, x in chunk.aux.items()
-        }
+        taken = lambda x: [row[:end] for row, end in zip(np.asarray(x), ends, strict=True)]  # noqa: E731
+        losses, aux = taken(chunk.losses), {name: taken(x) for name, x in chunk.aux.items()}
         return _Log(
             broken,
             [*self.losses, losses],
@@ -213,9 +210,10 @@ class _Log(NamedTuple):
         return Fit(params, state.opt_state, history, status, state.model_state)
 
 
-def _compiled(objective: Objective, optimizer: Callable, plan: Plan, own_keys: int) -> _Programs:
+def _compiled(
+    objective: Objective, optimizer: Callable, extra: bool, plan: Plan, own_keys: int
+) -> _Programs:
     """The programs; `own_keys` is 1 where each run has a key of its own, else 0."""
-    extra = isinstance(optimizer(jnp.float32(0)), optax.GradientTransformationExtraArgs)
     one_chunk = make_chunk(objective, extra, plan.batch_size, plan.rest, None, plan.whole)
 
     def take(state, value, data, order, key, first, *chunk):
