@@ -14,6 +14,7 @@ from jax import lax
 from rule_mutants import FUNCTIONS, mutants, mutated
 
 from jaxnn import GradientError, assert_gradient, check_gradient, explain
+from jaxnn.checking.tape import Tape, seeds_of
 
 CASES = [pytest.param(case, id=case.name) for case in blame_cases.CASES]
 
@@ -132,6 +133,25 @@ def test_nan_in_a_while_loop_is_named_with_its_iteration():
 
     (birth,) = explain(f, jnp.float32(3.0)).births
     assert birth.line.text.endswith("# the line") and birth.iteration == "iteration 1"
+
+
+def test_a_long_walk_goes_past_what_has_no_way_back():
+    """The same equation once on the way of the derivative, where it ends, and once beside it."""
+    shape = jax.ShapeDtypeStruct((3,), jnp.float32)
+    seen = functools.partial(jax.pure_callback, lambda v: np.asarray(v), shape)
+
+    def chain(x):
+        for _ in range(60):
+            x = jnp.tanh(1.1 * x)
+        return jnp.sum(x)
+
+    f = lambda x: chain(x + seen(lax.stop_gradient(x)) + seen(x))  # noqa: E731
+    point = jnp.arange(1.0, 4.0)
+    tape = Tape(program := jax.make_jaxpr(f)(point), [True])
+    assert not tape.together
+    record = tape.record([point], seeds_of(program))
+    right = jax.grad(lambda x: chain(x + 2 * point))(point)
+    np.testing.assert_allclose(record.cotangents[tape.inputs[0]], right, rtol=1e-5)
 
 
 def test_a_clean_check_asks_no_line(monkeypatch):

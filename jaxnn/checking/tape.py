@@ -188,17 +188,16 @@ class Tape:
         ends = {s for s, floats in zip(self.outputs, inexact, strict=True) if floats}
         starts = {s for s, moves in zip(self.inputs, moving, strict=True) if moves}
         self.sites = _differentiated(sites, starts, ends)
-        pulls = [pull_of(site, dtype) if site.asked else None for site in self._kinds()]
-        self._pulls = [pulls[k] for k in self.kinds]
-        pairs = zip(self.sites, self._pulls, strict=True)  # where there is no way back, it ends
-        self.sites = [s if pull else s._replace(active=(), asked=()) for s, pull in pairs]
-        values = [functools.partial(evaluated, site.eqn, dtype=dtype) for site in self._kinds()]
+        ones = self._kinds()
+        pulls = [pull_of(site, dtype) if site.asked else None for site in ones]
+        values = [functools.partial(evaluated, site.eqn, dtype=dtype) for site in ones]
         self.together, self._level = len(self.sites) <= TOGETHER, level
         if not self.together:
             values, self._level = list(map(jax.jit, values)), jax.jit(level)
-            jitted = [pull and jax.jit(pull) for pull in pulls]
-            self._pulls = [jitted[k] for k in self.kinds]
-        self._values = [values[k] for k in self.kinds]
+            pulls = [pull and jax.jit(pull) for pull in pulls]
+        self._values, self._pulls = ([of[k] for k in self.kinds] for of in (values, pulls))
+        pairs = zip(self.sites, self._pulls, strict=True)  # where there is no way back, it ends
+        self.sites = [s if pull else s._replace(active=(), asked=()) for s, pull in pairs]
         self.places = self._places()
         self._walk = jax.jit(self._walked) if self.together else self._walked
 
