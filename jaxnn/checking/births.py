@@ -8,7 +8,6 @@ back to where that began. What is inside of a loop or a branch is asked in its t
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxnn.checking.causes import usual_cause
@@ -26,9 +25,7 @@ def births(tape: Tape, inputs: Sequence[Any], seeds: Sequence[Any]) -> list[Birt
       seeds: the cotangents of its outputs, None for those without.
     """
     record = tape.record(inputs, seeds)
-    levels, of_cts, of_pulled = jax.device_get(
-        (record.levels, record.cotangent_levels, record.pulled_levels)
-    )
+    levels, of_cts, of_pulled = tape.levels(record)
     origin, undefined = _origins(tape, levels)
     ends = [s for s, seed in zip(tape.outputs, seeds, strict=True) if seed is not None]
     bad = [s for s in ends or tape.outputs if levels.get(s, 0)]
@@ -110,7 +107,7 @@ def _born_in_cotangents(tape: Tape, record: Record, number: int) -> list[Birth]:
     count, total = (sum(int(f(b)) for b in bad) for f in (np.sum, np.size))
     reason, cure = usual_cause(site.eqn.primitive.name, "slope")
     what = f"`{site.name}`, {reason or 'its derivative is not finite'}"
-    (ct,) = [np.asarray(record.cotangents[site.outputs[j]]) for j in site.asked][:1]
+    ct = np.asarray(record.cotangents[site.outputs[site.asked[0]]])
     masks = [b for b in bad if b.shape == ct.shape and b.any()]
     masked = bool(masks) and all(np.all(ct[b] == 0) for b in masks)
     return [Birth(SourceLine.of(site.line), site.name, what, count, total, cure, masked)]

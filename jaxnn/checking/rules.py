@@ -21,7 +21,17 @@ from jaxnn.checking.findings import RuleReport, SourceLine
 from jaxnn.checking.line import Direction, Line, Question, along_program, drawer
 from jaxnn.checking.locate import Claimed, examine, verdict_of
 from jaxnn.checking.slope import HALF, estimate_slope, ladder
-from jaxnn.checking.tape import Record, Site, Tape, arithmetic, avals_of, evaluated, is_inexact
+from jaxnn.checking.solvers import LOOSE
+from jaxnn.checking.tape import (
+    Record,
+    Site,
+    Tape,
+    arithmetic,
+    avals_of,
+    evaluated,
+    is_inexact,
+    of_active,
+)
 from jaxnn.numerical.float64 import wide_arithmetic, widen, widen_leaf
 from jaxnn.numerical.interpret import (
     CUSTOM_RULES,
@@ -43,8 +53,6 @@ OF_SERIES = 1e-9
 SYMMETRIC = frozenset([primitives.cholesky_p, primitives.eigh_p])
 # Iterations of one loop whose rules are checked.
 SAMPLE = 32
-# How far, relative, a solver's or an iteration's rule may be off, and it is its tolerance.
-LOOSE = 5e-3
 
 
 def wrong_rules(tape: Tape, inputs: Sequence[Any], seeds: Sequence[Any]) -> list[RuleReport]:
@@ -103,15 +111,11 @@ def _suspects(tape: Tape, record: Record) -> list[int]:
     steps = np.concatenate([half, -half, [0.0]])
 
     def along_lines(given):
-        return [_along(tape, number)(*one[:2], steps, one[2]) for number, one in given]
+        pairs = zip(asked, given, strict=True)
+        return [_along(tape, n)(points, moves, steps, data) for n, (points, moves, data) in pairs]
 
-    pairs = list(zip(asked, given, strict=True))
     with wide_arithmetic(tape.dtype):
-        if tape.together:
-            program = jax.jit(lambda given: along_lines(zip(asked, given, strict=True)))
-            values = program(given)
-        else:
-            values = along_lines(pairs)
+        values = (jax.jit(along_lines) if tape.together else along_lines)(given)
     epsilon, suspects = float(jnp.finfo(tape.dtype).eps), []
     for number, along, phi in zip(asked, sums, map(np.asarray, values), strict=True):
         slope = estimate_slope(half, phi[:HALF], phi[HALF:-1], float(phi[-1]), epsilon)
@@ -153,7 +157,7 @@ class _Asked(NamedTuple):
     @classmethod
     def of(cls, site: Site, record: Record, number: int, dtype: Any) -> "_Asked | None":
         """Nothing where an input, a cotangent or a claim is not finite, or all of them are 0."""
-        rest = [_widened(record.values[s], dtype) for s in site.inputs]
+        rest = [widen_leaf(record.values[s], dtype) for s in site.inputs]
         cts = [record.cotangents[site.outputs[j]] for j in site.asked]
         back = record.pulled[number]
         points, claims, paired = [], [], []
@@ -172,7 +176,7 @@ class _Asked(NamedTuple):
 
 def _projected(site: Site, given: Any, points: Sequence[Any], dtype: Any) -> Any:
     """The sum of the products of a site's cotangents and its outputs, real part."""
-    (rest, cts), full = given, None
+    rest, cts = given
     full = list(rest)
     for i, x in zip(site.active, points, strict=True):
         full[i] = as_complex(x) if jnp.iscomplexobj(rest[i]) else x
@@ -230,7 +234,7 @@ def _with_another_value(site: Site, record: Record, dtype: Any) -> RuleReport | 
     forward = lambda full: _differentiated(site, full)[0]  # noqa: E731
     inputs = [record.values[s] for s in site.inputs]
     with wide_arithmetic(dtype):
-        widened = [_widened(x, dtype) for x in inputs]
+        widened = [widen_leaf(x, dtype) for x in inputs]
     call = widen(forward, (avals,), dtype).call
     with wide_arithmetic(dtype):
         values = call(widened)
@@ -240,10 +244,15 @@ def _with_another_value(site: Site, record: Record, dtype: Any) -> RuleReport | 
         worst = max(worst, relative_error(here, there))
     if not worst > _explained(site):
         return None
-    name, where = source(site.eqn)
-    kind, line = site.eqn.primitive.name.removesuffix("_call"), SourceLine.of(site.line)
-    where = _line_of_rule(site) or where
-    return RuleReport(name, line, kind, Verdict.DIFFERS, None, worst, where)
+    return RuleReport(
+        site.name,
+        SourceLine.of(site.line),
+        _kind_of_rule(site),
+        Verdict.DIFFERS,
+        None,
+        worst,
+        _line_of_rule(site),
+    )
 
 
 def _explained(site: Site) -> float:
@@ -257,14 +266,12 @@ def _named(
     site: Site, asked: _Asked, line: Line, argument: int, off: float, verdict: Verdict, dtype: Any
 ) -> RuleReport:
     """What a wrong rule is called, and where it stands."""
-    where, place = "", SourceLine.of(site.line)
+    name, where, place = site.name, "", SourceLine.of(site.line)
     if site.eqn.primitive in CUSTOM_RULES:
-        name, where = source(site.eqn)
-        kind = site.eqn.primitive.name.removesuffix("_call")
-        where = _line_of_rule(site) or where
+        kind, where = _kind_of_rule(site), _line_of_rule(site)
         argument -= rule_consts(site.eqn)
     else:
-        name, kind = site.eqn.primitive.name, "jvp"
+        kind = "jvp"
         if _forward_fits(site, asked, line, dtype):
             name, kind = _wrong_transpose(site, asked, dtype) or name, "transpose"
     return RuleReport(name, place, kind, verdict, argument, off, where)
@@ -272,7 +279,7 @@ def _named(
 
 def _line_of_rule(site: Site) -> str:
     """Where a rule stands: its backward function, or the last line of the user's in it that is not
-    one of the function that it is for, or of its call.
+    one of the function that it is for, or of its call; else where that function does.
     """
     if there := backward_source(site.eqn):
         return str(SourceLine.of(there))
@@ -281,25 +288,20 @@ def _line_of_rule(site: Site) -> str:
     known = {line_of(eqn) for eqn in equations(called(site.eqn))} | {site.line, ""}
     lines = [line_of(eqn) for eqn in equations(back)]
     lines = [line for line in lines if line not in known]
-    return str(SourceLine.of(lines[-1])) if lines else ""
+    return str(SourceLine.of(lines[-1])) if lines else source(site.eqn)[1]
 
 
-def _of_active(site: Site, full: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:
-    """The outputs of a site that are asked for, as a function of its active inputs."""
+def _kind_of_rule(site: Site) -> str:
+    return site.eqn.primitive.name.removesuffix("_call")
 
-    def of(points):
-        moved = list(full)
-        for i, x in zip(site.active, points, strict=True):
-            moved[i] = x
-        outputs = bind(site.eqn, moved)
-        return [outputs[j] for j in site.asked]
 
-    return of
+def _of_site(site: Site, full: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:
+    return of_active(functools.partial(bind, site.eqn), site.active, site.asked, full)
 
 
 def _differentiated(site: Site, full: Sequence[Any]) -> tuple[list[Any], Any]:
     """Values and derivatives of a site's outputs, by its rule."""
-    outputs, back = jax.vjp(_of_active(site, full), [full[i] for i in site.active])
+    outputs, back = jax.vjp(_of_site(site, full), [full[i] for i in site.active])
     return outputs, back([jnp.ones_like(y) for y in outputs])
 
 
@@ -307,7 +309,7 @@ def _changes(site: Site) -> Callable:
     """How a site's outputs change with its active inputs, by the JVP rule."""
 
     def changes(full, tangents):
-        return jax.jvp(_of_active(site, full), ([full[i] for i in site.active],), (tangents,))[1]
+        return jax.jvp(_of_site(site, full), ([full[i] for i in site.active],), (tangents,))[1]
 
     return changes
 
@@ -347,7 +349,7 @@ def _wrong_transpose(site: Site, asked: _Asked, dtype: Any) -> str | None:
     rng = np.random.default_rng(0)
     given = [jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in tangents]
     with arithmetic(dtype):
-        rest = [_widened(x, dtype) for x in (*asked.rest, *given)]
+        rest = [widen_leaf(x, dtype) for x in (*asked.rest, *given)]
     record = linear.record(rest, asked.cts)
     for number, inner in reversed(list(enumerate(linear.sites))):
         if not inner.asked:
@@ -378,10 +380,6 @@ def _is_iterative(site: Site) -> bool:
 
 def _symmetric(x: Any) -> Any:
     return (x + jnp.conj(jnp.swapaxes(x, -1, -2))) / 2
-
-
-def _widened(x: Any, dtype: Any) -> Any:
-    return widen_leaf(x, dtype) if is_inexact(x) else x
 
 
 def _whole(sizes: Sequence[int]) -> Question:

@@ -90,17 +90,11 @@ class Record(NamedTuple):
       values: of each slot.
       cotangents: of each slot that has one.
       pulled: for each site, what it makes of the cotangents of its outputs, for each active input.
-      levels: how finite the values of each slot are, and
-      cotangent_levels: the cotangents, and
-      pulled_levels: what each site makes of them: 0 finite, 1 with infinities, 2 with NaN.
     """
 
     values: dict[int, Any]
     cotangents: dict[int, Any]
     pulled: list[list[Any]]
-    levels: dict[int, Any]
-    cotangent_levels: dict[int, Any]
-    pulled_levels: list[list[Any]]
 
 
 class Cut(NamedTuple):
@@ -191,15 +185,18 @@ class Tape:
         ones = self._kinds()
         pulls = [pull_of(site, dtype) if site.asked else None for site in ones]
         values = [functools.partial(evaluated, site.eqn, dtype=dtype) for site in ones]
-        self.together, self._level = len(self.sites) <= TOGETHER, level
+        self.together = len(self.sites) <= TOGETHER
         if not self.together:
-            values, self._level = list(map(jax.jit, values)), jax.jit(level)
+            values = list(map(jax.jit, values))
             pulls = [pull and jax.jit(pull) for pull in pulls]
-        self._values, self._pulls = ([of[k] for k in self.kinds] for of in (values, pulls))
+        self._values = [values[k] for k in self.kinds]
+        self._pulls = [pulls[k] for k in self.kinds]
         pairs = zip(self.sites, self._pulls, strict=True)  # where there is no way back, it ends
         self.sites = [s if pull else s._replace(active=(), asked=()) for s, pull in pairs]
         self.places = self._places()
-        self._walk = jax.jit(self._walked) if self.together else self._walked
+        self._walk, self._levels = self._walked, _levels_one_by_one
+        if self.together:
+            self._walk, self._levels = jax.jit(self._walked), jax.jit(_levels)
 
     def record(self, inputs: Sequence[Any], seeds: Sequence[Any], cut: Cut | None = None) -> Record:
         """Walk. `seeds` are the cotangents of the outputs; None for those without."""
@@ -207,6 +204,10 @@ class Tape:
             record = self._walk(list(inputs), list(seeds), cut)
         given = dict(zip(self.inputs, inputs, strict=True))
         return record._replace(values={**self._consts, **given, **record.values})
+
+    def levels(self, record: Record) -> Record:
+        """In the place of each array how finite it is: 0 finite, 1 with infinities, 2 with NaN."""
+        return jax.device_get(self._levels(record))
 
     def inside(self, number: int, record: Record) -> list[Inside]:
         """What is inside of a site, as it is met; nothing for what has no inside."""
@@ -308,15 +309,8 @@ class Tape:
         given = {slot: self._lifted(x) for slot, x in self._consts.items()}
         given |= dict(zip(self.inputs, map(self._lifted, inputs), strict=True))
         values = self._there(dict(given), cut)
-        cotangents, pulled = self._back(values, seeds, cut)
-        return Record(
-            {slot: x for slot, x in values.items() if slot not in given},
-            cotangents,
-            pulled,
-            {slot: self._level(x) for slot, x in values.items()},
-            {slot: self._level(x) for slot, x in cotangents.items()},
-            [list(map(self._level, back)) for back in pulled],
-        )
+        found = {slot: x for slot, x in values.items() if slot not in given}
+        return Record(found, *self._back(values, seeds, cut))
 
     def _lifted(self, x: Any) -> Any:
         return x if self.dtype is None else widen_leaf(x, self.dtype)
@@ -501,6 +495,14 @@ def level(x: Any) -> Any:
     return worst.astype(jnp.int8)
 
 
+def _levels(record: Record) -> Record:
+    return jax.tree.map(level, record)
+
+
+def _levels_one_by_one(record: Record) -> Record:
+    return jax.tree.map(jax.jit(level), record)
+
+
 def evaluated(eqn: Equation, inputs: Sequence[Any], dtype: Any) -> list[Any]:
     """The outputs of an equation, in its own dtypes or in a wide one."""
     if dtype is None:
@@ -513,6 +515,24 @@ def run_program(program: Program, inputs: Sequence[Any], dtype: Any) -> list[Any
     if dtype is None:
         return core.jaxpr_as_fun(program)(*inputs)
     return Evaluation(dtype, RULES, set())(program, inputs)
+
+
+def of_active(
+    call: Callable[[Sequence[Any]], Sequence[Any]],
+    active: Sequence[int],
+    asked: Sequence[int],
+    full: Sequence[Any],
+) -> Callable[[Sequence[Any]], list[Any]]:
+    """The outputs of a function that are `asked` for, by its `active` inputs; `full` has all."""
+
+    def of(points):
+        moved = list(full)
+        for i, x in zip(active, points, strict=True):
+            moved[i] = x
+        outputs = call(moved)
+        return [outputs[j] for j in asked]
+
+    return of
 
 
 def vjp_of(
@@ -528,16 +548,10 @@ def vjp_of(
     The function is differentiated in its own dtypes, and that evaluated in `dtype`; by forward mode
     where there is no reverse.
     """
-
-    def of(points, full):
-        full = list(full)
-        for i, x in zip(active, points, strict=True):
-            full[i] = x
-        outputs = call(full)
-        return [outputs[j] for j in asked]
+    of = functools.partial(of_active, call, active, asked)
 
     def reverse(full, cts):
-        return jax.vjp(lambda points: of(points, full), [full[i] for i in active])[1](cts)[0]
+        return jax.vjp(of(full), [full[i] for i in active])[1](cts)[0]
 
     def forward(full, cts):
         points = [full[i] for i in active]
@@ -545,7 +559,7 @@ def vjp_of(
         def along(k, flat):
             tangents = [jnp.zeros_like(x) for x in points]
             tangents[k] = tangents[k].ravel().at[flat].set(1).reshape(points[k].shape)
-            changes = jax.jvp(lambda points: of(points, full), (points,), (tangents,))[1]
+            changes = jax.jvp(of(full), (points,), (tangents,))[1]
             return functools.reduce(jnp.add, map(lambda ct, dy: jnp.sum(ct * dy), cts, changes))
 
         return [
@@ -553,7 +567,7 @@ def vjp_of(
             for k, x in enumerate(points)
         ]
 
-    shapes = jax.eval_shape(lambda full: of([full[i] for i in active], full), list(avals))
+    shapes = jax.eval_shape(lambda full: of(full)([full[i] for i in active]), list(avals))
     for way in (reverse, forward):
         try:
             if dtype is not None:
