@@ -269,7 +269,6 @@ def _with_lines(
     if report.verdict is Verdict.NOT_DETERMINISTIC:
         return report
     values = jax.tree.leaves(point)
-    moving = [k < len(point.leaves) for k in range(len(values))]
     seeds = seeds_of(programs.program)
     verdicts = {leaf.verdict for leaf in report.leaves}
     try:
@@ -283,8 +282,8 @@ def _with_lines(
             Verdict.IMPRECISE,
             Verdict.DIFFERS,
         }:
-            lost = [*claims.lost, *(None for _ in values[len(claims.lost) :])]
-            found = digits_lost(programs.program, moving, values, dtype, lost)
+            own, wide = (programs.tape(point, kind, unrolled=True) for kind in (None, dtype))
+            found = digits_lost(own, wide, values, seeds, claims.lost)
             report = dataclasses.replace(report, digits_lost=tuple(found))
     except Exception as error:  # of a rule that stands alone: JAX and its users raise anything
         reason = str(error).partition("\n")[0]

@@ -14,8 +14,7 @@ import numpy as np
 
 from jaxnn.checking.evidence import digits_shared, relative_error
 from jaxnn.checking.findings import LINES, DigitsLost, SourceLine
-from jaxnn.checking.tape import Cut, Place, Record, Site, Tape, is_inexact, seeds_of
-from jaxnn.numerical.interpret import Program
+from jaxnn.checking.tape import Cut, Place, Record, Site, Tape, is_inexact
 
 # The part of what is lost that one place has to answer for to be named.
 SHARE = 0.25
@@ -24,25 +23,24 @@ POINTS, AWAY = 4, 64
 
 
 def digits_lost(
-    program: Program,
-    moving: Sequence[bool],
+    own: Tape,
+    wide: Tape,
     inputs: Sequence[Any],
-    dtype: Any,
+    seeds: Sequence[Any],
     lost: Sequence[np.ndarray | None],
 ) -> list[DigitsLost]:
     """The equations without whose roundings the gradient would keep its digits, the worst first.
 
     Args:
-      program: the function.
-      moving: which of its inputs it is differentiated by.
-      inputs: their values.
-      dtype: the wide dtype.
-      lost: for each input the entries of its gradient that lost digits, flat; None for none.
+      own: the tape of a function, loops laid out, in its own dtypes, and
+      wide: in a wide one.
+      inputs: its values, those first that it is differentiated by.
+      seeds: the cotangents of its outputs.
+      lost: for each of those inputs the entries of its gradient that lost digits, flat; None for
+        none.
     """
-    own, wide = (Tape(program, moving, kind, unrolled=True) for kind in (None, dtype))
-    seeds = seeds_of(program)
     # Beside the point too, as in one alone a rounding may happen to do no harm.
-    points = [_beside(inputs, moving, seed) for seed in range(POINTS)]
+    points = [_beside(inputs, len(lost), seed) for seed in range(POINTS)]
     exact = [wide.record(point, seeds) for point in points]
     rounded = [own.record(point, seeds) for point in points]
 
@@ -54,7 +52,7 @@ def digits_lost(
             cut = Cut(np.int32(place), true)
             record = own.record(point, seeds, cut)
             worst = 0.0
-            for slot, mask in zip(own.inputs, lost, strict=True):
+            for slot, mask in zip(own.inputs, lost, strict=False):
                 if mask is not None and slot in true.cotangents:
                     a, b = (np.asarray(r.cotangents[slot]).ravel()[mask] for r in (record, true))
                     worst = max(worst, relative_error(a, b))
@@ -70,15 +68,12 @@ def digits_lost(
     return list(kept.values())[:LINES]
 
 
-def _beside(inputs: Sequence[Any], moving: Sequence[bool], seed: int) -> list[Any]:
-    """Inputs of which those that move are some roundings off; the first time none."""
-    rng, moved = np.random.default_rng(seed), []
-    for x, moves in zip(inputs, moving, strict=True):
-        if moves and seed:
-            epsilon = float(jnp.finfo(x.dtype).eps)
-            factors = 1 + AWAY * epsilon * rng.uniform(-1, 1, x.shape)
-            x = jnp.asarray(np.asarray(x, np.float64) * factors, x.dtype)
-        moved.append(x)
+def _beside(inputs: Sequence[Any], moving: int, seed: int) -> list[Any]:
+    """Inputs of which the first, those that move, are some roundings off; for seed 0 none."""
+    rng, moved = np.random.default_rng(seed), list(inputs)
+    for k, x in enumerate(inputs[: moving if seed else 0]):
+        factors = 1 + AWAY * float(jnp.finfo(x.dtype).eps) * rng.uniform(-1, 1, x.shape)
+        moved[k] = jnp.asarray(np.asarray(x, np.float64) * factors, x.dtype)
     return moved
 
 

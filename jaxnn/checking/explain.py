@@ -125,9 +125,7 @@ def explain(
     if not isinstance(programs, Traced):
         raise TypeError("`f` must be a function that JAX can trace. Got one that it cannot.")
     with jax.debug_nans(False), jax.debug_infs(False):
-        program, values = programs.program, jax.tree.leaves(point)
-        moving = [k < len(point.leaves) for k in range(len(values))]
-        seeds = seeds_of(program)
+        values, seeds = jax.tree.leaves(point), seeds_of(programs.program)
         born = births(programs.tape(point), values, seeds)
         if born:
             return Explanation(name, births=tuple(born))
@@ -135,8 +133,8 @@ def explain(
         lost = _lost(programs, point, dtype)
         lines = []
         if any(entries is not None for entries in lost):
-            rest = [None] * (len(values) - len(lost))
-            lines = digits_lost(program, moving, values, dtype, [*lost, *rest])
+            own, wide = (programs.tape(point, kind, unrolled=True) for kind in (None, dtype))
+            lines = digits_lost(own, wide, values, seeds, lost)
         return Explanation(name, (), tuple(rules), tuple(lines))
 
 

@@ -86,7 +86,7 @@ class Traced:
       deterministic: whether tracing it twice gives one function.
       program: the function itself, traced.
       notes: what is particular.
-      tapes: of the function, by the dtype that they are in.
+      tapes: of the function, by the dtype that they are in and whether loops are laid out.
     """
 
     packing: Packing
@@ -102,12 +102,12 @@ class Traced:
     notes: tuple[str, ...]
     tapes: dict[Any, Tape] = dataclasses.field(default_factory=dict)
 
-    def tape(self, point: Point, dtype: Any = None) -> Tape:
+    def tape(self, point: Point, dtype: Any = None, unrolled: bool = False) -> Tape:
         """The function's tape, in its own dtypes or in a wide one; kept."""
-        if dtype not in self.tapes:
+        if (kind := (dtype, unrolled)) not in self.tapes:
             moving = [k < len(point.leaves) for k in range(len(jax.tree.leaves(point)))]
-            self.tapes[dtype] = Tape(self.program, moving, dtype)
-        return self.tapes[dtype]
+            self.tapes[kind] = Tape(self.program, moving, dtype, unrolled)
+        return self.tapes[kind]
 
     def line(self, point: Point, dtype: Any, watch: Callable[[Line], None]) -> Line:
         """The function along lines through a point."""
