@@ -771,9 +771,10 @@ def test_any_number_of_sets_is_measured_by_name():
     np.testing.assert_allclose(some.history.metrics["far_loss"], metrics["far_loss"], rtol=1e-6)
 
 
-def test_a_callback_ends_the_run(tmp_path):
+@pytest.mark.parametrize("true", [bool, np.bool_, int])
+def test_a_callback_ends_the_run(tmp_path, true):
     run = {"key": KEY, "batch_size": 4, "epochs": 50, "test": PAIRS, "checkpoint": tmp_path}
-    stop = lambda progress: progress.epoch == 3  # noqa: E731
+    stop = lambda progress: true(progress.epoch == 3)  # noqa: E731
     result = fit(linear_by_name, START, PAIRS, optax.sgd(0.1), on_progress=stop, **run)
     assert result.status == Status("stopped", 9)
     rest = fit(linear_by_name, START, PAIRS, optax.sgd(0.1), resume=True, **run)

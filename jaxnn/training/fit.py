@@ -166,8 +166,8 @@ def fit(
       stream: keep `data` on the host, and send it in pieces; by default where NumPy arrays would
         fill half of the device.
       on_progress: called with a `Progress` about twice a second and after each measurement, in
-        process 0 alone. If it returns True, the run ends with status "stopped"; what it raises goes
-        on up once the run is saved.
+        process 0 alone. If it returns a true value, the run ends with status "stopped"; what it
+        raises goes on up once the run is saved.
       on_interrupt: "return" gives the `Fit` back where "raise" has it as the `fit` of a
         KeyboardInterrupt.
 
@@ -448,10 +448,9 @@ class _Run:
     def take_steps(self) -> None:
         """Take some steps, as many as the host can wait for."""
         began, before = time.perf_counter(), self.log.step
-        first, chunk = self._stretch() if self.across else self._part_of_epoch()
+        first, offset, chunk = self._stretch() if self.across else self._part_of_epoch()
         self.state, self.broken = chunk.state, chunk.not_finite()
-        taken = int(chunk.reached) - (before if self.across else first)
-        offset = before % self.plan.per_epoch if self.across else first
+        taken = int(chunk.reached) - first
         of_steps = lambda x: np.asarray(x).reshape(-1)[offset : offset + taken]  # noqa: E731
         losses, aux = of_steps(chunk.losses), jax.tree.map(of_steps, chunk.aux)
         seconds = time.perf_counter() - began
@@ -463,18 +462,19 @@ class _Run:
         fitting = int(max(taken, 1) * PACE / seconds)
         self.pace = max(1, min(GROWTH * self.pace, fitting))
 
-    def _stretch(self) -> tuple[int, Chunk]:
-        """Steps across epochs."""
+    def _stretch(self) -> tuple[int, int, Chunk]:
+        """Steps across epochs; before them what the chunk calls the first, and its place there."""
         begin, plan = self.log.step, self.plan
         longest = rows_of(plan) * plan.per_epoch - begin % plan.per_epoch
         stop = min(begin + min(self._length(), longest), plan.steps)
         data = self.sets["train"].piece(None, 0, 0).data
         key = replicate(self.key, self.mesh)
         limits = {"start": np.int32(begin), "stop": np.int32(stop), "short": np.bool_(False)}
-        return begin, run_chunk(self.take, self.state, data, key, **limits)
+        chunk = run_chunk(self.take, self.state, data, key, **limits)
+        return begin, begin % plan.per_epoch, chunk
 
-    def _part_of_epoch(self) -> tuple[int, Chunk]:
-        """Steps of one epoch; and the number of the first in what the chunk tells of."""
+    def _part_of_epoch(self) -> tuple[int, int, Chunk]:
+        """Steps of one epoch, likewise."""
         plan = self.plan
         epoch, start = divmod(self.log.step, plan.per_epoch)
         if self.order is None or start == 0:
@@ -489,7 +489,7 @@ class _Run:
             key = replicate(plan.key_of(self.key, epoch + 1), self.mesh)
         given = piece.data, piece.order, key, np.int32(piece.first)
         limits = {"start": first, "stop": last, "short": np.bool_(short)}
-        return int(first), run_chunk(self.take, self.state, *given, **limits)
+        return int(first), int(first), run_chunk(self.take, self.state, *given, **limits)
 
     def _sizes(self, before: int, taken: int) -> np.ndarray:
         """The examples of steps."""
@@ -538,7 +538,7 @@ class _Run:
         step, mean = self.log.step, self.log.mean_loss
         told = Progress(self.epoch, plan.epochs, step, plan.steps, mean, record)
         try:
-            if self.on_progress(told) is True:
+            if self.on_progress(told):
                 self.reason = self.reason or "stopped"
         except BaseException:
             self.reason = self.reason or "stopped"

@@ -201,11 +201,8 @@ def make_stretch(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk]
     def across(update, state, data, key, start, stop, short):
         def epoch(chunk):
             number, first = jnp.divmod(chunk.reached, size)
-            order = jnp.zeros(plan.batch_size, jnp.int32)
-            if not plan.whole:
-                order = plan.order(key, number + 1)
+            order, epoch_key = (of(key, number + 1) for of in (plan.order, plan.key_of))
             last = jnp.minimum(stop - number * size, size)
-            epoch_key = plan.key_of(key, number + 1)
             given = data, order, epoch_key, np.int32(0), first, last, short
             part = take(update, chunk.state, *given)
             row = number - start // size
@@ -216,18 +213,8 @@ def make_stretch(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk]
             )
             return Chunk(number * size + part.reached, part.state, part.finite, *noted)
 
-        order = jnp.zeros(size * plan.batch_size, jnp.int32)
-        nothing = jax.eval_shape(
-            functools.partial(take, update),
-            state,
-            data,
-            order,
-            key,
-            np.int32(0),
-            np.int32(0),
-            np.int32(0),
-            short,
-        )
+        given = data, jnp.zeros(size * plan.batch_size, jnp.int32), key, *[np.int32(0)] * 3, short
+        nothing = jax.eval_shape(functools.partial(take, update), state, *given)
         rows = jax.tree.map(
             lambda x: jnp.zeros((rows_of(plan), *x.shape), x.dtype), (nothing.losses, nothing.aux)
         )
