@@ -57,9 +57,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         os.close(folder)
 
 
+# The directories that runs of this process hold: the system's locks are between processes.
+_held: set[tuple[int, int]] = set()
+
+
 @contextlib.contextmanager
 def locked(name: str, directory: str | os.PathLike) -> Iterator[Path]:
-    """Hold a directory for this run alone; the system lets go of it when the process ends.
+    """Hold a directory for this run alone; the system lets go of it when the process ends, whatever
+    its children do.
 
     Raises:
       BlockingIOError: another run holds it.
@@ -67,11 +72,35 @@ def locked(name: str, directory: str | os.PathLike) -> Iterator[Path]:
     import fcntl  # POSIX; imported here so that the rest works without it
 
     folder = made_directory(name, directory)
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("a+") as file:
+        stat = os.fstat(file.fileno())
+        place, owner = (stat.st_dev, stat.st_ino), f"process {os.getpid()} on {os.uname().nodename}"
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if place in _held:
+                raise BlockingIOError
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
             raise BlockingIOError(
-                f"`{name}` must be a directory of one run. Got {str(folder)!r}, in use."
+                f"`{name}` must be a directory of one run. Got {str(folder)!r}, in use by "
+                f"{file.read().strip() or 'another'}."
             ) from None
-        yield folder
+        _held.add(place)
+        try:
+            file.truncate(0)
+            file.write(owner)
+            file.flush()
+            yield folder
+        finally:
+            _held.discard(place)
+
+
+def is_alive(number: str) -> bool:
+    """Whether a process of this machine, by its number, is there."""
+    try:
+        os.kill(int(number), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True

@@ -779,7 +779,7 @@ GOOD = {
     "progress_log": {"path": "nowhere"},
     "show_progress": {},
 }
-SWITCHES = {"has_aux", "replacement", "previous", "stream"}
+SWITCHES = {"has_aux", "replacement", "previous", "stream", "donate"}
 ARGUMENTS = [
     (name, argument)
     for name in GOOD
@@ -812,6 +812,7 @@ RUN_OF = {
     "data": None,
     "layers": [5],
     "activation": "relu",
+    "dropout": 0.0,
     "optimizer": "sgd",
     "lr": [0.5],
     "weight_scale": 0.01,
@@ -862,8 +863,6 @@ def files(tmp_path_factory):
         "gz.crc": gzip.compress(GOOD_IDX)[:-8] + bytes(8),
         "gz.twice": gzip.compress(gzip.compress(GOOD_IDX)),
         "gz.more": gzip.compress(GOOD_IDX) + b"garbage",
-        "bits.log": b"\xff\xfe\n",
-        "list.log": b"[1]\n",
         "code.py": CODE.encode(),
         "syntax.py": b"def f(:\n",
         "exit.py": b"raise SystemExit(0)\n",
@@ -898,20 +897,22 @@ def files(tmp_path_factory):
     )
     (folder / "encrypted.npz").write_bytes(encrypted)
     runs = {
-        "nothing": "",
-        "list": "[]",
-        "other": '{"a": 1}',
-        "deep": "[" * 100_000,
-        "digits": "9" * 5000,
-        "layers": json.dumps(RUN_OF | {"layers": [-5]}),
-        "number": json.dumps(RUN_OF | {"layers": 5}),
-        "evil": json.dumps(RUN_OF | {"activation": "__class__"}),
-        "data": json.dumps(RUN_OF | {"data": 5}),
-        "fine": json.dumps(RUN_OF),
+        "nothing": None,
+        "list": {"run": []},
+        "other": {"run": {"a": 1}},
+        "none": {},
+        "layers": {"run": RUN_OF | {"layers": [-5]}},
+        "number": {"run": RUN_OF | {"layers": 5}},
+        "evil": {"run": RUN_OF | {"activation": "__class__"}},
+        "data": {"run": RUN_OF | {"data": 5}},
+        "fine": {"run": RUN_OF},
     }
-    for name, content in runs.items():
-        (folder / "run" / name).mkdir(parents=True)
-        (folder / "run" / name / "run.json").write_text(content)
+    small = {"params": jaxnn.init_network(KEY, (64, 5, 10))}
+    for name, notes in runs.items():
+        jaxnn.save_checkpoint(folder / "run" / name, 1, small, info={"notes": notes})
+    (folder / "run" / "empty").mkdir()
+    renamed = jaxnn.save_checkpoint(folder / "renamed", 1, small)
+    renamed.rename(renamed.with_name("step_000000000009.npz"))
     return folder
 
 
@@ -1048,6 +1049,12 @@ fit(checkpoint="text")
 fit(checkpoint="good")
     FileExistsError: `checkpoint` must be empty unless `resume` is set. Got 'good', with
     step_000000000001.npz.
+load_checkpoint("renamed")
+    ValueError: renamed/step_000000000009.npz: must be a whole checkpoint. Got that of step 1, under
+    another's name.
+fit(checkpoint="renamed", resume=True)
+    ValueError: renamed/step_000000000009.npz: must be a whole checkpoint. Got that of step 1, under
+    another's name.
 fit(checkpoint="good", resume=True)
     ValueError: `checkpoint` must hold a run of `fit`. Got 'good', with something else.
 
@@ -1058,13 +1065,6 @@ progress_log("good")(PROGRESS)
 progress_log("a/b")(PROGRESS)
     FileNotFoundError: `path` must be a file in a directory that is there. Got 'a/b': No such
     file or directory.
-progress_log("text")(PROGRESS)
-    ValueError: `path` must be a log of steps, or a new file. Got 'text', with a line 'hello\n'.
-progress_log("bits.log")(PROGRESS)
-    ValueError: `path` must be a log of steps, or a new file. Got 'bits.log', with a line ...
-progress_log("list.log")(PROGRESS)
-    ValueError: `path` must be a log of steps, or a new file. Got 'list.log', with a line
-    '[1]\n'.
 figures.draw("text")
     FileExistsError: `directory` must be a directory, or a place for one. Got 'text': File
     exists.
@@ -1110,7 +1110,9 @@ $ train --resume
 $ train --resume oldest --checkpoint new
     argument --resume: invalid choice: 'oldest'
 $ train --lr 0.1,0.2 --checkpoint new
-    `--lr` must be one number with --checkpoint or --patience. Got 2 numbers.
+    `--lr` must be one number with --checkpoint. Got 2 numbers.
+$ train --lr 0.1,0.2 --max-steps 3 --evaluate-every 2
+    `--lr` must be one number with --max-steps or --evaluate-every. Got 2 numbers.
 $ train --data nowhere --checkpoint new
     `--data` must be a directory with MNIST's IDX files. Got 'nowhere'.
 $ train --data mnist --checkpoint new
@@ -1122,26 +1124,32 @@ $ train --log no/where
     `--log` must be a file in a directory that is there. Got 'no/where'.
 $ train --checkpoint text
     `--checkpoint` must be a directory, or a place for one. Got 'text': File exists.
-$ train --checkpoint run/deep --resume
-    `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/deep'
+$ train --checkpoint run/list --resume
+    `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/list'
 $ train --checkpoint run/fine --resume
-    `--layers` must be 5, as in run/fine/run.json. Got 50.
+    `--layers` must be 5, as in the checkpoint. Got 50.
+$ train --dropout 1
+    argument --dropout: must be at least 0, and below 1. Got '1'
+$ train --max-steps 0
+    argument --max-steps: must be a whole number of at least 1. Got '0'
+$ train --evaluate-every x
+    argument --evaluate-every: must be a whole number of at least 1. Got 'x'
 $ train --coordinator x:1
     `--num-processes` must be given with the other two. Got --coordinator.
 $ eval
     the following arguments are required: DIR
 $ eval nowhere
-    `DIR` must be what `jaxnn train --checkpoint` was given. Got 'nowhere'
+    `DIR` must be a checkpoint or a directory of them. Got 'nowhere'.
+$ eval run/empty
+    `DIR` must hold a checkpoint. Got 'run/empty', which has none.
 $ eval run/nothing
     `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/nothing'
 $ eval run/list
     `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/list'
 $ eval run/other
     `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/other'
-$ eval run/deep
-    `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/deep'
-$ eval run/digits
-    `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/digits'
+$ eval run/none
+    `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/none'
 $ eval run/layers
     `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/layers'
 $ eval run/number
@@ -1150,8 +1158,6 @@ $ eval run/evil
     `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/evil'
 $ eval run/data
     `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/data'
-$ eval run/fine
-    `DIR` must hold a checkpoint. Got 'run/fine', which has none.
 $ eval run/fine --data nowhere
     `--data` must be a directory with MNIST's IDX files. Got 'nowhere'.
 $ check

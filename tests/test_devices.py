@@ -85,12 +85,12 @@ def falls(params, x, t):  # below 0 its slope is not finite
 fallen = jaxnn.fit(falls, {"b": jnp.array([2.0])}, train, optax.sgd(0.25), epochs=9, **call)
 assert fallen.status == jaxnn.Status("not finite", len(fallen.history.step_loss) - 1, "params['b']")
 assert fallen.params["b"] <= 0
-fit_module = importlib.import_module("jaxnn.training.fit")
-save = fit_module.save_checkpoint
+saves = importlib.import_module("jaxnn.training.saves")
+save = saves.save_checkpoint
 def late(*args, **options):  # the other processes are ahead
     time.sleep(1)
     return save(*args, **options)
-fit_module.save_checkpoint = late
+saves.save_checkpoint = late
 directory = pathlib.Path(sys.argv[1]).parent / f"on {jax.device_count()}"
 for epochs in (1, 2):
     saved = {"checkpoint": directory, "resume": True}

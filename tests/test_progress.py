@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import stat
 import sys
 import time
 
@@ -37,33 +39,50 @@ def test_a_tenth_of_the_epochs_are_told_in_a_table_and_no_bar_where_there_is_no_
     assert bar.getvalue() == ""
 
 
-def shown(text):
-    """The lines that a terminal ends with: what was cleared is gone."""
-    return [line.split("\r\x1b[K")[-1] for line in text.split("\n")]
-
-
-def test_a_terminal_gets_a_bar_that_is_written_over_and_makes_room_for_the_table(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tqdm", None)  # as where it is not installed
-    monkeypatch.setenv("COLUMNS", "200")
+@pytest.mark.parametrize(
+    "plain",
+    [{"TERM": "dumb"}, {"NO_COLOR": "1"}, "no terminal", "closed", "no stream", "no tqdm"],
+)
+def test_there_are_plain_lines_alone_where_no_bar_can_be_drawn(monkeypatch, plain):
     lines, terminal = io.StringIO(), Terminal()
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if isinstance(plain, dict):
+        for name, value in plain.items():
+            monkeypatch.setenv(name, value)
+    if plain == "no tqdm":
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+    if plain == "no terminal":
+        terminal = io.StringIO()
+    if plain == "closed":
+        terminal.close()
+    if plain == "no stream":
+        terminal = None
+        monkeypatch.setattr(sys, "stderr", None)
+    run(show_progress(lines, terminal))
+    assert lines.getvalue().count("\n") == 11 and "\x1b" not in lines.getvalue()
+    if terminal is not None and not terminal.closed:
+        assert terminal.getvalue() == ""
+
+
+@pytest.mark.parametrize("lines", [None, "closed"])
+def test_lines_that_nobody_can_read_are_left_out(monkeypatch, lines):
+    monkeypatch.setattr(sys, "stdout", None)
+    if lines == "closed":
+        lines = io.StringIO()
+        lines.close()
     run(show_progress(lines, io.StringIO()))
-    run(show_progress(terminal, terminal))
-    states = terminal.getvalue().split("\r\x1b[K")
-    bar = next(state for state in states if "epoch 10/20" in state)
-    assert "47% |#########...........| epoch 10/20, loss 2.0000" in bar and bar.endswith("s left")
-    without_speed = [
-        [row.split()[:3] for row in rows]
-        for rows in (shown(terminal.getvalue()), lines.getvalue().split("\n"))
-    ]
-    assert without_speed[0] == without_speed[1] and states[-1] == ""
 
 
-def test_the_bar_stays_within_a_narrow_terminal(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    monkeypatch.setenv("COLUMNS", "40")
-    bar = Terminal()
-    run(show_progress(io.StringIO(), bar))
-    assert max(map(len, bar.getvalue().split("\r\x1b[K"))) == 39
+def test_a_clock_that_stands_still_gives_no_speed(monkeypatch):
+    monkeypatch.setattr("jaxnn.training.progress.time.perf_counter", lambda: 1.0)
+    lines = io.StringIO()
+    run(show_progress(lines, io.StringIO()))
+    assert "inf" not in lines.getvalue() and "nan" not in lines.getvalue()
+
+
+def shown(text):
+    """The lines that a terminal ends with: what was written over is gone."""
+    return [line.split("\r")[-1].strip() for line in text.split("\n")]
 
 
 def test_the_speed_is_told_without_the_time_of_compilation(monkeypatch):
@@ -80,8 +99,10 @@ def test_the_speed_is_told_without_the_time_of_compilation(monkeypatch):
     assert [line.split()[2:] for line in lines.getvalue().splitlines()[1:]] == [[], ["10"]]
 
 
-def test_tqdm_is_used_where_it_is_installed():
+def test_tqdm_is_used_where_it_is_installed(monkeypatch):
     pytest.importorskip("tqdm")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     terminal = Terminal()
     run(show_progress(terminal, terminal))
     rows = [line.split()[:3] for line in shown(terminal.getvalue())]
@@ -94,29 +115,48 @@ def test_tqdm_is_used_where_it_is_installed():
     assert "2/9 [" in bar.getvalue() and "epoch 1/1, loss 2.0000" in bar.getvalue()
 
 
-def test_the_log_tells_each_step_once_also_when_a_run_is_resumed(tmp_path):
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines() if line.startswith("{")]
+
+
+def test_the_log_is_added_to_and_the_steps_of_a_resumed_run_are_marked(tmp_path):
     path = tmp_path / "log"
+    path.write_text("buy bread\n")
     run(progress_log(path), epochs=2)
     with path.open("a") as file:
-        file.write('{"step": 7, "ep')  # a line that a killed run did not finish
+        file.write("x" * 7)  # a line that a killed run did not finish
     log = progress_log(path)
     for step in range(5, 10):  # resumed from a checkpoint after step 4
-        log(Progress(2, 3, step, 9, float("nan"), None))
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 10))
-    assert (
-        lines[2]["record"] == {"train_loss": 1.0, "test_accuracy": 0.5}
-        and lines[-1]["loss"] is None
-    )
-    assert all(line["time"] > 1.7e9 for line in lines)
+        log(Progress(2, 3, step, 9, float("nan"), None, resumed=4))
+    lines = read(path)
+    assert path.read_text().startswith("buy bread\n{")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9]
+    assert [line.get("repeated", False) for line in lines] == 6 * [False] + 2 * [True] + 3 * [False]
+    assert lines[2]["record"] == {"train_loss": 1.0, "test_accuracy": 0.5}
+    assert lines[-1]["loss"] is None and all(line["time"] > 1.7e9 for line in lines)
+    run(progress_log(path), epochs=1)  # a second run
+    assert [line["step"] for line in read(path)[-3:]] == [1, 2, 3]
+    assert not any("repeated" in line for line in read(path)[-3:])
 
 
-def test_a_file_that_is_no_log_is_left_alone(tmp_path):
-    path = tmp_path / "notes"
-    path.write_text("buy bread\n")
-    with pytest.raises(
-        ValueError,
-        match="`path` must be a log of steps, or a new file. Got .* with a line 'buy bread",
-    ):
-        progress_log(path)(Progress(1, 1, 1, 1, 0.0, None))
-    assert path.read_text() == "buy bread\n"
+def test_a_log_is_written_to_whatever_is_there(tmp_path):
+    run(progress_log("/dev/null"))
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("old\n")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    run(progress_log(link), epochs=1)
+    assert link.is_symlink() and target.read_text().startswith("old\n{") and len(read(target)) == 3
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+def test_a_log_goes_to_a_pipe_that_is_read_and_is_refused_by_one_that_is_not(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="`path` must be a file .* a pipe that nobody reads"):
+        progress_log(pipe)(Progress(1, 1, 1, 1, 0.0, None))
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    run(progress_log(pipe), epochs=1)
+    assert os.read(reader, 2**16).count(b"\n") == 3
+    os.close(reader)

@@ -35,7 +35,7 @@ def check(args: argparse.Namespace) -> int:
         matplotlib.use("agg")
         report.plot().figure.savefig(args.plot)
     if args.json:
-        print_json(report.to_dict())
+        print_json(report.to_dict(), args.stdout)
     else:
         print(report.text(_paint) if _has_colours() else report)
         if drawn:
@@ -48,7 +48,7 @@ def explain(args: argparse.Namespace) -> int:
     f, point = _load(args.target)
     found = _ran(of_checking.explain, f, *point)
     if args.json:
-        print_json(found.to_dict())
+        print_json(found.to_dict(), args.stdout)
     else:
         print(found)
     return found.exit_code

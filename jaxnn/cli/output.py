@@ -1,12 +1,36 @@
 """What every command prints and asks in the same way."""
 
+import contextlib
+import io
 import json
 import math
+import os
 import pathlib
-from typing import Any
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 
-def print_json(value: Any) -> None:
+@contextlib.contextmanager
+def kept_free(stream: TextIO) -> Iterator[TextIO]:
+    """Standard output for one result alone: what else is printed, by a function of the user's or by
+    a library below Python, goes to standard error.
+    """
+    stream.flush()
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError, AttributeError, io.UnsupportedOperation):
+        number = None
+    with contextlib.ExitStack() as stack:
+        if number is not None and sys.stderr is not None:
+            stream = stack.enter_context(os.fdopen(os.dup(number), "w"))
+            os.dup2(2, number)
+            stack.callback(lambda: (sys.stdout.flush(), os.dup2(stream.fileno(), number)))
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield stream
+
+
+def print_json(value: Any, stream: TextIO | None = None) -> None:
     """One line of JSON."""
 
     def finite(x):
@@ -16,7 +40,7 @@ def print_json(value: Any) -> None:
             return {key: finite(item) for key, item in x.items()}
         return [finite(item) for item in x] if isinstance(x, list | tuple) else x
 
-    print(json.dumps(finite(value)))
+    print(json.dumps(finite(value)), file=stream, flush=True)
 
 
 def require_place(option: str, path: str, made: str | None = None) -> None:

@@ -14,12 +14,13 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from jaxnn.cli.choices import ACTIVATIONS, OPTIMIZERS
+from jaxnn.cli.output import kept_free
 
 # What the library's arguments are called on the command line, in its errors.
 _FLAGS = {
     "train": {
         name: f"--{name.replace('_', '-')}"
-        for name in ("checkpoint", "resume", "batch_size", "epochs", "replacement")
+        for name in ("checkpoint", "resume", "batch_size", "epochs", "replacement", "optimizer")
     }
     | {"directory": "--data", "path": "--log", "key": "--seed"},
     "eval": {"source": "DIR", "directory": "--data"},
@@ -33,9 +34,12 @@ _FLAGS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
-    args.began = time.perf_counter()
+    args.began, args.stdout = time.perf_counter(), sys.stdout
     try:
-        return args.run(args)
+        if not args.json:
+            return args.run(args)
+        with kept_free(sys.stdout) as args.stdout:
+            return args.run(args)
     except KeyboardInterrupt:
         print("jaxnn: interrupted", file=sys.stderr)
         return 130
@@ -135,11 +139,27 @@ def _parser() -> _Parser:
         help="between the layers (default: sigmoid)",
     )
     train.add_argument(
+        "--dropout",
+        type=_part,
+        default=0.0,
+        metavar="X",
+        help="part of the hidden units that each step leaves out (default: 0)",
+    )
+    train.add_argument(
         "--epochs",
         type=_count,
-        default=100,
         metavar="N",
-        help="times through the data (default: 100)",
+        help="times through the data (default: 100, or as --max-steps takes)",
+    )
+    train.add_argument(
+        "--max-steps", type=_count, metavar="N", help="steps after which the run ends"
+    )
+    train.add_argument(
+        "--evaluate-every",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="epochs between measurements (default: 1)",
     )
     train.add_argument(
         "--batch-size", type=_count, default=100, metavar="N", help="examples a step (default: 100)"
@@ -188,15 +208,18 @@ def _parser() -> _Parser:
         "--every",
         type=_count,
         metavar="N",
-        help="steps between checkpoints (default: at ends of epochs)",
+        help="steps between checkpoints (default: at ends of epochs, and every ten minutes)",
     )
     left_alone.add_argument(
-        "--patience", type=_count, metavar="N", help="stop after N epochs without a lower test loss"
+        "--patience",
+        type=_count,
+        metavar="N",
+        help="stop after N measurements without a lower test loss",
     )
     left_alone.add_argument(
         "--log",
         metavar="FILE",
-        help="append a line of JSON about twice a second and after each epoch",
+        help="append a line of JSON about twice a second and after each measurement",
     )
     machines = train.add_argument_group(
         "several machines",
@@ -335,6 +358,13 @@ def _rate(text: str) -> float:
     value = _number(float, text, 0, "a finite number of at least 0")
     if value > 3.4e38:
         raise argparse.ArgumentTypeError(f"must be finite in float32. Got {text!r}")
+    return value
+
+
+def _part(text: str) -> float:
+    value = _number(float, text, 0, "a number of at least 0, and below 1")
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"must be at least 0, and below 1. Got {text!r}")
     return value
 
 

@@ -12,7 +12,7 @@ def figures(args: argparse.Namespace) -> int:
     """Draw every picture, and say where."""
     paths = _drawn(args.out)
     if args.json:
-        print_json(paths)
+        print_json(paths, args.stdout)
     else:
         print(*paths, sep="\n")
     return 0
@@ -24,7 +24,7 @@ def tour(args: argparse.Namespace) -> int:
     paths = _drawn(args.figures) if args.figures else []
     if args.json:
         numbers = [row._asdict() for row in rows]
-        print_json({"numbers": numbers, "figures": paths} if args.figures else numbers)
+        print_json({"numbers": numbers, "figures": paths} if args.figures else numbers, args.stdout)
         return 0
     _print_table(rows)
     if paths:

@@ -2,10 +2,7 @@
 
 import argparse
 import functools
-import json
-import os
 import pathlib
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from jaxnn._arguments import arrays_of
-from jaxnn._files import made_directory, replacing
+from jaxnn._files import made_directory
 from jaxnn.cli.choices import ACTIVATIONS, OPTIMIZERS
 from jaxnn.cli.output import print_json, require_place
 from jaxnn.data import Digits, load_digits, load_mnist, sample_batch
@@ -24,13 +22,17 @@ from jaxnn.descent import DivergenceWarning
 from jaxnn.losses import accuracy
 from jaxnn.network import init_network, loss, predict
 from jaxnn.numerical.differences import numerical_grad
-from jaxnn.training.checkpoint import checkpoints, load_checkpoint
+from jaxnn.training.checkpoint import Checkpoint, checkpoints, load_checkpoint
+from jaxnn.training.examples import Examples
 from jaxnn.training.fit import fit
 from jaxnn.training.history import Fit
+from jaxnn.training.measuring import mean_over
 from jaxnn.training.objective import Form, Objective
 from jaxnn.training.progress import Progress, progress_log, show_progress, silent
-from jaxnn.training.steps import loss_first, make_evaluate
 from jaxnn.training.sweep import sweep
+
+# Epochs of a run that says nothing else.
+EPOCHS = 100
 
 
 def train(args: argparse.Namespace) -> int:
@@ -40,7 +42,7 @@ def train(args: argparse.Namespace) -> int:
     alone = jax.process_index() == 0  # one process speaks for all
     say = print if alone and not args.json else silent
     digits, error, metrics = _task(args)
-    begun = _remember(args) if args.checkpoint else 0
+    begun = _begun(args) if args.checkpoint else 0
     train_set, test_set = (digits.x_train, digits.t_train), (digits.x_test, digits.t_test)
     sizes = (digits.x_train.shape[1], *args.layers, 10)
     init_key, check_key, fit_key = jax.random.split(jax.random.key(args.seed), 3)
@@ -76,7 +78,7 @@ def train(args: argparse.Namespace) -> int:
     if args.json and alone:
         told = [_told(result) | {"lr": lr} for lr, result in zip(args.lr, results, strict=True)]
         whole = told[0] if len(told) == 1 else {"runs": told}
-        print_json({**whole, "gradient_check": check, "seconds": seconds})
+        print_json({**whole, "gradient_check": check, "seconds": seconds}, args.stdout)
     _conclude(args, results, begun, seconds, say)
     if all(result.status.reason == "not finite" for result in results):
         return 1
@@ -86,10 +88,16 @@ def train(args: argparse.Namespace) -> int:
 def _require_options_that_fit(args: argparse.Namespace) -> None:
     if args.resume and not args.checkpoint:
         raise ValueError("`--resume` must come with --checkpoint DIR. Got no directory.")
-    if len(args.lr) > 1 and (args.checkpoint or args.patience):
+    alone = {
+        "--checkpoint": args.checkpoint,
+        "--patience": args.patience,
+        "--max-steps": args.max_steps,
+        "--evaluate-every": args.evaluate_every > 1,
+    }
+    asked = [name for name, value in alone.items() if value]
+    if len(args.lr) > 1 and asked:
         raise ValueError(
-            f"`--lr` must be one number with --checkpoint or --patience. Got {len(args.lr)} "
-            f"numbers."
+            f"`--lr` must be one number with {' or '.join(asked)}. Got {len(args.lr)} numbers."
         )
     if args.every and not args.checkpoint:
         raise ValueError(f"`--every` must come with --checkpoint DIR. Got {args.every} alone.")
@@ -115,7 +123,8 @@ def _results(
 ) -> list[Fit]:
     """One run for each learning rate."""
     optimizer = _optimizer(args)
-    options |= {"epochs": args.epochs, "batch_size": args.batch_size}
+    epochs = args.epochs or (None if args.max_steps else EPOCHS)
+    options |= {"epochs": epochs, "batch_size": args.batch_size}
     options |= {"grad": numerical_grad if args.grad == "numerical" else jax.grad}
     options |= {"replacement": args.replacement}
     if len(args.lr) > 1:
@@ -132,6 +141,9 @@ def _results(
         checkpoint=args.checkpoint,
         resume={"newest": True, "previous": "previous", None: False}[args.resume],
         every=args.every,
+        max_steps=args.max_steps,
+        evaluate_every=args.evaluate_every,
+        notes={"run": _asked(args)},
         mesh=jax.make_mesh((devices,), ("devices",)) if devices > 1 else None,
         on_interrupt="return",
     )
@@ -160,11 +172,6 @@ def _join(args: argparse.Namespace) -> None:
         )
     if missing and not args.distributed:
         return
-    # Libraries below Python print while processes meet; standard output is for the result alone, so
-    # theirs goes elsewhere.
-    sys.stdout.flush()
-    sys.stdout = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     try:
         jax.distributed.initialize(*given.values())
     except (ValueError, RuntimeError) as error:
@@ -177,16 +184,31 @@ def _join(args: argparse.Namespace) -> None:
 
 def _task(args: argparse.Namespace) -> tuple[Digits, Callable, Callable]:
     """The data, the loss and the metrics of a run."""
-    activation = getattr(jax.nn, args.activation)
+    activation = step if args.activation == "step" else getattr(jax.nn, args.activation)
     digits = load_mnist(args.data) if args.data else load_digits()
 
-    def error(params, x, t):
-        return loss(params, x, t, activation)
+    def error(params, x, t, *, key=None):
+        """With a key, that of a step, each hidden layer leaves out a part of its units."""
+        if key is None or not args.dropout:
+            return loss(params, x, t, activation)
+        keys = iter(jax.random.split(key, len(args.layers)))
+
+        def dropped(scores):
+            y = activation(scores)
+            stays = jax.random.bernoulli(next(keys), 1 - args.dropout, y.shape)
+            return jnp.where(stays, y / (1 - args.dropout), 0)
+
+        return loss(params, x, t, dropped)
 
     def metrics(params, x, t):
         return {"accuracy": accuracy(predict(params, x, activation), t)}
 
     return digits, error, metrics
+
+
+def step(scores: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The chapter's step function: 1 above 0, else 0."""
+    return jnp.where(scores > 0, 1.0, 0.0)
 
 
 def _optimizer(args: argparse.Namespace) -> Callable:
@@ -197,65 +219,65 @@ def _optimizer(args: argparse.Namespace) -> Callable:
 
 
 # What `jaxnn eval` has to know of a run, and what must be the same when it is resumed.
-_REMEMBERED = ("data", "layers", "activation", "optimizer", "lr", "weight_scale", "seed")
+_REMEMBERED = (
+    "data",
+    "layers",
+    "activation",
+    "dropout",
+    "optimizer",
+    "lr",
+    "weight_scale",
+    "seed",
+)
 
 
-def _remember(args: argparse.Namespace) -> int:
-    """Write down beside the checkpoints what the run is; or see that it is the same. Returns the
-    step it is at.
+def _asked(args: argparse.Namespace) -> dict[str, Any]:
+    """What a run is, kept in each of its checkpoints."""
+    of_run = {name: getattr(args, name) for name in _REMEMBERED}
+    data = args.data and str(pathlib.Path(args.data).resolve())
+    return of_run | {"layers": list(args.layers), "lr": list(args.lr), "data": data}
+
+
+def _begun(args: argparse.Namespace) -> int:
+    """The step that a run to be resumed is at; refused is another run than that of the
+    checkpoints.
     """
     directory = pathlib.Path(args.checkpoint)
-    asked = {name: getattr(args, name) for name in _REMEMBERED}
-    asked |= {
-        "layers": list(args.layers),
-        "lr": list(args.lr),
-        "data": args.data and str(pathlib.Path(args.data).resolve()),
-    }
-    path = directory / "run.json"
-    if args.resume and path.exists():
-        for name, value in _read_run(directory).items():
-            if asked[name] != value:
-                before, now = (
-                    ",".join(map(str, v)) if isinstance(v, list) else v
-                    for v in (value, asked[name])
-                )
-                raise ValueError(
-                    f"`--{name.replace('_', '-')}` must be {before}, as in {path}. Got {now}."
-                )
-    elif not path.exists():
+    if directory.exists():
         made_directory("--checkpoint", directory)
-        with replacing(path) as file:
-            file.write(json.dumps(asked).encode())
     there = checkpoints(directory)
     if there and not args.resume:
         raise FileExistsError(
             f"`--checkpoint` must be empty unless --resume is given. Got {str(directory)!r}, with "
             f"a run."
         )
-    return load_checkpoint(directory, previous=args.resume == "previous").step if there else 0
+    if not there:
+        return 0
+    found = load_checkpoint(directory, previous=args.resume == "previous")
+    asked = _asked(args)
+    for name, value in _run_of(found, directory).items():
+        if asked[name] != value:
+            before, now = (
+                ",".join(map(str, v)) if isinstance(v, list) else v for v in (value, asked[name])
+            )
+            raise ValueError(
+                f"`--{name.replace('_', '-')}` must be {before}, as in the checkpoint. Got {now}."
+            )
+    return found.step
 
 
-def _read_run(directory: pathlib.Path) -> dict[str, Any]:
-    """What `_remember` wrote."""
+def _run_of(found: Checkpoint, directory: pathlib.Path) -> dict[str, Any]:
+    """What `_asked` said of the run that a checkpoint is of."""
     try:
-        run = json.loads((directory / "run.json").read_text())
+        run = found.info["notes"]["run"]
         if run.keys() != set(_REMEMBERED):
             raise ValueError(f"it holds {', '.join(run)}")
-        layers, known = (
-            run["layers"],
-            run["activation"] in ACTIVATIONS and run["optimizer"] in OPTIMIZERS,
-        )
-        if (
-            not known
-            or not isinstance(layers, list)
-            or not all(type(n) is int and n > 0 for n in layers)
-        ):
-            raise ValueError(
-                "its layers, activation or optimizer are none that `jaxnn train` writes"
-            )
-        if not isinstance(run["data"], str | None):
-            raise ValueError("its data are no directory")
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        known = run["activation"] in ACTIVATIONS and run["optimizer"] in OPTIMIZERS
+        layers = run["layers"]
+        sizes = isinstance(layers, list) and all(type(n) is int and n > 0 for n in layers)
+        if not known or not sizes or not isinstance(run["data"], str | None):
+            raise ValueError("its options are none that `jaxnn train` writes")
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(
             f"`DIR` must be what `jaxnn train --checkpoint` was given. Got {str(directory)!r}: "
             f"{error}."
@@ -270,11 +292,11 @@ MEASURED = 1000
 def evaluate(args: argparse.Namespace) -> int:
     """Measure a run that was saved."""
     directory = pathlib.Path(args.directory)
-    run = argparse.Namespace(**_read_run(directory))
+    found = load_checkpoint(directory)
+    run = argparse.Namespace(**_run_of(found, directory))
     run.data = args.data or run.data
     digits, error, metrics = _task(run)
     like = init_network(jax.random.key(0), (digits.x_train.shape[1], *run.layers, 10))
-    found = load_checkpoint(directory)
     pixels, images = len(found.leaves["params"]["['W1']"]), digits.x_train.shape[1]
     if pixels != images:
         raise ValueError(
@@ -283,15 +305,14 @@ def evaluate(args: argparse.Namespace) -> int:
         )
     params = found.restore("best_params" if "best_params" in found.leaves else "params", like)
     objective = Objective(error, metrics, None, arrays_of(params)[0], Form())
-    measure = jax.jit(make_evaluate(objective, MEASURED, None))
     sets = {"train": (digits.x_train, digits.t_train), "test": (digits.x_test, digits.t_test)}
-    record = {
-        f"{name}_{k}": float(v)
-        for name, data in sets.items()
-        for k, v in loss_first(measure(params, None, jax.random.key(0), data)).items()
-    }
+    record = {}
+    for name, data in sets.items():
+        pieces = Examples.of(name, data, MEASURED, lambda x: x, False).measuring()
+        means = mean_over(pieces, objective, (params, None, None)) or {}
+        record |= {f"{name}_{what}": float(value) for what, value in means.items()}
     if args.json:
-        print_json({"step": found.step, **record})
+        print_json({"step": found.step, **record}, args.stdout)
         return 0
     print(f"after step {found.step}")
     for name, value in record.items():
@@ -326,23 +347,40 @@ def _conclude(
         if "test_loss" in metrics:
             lowest = int(metrics["test_loss"].argmin())
             accuracy = metrics["test_accuracy"][lowest if args.patience else -1]
-            best = f" after epoch {lowest + 1}, the best" if args.patience else ""
+            when = f" after step {result.history.evaluated[lowest]}" if args.patience else ""
+            best = f"{when}, the best" if args.patience else ""
             taken = (
                 f"{place}{step - begun} steps by {args.grad} gradients in {seconds:.1f} s, start "
                 f"to end"
             )
             say(f"{taken}: test accuracy {accuracy:.4f}{best}")
-            began, ended = float(result.history.step_loss[0]), metrics["train_loss"][-1]
-            if ended > 1.1 * began:
-                say(
-                    f"{place}diverged: the training loss went from {began:.4g} to {ended:.4g}; a "
-                    "smaller --lr may converge"
-                )
-            elif metrics["test_loss"][-1] > 1.1 * metrics["test_loss"][lowest]:
-                say(
-                    f"{place}overfitting: the test loss was lowest after epoch {lowest + 1} and "
-                    f"has risen by over a tenth since"
-                )
+            say(_lesson(args, result, lowest, place), end="")
+
+
+def _lesson(args: argparse.Namespace, result: Fit, lowest: int, place: str) -> str:
+    """What there is to be seen in a run, as a line; or nothing."""
+    metrics, history = result.history.metrics, result.history
+    began, ended = float(history.step_loss[0]), metrics["train_loss"][-1]
+    test, train = metrics["test_loss"], metrics["train_loss"]
+    if args.activation == "step":
+        depth = len(args.layers)
+        still = "W1 and b1 are" if depth == 1 else f"W1 to W{depth} and their biases are"
+        return (
+            f"{place}a step function has slope 0 wherever it has one: {still} what they were, and "
+            "only the last layer learns\n"
+        )
+    if ended > 1.1 * began:
+        return (
+            f"{place}diverged: the training loss went from {began:.4g} to {ended:.4g}; a smaller "
+            "--lr may converge\n"
+        )
+    if test[-1] > 1.1 * test[lowest] and train[-1] < train[lowest]:
+        return (
+            f"{place}overfitting: the test loss was lowest after step "
+            f"{history.evaluated[lowest] if len(history.evaluated) else lowest + 1} and has risen "
+            "by over a tenth since, while the training loss went on falling\n"
+        )
+    return ""
 
 
 def _gradient_check(

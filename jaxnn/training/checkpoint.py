@@ -25,7 +25,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
-from jaxnn._files import as_path, made_directory, replacing
+from jaxnn._files import as_path, is_alive, made_directory, replacing
 from jaxnn._validate import as_array, describe, is_key, require_arrays, require_count
 
 _FORMAT, _VERSION = "jaxnn checkpoint", 2
@@ -179,6 +179,7 @@ def save_checkpoint(
             archive.writestr(f"{number}.npy", buffer.getvalue())
     for old in checkpoints(folder)[:-keep]:
         old.unlink(missing_ok=True)
+    delete_leftovers(folder)
     return folder / f"step_{step:012d}.npz"
 
 
@@ -194,8 +195,8 @@ def load_checkpoint(source: str | os.PathLike, *, previous: bool = False) -> Che
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: the file is truncated, changed, or no checkpoint; the message says which and
-        where.
+      ValueError: the file is truncated, changed, renamed to another step, or no checkpoint; the
+        message says which and where.
 
     Example:
       >>> load_checkpoint("nowhere")
@@ -236,9 +237,10 @@ def checkpoints(directory: str | os.PathLike) -> list[Path]:
 
 
 def delete_leftovers(folder: Path) -> None:
-    """Delete what a killed run had begun to write."""
+    """Delete what processes that are gone had begun to write."""
     for left in folder.glob(".step_*.tmp"):
-        left.unlink(missing_ok=True)
+        if not is_alive(left.name.split(".")[-2]):
+            left.unlink(missing_ok=True)
 
 
 def _plain(leaf: Any) -> tuple[np.ndarray, str | None]:
@@ -258,8 +260,12 @@ class _UnreadableError(Exception):
 
 def _read(path: Path) -> Checkpoint:
     content = path.read_bytes()  # what the system says of a bad disk is not mistaken for a bad file
+    named = _NAME.fullmatch(path.name)
     try:
-        return _parsed(content)
+        found = _parsed(content)
+        if named and int(named[1]) != found.step:
+            raise _UnreadableError(f"that of step {found.step}, under another's name")
+        return found
     except _UnreadableError as error:
         what = str(error)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:

@@ -1,39 +1,67 @@
-"""The examples of a run: on the device, or on the host and sent to it in pieces."""
+"""The examples of a run, in pieces that are on the device: arrays whole, arrays from the host part
+by part, or the batches that a function of the epoch gives.
 
-import operator
-from collections.abc import Callable
+What comes from the host is gathered by a thread, while the steps of the piece before it are taken.
+"""
+
+import contextlib
+import itertools
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jax import dtypes
+from jaxtyping import Array, Key, PyTree
 
-from jaxnn.data import count_examples
-from jaxnn.training.steps import loss_first
+from jaxnn._validate import describe, require_callable, require_same_form
+from jaxnn.data import count_examples, require_batches
+from jaxnn.training.steps import Plan
 
-# Bytes of streamed examples that are on the device at once: large enough to keep a bus busy, small
-# beside any device's memory.
-PIECE = 2**28
+# Bytes of a piece: large enough to keep a bus busy, small beside any memory; three are there at
+# once, of which one is used, one waits, and one is gathered.
+PIECE = 2**26
 # Examples that fill more of the device than this are streamed; parameters need the rest.
 MOST_OF_DEVICE = 0.5
+# Batches of a function that are sent together, at most; and for how many seconds the first of them
+# waits for the others.
+TOGETHER, WAIT = 256, 0.25
+# Seconds that a run which ends waits for a function that is making a batch.
+PATIENCE = 5
 
 
 class Piece(NamedTuple):
-    """The examples of some steps.
+    """The examples of some steps of one epoch.
 
     Attributes:
       data: on the device.
-      order: which of them are used, in which order.
-      first: the number of the step that comes first in `order`.
+      order: which of them are used, in which order; None where all are, as they stand.
+      epoch: from 1.
+      first: the number in its epoch of the first step.
+      steps: how many.
+      batch_size: examples of a step.
+      rest: examples of the last step, where they are fewer; else 0.
+      ends: whether its epoch ends with it.
     """
 
     data: PyTree
     order: Any
+    epoch: int
     first: int
+    steps: int
+    batch_size: int
+    rest: int = 0
+    ends: bool = True
 
 
 class Examples(NamedTuple):
-    """A set of examples.
+    """A set of examples that are arrays.
 
     Attributes:
       data: the arrays.
@@ -60,42 +88,258 @@ class Examples(NamedTuple):
         place: Callable[[PyTree], PyTree],
         stream: bool | None,
     ) -> "Examples":
-        """A set, streamed if `stream`, or by default where it would fill half of the device."""
+        """A set, streamed if `stream`, or by default where it would fill half of the device, or is
+        a memory map of more than a piece.
+        """
         count, leaves = count_examples(data, name), jax.tree.leaves(data)
         size = sum(leaf.nbytes for leaf in leaves)
         if stream is None:
-            memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", np.inf)
+            mapped = any(isinstance(leaf, np.memmap) for leaf in leaves)
             on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
-            stream = on_host and size > MOST_OF_DEVICE * memory
+            stream = on_host and size > (PIECE if mapped else MOST_OF_DEVICE * _memory())
+        batch_size = min(batch_size, count)
+        total = -(-count // batch_size)
         if not stream:
-            return cls(place(data), count, batch_size, count, False, place)
+            return cls(place(data), count, batch_size, total, False, place)
         fitting = int(PIECE // (size / count * batch_size))
-        steps = max(1, min(-(-count // batch_size), fitting))
+        steps = max(1, min(total, fitting))
         return cls(jax.tree.map(np.asarray, data), count, batch_size, steps, True, place)
 
-    def piece(self, order: Any, start: int, stop: int) -> Piece:
-        """The examples of the steps `start` to `stop` of an order."""
-        if not self.streamed:
-            return Piece(self.data, order, 0)
-        rows = np.asarray(order)[start * self.batch_size : stop * self.batch_size]
-        filled = np.resize(rows, self.steps * self.batch_size)  # one size, one compilation
-        data = self.place(jax.tree.map(lambda a: a[filled], self.data))
-        return Piece(data, np.arange(len(filled), dtype=np.int32), start)
+    @property
+    def example(self) -> PyTree:
+        """One example, in the form of a batch, without its values."""
+        return jax.tree.map(_one, self.data)
 
-    def evaluate(self, measure: Callable[[PyTree], dict[str, Any]]) -> dict[str, Any]:
-        """Means over all examples, of numbers and arrays alike."""
-        if not self.streamed:
-            return loss_first(jax.tree.map(_as_number, measure(self.data)))
-        size, sums = self.steps * self.batch_size, {}
-        for first in range(0, self.count, size):
-            rows = operator.itemgetter(slice(first, first + size))
-            record = measure(self.place(jax.tree.map(rows, self.data)))
-            for name, value in record.items():
-                part = np.asarray(value, np.float64) * min(size, self.count - first)
-                sums[name] = sums.get(name, 0.0) + part
-        return loss_first({name: _as_number(total / self.count) for name, total in sums.items()})
+    def training(
+        self, plan: Plan, key: Key[Array, ""], epoch: int, step: int
+    ) -> Generator[Piece, None, None]:
+        """The pieces of a run from a step of an epoch on."""
+        pieces = self._training(plan, key, epoch, step)
+        return _placed(_ahead(pieces), self.place) if self.streamed else pieces
+
+    def _training(
+        self, plan: Plan, key: Key[Array, ""], epoch: int, step: int
+    ) -> Generator[Piece, None, None]:
+        of_epoch = plan.per_epoch or 1
+        while plan.epochs is None or epoch <= plan.epochs:
+            order = plan.order(key, epoch)
+            if not self.streamed:
+                order = self.place(order)
+                yield Piece(self.data, order, epoch, 0, of_epoch, plan.batch_size, plan.rest)
+            else:
+                for first in range(step, of_epoch, self.steps):
+                    yield self._piece(np.asarray(order), plan, epoch, first)
+            epoch, step = epoch + 1, 0
+
+    def _piece(self, order: np.ndarray, plan: Plan, epoch: int, first: int) -> Piece:
+        of_epoch, size = plan.per_epoch or 1, plan.batch_size
+        stop = min(first + self.steps, of_epoch)
+        data = self._gathered(order[first * size : stop * size])
+        rest = plan.rest if stop == of_epoch else 0
+        all_of_them = np.arange(self.steps * size, dtype=np.int32)
+        return Piece(data, all_of_them, epoch, first, stop - first, size, rest, stop == of_epoch)
+
+    def measuring(self) -> Generator[Piece, None, None]:
+        """The pieces of the set, each example once, in its own order."""
+        pieces = self._measuring()
+        return _placed(_ahead(pieces), self.place) if self.streamed else pieces
+
+    def _measuring(self) -> Generator[Piece, None, None]:
+        size, total, data = self.batch_size, -(-self.count // self.batch_size), self.data
+        for first in range(0, total, self.steps):
+            steps = min(self.steps, total - first)
+            count = min(self.count - first * size, steps * size)
+            if self.streamed:
+                rows = np.arange(first * size, first * size + count)
+                data = self._gathered(rows)
+            yield Piece(data, None, 1, first, steps, size, count % size)
+
+    def _gathered(self, rows: np.ndarray) -> PyTree:
+        """Examples from the host, filled up to the size of a piece: one size, one compilation."""
+        filled = np.resize(rows, self.steps * self.batch_size)
+        return jax.tree.map(lambda a: a[filled], self.data)
 
 
-def _as_number(value: Any) -> Any:
-    """A float, or an array of NumPy's."""
-    return float(value) if np.shape(value) == () else np.asarray(value)
+class Batches(NamedTuple):
+    """A set of examples that a function gives: for each epoch an iterable of batches.
+
+    Attributes:
+      name: what an error calls it.
+      make: `make(epoch)`.
+      place: puts arrays on the device.
+      first: the batch that the others are to be like.
+      opened: the iterable of epoch 1, which was opened for that, until it is used.
+    """
+
+    name: str
+    make: Callable[[int], Iterable[Any]]
+    place: Callable[[PyTree], PyTree]
+    first: tuple[Any, ...]
+    opened: list[Iterator[Any]]
+
+    streamed = True
+
+    @classmethod
+    def of(cls, name: str, make: Callable, place: Callable[[PyTree], PyTree]) -> "Batches":
+        """A set, whose first batch is looked at."""
+        require_callable(name, make)
+        batches = _iterator(name, make, 1)
+        first = next(batches, None)
+        if first is None:
+            raise ValueError(f"`{name}(1)` must give at least one batch. Got none.")
+        require_batches(f"a batch of {name}(1)", first)
+        opened = itertools.chain([first], batches)
+        return cls(name, make, place, _on_host(first), [opened])
+
+    @property
+    def example(self) -> PyTree:
+        """One example, in the form of a batch, without its values."""
+        return jax.tree.map(_one, self.first)
+
+    def training(
+        self, plan: Plan, key: Key[Array, ""], epoch: int, step: int
+    ) -> Generator[Piece, None, None]:
+        """The pieces of a run from a step of an epoch on; the batches before it are passed over."""
+        del key  # the function knows what it draws
+        return _placed(_ahead(self._training(plan.epochs, epoch, step)), self.place)
+
+    def _training(self, epochs: int | None, epoch: int, step: int) -> Generator[Piece, None, None]:
+        while epochs is None or epoch <= epochs:
+            yield from self._epoch(epoch, step)
+            epoch, step = epoch + 1, 0
+
+    def measuring(self) -> Generator[Piece, None, None]:
+        """The pieces of the set."""
+        return _placed(_ahead(self._epoch(1, 0)), self.place)
+
+    def _epoch(self, epoch: int, step: int) -> Generator[Piece, None, None]:
+        opened = self.opened.pop() if epoch == 1 and self.opened else None
+        batches = _iterator(self.name, self.make, epoch) if opened is None else opened
+        passed = sum(1 for _ in itertools.islice(batches, step))
+        size = count_examples(self.first)
+        together = max(1, min(TOGETHER, PIECE // max(1, _bytes(self.first))))
+        for group, ends in _grouped(self._checked(batches, epoch), together):
+            of_group, steps = count_examples(group[0]), len(group)
+            fill = (together if of_group == size else steps) - steps
+            data = jax.tree.map(lambda *parts: np.concatenate(parts), *group, *[group[0]] * fill)
+            rows = np.arange((steps + fill) * of_group, dtype=np.int32)
+            yield Piece(data, rows, epoch, step, steps, of_group, 0, ends)
+            step += steps
+            passed += steps
+        if not passed:
+            raise ValueError(f"`{self.name}({epoch})` must give at least one batch. Got none.")
+
+    def _checked(self, batches: Iterable[Any], epoch: int) -> Iterator[Any]:
+        name = f"a batch of {self.name}({epoch})"
+        for batch in batches:
+            require_batches(name, batch)
+            batch = _on_host(batch)
+            one = [jax.tree.map(lambda a: a[:1], form) for form in (batch, self.first)]
+            require_same_form(name, one[0], f"the first of {self.name}(1)", one[1])
+            for new, old in zip(jax.tree.leaves(batch), jax.tree.leaves(self.first), strict=True):
+                if new.dtype != old.dtype:
+                    raise TypeError(f"`{name}` must have dtype {old.dtype}. Got {describe(new)}.")
+            yield batch
+
+
+def _iterator(name: str, make: Callable, epoch: int) -> Iterator[Any]:
+    made = make(epoch)
+    try:
+        return iter(made)
+    except TypeError:
+        got = describe(made)
+        raise TypeError(f"`{name}({epoch})` must be an iterable of batches. Got {got}.") from None
+
+
+def _grouped(batches: Iterable[Any], most: int) -> Iterator[tuple[list[Any], bool]]:
+    """Batches of one size, at most so many together, or those that came in time; and whether they
+    are the last.
+    """
+    group, began = [], 0.0
+    for batch in batches:
+        full = len(group) == most or time.perf_counter() - began > WAIT
+        if group and (full or count_examples(batch) != count_examples(group[0])):
+            yield group, False
+            group = []
+        if not group:
+            began = time.perf_counter()
+        group.append(batch)
+    if group:
+        yield group, True
+
+
+def _ahead(pieces: Generator[Piece, None, None]) -> Generator[Piece, None, None]:
+    """The same pieces, each made by a thread while the one before it is used."""
+    ready: queue.Queue[Any] = queue.Queue(1)
+    stopped, wide = threading.Event(), jnp.result_type(float) == jnp.float64
+
+    def put(item):
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                return ready.put(item, timeout=0.1)
+
+    def work():
+        try:
+            # What is set for a thread alone is not set for this one.
+            with jax.enable_x64(wide), contextlib.closing(pieces):
+                for piece in pieces:
+                    put((piece, None))
+                    if stopped.is_set():
+                        return
+            put((None, None))
+        except BaseException as error:
+            put((None, error))
+
+    thread = threading.Thread(target=work, name="jaxnn examples", daemon=True)
+    thread.start()
+    try:
+        while True:
+            piece, error = ready.get()
+            if error is not None:
+                raise error
+            if piece is None:
+                return
+            yield piece
+    finally:
+        stopped.set()
+        thread.join(PATIENCE)
+
+
+def _placed(
+    pieces: Generator[Piece, None, None], place: Callable[[PyTree], PyTree]
+) -> Generator[Piece, None, None]:
+    """The same pieces on the device, each sent there before the one before it is used up."""
+    with contextlib.closing(pieces):
+        last = None
+        for piece in pieces:
+            piece = piece._replace(data=place(piece.data))
+            if last is not None:
+                yield last
+            last = piece
+        if last is not None:
+            yield last
+
+
+def _on_host(batch: Any) -> tuple[Any, ...]:
+    return jax.tree.map(np.asarray, tuple(batch))
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def _one(a: Any) -> jax.ShapeDtypeStruct:
+    """One example of an array, as it is on the device."""
+    dtype = a.dtype if isinstance(a, jax.Array) else dtypes.canonicalize_dtype(a.dtype)
+    return jax.ShapeDtypeStruct((1, *a.shape[1:]), dtype)
+
+
+def _memory() -> float:
+    """Bytes of the device, or of the host where that is the device."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return float(stats["bytes_limit"])
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError, AttributeError):
+        return math.inf

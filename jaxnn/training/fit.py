@@ -8,28 +8,21 @@ The order of the examples in epoch e comes from `jax.random.fold_in(key, e)` alo
 takes the steps that an uninterrupted one takes, to the bit.
 """
 
-import contextlib
-import dataclasses
 import functools
-import os
-import signal
-import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jax.tree_util import treedef_is_leaf
 from jaxtyping import Array, Float, Key, PyTree
 
-from jaxnn._arguments import arrays_of
-from jaxnn._files import as_path, locked
+from jaxnn._arguments import Skeleton, arrays_of
 from jaxnn._validate import (
     as_mesh,
+    is_key,
     require_arguments,
     require_arrays,
     require_callable,
@@ -37,58 +30,39 @@ from jaxnn._validate import (
     require_count,
     require_differentiable,
     require_key,
+    require_mapping,
     require_optimizer,
     require_same_form,
 )
 from jaxnn.data import count_examples, require_batches
 from jaxnn.descent import DivergenceWarning
-from jaxnn.training.checkpoint import (
-    Checkpoint,
-    checkpoints,
-    delete_leftovers,
-    load_checkpoint,
-    save_checkpoint,
-)
-from jaxnn.training.examples import Examples
-from jaxnn.training.history import Fit, Log, Reason, Status
+from jaxnn.training.examples import Batches, Examples
+from jaxnn.training.history import Fit
 from jaxnn.training.objective import Objective
 from jaxnn.training.progress import Progress
-from jaxnn.training.steps import (
-    Chunk,
-    Plan,
-    State,
-    compiled,
-    replicate,
-    rows_of,
-    run_chunk,
-)
+from jaxnn.training.run import Run, Saves, Schedule, learning_rate
+from jaxnn.training.saves import as_place
+from jaxnn.training.steps import Plan, State, Way, is_large, is_sharded, replicate
 
-# Of what a checkpoint of a run holds; one of another is none that can be gone on with.
-LAYOUT = 2
-# Epochs of a run that says nothing else.
-EPOCHS = 10
-# The host comes back after about so many seconds of steps: often enough for a person to watch, too
-# seldom to cost anything.
-PACE = 0.5
-# The number of steps in a chunk grows by this at most: the first ones contain compilation.
-GROWTH = 10
-# Without `every`, checkpoints at the ends of epochs are so many seconds apart.
-BETWEEN_SAVES = 10
+# Epochs, and examples a step, of a run that says nothing else.
+EPOCHS, BATCH_SIZE = 10, 100
+# What a callback may be told besides.
+RECORDED = ("params", "opt_state", "learning_rate", "gradient_norm")
 
 
 def fit(
     loss: Callable[..., Float[Array, ""]],
     params: PyTree,
-    data: PyTree,
+    data: PyTree | Callable[[int], Iterable[Any]],
     optimizer: optax.GradientTransformation,
     *,
     key: Key[Array, ""],
     epochs: int | None = None,
     max_steps: int | None = None,
-    batch_size: int = 100,
+    batch_size: int | None = None,
     grad: Callable = jax.grad,
     replacement: bool = False,
-    test: PyTree | Mapping[str, PyTree] | None = None,
+    test: PyTree | Callable[[int], Iterable[Any]] | Mapping[str, Any] | None = None,
     metrics: Callable[..., dict[str, Any]] | None = None,
     evaluate_every: int = 1,
     evaluate_steps: int | None = None,
@@ -96,16 +70,19 @@ def fit(
     model_state: PyTree = None,
     has_aux: bool = False,
     opt_state: PyTree = None,
+    donate: bool = False,
     eval_params: Callable[[PyTree, PyTree], PyTree] | None = None,
     patience: int | None = None,
     watch: Callable[[dict[str, Any]], float] | None = None,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: Any = None,
     resume: bool | Literal["previous"] = False,
     every: int | None = None,
     keep: int = 3,
+    notes: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
     stream: bool | None = None,
     on_progress: Callable[[Progress], Any] | None = None,
+    record: Sequence[str] = (),
     on_interrupt: Literal["raise", "return"] = "raise",
 ) -> Fit:
     """Train `params` on mini-batches of `data`.
@@ -114,30 +91,47 @@ def fit(
     checkpoint and status "interrupted", and KeyboardInterrupt is raised; a second one ends it at
     once.
 
+    As under `jax.jit`, the functions are compiled once per function object and form of the
+    arguments; what they close over is part of what is compiled, and a later change of it is not
+    seen. A method, or an object that is called, is compiled again if an attribute of the object was
+    set to something else.
+
+    A resumed run takes the steps that an uninterrupted one takes, to the bit. What may change
+    between its parts takes effect: `epochs`, `max_steps`, `patience`, `test`, `metrics` and all
+    that says when something is measured or saved; `mesh` and `stream`; the loss; and the numbers of
+    the optimiser, also those that `optax.inject_hyperparams` keeps in its state. Refused by name
+    are other `data`, `batch_size`, `key`, `replacement`, forms of `params`, and optimisers made of
+    other parts.
+
     Args:
       loss: `loss(params, *batch)`, the mean over the examples of a batch. If it takes a keyword
         `key`, step s of epoch e has its own, `fold_in(fold_in(key, e), s)`; what is measured has
         `fold_in(key, 0)`, or none if `key` has a default.
       params: where to start; any pytree, not overwritten. Its floating and complex leaves are
-        trained; everything else is held fixed.
-      data: a tuple of arrays whose first axis is the examples, for instance `(x, t)`.
+        trained; everything else is held fixed. Leaves that come in parts, by a `NamedSharding` on
+        `mesh`, stay so, and the optimiser's state with them.
+      data: a tuple of arrays whose first axis is the examples, for instance `(x, t)`; memory maps
+        among them are read as they are needed. Or a function of the epoch, counted from 1, that
+        returns an iterable of batches, such tuples themselves: it decides on their order, size and
+        number; it runs in a thread, a little ahead of the steps; to resume within an epoch its
+        first batches are passed over; and of several processes each gives the whole batch.
       optimizer: from optax.
       key: a PRNG key; epoch e uses `jax.random.fold_in(key, e)`.
       epochs: how many times the data are gone through: ten by default, or as often as `max_steps`
         takes.
       max_steps: steps after which the run ends, if its epochs do not end it before.
-      batch_size: examples a step, on all devices together. A last batch that is smaller is used as
-        it is; nothing is dropped.
+      batch_size: examples a step, on all devices together; 100 by default. A last batch that is
+        smaller is used as it is; nothing is dropped.
       grad: makes the gradient out of `loss`: `jax.grad`, `numerical_grad`, or anything with their
         calling form.
       replacement: draw every batch from all examples, as the chapter does, instead of going through
         them in a shuffled order.
       test: examples that are measured and not trained on, in the form of `data`; or several sets of
-        them by name.
+        them by name. A function is called with 1.
       metrics: `metrics(params, *batch)`, a dictionary of means over the examples of a batch,
         numbers or arrays. With `metrics`, `test` or `patience`, the loss and the metrics are
-        measured after each epoch on all of `data` and of `test`, weighted by examples, as
-        `train_...` and `test_...`.
+        measured after each epoch on all of `data` and of `test`, `batch_size` examples at once,
+        weighted by examples, as `train_...` and `test_...`; on `data` not if it is a function.
       evaluate_every: epochs between measurements.
       evaluate_steps: steps between measurements, in the place of epochs.
       measure: the names of the sets that are measured, of "train", "test" or those of `test`; all
@@ -149,25 +143,32 @@ def fit(
         each step in `history.aux`; with a state `(value, (model_state, aux))`.
       opt_state: the optimiser's state to go on from; by default `optimizer.init` of what is
         trained.
+      donate: whether the run may have the memory of `params` and `opt_state`, which are then gone.
       eval_params: `eval_params(params, opt_state)`, the parameters that are measured, and kept as
         best: an average of those of many steps, say.
       patience: stop after so many measurements without improvement, and return the best
         parameters.
       watch: of a measurement's record, what is to become smaller; by default the loss on `test`, or
         on the first of several sets, or on `data` if there is no `test`.
-      checkpoint: a directory for checkpoints, of this run alone; all processes must see it.
+      checkpoint: a directory for checkpoints, of this run alone, which all processes must see; they
+        are written while the run goes on. Or an `orbax.checkpoint.CheckpointManager`, which then
+        decides how many stay.
       resume: go on from the newest checkpoint there, if there is one; "previous": from the newest
         that is whole.
       every: steps between checkpoints; by default one at the end of an epoch, if ten seconds have
-        passed, and one at the end.
+        passed, one every ten minutes, and one at the end.
       keep: how many of the newest checkpoints stay.
+      notes: what else is kept in each checkpoint, as `info["notes"]`; what JSON can hold.
       mesh: devices that share each batch, also of several processes. The numbers are those of one
         device, up to rounding.
-      stream: keep `data` on the host, and send it in pieces; by default where NumPy arrays would
-        fill half of the device.
+      stream: keep `data` on the host, and send it in pieces, which a thread gathers ahead of the
+        steps; by default where NumPy arrays would fill half of the device, and for memory maps.
       on_progress: called with a `Progress` about twice a second and after each measurement, in
         process 0 alone. If it returns a true value, the run ends with status "stopped"; what it
-        raises goes on up once the run is saved.
+        raises goes on up once the run is saved, and ends all processes.
+      record: what `Progress` holds besides, of "params", "opt_state", "learning_rate" (as
+        `optax.inject_hyperparams` keeps it) and "gradient_norm", which is then in `history.aux`,
+        too. Arrays of the run are lent for the call: copy what is to stay.
       on_interrupt: "return" gives the `Fit` back where "raise" has it as the `fit` of a
         KeyboardInterrupt.
 
@@ -178,9 +179,10 @@ def fit(
       KeyboardInterrupt: interrupted; its `fit` is what was reached.
       TypeError: `params` has no floating leaf; `epochs` or another count is not an integer.
       ValueError: `data` is empty, or its arrays differ in length; the checkpoint is of another run,
-        or broken.
+        or broken; processes begin a run differently.
       FileExistsError: `checkpoint` holds checkpoints, and `resume` is not set.
       BlockingIOError: another run holds `checkpoint`.
+      RuntimeError: another process failed; the message has its reason.
 
     Warns:
       DivergenceWarning: the loss ended above twice what it was; RuntimeWarning: what is watched is
@@ -194,15 +196,23 @@ def fit(
       >>> jaxnn.fit(jaxnn.loss, params, train, optax.adam(0.01), key=key, epochs=2).status
       Status(reason='finished', step=30, leaf=None)
     """
-    require_run(
-        loss, grad, data, test, EPOCHS if epochs is None else epochs, batch_size, on_progress
-    )
-    _require_counts(
+    require_run(loss, grad, data, test, on_progress)
+    if not _is_function(data):
+        batch_size = BATCH_SIZE if batch_size is None else batch_size
+    elif batch_size is not None or replacement or stream is not None:
+        raise ValueError(
+            "`batch_size`, `replacement` and `stream` must be left out where `data` is a function, "
+            f"which makes the batches. Got {batch_size}, {replacement} and {stream}."
+        )
+    require_counts(
+        epochs=epochs,
+        batch_size=batch_size,
         evaluate_every=evaluate_every,
         max_steps=max_steps,
         evaluate_steps=evaluate_steps,
         patience=patience,
     )
+    record = _require_record(record)
     require_choice("on_interrupt", on_interrupt, ("raise", "return"))
     require_differentiable("params", params)
     if model_state is not None:
@@ -213,52 +223,64 @@ def fit(
     require_key("key", key)
     if watch is not None:
         require_arguments("watch", watch, {})
-    _require_checkpoints(checkpoint, resume, keep, every)
-    mesh = as_mesh("mesh", mesh)
+    saves = _saves(checkpoint, resume, keep, every, notes)
+    mesh = as_mesh("mesh", _mesh_of(params) if mesh is None else mesh)
     place = functools.partial(replicate, mesh=mesh)
-    plan = _plan(count_examples(data), batch_size, epochs, replacement, max_steps)
+    plan = _plan(data, batch_size, epochs, replacement, max_steps)
     sets = _sets(data, test, plan.batch_size, place, stream)
-    names = _require_measure(measure, tuple(sets))
-    measured = metrics is not None or test is not None or patience is not None
-    across = not (measured or plan.rest or sets["train"].streamed)
+    asked = metrics is not None or test is not None or patience is not None
+    names = _require_measure(measure, sets) if asked or measure is not None else ()
+    if patience is not None and not names:
+        raise ValueError("`patience` must come with `test` where `data` is a function. Got none.")
     skeleton, arrays = arrays_of(params)
-    state = State(place(arrays), None, place(model_state))
-    objective = Objective.of(loss, metrics, grad, skeleton, data, model_state, has_aux)
-    objective.require(state.params, state.model_state, key, sets["train"].data)
-    start = optimizer.init(skeleton.split(state.params)[0])
-    if opt_state is not None:
-        require_same_form("opt_state", opt_state, "optimizer.init(...)", start)
-    state = state._replace(opt_state=place(start if opt_state is None else opt_state))
-    take, evaluate = compiled(objective, optimizer, plan, mesh, across)
+    state = _state(arrays, skeleton, optimizer, opt_state, model_state, mesh, donate)
+    del arrays
+    if "learning_rate" in record and learning_rate(state.opt_state) is None:
+        raise ValueError(
+            "`record` must name 'learning_rate' only with `optax.inject_hyperparams`, which keeps "
+            f"it in the optimiser's state. Got {record!r}."
+        )
+    objective = Objective.of(
+        loss, metrics, grad, skeleton, sets["train"].example, model_state, has_aux
+    )
+    objective.require(state.params, state.model_state, key, sets["train"].example)
+    more = {"norm": "gradient_norm" in record, "mesh": mesh, "guarded": is_large(state)}
+    way = Way.of(plan, optimizer, **more)
+    # Where nothing is measured between epochs, stretches need not end with them.
+    sparse = not names or (evaluate_steps or evaluate_every * (plan.per_epoch or 1)) > (
+        plan.per_epoch or 1
+    )
     watched = f"{[*list(sets)[1:], 'train'][0]}_loss"
-    run = _Run(
+    run = Run(
         plan=plan,
         key=key,
         mesh=mesh,
-        take=take,
-        evaluate=evaluate,
-        across=across,
-        sets=sets,
-        measured=names if measured else (),
-        every=evaluate_steps or evaluate_every * plan.per_epoch,
-        watch=watch or (lambda record: record[watched]),
-        patience=patience,
-        saves=None if checkpoint is None else _Saves(checkpoint, every, keep),
-        on_progress=on_progress if jax.process_index() == 0 else None,
         objective=objective,
+        optimizer=optimizer,
+        way=way,
+        across=sparse and not (plan.rest or sets["train"].streamed),
+        sets=sets,
+        schedule=Schedule(
+            names,
+            evaluate_every,
+            evaluate_steps,
+            watch or (lambda record: record[watched]),
+            patience,
+        ),
+        saves=saves,
+        on_progress=on_progress if jax.process_index() == 0 else None,
+        record=record,
         eval_params=eval_params,
         state=state,
-        best=state,
     )
     with run.held():
         run.begin(resume)
         while not run.ended:
             run.take_steps()
-            record = run.measurements()
-            run.report(record)
+            run.report(run.measurements())
+            run.prepare()
             run.listen()
-            run.save()
-        run.meet()
+        run.finish()
     result = run.result()
     if result.status.reason == "interrupted" and on_interrupt == "raise":
         raise Interrupted(result)
@@ -267,10 +289,23 @@ def fit(
     return result
 
 
+def _is_function(data: Any) -> bool:
+    """Whether examples are given by a function; a pytree may be one that can be called."""
+    return callable(data) and treedef_is_leaf(jax.tree.structure(data))
+
+
 def _plan(
-    count: int, batch_size: int, epochs: int | None, replacement: bool, max_steps: int | None
+    data: Any,
+    batch_size: int | None,
+    epochs: int | None,
+    replacement: bool,
+    max_steps: int | None,
 ) -> Plan:
     """How long a run is: so many epochs, or as many as its steps take."""
+    if batch_size is None:  # a function knows what an epoch is
+        default = EPOCHS if max_steps is None else None
+        return Plan(None, 1, default if epochs is None else epochs, False, max_steps)
+    count = count_examples(data)
     size = min(batch_size, count)
     if epochs is None:
         epochs = EPOCHS if max_steps is None else -(-max_steps // -(-count // size))
@@ -278,15 +313,63 @@ def _plan(
 
 
 def _sets(
-    data: PyTree, test: Any, batch_size: int, place: Callable, stream: bool | None
-) -> dict[str, Examples]:
+    data: Any, test: Any, batch_size: int, place: Callable, stream: bool | None
+) -> dict[str, Examples | Batches]:
     """The sets of examples by name: "train" first, then what else is measured."""
-    sets = {"train": Examples.of("data", data, batch_size, place, stream)}
+
+    def of(label, examples):
+        if _is_function(examples):
+            return Batches.of(label, examples, place)
+        size = batch_size if not _is_function(data) else BATCH_SIZE
+        return Examples.of(label, examples, size, place, stream)
+
+    sets = {"train": of("data", data)}
     tests = {} if test is None else dict(test) if isinstance(test, Mapping) else {"test": test}
     for name, examples in tests.items():
-        label = "test" if name == "test" else f"test[{name!r}]"
-        sets[name] = Examples.of(label, examples, batch_size, place, stream)
+        sets[name] = of("test" if name == "test" else f"test[{name!r}]", examples)
     return sets
+
+
+def _state(
+    arrays: PyTree,
+    skeleton: Skeleton,
+    optimizer: Any,
+    opt_state: PyTree,
+    model_state: PyTree,
+    mesh: Mesh | None,
+    donate: bool,
+) -> State:
+    """What a run begins with: arrays of our own, each its own, where they are needed."""
+    place = functools.partial(replicate, mesh=mesh)
+    ours = functools.partial(_ours, place=place, mesh=mesh, taken=set())
+    params = ours(arrays) if donate else place(arrays)
+    start = optimizer.init(skeleton.split(params)[0])
+    if opt_state is not None:
+        require_same_form("opt_state", opt_state, "optimizer.init(...)", start)
+        start = opt_state if donate else place(opt_state)
+    taken = {id(leaf) for leaf in jax.tree.leaves(params)}
+    return State(params, _ours(start, place, mesh, taken), place(model_state))
+
+
+def _ours(tree: PyTree, place: Callable, mesh: Mesh | None, taken: set[int]) -> PyTree:
+    """Arrays that we may overwrite: as they are, if they are where they are needed and not `taken`
+    already, else copies.
+    """
+
+    def own(leaf):
+        there = isinstance(leaf, jax.Array) and not is_key(leaf) and not leaf.weak_type
+        if not there or id(leaf) in taken or (mesh is not None and not is_sharded(leaf)):
+            return place(leaf)
+        taken.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(own, tree)
+
+
+def _mesh_of(params: PyTree) -> Mesh | None:
+    """The mesh that parameters come cut into parts for, if any do."""
+    meshes = [leaf.sharding.mesh for leaf in jax.tree.leaves(params) if is_sharded(leaf)]
+    return meshes[0] if meshes else None
 
 
 def _warn_of_divergence(result: Fit, ended: float) -> None:
@@ -308,400 +391,49 @@ class Interrupted(KeyboardInterrupt):
         self.fit = fit
 
 
-@dataclasses.dataclass
-class _Saves:
-    """When and where a run is saved.
-
-    Attributes:
-      directory: where.
-      every: steps between checkpoints, or None.
-      keep: how many stay.
-      step: of the last one, or None.
-      time: of the last one.
-    """
-
-    directory: str | os.PathLike
-    every: int | None
-    keep: int
-    step: int | None = None
-    time: float = 0.0
-
-
-@dataclasses.dataclass
-class _Run:
-    """A run under way.
-
-    Attributes:
-      plan: how its epochs are cut into steps.
-      key: of the order of its examples.
-      mesh: devices that share each batch.
-      take: takes a chunk of steps.
-      evaluate: measures loss and metrics.
-      across: whether `take` takes steps across epochs.
-      sets: examples by name; those to train on are called "train".
-      measured: the names of those that are measured.
-      every: steps between measurements.
-      watch: of a record, what is to become smaller.
-      patience: for how many epochs to wait until it does.
-      saves: when and where the run is saved, or None.
-      on_progress: what is told.
-      objective: what is minimised.
-      eval_params: makes the parameters that are measured.
-      state: the arrays of the parameters, the optimiser's state, and the model's own.
-      best: the best so far.
-      log: what else is remembered.
-      pace: steps in the next chunk.
-      order: of the examples of this epoch.
-      broken: what was not finite.
-      reason: why the run ends, once it does.
-      caught: the signals that were caught.
-    """
-
-    plan: Plan
-    key: Key[Array, ""]
-    mesh: Mesh | None
-    take: Callable[..., Chunk]
-    evaluate: Callable
-    across: bool
-    sets: dict[str, Examples]
-    measured: tuple[str, ...]
-    every: int
-    watch: Callable[[dict[str, Any]], float]
-    patience: int | None
-    saves: _Saves | None
-    on_progress: Callable[[Progress], Any] | None
-    objective: Objective
-    eval_params: Callable | None
-    state: State
-    best: State
-    log: Log = dataclasses.field(default_factory=Log)
-    pace: int = 1
-    order: Any = None
-    broken: str | None = None
-    reason: Reason | None = None
-    caught: list[int] = dataclasses.field(default_factory=list)
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """The run's directory, held against other runs, and its signals."""
-        with contextlib.ExitStack() as stack:
-            if self.saves is not None and jax.process_index() == 0:
-                delete_leftovers(stack.enter_context(locked("checkpoint", self.saves.directory)))
-            stack.enter_context(_signals(self.caught))
-            yield
-
-    def begin(self, resume: bool | str) -> None:
-        """Go on from the last checkpoint, if there is one."""
-        if self.saves is None:
-            return
-        found = _find(self.saves.directory, resume, self.identity)
-        if found is not None:
-            self.log = Log.of(found)
-            self.state = self._restored(found, "")
-            self.best = (
-                self._restored(found, "best_") if "best_params" in found.leaves else self.state
-            )
-            self._lose_patience()
-        self.saves.step, self.saves.time = self.log.step or None, time.perf_counter()
-
-    def _restored(self, found: Checkpoint, prefix: str) -> State:
-        """A state out of a checkpoint."""
-        parts = {
-            name: found.restore(f"{prefix}{name}", like)
-            for name, like in self.state._asdict().items()
-            if like is not None
-        }
-        return State(**{"model_state": None, **replicate(parts, self.mesh)})
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What has to be the same for a resumed run to be the same run."""
-        return {
-            "examples": self.plan.count,
-            "batch_size": self.plan.batch_size,
-            "replacement": self.plan.replacement,
-            "key": np.asarray(jax.random.key_data(self.key)).tolist(),
-            "layout": LAYOUT,
-        }
-
-    @property
-    def ended(self) -> bool:
-        """Whether there is nothing more to do."""
-        return self.reason is not None or self.log.step >= self.plan.steps
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that is running or, between chunks, has just ended; from 1."""
-        return max(1, -(-self.log.step // self.plan.per_epoch))
-
-    @property
-    def at_end_of_epoch(self) -> bool:
-        """Whether the last chunk was an epoch's last."""
-        return self.log.step % self.plan.per_epoch == 0
-
-    @property
-    def is_due(self) -> bool:
-        """Whether it is time to measure: every so many steps, and at the end."""
-        step = self.log.step
-        return bool(self.measured) and (step % self.every == 0 or step >= self.plan.steps)
-
-    def take_steps(self) -> None:
-        """Take some steps, as many as the host can wait for."""
-        began, before = time.perf_counter(), self.log.step
-        first, offset, chunk = self._stretch() if self.across else self._part_of_epoch()
-        self.state, self.broken = chunk.state, chunk.not_finite()
-        taken = int(chunk.reached) - first
-        of_steps = lambda x: np.asarray(x).reshape(-1)[offset : offset + taken]  # noqa: E731
-        losses, aux = of_steps(chunk.losses), jax.tree.map(of_steps, chunk.aux)
-        seconds = time.perf_counter() - began
-        sizes, per_epoch = self._sizes(before, taken), self.plan.per_epoch
-        self.log.add_steps(losses, sizes, self.broken is not None, per_epoch, aux)
-        self.log.pass_epochs(before, per_epoch, seconds)
-        if self.broken is not None:
-            self.reason = "not finite"
-        fitting = int(max(taken, 1) * PACE / seconds)
-        self.pace = max(1, min(GROWTH * self.pace, fitting))
-
-    def _stretch(self) -> tuple[int, int, Chunk]:
-        """Steps across epochs; before them what the chunk calls the first, and its place there."""
-        begin, plan = self.log.step, self.plan
-        longest = rows_of(plan) * plan.per_epoch - begin % plan.per_epoch
-        stop = min(begin + min(self._length(), longest), plan.steps)
-        data = self.sets["train"].piece(None, 0, 0).data
-        key = replicate(self.key, self.mesh)
-        limits = {"start": np.int32(begin), "stop": np.int32(stop), "short": np.bool_(False)}
-        chunk = run_chunk(self.take, self.state, data, key, **limits)
-        return begin, begin % plan.per_epoch, chunk
-
-    def _part_of_epoch(self) -> tuple[int, int, Chunk]:
-        """Steps of one epoch, likewise."""
-        plan = self.plan
-        epoch, start = divmod(self.log.step, plan.per_epoch)
-        if self.order is None or start == 0:
-            order = plan.order(self.key, epoch + 1)
-            self.order = order if self.mesh is None else replicate(order, self.mesh)
-        stop = min(start + self._length(), plan.per_epoch, start + plan.steps - self.log.step)
-        short = plan.rest > 0 and stop == plan.per_epoch
-        piece = self.sets["train"].piece(self.order, start, stop)
-        first, last = np.int32(start - piece.first), np.int32(stop - piece.first)
-        key = np.uint32(0)
-        if self.objective.form.keyed:
-            key = replicate(plan.key_of(self.key, epoch + 1), self.mesh)
-        given = piece.data, piece.order, key, np.int32(piece.first)
-        limits = {"start": first, "stop": last, "short": np.bool_(short)}
-        return int(first), int(first), run_chunk(self.take, self.state, *given, **limits)
-
-    def _sizes(self, before: int, taken: int) -> np.ndarray:
-        """The examples of steps."""
-        numbers = np.arange(before, before + taken) % self.plan.per_epoch
-        last = (numbers == self.plan.per_epoch - 1) & (self.plan.rest > 0)
-        return np.where(last, self.plan.rest, self.plan.batch_size)
-
-    def measured_state(self) -> State:
-        """What is measured: the parameters as they are, or as `eval_params` makes them."""
-        if self.eval_params is None:
-            return self.state
-        params = self.objective.skeleton.fill(self.state.params)
-        made = arrays_of(self.eval_params(params, self.state.opt_state))[1]
-        require_same_form("eval_params(...)", made, "params", self.state.params)
-        return self.state._replace(params=made)
-
-    def measurements(self) -> dict[str, Any] | None:
-        """What is measured where that is due."""
-        if self.broken is not None or not self.is_due:
-            return None
-        began, record = time.perf_counter(), None
-        if self.measured:
-            state, key = self.measured_state(), replicate(self.plan.key_of(self.key, 0), self.mesh)
-            measure = functools.partial(self.evaluate, state.params, state.model_state, key)
-            record = {
-                f"{name}_{what}": value
-                for name in self.measured
-                for what, value in self.sets[name].evaluate(measure).items()
-            }
-        self.log.add_seconds(time.perf_counter() - began, self.at_end_of_epoch)
-        return record
-
-    def report(self, record: dict[str, Any] | None) -> None:
-        """Remember what was measured, and say where the run stands."""
-        if self.broken is not None:
-            return
-        plan = self.plan
-        if record is not None:
-            self.log.measured(record)
-            if self.patience is not None:
-                if self.log.watch(self._watched(record)):
-                    self.best = self.measured_state()
-                self._lose_patience()
-        if self.on_progress is None:
-            return
-        step, mean = self.log.step, self.log.mean_loss
-        told = Progress(self.epoch, plan.epochs, step, plan.steps, mean, record)
-        try:
-            if self.on_progress(told):
-                self.reason = self.reason or "stopped"
-        except BaseException:
-            self.reason = self.reason or "stopped"
-            self.save()
-            raise
-
-    def listen(self) -> None:
-        """Hear what the system, and the other processes, want."""
-        stopped, interrupted, self.pace = _agreed(
-            self.reason == "stopped", bool(self.caught), self.pace
-        )
-        if stopped:
-            self.reason = "stopped"
-        if interrupted and self.log.step < self.plan.steps:
-            self.reason = self.reason or "interrupted"
-
-    def save(self) -> None:
-        """Write a checkpoint, if one is due."""
-        if self.saves is None or jax.process_index() != 0 or self.log.step == self.saves.step:
-            return
-        if self.saves.every:
-            due = self.log.step % self.saves.every == 0
-        else:
-            waited = time.perf_counter() - self.saves.time > BETWEEN_SAVES
-            due = self.at_end_of_epoch and waited
-        if not (due or self.ended):
-            return
-        states = {"": self.state} | ({} if self.patience is None else {"best_": self.best})
-        parts = {
-            f"{prefix}{name}": part
-            for prefix, state in states.items()
-            for name, part in state._asdict().items()
-            if part is not None
-        }
-        save_checkpoint(
-            self.saves.directory,
-            self.log.step,
-            parts,
-            records=self.log.arrays(),
-            info=self.identity,
-            keep=self.saves.keep,
-        )
-        self.saves.step, self.saves.time = self.log.step, time.perf_counter()
-
-    def meet(self) -> None:
-        """Wait for process 0, so that what it saved is there when the others return."""
-        if self.saves is not None and jax.process_count() > 1:
-            multihost_utils.sync_global_devices("the last checkpoint is written")
-
-    def result(self) -> Fit:
-        """What the user gets."""
-        status = Status(self.reason or "finished", self.log.step, self.broken)
-        state = self.state if self.patience is None else self.best
-        params = self.objective.skeleton.fill(state.params)
-        return Fit(params, state.opt_state, self.log.history(), status, state.model_state)
-
-    def _watched(self, record: dict[str, Any]) -> float:
-        """What is to become smaller; NaN never is, and is told of."""
-        number = float(self.watch(record))
-        if number != number:
-            warnings.warn(
-                f"what `fit` watches is NaN after epoch {self.epoch}: no epoch is better for that",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-        return number
-
-    def _length(self) -> int:
-        """How many steps the next chunk may have."""
-        longest = self.pace if self.across else min(self.pace, self.sets["train"].steps)
-        if self.measured:
-            longest = min(longest, self.every - self.log.step % self.every)
-        if self.saves is not None and self.saves.every:
-            longest = min(longest, self.saves.every - self.log.step % self.saves.every)
-        return longest
-
-    def _lose_patience(self) -> None:
-        if self.patience is not None and self.log.waited >= self.patience:
-            self.reason = "no improvement"
-
-
-def require_run(
-    loss: Any,
-    grad: Any,
-    data: Any,
-    test: Any,
-    epochs: Any,
-    batch_size: Any,
-    on_progress: Any,
-) -> None:
+def require_run(loss: Any, grad: Any, data: Any, test: Any, on_progress: Any) -> None:
     """Refuse what no run can begin with."""
     require_callable("loss", loss)
     require_arguments("grad", grad, loss)
-    require_batches("data", data)
+    if not _is_function(data):
+        require_batches("data", data)
     named = test if isinstance(test, Mapping) else {} if test is None else {None: test}
     for name, examples in named.items():
-        require_batches("test" if name is None else f"test[{name!r}]", examples, data)
-    require_count("epochs", epochs, least=1)
-    require_count("batch_size", batch_size, least=1)
+        if not _is_function(examples):
+            like = None if _is_function(data) else data
+            require_batches("test" if name is None else f"test[{name!r}]", examples, like)
     if on_progress is not None:
         require_callable("on_progress", on_progress)
 
 
-def _require_counts(**numbers: Any) -> None:
+def require_counts(**numbers: Any) -> None:
     """Refuse what is neither None nor an integer of at least 1."""
     for name, number in numbers.items():
         if number is not None:
             require_count(name, number, least=1)
 
 
-def _require_checkpoints(checkpoint: Any, resume: Any, keep: Any, every: Any) -> None:
-    if checkpoint is not None:
-        as_path("checkpoint", checkpoint)
+def _saves(checkpoint: Any, resume: Any, keep: Any, every: Any, notes: Any) -> Saves | None:
+    """Where and when a run is saved."""
     require_count("keep", keep, least=1)
-    if every is not None:
-        require_count("every", every, least=1)
+    require_counts(every=every)
+    if notes is not None:
+        require_mapping("notes", notes)
     if not isinstance(resume, bool | int | str) or resume not in (True, False, "previous"):
         raise ValueError(f"`resume` must be True, False or 'previous'. Got {resume!r}.")
-    if resume and checkpoint is None:
+    if checkpoint is not None:
+        return Saves(as_place(checkpoint, keep), every, dict(notes or {}))
+    if resume:
         raise ValueError(
             f"`resume` must come with `checkpoint`, a directory. Got {resume!r} alone."
         )
+    return None
 
 
-def _find(
-    directory: str | os.PathLike, resume: bool | str, identity: dict[str, Any]
-) -> Checkpoint | None:
-    """The checkpoint to go on from, if there is one."""
-    there = checkpoints(directory)
-    if there and not resume:
-        raise FileExistsError(
-            f"`checkpoint` must be empty unless `resume` is set. Got {str(directory)!r}, with "
-            f"{there[-1].name}."
-        )
-    found = load_checkpoint(directory, previous=resume == "previous") if there else None
-    if jax.process_count() > 1:
-        step = np.array(found.step if found else -1)
-        message = "`checkpoint` must be a directory that all processes see."
-        multihost_utils.assert_equal(step, message)
-    if found is None:
-        return None
-    if found.info.keys() != identity.keys():
-        raise ValueError(
-            f"`checkpoint` must hold a run of `fit`. Got {str(directory)!r}, with something else."
-        )
-    for name, value in identity.items():
-        if found.info[name] != value:
-            raise ValueError(
-                f"`{name}` must be {found.info[name]}, as in the checkpoint. Got {value}."
-            )
-    return found
-
-
-def _agreed(stopped: bool, interrupted: bool, pace: int) -> tuple[bool, bool, int]:
-    """What the processes of a run decide together: whether to end, and how many steps are next."""
-    if jax.process_count() == 1:
-        return stopped, interrupted, pace
-    of_all = multihost_utils.process_allgather(np.array([stopped, interrupted, pace]))
-    return bool(of_all[:, 0].any()), bool(of_all[:, 1].any()), int(of_all[:, 2].min())
-
-
-def _require_measure(measure: Any, names: tuple[str, ...]) -> tuple[str, ...]:
+def _require_measure(measure: Any, sets: Mapping[str, Examples | Batches]) -> tuple[str, ...]:
     """The names of the sets to measure."""
+    # What a function gives as "train" is seen but once an epoch, by its steps.
+    names = tuple(n for n, s in sets.items() if n != "train" or isinstance(s, Examples))
     if measure is None:
         return names
     given = () if isinstance(measure, str) or not isinstance(measure, Sequence) else tuple(measure)
@@ -710,36 +442,9 @@ def _require_measure(measure: Any, names: tuple[str, ...]) -> tuple[str, ...]:
     return given
 
 
-# What the system may send to end a run: Ctrl-C, and what schedulers and closed terminals do.
-SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-    if hasattr(signal, name)
-)
-
-
-@contextlib.contextmanager
-def _signals(caught: list[int]) -> Iterator[None]:
-    """Signals that end a run are noted in a list; a second one does what it did before.
-
-    Those that are ignored, as under `nohup`, stay so; and those whose handler is not Python's.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python leaves signals to the main thread
-        return
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    before = {n: h for n, h in handlers.items() if h not in (None, signal.SIG_IGN)}
-
-    def note(number, frame):
-        if caught:
-            signal.signal(number, before[number])
-            signal.raise_signal(number)
-        caught.append(number)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _require_record(record: Any) -> tuple[str, ...]:
+    """What a callback is told besides."""
+    given = (record,) if isinstance(record, str) else record
+    if not isinstance(given, Sequence) or any(name not in RECORDED for name in given):
+        raise ValueError(f"`record` must name some of {RECORDED}. Got {record!r}.")
+    return tuple(given)

@@ -2,14 +2,12 @@
 
 import dataclasses
 import html
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, PyTree, Shaped
-
-from jaxnn.training.checkpoint import Checkpoint
 
 Reason = Literal["finished", "no improvement", "not finite", "interrupted", "stopped"]
 
@@ -100,23 +98,25 @@ class Fit(NamedTuple):
 
 @dataclasses.dataclass
 class Log:
-    """What the host remembers of a run; all of it is in a checkpoint.
+    """What the host remembers of a run; all of it is saved.
 
     Attributes:
       step: how many steps were taken.
-      losses: of each of them, in pieces.
+      begun: after which of them the epoch that is running began, or the last one ended.
+      losses: of each step, in pieces.
       aux: what else the loss returned, likewise, by name.
       records: what was measured, each time.
       evaluated: after which steps.
-      seconds: of each epoch.
+      seconds: of each epoch that has ended.
       spent: seconds of the epoch that is running.
       total: its losses so far, each times its examples.
       examples: of the epoch so far.
       best: the smallest number that was watched.
-      waited: epochs since then.
+      waited: measurements since then.
     """
 
     step: int = 0
+    begun: int = 0
     losses: list[np.ndarray] = dataclasses.field(default_factory=list)
     aux: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
     records: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
@@ -129,25 +129,22 @@ class Log:
     waited: int = 0
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "Log":
-        """As it was when a checkpoint was written."""
-        arrays = checkpoint.records
-        spent, total, examples, best, waited = arrays["numbers"].tolist()
+    def of(cls, step: int, numbers: np.ndarray, rows: Mapping[str, np.ndarray]) -> "Log":
+        """As it was when it was saved: `numbers` and `rows` of then."""
+        begun, spent, total, examples, best, waited = numbers.tolist()
+        named = lambda prefix: {  # noqa: E731
+            name.removeprefix(prefix): values
+            for name, values in rows.items()
+            if name.startswith(prefix)
+        }
         return cls(
-            step=checkpoint.step,
-            losses=[arrays["step_loss"]],
-            aux={
-                name.removeprefix("aux/"): [values]
-                for name, values in arrays.items()
-                if name.startswith("aux/")
-            },
-            records={
-                name.removeprefix("metrics/"): list(values)
-                for name, values in arrays.items()
-                if name.startswith("metrics/")
-            },
-            evaluated=arrays["evaluated"].tolist(),
-            seconds=arrays["seconds"].tolist(),
+            step=step,
+            begun=int(begun),
+            losses=[rows["step_loss"]] if "step_loss" in rows else [],
+            aux={name: [values] for name, values in named("aux/").items()},
+            records={name: list(values) for name, values in named("metrics/").items()},
+            evaluated=rows["evaluated"].tolist() if "evaluated" in rows else [],
+            seconds=rows["seconds"].tolist() if "seconds" in rows else [],
             spent=spent,
             total=total,
             examples=int(examples),
@@ -155,17 +152,21 @@ class Log:
             waited=int(waited),
         )
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What `of` reads."""
+    @property
+    def numbers(self) -> np.ndarray:
+        """What `of` reads, of a length that does not grow."""
+        return np.array([self.begun, self.spent, self.total, self.examples, self.best, self.waited])
+
+    @property
+    def rows(self) -> dict[str, np.ndarray]:
+        """What `of` reads besides: what a run adds to."""
         history = self.history()
-        numbers = np.array([self.spent, self.total, self.examples, self.best, self.waited])
         metrics = {f"metrics/{name}": values for name, values in history.metrics.items()}
         metrics |= {f"aux/{name}": values[: self.step] for name, values in history.aux.items()}
         return {
             "step_loss": history.step_loss[: self.step],
             "seconds": history.seconds,
             "evaluated": history.evaluated,
-            "numbers": numbers,
             **metrics,
         }
 
@@ -179,56 +180,76 @@ class Log:
 
     @property
     def mean_loss(self) -> float:
-        """Over the examples of this epoch so far."""
+        """Over the examples of this epoch so far, or of the last one where it has just ended."""
         return self.total / max(1, self.examples)
 
-    def add_steps(
+    @property
+    def epoch(self) -> int:
+        """The epoch that is running or, between stretches, has just ended; from 1."""
+        return max(1, len(self.seconds) + (self.step > self.begun))
+
+    @property
+    def at_end_of_epoch(self) -> bool:
+        """Whether the last stretch was an epoch's last."""
+        return self.step > 0 and self.step == self.begun
+
+    def add(
         self,
         losses: np.ndarray,
+        aux: Mapping[str, np.ndarray],
         sizes: np.ndarray,
-        broken: bool,
-        per_epoch: int,
-        aux: Mapping[str, np.ndarray] = MappingProxyType({}),
+        good: int,
+        ends: Iterable[int],
+        seconds: float,
     ) -> None:
-        """Note the losses of steps, each of so many examples; a `broken` last one was not taken."""
+        """Note a stretch of steps.
+
+        Args:
+          losses: of each step, that which was not taken for what it would have done included.
+          aux: what else the loss returned there.
+          sizes: the examples of each step.
+          good: how many steps were taken.
+          ends: after which steps of the run an epoch ends.
+          seconds: that it all took, which the epochs share by steps.
+        """
         for name, values in aux.items():
             self.aux.setdefault(name, []).append(values)
-        good, before = len(losses) - broken, self.step
         self.losses.append(losses)
+        first, each = self.step, seconds / max(1, good)
         self.step += good
-        # The epoch that is running, or has just ended, began here.
-        first = max(0, (self.step - 1) // per_epoch * per_epoch - before)
-        if first or before % per_epoch == 0:
-            self.total, self.examples = 0.0, 0
-        self.total += float(losses[first:good].astype(np.float64) @ sizes[first:good])
-        self.examples += int(sizes[first:good].sum())
-
-    def pass_epochs(self, before: int, per_epoch: int, seconds: float) -> None:
-        """Note the epochs that steps since `before` have ended, and their time, shared by steps."""
-        each = seconds / max(1, self.step - before)
-        while before < self.step:
-            end = (before // per_epoch + 1) * per_epoch
-            self.spent += each * (min(end, self.step) - before)
-            before = end
-            if end <= self.step:
+        over = set(ends)
+        for end in sorted({*over, self.step}):
+            before = max(first, self.begun)
+            if before == self.begun:
+                self.total, self.examples = 0.0, 0
+            part = slice(before - first, end - first)
+            self.total += float(losses[part].astype(np.float64) @ sizes[part])
+            self.examples += int(sizes[part].sum())
+            self.spent += each * (end - before)
+            if end in over:
                 self.seconds.append(self.spent)
-                self.spent = 0.0
+                self.begun, self.spent = end, 0.0
 
-    def add_seconds(self, seconds: float, at_end_of_epoch: bool) -> None:
+    def add_seconds(self, seconds: float) -> None:
         """Add to the epoch that is running, or that has just ended."""
-        if at_end_of_epoch and self.seconds:
+        if self.at_end_of_epoch and self.seconds:
             self.seconds[-1] += seconds
         else:
             self.spent += seconds
 
     def measured(self, record: dict[str, Any]) -> None:
-        """Note what was measured, and when."""
-        for name, value in record.items():
-            self.records.setdefault(name, []).append(value)
+        """Note what was measured, and when; NaN stands where something was not."""
+        for name in {*record, *self.records}:
+            values = self.records.setdefault(name, [])
+            like = record.get(name, values[-1] if values else np.nan)
+            nothing = np.full(np.shape(like), np.nan)[()]
+            values += [nothing] * (len(self.evaluated) - len(values))
+            values.append(record.get(name, nothing))
+        self.records = {name: self.records[name] for name in {**record, **self.records}}
         self.evaluated.append(self.step)
 
     def watch(self, number: float) -> bool:
-        """Whether an epoch was better than all before it."""
+        """Whether a measurement was better than all before it."""
         better = number < self.best
         self.best, self.waited = (number, 0) if better else (self.best, self.waited + 1)
         return better

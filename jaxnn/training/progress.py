@@ -5,19 +5,21 @@ log.
 `progress_log` make such functions; any other will do.
 """
 
+import errno
 import json
 import math
 import os
 import pathlib
-import shutil
+import stat
 import sys
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from io import TextIOBase
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
-from jaxnn._files import as_path, replacing
+from jaxnn._files import as_path
 from jaxnn._validate import describe
 
 
@@ -26,12 +28,17 @@ class Progress(NamedTuple):
 
     Attributes:
       epoch: the epoch that is running or has just ended, from 1.
-      epochs: how many there will be.
+      epochs: how many there will be, if that is known.
       step: steps taken since the beginning of the run, earlier parts of a resumed one included.
-      steps: how many there will be.
+      steps: how many there will be, if that is known.
       loss: mean over the examples of this epoch so far, each measured before the update that it
         took part in.
-      record: what was measured after the epoch, or None where the epoch has not ended.
+      record: what was measured, or None where nothing was.
+      params: the parameters, where they were asked for; lent for the call.
+      opt_state: the optimiser's state, likewise.
+      learning_rate: where it was asked for.
+      gradient_norm: of the last step, where it was asked for.
+      resumed: the step after which the run went on; 0 if it is not a resumed one.
 
     Example:
       >>> Progress(epoch=1, epochs=2, step=15, steps=30, loss=2.3, record=None).step
@@ -39,22 +46,28 @@ class Progress(NamedTuple):
     """
 
     epoch: int
-    epochs: int
+    epochs: int | None
     step: int
-    steps: int
+    steps: int | None
     loss: float
     record: dict[str, Any] | None
+    params: Any = None
+    opt_state: Any = None
+    learning_rate: float | None = None
+    gradient_norm: float | None = None
+    resumed: int = 0
 
 
 def show_progress(
     lines: TextIOBase | None = None, bar: TextIOBase | None = None
 ) -> Callable[[Progress], None]:
-    """A line for each tenth of the epochs, and between them a bar where `bar` is a terminal.
+    """A line for each tenth of the run, and between them tqdm's bar where that is installed (`pip
+    install 'jaxnn[progress]'`) and `bar` is a terminal.
 
     Args:
       lines: where the lines go; standard output by default.
-      bar: where the bar goes; standard error by default. With tqdm (`pip install
-        'jaxnn[progress]'`) it is tqdm's.
+      bar: where the bar goes; standard error by default. There is none where it is no terminal, or
+        one that asks for plain text by TERM=dumb or NO_COLOR.
 
     Returns:
       A function for `on_progress`.
@@ -70,40 +83,53 @@ def show_progress(
     for name, stream, part in (("lines", lines, "write"), ("bar", bar, "isatty")):
         if stream is not None and not hasattr(stream, part):
             raise TypeError(f"`{name}` must be a text stream. Got {describe(stream)}.")
-    terminal = bar or sys.stderr
-    draw, clear = _bar(terminal) if terminal.isatty() else (silent, silent)
+    drawn = _Bar(bar or sys.stderr)
     recent: deque[tuple[float, int]] = deque(maxlen=6)
-    headed = False
+    headed, last = False, (0, 0)
 
     def show(progress: Progress) -> None:
-        nonlocal headed
+        nonlocal headed, last
         told = []
         if progress.record is not None and not headed:
             recent.clear()  # until here the time was spent on compilation
-            told.append(
-                " epoch  "
-                + "  ".join(f"{name.replace('_', ' '):>14}" for name in _scalars(progress.record))
-                + " steps/s"
-            )
+            names = (f"{name.replace('_', ' '):>14}" for name in _scalars(progress.record))
+            told.append(f" {_first_column(progress)}  {'  '.join(names)} steps/s")
             headed = True
         recent.append((time.perf_counter(), progress.step))
         (began, first), (now, step) = recent[0], recent[-1]
-        speed = (step - first) / (now - began) if step > first else math.nan
-        tenth = (
-            progress.epoch % max(1, progress.epochs // 10) == 0 or progress.epoch == progress.epochs
-        )
-        if progress.record is not None and tenth:
+        speed = (step - first) / (now - began) if step > first and now > began else math.nan
+        if progress.record is not None and (mark := _mark(progress, last)) != last:
+            last = mark
             cells = "  ".join(
                 f"{value:14.4f}" if abs(value) < 1e6 else f"{value:14.4g}"
                 for value in _scalars(progress.record).values()
             )
-            told.append(f"{progress.epoch:6}  {cells}  {_short(speed):>7}".rstrip())
-        if told:
-            clear()
-            print("\n".join(told), file=lines or sys.stdout, flush=True)
-        draw(progress, speed)
+            where = progress.epoch if progress.epochs else progress.step
+            told.append(f"{where:6}  {cells}  {_short(speed):>7}".rstrip())
+        target = lines or sys.stdout
+        if told and _is_open(target):
+            drawn.clear()
+            print("\n".join(told), file=target, flush=True)
+        drawn.draw(progress)
 
     return show
+
+
+def _first_column(progress: Progress) -> str:
+    return "epoch" if progress.epochs else " step"
+
+
+def _mark(progress: Progress, last: tuple[int, int]) -> tuple[int, int]:
+    """Of the tenth of a run in which a line was told last; another one is told where it changes."""
+    epochs, steps = progress.epochs, progress.steps
+    epoch, tenth = last
+    if epochs and (progress.epoch % max(1, epochs // 10) == 0 or progress.epoch == epochs):
+        epoch = progress.epoch
+    if steps is None:
+        return progress.step, 0
+    if (epochs or 0) < 10:
+        tenth = 10 * progress.step // steps
+    return epoch, tenth
 
 
 def _scalars(record: dict[str, Any]) -> dict[str, float]:
@@ -118,18 +144,18 @@ def _json(value: Any) -> Any:
     return [_json(part) for part in value.tolist()] if hasattr(value, "tolist") else value
 
 
-def silent(*_: Any) -> None:
+def silent(*_: Any, **__: Any) -> None:
     """Takes the place of what is shown, where nobody looks."""
 
 
 def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
-    """One line of JSON for each `Progress`, with its fields and the `time` in seconds since 1970.
+    """One line of JSON for each `Progress`, with its numbers and the `time` in seconds since 1970.
 
-    Lines of steps that a run resumed from a checkpoint takes again are taken out first, so each
-    step is told once.
+    What is there already stays: lines are added behind it. Those of steps that a resumed run takes
+    again are marked by `"repeated": true`.
 
     Args:
-      path: the file; it is appended to.
+      path: a file, a link to one, a device, or a pipe that somebody reads.
 
     Returns:
       A function for `on_progress`.
@@ -137,7 +163,6 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
     Raises:
       TypeError: `path` is not a path.
       OSError: at the first line, where there is no such place for a file.
-      ValueError: at the first line, where the file is something else than a log.
 
     Example:
       >>> import pathlib, tempfile
@@ -148,109 +173,112 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
       {"epoch": 1, "epochs": 1, "step": 15, "steps"
     """
     path = as_path("path", path)
-    begun = False
+    number, last = None, 0
 
     def log(progress: Progress) -> None:
-        nonlocal begun
-        if not begun:
-            try:
-                _drop_lines(path, progress.step)
-                path.touch()
-            except OSError as error:
-                got = f"Got {str(path)!r}: {error.strerror}."
-                raise type(error)(
-                    f"`path` must be a file in a directory that is there. {got}"
-                ) from None
-            begun = True
-        loss = progress.loss if math.isfinite(progress.loss) else None
+        nonlocal number, last
+        if number is None:
+            last = _last_step(path) if progress.resumed else 0
+            number = _opened(path)
+            weakref.finalize(log, os.close, number)
+        numbers = {
+            name: _json(value)
+            for name, value in progress._asdict().items()
+            if name not in ("params", "opt_state", "resumed", "record")
+            and (value is not None or name in ("epochs", "steps"))
+        }
         record = progress.record and {k: _json(v) for k, v in progress.record.items()}
-        with open(path, "a") as file:
-            print(
-                json.dumps(
-                    {**progress._asdict(), "loss": loss, "record": record, "time": time.time()}
-                ),
-                file=file,
-            )
+        repeated = {"repeated": True} if progress.step <= last else {}
+        line = {**numbers, "record": record, "time": time.time(), **repeated}
+        _write(number, json.dumps(line) + "\n")
 
     return log
 
 
-def _drop_lines(path: pathlib.Path, step: int) -> None:
-    """Take out what an earlier run logged from `step` on, and a last line left unfinished."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(errors="replace").splitlines(keepends=True):
+def _opened(path: pathlib.Path) -> int:
+    """A file to add lines to, whatever it is; the first of them stands on a line of its own."""
+    try:
+        # A pipe that nobody reads is an error, and not to be waited for.
+        number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        nobody = "a pipe that nobody reads" if error.errno == errno.ENXIO else error.strerror
+        raise type(error)(
+            f"`path` must be a file in a directory that is there. Got {str(path)!r}: {nobody}."
+        ) from None
+    os.set_blocking(number, True)
+    if _is_regular(path) and (size := path.stat().st_size):
+        with path.open("rb") as written:
+            written.seek(size - 1)
+            if written.read() != b"\n":  # a line that a killed run did not finish
+                _write(number, "\n")
+    return number
+
+
+def _write(number: int, text: str) -> None:
+    content = text.encode()
+    while content:
+        content = content[os.write(number, content) :]
+
+
+def _last_step(path: pathlib.Path) -> int:
+    """The highest step that a file tells of, in its last part."""
+    if not _is_regular(path):
+        return 0
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 2**16))
+        lines = file.read().decode(errors="replace").splitlines()
+    steps = [0]
+    for line in lines:
         try:
-            if line.endswith("\n") and json.loads(line)["step"] < step:
-                kept.append(line)
+            steps.append(int(json.loads(line)["step"]))
         except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"`path` must be a log of steps, or a new file. Got {str(path)!r}, with a line "
-                f"{line[:40]!r}."
-            ) from None
-    with replacing(path) as file:
-        file.write("".join(kept).encode())
+            continue  # somebody else's line, or half of one
+    return max(steps)
+
+
+def _is_regular(path: pathlib.Path) -> bool:
+    return path.exists() and stat.S_ISREG(path.stat().st_mode)
 
 
 def _short(number: float) -> str:
     return "" if math.isnan(number) else f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
 
 
-def _bar(stream: TextIOBase | TextIO) -> tuple[Callable, Callable]:
-    """Two functions, to draw the bar and to clear its line: tqdm's bar if it is installed, else a
-    plain one.
-    """
+class _Bar:
+    """tqdm's bar, where it is installed and there is a terminal for it."""
 
-    def clear():
-        stream.write("\r\x1b[K")
-        stream.flush()
+    def __init__(self, stream: Any):
+        self.stream, self.bar, self.tqdm = stream, None, None
+        plain = os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
+        if plain or not _is_open(stream) or not stream.isatty():
+            return
+        try:
+            from tqdm import tqdm  # pyright: ignore[reportMissingModuleSource]
+        except ImportError:
+            return
+        self.tqdm = tqdm
 
-    def draw(progress, speed):
-        clear()
-        if progress.step < progress.steps:
-            # A line that is wider than the terminal could not be cleared.
-            stream.write(_line(progress, speed)[: shutil.get_terminal_size().columns - 1])
-            stream.flush()
+    def clear(self) -> None:
+        """Make room for a line."""
+        if self.bar is not None:
+            self.bar.clear()
 
-    try:
-        from tqdm import tqdm  # pyright: ignore[reportMissingModuleSource]
-    except ImportError:
-        return draw, clear
-    bar = None
-
-    def draw_tqdm(progress, speed):
-        nonlocal bar
-        bar = bar or tqdm(
-            total=progress.steps,
-            initial=progress.step,
-            file=stream,
-            unit="step",
-            leave=False,
-            dynamic_ncols=True,
-        )
-        bar.set_postfix_str(_told(progress), refresh=False)
-        bar.update(progress.step - bar.n)
+    def draw(self, progress: Progress) -> None:
+        """The bar as it is now."""
+        if self.tqdm is None or not _is_open(self.stream):
+            return
+        if self.bar is None:
+            options = {"unit": "step", "leave": False, "dynamic_ncols": True}
+            start = {"total": progress.steps, "initial": progress.step}
+            self.bar = self.tqdm(file=self.stream, **start, **options)
+        self.bar.set_postfix_str(_told(progress), refresh=False)
+        self.bar.update(progress.step - self.bar.n)
         if progress.step == progress.steps:
-            bar.close()
-
-    return draw_tqdm, clear
+            self.bar.close()
 
 
-def _line(progress: Progress, speed: float) -> str:
-    """The plain bar, and what is told beside it."""
-    part = progress.step / progress.steps
-    left = (progress.steps - progress.step) / speed if speed > 0 else math.nan
-    time_left = (
-        ""
-        if math.isnan(left)
-        else f", {left:.0f} s left"
-        if left < 120
-        else f", {left / 60:.0f} min left"
-    )
-    rate = "" if math.isnan(speed) else f", {_short(speed)} steps/s"
-    filled = int(20 * part)
-    return f"{part:4.0%} |{'#' * filled}{'.' * (20 - filled)}| {_told(progress)}{rate}{time_left}"
+def _is_open(stream: Any) -> bool:
+    return stream is not None and not getattr(stream, "closed", False)
 
 
 def _told(progress: Progress) -> str:
@@ -260,4 +288,5 @@ def _told(progress: Progress) -> str:
         for name, value in record.items()
         if "accuracy" in name
     )
-    return f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}{accuracy}"
+    of = f"/{progress.epochs}" if progress.epochs else ""
+    return f"epoch {progress.epoch}{of}, loss {progress.loss:.4f}{accuracy}"

@@ -3,7 +3,8 @@
 Where a chunk begins and ends is traced, so the host can come back after one step or a million
 without a compilation. The loop stops by itself behind a step that made the loss or a parameter not
 finite. To keep the state before each step, in case that step is the one, would cost up to a quarter
-of the time; so a chunk that went wrong is taken again, from its beginning to the step before.
+of the time; so a chunk that went wrong is taken again, from its beginning to the step before. A
+large state is not copied for that: there a step is looked at before it is taken.
 """
 
 import functools
@@ -37,32 +38,35 @@ class Plan(NamedTuple):
     """How the epochs of a run are cut into steps.
 
     Attributes:
-      count: how many examples there are.
+      count: how many examples there are; None where batches come from a function, which alone knows
+        how many are in an epoch.
       batch_size: of a step.
-      epochs: how many there are.
+      epochs: how many there are; None for as many as the steps take.
       replacement: whether each batch is drawn from all examples.
       most: the number of steps after which the run ends, if epochs do not end it before.
     """
 
-    count: int
+    count: int | None
     batch_size: int
-    epochs: int
-    replacement: bool
+    epochs: int | None
+    replacement: bool = False
     most: int | None = None
 
     @property
-    def per_epoch(self) -> int:
-        """Steps in an epoch."""
-        return -(-self.count // self.batch_size)
+    def per_epoch(self) -> int | None:
+        """Steps in an epoch, if that is known."""
+        return None if self.count is None else -(-self.count // self.batch_size)
 
     @property
     def rest(self) -> int:
         """Examples of the smaller step at the end of an epoch; 0 if there is none."""
-        return 0 if self.replacement else self.count % self.batch_size
+        return 0 if self.replacement or self.count is None else self.count % self.batch_size
 
     @property
-    def steps(self) -> int:
-        """Steps of the whole run."""
+    def steps(self) -> int | None:
+        """Steps of the whole run, if that is known."""
+        if self.per_epoch is None or self.epochs is None:
+            return self.most
         steps = self.per_epoch * self.epochs
         return steps if self.most is None else min(steps, self.most)
 
@@ -79,10 +83,40 @@ class Plan(NamedTuple):
 
     def order(self, key: Key[Array, ""], epoch: Any) -> Int[Array, "examples"]:  # noqa: F821
         """Which examples an epoch uses, in which order: from the key and its number alone."""
+        count = self.count or 0
         if self.whole:
-            return jnp.arange(self.count, dtype=jnp.int32)
-        size = self.per_epoch * self.batch_size
-        return _order_of_epoch(key, epoch, self.count, size, self.replacement)
+            return jnp.arange(count, dtype=jnp.int32)
+        size = (self.per_epoch or 0) * self.batch_size
+        return _order_of_epoch(key, epoch, count, size, self.replacement)
+
+
+class Way(NamedTuple):
+    """What steps are compiled for, besides the functions and the forms of what they take.
+
+    Attributes:
+      batch_size: examples a step.
+      rest: examples of the smaller step at the end of an epoch; 0 if there is none.
+      whole: whether a step takes all examples as they are.
+      extra: whether the optimiser takes the loss, its gradient and its function besides.
+      guarded: whether a step is looked at before it is taken: no copy of the state is needed then,
+        but the update is computed twice.
+      norm: whether the norm of the gradient is recorded.
+      mesh: devices that share each batch.
+    """
+
+    batch_size: int
+    rest: int = 0
+    whole: bool = False
+    extra: bool = False
+    guarded: bool = False
+    norm: bool = False
+    mesh: Mesh | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, optimizer: Any, **more: Any) -> "Way":
+        """That of a plan and an optimiser."""
+        extra = isinstance(optimizer, optax.GradientTransformationExtraArgs)
+        return cls(plan.batch_size, plan.rest, plan.whole, extra, **more)
 
 
 class Chunk(NamedTuple):
@@ -111,23 +145,16 @@ class Chunk(NamedTuple):
         return next((name for name, fine in pairs if not fine), None)
 
 
-def make_chunk(
-    objective: Objective,
-    extra: bool,
-    batch_size: int,
-    rest: int,
-    mesh: Mesh | None,
-    whole: bool = False,
-) -> Callable[..., Chunk]:
+# What the norm of the gradient is called among what is recorded of each step.
+NORM = "gradient_norm"
+
+
+def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
     """A function that takes a chunk of steps.
 
     Args:
       objective: what is minimised.
-      extra: whether the optimiser takes the loss, its gradient and its function besides.
-      batch_size: examples a step.
-      rest: examples of the smaller step at the end of an epoch; 0 if there is none.
-      mesh: devices that share each batch.
-      whole: whether a step takes all examples as they are.
+      way: how.
 
     Returns:
       `take(update, state, data, order, key, first, start, stop, short)`: a `Chunk` of the steps
@@ -135,7 +162,7 @@ def make_chunk(
       if `short`, the last takes `rest`. The key of step i is number `first` + i of the epoch's
       `key`. It ends behind the first step that was not finite. `update` is the optimiser's.
     """
-    skeleton = objective.skeleton
+    skeleton, batch_size = objective.skeleton, way.batch_size
 
     def take(update, state, data, order, key, first, start, stop, short):
         key_of = lambda i: jax.random.fold_in(key, first + i) if objective.form.keyed else None  # noqa: E731
@@ -143,30 +170,47 @@ def make_chunk(
         def step(chunk, size):
             i, state = chunk.reached, chunk.state
             batch = data
-            if not whole:
+            if not way.whole:
                 rows = lax.dynamic_slice(order, (i * batch_size,), (size,))
                 batch = jax.tree.map(lambda a: a[rows], data)
-            batch = tuple(shard_batch(batch, mesh))
+            batch = tuple(shard_batch(batch, way.mesh))
             given = state.model_state, key_of(i), batch
             value, gradient, model_state, aux = objective.value_and_gradient(state.params, *given)
-            moving, held = skeleton.split(state.params)
-            more = {}
-            if extra:
-                of_moving = lambda p: objective.value(skeleton.merge(p, held), *given)[0]  # noqa: E731
-                more = {"value": value, "grad": gradient, "value_fn": of_moving}
-            updates, opt_state = update(gradient, state.opt_state, moving, **more)
-            params = skeleton.merge(optax.apply_updates(moving, updates), held)
-            finite = jnp.stack([jnp.isfinite(value), *_finite(params)])
+
+            asked = []  # whether the optimiser evaluates the function itself, as a line search does
+
+            def of_moving(moving, held):
+                asked.append(True)
+                return objective.value(skeleton.merge(moving, held), *given)[0]
+
+            def after(state):
+                moving, held = skeleton.split(state.params)
+                more = {}
+                if way.extra:
+                    value_fn = functools.partial(of_moving, held=held)
+                    more = {"value": value, "grad": gradient, "value_fn": value_fn}
+                updates, opt_state = update(gradient, state.opt_state, moving, **more)
+                params = skeleton.merge(optax.apply_updates(moving, updates), held)
+                return State(params, opt_state, model_state)
+
+            new = after(state)
+            finite = jnp.stack([jnp.isfinite(value), *_finite(new.params)])
+            if way.guarded and not asked:
+                new = lax.cond(jnp.all(finite), after, lambda state: state, state)
+            elif way.guarded:
+                new = jax.tree.map(functools.partial(jnp.where, jnp.all(finite)), new, state)
+            if way.norm:
+                aux = {**aux, NORM: optax.tree.norm(gradient)}
             losses = chunk.losses.at[i].set(value)
             aux = {name: chunk.aux[name].at[i].set(x) for name, x in aux.items()}
-            return Chunk(i + 1, State(params, opt_state, model_state), finite, losses, aux)
+            return Chunk(i + 1, new, finite, losses, aux)
 
         one = jax.tree.map(lambda a: a[:1], data)
-        value, (_, aux) = jax.eval_shape(
-            lambda p, s, i, batch: objective.value(p, s, key_of(i), batch),
+        value, aux = jax.eval_shape(
+            functools.partial(_noted, objective, way.norm),
             state.params,
             state.model_state,
-            np.int32(0),
+            key_of(np.int32(0)),
             tuple(one),
         )
         fine = jnp.ones(1 + len(_finite(state.params)), bool)
@@ -176,12 +220,23 @@ def make_chunk(
         last = stop - jnp.astype(short, jnp.int32)
         going = lambda c: (c.reached < last) & jnp.all(c.finite)  # noqa: E731
         chunk = lax.while_loop(going, lambda c: step(c, batch_size), chunk)
-        if rest:
+        if way.rest:
             due = short & jnp.all(chunk.finite)
-            chunk = lax.cond(due, lambda c: step(c, rest), lambda c: c, chunk)
+            chunk = lax.cond(due, lambda c: step(c, way.rest), lambda c: c, chunk)
         return chunk
 
     return take
+
+
+def _noted(
+    objective: Objective, norm: bool, params: PyTree, model_state: PyTree, key: Any, batch: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The loss of a step, and what is recorded beside it."""
+    value, (_, aux) = objective.value(params, model_state, key, batch)
+    if norm:
+        gradient = objective.skeleton.split(params)[0]
+        aux = {**aux, NORM: optax.tree.norm(gradient)}
+    return value, aux
 
 
 def make_stretch(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk]:
@@ -196,7 +251,7 @@ def make_stretch(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk]
       `stop` of the run, which touch at most `rows_of` epochs; its losses have one row an epoch.
       `short` is False.
     """
-    size = plan.per_epoch
+    size = plan.per_epoch or 1
 
     def across(update, state, data, key, start, stop, short):
         def epoch(chunk):
@@ -230,16 +285,25 @@ STRETCH = 8192
 
 def rows_of(plan: Plan) -> int:
     """So many epochs a stretch may touch."""
-    return max(2, STRETCH // plan.per_epoch)
+    return max(2, STRETCH // (plan.per_epoch or 1))
 
 
 def run_chunk(
-    take: Callable[..., Chunk], state: State, *examples: Any, start: Any, stop: Any, short: Any
+    take: Callable[..., Chunk],
+    state: State,
+    *examples: Any,
+    start: Any,
+    stop: Any,
+    short: Any,
+    guarded: bool = False,
 ) -> Chunk:
     """A chunk of steps by `take`, with the state after its last good step.
 
-    Under `vmap`, `start`, `stop` and `short` are arrays with one entry a run.
+    A guarded `take` has that state already, and may have the memory of `state`. Under `vmap`,
+    `start`, `stop` and `short` are arrays with one entry a run.
     """
+    if guarded:
+        return take(state, *examples, start, stop, short)
     known = None
     while True:  # twice at most, unless the arithmetic differs from time to time, as on a GPU
         chunk = take(jax.tree.map(jnp.copy, state), *examples, start, stop, short)
@@ -251,53 +315,30 @@ def run_chunk(
         stop, short = np.asarray(chunk.reached) - ~fine, short & fine
 
 
-def make_evaluate(
-    objective: Objective, batch_size: int, mesh: Mesh | None
-) -> Callable[..., dict[str, Any]]:
-    """A function `(params, model_state, key, data)` of the loss and the metrics on all of `data`,
-    as means, taken `batch_size` examples at a time.
-    """
-
-    def evaluate(params, model_state, key, data):
-        count = jax.tree.leaves(data)[0].shape[0]
-        size = min(count, batch_size)
-        full, rest = divmod(count, size)
-
-        def of(data):
-            batch = tuple(shard_batch(data, mesh))
-            return objective.measured(params, model_state, key, batch)
-
-        def at(start):
-            return of(jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size), data))
-
-        starts = jnp.arange(full) * size
-        sums = jax.tree.map(lambda a: jnp.sum(a, 0) * size, lax.map(at, starts))
-        if rest:
-            last = of(jax.tree.map(lambda a: a[full * size :], data))
-            sums = jax.tree.map(lambda total, a: total + a * rest, sums, last)
-        return jax.tree.map(lambda total: total / count, sums)
-
-    return evaluate
+# A state of so many bytes is guarded: a copy of it would be felt, and a step takes so long that
+# computing the update twice is not.
+LARGE = 2**26
 
 
-def loss_first(record: dict[str, Any]) -> dict[str, Any]:
-    """A record in the order of a table: compilation sorts the names of a dictionary."""
-    return {name: record[name] for name in sorted(record, key=lambda name: name != "loss")}
+def is_large(state: State) -> bool:
+    """Whether a state is too large to be copied before each chunk."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state) if not is_key(leaf)) >= LARGE
 
 
 def compiled(
-    objective: Objective, optimizer: Any, plan: Plan, mesh: Mesh | None, across: bool
-) -> tuple[Callable[..., Chunk], Callable]:
-    """`take` for one optimiser, which takes the place of its state, or takes steps `across` epochs;
-    and `evaluate`; kept.
+    objective: Objective, optimizer: Any, way: Way, across: Plan | None = None
+) -> Callable[..., Chunk]:
+    """`take` for one optimiser, which takes the place of its state, or takes steps `across` the
+    epochs of a plan; kept.
     """
-    extra = isinstance(optimizer, optax.GradientTransformationExtraArgs)
-    shape = plan._replace(epochs=0, most=None)
-    return kept(_compiled, objective, optimizer.update, extra, shape, mesh, across)
+    shape = across and across._replace(epochs=0, most=None)
+    return kept(_compiled, objective, optimizer.update, way, shape)
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """Arrays of our own, on the default device or whole on each device of a mesh."""
+    """Arrays of our own, on the default device or whole on each device of a mesh; what comes cut
+    into parts for the devices of the mesh stays so.
+    """
 
     def place(leaf):
         if is_key(leaf):
@@ -305,10 +346,19 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         if mesh is None:
             return jnp.array(leaf, getattr(leaf, "dtype", None))  # with a dtype, no weak type
+        if is_sharded(leaf):
+            parts = NamedSharding(mesh, leaf.sharding.spec)
+            return jnp.copy(jax.device_put(leaf, parts))
         leaf, everywhere = np.asarray(leaf), NamedSharding(mesh, PartitionSpec())
         return jax.make_array_from_process_local_data(everywhere, leaf, leaf.shape)
 
     return jax.tree.map(place, tree)
+
+
+def is_sharded(leaf: Any) -> bool:
+    """Whether an array is cut into parts, by a mesh."""
+    sharding = getattr(leaf, "sharding", None)
+    return isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated
 
 
 def shard_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
@@ -323,17 +373,11 @@ def shard_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
 
 
 def _compiled(
-    objective: Objective,
-    update: Callable,
-    extra: bool,
-    plan: Plan,
-    mesh: Mesh | None,
-    across: bool,
-) -> tuple[Callable[..., Chunk], Callable]:
-    take = make_chunk(objective, extra, plan.batch_size, plan.rest, mesh, plan.whole)
-    take = functools.partial(make_stretch(take, plan) if across else take, update)
-    evaluate = make_evaluate(objective, plan.batch_size, mesh)
-    return jax.jit(take, donate_argnums=0), jax.jit(evaluate)
+    objective: Objective, update: Callable, way: Way, across: Plan | None
+) -> Callable[..., Chunk]:
+    take = make_chunk(objective, way)
+    take = make_stretch(take, across) if across else take
+    return jax.jit(functools.partial(take, update), donate_argnums=0)
 
 
 def _finite(params: PyTree) -> list[Bool[Array, ""]]:

@@ -29,21 +29,13 @@ from jaxnn._validate import (
     require_differentiable,
     require_optimizer,
 )
-from jaxnn.data import count_examples
-from jaxnn.training.fit import require_run
+from jaxnn.data import count_examples, require_batches
+from jaxnn.training.fit import require_counts, require_run
 from jaxnn.training.history import Fit, History, Status
+from jaxnn.training.measuring import Measure, loss_first
 from jaxnn.training.objective import Objective
 from jaxnn.training.progress import Progress
-from jaxnn.training.steps import (
-    Chunk,
-    Plan,
-    State,
-    loss_first,
-    make_chunk,
-    make_evaluate,
-    replicate,
-    run_chunk,
-)
+from jaxnn.training.steps import Chunk, Plan, State, Way, make_chunk, replicate, run_chunk
 
 
 def sweep(
@@ -102,7 +94,9 @@ def sweep(
       >>> [round(float(run.history.metrics["train_loss"][-1]), 1) for run in runs]
       [2.3, 1.9]
     """
-    require_run(loss, grad, data, test, epochs, batch_size, on_progress)
+    require_batches("data", data)
+    require_run(loss, grad, data, test, on_progress)
+    require_counts(epochs=epochs, batch_size=batch_size)
     require_callable("optimizer", optimizer)
     require_arrays("values", values)
     values = replicate(values, None)
@@ -112,7 +106,6 @@ def sweep(
     first = _one(values, 0)
     require_arguments("optimizer", optimizer, first)
     require_optimizer("optimizer(...)", made := optimizer(first))
-    extra = isinstance(made, optax.GradientTransformationExtraArgs)
     sets = {"train": replicate(data, None)}
     if test is not None:
         sets["test"] = replicate(test, None)
@@ -122,7 +115,7 @@ def sweep(
     model_state = replicate(model_state, None)
     objective.require(_one(starts, 0), model_state, keys[0], sets["train"])
     plan = Plan(count := count_examples(data), min(batch_size, count), epochs, replacement)
-    programs = kept(_compiled, objective, optimizer, extra, plan, key.ndim)
+    programs = kept(_compiled, objective, optimizer, Way.of(plan, made), plan, key.ndim)
 
     def begin(params, value):
         return State(params, optimizer(value).init(skeleton.split(params)[0]), model_state)
@@ -134,7 +127,7 @@ def sweep(
         began = time.perf_counter()
         # A run that is no longer finite stands still: it takes no steps any more.
         going = np.array([leaf is None for leaf in log.broken])
-        stop, short = np.where(going, np.int32(plan.per_epoch), 0), going & (plan.rest > 0)
+        stop, short = np.where(going, np.int32(plan.per_epoch or 0), 0), going & (plan.rest > 0)
         start, order = np.zeros(runs, np.int32), programs.order(key, epoch)
         examples = values, sets["train"], order, programs.keys(keys, epoch), np.int32(0)
         chunk = run_chunk(programs.take, states, *examples, start=start, stop=stop, short=short)
@@ -211,17 +204,24 @@ class _Log(NamedTuple):
 
 
 def _compiled(
-    objective: Objective, optimizer: Callable, extra: bool, plan: Plan, own_keys: int
+    objective: Objective, optimizer: Callable, way: Way, plan: Plan, own_keys: int
 ) -> _Programs:
     """The programs; `own_keys` is 1 where each run has a key of its own, else 0."""
-    one_chunk = make_chunk(objective, extra, plan.batch_size, plan.rest, None, plan.whole)
+    one_chunk = make_chunk(objective, way)
 
     def take(state, value, data, order, key, first, *chunk):
         return one_chunk(optimizer(value).update, state, data, order, key, first, *chunk)
 
     axes = (0, 0, None, 0 if own_keys else None, 0, None, 0, 0, 0)
-    of_one = make_evaluate(objective, plan.batch_size, None)
-    evaluate = lambda state, key, data: of_one(state.params, state.model_state, key, data)  # noqa: E731
+
+    def evaluate(state, key, data):
+        count = count_examples(data)
+        size = min(plan.batch_size, count)
+        full, rest = divmod(count, size)
+        measure = Measure.of(objective, size, rest, None)
+        given = state.params, state.model_state, key, data
+        sums = measure.add(*given, measure.begin(*given), 0, full + (rest > 0), rest > 0)
+        return {name: total / count for name, (total, _) in sums.items()}
 
     @jax.jit
     def order(key, epoch):
@@ -274,7 +274,7 @@ def _progress(plan: Plan, epoch: int, measured: dict[str, np.ndarray]) -> Progre
         name: float(values[best]) if values.ndim == 1 else values[best]
         for name, values in measured.items()
     }
-    step = epoch * plan.per_epoch
+    step = epoch * (plan.per_epoch or 0)
     return Progress(epoch, plan.epochs, step, plan.steps, record["train_loss"], record)
 
 

@@ -1,0 +1,497 @@
+"""A run under way: stretches of steps on the device, and between them what the host does: measure,
+tell, listen, save.
+
+In several processes each does the same, and what one alone wants or meets (a signal, an exception,
+a slow clock) is agreed on between two stretches, in `listen`.
+"""
+
+import contextlib
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Key, PyTree
+
+from jaxnn._arguments import arrays_of
+from jaxnn._validate import require_same_form
+from jaxnn.training.examples import Batches, Examples, Piece
+from jaxnn.training.history import Fit, Log, Reason, Status
+from jaxnn.training.measuring import mean_over, paced
+from jaxnn.training.objective import Objective
+from jaxnn.training.progress import Progress
+from jaxnn.training.saves import (
+    ANYWHERE,
+    AT_EPOCHS,
+    LAYOUT,
+    Files,
+    Manager,
+    Saved,
+    checksum,
+    is_apart,
+    kind_of,
+    on_host,
+    require_identity,
+    with_new_numbers,
+)
+from jaxnn.training.signals import noted
+from jaxnn.training.steps import (
+    NORM,
+    Chunk,
+    Plan,
+    State,
+    Way,
+    compiled,
+    replicate,
+    rows_of,
+    run_chunk,
+)
+from jaxnn.training.together import Vote, failure_of_others, require_same
+
+
+class Schedule(NamedTuple):
+    """When what is measured, and what ends the run.
+
+    Attributes:
+      names: of the sets that are measured.
+      epochs: between measurements.
+      steps: between measurements, in the place of epochs.
+      watch: of a record, what is to become smaller.
+      patience: for how many measurements to wait until it does.
+    """
+
+    names: tuple[str, ...]
+    epochs: int
+    steps: int | None
+    watch: Callable[[dict[str, Any]], float]
+    patience: int | None
+
+
+@dataclasses.dataclass
+class Saves:
+    """Where and when a run is saved.
+
+    Attributes:
+      place: where.
+      every: steps between checkpoints, or None.
+      notes: what is kept in each.
+      step: of the last one, or None.
+      time: of the last one.
+    """
+
+    place: Files | Manager
+    every: int | None
+    notes: dict[str, Any]
+    step: int | None = None
+    time: float = 0.0
+
+    def is_due(self, log: Log) -> bool:
+        """Whether a run that has come so far should be saved."""
+        if self.every:
+            return log.step % self.every == 0
+        waited = time.perf_counter() - self.time
+        return waited > ANYWHERE or (log.at_end_of_epoch and waited > AT_EPOCHS)
+
+
+@dataclasses.dataclass
+class Run:
+    """A run under way.
+
+    Attributes:
+      plan: how its epochs are cut into steps.
+      key: of the order of its examples, and of its steps.
+      mesh: devices that share each batch.
+      objective: what is minimised.
+      optimizer: by which.
+      way: what its steps are compiled for.
+      across: whether stretches go across epochs.
+      sets: examples by name; those to train on are called "train".
+      schedule: when what is measured.
+      saves: when and where the run is saved, or None.
+      on_progress: what is told.
+      record: what it is told besides.
+      eval_params: makes the parameters that are measured.
+      state: the arrays of the parameters, the optimiser's state, and the model's own.
+      best: the best so far.
+      log: what else is remembered.
+      resumed: the step after which this part of it began.
+      pace: steps in the next stretch.
+      feed: gives the pieces of examples.
+      piece: that which is used.
+      at: how many of its steps were taken.
+      norm: of the last gradient, if it is recorded.
+      broken: what was not finite.
+      reason: why the run ends, once it does.
+      failure: what was raised in this process.
+      caught: the signals that were caught.
+    """
+
+    plan: Plan
+    key: Key[Array, ""]
+    mesh: Mesh | None
+    objective: Objective
+    optimizer: Any
+    way: Way
+    across: bool
+    sets: dict[str, Examples | Batches]
+    schedule: Schedule
+    saves: Saves | None
+    on_progress: Callable[[Progress], Any] | None
+    record: tuple[str, ...]
+    eval_params: Callable | None
+    state: State
+    best: State | None = None
+    log: Log = dataclasses.field(default_factory=Log)
+    resumed: int = 0
+    pace: int = 1
+    feed: Generator[Piece, None, None] | None = None
+    piece: Piece | None = None
+    at: int = 0
+    norm: float | None = None
+    broken: str | None = None
+    reason: Reason | None = None
+    failure: BaseException | None = None
+    caught: list[int] = dataclasses.field(default_factory=list)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The run's directory, held against other runs; its signals; its thread of examples."""
+        with contextlib.ExitStack() as stack:
+            if self.saves is not None:
+                with self._own():
+                    stack.enter_context(self.saves.place.held())
+            stack.enter_context(noted(self.caught))
+            stack.callback(lambda: self.feed and self.feed.close())
+            yield
+
+    @contextlib.contextmanager
+    def _own(self) -> Iterator[None]:
+        """What this process does alone. What it raises ends the run, for all at once."""
+        try:
+            yield
+        except BaseException as error:
+            self.failure = self.failure or error
+
+    def begin(self, resume: bool | str) -> None:
+        """See that all processes begin alike; go on from the last checkpoint, if there is one."""
+        require_same(self._settings())
+        self._end_if_failed(self._vote())
+        if self.saves is not None:
+            found = self.saves.place.found(resume, self.state, self.mesh)
+            if found is not None:
+                require_identity(found.identity, self.identity)
+                # Another learning rate that the optimiser keeps in its state takes effect.
+                renewed = lambda state: state._replace(  # noqa: E731
+                    opt_state=with_new_numbers(state.opt_state, self.state.opt_state)
+                )
+                self.log, self.state, self.best = found.log, renewed(found.state), found.best
+                self._lose_patience()
+            self.resumed = self.log.step
+            self.saves.step, self.saves.time = self.log.step or None, time.perf_counter()
+        if self.schedule.patience is None:
+            self.best = None
+        elif self.best is None:
+            self.best = self._copied(self.state)
+        self.prepare()
+        self._end_if_failed(self._vote())
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same for a resumed run to be the same run."""
+        train = self.sets["train"]
+        return {
+            "layout": LAYOUT,
+            "examples": self.plan.count,
+            "batch_size": self.plan.batch_size,
+            "replacement": self.plan.replacement,
+            "key": np.asarray(jax.random.key_data(self.key)).tolist(),
+            "data": checksum(train.data) if isinstance(train, Examples) else "a function",
+            "optimizer": kind_of(self.optimizer, self.state.opt_state),
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        """What has to be the same in all processes."""
+        if jax.process_count() == 1:
+            return {}
+        named = self.sets.items()
+        tests = {name: checksum(s.data) for name, s in named if isinstance(s, Examples)}
+        moving, _ = self.objective.skeleton.split(self.state.params)
+        update = None
+        if not self.way.extra:
+            lowered = jax.jit(self.optimizer.update).lower(moving, self.state.opt_state, moving)
+            update = lowered.as_text()
+        schedule = self.schedule._asdict() | {"watch": None, "names": None}
+        renamed = {"epochs": "evaluate_every", "steps": "evaluate_steps"}
+        return {
+            **self.identity,
+            "epochs": self.plan.epochs,
+            "max_steps": self.plan.most,
+            **{renamed.get(name, name): value for name, value in schedule.items()},
+            "measure": self.schedule.names,
+            "checkpoint": self.saves is not None,
+            "every": self.saves and self.saves.every,
+            "test": tests,
+            "params": checksum(self.state.params),
+            "optimizer": (self.identity["optimizer"], update),
+        }
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps were taken."""
+        plan, log = self.plan, self.log
+        over = plan.epochs is not None and len(log.seconds) >= plan.epochs
+        return over or (plan.most is not None and log.step >= plan.most)
+
+    @property
+    def owes(self) -> bool:
+        """Whether it is time to measure, and that was not done yet."""
+        log, schedule = self.log, self.schedule
+        measured = bool(log.evaluated) and log.evaluated[-1] == log.step
+        if not schedule.names or self.broken is not None or log.step == 0 or measured:
+            return False
+        if schedule.steps:
+            due = log.step % schedule.steps == 0
+        else:
+            due = log.at_end_of_epoch and len(log.seconds) % schedule.epochs == 0
+        return due or self.done
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to do."""
+        return self.reason is not None or (self.done and not self.owes)
+
+    def prepare(self) -> None:
+        """Have the examples of the next steps."""
+        used_up = self.piece is None or self.at >= self.piece.steps
+        if self.across or self.done or self.reason is not None or not used_up:
+            return
+        position = self.log.step - self.log.begun
+        with self._own():
+            if self.feed is None:
+                epoch = len(self.log.seconds) + 1
+                self.feed = self.sets["train"].training(self.plan, self.key, epoch, position)
+            self.piece = next(self.feed)
+            self.at = position - self.piece.first
+
+    def take_steps(self) -> None:
+        """Take some steps, as many as the host can wait for."""
+        if self.owes:  # a resumed run may have to measure first
+            return
+        began, before = time.perf_counter(), self.log.step
+        stretch = self._across_epochs() if self.across else self._within_piece()
+        chunk, first, offset, sizes, ends = stretch
+        self.state, self.broken = chunk.state, chunk.not_finite()
+        taken = int(chunk.reached) - first
+        of_steps = lambda x: np.asarray(x).reshape(-1)[offset : offset + taken]  # noqa: E731
+        losses, aux = of_steps(chunk.losses), jax.tree.map(of_steps, chunk.aux)
+        seconds = time.perf_counter() - began
+        good = taken - (self.broken is not None)
+        if self.way.norm and good:
+            self.norm = float(aux[NORM][good - 1])
+        ends = [end for end in ends if end <= before + good]
+        self.log.add(losses, aux, sizes[:taken], good, ends, seconds)
+        self.at += taken
+        if self.broken is not None:
+            self.reason = "not finite"
+        self.pace = paced(self.pace, taken, seconds)
+
+    def _across_epochs(self) -> tuple[Chunk, int, int, np.ndarray, Any]:
+        """A chunk of steps across epochs; what it calls the first, and its place in what it
+        recorded; the examples of each; and after which steps of the run an epoch ends.
+        """
+        begin, plan, per_epoch = self.log.step, self.plan, self.plan.per_epoch or 1
+        longest = rows_of(plan) * per_epoch - begin % per_epoch
+        stop = min(begin + min(self._length(), longest), plan.steps or begin)
+        (piece,) = self.sets["train"].measuring()
+        key = replicate(self.key, self.mesh)
+        limits = {"start": np.int32(begin), "stop": np.int32(stop), "short": np.bool_(False)}
+        take = compiled(self.objective, self.optimizer, self.way, plan)
+        chunk = self._chunk(take, piece.data, key, **limits)
+        ends = range((begin // per_epoch + 1) * per_epoch, stop + 1, per_epoch)
+        return chunk, begin, begin % per_epoch, np.full(stop - begin, plan.batch_size), ends
+
+    def _within_piece(self) -> tuple[Chunk, int, int, np.ndarray, Any]:
+        """Steps of one piece, likewise."""
+        piece, at, before = self.piece, self.at, self.log.step
+        assert piece is not None
+        stop = min(piece.steps, at + self._length())
+        if self.plan.most is not None:
+            stop = min(stop, at + self.plan.most - before)
+        short = piece.rest > 0 and stop == piece.steps
+        key = np.uint32(0)
+        if self.objective.form.keyed:
+            key = replicate(self.plan.key_of(self.key, piece.epoch), self.mesh)
+        way = self.way._replace(batch_size=piece.batch_size)
+        take = compiled(self.objective, self.optimizer, way)
+        given = piece.data, piece.order, key, np.int32(piece.first)
+        limits = {"start": np.int32(at), "stop": np.int32(stop), "short": np.bool_(short)}
+        chunk = self._chunk(take, *given, **limits)
+        sizes = np.full(stop - at, piece.batch_size)
+        if short:
+            sizes[-1] = piece.rest
+        ends = [before + stop - at] if piece.ends and stop == piece.steps else []
+        return chunk, at, at, sizes, ends
+
+    def _chunk(self, take: Callable[..., Chunk], *given: Any, **limits: Any) -> Chunk:
+        chunk = run_chunk(take, self.state, *given, **limits, guarded=self.way.guarded)
+        return jax.block_until_ready(chunk)
+
+    def measured_state(self) -> State:
+        """What is measured: the parameters as they are, or as `eval_params` makes them."""
+        if self.eval_params is None:
+            return self.state
+        params = self.objective.skeleton.fill(self.state.params)
+        made = arrays_of(self.eval_params(params, self.state.opt_state))[1]
+        require_same_form("eval_params(...)", made, "params", self.state.params)
+        return self.state._replace(params=made)
+
+    def measurements(self) -> dict[str, Any] | None:
+        """What is measured where that is due; None, too, where a signal came before its end."""
+        if not self.owes:
+            return None
+        began, record = time.perf_counter(), {}
+        state, key = self.measured_state(), replicate(self.plan.key_of(self.key, 0), self.mesh)
+        given = state.params, state.model_state, key
+        for name in self.schedule.names:
+            with contextlib.closing(self.sets[name].measuring()) as pieces:
+                means = mean_over(pieces, self.objective, given, self.mesh, self._goes_on)
+            if means is None:
+                return None
+            record |= {f"{name}_{what}": value for what, value in means.items()}
+        self.log.add_seconds(time.perf_counter() - began)
+        return record
+
+    def _goes_on(self, pace: int) -> tuple[bool, int]:
+        vote = Vote(False, bool(self.caught), False, False, pace).agreed()
+        return not vote.interrupted, vote.pace
+
+    def report(self, record: dict[str, Any] | None) -> None:
+        """Remember what was measured, and say where the run stands."""
+        if self.broken is not None:
+            return
+        if record is not None:
+            self.log.measured(record)
+            if self.schedule.patience is not None:
+                if self.log.watch(self._watched(record)):
+                    self.best = self._copied(self.measured_state())
+                self._lose_patience()
+        if self.on_progress is None:
+            return
+        with self._own():
+            if self.on_progress(self._progress(record)):
+                self.reason = self.reason or "stopped"
+
+    def _progress(self, record: dict[str, Any] | None) -> Progress:
+        """Where the run stands."""
+        plan, log, state = self.plan, self.log, self.state
+        asked: dict[str, Callable[[], Any]] = {
+            "params": lambda: self.objective.skeleton.fill(state.params),
+            "opt_state": lambda: state.opt_state,
+            "learning_rate": lambda: float(learning_rate(state.opt_state)),
+            "gradient_norm": lambda: self.norm,
+        }
+        more = {name: asked[name]() for name in self.record}
+        where = log.epoch, plan.epochs, log.step, plan.steps, log.mean_loss, record
+        return Progress(*where, resumed=self.resumed, **more)
+
+    def listen(self) -> None:
+        """Hear what the system, and the other processes, want."""
+        vote = self._vote()
+        self.pace = vote.pace
+        if vote.stopped:
+            self.reason = "stopped"
+        if vote.interrupted and not self.ended:
+            self.reason = "interrupted"
+        self._end_if_failed(vote)
+        if self.saves is not None and (vote.due or self.ended):
+            self._save()
+
+    def _vote(self) -> Vote:
+        due = self.saves is not None and self.log.step > 0 and self.saves.is_due(self.log)
+        stopped, failed = self.reason == "stopped", self.failure is not None
+        return Vote(stopped, bool(self.caught), failed, due, self.pace).agreed()
+
+    def _end_if_failed(self, vote: Vote) -> None:
+        """Raise what was raised in this process, or that another one failed, once all is saved."""
+        if not vote.failed:
+            return
+        others = failure_of_others(self.failure)
+        failure = self.failure or others
+        if self.log.step > self.resumed:
+            self._save()
+        with contextlib.suppress(BaseException):  # the first failure is the one to tell
+            if self.saves is not None:
+                self.saves.place.wait()
+        assert failure is not None
+        raise failure
+
+    def _save(self) -> None:
+        """Write a checkpoint of this step."""
+        saves = self.saves
+        if saves is None or self.log.step == saves.step:
+            return
+        info = {"run": self.identity, "notes": saves.notes}
+        with self._own():
+            if isinstance(saves.place, Manager):
+                saves.place.save(Saved(self.state, self.best, self.log, info))
+            elif is_apart(self.state) or jax.process_index() == 0:
+                best = None if self.best is None else on_host(self.best)
+                saves.place.save(Saved(on_host(self.state), best, self.log, info))
+        saves.step, saves.time = self.log.step, time.perf_counter()
+
+    def finish(self) -> None:
+        """Wait until all is written, and for the other processes."""
+        with self._own():
+            if self.saves is not None:
+                self.saves.place.wait()
+        self._end_if_failed(self._vote())
+
+    def result(self) -> Fit:
+        """What the user gets."""
+        status = Status(self.reason or "finished", self.log.step, self.broken)
+        state = self.state if self.best is None else self.best
+        params = self.objective.skeleton.fill(state.params)
+        return Fit(params, state.opt_state, self.log.history(), status, state.model_state)
+
+    def _copied(self, state: State) -> State:
+        """A state that guarded steps do not take the memory of."""
+        return jax.tree.map(jax.numpy.copy, state) if self.way.guarded else state
+
+    def _watched(self, record: dict[str, Any]) -> float:
+        """What is to become smaller; NaN never is, and is told of."""
+        number = float(self.schedule.watch(record))
+        if number != number:
+            warnings.warn(
+                f"what `fit` watches is NaN after epoch {self.log.epoch}: no epoch is better for "
+                "that",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return number
+
+    def _length(self) -> int:
+        """How many steps the next stretch may have."""
+        longest, step = self.pace, self.log.step
+        if self.schedule.names and self.schedule.steps:
+            longest = min(longest, self.schedule.steps - step % self.schedule.steps)
+        elif self.schedule.names and self.across:
+            between = self.schedule.epochs * (self.plan.per_epoch or 1)
+            longest = min(longest, between - step % between)
+        if self.saves is not None and self.saves.every:
+            longest = min(longest, self.saves.every - step % self.saves.every)
+        return longest
+
+    def _lose_patience(self) -> None:
+        patience = self.schedule.patience
+        if patience is not None and self.log.waited >= patience:
+            self.reason = "no improvement"
+
+
+def learning_rate(opt_state: PyTree) -> Any:
+    """What `optax.inject_hyperparams` keeps as the learning rate; None where it does not."""
+    return optax.tree.get(opt_state, "learning_rate")

@@ -1,0 +1,401 @@
+"""Where a run is saved, and how it is found again: in files of our own, or by Orbax.
+
+A checkpoint holds what a step changes, and numbers. What a run adds to with each step, its history,
+lies beside the checkpoints in one file that is only ever added to; a checkpoint says how much of it
+is its own. Files are written by a thread, one at a time, from a copy on the host.
+"""
+
+import contextlib
+import json
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from jaxnn._files import as_path, locked
+from jaxnn._validate import is_key
+from jaxnn.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from jaxnn.training.history import Log
+from jaxnn.training.steps import State, is_sharded, replicate
+
+# Of what a checkpoint of a run holds; one of another is none that can be gone on with.
+LAYOUT = 3
+# Without `every`, checkpoints at the ends of epochs are so many seconds apart at least, and those
+# anywhere at most.
+AT_EPOCHS, ANYWHERE = 10, 600
+
+
+class Found(NamedTuple):
+    """A run as it was saved.
+
+    Attributes:
+      identity: what has to be the same for the run to be gone on with.
+      state: of the run.
+      best: the best state, if it was saved.
+      log: what else is remembered.
+    """
+
+    identity: dict[str, Any]
+    state: State
+    best: State | None
+    log: Log
+
+
+class Saved(NamedTuple):
+    """A run as it is to be saved, on the host."""
+
+    state: State
+    best: State | None
+    log: Log
+    info: dict[str, Any]
+
+    @property
+    def parts(self) -> dict[str, PyTree]:
+        """The parts of a checkpoint by name."""
+        states = {"": self.state} | ({} if self.best is None else {"best_": self.best})
+        return {
+            f"{prefix}{name}": part
+            for prefix, state in states.items()
+            for name, part in state._asdict().items()
+            if part is not None
+        }
+
+
+class Files:
+    """Checkpoints in a directory."""
+
+    def __init__(self, directory: str | os.PathLike, keep: int):
+        self.directory, self.keep = as_path("checkpoint", directory), keep
+        self.history = History(self.directory / "history")
+        self.thread: threading.Thread | None = None
+        self.failure: BaseException | None = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The directory, held against other runs."""
+        if jax.process_index() != 0:
+            yield
+            return
+        with locked("checkpoint", self.directory):
+            yield
+
+    def found(self, resume: bool | str, like: State, mesh: Mesh | None) -> Found | None:
+        """The checkpoint to go on from, if there is one."""
+        there = checkpoints(self.directory)
+        if there and not resume:
+            raise FileExistsError(
+                f"`checkpoint` must be empty unless `resume` is set. Got {str(self.directory)!r}, "
+                f"with {there[-1].name}."
+            )
+        found = load_checkpoint(self.directory, previous=resume == "previous") if there else None
+        _require_one_directory(-1 if found is None else found.step)
+        if found is None:
+            return None
+        if not isinstance(run := found.info.get("run"), dict) or "numbers" not in found.records:
+            raise ValueError(
+                f"`checkpoint` must hold a run of `fit`. Got {str(self.directory)!r}, with "
+                "something else."
+            )
+
+        def state(prefix):
+            parts = {
+                name: found.restore(f"{prefix}{name}", part)
+                for name, part in like._asdict().items()
+                if part is not None
+            }
+            placed = {name: _as(part, getattr(like, name), mesh) for name, part in parts.items()}
+            return State(**{"model_state": None, **placed})
+
+        def log():
+            rows = self.history.read(found.info["history"])
+            return Log.of(found.step, found.records["numbers"], rows)
+
+        best = state("best_") if "best_params" in found.leaves else None
+        return Found(run, state(""), best, log())
+
+    def save(self, run: Saved) -> None:
+        """Write a checkpoint in the background, once the one before is written."""
+        self.wait()
+        if jax.process_index() != 0:
+            return
+        rows, numbers, step = run.log.rows, run.log.numbers, run.log.step
+
+        def write():
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                info = {**run.info, "history": self.history.add(rows)}
+                records = {"numbers": numbers}
+                keep = {"info": info, "keep": self.keep}
+                save_checkpoint(self.directory, step, run.parts, records=records, **keep)
+            except BaseException as error:
+                self.failure = error
+
+        self.thread = threading.Thread(target=write, name="jaxnn checkpoint")
+        self.thread.start()
+
+    def wait(self) -> None:
+        """Until what was to be written is; raises what went wrong."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
+
+
+class Manager:
+    """Checkpoints by an `orbax.checkpoint.CheckpointManager`, which knows when, where and how many;
+    arrays go there from each device as they are.
+    """
+
+    def __init__(self, manager: Any):
+        self.manager = manager
+        self.history = History(Path(manager.directory) / "history")
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nothing is held: it has its own rules."""
+        yield
+
+    def found(self, resume: bool | str, like: State, mesh: Mesh | None) -> Found | None:
+        """The checkpoint to go on from, if there is one."""
+        import orbax.checkpoint as ocp  # pyright: ignore[reportMissingImports]
+
+        step = self.manager.latest_step()
+        if step is not None and not resume:
+            raise FileExistsError(
+                f"`checkpoint` must be empty unless `resume` is set. Got "
+                f"{str(self.manager.directory)!r}, with step {step}."
+            )
+        _require_one_directory(-1 if step is None else step)
+        if step is None:
+            return None
+        only_info = ocp.args.Composite(info=ocp.args.JsonRestore())
+        info = self.manager.restore(step, args=only_info)["info"]
+        if not isinstance(info, dict) or not isinstance(run := info.get("run"), dict):
+            raise ValueError(
+                f"`checkpoint` must hold a run of `fit`. Got {str(self.manager.directory)!r}, with "
+                "something else."
+            )
+        best = {"best_": like} if info["best"] else {}
+        wanted = Saved(like, best.get("best_"), Log(), {}).parts
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        parts = self.manager.restore(step, args=args)["state"]
+
+        def state(prefix):
+            names = [name for name in State._fields if f"{prefix}{name}" in parts]
+            placed = {name: parts[f"{prefix}{name}"] for name in names}
+            return State(**{"model_state": None, **placed})
+
+        rows = self.history.read(info["history"])
+        log = Log.of(step, np.array(info["numbers"], float), rows)
+        return Found(run, state(""), state("best_") if best else None, log)
+
+    def save(self, run: Saved) -> None:
+        """Hand a checkpoint over."""
+        import orbax.checkpoint as ocp  # pyright: ignore[reportMissingImports]
+
+        written = self.history.add(run.log.rows) if jax.process_index() == 0 else None
+        info = {**run.info, "history": written, "best": run.best is not None}
+        info["numbers"] = [float(number) for number in run.log.numbers]
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(run.parts), info=ocp.args.JsonSave(info)
+        )
+        self.manager.save(run.log.step, args=args, force=True)
+
+    def wait(self) -> None:
+        """Until what was to be written is."""
+        self.manager.wait_until_finished()
+
+
+class History:
+    """A file of arrays that grow; what was written is never changed."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.lengths: dict[str, int] = {}
+        self.size, self.checksum = 0, 0
+
+    def add(self, rows: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """Write what is new, and say what belongs to it so far."""
+        head, body = [], b""
+        for name, values in rows.items():
+            new = np.ascontiguousarray(values[self.lengths.get(name, 0) :])
+            if len(new):
+                head.append({"name": name, "dtype": str(new.dtype), "shape": new.shape})
+                body += new.tobytes()
+        if head:
+            frame = json.dumps(head).encode() + b"\n" + body
+            with open(self.path, "r+b" if self.path.exists() else "w+b") as file:
+                file.seek(self.size)
+                file.write(frame)
+                file.truncate()
+                file.flush()
+                os.fsync(file.fileno())
+            self.size, self.checksum = self.size + len(frame), zlib.crc32(frame, self.checksum)
+            self.lengths = {name: len(values) for name, values in rows.items()}
+        return {"bytes": self.size, "crc": self.checksum}
+
+    def read(self, part: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """The rows that belong to a checkpoint; what follows them will be written over."""
+        content = b""
+        if part["bytes"]:
+            with open(self.path, "rb") as file:
+                content = file.read(part["bytes"])
+        if len(content) != part["bytes"] or zlib.crc32(content) != part["crc"]:
+            raise ValueError(
+                f"{self.path}: must be the history of the checkpoint beside it. Got a file that is "
+                "cut off or changed."
+            )
+        pieces: dict[str, list[np.ndarray]] = {}
+        at = 0
+        while at < len(content):
+            end = content.index(b"\n", at)
+            head, at = json.loads(content[at:end]), end + 1
+            for entry in head:
+                dtype, shape = jnp.dtype(entry["dtype"]), entry["shape"]
+                count = int(np.prod(shape))
+                values = np.frombuffer(content, dtype, count, at).reshape(shape)
+                pieces.setdefault(entry["name"], []).append(values)
+                at += count * dtype.itemsize
+        rows = {name: np.concatenate(parts) for name, parts in pieces.items()}
+        self.size, self.checksum = part["bytes"], part["crc"]
+        self.lengths = {name: len(values) for name, values in rows.items()}
+        return rows
+
+
+def as_place(checkpoint: Any, keep: int) -> Files | Manager:
+    """Where a run is saved: a directory, or what manages one."""
+    if hasattr(checkpoint, "latest_step") and hasattr(checkpoint, "wait_until_finished"):
+        return Manager(checkpoint)
+    return Files(checkpoint, keep)
+
+
+def on_host(state: State) -> State:
+    """A copy of a state that steps cannot take away; of arrays that other processes have parts of,
+    too, leaf by leaf.
+    """
+
+    def copy(leaf):
+        if is_key(leaf):
+            return jnp.copy(leaf)
+        if not leaf.is_fully_addressable:
+            whole = leaf.is_fully_replicated
+            return np.array(
+                leaf.addressable_data(0)
+                if whole
+                else multihost_utils.process_allgather(leaf, tiled=True)
+            )
+        return np.array(leaf)
+
+    return jax.tree.map(copy, state)
+
+
+def is_apart(state: State) -> bool:
+    """Whether processes have parts of a state, so that all are needed to save it."""
+    leaves = [leaf for leaf in jax.tree.leaves(state) if not is_key(leaf)]
+    return any(not leaf.is_fully_addressable and not leaf.is_fully_replicated for leaf in leaves)
+
+
+def require_identity(found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run that is another one, by name."""
+    if found.keys() != asked.keys():
+        raise ValueError(
+            "`checkpoint` must hold a run of this version of `fit`. Got one with "
+            f"{', '.join(sorted(found))}."
+        )
+    for name, value in asked.items():
+        if found[name] != value:
+            raise ValueError(f"`{name}` must be {found[name]}, as in the checkpoint. Got {value}.")
+
+
+def with_new_numbers(opt_state: PyTree, start: PyTree) -> PyTree:
+    """An optimiser's state with the numbers that `optax.inject_hyperparams` keeps in it as they are
+    asked for now, and not as they were saved.
+    """
+
+    def is_injected(node: Any) -> bool:
+        return hasattr(node, "_fields") and "hyperparams" in node._fields
+
+    def renewed(old: Any, new: Any) -> Any:
+        if not is_injected(old):
+            return old
+        inner = {"inner_state": with_new_numbers(old.inner_state, new.inner_state)}
+        return old._replace(hyperparams=new.hyperparams, **inner)
+
+    return jax.tree.map(renewed, opt_state, start, is_leaf=is_injected)
+
+
+def kind_of(optimizer: Any, start: PyTree) -> str:
+    """What an optimiser is made of, without its numbers: the names of its parts."""
+    names: list[str] = []
+
+    def visit(f: Any, depth: int) -> None:
+        name = getattr(f, "__qualname__", "")
+        if "update" in name:
+            names.append(name.split(".")[0])
+        for cell in getattr(f, "__closure__", None) or ():
+            with contextlib.suppress(ValueError):  # an empty cell
+                content = cell.cell_contents
+                for part in content if isinstance(content, tuple | list) else (content,):
+                    if (
+                        callable(part)
+                        and depth < 20
+                        and "update" in getattr(part, "__qualname__", "")
+                    ):
+                        visit(part, depth + 1)
+
+    visit(optimizer.update, 0)
+
+    def of_state(node: Any) -> None:
+        if hasattr(node, "_fields"):
+            names.append(type(node).__name__)
+        if isinstance(node, tuple):
+            for part in node:
+                of_state(part)
+
+    of_state(start)
+    return " ".join(names)
+
+
+def checksum(data: PyTree) -> str:
+    """Of arrays: of their shapes and dtypes, and of a sample of their values."""
+    total = 0
+    for leaf in jax.tree.leaves(data):
+        step = max(1, leaf.shape[0] // SAMPLED)
+        some = np.ascontiguousarray(leaf[::step])
+        head = f"{leaf.shape} {leaf.dtype}".encode()
+        total = zlib.crc32(some.tobytes(), zlib.crc32(head, total))
+    return f"{total:08x}"
+
+
+# Examples that a checksum looks at.
+SAMPLED = 1000
+
+
+def _as(part: PyTree, like: PyTree, mesh: Mesh | None) -> PyTree:
+    """Arrays of the host where others are."""
+
+    def place(leaf, other):
+        if not is_key(leaf) and is_sharded(other):
+            at: Callable = lambda index: leaf[index]  # noqa: E731
+            return jax.make_array_from_callback(leaf.shape, other.sharding, at)
+        return replicate(leaf, mesh)
+
+    return jax.tree.map(place, part, like)
+
+
+def _require_one_directory(step: int) -> None:
+    if jax.process_count() > 1:
+        message = "`checkpoint` must be a directory that all processes see."
+        multihost_utils.assert_equal(np.array(step), message)
