@@ -5,13 +5,14 @@ What comes from the host is gathered by a thread, while the steps of the piece b
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import os
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -32,8 +33,6 @@ MOST_OF_DEVICE = 0.5
 # Batches of a function that are sent together, at most; and for how many seconds the first of them
 # waits for the others.
 TOGETHER, WAIT = 256, 0.25
-# Seconds that a run which ends waits for a function that is making a batch.
-PATIENCE = 5
 
 
 class Piece(NamedTuple):
@@ -114,21 +113,22 @@ class Examples(NamedTuple):
         self, plan: Plan, key: Key[Array, ""], epoch: int, step: int
     ) -> Generator[Piece, None, None]:
         """The pieces of a run from a step of an epoch on."""
-        pieces = self._training(plan, key, epoch, step)
-        return _placed(_ahead(pieces), self.place) if self.streamed else pieces
-
-    def _training(
-        self, plan: Plan, key: Key[Array, ""], epoch: int, step: int
-    ) -> Generator[Piece, None, None]:
-        of_epoch = plan.per_epoch or 1
+        if self.streamed:
+            yield from _placed(_ahead(self._jobs(plan, key, epoch, step)), self.place)
+            return
+        steps, size = plan.per_epoch or 1, plan.batch_size
         while plan.epochs is None or epoch <= plan.epochs:
-            order = plan.order(key, epoch)
-            if not self.streamed:
-                order = self.place(order)
-                yield Piece(self.data, order, epoch, 0, of_epoch, plan.batch_size, plan.rest)
-            else:
-                for first in range(step, of_epoch, self.steps):
-                    yield self._piece(np.asarray(order), plan, epoch, first)
+            order = self.place(plan.order(key, epoch))
+            yield Piece(self.data, order, epoch, 0, steps, size, plan.rest)
+            epoch += 1
+
+    def _jobs(
+        self, plan: Plan, key: Key[Array, ""], epoch: int, step: int
+    ) -> Iterator[Callable[[], Piece]]:
+        while plan.epochs is None or epoch <= plan.epochs:
+            order = np.asarray(plan.order(key, epoch))
+            for first in range(step, plan.per_epoch or 1, self.steps):
+                yield functools.partial(self._piece, order, plan, epoch, first)
             epoch, step = epoch + 1, 0
 
     def _piece(self, order: np.ndarray, plan: Plan, epoch: int, first: int) -> Piece:
@@ -141,18 +141,20 @@ class Examples(NamedTuple):
 
     def measuring(self) -> Generator[Piece, None, None]:
         """The pieces of the set, each example once, in its own order."""
-        pieces = self._measuring()
-        return _placed(_ahead(pieces), self.place) if self.streamed else pieces
+        size, total = self.batch_size, -(-self.count // self.batch_size)
 
-    def _measuring(self) -> Generator[Piece, None, None]:
-        size, total, data = self.batch_size, -(-self.count // self.batch_size), self.data
-        for first in range(0, total, self.steps):
+        def piece(first):
             steps = min(self.steps, total - first)
             count = min(self.count - first * size, steps * size)
-            if self.streamed:
-                rows = np.arange(first * size, first * size + count)
-                data = self._gathered(rows)
-            yield Piece(data, None, 1, first, steps, size, count % size)
+            rows = np.arange(first * size, first * size + count)
+            data = self._gathered(rows) if self.streamed else self.data
+            return Piece(data, None, 1, first, steps, size, count % size)
+
+        jobs = (functools.partial(piece, first) for first in range(0, total, self.steps))
+        if self.streamed:
+            yield from _placed(_ahead(jobs), self.place)
+        else:
+            yield from (job() for job in jobs)
 
     def _gathered(self, rows: np.ndarray) -> PyTree:
         """Examples from the host, filled up to the size of a piece: one size, one compilation."""
@@ -201,7 +203,7 @@ class Batches(NamedTuple):
     ) -> Generator[Piece, None, None]:
         """The pieces of a run from a step of an epoch on; the batches before it are passed over."""
         del key  # the function knows what it draws
-        return _placed(_ahead(self._training(plan.epochs, epoch, step)), self.place)
+        return self._ahead(self._training(plan.epochs, epoch, step))
 
     def _training(self, epochs: int | None, epoch: int, step: int) -> Generator[Piece, None, None]:
         while epochs is None or epoch <= epochs:
@@ -210,7 +212,11 @@ class Batches(NamedTuple):
 
     def measuring(self) -> Generator[Piece, None, None]:
         """The pieces of the set."""
-        return _placed(_ahead(self._epoch(1, 0)), self.place)
+        return self._ahead(self._epoch(1, 0))
+
+    def _ahead(self, pieces: Generator[Piece, None, None]) -> Generator[Piece, None, None]:
+        one_more = functools.partial(next, pieces, None)
+        return _placed(_ahead(itertools.repeat(one_more), pieces.close), self.place)
 
     def _epoch(self, epoch: int, step: int) -> Generator[Piece, None, None]:
         opened = self.opened.pop() if epoch == 1 and self.opened else None
@@ -268,41 +274,34 @@ def _grouped(batches: Iterable[Any], most: int) -> Iterator[tuple[list[Any], boo
         yield group, True
 
 
-def _ahead(pieces: Generator[Piece, None, None]) -> Generator[Piece, None, None]:
-    """The same pieces, each made by a thread while the one before it is used."""
-    ready: queue.Queue[Any] = queue.Queue(1)
-    stopped, wide = threading.Event(), jnp.result_type(float) == jnp.float64
+def _ahead(
+    jobs: Iterable[Callable[[], Piece | None]], close: Callable[[], Any] = lambda: None
+) -> Generator[Piece, None, None]:
+    """The pieces that jobs make, each by a thread while the one before it is used, until one is
+    None; `close` is the last job.
+    """
+    wide = jnp.result_type(float) == jnp.float64
 
-    def put(item):
-        while not stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                return ready.put(item, timeout=0.1)
+    def done(job):
+        with jax.enable_x64(wide):  # what is set for one thread alone is not set for another
+            return job()
 
-    def work():
-        try:
-            # What is set for a thread alone is not set for this one.
-            with jax.enable_x64(wide), contextlib.closing(pieces):
-                for piece in pieces:
-                    put((piece, None))
-                    if stopped.is_set():
-                        return
-            put((None, None))
-        except BaseException as error:
-            put((None, error))
-
-    thread = threading.Thread(target=work, name="jaxnn examples", daemon=True)
-    thread.start()
+    pool = ThreadPoolExecutor(1, "jaxnn examples")
+    waiting: deque[Future[Piece | None]] = deque()
     try:
-        while True:
-            piece, error = ready.get()
-            if error is not None:
-                raise error
-            if piece is None:
-                return
+        for job in jobs:
+            waiting.append(pool.submit(done, job))
+            if len(waiting) > 1:
+                if (piece := waiting.popleft().result()) is None:
+                    return
+                yield piece
+        while waiting and (piece := waiting.popleft().result()) is not None:
             yield piece
     finally:
-        stopped.set()
-        thread.join(PATIENCE)
+        for job in waiting:
+            job.cancel()
+        pool.submit(close)
+        pool.shutdown(wait=False)
 
 
 def _placed(

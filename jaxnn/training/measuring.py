@@ -58,15 +58,16 @@ class Measure(NamedTuple):
             wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)) * size  # noqa: E731
             return jax.tree.map(wide, record)
 
-        def begin(*given):
-            size = min(batch_size, count_examples(given[-1]))
-            shapes = jax.eval_shape(lambda i: terms(*given, i, size), np.int32(0))
+        def begin(params, model_state, key, data):
+            size = min(batch_size, count_examples(data))
+            of = lambda i: terms(params, model_state, key, data, i, size)  # noqa: E731
+            shapes = jax.eval_shape(of, np.int32(0))
             return {name: (jnp.zeros(x.shape, x.dtype),) * 2 for name, x in shapes.items()}
 
         def add(params, model_state, key, data, sums, start, stop, short):
             def with_batch(sums, i, size):
                 new = terms(params, model_state, key, data, i, size)
-                return {name: compensated(*sums[name], value) for name, value in new.items()}
+                return {name: compensated(sums[name], value) for name, value in new.items()}
 
             last = stop - jnp.astype(short, jnp.int32)
             loop = lambda i, sums: with_batch(sums, i, batch_size)  # noqa: E731
@@ -79,8 +80,9 @@ class Measure(NamedTuple):
         return cls(begin, add)
 
 
-def compensated(total: Any, lost: Any, value: Any) -> tuple[Any, Any]:
+def compensated(sum: tuple[Any, Any], value: Any) -> tuple[Any, Any]:
     """A sum with one more term, and what it lost to rounding."""
+    total, lost = sum
     term = value - lost
     new = total + term
     return new, (new - total) - term
