@@ -23,7 +23,9 @@ class Reference:
     """Something of the user's held weakly, a function mostly: called like it, and equal to another
     reference where what they refer to is.
 
-    What says it cannot be hashed (a dataclass with `eq`, say) is equal to itself alone.
+    What says it cannot be hashed (a dataclass with `eq`, say) is equal to itself alone. Of a
+    method, or of an object that is called, the attributes count, too: one that was set to something
+    else makes another program.
     """
 
     def __init__(self, referent: Any):
@@ -33,6 +35,7 @@ class Reference:
         else:
             self._target, owner = weakref.ref(referent), referent
         self.owner: Callable[[], Any] = weakref.ref(owner)
+        self._attributes = _attributes(owner)
         try:
             self._hash, self._by_value = hash(referent), True
         except TypeError:
@@ -62,9 +65,42 @@ class Reference:
         if not isinstance(other, Reference):
             return NotImplemented
         mine, theirs = self._target(), other._target()
-        if mine is None or theirs is None:
+        if mine is None or theirs is None or self._attributes != other._attributes:
             return False
         return mine is theirs or (self._by_value and other._by_value and bool(mine == theirs))
+
+
+def _attributes(owner: Any) -> tuple[tuple[str, Any], ...]:
+    """The attributes of an object of the user's class: plain values, and others by identity."""
+    if isinstance(owner, types.FunctionType | types.ModuleType | type):
+        return ()
+    plain = (bool, int, float, complex, str, bytes, type(None))
+
+    def token(value):
+        if isinstance(value, plain):
+            return type(value), value
+        try:
+            return weakref.ref(value)  # equal while both live and are the same; or to itself
+        except TypeError:
+            return id(value)
+
+    named = getattr(owner, "__dict__", {}).items()
+    return tuple((str(name), _Same(token(value))) for name, value in named)
+
+
+class _Same:
+    """An attribute's value, equal to another where it is the same object, or an equal plain one."""
+
+    def __init__(self, token: Any):
+        self.token = token
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Same):
+            return NotImplemented
+        mine, theirs = self.token, other.token
+        if isinstance(mine, weakref.ref) and isinstance(theirs, weakref.ref):
+            return mine() is not None and mine() is theirs()
+        return type(mine) is type(theirs) and mine == theirs
 
 
 def kept(build: Callable, *arguments: Any, values: PyTree = ()) -> Any:

@@ -308,7 +308,7 @@ def evaluate(args: argparse.Namespace) -> int:
     sets = {"train": (digits.x_train, digits.t_train), "test": (digits.x_test, digits.t_test)}
     record = {}
     for name, data in sets.items():
-        pieces = Examples.of(name, data, MEASURED, lambda x: x, False).measuring()
+        pieces = Examples.of(name, data, MEASURED, None, False).measuring()
         means = mean_over(pieces, objective, (params, None, None)) or {}
         record |= {f"{name}_{what}": float(value) for what, value in means.items()}
     if args.json:

@@ -19,15 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import dtypes
+from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
 from jaxnn._validate import describe, require_callable, require_same_form
 from jaxnn.data import count_examples, require_batches
-from jaxnn.training.steps import Plan
+from jaxnn.training.steps import Plan, send
 
-# Bytes of a piece: large enough to keep a bus busy, small beside any memory; three are there at
-# once, of which one is used, one waits, and one is gathered.
-PIECE = 2**26
+# Bytes of a piece: enough for many steps, and little enough for memory that was used before to be
+# used again, which is several times as fast as new memory; three pieces are there at once, of which
+# one is used, one waits, and one is gathered.
+PIECE = 2**24
 # Examples that fill more of the device than this are streamed; parameters need the rest.
 MOST_OF_DEVICE = 0.5
 # Batches of a function that are sent together, at most; and for how many seconds the first of them
@@ -68,7 +70,7 @@ class Examples(NamedTuple):
       batch_size: of a step.
       steps: at most so many are in a piece.
       streamed: whether the arrays are on the host.
-      place: puts arrays on the device.
+      mesh: of the devices that they go to.
     """
 
     data: PyTree
@@ -76,7 +78,7 @@ class Examples(NamedTuple):
     batch_size: int
     steps: int
     streamed: bool
-    place: Callable[[PyTree], PyTree]
+    mesh: Mesh | None
 
     @classmethod
     def of(
@@ -84,7 +86,7 @@ class Examples(NamedTuple):
         name: str,
         data: PyTree,
         batch_size: int,
-        place: Callable[[PyTree], PyTree],
+        mesh: Mesh | None,
         stream: bool | None,
     ) -> "Examples":
         """A set, streamed if `stream`, or by default where it would fill half of the device, or is
@@ -99,10 +101,10 @@ class Examples(NamedTuple):
         batch_size = min(batch_size, count)
         total = -(-count // batch_size)
         if not stream:
-            return cls(place(data), count, batch_size, total, False, place)
+            return cls(send(data, mesh), count, batch_size, total, False, mesh)
         fitting = int(PIECE // (size / count * batch_size))
         steps = max(1, min(total, fitting))
-        return cls(jax.tree.map(np.asarray, data), count, batch_size, steps, True, place)
+        return cls(jax.tree.map(np.asarray, data), count, batch_size, steps, True, mesh)
 
     @property
     def example(self) -> PyTree:
@@ -114,11 +116,11 @@ class Examples(NamedTuple):
     ) -> Generator[Piece, None, None]:
         """The pieces of a run from a step of an epoch on."""
         if self.streamed:
-            yield from _placed(_ahead(self._jobs(plan, key, epoch, step)), self.place)
+            yield from _placed(_ahead(self._jobs(plan, key, epoch, step)), self.mesh)
             return
         steps, size = plan.per_epoch or 1, plan.batch_size
         while plan.epochs is None or epoch <= plan.epochs:
-            order = self.place(plan.order(key, epoch))
+            order = send(plan.order(key, epoch), self.mesh)
             yield Piece(self.data, order, epoch, 0, steps, size, plan.rest)
             epoch += 1
 
@@ -136,8 +138,7 @@ class Examples(NamedTuple):
         stop = min(first + self.steps, of_epoch)
         data = self._gathered(order[first * size : stop * size])
         rest = plan.rest if stop == of_epoch else 0
-        all_of_them = np.arange(self.steps * size, dtype=np.int32)
-        return Piece(data, all_of_them, epoch, first, stop - first, size, rest, stop == of_epoch)
+        return Piece(data, None, epoch, first, stop - first, size, rest, stop == of_epoch)
 
     def measuring(self) -> Generator[Piece, None, None]:
         """The pieces of the set, each example once, in its own order."""
@@ -152,13 +153,14 @@ class Examples(NamedTuple):
 
         jobs = (functools.partial(piece, first) for first in range(0, total, self.steps))
         if self.streamed:
-            yield from _placed(_ahead(jobs), self.place)
+            yield from _placed(_ahead(jobs), self.mesh)
         else:
             yield from (job() for job in jobs)
 
     def _gathered(self, rows: np.ndarray) -> PyTree:
         """Examples from the host, filled up to the size of a piece: one size, one compilation."""
-        filled = np.resize(rows, self.steps * self.batch_size)
+        size = self.steps * self.batch_size
+        filled = rows if len(rows) == size else np.resize(rows, size)
         return jax.tree.map(lambda a: a[filled], self.data)
 
 
@@ -168,21 +170,21 @@ class Batches(NamedTuple):
     Attributes:
       name: what an error calls it.
       make: `make(epoch)`.
-      place: puts arrays on the device.
+      mesh: of the devices that they go to.
       first: the batch that the others are to be like.
       opened: the iterable of epoch 1, which was opened for that, until it is used.
     """
 
     name: str
     make: Callable[[int], Iterable[Any]]
-    place: Callable[[PyTree], PyTree]
+    mesh: Mesh | None
     first: tuple[Any, ...]
     opened: list[Iterator[Any]]
 
     streamed = True
 
     @classmethod
-    def of(cls, name: str, make: Callable, place: Callable[[PyTree], PyTree]) -> "Batches":
+    def of(cls, name: str, make: Callable, mesh: Mesh | None) -> "Batches":
         """A set, whose first batch is looked at."""
         require_callable(name, make)
         batches = _iterator(name, make, 1)
@@ -191,7 +193,7 @@ class Batches(NamedTuple):
             raise ValueError(f"`{name}(1)` must give at least one batch. Got none.")
         require_batches(f"a batch of {name}(1)", first)
         opened = itertools.chain([first], batches)
-        return cls(name, make, place, _on_host(first), [opened])
+        return cls(name, make, mesh, _on_host(first), [opened])
 
     @property
     def example(self) -> PyTree:
@@ -216,7 +218,7 @@ class Batches(NamedTuple):
 
     def _ahead(self, pieces: Generator[Piece, None, None]) -> Generator[Piece, None, None]:
         one_more = functools.partial(next, pieces, None)
-        return _placed(_ahead(itertools.repeat(one_more), pieces.close), self.place)
+        return _placed(_ahead(itertools.repeat(one_more), pieces.close), self.mesh)
 
     def _epoch(self, epoch: int, step: int) -> Generator[Piece, None, None]:
         opened = self.opened.pop() if epoch == 1 and self.opened else None
@@ -228,8 +230,7 @@ class Batches(NamedTuple):
             of_group, steps = count_examples(group[0]), len(group)
             fill = (together if of_group == size else steps) - steps
             data = jax.tree.map(lambda *parts: np.concatenate(parts), *group, *[group[0]] * fill)
-            rows = np.arange((steps + fill) * of_group, dtype=np.int32)
-            yield Piece(data, rows, epoch, step, steps, of_group, 0, ends)
+            yield Piece(data, None, epoch, step, steps, of_group, 0, ends)
             step += steps
             passed += steps
         if not passed:
@@ -305,13 +306,13 @@ def _ahead(
 
 
 def _placed(
-    pieces: Generator[Piece, None, None], place: Callable[[PyTree], PyTree]
+    pieces: Generator[Piece, None, None], mesh: Mesh | None
 ) -> Generator[Piece, None, None]:
     """The same pieces on the device, each sent there before the one before it is used up."""
     with contextlib.closing(pieces):
         last = None
         for piece in pieces:
-            piece = piece._replace(data=place(piece.data))
+            piece = piece._replace(data=send(piece.data, mesh, ours=True))
             if last is not None:
                 yield last
             last = piece

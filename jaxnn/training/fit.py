@@ -9,6 +9,7 @@ takes the steps that an uninterrupted one takes, to the bit.
 """
 
 import functools
+import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -39,8 +40,9 @@ from jaxnn.descent import DivergenceWarning
 from jaxnn.training.examples import Batches, Examples
 from jaxnn.training.history import Fit
 from jaxnn.training.objective import Objective
+from jaxnn.training.optimizers import learning_rate
 from jaxnn.training.progress import Progress
-from jaxnn.training.run import Run, Saves, Schedule, learning_rate
+from jaxnn.training.run import Run, Saves, Schedule
 from jaxnn.training.saves import as_place
 from jaxnn.training.steps import Plan, State, Way, is_large, is_sharded, replicate
 
@@ -225,9 +227,8 @@ def fit(
         require_arguments("watch", watch, {})
     saves = _saves(checkpoint, resume, keep, every, notes)
     mesh = as_mesh("mesh", _mesh_of(params) if mesh is None else mesh)
-    place = functools.partial(replicate, mesh=mesh)
     plan = _plan(data, batch_size, epochs, replacement, max_steps)
-    sets = _sets(data, test, plan.batch_size, place, stream)
+    sets = _sets(data, test, plan.batch_size, mesh, stream)
     asked = metrics is not None or test is not None or patience is not None
     names = _require_measure(measure, sets) if asked or measure is not None else ()
     if patience is not None and not names:
@@ -313,15 +314,15 @@ def _plan(
 
 
 def _sets(
-    data: Any, test: Any, batch_size: int, place: Callable, stream: bool | None
+    data: Any, test: Any, batch_size: int, mesh: Mesh | None, stream: bool | None
 ) -> dict[str, Examples | Batches]:
     """The sets of examples by name: "train" first, then what else is measured."""
 
     def of(label, examples):
         if _is_function(examples):
-            return Batches.of(label, examples, place)
+            return Batches.of(label, examples, mesh)
         size = batch_size if not _is_function(data) else BATCH_SIZE
-        return Examples.of(label, examples, size, place, stream)
+        return Examples.of(label, examples, size, mesh, stream)
 
     sets = {"train": of("data", data)}
     tests = {} if test is None else dict(test) if isinstance(test, Mapping) else {"test": test}
@@ -419,6 +420,12 @@ def _saves(checkpoint: Any, resume: Any, keep: Any, every: Any, notes: Any) -> S
     require_counts(every=every)
     if notes is not None:
         require_mapping("notes", notes)
+        try:
+            json.dumps(notes)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TypeError(
+                f"`notes` must be what JSON can hold. Got what it cannot: {error}."
+            ) from None
     if not isinstance(resume, bool | int | str) or resume not in (True, False, "previous"):
         raise ValueError(f"`resume` must be True, False or 'previous'. Got {resume!r}.")
     if checkpoint is not None:

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Key
 
 from jaxnn._arguments import arrays_of
 from jaxnn._validate import require_same_form
@@ -24,6 +23,7 @@ from jaxnn.training.examples import Batches, Examples, Piece
 from jaxnn.training.history import Fit, Log, Reason, Status
 from jaxnn.training.measuring import mean_over, paced
 from jaxnn.training.objective import Objective
+from jaxnn.training.optimizers import kind_of, learning_rate, with_new_numbers
 from jaxnn.training.progress import Progress
 from jaxnn.training.saves import (
     ANYWHERE,
@@ -34,10 +34,7 @@ from jaxnn.training.saves import (
     Saved,
     checksum,
     is_apart,
-    kind_of,
     on_host,
-    require_identity,
-    with_new_numbers,
 )
 from jaxnn.training.signals import noted
 from jaxnn.training.steps import (
@@ -182,9 +179,8 @@ class Run:
         require_same(self._settings())
         self._end_if_failed(self._vote())
         if self.saves is not None:
-            found = self.saves.place.found(resume, self.state, self.mesh)
+            found = self.saves.place.found(resume, self.identity, self.state, self.mesh)
             if found is not None:
-                require_identity(found.identity, self.identity)
                 # Another learning rate that the optimiser keeps in its state takes effect.
                 renewed = lambda state: state._replace(  # noqa: E731
                     opt_state=with_new_numbers(state.opt_state, self.state.opt_state)
@@ -490,8 +486,3 @@ class Run:
         patience = self.schedule.patience
         if patience is not None and self.log.waited >= patience:
             self.reason = "no improvement"
-
-
-def learning_rate(opt_state: PyTree) -> Any:
-    """What `optax.inject_hyperparams` keeps as the learning rate; None where it does not."""
-    return optax.tree.get(opt_state, "learning_rate")

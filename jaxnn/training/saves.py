@@ -38,13 +38,11 @@ class Found(NamedTuple):
     """A run as it was saved.
 
     Attributes:
-      identity: what has to be the same for the run to be gone on with.
       state: of the run.
       best: the best state, if it was saved.
       log: what else is remembered.
     """
 
-    identity: dict[str, Any]
     state: State
     best: State | None
     log: Log
@@ -88,8 +86,10 @@ class Files:
         with locked("checkpoint", self.directory):
             yield
 
-    def found(self, resume: bool | str, like: State, mesh: Mesh | None) -> Found | None:
-        """The checkpoint to go on from, if there is one."""
+    def found(
+        self, resume: bool | str, identity: dict[str, Any], like: State, mesh: Mesh | None
+    ) -> Found | None:
+        """The checkpoint to go on from, if there is one; of the run of that identity."""
         there = checkpoints(self.directory)
         if there and not resume:
             raise FileExistsError(
@@ -105,6 +105,7 @@ class Files:
                 f"`checkpoint` must hold a run of `fit`. Got {str(self.directory)!r}, with "
                 "something else."
             )
+        require_identity(run, identity)
 
         def state(prefix):
             parts = {
@@ -120,7 +121,7 @@ class Files:
             return Log.of(found.step, found.records["numbers"], rows)
 
         best = state("best_") if "best_params" in found.leaves else None
-        return Found(run, state(""), best, log())
+        return Found(state(""), best, log())
 
     def save(self, run: Saved) -> None:
         """Write a checkpoint in the background, once the one before is written."""
@@ -166,8 +167,10 @@ class Manager:
         """Nothing is held: it has its own rules."""
         yield
 
-    def found(self, resume: bool | str, like: State, mesh: Mesh | None) -> Found | None:
-        """The checkpoint to go on from, if there is one."""
+    def found(
+        self, resume: bool | str, identity: dict[str, Any], like: State, mesh: Mesh | None
+    ) -> Found | None:
+        """The checkpoint to go on from, if there is one; of the run of that identity."""
         import orbax.checkpoint as ocp  # pyright: ignore[reportMissingImports]
 
         step = self.manager.latest_step()
@@ -186,6 +189,7 @@ class Manager:
                 f"`checkpoint` must hold a run of `fit`. Got {str(self.manager.directory)!r}, with "
                 "something else."
             )
+        require_identity(run, identity)
         best = {"best_": like} if info["best"] else {}
         wanted = Saved(like, best.get("best_"), Log(), {}).parts
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
@@ -199,7 +203,7 @@ class Manager:
 
         rows = self.history.read(info["history"])
         log = Log.of(step, np.array(info["numbers"], float), rows)
-        return Found(run, state(""), state("best_") if best else None, log)
+        return Found(state(""), state("best_") if best else None, log)
 
     def save(self, run: Saved) -> None:
         """Hand a checkpoint over."""
@@ -319,61 +323,15 @@ def require_identity(found: Mapping[str, Any], asked: Mapping[str, Any]) -> None
             raise ValueError(f"`{name}` must be {found[name]}, as in the checkpoint. Got {value}.")
 
 
-def with_new_numbers(opt_state: PyTree, start: PyTree) -> PyTree:
-    """An optimiser's state with the numbers that `optax.inject_hyperparams` keeps in it as they are
-    asked for now, and not as they were saved.
-    """
-
-    def is_injected(node: Any) -> bool:
-        return hasattr(node, "_fields") and "hyperparams" in node._fields
-
-    def renewed(old: Any, new: Any) -> Any:
-        if not is_injected(old):
-            return old
-        inner = {"inner_state": with_new_numbers(old.inner_state, new.inner_state)}
-        return old._replace(hyperparams=new.hyperparams, **inner)
-
-    return jax.tree.map(renewed, opt_state, start, is_leaf=is_injected)
-
-
-def kind_of(optimizer: Any, start: PyTree) -> str:
-    """What an optimiser is made of, without its numbers: the names of its parts."""
-    names: list[str] = []
-
-    def visit(f: Any, depth: int) -> None:
-        name = getattr(f, "__qualname__", "")
-        if "update" in name:
-            names.append(name.split(".")[0])
-        for cell in getattr(f, "__closure__", None) or ():
-            with contextlib.suppress(ValueError):  # an empty cell
-                content = cell.cell_contents
-                for part in content if isinstance(content, tuple | list) else (content,):
-                    if (
-                        callable(part)
-                        and depth < 20
-                        and "update" in getattr(part, "__qualname__", "")
-                    ):
-                        visit(part, depth + 1)
-
-    visit(optimizer.update, 0)
-
-    def of_state(node: Any) -> None:
-        if hasattr(node, "_fields"):
-            names.append(type(node).__name__)
-        if isinstance(node, tuple):
-            for part in node:
-                of_state(part)
-
-    of_state(start)
-    return " ".join(names)
-
-
 def checksum(data: PyTree) -> str:
     """Of arrays: of their shapes and dtypes, and of a sample of their values."""
     total = 0
     for leaf in jax.tree.leaves(data):
-        step = max(1, leaf.shape[0] // SAMPLED)
-        some = np.ascontiguousarray(leaf[::step])
+        leaf = jax.random.key_data(leaf) if is_key(leaf) else leaf
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = np.asarray(leaf.addressable_data(0))
+        step = max(1, len(leaf) // SAMPLED) if leaf.ndim else 1
+        some = np.asarray(leaf[::step] if leaf.ndim else leaf)
         head = f"{leaf.shape} {leaf.dtype}".encode()
         total = zlib.crc32(some.tobytes(), zlib.crc32(head, total))
     return f"{total:08x}"

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxnn._programs import kept
 from jaxnn._validate import is_differentiable, is_key
-from jaxnn.data import shuffled
+from jaxnn.data import count_examples, shuffled
 from jaxnn.training.objective import Objective
 
 
@@ -158,9 +158,10 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
 
     Returns:
       `take(update, state, data, order, key, first, start, stop, short)`: a `Chunk` of the steps
-      `start` to `stop` of an order of examples, where step i takes the i-th `batch_size` of them;
-      if `short`, the last takes `rest`. The key of step i is number `first` + i of the epoch's
-      `key`. It ends behind the first step that was not finite. `update` is the optimiser's.
+      `start` to `stop` of an order of examples, or, where that is None, of examples as they stand;
+      step i takes the i-th `batch_size` of them; if `short`, the last takes `rest`. The key of step
+      i is number `first` + i of the epoch's `key`. It ends behind the first step that was not
+      finite. `update` is the optimiser's.
     """
     skeleton, batch_size = objective.skeleton, way.batch_size
 
@@ -170,7 +171,10 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
         def step(chunk, size):
             i, state = chunk.reached, chunk.state
             batch = data
-            if not way.whole:
+            if not way.whole and order is None:
+                of = lambda a: lax.dynamic_slice_in_dim(a, i * batch_size, size)  # noqa: E731
+                batch = jax.tree.map(of, data)
+            elif not way.whole:
                 rows = lax.dynamic_slice(order, (i * batch_size,), (size,))
                 batch = jax.tree.map(lambda a: a[rows], data)
             batch = tuple(shard_batch(batch, way.mesh))
@@ -214,7 +218,7 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
             tuple(one),
         )
         fine = jnp.ones(1 + len(_finite(state.params)), bool)
-        steps = -(-order.size // batch_size)
+        steps = -(-(count_examples(data) if order is None else order.size) // batch_size)
         losses, *_ = noted = [jnp.zeros(steps, x.dtype) for x in (value, *aux.values())]
         chunk = Chunk(start, state, fine, losses, dict(zip(aux, noted[1:], strict=True)))
         last = stop - jnp.astype(short, jnp.int32)
@@ -353,6 +357,19 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
         return jax.make_array_from_process_local_data(everywhere, leaf, leaf.shape)
 
     return jax.tree.map(place, tree)
+
+
+def send(tree: PyTree, mesh: Mesh | None, ours: bool = False) -> PyTree:
+    """Arrays that are only read, on the devices: as they are where they are there already, and
+    where the host's are `ours`, without a copy if that can be.
+    """
+
+    def there(leaf):
+        if mesh is None and isinstance(leaf, jax.Array):
+            return leaf
+        return jax.device_put(leaf) if mesh is None and ours else replicate(leaf, mesh)
+
+    return jax.tree.map(there, tree)
 
 
 def is_sharded(leaf: Any) -> bool:

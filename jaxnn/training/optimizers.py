@@ -1,0 +1,64 @@
+"""What a run has to know of an optimiser of optax: its parts, and the numbers that it keeps."""
+
+import contextlib
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+
+def kind_of(optimizer: Any, start: PyTree) -> str:
+    """What an optimiser is made of, without its numbers: the names of its parts, and of those of
+    its state.
+    """
+    parts = [name for name in _parts(optimizer.update) if name not in WRAPPERS]
+    return " ".join([*parts, "with", *_states(start)])
+
+
+# Of optax, what says nothing of how it steps.
+WRAPPERS = ("chain", "with_extra_args_support")
+
+
+def _parts(update: Any, depth: int = 0) -> list[str]:
+    """The functions that an update closes over, and so on, by the names of those that made them."""
+    names = [getattr(update, "__qualname__", type(update).__qualname__).split(".")[0]]
+    for cell in getattr(update, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            content = cell.cell_contents
+            for part in content if isinstance(content, tuple | list) else (content,):
+                inner = "update" in getattr(part, "__qualname__", "")
+                names += _parts(part, depth + 1) if inner and depth < 20 else []
+    return names
+
+
+def _states(node: Any) -> list[str]:
+    names = [type(node).__name__] if hasattr(node, "_fields") else []
+    return (
+        names + [name for part in node for name in _states(part)] if isinstance(node, tuple) else []
+    )
+
+
+def with_new_numbers(opt_state: PyTree, start: PyTree) -> PyTree:
+    """A state with the numbers that `optax.inject_hyperparams` keeps in it as they are asked for
+    now, and not as they were saved.
+    """
+
+    def renewed(old: Any, new: Any) -> Any:
+        if not _is_injected(old):
+            return old
+        inner = with_new_numbers(old.inner_state, new.inner_state)
+        return old._replace(hyperparams=new.hyperparams, inner_state=inner)
+
+    return jax.tree.map(renewed, opt_state, start, is_leaf=_is_injected)
+
+
+def learning_rate(opt_state: PyTree) -> Any:
+    """What `optax.inject_hyperparams` keeps as the learning rate; None where it does not."""
+    for node in jax.tree.leaves(opt_state, is_leaf=_is_injected):
+        if _is_injected(node) and "learning_rate" in node.hyperparams:
+            return node.hyperparams["learning_rate"]
+    return None
+
+
+def _is_injected(node: Any) -> bool:
+    return hasattr(node, "_fields") and "hyperparams" in node._fields
