@@ -4,6 +4,7 @@ import contextlib
 from typing import Any
 
 import jax
+import optax
 from jaxtyping import PyTree
 
 
@@ -36,6 +37,18 @@ def _states(node: Any) -> list[str]:
     return (
         names + [name for part in node for name in _states(part)] if isinstance(node, tuple) else []
     )
+
+
+def program_of(optimizer: Any, params: PyTree, opt_state: PyTree) -> str:
+    """An optimiser's step as it is compiled, with all its numbers."""
+    extra = isinstance(optimizer, optax.GradientTransformationExtraArgs)
+
+    def step(gradient, opt_state, params):
+        size = lambda params: optax.tree.norm(params)  # noqa: E731
+        more = {"value": size(params), "grad": gradient, "value_fn": size} if extra else {}
+        return optimizer.update(gradient, opt_state, params, **more)
+
+    return jax.jit(step).lower(params, opt_state, params).as_text()
 
 
 def with_new_numbers(opt_state: PyTree, start: PyTree) -> PyTree:

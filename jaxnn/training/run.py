@@ -23,7 +23,7 @@ from jaxnn.training.examples import Batches, Examples, Piece
 from jaxnn.training.history import Fit, Log, Reason, Status
 from jaxnn.training.measuring import mean_over, paced
 from jaxnn.training.objective import Objective
-from jaxnn.training.optimizers import kind_of, learning_rate, with_new_numbers
+from jaxnn.training.optimizers import kind_of, learning_rate, program_of, with_new_numbers
 from jaxnn.training.progress import Progress
 from jaxnn.training.saves import (
     ANYWHERE,
@@ -217,10 +217,7 @@ class Run:
         named = self.sets.items()
         tests = {name: checksum(s.data) for name, s in named if isinstance(s, Examples)}
         moving, _ = self.objective.skeleton.split(self.state.params)
-        update = None
-        if not self.way.extra:
-            lowered = jax.jit(self.optimizer.update).lower(moving, self.state.opt_state, moving)
-            update = lowered.as_text()
+        program = program_of(self.optimizer, moving, self.state.opt_state)
         schedule = self.schedule._asdict() | {"watch": None, "names": None}
         renamed = {"epochs": "evaluate_every", "steps": "evaluate_steps"}
         return {
@@ -233,7 +230,7 @@ class Run:
             "every": self.saves and self.saves.every,
             "test": tests,
             "params": checksum(self.state.params),
-            "optimizer": (self.identity["optimizer"], update),
+            "optimizer": program,
         }
 
     @property

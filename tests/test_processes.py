@@ -1,0 +1,177 @@
+"""Several processes and devices of one run: they begin alike, or say what differs; what one of them
+meets ends all; and what comes in parts stays so.
+"""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from test_devices import environment, free_address
+
+pytestmark = pytest.mark.slow
+
+TOGETHER = """
+import sys, time
+import jax, jax.numpy as jnp, numpy as np, optax
+import jaxnn
+import jaxnn.training.saves as saves
+directory, case, address, number = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(number))
+mesh, other = jax.make_mesh((2,), ("devices",)), int(number) == 1
+x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+t, params = x @ np.ones(3, np.float32), {"w": jnp.zeros(3)}
+def loss(params, x, t): return jnp.mean((x @ params["w"] - t) ** 2)
+call = {"key": jax.random.key(0), "epochs": 3, "batch_size": 16, "mesh": mesh}
+optimizer = optax.adam(0.1)
+def fail(progress):
+    if progress.step > 4: raise OSError("no space to draw")
+def full(*args, **options): raise OSError(28, "No space left on device")
+def batches(epoch):
+    for i in range(0, 64, 16):
+        if other and epoch == 2: raise OSError("the other disk is gone")
+        yield x[i : i + 16], t[i : i + 16]
+data = (x, t)
+if case == "key" and other: call["key"] = jax.random.key(1)
+if case == "epochs" and other: call["epochs"] = 4
+if case == "patience": call |= {"test": (x, t), "patience": 4 if other else 3}
+if case == "optimizer" and other: optimizer = optax.adam(0.2)
+if case == "data" and other: data = (x[::-1], t[::-1])
+if case == "params" and other: params = {"w": jnp.ones(3)}
+if case == "callback": call |= {"on_progress": fail, "epochs": 10**6}
+if case == "disk":
+    saves.save_checkpoint = full
+    call |= {"checkpoint": directory, "every": 10, "epochs": 10**6}
+if case == "batches":
+    data = batches
+    del call["batch_size"]
+began = time.monotonic()
+try:
+    jaxnn.fit(loss, params, data, optimizer, **call)
+    print("ended well")
+except Exception as error:
+    print(f"{type(error).__name__}: {error}")
+print("after", time.monotonic() - began, "s")
+"""
+
+
+def together(case, directory):
+    """What each of two processes printed, and how long all took."""
+    address = free_address()
+    command = [sys.executable, "-W", "ignore", "-c", TOGETHER, str(directory), case, address]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [
+        subprocess.Popen([*command, str(i)], env=environment(1), **pipes) for i in range(2)
+    ]
+    try:
+        began = time.monotonic()
+        said = [process.communicate(timeout=120)[0] for process in processes]
+        return said, time.monotonic() - began
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.parametrize("case", ["key", "epochs", "patience", "optimizer", "data", "params"])
+def test_processes_that_begin_differently_are_told_what_differs(tmp_path, case):
+    said, _ = together(case, tmp_path)
+    expected = f"ValueError: `{case}` must be the same in all processes. Got another than that of"
+    for text in said:
+        assert expected in text and "in process 1." in text
+
+
+@pytest.mark.parametrize(
+    "case, who, reason",
+    [
+        ("callback", 0, "OSError: no space to draw"),
+        ("disk", 0, "No space left on device"),
+        ("batches", 1, "OSError: the other disk is gone"),
+    ],
+)
+def test_what_one_process_meets_ends_all_with_its_reason(tmp_path, case, who, reason):
+    said, seconds = together(case, tmp_path)
+    assert "\nOSError" in said[who] and reason in said[who]
+    assert f"\nRuntimeError: process {who} ended the run: OSError" in said[1 - who]
+    assert reason in said[1 - who]
+    assert seconds < 60 and all(float(text.split()[-2]) < 30 for text in said)
+
+
+SHARDED = """
+import sys
+import jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import NamedSharding, PartitionSpec
+import jaxnn
+mesh = jax.make_mesh((8,), ("fsdp",))
+spec = NamedSharding(mesh, PartitionSpec("fsdp"))
+rng = np.random.default_rng(0)
+x, t = rng.uniform(size=(64, 16)).astype(np.float32), rng.integers(0, 8, 64).astype(np.int32)
+start = jaxnn.init_network(jax.random.key(0), (16, 32, 8), 0.1)
+parts = jax.tree.map(lambda a: jax.device_put(a, spec), start)
+run = {"key": jax.random.key(1), "batch_size": 16, "epochs": 6, "test": (x, t), "patience": 9}
+adam = optax.adam(0.01)
+whole = jaxnn.fit(jaxnn.loss, start, (x, t), adam, **run)
+def is_in_parts(tree):
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim]
+    return all(leaf.addressable_shards[0].data.size == leaf.size // 8 for leaf in leaves)
+def watch(progress):
+    assert is_in_parts(progress.params) and is_in_parts(progress.opt_state)
+told = {"record": ("params", "opt_state"), "on_progress": watch}
+for more in ({}, {"mesh": mesh}, {"mesh": mesh, "max_steps": 99}):
+    result = jaxnn.fit(jaxnn.loss, parts, (x, t), adam, **run, **told, **more)
+    assert is_in_parts(result.params) and is_in_parts(result.opt_state)
+    np.testing.assert_allclose(result.params["W1"], whole.params["W1"], rtol=1e-4, atol=1e-6)
+half = {**run, "epochs": 3, "checkpoint": sys.argv[1]}
+jaxnn.fit(jaxnn.loss, parts, (x, t), adam, **half)
+rest = jaxnn.fit(jaxnn.loss, parts, (x, t), adam, **half | {"epochs": 6, "resume": True}, **told)
+assert is_in_parts(rest.params)
+np.testing.assert_array_equal(rest.params["W1"], result.params["W1"])
+assert not parts["W1"].is_deleted()
+print("in parts")
+"""
+
+
+def test_parameters_that_come_in_parts_stay_so_and_their_optimisers_state_too(tmp_path):
+    command = [sys.executable, "-c", SHARDED, str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment(8), capture_output=True, text=True, timeout=300)
+    assert "in parts" in done.stdout, done.stderr[-3000:]
+
+
+APART = """
+import sys
+import jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import NamedSharding, PartitionSpec
+import jaxnn
+directory, address, number = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(number))
+mesh = jax.make_mesh((2,), ("fsdp",))
+x = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
+t = x @ np.ones(4, np.float32)
+spec = NamedSharding(mesh, PartitionSpec("fsdp"))
+w = jax.make_array_from_callback((4,), spec, lambda index: np.zeros(4, np.float32)[index])
+def loss(params, x, t): return jnp.mean((x @ params["w"] - t) ** 2)
+run = {"key": jax.random.key(0), "batch_size": 8, "mesh": mesh}
+adam = optax.adam(0.1)
+whole = jaxnn.fit(loss, {"w": w}, (x, t), adam, epochs=4, **run)
+saved = {"checkpoint": directory, **run}
+jaxnn.fit(loss, {"w": w}, (x, t), adam, epochs=2, **saved)
+rest = jaxnn.fit(loss, {"w": w}, (x, t), adam, epochs=4, resume=True, **saved)
+one, other = (r.params["w"].addressable_data(0) for r in (rest, whole))
+np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+assert one.shape == (2,)
+assert jaxnn.load_checkpoint(directory).leaves["params"]["['w']"].shape == (4,)
+print("gathered")
+"""
+
+
+def test_parameters_in_parts_of_two_processes_are_saved_whole(tmp_path):
+    address = free_address()
+    command = [sys.executable, "-c", APART, str(tmp_path / "run"), address]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([*command, str(i)], env=environment(1), **pipes) for i in range(2)]
+    try:
+        for process in both:
+            out, err = process.communicate(timeout=120)
+            assert "gathered" in out, err[-3000:]
+    finally:
+        for process in both:
+            process.kill()
