@@ -194,3 +194,27 @@ def test_a_normalising_flow():
     base = distributions.Normal(jnp.zeros(2))
     flow = flows.masked_autoregressive_flow(jax.random.key(0), base_dist=base)
     agrees(lambda flow: -jnp.mean(flow.log_prob(jnp.ones((4, 2)))), flow)
+
+
+def noisy(params, x, t, *, key):
+    noise = 0.1 * jax.random.normal(key, t.shape)
+    return jnp.mean((x @ params["w"] + noise - t) ** 2)
+
+
+def test_a_run_is_saved_by_an_orbax_manager_and_goes_on(tmp_path):
+    ocp = library("orbax.checkpoint")
+    pairs, start = (X, X[:, :1]), {"w": jnp.zeros((3, 1))}
+    run = {"key": jax.random.key(0), "batch_size": 2, "test": pairs, "patience": 9}
+    whole = fit(noisy, start, pairs, optax.adam(0.1), epochs=4, **run)
+    options = ocp.CheckpointManagerOptions(max_to_keep=2)
+    with ocp.CheckpointManager(tmp_path, options=options) as manager:
+        saved = {"checkpoint": manager, "every": 2, **run}
+        fit(noisy, start, pairs, optax.adam(0.1), epochs=2, **saved)
+        assert manager.all_steps() == [4, 6]
+        with pytest.raises(FileExistsError, match="must be empty unless `resume` is set"):
+            fit(noisy, start, pairs, optax.adam(0.1), epochs=4, **saved)
+        with pytest.raises(ValueError, match="`batch_size` must be 2, as in the checkpoint"):
+            fit(noisy, start, pairs, optax.adam(0.1), resume=True, **saved | {"batch_size": 3})
+        rest = fit(noisy, start, pairs, optax.adam(0.1), epochs=4, resume=True, **saved)
+    np.testing.assert_array_equal(rest.params["w"], whole.params["w"])
+    np.testing.assert_array_equal(rest.history.step_loss, whole.history.step_loss)
