@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from jaxnn import load_checkpoint
 from jaxnn.cli import main
 
 
@@ -274,3 +275,52 @@ def test_a_run_that_diverges_is_not_told_as_overfitting(capsys):
     main(["train", "--lr", "1000", "--epochs", "2", "--optimizer", "adam"])
     said = capsys.readouterr().out
     assert "diverged: the training loss went from" in said and "overfitting" not in said
+
+
+def test_a_step_function_leaves_the_first_layer_where_it_was(capsys, tmp_path):
+    run = ["train", "--activation", "step", "--layers", "20", "--epochs", "5"]
+    assert main([*run, "--checkpoint", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "a step function has slope 0 wherever it has one: W1 and b1 are what they were" in said
+    first = load_checkpoint(tmp_path).leaves["params"]
+    assert main([*run, "--epochs", "9", "--checkpoint", str(tmp_path), "--resume"]) == 0
+    last = load_checkpoint(tmp_path).leaves["params"]
+    assert (first["['W1']"] == last["['W1']"]).all() and (first["['W2']"] != last["['W2']"]).any()
+
+
+def test_a_part_of_the_units_is_left_out(capsys, tmp_path):
+    run = ["train", "--layers", "20", "--epochs", "2", "--json"]
+    losses = []
+    for dropout in ("0", "0.5"):
+        assert main([*run, "--dropout", dropout, "--checkpoint", str(tmp_path / dropout)]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["train_loss"])
+    assert losses[0] != losses[1]
+    assert main(["eval", str(tmp_path / "0.5"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["train_loss"] == pytest.approx(losses[1][-1])
+
+
+def test_a_run_has_steps_and_measurements_as_it_is_told(capsys):
+    run = ["train", "--layers", "20", "--max-steps", "70", "--evaluate-every", "2", "--json"]
+    assert main(run) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["steps"] == 70 and len(told["train_loss"]) == 3  # after 30, 60 and 70 steps
+
+
+PRINTS = """
+import os, jax, jax.numpy as jnp
+print("read")
+os.write(1, b"from below\\n")
+def loss(x=jnp.ones(2)):
+    print("traced")
+    jax.debug.print("run {}", x[0])
+    return jnp.sum(x**2)
+"""
+
+
+@pytest.mark.parametrize("command", ["check", "explain"])
+def test_json_is_all_there_is_on_standard_output(tmp_path, command):
+    (tmp_path / "model.py").write_text(PRINTS)
+    run = [sys.executable, "-m", "jaxnn", command, f"{tmp_path / 'model.py'}:loss", "--json"]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and json.loads(done.stdout)["ok"]
+    assert {"read", "from below", "traced"} <= set(done.stderr.splitlines())

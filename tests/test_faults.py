@@ -17,12 +17,12 @@ from jaxnn.training.checkpoint import checkpoints, load_checkpoint
 
 RUN = """
 import sys
-import jax, numpy as np, optax
+import jax, jax.numpy as jnp, numpy as np, optax
 import jaxnn
 
 digits = jaxnn.load_digits()
 params = jaxnn.init_network(jax.random.key(0), (64, 20, 10))
-data = (digits.x_train[:700], digits.t_train[:700])
+x, t = np.asarray(digits.x_train[:700]), np.asarray(digits.t_train[:700])
 begun = []
 
 
@@ -31,11 +31,29 @@ def tell(progress):
     begun.append(1)
 
 
-call = {"key": jax.random.key(1), "epochs": 200, "batch_size": 32, "every": 1, "patience": 1000}
+def batches(epoch):
+    order = np.random.default_rng(epoch).permutation(700)
+    for first in range(0, 700, 32):
+        yield x[order[first : first + 32]], t[order[first : first + 32]]
+
+
+def stateful(params, state, x, t, *, key):
+    noise = 0.1 * jax.random.normal(key, x.shape)
+    state = {"mean": 0.9 * state["mean"] + 0.1 * jnp.mean(x + noise, 0)}
+    return jaxnn.loss(params, x + noise - state["mean"], t), (state, {"mean": state["mean"][20]})
+
+
+call = {"key": jax.random.key(1), "epochs": 200, "every": 1, "patience": 1000}
+if sys.argv[3] == "arrays":
+    loss, call = jaxnn.loss, {**call, "data": (x, t), "batch_size": 32}
+else:
+    loss, state = stateful, {"model_state": {"mean": jnp.zeros(64)}, "has_aux": True}
+    call = {**call, "data": batches, "test": (x, t), **state, "record": ("gradient_norm",)}
 saved = {"checkpoint": sys.argv[1] or None, "resume": bool(sys.argv[1])}
-result = jaxnn.fit(jaxnn.loss, params, data, optax.adam(0.01), on_progress=tell, **call, **saved)
-np.savez(sys.argv[2], loss=result.history.step_loss, train=result.history.metrics["train_loss"],
-         step=result.status.step, **result.params)
+adam = optax.adam(0.01)
+result = jaxnn.fit(loss, params, optimizer=adam, on_progress=tell, **call, **saved)
+np.savez(sys.argv[2], loss=result.history.step_loss, step=result.status.step, **result.params,
+         **result.history.metrics, **result.history.aux)
 """
 STEPS = 200 * 22
 
@@ -46,14 +64,15 @@ def begin(*arguments):
 
 
 @pytest.mark.slow
-def test_a_run_killed_thirty_times_ends_where_the_uninterrupted_one_ends(tmp_path):
-    whole = begin("", tmp_path / "whole.npz")
+@pytest.mark.parametrize("kind", ["arrays", "batches, keys and state"])
+def test_a_run_killed_thirty_times_ends_where_the_uninterrupted_one_ends(tmp_path, kind):
+    whole = begin("", tmp_path / "whole.npz", kind)
     assert whole.communicate(timeout=120) and whole.returncode == 0
     directory, chance = tmp_path / "run", random.Random(0)
     directory.mkdir()
     seen = []
     for _ in range(30):
-        process = begin(directory, tmp_path / "killed.npz")
+        process = begin(directory, tmp_path / "killed.npz", kind)
         process.stdout.readline()
         # Every step writes a checkpoint, so most kills meet one that is being written.
         time.sleep(chance.uniform(0, 0.5))
@@ -62,7 +81,7 @@ def test_a_run_killed_thirty_times_ends_where_the_uninterrupted_one_ends(tmp_pat
         if checkpoints(directory):
             seen.append(load_checkpoint(directory).step)  # the newest is whole, always
     assert seen == sorted(seen) and len(set(seen)) > 5 and seen[-1] < STEPS
-    last = begin(directory, tmp_path / "killed.npz")
+    last = begin(directory, tmp_path / "killed.npz", kind)
     _, err = last.communicate(timeout=240)
     assert last.returncode == 0, err
     with np.load(tmp_path / "whole.npz") as a, np.load(tmp_path / "killed.npz") as b:
@@ -114,6 +133,47 @@ def test_a_full_disk_ends_the_run_with_an_error_and_the_checkpoints_before_it_ar
     process = command("--resume", *options, 1, "--epochs", 21)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2 and err.count("\n") == 1 and "Read-only" in err, err
+
+
+@pytest.mark.slow
+def test_a_run_whose_reader_has_gone_is_saved(tmp_path):
+    """As under `| head`."""
+    options = ["--checkpoint", str(tmp_path / "run"), "--layers", "20", "--epochs", "2000"]
+    command = [sys.executable, "-m", "jaxnn", "train", *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        while "train loss" not in process.stdout.readline():
+            pass
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 141 and not err
+    assert 0 < load_checkpoint(tmp_path / "run").step < 2000 * 15
+
+
+MEASURING = """
+import sys
+import jax, jax.numpy as jnp, numpy as np, optax
+import jaxnn
+x = np.ones((4000, 300), np.float32)
+def slow(params, x):
+    return jnp.mean(jax.lax.fori_loop(0, 3000, lambda i, y: jnp.tanh(y @ params), x))
+def tell(progress): print("begun", flush=True)
+jaxnn.fit(slow, jnp.eye(300), (x[:2],), optax.sgd(1e-9), key=jax.random.key(0), epochs=10,
+          batch_size=2, test=(x,), checkpoint=sys.argv[1], on_progress=tell, measure=("test",))
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_is_heard_while_something_is_measured(tmp_path):
+    command = [sys.executable, "-c", MEASURING, str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(8)  # the first epoch is one step, and its measurement takes minutes
+    assert process.poll() is None
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 10 and "interrupted after step 1" in err
+    assert load_checkpoint(tmp_path / "run").step == 1
 
 
 @pytest.mark.slow
