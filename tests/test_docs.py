@@ -106,14 +106,21 @@ def test_every_public_name_has_an_example_and_says_what_each_argument_is(name):
             assert re.search(rf"^ *\**{argument}\b.*:", text, re.MULTILINE), argument
 
 
-@pytest.mark.slow  # all but fetch_mnist.py, which needs the network
-@pytest.mark.parametrize(
-    "script", sorted((ROOT / "examples").glob("[!f]*.py")), ids=lambda path: path.stem
-)
+# fetch_mnist.py needs the network, the one with Equinox needs Equinox.
+ECOSYSTEM = "convolution_equinox"
+SCRIPTS = [
+    pytest.param(path, marks=pytest.mark.ecosystem if path.stem == ECOSYSTEM else pytest.mark.slow)
+    for path in sorted((ROOT / "examples").glob("[!f]*.py"))
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_examples_run(script, tmp_path):
-    done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, cwd=tmp_path, timeout=300
-    )
+    if script.stem == ECOSYSTEM:
+        pytest.importorskip("equinox", reason="equinox comes with '.[ecosystem]'")
+    short = ["--short"] if "--short" in script.read_text() else []
+    command = [sys.executable, script, *short]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
     assert not done.stderr, done.stderr
 
