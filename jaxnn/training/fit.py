@@ -18,7 +18,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 from jax.tree_util import treedef_is_leaf
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from jaxnn._arguments import Skeleton, arrays_of
 from jaxnn._validate import (
@@ -53,7 +53,7 @@ RECORDED = ("params", "opt_state", "learning_rate", "gradient_norm")
 
 
 def fit(
-    loss: Callable[..., Float[Array, ""]],
+    loss: Callable[..., Any],
     params: PyTree,
     data: PyTree | Callable[[int], Iterable[Any]],
     optimizer: optax.GradientTransformation,

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.tree_util import treedef_is_leaf
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from jaxnn._arguments import Skeleton, arrays_of
 from jaxnn._programs import kept
@@ -39,7 +39,7 @@ from jaxnn.training.steps import Chunk, Plan, State, Way, make_chunk, replicate,
 
 
 def sweep(
-    loss: Callable[..., Float[Array, ""]],
+    loss: Callable[..., Any],
     params: PyTree | Callable[[Key[Array, ""]], PyTree],
     data: PyTree,
     optimizer: Callable[[Any], optax.GradientTransformation],
