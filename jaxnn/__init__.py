@@ -8,7 +8,8 @@ Descent      gradient_descent, descent_path, minimize
 Network      init_network, predict, loss
 Data         load_digits, load_mnist, one_hot, sample_batch
 Training     fit, sweep, show_progress, progress_log, save_checkpoint, load_checkpoint
-Results      GradientReport (and GradientError), Explanation, DescentPath, Minimum (and Stop),
+Results      GradientReport (and GradientError, Verdict, LeafReport, Entry), Explanation (and
+             SourceLine, Birth, RuleReport, DigitsLost), DescentPath, Minimum (and Stop),
              Fit, History, Status, Progress, Checkpoint
 Modules      jaxnn.surfaces: functions of one and two variables
              jaxnn.plots: one function a picture; jaxnn.figures: all of them

@@ -4,7 +4,16 @@ from jaxnn.checking.check import (
     assert_gradient as assert_gradient,
     check_gradient as check_gradient,
 )
+from jaxnn.checking.evidence import Verdict as Verdict
 from jaxnn.checking.explain import Explanation as Explanation, explain as explain
+from jaxnn.checking.findings import (
+    Birth as Birth,
+    DigitsLost as DigitsLost,
+    Entry as Entry,
+    LeafReport as LeafReport,
+    RuleReport as RuleReport,
+    SourceLine as SourceLine,
+)
 from jaxnn.checking.report import GradientError as GradientError, GradientReport as GradientReport
 from jaxnn.data import (
     Digits as Digits,

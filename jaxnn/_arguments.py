@@ -225,6 +225,11 @@ class Partition(NamedTuple):
         """The other leaves of the arguments that are differentiated, each behind its path."""
         return [(path, x) for path, x, role, chosen in self._all if chosen and not role.moves]
 
+    @property
+    def beside(self) -> list[tuple[str, Any]]:
+        """The leaves of the arguments that are not differentiated, each behind its path."""
+        return [(path, x) for path, x, _, chosen in self._all if not chosen]
+
     def require_one_leaf(self, name: str) -> None:
         """Refuse an only argument that is a pytree, where it is to be one number or array."""
         if len(self.leaves) != 1 or self.paths != (name,):

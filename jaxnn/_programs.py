@@ -31,7 +31,7 @@ class Reference:
     def __init__(self, referent: Any):
         """Raises TypeError where there are no weak references to it."""
         if isinstance(referent, types.MethodType):  # dies at once; what it is bound to, not
-            self._target, owner = weakref.WeakMethod(referent), referent.__self__
+            self._target, owner = _weak_method(referent), referent.__self__
         else:
             self._target, owner = weakref.ref(referent), referent
         self.owner: Callable[[], Any] = weakref.ref(owner)
@@ -68,6 +68,19 @@ class Reference:
         if mine is None or theirs is None or self._attributes != other._attributes:
             return False
         return mine is theirs or (self._by_value and other._by_value and bool(mine == theirs))
+
+
+def _weak_method(method: types.MethodType) -> Callable[[], Any]:
+    """Gives a method while what it is bound to lives. `weakref.WeakMethod` has a callback, which
+    fails where both go in one collection.
+    """
+    owner, function = weakref.ref(method.__self__), weakref.ref(method.__func__)
+
+    def target():
+        there, of = owner(), function()
+        return None if there is None or of is None else types.MethodType(of, there)
+
+    return target
 
 
 def _attributes(owner: Any) -> tuple[tuple[str, Any], ...]:

@@ -233,10 +233,14 @@ def test_check_prints_json_and_draws(capsys, model, tmp_path):
 @pytest.mark.parametrize(
     "target, message",
     [
-        ("nocolon", "`TARGET` must be FILE.py:NAME or MODULE:NAME. Got 'nocolon'."),
+        ("nocolon", "`TARGET` must be FILE.py, FILE.py:NAME, FILE.py::TEST or MODULE:NAME. Got"),
         ("{model}:missing", "`TARGET` must name a function of"),
         ("{model}:number", "Got 'number', which is int"),
-        ("{model}:needs", "`needs` must have a default for each argument. Got none for x."),
+        (
+            "{model}:needs",
+            "`needs` must have a default for each argument. Got none for x; or let `needs()` "
+            "return (function, arguments).",
+        ),
         (
             "{model}:nothing",
             "`nothing` must return (function, arguments) where it takes no arguments itself. Got "
@@ -324,3 +328,107 @@ def test_json_is_all_there_is_on_standard_output(tmp_path, command):
     done = subprocess.run(run, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and json.loads(done.stdout)["ok"]
     assert {"read", "from below", "traced"} <= set(done.stderr.splitlines())
+
+
+PROJECT = {
+    "pkg/__init__.py": "",
+    "pkg/helpers.py": "SCALE = 2.0\n",
+    "pkg/models/__init__.py": "",
+    "pkg/models/losses.py": """
+import jax.numpy as jnp
+from ..helpers import SCALE
+import beside
+class Model:
+    weight = 3.0
+    def loss(self, x=jnp.ones(2)): return self.weight * jnp.sum(x**2)
+    @staticmethod
+    def energy(x=jnp.ones(2)): return SCALE * jnp.sum(x**4)
+    class Inner:
+        @classmethod
+        def loss(cls, x=jnp.ones(2)): return jnp.sum(x)
+model = Model()
+def loss(x=jnp.ones(2)): return SCALE * jnp.sum(x**3)
+def check_pair(): return loss, (jnp.ones(3),)
+def helper(x): return x
+""",
+    "beside.py": "",
+    "nothing.py": "import jax.numpy as jnp\ndef f(x): return x\ndef g(y): return y\n",
+    "test_model.py": """
+import jax, jax.numpy as jnp, jaxnn
+from pkg.models.losses import loss
+def wrong(x): return 2 * jax.grad(loss)(x)
+def test_right(): jaxnn.assert_gradient(loss, jnp.ones(2))
+def test_wrong(): jaxnn.assert_gradient(loss, jnp.ones(2), gradient=wrong)
+def test_other(): assert 1 == 2, "one is not two"
+class TestModel:
+    def test_right(self): jaxnn.assert_gradient(loss, jnp.ones(2))
+def asks(): jaxnn.assert_gradient(loss, jnp.ones(2), gradient=wrong)
+""",
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    for name, text in PROJECT.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("pkg", "beside")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    "targets, code, said",
+    [
+        (["pkg.models.losses:loss"], 0, ["gradient of loss: agrees"]),
+        (["pkg/models/losses.py:loss"], 0, ["gradient of loss: agrees"]),
+        (["pkg/models/losses.py:Model.loss"], 0, ["agrees"]),
+        (["pkg/models/losses.py:Model.energy"], 0, ["agrees"]),
+        (["pkg/models/losses.py:Model.Inner.loss"], 0, ["agrees"]),
+        (["pkg.models.losses:model.loss"], 0, ["agrees"]),
+        (["pkg/models/losses.py"], 0, ["losses.py:loss\n", "losses.py:check_pair\n", "agrees"]),
+        (["test_model.py::test_right"], 0, ["test_model.py::test_right: passed"]),
+        (["test_model.py::TestModel::test_right"], 0, ["passed"]),
+        (["test_model.py::test_wrong"], 1, ["gradient of loss: differs", "[0]   2"]),
+        (["test_model.py:asks"], 1, ["gradient of loss: differs"]),
+        (
+            ["pkg.models.losses:loss", "test_model.py::test_wrong"],
+            1,
+            ["pkg.models.losses:loss\n", "agrees", "test_model.py::test_wrong\n", "differs"],
+        ),
+    ],
+)
+def test_check_takes_functions_of_real_projects(capsys, project, targets, code, said):
+    assert main(["check", *targets]) == code
+    out = capsys.readouterr().out
+    assert all(text in out for text in said), out
+
+
+@pytest.mark.parametrize(
+    "target, message",
+    [
+        ("nothing.py", "Got 'nothing.py', which defines f, g."),
+        ("test_model.py::test_other", "`TARGET` must be a function that runs. Got AssertionError"),
+        ("pkg/models/losses.py:Model.nothing", "Got 'Model.nothing', which it does not define."),
+        ("pkg/models/losses.py:helper", "or let `helper()` return (function, arguments)."),
+    ],
+)
+def test_what_cannot_be_checked_says_the_way_out(capsys, project, target, message):
+    assert main(["check", target]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+def test_several_reports_are_one_json_object(capsys, project):
+    assert main(["check", "pkg.models.losses:loss", "test_model.py::test_right", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["targets"]
+    assert [t["ok"] for t in told] == [True, True] and told[0]["target"].endswith(":loss")
+
+
+def test_a_page_is_written(capsys, project):
+    assert main(["check", "test_model.py::test_wrong", "--html", "check.html"]) == 1
+    page = (project / "check.html").read_text()
+    assert "<svg" in page and "differs" in page and "http" not in page.replace("http://www.w3", "")
+    assert "page written to check.html" in capsys.readouterr().out

@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -162,6 +162,8 @@ def check_gradient(
     settings = Settings(gradient is None, cotangent is not None, random, seed)
     settings = settings._replace(held=stop_gradient == "held", trust=tuple(trust))
     how = How(evidence == "together", Watch.of(progress))
+    beside = [f"{path.removeprefix('args')} {describe(leaf)}" for path, leaf in call.beside]
+    fixed = (*beside[:NAMED], *([f"{len(beside) - NAMED} more"] if len(beside) > NAMED else ()))
     report = None
     # What is not finite is reported; and beyond the domain of `f`, where coarse steps may lead, it
     # is no fault.
@@ -170,7 +172,7 @@ def check_gradient(
             for mode in forward:
                 asked = settings._replace(order=level, forward=mode)
                 report = _check(call, point, asked, by_hand, how)
-                report = dataclasses.replace(report, digits=digits)
+                report = dataclasses.replace(report, digits=digits, fixed=fixed)
                 if mode and len(forward) > 1:
                     report = report.with_note("this is the gradient by forward mode")
                 if not report.ok or report.interrupted:
@@ -179,7 +181,26 @@ def check_gradient(
     return report
 
 
-def assert_gradient(f: Callable, *args: Any, **options: Any) -> None:
+class Options(TypedDict, total=False):
+    """What `check_gradient` may be told by name, for type checkers."""
+
+    argnums: int | tuple[int, ...]
+    kwargs: Mapping[str, Any] | None
+    where: Where
+    gradient: Callable | None
+    order: int
+    modes: Mode | Sequence[Mode] | None
+    has_aux: bool
+    cotangent: Any
+    stop_gradient: Literal["report", "held"]
+    trust: Sequence[str]
+    evidence: Literal["together", "leaf"]
+    progress: bool | None
+    seed: int
+    digits: float | int | None
+
+
+def assert_gradient(f: Callable, *args: Any, **options: Unpack[Options]) -> None:
     """Raise `GradientError` unless the gradient of `f` at `args` is right; for tests.
 
     Takes what `check_gradient` takes.
@@ -187,6 +208,7 @@ def assert_gradient(f: Callable, *args: Any, **options: Any) -> None:
     Example:
       >>> assert_gradient(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]))
     """
+    __tracebackhide__ = True  # under pytest, the line that asks is the one to see
     check_gradient(f, *args, **options).raise_if_wrong()
 
 

@@ -29,7 +29,12 @@ ROUNDINGS_BETWEEN_CALLS = 1e3
 
 
 class Verdict(enum.StrEnum):
-    """What the evidence says of a gradient, from best to worst."""
+    """What the evidence says of a gradient, from best to worst.
+
+    Example:
+      >>> Verdict.AGREES < Verdict.DIFFERS, Verdict("kink").ok
+      (True, True)
+    """
 
     AGREES = "agrees"
     KINK = "kink"

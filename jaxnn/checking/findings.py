@@ -25,6 +25,13 @@ class Entry(NamedTuple):
       verdict: "agrees", "kink", "differs", "not finite", or "unresolved" where nothing is known.
       left: the slope from the left, and
       right: from the right; both equal `numerical` unless there is a kink.
+
+    Example:
+      >>> twos = lambda x: 2 * jnp.ones(2)
+      >>> report = jaxnn.check_gradient(jnp.sum, jnp.ones(2), gradient=twos)
+      >>> entry = report.leaves[0].entries[0]
+      >>> entry.autodiff, entry.numerical
+      (2.0, 1.0)
     """
 
     index: tuple[int, ...]
@@ -97,6 +104,10 @@ class LeafReport(NamedTuple):
       hint: the likely cause.
       steps: the ladder of steps, and
       differences: the central difference at each of them.
+
+    Example:
+      >>> jaxnn.check_gradient(lambda x: jnp.sum(x**2), jnp.ones(3)).leaves[0].shape
+      (3,)
     """
 
     path: str
@@ -125,6 +136,10 @@ class SourceLine(NamedTuple):
       line: its number.
       function: that it stands in.
       text: what it says.
+
+    Example:
+      >>> print(SourceLine("model.py", 5, "loss", "return jnp.log(x)"))
+      model.py:5 (loss)
     """
 
     file: str
@@ -174,6 +189,11 @@ class Birth(NamedTuple):
       cure: what usually helps.
       masked: whether it is multiplied by 0 after it.
       iteration: of which loop.
+
+    Example:
+      >>> found = jaxnn.explain(lambda x: jnp.sum(jnp.sqrt(x)), jnp.array([0.0, 1.0]))
+      >>> found.births[0].operation, found.births[0].count
+      ('sqrt', 1)
     """
 
     line: SourceLine
@@ -212,6 +232,15 @@ class RuleReport(NamedTuple):
         that the function has where it is differentiated.
       difference: relative difference to the derivative of the values, of the worst entry.
       where: file and line of the rule, where it is the user's.
+
+    Example:
+      >>> @jax.custom_jvp
+      ... def square(x):
+      ...     return x**2
+      >>> square.defjvp(lambda x, dx: (x[0] ** 2, x[0] * dx[0]))
+      >>> rule = jaxnn.explain(square, jnp.array(3.0)).rules[0]
+      >>> rule.name, rule.kind, round(rule.difference, 2)
+      ('square', 'custom_jvp', 0.5)
     """
 
     name: str
@@ -243,6 +272,11 @@ class DigitsLost(NamedTuple):
       before: digits of what goes in, and
       after: of what comes out.
       share: the part of the gradient's error that is gone if it is exact up to here.
+
+    Example:
+      >>> lost = jaxnn.explain(lambda x: (1 + x) - 1, jnp.array(1e-9)).digits_lost
+      >>> [line.operation for line in lost]
+      []
     """
 
     line: SourceLine

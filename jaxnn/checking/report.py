@@ -1,13 +1,15 @@
 """What `check_gradient` returns: a table to read, an error to raise, and data to keep."""
 
 import dataclasses
-import html
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from jaxnn._files import as_path
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import Birth, DigitsLost, LeafReport, RuleReport
 from jaxnn.checking.locate import HANDFUL
+from jaxnn.checking.page import fragment, page
 
 
 def plain(value: Any) -> Any:
@@ -40,7 +42,14 @@ class GradientError(AssertionError):
         ...
       jaxnn.checking.report.GradientError: gradient of ...: differs
       ...
+
+    Attributes:
+      report: the `GradientReport`, if there is one.
     """
+
+    def __init__(self, text: str = "", report: "GradientReport | None" = None):
+        super().__init__(text)
+        self.report = report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +69,7 @@ class GradientReport:
       evaluations: how many values of the function were asked for.
       interrupted: whether the check was ended early, by Ctrl-C.
       digits: that each leaf's gradient must have right in its own dtype, if that was asked.
+      fixed: the arguments that are not differentiated, each with its shape and dtype.
 
     Example:
       >>> report = jaxnn.check_gradient(lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0]))
@@ -78,6 +88,7 @@ class GradientReport:
     evaluations: int = 0
     interrupted: bool = False
     digits: float | None = None
+    fixed: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -118,8 +129,9 @@ class GradientReport:
     def raise_if_wrong(self) -> None:
         """Raise `GradientError`, whose text is the table, unless the gradient is `ok`."""
         if not self.ok:
+            __tracebackhide__ = True  # under pytest, the line that asked is the one to see
             lines = [str(found) for found in (*self.births, *self.rules, *self.digits_lost)]
-            raise GradientError("\n".join([*lines, str(self)]))
+            raise GradientError("\n".join([*lines, str(self)]), self)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as dictionaries, lists, strings and numbers, ready for `json.dumps`."""
@@ -183,8 +195,29 @@ class GradientReport:
     def __str__(self) -> str:
         return self.text()
 
+    def __repr__(self) -> str:
+        """One line; `str` has the table."""
+        counts = f"{len(self.leaves)} {'leaf' if len(self.leaves) == 1 else 'leaves'}"
+        worst = f", worst {self.leaves[0].path}" if self.leaves and not self.ok else ""
+        return f"<GradientReport of {self.function}: {self.verdict}, {counts}{worst}>"
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the report as an HTML page of its own, with the evidence as pictures; it needs
+        neither a network nor scripts.
+
+        Args:
+          path: of the file.
+        """
+        place = as_path("path", path)
+        try:
+            place.write_text(page(self), encoding="utf-8")
+        except OSError as error:
+            raise type(error)(
+                f"`path` must be a place for a file. Got {str(place)!r}: {error.strerror}."
+            ) from None
+
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        return fragment(self, drawn=1)
 
 
 _HEADER = (
@@ -220,7 +253,8 @@ def _details(leaf: LeafReport, paint: Callable[[Verdict, str], str]) -> Iterator
         name = str(list(entry.index)) if entry.index else "value"
         slopes = f"autodiff {entry.autodiff:z.9g}, numerical {entry.numerical:z.9g}"
         sides = f", from {entry.left:z.6g} to {entry.right:z.6g}"
-        kink = sides if entry.verdict is Verdict.KINK else ""
+        two_slopes = entry.verdict is Verdict.NOT_FINITE and entry.left != entry.right
+        kink = sides if entry.verdict is Verdict.KINK or two_slopes else ""
         yield f"{name} {paint(entry.verdict, entry.verdict)}: {slopes} +- {entry.bound:.0e}{kink}"
     if leaf.pattern:
         yield leaf.pattern

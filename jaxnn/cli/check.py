@@ -1,11 +1,8 @@
 """What `jaxnn check` and `jaxnn explain` do with their arguments; they return the exit code."""
 
 import argparse
-import importlib
-import inspect
 import os
 import pathlib
-import runpy
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +10,9 @@ from typing import Any
 from jaxnn.checking import explain as of_checking
 from jaxnn.checking.check import check_gradient
 from jaxnn.checking.evidence import Verdict
+from jaxnn.checking.report import GradientError, GradientReport
 from jaxnn.cli.output import print_json, require_place
+from jaxnn.cli.targets import Target, load, refusal
 
 # Matplotlib, which takes as long to import as all the rest, is imported where something is drawn.
 
@@ -22,46 +21,110 @@ _COLOURS = {0: 32, 1: 31, 2: 33}
 
 
 def check(args: argparse.Namespace) -> int:
-    """Hold a gradient against values; the exit code says whether it is right, wrong or unknown."""
+    """Hold gradients against values; the exit code says whether they are right, wrong or unknown:
+    that of the worst of them.
+    """
     if args.plot:
         _require_picture("--plot", args.plot)
-    f, point = _load(args.target)
-    options = {"argnums": tuple(range(len(point))), "order": args.order, "seed": args.seed}
-    report = _ran(check_gradient, f, *point, **options)
-    drawn = args.plot and report.leaves
-    if drawn:
-        import matplotlib
-
-        matplotlib.use("agg")
-        report.plot().figure.savefig(args.plot)
+    if args.html:
+        require_place("--html", args.html)
+    codes, told, targets = [], [], _targets(args)
+    for target in targets:
+        if not args.json and len(targets) > 1:
+            print(*([""] if codes else []), target.name, sep="\n")
+        report = _report(target, args)
+        codes.append(0 if report is None else report.exit_code)
+        if args.json:
+            told.append(_as_json(target, report))
+        elif report is None:
+            print(f"{target.name}: passed")
+        else:
+            print(report.text(_paint) if _has_colours() else report)
+        if report is not None:
+            _keep(report, args)
     if args.json:
-        print_json(report.to_dict(), args.stdout)
-    else:
-        print(report.text(_paint) if _has_colours() else report)
-        if drawn:
-            print(f"evidence drawn in {args.plot}")
-    return report.exit_code
+        print_json(told[0] if len(told) == 1 else {"targets": told}, args.stdout)
+    return max(codes, key=(0, 2, 1).index)
 
 
 def explain(args: argparse.Namespace) -> int:
     """Name the lines where a gradient goes bad; the exit code says whether there are any."""
-    f, point = _load(args.target)
-    found = _ran(of_checking.explain, f, *point)
+    found = [
+        (target, _ran(of_checking.explain, target.function, *target.point))
+        for target in _targets(args)
+    ]
     if args.json:
-        print_json(found.to_dict(), args.stdout)
+        told = [explanation.to_dict() for _, explanation in found]
+        print_json(told[0] if len(told) == 1 else {"targets": told}, args.stdout)
     else:
-        print(found)
-    return found.exit_code
+        for target, explanation in found:
+            print(f"{target.name}\n{explanation}" if len(found) > 1 else explanation)
+    return max((explanation.exit_code for _, explanation in found), key=(0, 2, 1).index)
+
+
+def _targets(args: argparse.Namespace) -> list[Target]:
+    """What is to be checked; a target may itself hold a gradient against values."""
+    found = []
+    for name in args.targets:
+        try:
+            found += load(name)
+        except GradientError as error:
+            found.append(Target(name, _raising(error), test=True))
+    return found
+
+
+def _raising(error: GradientError) -> Callable:
+    def again():
+        raise error
+
+    return again
+
+
+def _report(target: Target, args: argparse.Namespace) -> GradientReport | None:
+    """What a check says; None for a test that passed."""
+    try:
+        if target.test:
+            _ran(target.function)
+            return None
+        point = target.point
+        options = {"argnums": tuple(range(len(point))), "order": args.order, "seed": args.seed}
+        return _ran(check_gradient, target.function, *point, **options)
+    except GradientError as error:
+        if error.report is None:
+            raise refusal("TARGET", "a test that passes", error) from error
+        return error.report
+
+
+def _as_json(target: Target, report: GradientReport | None) -> dict[str, Any]:
+    if report is None:
+        return {"ok": True, "target": target.name}
+    return report.to_dict() | {"target": target.name}
+
+
+def _keep(report: GradientReport, args: argparse.Namespace) -> None:
+    """Draw and write what was asked for."""
+    if args.plot and report.leaves:
+        import matplotlib
+
+        matplotlib.use("agg")
+        report.plot().figure.savefig(args.plot)
+    if args.html:
+        report.save(args.html)
+    if not args.json:
+        if args.plot and report.leaves:
+            print(f"evidence drawn in {args.plot}")
+        if args.html:
+            print(f"page written to {args.html}")
 
 
 def _ran(ask: Callable, *args: Any, **options: Any) -> Any:
     """What is asked of a user's function, whose exit code must not say "right"."""
     try:
         return ask(*args, **options)
-    except (ValueError, TypeError, OSError):
+    except (ValueError, TypeError, OSError, GradientError):
         raise
     except (Exception, SystemExit) as error:
-        raise _refusal("TARGET", "a function that runs", error) from error
+        raise refusal("TARGET", "a function that runs", error) from error
 
 
 def _has_colours() -> bool:
@@ -73,52 +136,6 @@ def _has_colours() -> bool:
 def _paint(verdict: Verdict, text: str) -> str:
     colour = 33 if verdict in (Verdict.KINK, Verdict.IMPRECISE) else _COLOURS[verdict.exit_code]
     return f"\x1b[{colour}m{text}\x1b[0m"
-
-
-def _load(target: str) -> tuple[Callable, tuple[Any, ...]]:
-    """The function that a target names, and the arguments to check it at."""
-    place, colon, name = target.rpartition(":")
-    if not colon or not place or not name:
-        raise ValueError(f"`TARGET` must be FILE.py:NAME or MODULE:NAME. Got {target!r}.")
-    try:
-        if place.endswith(".py"):
-            names = runpy.run_path(place, run_name="jaxnn_check")
-        else:
-            names = vars(importlib.import_module(place))
-    except (Exception, SystemExit) as error:  # a file may raise anything
-        raise _refusal("TARGET", "a file or module that runs", error) from error
-    function = names.get(name)
-    if not callable(function):
-        is_there = name in names
-        what = f"which is {type(function).__name__}" if is_there else "which it does not define"
-        raise ValueError(f"`TARGET` must name a function of {place}. Got {name!r}, {what}.")
-    parameters = inspect.signature(function).parameters.values()
-    if not parameters:
-        return _made_by(name, function)
-    missing = [p.name for p in parameters if p.default is inspect.Parameter.empty]
-    if missing:
-        got = f"Got none for {', '.join(missing)}."
-        raise ValueError(f"`{name}` must have a default for each argument. {got}")
-    return function, tuple(p.default for p in parameters)
-
-
-def _made_by(name: str, make: Callable) -> tuple[Callable, tuple[Any, ...]]:
-    """The pair that a function without arguments returns."""
-    try:
-        result = make()
-    except (Exception, SystemExit) as error:
-        raise _refusal(name, "a function that runs", error) from error
-    is_pair = isinstance(result, tuple) and len(result) == 2
-    if not is_pair or not callable(result[0]) or not isinstance(result[1], tuple | list):
-        raise ValueError(
-            f"`{name}` must return (function, arguments) where it takes no arguments itself. Got "
-            f"{result!r}."
-        )
-    return result[0], tuple(result[1])
-
-
-def _refusal(name: str, requirement: str, error: BaseException) -> ValueError:
-    return ValueError(f"`{name}` must be {requirement}. Got {type(error).__name__}: {error}")
 
 
 def _require_picture(option: str, path: str) -> None:

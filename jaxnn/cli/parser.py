@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone; Python would complain at exit
         return 141
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, AssertionError) as error:
         if args.debug:
             traceback.print_exc()
         message = " ".join(str(error).split())
@@ -259,15 +259,19 @@ def _parser() -> _Parser:
         "check",
         _check,
         "hold a function's gradient against its values",
-        "Check the gradient of a function of yours. TARGET is FILE.py:NAME or MODULE:NAME, and the "
-        "file is run. NAME is a function whose arguments all have defaults, which are the point; "
-        "or one without arguments that returns (function, arguments). Exit code 0: right, or at a "
-        "kink between the slopes from both sides; 1: wrong or not finite; 2: the evidence cannot "
-        "tell, or bad input.",
+        "Check the gradients of functions of yours. TARGET is FILE.py:NAME or MODULE:NAME, and the "
+        "file is run, as by `python -m`. NAME, which may be Class.method, is a function whose "
+        "arguments all have defaults, which are the point; or one without arguments that returns "
+        "(function, arguments). FILE.py alone: all functions check_... and loss... that have "
+        "defaults. FILE.py::TEST runs a test. Exit code 0: right, or at a kink between the slopes "
+        "from both sides; 1: wrong or not finite; 2: the evidence cannot tell, or bad input.",
         "jaxnn check model.py:loss --order 2",
     )
     check.add_argument(
-        "target", metavar="TARGET", help="FILE.py:NAME or MODULE:NAME; the file is run"
+        "targets",
+        metavar="TARGET",
+        nargs="+",
+        help="FILE.py:NAME, MODULE:NAME, FILE.py, or FILE.py::TEST; the file is run",
     )
     check.add_argument(
         "--order",
@@ -280,6 +284,7 @@ def _parser() -> _Parser:
         "--seed", type=_seed, default=0, metavar="N", help="of random projections (default: 0)"
     )
     check.add_argument("--plot", metavar="FILE", help="draw the evidence on the worst leaf")
+    check.add_argument("--html", metavar="FILE", help="write the report as a page of its own")
 
     explain = _command(
         commands,
@@ -291,9 +296,7 @@ def _parser() -> _Parser:
         "all finite, and no rule wrong; 1: a line is named for that; 2: bad input.",
         "jaxnn explain model.py:loss",
     )
-    explain.add_argument(
-        "target", metavar="TARGET", help="FILE.py:NAME or MODULE:NAME; the file is run"
-    )
+    explain.add_argument("targets", metavar="TARGET", nargs="+", help="as for `jaxnn check`")
 
     figures = _command(
         commands,

@@ -1,0 +1,153 @@
+"""A report as an HTML page of its own: no script, no network; verdicts in colour and in words, the
+evidence on each leaf as a picture, and the line of code where one is named.
+"""
+
+import html
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from jaxnn.checking.evidence import Verdict
+from jaxnn.checking.findings import LeafReport, SourceLine
+
+# Of the verdicts that pass, that ask for a look, and that fail; legible on light and on dark.
+_KINDS = {
+    Verdict.AGREES: "good",
+    Verdict.KINK: "look",
+    Verdict.IMPRECISE: "look",
+    Verdict.DETACHED: "look",
+    Verdict.UNRESOLVED: "look",
+}
+_MEANS = {
+    Verdict.AGREES: "the gradient is what the values show",
+    Verdict.KINK: "two slopes meet here, and the gradient is between them",
+    Verdict.IMPRECISE: "right, but it has lost digits in its own dtype",
+    Verdict.DETACHED: "right with what stop_gradient stops held at the point",
+    Verdict.UNRESOLVED: "the evidence cannot tell",
+    Verdict.DIFFERS: "the gradient is not what the values show",
+    Verdict.NOT_FINITE: "the gradient is NaN or infinite",
+}
+# Pictures take time and room; of so many leaves, the worst first, the evidence is drawn.
+DRAWN = 12
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --line: #d0d7de;
+  --soft: #f6f8fa; --good: #116329; --look: #7d4e00; --bad: #a40e26; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --line: #30363d;
+  --soft: #161b22; --good: #56d364; --look: #e3b341; --bad: #ff7b72; } }
+.jaxnn { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 60em; margin: 0 auto; padding: 1em; }
+.jaxnn h1 { font-size: 1.3em; margin: 0 0 .2em; } .jaxnn p { margin: .3em 0; }
+.jaxnn .good { color: var(--good); } .jaxnn .look { color: var(--look); }
+.jaxnn .bad { color: var(--bad); } .jaxnn .word { font-weight: 600; }
+.jaxnn details { border: 1px solid var(--line); border-radius: 6px; margin: .5em 0; }
+.jaxnn summary { padding: .4em .7em; cursor: pointer; display: flex; gap: 1em; flex-wrap: wrap; }
+.jaxnn summary code { flex: 1 1 12em; } .jaxnn .inside { padding: 0 .9em .7em; }
+.jaxnn table { border-collapse: collapse; margin: .4em 0; font-variant-numeric: tabular-nums; }
+.jaxnn th, .jaxnn td { padding: .1em .8em .1em 0; text-align: left; font-weight: 400; }
+.jaxnn th { opacity: .7; } .jaxnn pre { background: var(--soft); padding: .6em .8em; margin: .4em 0;
+  overflow-x: auto; border-radius: 6px; } .jaxnn .here { font-weight: 700; }
+.jaxnn figure { margin: .5em 0; background: #ffffff; border-radius: 6px; padding: .3em; }
+.jaxnn svg { max-width: 100%; height: auto; } .jaxnn .note { opacity: .8; }
+"""
+
+
+def page(report: Any) -> str:
+    """A whole page."""
+    title = html.escape(f"gradient of {report.function}: {report.verdict}")
+    head = f'<meta charset="utf-8"><title>{title}</title>'
+    view = '<meta name="viewport" content="width=device-width">'
+    start = f"<!doctype html><html lang='en'><head>{head}{view}</head><body style='margin:0'>"
+    return f"{start}{fragment(report)}</body></html>"
+
+
+def fragment(report: Any, drawn: int = DRAWN) -> str:
+    """The same for a page that is there, such as a notebook; of so many leaves the evidence is
+    drawn.
+    """
+    return "".join(
+        (f"<style>{_STYLE}</style><div class='jaxnn'>", *_parts(report, drawn), "</div>")
+    )
+
+
+def _parts(report: Any, drawn: int) -> Iterator[str]:
+    what = {1: "gradient", 2: "Hessian"}.get(report.order, f"derivative of order {report.order}")
+    yield f"<h1>{what} of {html.escape(report.function)}: {_word(report.verdict)}</h1>"
+    so_far = ", as far as it came" if report.interrupted else ""
+    yield f"<p>{_MEANS.get(report.verdict, '')}{so_far}</p>"
+    for found in (*report.births, *report.rules, *report.digits_lost):
+        yield f"<pre>{html.escape(str(found))}</pre>{_code(found.line)}"
+    for number, leaf in enumerate(report.leaves):
+        yield _leaf(leaf, is_open=not leaf.verdict.ok, is_drawn=number < drawn)
+    counts = f"{len(report.leaves)} leaves, {report.evaluations} values of the function"
+    yield f"<p class='note'>{counts}</p>"
+    if report.fixed:
+        yield f"<p class='note'>held fixed: {html.escape(', '.join(report.fixed))}</p>"
+    for note in report.notes:
+        yield f"<p class='note'>{html.escape(note)}</p>"
+
+
+def _word(verdict: Verdict) -> str:
+    return f"<span class='word {_KINDS.get(verdict, 'bad')}'>{verdict}</span>"
+
+
+def _leaf(leaf: LeafReport, is_open: bool, is_drawn: bool) -> str:
+    shape = "x".join(map(str, leaf.shape)) or "scalar"
+    rows = {
+        "slope by autodiff": f"{leaf.autodiff:z.9g}",
+        "slope by values": f"{leaf.numerical:z.9g} ± {leaf.bound:.1e}",
+        "digits that agree": f"{leaf.digits:.1f}",
+        "digits in its own dtype": f"{leaf.own_dtype_digits:.1f}",
+    }
+    table = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows.items())
+    lines = [f"<table>{table}</table>"]
+    if leaf.entries:
+        head = "<tr><th>entry</th><th></th><th>autodiff</th><th>values</th><th>bound</th></tr>"
+        body = "".join(
+            f"<tr><td>{list(e.index)}</td><td>{_word(e.verdict)}</td><td>{e.autodiff:z.9g}</td>"
+            f"<td>{e.numerical:z.9g}</td><td>{e.bound:.0e}</td></tr>"
+            for e in leaf.entries[:20]
+        )
+        lines.append(f"<table>{head}{body}</table>")
+    for text in (leaf.pattern, leaf.hint):
+        if text:
+            lines.append(f"<p>{html.escape(text)}</p>")
+    if is_drawn:
+        lines.append(f"<figure>{_picture(leaf)}</figure>")
+    head = f"<code>{html.escape(leaf.path)}</code><span>{shape} {leaf.dtype}</span>"
+    mark = " open" if is_open else ""
+    inside = "".join(lines)
+    return (
+        f"<details{mark}><summary>{head}{_word(leaf.verdict)}</summary>"
+        f"<div class='inside'>{inside}</div></details>"
+    )
+
+
+def _picture(leaf: LeafReport) -> str:
+    """The evidence as SVG, drawn apart from whatever pyplot is doing."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from jaxnn.plots import gradient_evidence
+
+    figure, file = Figure((7, 3.2), layout="constrained"), io.StringIO()
+    gradient_evidence(leaf, ax=figure.subplots())
+    with matplotlib.rc_context({"svg.hashsalt": "jaxnn"}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", metadata=nothing)
+    return file.getvalue()[file.getvalue().index("<svg") :]
+
+
+def _code(line: SourceLine, around: int = 2) -> str:
+    """The lines of code around one, which stands out; nothing if the file cannot be read."""
+    import linecache
+
+    numbers = range(max(1, line.line - around), line.line + around + 1)
+    lines = [(n, linecache.getline(line.file, n).rstrip()) for n in numbers]
+    if not any(text for _, text in lines):
+        return ""
+    shown = "\n".join(
+        f"<span class='{'here' if n == line.line else ''}'>{n:5}  {html.escape(text)}</span>"
+        for n, text in lines
+    )
+    return f"<pre>{shown}</pre>"

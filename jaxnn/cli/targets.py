@@ -1,0 +1,185 @@
+"""What a target at a shell names: functions of the user's files and modules, and points to check
+them at.
+
+A file is imported as `python -m` would: with its package if it is in one, so that relative imports
+work, and with the working directory and its own on the path.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any, NamedTuple
+
+# What is checked where a file alone is named.
+PREFIXES = ("check_", "loss")
+
+
+class Target(NamedTuple):
+    """A function and the arguments to check it at.
+
+    Attributes:
+      name: as the user would write it.
+      function: to check; or, with `test`, to run.
+      point: its arguments.
+      test: whether it is a test, which says itself what is right.
+    """
+
+    name: str
+    function: Callable
+    point: tuple[Any, ...] = ()
+    test: bool = False
+
+
+def load(target: str) -> list[Target]:
+    """The functions that a target names: FILE.py, FILE.py:NAME, FILE.py::TEST or MODULE:NAME, where
+    NAME may be dotted.
+    """
+    place, names, test = _parted(target)
+    try:
+        module = _module(place)
+    except (Exception, SystemExit) as error:  # a file may raise anything
+        raise refusal("TARGET", "a file or module that runs", error) from error
+    if not names:
+        return list(_candidates(target, module))
+    function = _attribute(place, module, names)
+    if test:
+        _require_defaults(names, function, "a test that jaxnn runs has no fixtures")
+        return [Target(target, function, test=True)]
+    if not inspect.signature(function).parameters:
+        return [Target(target, *_made_by(names, function))]
+    way = f"or let `{names}()` return (function, arguments)"
+    return [Target(target, function, _require_defaults(names, function, way))]
+
+
+def _parted(target: str) -> tuple[str, str, bool]:
+    """File or module, name in it, and whether it is a test."""
+    if "::" in target:
+        place, _, names = target.partition("::")
+        names = names.replace("::", ".")  # of a class of tests
+    elif target.endswith(".py"):
+        return target, "", False
+    else:
+        place, _, names = target.rpartition(":")
+    if not place or not names:
+        raise ValueError(
+            f"`TARGET` must be FILE.py, FILE.py:NAME, FILE.py::TEST or MODULE:NAME. Got {target!r}."
+        )
+    return place, names, "::" in target
+
+
+def _module(place: str) -> ModuleType:
+    """A file or module, imported."""
+    _importable(os.getcwd())
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    path = pathlib.Path(place).resolve()
+    root, parts = path.parent, [path.stem]
+    while (root / "__init__.py").is_file():
+        root, parts = root.parent, [root.name, *parts]
+    _importable(str(root))
+    if len(parts) > 1:
+        return importlib.import_module(".".join(part for part in parts if part != "__init__"))
+    # A file by itself may have the name of a module of Python's.
+    name = f"jaxnn_check_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, place)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(2, os.strerror(2), place)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _importable(folder: str) -> None:
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
+def _attribute(place: str, module: ModuleType, names: str) -> Callable:
+    """What a dotted name names; a method of a class that needs no arguments is bound to one."""
+    found, owner = module, None
+    for name in names.split("."):
+        if not hasattr(found, name):
+            raise ValueError(
+                f"`TARGET` must name a function of {place}. Got {names!r}, which it does not "
+                "define."
+            )
+        owner, found = found, getattr(found, name)
+    if not callable(found):
+        what = f"which is {type(found).__name__}"
+        raise ValueError(f"`TARGET` must name a function of {place}. Got {names!r}, {what}.")
+    first = next(iter(inspect.signature(found).parameters), None)
+    if isinstance(owner, type) and first == "self":
+        try:
+            return getattr(owner(), names.rpartition(".")[2])
+        except TypeError as error:
+            raise refusal(names, "a method of a class that is made without arguments", error) from (
+                error
+            )
+    return found
+
+
+def _candidates(target: str, module: ModuleType) -> Iterator[Target]:
+    """The functions of a file that say by their names and defaults that they are to be checked."""
+    functions = {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__
+    }
+    found = 0
+    for name, function in functions.items():
+        if name.startswith(PREFIXES) and not _missing(function):
+            found += 1
+            point = tuple(p.default for p in inspect.signature(function).parameters.values())
+            made = (function, point) if point else _made_by(name, function)
+            yield Target(f"{target}:{name}", *made)
+    if not found:
+        there = ", ".join(functions) or "none"
+        raise ValueError(
+            f"`TARGET` must be FILE.py:NAME where no function named check_... or loss... has "
+            f"defaults for all arguments. Got {target!r}, which defines {there}."
+        )
+
+
+def _missing(function: Callable) -> list[str]:
+    """The arguments that have no default."""
+    parameters = inspect.signature(function).parameters.values()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+
+
+def _require_defaults(name: str, function: Callable, way: str) -> tuple[Any, ...]:
+    """The defaults of all arguments."""
+    if missing := _missing(function):
+        raise ValueError(
+            f"`{name}` must have a default for each argument. Got none for {', '.join(missing)}; "
+            f"{way}."
+        )
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.default for p in parameters if p.default is not p.empty)
+
+
+def _made_by(name: str, make: Callable) -> tuple[Callable, tuple[Any, ...]]:
+    """The pair that a function without arguments returns."""
+    try:
+        result = make()
+    except AssertionError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise refusal(name, "a function that runs", error) from error
+    is_pair = isinstance(result, tuple) and len(result) == 2
+    if not is_pair or not callable(result[0]) or not isinstance(result[1], tuple | list):
+        raise ValueError(
+            f"`{name}` must return (function, arguments) where it takes no arguments itself. Got "
+            f"{result!r}."
+        )
+    return result[0], tuple(result[1])
+
+
+def refusal(name: str, requirement: str, error: BaseException) -> ValueError:
+    """An error for what a user's code raised."""
+    return ValueError(f"`{name}` must be {requirement}. Got {type(error).__name__}: {error}")
