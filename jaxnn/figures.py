@@ -3,17 +3,21 @@
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import optax
+from matplotlib.animation import PillowWriter
 from matplotlib.figure import Figure
 
 from jaxnn import plots
 from jaxnn._files import made_directory
+from jaxnn._validate import require_choice
 from jaxnn.checking.check import check_gradient
 from jaxnn.data import load_digits
 from jaxnn.descent import descent_path
@@ -24,27 +28,68 @@ from jaxnn.surfaces import bowl, parabola, plateau, saddle, two_valleys
 from jaxnn.training.fit import fit
 from jaxnn.training.history import Fit
 
+# On a page of light or dark ground; the dark one is that of a repository's page.
+STYLES: dict[str, dict[Any, Any]] = {
+    "light": {"svg.hashsalt": "jaxnn", "axes.spines.top": False, "axes.spines.right": False},
+}
+_INK = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+_PAPER = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
+STYLES["dark"] = STYLES["light"] | dict.fromkeys(_INK, "#e6edf3") | dict.fromkeys(_PAPER, "#0d1117")
+# Twice as dense as the pixels of a page that shows a picture at its size.
+DENSITY = 160
 
-def draw(directory: str | Path) -> list[Path]:
-    """Draw every picture of the chapter, in its order.
+
+def draw(
+    directory: str | Path,
+    names: Sequence[str] | None = None,
+    *,
+    style: Literal["light", "dark"] = "light",
+    on_picture: Callable[[Path], Any] | None = None,
+) -> list[Path]:
+    """Draw pictures of the chapter, in its order, each as PNG and as SVG; an animation of descent,
+    `film`, as GIF; and a page with a slider for the learning rate, `slider`.
 
     Args:
-      directory: where the PNG files go; it is made if it is not there.
+      directory: where the files go; it is made if it is not there.
+      names: which, of `figures.NAMES`; all by default.
+      style: for a light or for a dark page; files for the latter end in `_dark`.
+      on_picture: called with the path of each file when it is written; of a PNG's, its SVG has the
+        same name.
 
     Returns:
-      Their paths.
+      Those paths.
+
+    Raises:
+      ValueError: there is no picture of such a name.
 
     Example:
-      >>> [path.name for path in draw("pictures")][:2]  # doctest: +SKIP
-      ['01_losses.png', '02_loss_and_accuracy.png']
+      >>> [path.name for path in draw("pictures", ["losses"])]  # doctest: +SKIP
+      ['01_losses.png']
     """
+    require_choice("style", style, tuple(STYLES))
+    wanted = NAMES if names is None else tuple(names)
+    for name in wanted:
+        require_choice("names", name, NAMES)
     folder = made_directory("directory", directory)
-    written = []
-    for number, (picture, size) in enumerate(_PICTURES.items(), start=1):
-        figure = Figure(size, layout="constrained")
-        picture(figure)
-        written.append(folder / f"{number:02}{picture.__name__}.png")
-        figure.savefig(written[-1], dpi=80)
+    written, end = [], "_dark" if style == "dark" else ""
+    with matplotlib.rc_context(STYLES[style]):
+        for number, (picture, size) in enumerate(_PICTURES.items(), start=1):
+            if picture.__name__[1:] not in wanted:
+                continue
+            figure = Figure(size, layout="constrained")
+            picture(figure)
+            written.append(folder / f"{number:02}{picture.__name__}{end}.png")
+            figure.savefig(written[-1], dpi=DENSITY)
+            nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            figure.savefig(written[-1].with_suffix(".svg"), metadata=nothing)
+            if on_picture is not None:
+                on_picture(written[-1])
+        for name, (make, file) in _MOVING.items():
+            if name in wanted:
+                written.append(folder / file)
+                make(written[-1])
+                if on_picture is not None:
+                    on_picture(written[-1])
     return written
 
 
@@ -57,8 +102,11 @@ def _losses(figure: Figure) -> None:
         for f in (cross_entropy_error, mean_squared_error)
     )
     panels = plots.losses(p, entropy, error, axes=figure.subplots(1, 2))
-    panels[0].set_title("Cross-entropy is -log(x + delta), delta = 1e-7")
-    panels[1].set_title("Two losses, the rest spread over nine classes")
+    panels[0].set_title("-log(x + 1e-7) is finite at 0")
+    panels[1].set_title("The surer of the truth, the smaller both")
+    for x in (0.6, 0.1):  # the chapter's two answers
+        panels[1].plot(x, -np.log(x), "o", color=panels[1].lines[0].get_color())
+        panels[1].annotate(f" x = {x:g}: {-np.log(x):.2f}", (x, -np.log(x)), va="bottom")
 
 
 def _loss_and_accuracy(figure: Figure) -> None:
@@ -79,7 +127,7 @@ def _loss_and_accuracy(figure: Figure) -> None:
         along, *measure(along), axes=figure.subplots(2, 1, sharex=True)
     )
     panels[1].set_xlabel("part of the way from the initial weights to the trained ones")
-    figure.suptitle("Loss and accuracy of 20 test digits")
+    figure.suptitle("The loss says which way is down; the accuracy of 20 digits does not")
 
 
 def _activations(figure: Figure) -> None:
@@ -96,9 +144,16 @@ def _activations(figure: Figure) -> None:
         derivatives[name] = jnp.where(
             abs(left - right) < 1e-3, (left + right) / 2, jnp.nan
         )  # step and ReLU have none at 0
-    plots.activations(
+    panels = plots.activations(
         x, {name: f(x) for name, f in functions.items()}, derivatives, axes=figure.subplots(1, 2)
     )
+    panels[1].annotate(
+        "of the step: 0, and at 0 none",
+        (0, 0),
+        (-3.8, 0.45),
+        arrowprops={"arrowstyle": "->", "color": matplotlib.rcParams["text.color"]},
+    )
+    figure.suptitle("A step function has no slope to learn by; a sigmoid and ReLU have")
 
 
 def _derivative(figure: Figure) -> None:
@@ -108,7 +163,8 @@ def _derivative(figure: Figure) -> None:
     tangents = {
         f"tangent at {at:g}": ((at, at), float(numerical_diff(parabola, at))) for at in (5.0, 10.0)
     }
-    plots.slopes(x, parabola(x), tangents, ax=chapter).set_title("$f(x) = 0.01x^2 + 0.1x$")
+    plots.slopes(x, parabola(x), tangents, ax=chapter)
+    chapter.set_title("The slope at a point: $f(x) = 0.01x^2 + 0.1x$")
     x, at = jnp.linspace(-1, 4, 501), 1.5
     for scheme, back, ax in zip(("forward", "central"), (0, 1), closing, strict=True):
         lines = {"tangent": ((at, at), float(jax.grad(jnp.exp)(at)))}
@@ -117,35 +173,43 @@ def _derivative(figure: Figure) -> None:
                 (at - back * h, at + h),
                 float(numerical_diff(jnp.exp, at, h, scheme=scheme)),
             )
-        plots.slopes(x, jnp.exp(x), lines, ax=ax).set_title(f"$f(x) = e^x$, {scheme} difference")
+        plots.slopes(x, jnp.exp(x), lines, ax=ax)
+        ax.set_title(f"{scheme.capitalize()} differences close in on $e^x$")
+        ends = {at - back * 2: "x - h" if back else "x", at + 2: "x + h"}
+        for place, name in ends.items():
+            ax.annotate(
+                name,
+                (place, ax.get_ylim()[0]),
+                (0, 2),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize="small",
+            )
 
 
 def _step_errors(figure: Figure) -> None:
-    def error(slope):
-        return abs(np.asarray(slope, np.float64) / np.e - 1)  # of the derivative of e^x at 1
+    def error(slopes, x):
+        """Of the derivative of e^x, as a mean over points near 1, that luck at one of them is not
+        seen.
+        """
+        exact = np.exp(np.asarray(x, np.float64))
+        return np.sqrt(np.mean((np.asarray(slopes, np.float64) / exact - 1) ** 2, -1))
 
     curves, defaults = {}, {}
     for dtype, finest in (("float32", -21), ("float64", -50)):
         with jax.enable_x64(dtype == "float64"):
-            x = jnp.ones((), dtype)
+            x = jnp.linspace(0.9, 1.1, 41, dtype=dtype)
             for scheme in ("forward", "central"):
-                diff = jax.jit(
-                    functools.partial(numerical_diff, scheme=scheme, evaluation="own"),
-                    static_argnums=0,
-                )
+                own = functools.partial(numerical_diff, scheme=scheme, evaluation="own")
+                diff = jax.jit(own, static_argnums=0)
                 h = 2.0 ** jnp.arange(finest, 1, dtype=dtype)  # as the default is a power of two
-                curves[f"{scheme}, {dtype}"] = (
-                    h,
-                    error(jax.vmap(lambda h, diff=diff, x=x: diff(jnp.exp, x, h))(h)),
-                )
-                defaults[f"{scheme}, {dtype}"] = (
-                    _default_step(diff, x, scheme),
-                    float(error(diff(jnp.exp, x))),
-                )
+                each = jax.vmap(lambda h, diff=diff, x=x: diff(jnp.exp, x, h))(h)
+                curves[f"{scheme}, {dtype}"] = (h, error(each, x))
+                step = _default_step(diff, x[20], scheme)
+                defaults[f"{scheme}, {dtype}"] = (step, float(error(diff(jnp.exp, x), x)))
     ax = plots.step_errors(curves, defaults, ax=figure.subplots())
-    ax.set_title(
-        "The derivative of $e^x$ at 1:\nround-off makes small steps wrong, truncation large ones"
-    )
+    ax.set_title("Small steps drown in round-off, large ones miss the curve ($e^x$ near 1)")
 
 
 def _default_step(diff: Callable, x: jax.Array, scheme: str) -> float:
@@ -156,12 +220,14 @@ def _default_step(diff: Callable, x: jax.Array, scheme: str) -> float:
 
 
 def _gradient(figure: Figure) -> None:
-    points = _grid(-2, 2.25, 18)
+    points = _grid(-2, 2, 17)
     left = plots.surface(points, bowl(points), ax=figure.add_subplot(1, 2, 1, projection="3d"))
     gradient = numerical_grad(lambda x: jnp.sum(bowl(x)))(points)
     right = plots.gradient_field(points, gradient, ax=figure.add_subplot(1, 2, 2))
-    left.set(title="$f(x_0, x_1) = x_0^2 + x_1^2$", xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
-    right.set(title="The negative gradient of f", xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
+    left.set(title="$f(x_0, x_1) = x_0^2 + x_1^2$", xlim=(-2, 2), ylim=(-2, 2))
+    left.set(xticks=(-2, 0, 2), yticks=(-2, 0, 2), zticks=(0, 4, 8))
+    right.set(title="It points down the steepest way", xlim=(-2.3, 2.3), ylim=(-2.3, 2.3))
+    figure.suptitle("The negative gradient: longer where f is steeper, 0 at the minimum")
 
 
 def _descent(figure: Figure) -> None:
@@ -169,7 +235,9 @@ def _descent(figure: Figure) -> None:
     left, right = figure.subplots(1, 2)
     start, points = jnp.array([-3.0, 4.0]), _grid(-5, 5, 101)
     paths = {f"lr = {lr}": descent_path(bowl, start, lr, 40) for lr in (0.01, 0.1, 0.95, 1.02)}
-    figure.suptitle("$f(x_0, x_1) = x_0^2 + x_1^2$: 40 steps from (-3, 4)")
+    figure.suptitle(
+        "The learning rate decides: 40 steps on $f(x_0, x_1) = x_0^2 + x_1^2$ from (-3, 4)"
+    )
     plots.descent_paths(
         points, bowl(points), {"lr = 0.1, from square to star": paths["lr = 0.1"]}, ax=left
     )
@@ -180,10 +248,9 @@ def _descent(figure: Figure) -> None:
 
 
 def _learning_rates(figure: Figure) -> None:
-    def valley(x):
-        return bowl(x * jnp.array([0.35, 1.0]))
-
-    figure.suptitle("20 steps on $f(x_0, x_1) = (0.35x_0)^2 + x_1^2$, from square to star")
+    figure.suptitle(
+        "Too small, right, too large: 20 steps on $(0.35x_0)^2 + x_1^2$, from square to star"
+    )
     start, points = jnp.array([-8.0, 1.3]), _grid(-10, 10, 101) * jnp.array([1, 0.5])
     rates = {
         0.01: "too small",
@@ -192,18 +259,16 @@ def _learning_rates(figure: Figure) -> None:
         1.03: "too large, diverges",
     }
     for ax, (lr, verdict) in zip(figure.subplots(2, 2).flat, rates.items(), strict=True):
-        path = {f"lr = {lr}: {verdict}": descent_path(valley, start, lr, 20)}
-        plots.descent_paths(points, valley(points), path, levels=6, ax=ax)
+        path = {f"lr = {lr}: {verdict}": descent_path(_valley, start, lr, 20)}
+        plots.descent_paths(points, _valley(points), path, levels=6, colorbar=False, ax=ax)
+        ax.label_outer()
 
 
 def _zero_gradients(figure: Figure) -> None:
-    figure.suptitle(
-        "300 steps on $f(x_0, x_1)$, from square to star: where they end, and the gradient's "
-        "length there"
-    )
+    figure.suptitle("A gradient of 0 is not always a minimum: 300 steps, from square to star")
     lowest = "the minimum"
     cases = (
-        ("$x_0^2 + x_1^2$", bowl, 3, 0.1, {(-2.5, 1.5): lowest, (2.0, 2.5): lowest}),
+        ("$x_0^2 + x_1^2$", bowl, 3, 0.1, {(-2.5, 1.5): lowest, (2.0, 2.5): lowest + " as well"}),
         (
             "$(x_0^2 - 1)^2 + 0.3x_0 + x_1^2$",
             two_valleys,
@@ -223,7 +288,7 @@ def _zero_gradients(figure: Figure) -> None:
             plateau,
             5,
             0.3,
-            {(1.5, 1.5): lowest, (-3.5, 3.0): "it hardly moves"},
+            {(1.5, 1.5): lowest, (-3.5, 3.0): "nowhere, almost"},
         ),
     )
     for ax, (name, f, reach, lr, starts) in zip(figure.subplots(2, 2).flat, cases, strict=True):
@@ -231,20 +296,23 @@ def _zero_gradients(figure: Figure) -> None:
         for start, end in starts.items():
             path = descent_path(f, jnp.array(start), lr, 300)
             slope = float(jnp.linalg.norm(jax.jit(jax.grad(f))(path.points[-1])))
-            paths[f"{start}: {end}, {slope:.1g}"] = path
+            paths[f"to {end}; slope {slope:.0e}"] = path
         points = _grid(-reach, reach, 101)
-        plots.descent_paths(points, f(points), paths, levels=12, ax=ax).set_title(f"f = {name}")
+        plots.descent_paths(points, f(points), paths, levels=12, colorbar=False, ax=ax)
+        ax.set_title(f"f = {name}")
 
 
 def _training(figure: Figure) -> None:
-    figure.suptitle("Learning from 1,500 digits")
-    plots.training(_trained().history, axes=figure.subplots(1, 2))
+    history = _trained().history
+    ended = history.metrics["test_accuracy"][-1]
+    figure.suptitle(f"1,500 digits are enough to read {ended:.0%} of others")
+    plots.training(history, axes=figure.subplots(1, 2))
 
 
 def _overfitting(figure: Figure) -> None:
     digits = load_digits()
     few = digits.x_train[:100], digits.t_train[:100]
-    figure.suptitle("Learning 100 digits by heart: overfitting")
+    figure.suptitle("100 digits are learned by heart: the test loss rises while the other falls")
     plots.training(_fit(few, epochs=400, batch_size=20).history, axes=figure.subplots(1, 2))
 
 
@@ -256,8 +324,7 @@ def _gradients(figure: Figure) -> None:
         jax.jit(jax.grad(loss))(params, *batch),
     )
     figure.suptitle(
-        "Gradient of the loss, in nats per unit of weight; rows are a layer's inputs, columns its "
-        "units"
+        "Two ways, one gradient: nats per unit of weight; rows are a layer's inputs, columns units"
     )
     plots.gradients(
         numerical, automatic, axes=figure.subplots(4, 3, height_ratios=(4, 4, 1, 1)).flat
@@ -269,8 +336,9 @@ def _mistakes(figure: Figure) -> None:
     y = jax.jit(lambda params, x: jax.nn.softmax(predict(params, x)))(
         _trained().params, digits.x_test
     )
+    wrong = int(jnp.sum(jnp.argmax(y, -1) != digits.t_test))
     figure.suptitle(
-        f"Test digits that the network reads wrongly; accuracy {accuracy(y, digits.t_test):.1%}"
+        f"{min(10, wrong)} of the {wrong} digits among {len(y)} that the network reads wrongly"
     )
     plots.mistakes(digits.x_test, digits.t_test, y, axes=figure.subplots(2, 5).flat)
 
@@ -286,13 +354,85 @@ def _evidence(figure: Figure) -> None:
         gradient = jax.grad(loss)(params, x, t)
         return gradient | {"W1": gradient["W1"].at[20, 3].multiply(1.01)}
 
-    figure.suptitle(
-        "A network's gradient, right (left), and with one entry of 1,280 off by 1 % (right)"
-    )
-    for ax, gradient in zip(figure.subplots(1, 2, sharey=True), (None, wrong), strict=True):
+    titles = ("A right gradient: differences fall to the bound", "One wrong entry: they do not")
+    floor = 0.0
+    for ax, gradient, title in zip(
+        figure.subplots(1, 2, sharey=True), (None, wrong), titles, strict=True
+    ):
         report = check_gradient(lambda params: loss(params, x, t), params, gradient=gradient)
-        report.plot("[0]['W1']", ax=ax).set_title(f"leaf {ax.get_title()}")
+        (leaf,) = [leaf for leaf in report.leaves if leaf.path == "[0]['W1']"]
+        report.plot(leaf.path, ax=ax).set_title(title)
         ax.label_outer()
+        floor = np.log10(abs(leaf.autodiff - leaf.numerical) / leaf.bound)
+    figure.suptitle(
+        f"One entry of 1,280, off by 1 %, stands {floor:.0f} orders of magnitude above the evidence"
+    )
+
+
+def _speed(figure: Figure) -> None:
+    """The chapter's car: on average, and at a moment."""
+
+    def way(t):
+        return 150.0 * t - 50.0 * t**2 / 3
+
+    t, axes = jnp.linspace(0, 3, 61), figure.subplots()
+    lines = {"on average, in 3 hours": ((0.0, 3.0), float(way(3.0) - way(0.0)) / 3)}
+    for at in (0.0, 3.0):
+        lines[f"at that moment, after {at:g} h"] = ((at, at), float(numerical_diff(way, at)))
+    ax = plots.slopes(t, way(t), lines, ax=axes)
+    ax.set(xlabel="hours", ylabel="km", title="300 km in 3 hours: 100 km/h only on average")
+
+
+def _flat_places(figure: Figure) -> None:
+    """Where the slope of a function of one variable is 0."""
+
+    def f(x):
+        local = jnp.exp(-4 * (x + 1) ** 2)
+        return 2 - local - 1.8 * jnp.exp(-3 * (x - 1.5) ** 2) + 0.5 * jnp.maximum(-x - 2, 0) ** 2
+
+    x = jnp.linspace(-4, 5, 901)
+    lines = {}
+    for name, at in (("a local minimum", -1.0), ("the minimum", 1.5), ("a plateau", 4.0)):
+        near = jnp.linspace(at - 0.4, at + 0.4, 401)
+        slopes = jax.vmap(lambda x: numerical_diff(f, x))(near)
+        best = float(near[jnp.argmin(abs(slopes))])
+        lines[name] = ((best, best), float(numerical_diff(f, best)))
+    ax = plots.slopes(x, f(x), lines, ax=figure.subplots())
+    ax.set_title("Three places without a slope, and one of them is the minimum")
+
+
+def _weight_gradient(figure: Figure) -> None:
+    """The chapter's 2x3 network: each weight's share in the loss."""
+    weights = jnp.array([[0.47355232, 0.9977393, 0.84668094], [0.85557411, 0.03563661, 0.69422093]])
+    x, t = jnp.array([0.6, 0.9]), jnp.array([0, 0, 1])
+    gradient = numerical_grad(loss)({"W1": weights}, x, t)["W1"]
+    left, right = figure.subplots(1, 2)
+    plots.matrix(weights, title="The weights W", ax=left)
+    plots.matrix(gradient, title="The gradient dL/dW, numerically", ax=right)
+    figure.suptitle(
+        f"Change w11 by h, and the loss changes by {gradient[0, 0]:.2f} h: one number a weight"
+    )
+
+
+def _film(path: Path) -> None:
+    """Descent in a long valley, step by step."""
+    figure = Figure((6, 3.4), layout="constrained")
+    points = _grid(-10, 10, 101) * jnp.array([1, 0.5])
+    descent = descent_path(_valley, jnp.array([-8.0, 1.3]), 0.9, 30)
+    film = plots.animate_descent(points, _valley(points), descent, ax=figure.subplots())
+    film.save(path, PillowWriter(fps=6), dpi=100)
+
+
+def _slider(path: Path) -> None:
+    """The same valley, with a slider for the learning rate."""
+    points, rates = _grid(-10, 10, 61) * jnp.array([1, 0.5]), np.geomspace(0.01, 1.1, 60)
+    paths = {float(lr): descent_path(_valley, jnp.array([-8.0, 1.3]), lr, 30) for lr in rates}
+    title = "30 steps in a valley: what the learning rate does"
+    path.write_text(plots.learning_rate_page(points, _valley(points), paths, title=title))
+
+
+def _valley(x: jax.Array) -> jax.Array:
+    return bowl(x * jnp.array([0.35, 1.0]))
 
 
 def _grid(low: int | float, high: int | float, count: int) -> jax.Array:
@@ -345,4 +485,11 @@ _PICTURES = {
     _gradients: (9, 7),
     _mistakes: (8, 4.4),
     _evidence: (11, 4.5),
+    _speed: (6.5, 4.2),
+    _flat_places: (7, 4),
+    _weight_gradient: (9, 3),
 }
+# What moves, and is therefore no picture: an animation, and a page.
+_MOVING = {"film": (_film, "descent.gif"), "slider": (_slider, "learning_rate.html")}
+# What each is called.
+NAMES = (*(picture.__name__[1:] for picture in _PICTURES), *_MOVING)

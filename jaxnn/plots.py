@@ -7,19 +7,24 @@ names them. Curves differ in lightness, dash and marker, and maps of a quantity 
 lightness, so that the pictures can be read in grey and by the colour-blind.
 """
 
+import html
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, PyTree
+from matplotlib.animation import FuncAnimation
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
 
 from jaxnn._validate import as_array, describe, require_classes, require_same_form
-from jaxnn.checking.findings import LeafReport
+from jaxnn.checking.evidence import Verdict
+from jaxnn.checking.findings import Entry, LeafReport
 from jaxnn.descent import DescentPath
 from jaxnn.training.history import History
 
@@ -28,18 +33,14 @@ Curve = Float[ArrayLike, " points"]
 Grid = Float[ArrayLike, "rows columns 2"]
 Heights = Float[ArrayLike, "rows columns"]
 
-# From dark to light, each with a dash and a marker of its own.
-_STYLES = (
-    ("#000000", "-", "o"),
-    ("#2b3f8f", "--", "s"),
-    ("#c4472b", "-.", "^"),
-    ("#35a887", (0, (5, 1, 1, 1, 1, 1)), "D"),
-    ("#e6a92e", ":", "v"),
-)
+# Colours that the colour-blind can tell apart, at least 3 to 1 on their ground; each curve has a
+# dash and a marker of its own besides.
+_ON_LIGHT = ("#08306b", "#b03a06", "#87155f", "#0d8f66", "#b08400")
+_ON_DARK = ("#6aa9f7", "#e8793a", "#f4e4f4", "#5cc8a0", "#e9cf62")
+_DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), ":")
+_MARKERS = ("o", "s", "^", "D", "v")
 _MAP = "cividis"
-_GROUND = LinearSegmentedColormap.from_list(
-    "ground", ["1.0", "0.6"]
-)  # light enough to draw paths on
+_SIGNED = "RdBu_r"  # of quantities that have a sign: its middle is 0
 _SMALLEST = 1e-17  # what is drawn of a difference of zero on a logarithmic axis
 
 
@@ -71,15 +72,16 @@ def losses(
         raise ValueError(
             f"`probability` must be above 0 and at most 1. Got {p[~((p > 0) & (p <= 1))][0]:g}."
         )
-    panels[0].semilogx(p, -np.log(p), color="0.75", lw=4, label="-log x")
-    panels[0].semilogx(p, cross_entropy, **_line(0), label="cross-entropy")
+    (log,) = panels[0].semilogx(p, -np.log(p), color=_soft(), lw=4)
+    (entropy,) = panels[0].semilogx(p, cross_entropy, **_line(0))
     panels[0].set(ylabel="loss (nats)", title="Cross-entropy is -log x")
-    panels[1].plot(p, cross_entropy, **_line(0), label="cross-entropy (nats)")
-    panels[1].plot(p, squared_error, **_line(1), label="squared error (no unit)")
+    (upper,) = panels[1].plot(p, cross_entropy, **_line(0))
+    (lower,) = panels[1].plot(p, squared_error, **_line(1))
     panels[1].set(ylabel="loss of one example", ylim=(-0.2, 5), title="Two losses of one answer")
     for panel in panels:
         panel.set_xlabel("x, the probability given to the true class")
-        panel.legend()
+    _name_lines(panels[0], {log: "-log x", entropy: "cross-entropy"})
+    _name_lines(panels[1], {upper: "cross-entropy\n(nats)", lower: "squared error"}, 0.15)
     return panels
 
 
@@ -136,11 +138,15 @@ def activations(
     for panel, curves, title in zip(
         panels, (values, derivatives), ("Value", "Derivative"), strict=True
     ):
+        lines = {}
         for i, (name, y) in enumerate(curves.items()):
             require_same_form(f"values[{name!r}]", y, "x", x)
-            panel.plot(x, y, **_line(i), lw=2, label=name)
+            # The first lie on top, and are thinner: what runs along with them can be seen.
+            width = 1.5 + 1.5 * i
+            (line,) = panel.plot(x, y, **_line(i), lw=width, zorder=3 - i / len(curves))
+            lines[line] = name
         panel.set(xlabel="x", ylabel=("y", "dy/dx")[panel is panels[1]], title=title)
-        panel.legend()
+        _name_lines(panel, lines)
     return panels
 
 
@@ -171,7 +177,7 @@ def slopes(
     _require_curves({"x": x, "y": y})
     _require_names("lines", lines)
     ax = _one(ax)
-    ax.plot(x, y, color="0.75", lw=4, label="f(x)")
+    ax.plot(x, y, color=_soft(), lw=4, label="f(x)")
     ax.set(
         xlabel="x",
         ylabel="f(x)",
@@ -186,10 +192,10 @@ def slopes(
         ax.axline(
             (places[0], heights[0]), slope=slope, **_line(i), label=f"{name}: slope {slope:#.3g}"
         )
-        ax.plot(
-            places, heights, **_point(i), zorder=4 - i / len(lines)
-        )  # the first line's lie on top
-    ax.legend()
+        # The first line's points lie on top; each stands over its place on the x axis.
+        ax.plot(places, heights, **_point(i), zorder=4 - i / len(lines))
+        ax.vlines(places, ax.get_ylim()[0], heights, color=_color(i), lw=0.6, ls=":")
+    ax.legend(fontsize="small")
     return ax
 
 
@@ -230,16 +236,7 @@ def step_errors(
             )
             ax.plot(*defaults[name], **_point(i, "*"), ms=13, mec="white", zorder=3)
     if defaults:
-        # Round-off grows with the values: where they are large beside the slope, as a loss's are,
-        # the best step is longer.
-        ax.plot(
-            [],
-            [],
-            "*",
-            color="gray",
-            ms=10,
-            label="default step, for values\nlarge beside the slope",
-        )
+        ax.plot([], [], "*", color="gray", ms=10, label="default step")
     ax.set(xlabel="step h, in units of x", ylabel="error of the derivative, relative")
     ax.set_title("Round-off makes small steps wrong, truncation large ones")
     ax.legend()
@@ -298,9 +295,15 @@ def gradient_field(points: Grid, gradient: Grid, *, ax: Axes | None = None) -> A
     d0, d1 = np.moveaxis(-np.asarray(gradient), -1, 0)
     lengths = np.hypot(d0, d1)
     # The longest arrow reaches over one and a half cells of the grid.
-    scale = lengths.max() / (1.5 * np.ptp(x0) / max(1, x0.shape[1] - 1)) or 1
+    scale = float(lengths.max()) / (1.5 * np.ptp(x0) / max(1, x0.shape[1] - 1)) or 1
     arrows = ax.quiver(
-        x0, x1, d0, d1, lengths, cmap=_MAP, angles="xy", scale_units="xy", scale=scale, width=0.005
+        *(x0, x1, d0, d1, lengths),
+        cmap=_MAP,
+        angles="xy",
+        scale_units="xy",
+        scale=scale,
+        width=0.005,
+        minlength=0,
     )
     arrows.set(edgecolor="0.3", linewidth=0.3)  # else the lightest would be lost on white
     ax.figure.colorbar(arrows, ax=ax, label="length of the gradient (units of f / units of x)")
@@ -314,6 +317,7 @@ def descent_paths(
     paths: Mapping[str, DescentPath],
     *,
     levels: int | Float[ArrayLike, " levels"] = 10,
+    colorbar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
     """Paths of descents on a function of two variables, over its heights: from a square to a star.
@@ -323,7 +327,9 @@ def descent_paths(
       values: of the function there.
       paths: from `descent_path`, by the names that the legend gives them; one alone gives the
         title.
-      levels: where the shades of the heights meet, or how many shades.
+      levels: where the shades of the heights meet, or how many shades: evenly spaced, or by powers
+        where that would give the lowest to almost half of the ground.
+      colorbar: whether to say what the shades are.
       ax: to draw into; it shows the grid, whatever leaves it.
 
     Example:
@@ -338,20 +344,29 @@ def descent_paths(
     if not isinstance(levels, int):
         _require_axes("levels", levels, "levels")
     ax = _one(ax)
-    heights = ax.contourf(x0, x1, np.asarray(values), levels, cmap=_GROUND)
-    ax.figure.colorbar(heights, ax=ax, label="f(x0, x1)")
+    z, norm = np.asarray(values), None
+    # Where even shades would give half of the ground the same, a valley could not be seen.
+    crowded = isinstance(levels, int) and np.mean(z < z.max() / levels) > 0.4
+    if isinstance(levels, int) and crowded and z.min() >= 0 and z.max() > 0:
+        low = max(z.max() * 1e-5, z[z > 0].min())
+        z, norm = np.maximum(z, low), LogNorm(low, z.max())
+        levels = np.geomspace(low, z.max(), levels + 1)
+    heights = ax.contourf(x0, x1, z, levels, cmap=_ground(), norm=norm)
+    if colorbar:
+        ax.figure.colorbar(heights, ax=ax, label="f(x0, x1)")
     for i, (name, path) in enumerate(paths.items()):
         along = np.asarray(path.points)
         if along.ndim != 2 or along.shape[1] != 2:
             raise ValueError(
                 f"`paths[{name!r}].points` must have shape (steps, 2). Got shape {along.shape}."
             )
-        ax.plot(*along.T, **_line(i), marker=".", label=name)
-        size = 0.6 ** min(
-            i, 2
-        )  # ever smaller: paths that start or end in one place can be told apart
+        # Ever thinner and smaller: paths that run, start or end in one place can be told apart.
+        size = 0.6 ** min(i, 2)
+        over: dict[str, Any] = {"lw": 3 * size, "zorder": 2 + i / 10}
+        x, y = along.T
+        ax.plot(x, y, **_line(i), marker=".", ms=7 * size, label=name, **over)
         ax.plot(*along[0], **_point(i, "s"), mfc="none", ms=11 * size, zorder=3)
-        ax.plot(*along[-1], **_point(i, "*"), mfc="white", ms=16 * size, zorder=3)
+        ax.plot(*along[-1], **_point(i, "*"), mfc="none", ms=12 * size, zorder=3)
     title = next(iter(paths)) if len(paths) == 1 else "Descents, from square to star"
     ax.set(
         xlabel="x0", ylabel="x1", xlim=(x0.min(), x0.max()), ylim=(x1.min(), x1.max()), title=title
@@ -361,8 +376,177 @@ def descent_paths(
     return ax
 
 
+def animate_descent(
+    points: Grid,
+    values: Heights,
+    path: DescentPath,
+    *,
+    interval: int = 150,
+    ax: Axes | None = None,
+) -> FuncAnimation:
+    """A descent on a function of two variables, step by step, over its heights.
+
+    Args:
+      points: a grid of (x0, x1).
+      values: of the function there.
+      path: from `descent_path`.
+      interval: milliseconds between steps.
+      ax: to draw into.
+
+    Returns:
+      A Matplotlib animation: `.save("descent.gif", "pillow")` writes it, and `.to_jshtml()` is a
+      page with buttons. It must be kept for as long as it plays.
+
+    Example:
+      >>> points = jnp.stack(jnp.meshgrid(jnp.linspace(-4, 4, 9), jnp.linspace(-4, 4, 9)), axis=-1)
+      >>> path = jaxnn.descent_path(jaxnn.surfaces.bowl, jnp.array([-3.0, 4.0]), lr=0.1)
+      >>> film = animate_descent(points, jaxnn.surfaces.bowl(points), path)
+      >>> film.save("descent.gif", "pillow")  # doctest: +SKIP
+    """
+    _require_paths({"path": path})
+    ax = descent_paths(points, values, {"": path}, colorbar=False, ax=ax)
+    line, start, star = ax.lines
+    along, losses = np.asarray(path.points), np.asarray(path.losses)
+
+    def show(step):
+        line.set_data(*along[: step + 1].T)
+        star.set_data(*along[step : step + 1].T)
+        ax.set_title(f"step {step}: f = {losses[step]:.3g}", loc="left")
+        return line, star
+
+    figure: Any = ax.figure
+    show(0)
+    return FuncAnimation(figure, show, frames=len(along), interval=interval)
+
+
+def learning_rate_page(
+    points: Grid, values: Heights, paths: Mapping[float, DescentPath], *, title: str = "Descent"
+) -> str:
+    """A page by itself, with a slider for the learning rate: the path of each, drawn in the
+    browser.
+
+    Args:
+      points: a grid of (x0, x1).
+      values: of the function there.
+      paths: from `descent_path`, by their learning rates, ascending.
+      title: of the page.
+
+    Returns:
+      HTML, which needs no network.
+
+    Example:
+      >>> points = jnp.stack(jnp.meshgrid(jnp.linspace(-4, 4, 9), jnp.linspace(-4, 4, 9)), axis=-1)
+      >>> f, start = jaxnn.surfaces.bowl, jnp.array([-3.0, 4.0])
+      >>> paths = {lr: jaxnn.descent_path(f, start, lr, 20) for lr in (0.1, 0.5)}
+      >>> learning_rate_page(points, f(points), paths)[:15]
+      '<!doctype html>'
+    """
+    x0, x1 = _require_grid(points)
+    require_same_form("values", values, "points[..., 0]", x0)
+    _require_paths(paths)
+    # Heights as shades, and what is far away no further than the browser can draw.
+    z = np.asarray(values, float)
+    shades = np.round(9 * (z - z.min()) / (np.ptp(z) or 1)).astype(int)
+    far = 1e6
+    data = {
+        "box": [float(x0.min()), float(x0.max()), float(x1.min()), float(x1.max())],
+        "shades": shades.tolist(),
+        "paths": [
+            {
+                "lr": float(lr),
+                "points": np.clip(np.nan_to_num(np.asarray(p.points)), -far, far).tolist(),
+                "loss": f"{float(p.losses[-1]):.3g}",
+            }
+            for lr, p in paths.items()
+        ],
+    }
+    return _PAGE.replace("TITLE", html.escape(title)).replace("DATA", json.dumps(data))
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>TITLE</title>
+<meta name="viewport" content="width=device-width">
+<style>
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 44em; margin: 1em auto; padding: 0 1em; }
+canvas { width: 100%; border-radius: 6px; } input { width: 100%; }
+output { font-weight: 600; font-variant-numeric: tabular-nums; }
+</style></head><body>
+<h1>TITLE</h1>
+<label>learning rate <output id="lr"></output>: the last value of f is <output id="loss"></output>
+<input id="slider" type="range" min="0" step="1"></label>
+<canvas id="picture" width="880" height="660"></canvas>
+<script>
+const data = DATA;
+const canvas = document.getElementById("picture"), slider = document.getElementById("slider");
+const pen = canvas.getContext("2d"), [left, right, low, high] = data.box;
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const across = x => (x - left) / (right - left) * canvas.width;
+const down = y => (high - y) / (high - low) * canvas.height;
+function draw() {
+  const path = data.paths[slider.value], rows = data.shades.length;
+  const columns = data.shades[0].length, w = canvas.width / columns, h = canvas.height / rows;
+  data.shades.forEach((row, i) => row.forEach((shade, j) => {
+    const grey = dark.matches ? 28 + 7 * shade : 255 - 8 * shade;
+    pen.fillStyle = `rgb(${grey},${grey},${grey})`;
+    pen.fillRect(j * w, canvas.height - (i + 1) * h, w + 1, h + 1);
+  }));
+  pen.strokeStyle = pen.fillStyle = dark.matches ? "#6aa9f7" : "#08306b";
+  pen.lineWidth = 3;
+  pen.beginPath();
+  path.points.forEach(([x, y]) => pen.lineTo(across(x), down(y)));
+  pen.stroke();
+  path.points.forEach(([x, y], i) => {
+    pen.beginPath();
+    pen.arc(across(x), down(y), i == 0 ? 9 : 5, 0, 7);
+    pen.fill();
+  });
+  document.getElementById("lr").value = path.lr.toPrecision(3);
+  document.getElementById("loss").value = path.loss;
+}
+slider.max = data.paths.length - 1;
+slider.value = Math.floor(data.paths.length / 2);
+slider.oninput = draw;
+dark.onchange = draw;
+draw();
+</script></body></html>
+"""
+
+
+def matrix(
+    values: Float[ArrayLike, "rows columns"],
+    *,
+    name: str = "w",
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """A small matrix, such as the gradient by a layer's weights, with its numbers in place.
+
+    Args:
+      values: of the matrix.
+      name: of its entries: `w` names them w11, w12, ...
+      title: of the picture.
+      ax: to draw into.
+
+    Example:
+      >>> matrix(jnp.array([[0.2, -0.4]]), title="dL/dW").get_title()
+      'dL/dW'
+    """
+    _require_axes("values", values, "rows", "columns")
+    ax, z = _one(ax), np.asarray(values, float)
+    limit = float(np.max(abs(z), where=np.isfinite(z), initial=0)) or 1.0
+    ax.imshow(z, cmap=_SIGNED, vmin=-limit, vmax=limit)
+    for (i, j), value in np.ndenumerate(z):
+        ink = "white" if abs(value) > 0.6 * limit else "black"
+        text = f"{name}{i + 1}{j + 1}\n{value:+.4f}"
+        ax.text(j, i, text, ha="center", va="center", color=ink)
+    ax.set(xticks=[], yticks=[], title=title)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
 def path_losses(paths: Mapping[str, DescentPath], *, ax: Axes | None = None) -> Axes:
-    """The loss at each step of some descents; on a logarithmic axis, if all losses are positive.
+    """The loss at each step of some descents; on a logarithmic axis, if none is negative.
 
     Args:
       paths: from `descent_path`, by the names that the legend gives them.
@@ -375,22 +559,20 @@ def path_losses(paths: Mapping[str, DescentPath], *, ax: Axes | None = None) -> 
     """
     _require_paths(paths)
     ax = _one(ax)
+    lines = {}
     for i, (name, path) in enumerate(paths.items()):
-        ax.plot(np.asarray(path.losses), **_line(i), label=name)
-    positive = all(np.all(np.asarray(path.losses) > 0) for path in paths.values())
-    ax.set(
-        xlabel="step",
-        ylabel="loss: the value of f",
-        title="Loss by step",
-        yscale="log" if positive else "linear",
-    )
-    if paths:
-        ax.legend()
+        (line,) = ax.plot(np.asarray(path.losses), **_line(i))
+        lines[line] = name
+    values = [np.asarray(path.losses) for path in paths.values()]
+    positive = all(np.all(v >= 0) for v in values) and any(np.any(v > 0) for v in values)
+    ax.set(xlabel="step", ylabel="loss: the value of f", title="Loss by step")
+    ax.set_yscale("log" if positive else "linear")  # a loss of 0 is below every axis
+    _name_lines(ax, lines)
     return ax
 
 
 def training(history: History, *, axes: Panels = None) -> np.ndarray:
-    """A training run: losses by step and, beside them, accuracies by epoch.
+    """A training run: losses and, beside them, accuracies, both by epoch.
 
     Drawn are the loss of each step's mini-batch, and those metrics whose names end in "loss" or
     "accuracy". Where `test_loss` is among them and rises again, its minimum is marked: what comes
@@ -405,39 +587,45 @@ def training(history: History, *, axes: Panels = None) -> np.ndarray:
       >>> start = {"W1": jnp.zeros((3, 3))}
       >>> run = jaxnn.fit(jaxnn.loss, start, data, optax.sgd(0.1), key=jax.random.key(0), epochs=2)
       >>> training(run.history)[0].get_xlabel()
-      'step'
+      'epoch'
     """
     if not isinstance(history, History):
         raise TypeError(f"`history` must be a History, from `fit`. Got {describe(history)}.")
     panels = _panels(axes, 1, 2)
     step_loss = np.asarray(history.step_loss)
-    panels[0].plot(
-        np.arange(1, len(step_loss) + 1), step_loss, color="0.75", lw=0.8, label="mini-batch"
-    )
-    metrics = {name: np.asarray(values) for name, values in history.metrics.items()}
-    epochs = np.arange(1, 1 + max(map(len, metrics.values()), default=0))
-    at_end = len(step_loss) / max(1, len(epochs)) * epochs  # the last step of each epoch
-    for panel, kind, x in zip(panels, ("loss", "accuracy"), (at_end, epochs), strict=True):
-        for i, (name, values) in enumerate((n, v) for n, v in metrics.items() if n.endswith(kind)):
-            panel.plot(x, values, **_line(i), label=name.replace("_", " "))
-        if (
-            "test_loss" in metrics
-            and (best := np.argmin(np.nan_to_num(metrics["test_loss"], nan=np.inf)))
-            < len(epochs) - 1
-        ):
-            panel.axvline(
-                x[best],
-                color="0.4",
-                lw=1,
-                ls=(0, (1, 3)),
-                label=f"lowest test loss: epoch {epochs[best]}",
-            )
-    panels[0].set(xlabel="step", ylabel="loss (nats)", title="Loss")
-    panels[1].set(xlabel="epoch", ylabel="fraction that is right", title="Accuracy", ylim=(0, 1.03))
-    for panel in panels:
-        if panel.lines:
-            panel.legend()
+    metrics = {
+        name: np.asarray(values) for name, values in history.metrics.items() if values.ndim == 1
+    }
+    epochs = max(1, len(history.seconds))
+    of_steps = np.arange(1, len(step_loss) + 1) * epochs / max(1, len(step_loss))
+    (batches,) = panels[0].plot(of_steps, step_loss, color=_soft(), lw=0.8)
+    count = max(map(len, metrics.values()), default=0)
+    evaluated = np.asarray(history.evaluated)
+    when = np.arange(1, count + 1) * epochs / max(1, count)
+    if len(evaluated) == count and len(step_loss):
+        when = evaluated * epochs / len(step_loss)
+    kinds = ("loss", "accuracy")
+    for panel, kind in zip(panels, kinds, strict=True):
+        names = {batches: "mini-batch"} if kind == "loss" else {}
+        chosen = {name: values for name, values in metrics.items() if name.endswith(kind)}
+        for i, (name, values) in enumerate(chosen.items()):
+            (line,) = panel.plot(when, values, **_line(i))
+            names[line] = name.replace("_", " ")
+        test = np.nan_to_num(metrics.get("test_loss", np.zeros(0)), nan=np.inf)
+        if chosen and len(test) and test[-1] > RISEN * test.min():
+            best = when[test.argmin()]
+            panel.axvline(best, color=_soft(), lw=1, ls=(0, (1, 3)))
+            panel.text(best, panel.get_ylim()[0], f" lowest test loss: epoch {best:g}", va="bottom")
+        panel.set(xlabel="epoch", title=kind.capitalize(), visible=bool(names))
+        if kind == "accuracy":
+            panel.set(ylabel="fraction that is right", ylim=(0, 1.03))
+        _name_lines(panel, names)
+    panels[0].set(ylabel="loss (nats)")
     return panels
+
+
+# A test loss that ends so much above its lowest has risen: what is learned is learned by heart.
+RISEN = 1.05
 
 
 def gradients(numerical: PyTree, automatic: PyTree, *, axes: Panels = None) -> np.ndarray:
@@ -466,14 +654,16 @@ def gradients(numerical: PyTree, automatic: PyTree, *, axes: Panels = None) -> n
         panels.reshape(-1, 3), rows, jax.tree.leaves(automatic), strict=True
     ):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        triple[0].set_ylabel(f"{name}, {'x'.join(map(str, np.shape(a)))}")
+        shape = "x".join(map(str, np.shape(a)))
+        level = {"rotation": 0, "ha": "right", "va": "center", "fontsize": "small"}
+        triple[0].set_ylabel(f"{name}\n{shape}", **level)
         a, b = (
             np.reshape(np.asarray(leaf, float), (-1, (1, *np.shape(leaf))[-1])) for leaf in (a, b)
         )
         for panel, image, scale in zip(triple, (a, b, a - b), (b, b, a - b), strict=True):
-            limit = np.max(abs(scale), where=np.isfinite(scale), initial=0) or 1
+            limit = float(np.max(abs(scale), where=np.isfinite(scale), initial=0)) or 1.0
             drawn = panel.imshow(
-                image, cmap=_MAP, aspect="auto", vmin=-limit, vmax=limit, interpolation="nearest"
+                image, cmap=_SIGNED, aspect="auto", vmin=-limit, vmax=limit, interpolation="nearest"
             )
             panel.set(xticks=[], yticks=[])
             if panel is not triple[0]:
@@ -526,6 +716,7 @@ def mistakes(
             f"P({said[i]}) = {y[i, said[i]]:.0%}, P({t[i]}) = {y[i, t[i]]:.0%}", fontsize="small"
         )
         panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_visible(False)
     for panel in panels[len(wrong) :]:
         panel.set_axis_off()
     return panels
@@ -538,7 +729,8 @@ def gradient_evidence(leaf: LeafReport, ax: Axes | None = None) -> Axes:
     Above, the slopes, with the gradient's as a line and the best one with its bound. Below, the
     differences: coarse steps are off by truncation, fine ones by the noise of the function's
     values. A right gradient is met by the steps in between, down to the bound (dashed); a wrong one
-    leaves a floor that no step goes below.
+    leaves a floor that no step goes below. Of a kink, and of a gradient that is not finite, the
+    slopes on both sides are drawn instead; of one that is imprecise, the digits.
 
     Args:
       leaf: from `GradientReport.leaves`.
@@ -556,6 +748,12 @@ def gradient_evidence(leaf: LeafReport, ax: Axes | None = None) -> Axes:
         raise TypeError(
             f"`leaf` must be a LeafReport, from `check_gradient(...).leaves`. Got {describe(leaf)}."
         )
+    told = [entry for entry in leaf.entries if entry.verdict in (Verdict.KINK, Verdict.NOT_FINITE)]
+    told = [entry for entry in told if np.isreal(entry.numerical) and np.isfinite(entry.numerical)]
+    if told and leaf.verdict in (Verdict.KINK, Verdict.NOT_FINITE):
+        return _slopes_of(leaf, told[0], _one(ax))
+    if leaf.verdict is Verdict.IMPRECISE:
+        return _digits_of(leaf, _one(ax))
     steps, slopes = np.array(leaf.steps), np.array(leaf.differences)
     panels = (
         [_one(ax)] if ax is not None else _panels(None, 2, 1, sharex=True, height_ratios=(1, 2))
@@ -591,6 +789,62 @@ def gradient_evidence(leaf: LeafReport, ax: Axes | None = None) -> Axes:
     below.set_ylabel("|numerical slope - gradient's slope|\n/ |the larger of the two|")
     below.legend(fontsize="small")
     return below
+
+
+def _slopes_of(leaf: LeafReport, entry: Entry, ax: Axes) -> Axes:
+    """What the function does on both sides of an entry's value, and the gradient there, if it has
+    one.
+    """
+    left, right = float(entry.left), float(entry.right)
+    claim = float(np.real(entry.autodiff))
+    ax.plot([-1, 0], [-left, 0], **_line(0), lw=2.5)
+    ax.plot([0, 1], [0, right], **_line(0), lw=2.5)
+    ax.plot(0, 0, **_point(0), ms=7)
+    reach = max(abs(left), abs(right), abs(claim) if np.isfinite(claim) else 0, 1e-30)
+    for x, y, slope in ((-0.55, -0.55 * left, left), (0.55, 0.55 * right, right)):
+        ax.annotate(
+            f"slope {slope:z.4g}", (x, y), (x, y + 0.3 * reach), ha="center", color=_color(0)
+        )
+    where = f"{leaf.path}{list(entry.index) if entry.index else ''}"
+    if np.isfinite(claim):
+        ax.plot([-0.8, 0.8], [-0.8 * claim, 0.8 * claim], **_line(1))
+        said = f"the gradient says {claim:z.4g}"
+        ax.annotate(said, (-0.78, -0.8 * claim - 0.12 * reach), color=_color(1), va="top")
+        title = f"{where} is at a kink: slopes {left:z.4g} and {right:z.4g} meet"
+    else:
+        said = f"the gradient is {claim} here"
+        ax.annotate(
+            said,
+            (0, 0),
+            (0, -0.35 * reach),
+            color=_color(1),
+            ha="center",
+            va="top",
+            arrowprops={"arrowstyle": "->", "color": _color(1)},
+        )
+        two = f", whose slopes are {left:z.4g} and {right:z.4g}" if left != right else ""
+        title = f"{where}: no gradient, of finite values{two}"
+    ax.set(xlabel="move of the entry, in small units", ylabel="change of the function", title=title)
+    ax.set(ylim=(-1.5 * reach, 1.7 * reach))
+    return ax
+
+
+def _digits_of(leaf: LeafReport, ax: Axes) -> Axes:
+    """How many digits the dtype has, the derivative agrees to, and the gradient keeps."""
+    has = -np.log10(float(jnp.finfo(leaf.dtype).eps))
+    bars = {
+        f"{leaf.dtype} has": has,
+        "the rule and the values agree to": leaf.digits,
+        f"the gradient in {leaf.dtype} keeps": leaf.own_dtype_digits,
+    }
+    for i, (name, digits) in enumerate(bars.items()):
+        ax.barh(i, digits, color=_color(i), height=0.55)
+        ax.annotate(f"{name} {digits:.1f}", (0, i - 0.42), fontsize="small", va="bottom")
+    ax.set(yticks=[], xlabel="decimal digits", ylim=(len(bars) - 0.4, -0.6))
+    ax.set_title(
+        f"{leaf.path}: right, but {leaf.own_dtype_digits:.1f} digits are left of {has:.0f}"
+    )
+    return ax
 
 
 def _panels(axes: Panels, rows: int, columns: int, exact: bool = True, **layout: Any) -> np.ndarray:
@@ -667,11 +921,66 @@ def _one(ax: Any, **options: Any) -> Axes:
     return ax
 
 
+def _is_dark() -> bool:
+    """Whether pictures are drawn on a dark ground at the moment."""
+    return float(np.mean(to_rgb(plt.rcParams["axes.facecolor"]))) < 0.5
+
+
+def _color(i: int) -> str:
+    colors = _ON_DARK if _is_dark() else _ON_LIGHT
+    return colors[i % len(colors)]
+
+
+def _soft() -> str:
+    """Of what stands behind the curves."""
+    return "0.45" if _is_dark() else "0.7"
+
+
+def _ground() -> LinearSegmentedColormap:
+    """Of heights, even enough to draw paths on."""
+    ends = ["0.12", "0.35"] if _is_dark() else ["1.0", "0.72"]
+    return LinearSegmentedColormap.from_list("ground", ends)
+
+
 def _line(i: int) -> dict[str, Any]:
-    color, dash, _ = _STYLES[i % len(_STYLES)]
-    return {"color": color, "ls": dash}
+    turn = i // len(_ON_LIGHT)  # beyond the colours, the dashes differ
+    return {"color": _color(i), "ls": _DASHES[(i + turn) % len(_DASHES)]}
 
 
 def _point(i: int, marker: str | None = None) -> dict[str, Any]:
-    color, _, own = _STYLES[i % len(_STYLES)]
-    return {"color": color, "ls": "", "marker": marker or own}
+    return {"color": _color(i), "ls": "", "marker": marker or _MARKERS[i % len(_MARKERS)]}
+
+
+def _name_lines(ax: Axes, names: Mapping[Any, str], apart: float = 0.075) -> None:
+    """Write the names of curves at their right ends, in their colours, apart from each other."""
+    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())  # names do not move what is drawn
+    to_axes = ax.transData + ax.transAxes.inverted()
+    ends = []
+    for line, name in names.items():
+        line.set_label(name.replace("\n", " "))
+        x, y = (np.asarray(values, float) for values in line.get_data())
+        places = to_axes.transform(np.stack([x, y], 1))
+        inside = np.isfinite(places).all(1) & (places >= -0.01).all(1) & (places <= 1.01).all(1)
+        if inside.any():
+            ends.append([*places[inside][np.argmax(places[inside][:, 0])], line, name])
+    ends.sort(key=lambda end: end[1])
+    heights, low = [], -np.inf
+    for _, height, *_ in ends:
+        low = max(height, low + apart)
+        heights.append(low)
+    high = 1.0
+    for i in reversed(range(len(heights))):
+        heights[i] = min(heights[i], high)
+        high = heights[i] - apart
+    for (_, _, line, name), height in zip(ends, heights, strict=True):
+        ax.annotate(
+            name,
+            (1.0, height),
+            xycoords="axes fraction",
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=line.get_color(),
+            fontsize="small",
+            annotation_clip=False,
+        )

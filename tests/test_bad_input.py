@@ -1163,7 +1163,7 @@ $ eval run/fine --data nowhere
 $ check
     the following arguments are required: TARGET
 $ check :f
-    `TARGET` must be FILE.py:NAME or MODULE:NAME. Got ':f'.
+    `TARGET` must be FILE.py, FILE.py:NAME, FILE.py::TEST or MODULE:NAME. Got ':f'.
 $ check code.py:right --order 5
     argument --order: invalid choice: 5
 $ check code.py:right --plot good

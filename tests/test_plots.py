@@ -3,6 +3,7 @@
 """
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
 
 from jaxnn import (
+    DescentPath,
+    Verdict,
     accuracy,
     check_gradient,
     cross_entropy_error,
@@ -57,6 +60,8 @@ def measured(params, x, t):
 
 
 def labels(ax):
+    if ax.get_legend() is None:  # curves have their names beside them
+        return [text.get_text() for text in ax.texts]
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
@@ -80,7 +85,7 @@ def test_the_losses_are_those_of_the_library():
     assert logarithm.get_xscale() == "log" and logarithm.get_ylabel() == "loss (nats)"
     np.testing.assert_allclose(curves(logarithm)["-log x"][1], -np.log(p), rtol=1e-6)
     np.testing.assert_array_equal(curves(two)["cross-entropy (nats)"], [p, entropy])
-    np.testing.assert_array_equal(curves(two)["squared error (no unit)"], [p, error])
+    np.testing.assert_array_equal(curves(two)["squared error"], [p, error])
 
 
 def test_the_accuracy_is_drawn_as_stairs_below_the_loss():
@@ -189,41 +194,43 @@ def test_losses_of_paths_are_logarithmic_where_they_are_positive():
     ax = plots.path_losses(PATHS)
     assert ax.get_yscale() == "log"
     np.testing.assert_array_equal(curves(ax)["lr = 0.1"][1], PATHS["lr = 0.1"].losses)
-    assert (
-        plots.path_losses({"saddle": descent_path(saddle, jnp.array([1.0, 0.1]), 0.1)}).get_yscale()
-        == "linear"
-    )
+    below = descent_path(saddle, jnp.array([1.0, 0.1]), 0.1)
+    assert plots.path_losses({"saddle": below}).get_yscale() == "linear"
+    there = descent_path(bowl, jnp.array([1.0, 1.0]), 0.5)  # at 0 after one step
+    assert plots.path_losses({"lr = 0.5": there}).get_yscale() == "log"
 
 
 def test_a_training_run_shows_what_was_measured_where_it_was_measured():
     run = history(3, metrics=measured, test=DATA)
     left, right_panel = plots.training(run)
-    np.testing.assert_array_equal(curves(left)["mini-batch"], [np.arange(1, 7), run.step_loss])
-    np.testing.assert_array_equal(curves(left)["test loss"], [[2, 4, 6], run.metrics["test_loss"]])
+    of_steps = np.arange(1, 7) / 2
+    np.testing.assert_array_equal(curves(left)["mini-batch"], [of_steps, run.step_loss])
+    np.testing.assert_array_equal(curves(left)["test loss"], [[1, 2, 3], run.metrics["test_loss"]])
     np.testing.assert_array_equal(
         curves(right_panel)["test accuracy"], [[1, 2, 3], run.metrics["test_accuracy"]]
     )
     assert (left.get_xlabel(), left.get_ylabel(), right_panel.get_xlabel()) == (
-        "step",
+        "epoch",
         "loss (nats)",
         "epoch",
     )
-    assert labels(left) == ["mini-batch", "train loss", "test loss"], (
+    assert sorted(labels(left)) == ["mini-batch", "test loss", "train loss"], (
         "the loss falls to the end: no minimum is marked"
     )
 
 
 def test_the_minimum_of_the_test_loss_is_marked_where_it_rises_again():
-    run = history(3, metrics=measured)._replace(
-        metrics={"test_loss": np.array([3.0, np.nan, 2.0, 2.5])}
-    )
-    left, right_panel = plots.training(run)
-    assert labels(left)[-1] == labels(right_panel)[-1] == "lowest test loss: epoch 3"
-    assert left.lines[-1].get_xdata()[0] == 6 * 3 / 4 and right_panel.lines[-1].get_xdata()[0] == 3
+    losses, right = np.array([3.0, np.nan, 2.0, 2.5]), np.array([0.1, 0.2, 0.3, 0.3])
+    run = history(4, metrics=measured)
+    run = run._replace(metrics={"test_loss": losses, "test_accuracy": right})
+    for panel in plots.training(run):
+        assert labels(panel)[0] == " lowest test loss: epoch 3"
+        assert panel.lines[-1].get_xdata()[0] == 3
 
 
 def test_a_run_without_metrics_has_its_loss_alone():
-    assert labels(plots.training(history())[0]) == ["mini-batch"]
+    left, right = plots.training(history())
+    assert labels(left) == ["mini-batch"] and not right.get_visible()
 
 
 def test_gradients_are_images_on_one_scale_and_their_difference_on_its_own():
@@ -302,10 +309,62 @@ def lightness(color):
     return 116 * np.cbrt(np.dot(linear, [0.2126, 0.7152, 0.0722])) - 16
 
 
-def test_lines_can_be_told_apart_in_grey():
-    colors, dashes, markers = zip(*plots._STYLES, strict=True)
-    assert min(np.diff([lightness(color) for color in colors])) > 9 and lightness(colors[-1]) < 75
-    assert len(set(dashes)) == len(set(markers)) == len(colors)
+def contrast(color, ground):
+    a, b = sorted((((lightness(c) + 16) / 116) ** 3 for c in (color, ground)), reverse=True)
+    return (a + 0.05) / (b + 0.05)
+
+
+@pytest.mark.parametrize("style", figures.STYLES)
+def test_lines_can_be_told_apart_in_grey_and_are_seen_on_their_ground(style):
+    with matplotlib.rc_context(figures.STYLES[style]):
+        ground = matplotlib.rcParams["axes.facecolor"]
+        lines = [plots._line(i) for i in range(10)]
+        points = [plots._point(i) for i in range(5)]
+    shades = sorted(lightness(line["color"]) for line in lines[:5])
+    assert min(np.diff(shades)) > 3.5
+    assert min(contrast(line["color"], ground) for line in lines) > 3
+    assert len({str(line["ls"]) for line in lines[:5]}) == len({p["marker"] for p in points}) == 5
+    assert len({(line["color"], str(line["ls"])) for line in lines}) == 10
+
+
+def test_the_valley_of_a_steep_function_can_be_seen():
+    x = jnp.stack(jnp.meshgrid(jnp.linspace(-2, 2, 41), jnp.linspace(-1, 3, 41)), -1)
+    rosenbrock = (1 - x[..., 0]) ** 2 + 100 * (x[..., 1] - x[..., 0] ** 2) ** 2
+    path = DescentPath(jnp.zeros((2, 2)), jnp.ones(2))
+    ax = plots.descent_paths(x, rosenbrock, {"": path})
+    levels = ax.collections[0].levels
+    assert levels[1] < 1e-3 * levels[-1]
+
+
+@pytest.mark.parametrize(
+    "f, point, said",
+    [
+        (lambda x: jnp.sum(jnp.abs(x)), [0.0, 1.0], "[0][0] is at a kink: slopes -1 and 1 meet"),
+        (lambda x: jnp.sqrt(jnp.sum(x**2)), [0.0, 0.0], "no gradient, of finite values"),
+    ],
+)
+def test_a_kink_and_a_missing_gradient_have_pictures_of_their_own(f, point, said):
+    ax = check_gradient(f, jnp.array(point)).plot()
+    assert said in ax.get_title() and ax.get_xscale() == "linear"
+    assert {"slope -1", "slope 1"} <= set(labels(ax))
+
+
+def test_lost_digits_have_a_picture_of_their_own():
+    leaf = check_gradient(lambda x: jnp.sum(x**2), X).leaves[0]
+    imprecise = leaf._replace(verdict=Verdict.IMPRECISE, own_dtype_digits=2.4)
+    ax = plots.gradient_evidence(imprecise)
+    assert "2.4 digits are left" in ax.get_title() and len(ax.patches) == 3
+
+
+def test_a_descent_is_animated_and_a_page_has_a_slider(tmp_path):
+    path = descent_path(bowl, jnp.array([-3.0, 4.0]), 0.1, 5)
+    film = plots.animate_descent(GRID, bowl(GRID), path)
+    film.save(tmp_path / "descent.gif", "pillow")
+    assert (tmp_path / "descent.gif").read_bytes().startswith(b"GIF8")
+    page = plots.learning_rate_page(GRID, bowl(GRID), {0.1: path, 0.2: path})
+    data = json.loads(page.split("const data = ")[1].split(";\n")[0])
+    assert [p["lr"] for p in data["paths"]] == [0.1, 0.2] and len(data["paths"][0]["points"]) == 6
+    assert "http" not in page
 
 
 def test_the_default_step_is_told_without_looking_inside():
@@ -331,24 +390,31 @@ def test_the_cheap_pictures_of_the_chapter_say_what_is_on_their_axes():
         figure = Figure(layout="constrained")
         getattr(figures, f"_{name}")(figure)
         for ax in figure.axes:
-            assert ax.get_label() == "<colorbar>" or (
-                ax.get_title() and ax.get_xlabel() and ax.get_ylabel()
-            ), name
+            named = ax.get_title() and (ax.get_xlabel() or not ax.get_subplotspec().is_last_row())
+            assert ax.get_label() == "<colorbar>" or named, name
 
 
 def test_a_picture_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "_PICTURES", {figures._learning_rates: (9, 6)})
-    (path,) = figures.draw(tmp_path)
-    assert path.name == "01_learning_rates.png" and path.read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(figures, "_MOVING", {})
+    for style, end in (("light", ""), ("dark", "_dark")):
+        (path,) = figures.draw(tmp_path, ["learning_rates"], style=style)
+        assert path.name == f"01_learning_rates{end}.png"
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert path.with_suffix(".svg").read_text().startswith("<?xml")
+    with pytest.raises(ValueError, match="`names` must be 'losses', .* Got 'loses'."):
+        figures.draw(tmp_path, ["loses"])
 
 
 @pytest.mark.slow
 def test_every_picture_of_the_chapter_is_written(tmp_path):
     written = figures.draw(tmp_path / "new")
-    assert sorted(tmp_path.glob("new/*")) == written and len(written) == len(figures._PICTURES)
-    assert [path.name[:2] for path in written] == [f"{n:02}" for n in range(1, len(written) + 1)]
-    for path in written:
-        assert path.read_bytes().startswith(b"\x89PNG") and 5_000 < path.stat().st_size < 200_000, (
-            path
-        )
+    pictures = [path for path in written if path.suffix == ".png"]
+    assert len(pictures) == len(figures._PICTURES) and len(written) == len(figures.NAMES)
+    assert sorted(tmp_path.glob("new/*.png")) == pictures
+    assert [path.name[:2] for path in pictures] == [f"{n:02}" for n in range(1, len(pictures) + 1)]
+    for path in pictures:
+        assert path.read_bytes().startswith(b"\x89PNG"), path
+        assert 5_000 < path.stat().st_size < 500_000, path
+        assert path.with_suffix(".svg").stat().st_size < 1_000_000, path
     assert not matplotlib.pyplot.get_fignums()

@@ -24,7 +24,7 @@ _FLAGS = {
     }
     | {"directory": "--data", "path": "--log", "key": "--seed"},
     "eval": {"source": "DIR", "directory": "--data"},
-    "figures": {"directory": "--out"},
+    "figures": {"directory": "--out", "names": "NAME"},
     "tour": {"directory": "--figures"},
     "check": {},
     "explain": {},
@@ -302,10 +302,15 @@ def _parser() -> _Parser:
         commands,
         "figures",
         _figures,
-        "draw every picture",
+        "draw the pictures",
         "Compute and draw the pictures of losses, derivatives, descent, training and the gradient "
-        "check, as PNG files.",
+        "check, as PNG and SVG files; an animation of descent, as GIF; and a page with a slider "
+        "for the learning rate. All, or those whose NAMEs are given, such as losses or evidence.",
         "jaxnn figures --out figures",
+    )
+    figures.add_argument("names", metavar="NAME", nargs="*", help="which (default: all)")
+    figures.add_argument(
+        "--style", choices=("light", "dark"), default="light", help="of the page (default: light)"
     )
     figures.add_argument(
         "--out", metavar="DIR", required=True, help="directory to write to; made if it is not there"

@@ -1,52 +1,59 @@
 """What `jaxnn figures` and `jaxnn tour` do with their arguments; each returns the exit code."""
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 from jaxnn.cli.output import print_json
-from jaxnn.cli.tour import Row, walk
+from jaxnn.cli.tour import walk
 
 # Matplotlib, which takes as long to import as all the rest, is imported where something is drawn.
 
 
 def figures(args: argparse.Namespace) -> int:
-    """Draw every picture, and say where."""
-    paths = _drawn(args.out)
+    """Draw pictures, and say where, each when it is there."""
+    say = (lambda path: None) if args.json else lambda path: print(path, flush=True)
+    paths = _drawn(args.out, say, args.names or None, style=args.style)
     if args.json:
         print_json(paths, args.stdout)
-    else:
-        print(*paths, sep="\n")
     return 0
 
 
 def tour(args: argparse.Namespace) -> int:
-    """Print the chapter's numbers beside ours."""
-    rows = list(walk())
-    paths = _drawn(args.figures) if args.figures else []
+    """Print the chapter's numbers beside ours, each when it is computed."""
+    rows = []
+    if not args.json:
+        print(_line("", "here", "in the chapter"))
+    for row in walk():
+        if not args.json:
+            if not rows or row.section != rows[-1].section:
+                print(f"\n{row.section}")
+            print(_line(f"  {row.quantity}", row.here, row.chapter), flush=True)
+        rows.append(row)
+    if not args.json:
+        print(f"\nThe pictures: {'' if args.figures else 'jaxnn tour --figures DIR draws them'}")
+    say = (lambda path: None) if args.json else lambda path: print(f"  {path}", flush=True)
+    paths = _drawn(args.figures, say) if args.figures else []
     if args.json:
         numbers = [row._asdict() for row in rows]
-        print_json({"numbers": numbers, "figures": paths} if args.figures else numbers, args.stdout)
-        return 0
-    _print_table(rows)
-    if paths:
-        print("\nThe pictures:", *paths, sep="\n  ")
-    else:
-        print("\nThe pictures: jaxnn tour --figures DIR draws them")
+        told = {"numbers": numbers, "figures": paths} if args.figures else numbers
+        print_json(told, args.stdout)
     return 0
 
 
-def _print_table(rows: list[Row]) -> None:
-    columns = [row[1:] for row in rows]
-    what, here, there = (max(map(len, column)) for column in zip(*columns, strict=True))
-    print(f"{'':{what + 2}}  {'here':>{here}}  {'in the chapter':>{there}}")
-    section = None
-    for row in rows:
-        if row.section != section:
-            section = row.section
-            print(f"\n{section}")
-        print(f"  {row.quantity:{what}}  {row.here:>{here}}  {row.chapter:>{there}}")
+# Of a terminal that is as narrow as they come.
+_WIDTH = 79
 
 
-def _drawn(directory: str) -> list[str]:
+def _line(quantity: str, here: str, chapter: str) -> str:
+    """A row of the table; over several lines where it would be too wide."""
+    line = f"{quantity:41} {here:>18} {chapter:>18}"
+    if len(line) <= _WIDTH:
+        return line
+    return "\n".join((quantity, f"{'here':>{20}}  {here}", f"{'in the chapter':>{20}}  {chapter}"))
+
+
+def _drawn(directory: str, say: Callable, names: Any = None, **options: Any) -> list[str]:
     from jaxnn.figures import draw
 
-    return [str(path) for path in draw(directory)]
+    return [str(path) for path in draw(directory, names, on_picture=say, **options)]

@@ -1,22 +1,27 @@
 """The chapter, section by section: each number it prints, computed here, beside the printed one."""
 
+import functools
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxnn.data import load_digits, one_hot, sample_batch
 from jaxnn.descent import gradient_descent
-from jaxnn.losses import cross_entropy_error, mean_squared_error
+from jaxnn.losses import accuracy, cross_entropy_error, mean_squared_error
 from jaxnn.network import init_network, loss, predict
 from jaxnn.numerical.differences import (
+    directional_derivative,
     numerical_diff,
     numerical_grad,
     numerical_gradient,
     partial_derivative,
 )
 from jaxnn.surfaces import bowl, parabola
+from jaxnn.training.fit import fit
 
 # The chapter's example: ten outputs for a picture of a 2, once confident that it is a 2, once that
 # it is a 7.
@@ -67,14 +72,32 @@ def _losses() -> Iterator[Row]:
             cee,
         )
     digits = load_digits()
-    x, t = sample_batch(jax.random.key(0), (digits.x_train, digits.t_train), 10)
+    train = digits.x_train, digits.t_train
+    x, t = sample_batch(jax.random.key(0), train, 10)
     yield Row(
         section, "a mini-batch of 10 (there: MNIST)", f"{x.shape} {t.shape}", "(10, 784) (10, 10)"
     )
+    params = init_network(jax.random.key(0), (64, 20, 10))
+    batch = sample_batch(jax.random.key(1), train, 100)
+    yield Row(section, "loss on all 1,500 digits", f"{loss(params, *train):.4f}", "")
+    yield Row(section, "on 100 of them: much the same", f"{loss(params, *batch):.4f}", "")
+    # The chapter's example: 32 of 100 right, and a small change of a weight changes nothing.
+    right = jnp.where(jnp.arange(100) < 32, batch[1], (batch[1] + 1) % 10)
+    of_100 = accuracy(one_hot(right, 10, jnp.float64), batch[1])
+    yield Row(section, "accuracy of 32 right of 100", f"{of_100:.0%}", "32%")
+    gradient = numerical_grad(lambda p: accuracy(predict(p, batch[0]), batch[1]))(params)
+    steepest = max(float(jnp.max(abs(leaf))) for leaf in jax.tree.leaves(gradient))
+    yield Row(section, "the accuracy's gradient, at most", f"{steepest:g}", "0")
 
 
 def _derivatives() -> Iterator[Row]:
     section = "4.3 Numerical differentiation"
+    speed = numerical_diff(lambda t: 100.0 * t, 1.5, 1.5)  # 300 km in 3 hours, evenly
+    yield Row(section, "300 km in 3 hours, km/h on average", f"{speed:.0f}", "100")
+    braking = lambda t: 150.0 * t - 50.0 * t**2 / 3  # noqa: E731  # the same way, ever slower
+    for at in (0.0, 3.0):
+        now = f"{numerical_diff(braking, at):.0f}"
+        yield Row(section, f"braking all the way: km/h after {at:g} h", now, "")
     yield Row(section, "1e-50 as float32", str(jnp.float32(1e-50)), "0.0")
     for x, printed in ((5.0, "0.1999999999990898"), (10.0, "0.2999999999986347")):
         yield Row(
@@ -83,6 +106,11 @@ def _derivatives() -> Iterator[Row]:
             str(numerical_diff(parabola, x, 1e-4)),
             printed,
         )
+    forward = numerical_diff(jnp.exp, 1.0, 1e-4, scheme="forward", evaluation="own")
+    central = numerical_diff(jnp.exp, 1.0, 1e-4, scheme="central", evaluation="own")
+    for name, slope in (("forward", forward), ("central", central)):
+        error = f"{abs(float(slope) - math.e):.1e}"
+        yield Row(section, f"{name} difference of e^x at 1, error", error, "")
     at = jnp.array([3.0, 4.0])
     for i, printed in ((0, "6.00000000000378"), (1, "7.999999999999119")):
         yield Row(
@@ -103,6 +131,15 @@ def _gradients() -> Iterator[Row]:
             _vector(gradient, 6),
             printed,
         )
+    point, steepest = jnp.array([3.0, 4.0]), jnp.array([0.6, 0.8])
+    along = float(directional_derivative(bowl, point, steepest))
+    yield Row(section, "slope at (3, 4) along the gradient", f"{along:.6g}", "")
+    angles = jnp.arange(0, 360, 5) * jnp.pi / 180
+    others = [
+        float(directional_derivative(bowl, point, jnp.array([jnp.cos(a), jnp.sin(a)])))
+        for a in angles
+    ]
+    yield Row(section, "steepest of 72 directions: no steeper", f"{max(others):.6g}", "")
     start = jnp.array([-3.0, 4.0])
     for name, grad in (("numerical", numerical_grad), ("jax.grad", jax.grad)):
         end = gradient_descent(bowl, start, lr=0.1, step_num=100, grad=grad)
@@ -138,6 +175,9 @@ def _gradients() -> Iterator[Row]:
             zip(grad(loss)(params, x, t)["W1"], printed, strict=True)
         ):
             yield Row(section, f"dW, row {row}, {name}", _vector(line, 8), there)
+    moved = {"W1": params["W1"].at[0, 0].add(0.01)}
+    change = float(loss(moved, x, t) - loss(params, x, t))
+    yield Row(section, "w11 by +0.01: the loss changes by 0.01 dW", f"{change:.4g}", "")
 
 
 def descend_quietly(start: jax.Array, lr: float) -> jax.Array:
@@ -157,6 +197,15 @@ def _learning() -> Iterator[Row]:
         yield Row(
             section, f"shape of {name} in the 784-100-10 network", str(params[name].shape), printed
         )
+    digits = load_digits()
+    start, key = init_network(jax.random.key(0), (64, 20, 10)), jax.random.key(1)
+    data = digits.x_train, digits.t_train
+    step = lambda scores: jnp.where(scores > 0, 1.0, 0.0)  # noqa: E731
+    for name, activation in (("a sigmoid", jax.nn.sigmoid), ("a step function", step)):
+        of = functools.partial(loss, activation=activation)
+        end = fit(of, start, data, optax.sgd(0.5), key=key, epochs=20).params
+        moved = float(jnp.max(abs(end["W1"] - start["W1"])))
+        yield Row(section, f"W1 moves behind {name} by", f"{moved:.2g}", "")
 
 
 def _vector(values: Iterable[Any], digits: int) -> str:
