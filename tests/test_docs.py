@@ -16,6 +16,8 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import nbclient
+import nbformat
 import optax
 import pytest
 
@@ -57,11 +59,34 @@ class SameReport(doctest.OutputChecker):
         return words[0] == words[1] and all(same)
 
 
-def test_python_in_the_readme():
-    text = (ROOT / "README.md").read_text()
-    test = doctest.DocTestParser().get_doctest(text, {}, "README.md", "README.md", 0)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "examples" / "guide").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_python_in_the_readme_and_the_guide(page):
+    text = page.read_text()
+    test = doctest.DocTestParser().get_doctest(text, {}, page.name, page.name, 0)
     results = doctest.DocTestRunner(SameReport(), optionflags=doctest.ELLIPSIS).run(test)
-    assert results.failed == 0 and results.attempted > 5
+    assert results.failed == 0 and results.attempted > (5 if page.name == "README.md" else 2)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_prints_what_it_holds():
+    notebook = nbformat.read(ROOT / "examples" / "chapter.ipynb", 4)
+    held = [printed(cell) for cell in notebook.cells]
+    assert sum(cell.source.startswith("## ") for cell in notebook.cells) > 6
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    for cell, before in zip(notebook.cells, held, strict=True):
+        numbers = [float(n) for n in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", printed(cell))]
+        expected = [float(n) for n in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", before)]
+        assert numbers == pytest.approx(expected, rel=0.05, abs=1e-9), cell.source
+
+
+def printed(cell):
+    """What a cell wrote; nothing may stand on standard error."""
+    outputs = cell.get("outputs", [])
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    return "".join(o.text for o in outputs if o.output_type == "stream")
 
 
 def test_python_in_the_readme_can_be_typed_as_it_stands():
