@@ -167,6 +167,8 @@ class Partition(NamedTuple):
           ValueError: `argnums` out of range; `where` does not fit.
         """
         numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+        if not args:
+            raise ValueError(f"`{name}` must be given: the point to differentiate at. Got none.")
         for number in numbers:
             integer = isinstance(number, int) and not isinstance(number, bool)
             if not integer or not -len(args) <= number < len(args):
@@ -269,6 +271,16 @@ class Partition(NamedTuple):
     @property
     def _all(self) -> Iterable[tuple[str, Any, Role, bool]]:
         return zip(self.paths, self.leaves, self.static.skeleton.roles, self.chosen, strict=True)
+
+
+def require_argnums(argnums: Any) -> None:
+    """Refuse what cannot name arguments, before there are any."""
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
+        raise TypeError(
+            "`argnums` must be an integer or a tuple of them; the point goes to the function that "
+            f"is returned, as in numerical_grad(f)(x). Got {describe(argnums)}."
+        )
 
 
 def take_apart(tree: PyTree) -> tuple[Skeleton, list[jax.Array], list[jax.Array]]:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh
 from jax.tree_util import keystr, tree_flatten_with_path
@@ -39,6 +40,8 @@ def describe(leaf: Any) -> str:
     """A leaf in an error message: dtype and shape of arrays, the value of anything else."""
     if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
         return f"{leaf.dtype}{list(leaf.shape)}"
+    if isinstance(leaf, list | tuple) and not is_concrete(leaf):
+        return f"a {type(leaf).__name__} of {len(leaf)}, where jnp.array would make one array"
     return f"{type(leaf).__name__} {reprlib.repr(leaf)}"
 
 
@@ -183,8 +186,10 @@ def require_floating_dtype(name: str, dtype: Any) -> None:
 def require_optimizer(name: str, optimizer: Any) -> None:
     """Refuse what is not made like an optax optimiser."""
     if not all(callable(getattr(optimizer, part, None)) for part in ("init", "update")):
+        called = getattr(optimizer, "__name__", "")
+        hint = f"; call it, as in optax.{called}(1e-3)" if hasattr(optax, called) else ""
         raise TypeError(
-            f"`{name}` must be an optax.GradientTransformation. Got {describe(optimizer)}."
+            f"`{name}` must be an optax.GradientTransformation{hint}. Got {describe(optimizer)}."
         )
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from jaxnn._files import as_path
@@ -232,7 +233,7 @@ def read_idx(
 
 
 def one_hot(
-    t: Int[Array, "*batch"], classes: int, dtype: Any = jnp.float32
+    t: Int[ArrayLike, "*batch"], classes: int, dtype: Any = jnp.float32
 ) -> Float[Array, "*batch classes"]:
     """Rows of zeros with a one at the class index.
 
@@ -256,14 +257,13 @@ def one_hot(
     """
     require_count("classes", classes, least=1, most=2**31 - 1)
     require_floating_dtype("dtype", dtype)
-    given, t = t, as_array("t", t)
-    if not jnp.issubdtype(t.dtype, jnp.integer):
-        raise TypeError(f"`t` must be class indices (integers). Got {describe(t)}.")
-    require_classes("t", given, classes)  # as given: JAX would cut a 64-bit index to 32 bits
-    inside = (t >= 0) & (t < classes)
-    return jnp.where(
-        inside[..., None], jax.nn.one_hot(t, classes, dtype=dtype), np.asarray(np.nan, dtype)
-    )
+    index: Any = as_array("t", t)
+    if not jnp.issubdtype(index.dtype, jnp.integer):
+        raise TypeError(f"`t` must be class indices (integers). Got {describe(index)}.")
+    require_classes("t", t, classes)  # as given: JAX would cut a 64-bit index to 32 bits
+    inside = ((index >= 0) & (index < classes))[..., None]
+    rows = jax.nn.one_hot(index, classes, dtype=dtype)
+    return jnp.where(inside, rows, np.asarray(np.nan, dtype))
 
 
 def sample_batch(key: Key[Array, ""], data: PyTree, batch_size: int) -> PyTree:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num
 
 from jaxnn._validate import (
@@ -24,7 +25,8 @@ from jaxnn._validate import (
 
 
 def mean_squared_error(
-    y: Float[Array, "*batch classes"], t: Num[Array, "*batch classes"] | Int[Array, "*batch"]
+    y: Float[ArrayLike, "*batch classes"],
+    t: Num[ArrayLike, "*batch classes"] | Int[ArrayLike, "*batch"],
 ) -> Float[Array, ""]:
     """Half the sum of squared differences over the last axis, averaged over the batch.
 
@@ -52,9 +54,13 @@ def mean_squared_error(
     return jnp.mean(0.5 * jnp.sum((y - t) ** 2, axis=-1))
 
 
+# So far beyond 0 and 1 a probability may be by rounding, or by the step of a difference.
+PROBABLE = 0.01
+
+
 def cross_entropy_error(
-    y: Float[Array, "*batch classes"],
-    t: Num[Array, "*batch classes"] | Int[Array, "*batch"],
+    y: Float[ArrayLike, "*batch classes"],
+    t: Num[ArrayLike, "*batch classes"] | Int[ArrayLike, "*batch"],
     delta: float | Float[Array, ""] = 1e-7,
 ) -> Float[Array, ""]:
     """Cross-entropy of probabilities: minus the sum over classes of t log(y + delta), averaged over
@@ -70,7 +76,7 @@ def cross_entropy_error(
 
     Raises:
       ValueError: the shapes do not fit, the batch is empty, or (outside `jit`) a class index is out
-        of range.
+        of range, or `y` are no probabilities.
       TypeError: `y` is not floating-point.
 
     Example:
@@ -81,11 +87,18 @@ def cross_entropy_error(
     require_number("delta", delta, dtype=y.dtype)
     if is_concrete(delta) and delta < 0:
         raise ValueError(f"`delta` must be at least 0. Got {float(delta)!r}.")
+    if is_concrete(y) and (jnp.any(y < -PROBABLE) or jnp.any(y > 1 + PROBABLE)):
+        wrong = float(jnp.max(jnp.where(y < 0, -y, y - 1)))
+        raise ValueError(
+            "`y` must be probabilities, from 0 to 1; `softmax_cross_entropy` takes scores. Got one "
+            f"that is {wrong:.3g} beyond."
+        )
     return jnp.mean(-_expected(jnp.log(y + jnp.asarray(delta, y.dtype)), t))
 
 
 def softmax_cross_entropy(
-    logits: Float[Array, "*batch classes"], t: Num[Array, "*batch classes"] | Int[Array, "*batch"]
+    logits: Float[ArrayLike, "*batch classes"],
+    t: Num[ArrayLike, "*batch classes"] | Int[ArrayLike, "*batch"],
 ) -> Float[Array, ""]:
     """Cross-entropy of softmax(logits), from the logits: minus the sum of t log_softmax(logits),
     averaged over the batch.
@@ -117,7 +130,8 @@ def softmax_cross_entropy(
 
 
 def accuracy(
-    y: Float[Array, "*batch classes"], t: Num[Array, "*batch classes"] | Int[Array, "*batch"]
+    y: Float[ArrayLike, "*batch classes"],
+    t: Num[ArrayLike, "*batch classes"] | Int[ArrayLike, "*batch"],
 ) -> Float[Array, ""]:
     """Fraction of examples whose largest output is the true class. Not a loss: its gradient is zero
     wherever it has one.

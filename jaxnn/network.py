@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, Num
 
 from jaxnn._validate import (
@@ -25,7 +26,7 @@ from jaxnn._validate import (
 )
 from jaxnn.losses import softmax_cross_entropy
 
-Params = Mapping[str, Float[Array, "..."]]
+Params = Mapping[str, Float[ArrayLike, "..."]]
 
 
 def init_network(
@@ -74,7 +75,7 @@ def init_network(
 
 
 def predict(
-    params: Params, x: Float[Array, "*batch inputs"], activation: Callable = jax.nn.sigmoid
+    params: Params, x: Float[ArrayLike, "*batch inputs"], activation: Callable = jax.nn.sigmoid
 ) -> Float[Array, "*batch classes"]:
     """Scores (logits) of the network: affine layers with `activation` between them.
 
@@ -99,9 +100,9 @@ def predict(
         raise TypeError(f"`params` must be a dictionary of arrays by name. Got {describe(params)}.")
     require_arrays("params", params)
     require_callable("activation", activation)
-    x = as_array("x", x)
-    if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.number, jnp.bool_)):
-        raise TypeError(f"`x` must be numbers. Got {describe(x)}.")
+    y: Any = as_array("x", x)
+    if not any(jnp.issubdtype(y.dtype, kind) for kind in (jnp.number, jnp.bool_)):
+        raise TypeError(f"`x` must be numbers. Got {describe(y)}.")
     depth = sum(name.startswith("W") for name in params)
     for i in range(1, depth + 1):
         if f"W{i}" not in params:
@@ -109,30 +110,31 @@ def predict(
     if depth == 0:
         raise ValueError(f"`params` must hold at least 'W1'. Got {sorted(params)}.")
     for i in range(1, depth + 1):
-        weight = params[f"W{i}"]
-        width = x.shape[-1] if x.ndim else None
+        weight: Any = params[f"W{i}"]
+        width = y.shape[-1] if y.ndim else None
         if getattr(weight, "ndim", None) != 2 or weight.shape[0] != width:
             raise ValueError(
                 f"`params['W{i}']` must have shape ({width}, outputs), to fit its input. Got "
                 f"{describe(weight)}."
             )
-        x = x @ weight
-        if (bias := params.get(f"b{i}")) is not None:
+        y = y @ weight
+        bias: Any = params.get(f"b{i}")
+        if bias is not None:
             if getattr(bias, "shape", ()) != weight.shape[1:]:
                 raise ValueError(
                     f"`params['b{i}']` must have shape {weight.shape[1:]}. Got {describe(bias)}."
                 )
             # Written out, so that it also holds under jax_numpy_rank_promotion="raise".
-            x = x + jnp.broadcast_to(bias, x.shape)
+            y = y + jnp.broadcast_to(bias, y.shape)
         if i < depth:
-            x = as_array("activation(...)", activation(x))
-    return x
+            y = as_array("activation(...)", activation(y))
+    return y
 
 
 def loss(
     params: Params,
-    x: Float[Array, "*batch inputs"],
-    t: Num[Array, "*batch classes"] | Int[Array, "*batch"],
+    x: Float[ArrayLike, "*batch inputs"],
+    t: Num[ArrayLike, "*batch classes"] | Int[ArrayLike, "*batch"],
     activation: Callable = jax.nn.sigmoid,
 ) -> Float[Array, ""]:
     """Softmax cross-entropy of the network's scores, in nats, averaged over the batch.

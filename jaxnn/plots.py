@@ -26,7 +26,7 @@ from jaxnn._validate import as_array, describe, require_classes, require_same_fo
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import Entry, LeafReport
 from jaxnn.descent import DescentPath
-from jaxnn.training.history import History
+from jaxnn.training.history import Fit, History
 
 Panels = Iterable[Axes] | None
 Curve = Float[ArrayLike, " points"]
@@ -590,7 +590,9 @@ def training(history: History, *, axes: Panels = None) -> np.ndarray:
       'epoch'
     """
     if not isinstance(history, History):
-        raise TypeError(f"`history` must be a History, from `fit`. Got {describe(history)}.")
+        hint = "; that of a Fit is its `history`" if isinstance(history, Fit) else ""
+        got = "a Fit" if isinstance(history, Fit) else describe(history)
+        raise TypeError(f"`history` must be a History, from `fit`{hint}. Got {got}.")
     panels = _panels(axes, 1, 2)
     step_loss = np.asarray(history.step_loss)
     metrics = {
@@ -904,6 +906,11 @@ def _require_names(name: str, curves: Any) -> None:
 
 def _require_paths(paths: Any) -> None:
     """Refuse all but dictionaries of descents."""
+    if isinstance(paths, DescentPath):
+        raise TypeError(
+            "`paths` must be a dictionary of descents by name, as in {'lr = 0.1': path}. Got one "
+            "DescentPath."
+        )
     _require_names("paths", paths)
     for name, path in paths.items():
         if not isinstance(path, DescentPath):

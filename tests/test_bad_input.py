@@ -1208,3 +1208,39 @@ def test_a_bad_command_is_one_line_and_exit_code_2(own_errors, unchanged, capsys
         code = exit.code
     out, err = capsys.readouterr()
     assert (code, err.count("\n"), out) == (2, 1, "") and expected in err
+
+
+PATH = jaxnn.descent_path(surfaces.bowl, X, 0.1, 2)
+WAYS = r"""
+numerical_gradient(surfaces.bowl, [3.0, 4.0])
+    ValueError: `x` must be an array with at least 1 variable on its last axis. Got a list of 2,
+    where jnp.array would make one array.
+numerical_grad(surfaces.bowl, X)
+    TypeError: `argnums` must be an integer or a tuple of them; the point goes to the function that
+    is returned, as in numerical_grad(f)(x). Got float32[2].
+cross_entropy_error(jnp.array([2.0, -3.0]), jnp.array(0))
+    ValueError: `y` must be probabilities, from 0 to 1; `softmax_cross_entropy` takes scores. Got
+    one that is 3 beyond.
+fit(optimizer=optax.adam)
+    TypeError: `optimizer` must be an optax.GradientTransformation; call it, as in optax.adam(1e-3).
+    Got function <function adam
+sweep(optimizer=optax.sgd(0.1))
+    TypeError: `optimizer` must be a function of one of `values`, such as optax.sgd itself. Got an
+    optimiser that was made already.
+sweep(values=[0.1, 0.2])
+    TypeError: `values` must be an array, or a pytree of arrays with one entry a run, as
+    jnp.array(...) makes it. Got list [0.1, 0.2].
+check_gradient(surfaces.bowl)
+    ValueError: `args[0]` must be given: the point to differentiate at. Got none.
+plots.path_losses(PATH)
+    TypeError: `paths` must be a dictionary of descents by name, as in {'lr = 0.1': path}. Got one
+    DescentPath.
+plots.training(fit())
+    TypeError: `history` must be a History, from `fit`; that of a Fit is its `history`. Got a Fit.
+"""
+
+
+@pytest.mark.parametrize("call, expected", table(WAYS))
+def test_an_error_says_what_to_do(own_errors, call, expected):
+    names = vars(jaxnn) | {name: getattr(jaxnn, name) for name in jaxnn.__all__} | NAMES
+    assert_says(refusal(eval, call, names | {"PATH": PATH, "plots": jaxnn.plots}), expected)

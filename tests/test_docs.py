@@ -13,6 +13,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +156,12 @@ def test_the_wheel_carries_the_digits_and_works_alone(tmp_path):
     build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
+    check = [sys.executable, "-m", "twine", "check", "--strict", str(wheel)]
+    subprocess.run(check, check=True, capture_output=True, timeout=60)
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("METADATA")]
+        description = archive.read(name).decode()
+    assert "## Is this gradient right?" in description and "<picture>" not in description
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=300)
     python = str(tmp_path / "venv" / "bin" / "python")
     subprocess.run(

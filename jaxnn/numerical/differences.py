@@ -32,7 +32,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from jaxnn._arguments import Partition, Role, Static, real_form
+from jaxnn._arguments import Partition, Role, Static, real_form, require_argnums
 from jaxnn._programs import kept, outermost
 from jaxnn._validate import (
     as_mesh,
@@ -106,6 +106,7 @@ def numerical_grad(
       >>> numerical_grad(lambda x: jnp.sum(x**2))(jnp.array([3.0, 4.0]))
       Array([6., 8.], dtype=float32)
     """
+    require_argnums(argnums)
     options = _options(f, scheme, evaluation, batch_size, h, method, mesh)
 
     def gradient(*args, **kwargs):
@@ -182,6 +183,7 @@ def numerical_jacobian(
       Array([[6., 0.],
              [4., 3.]], dtype=float32)
     """
+    require_argnums(argnums)
     options = _options(f, scheme, evaluation, batch_size, h, method, mesh)
 
     def jacobian(*args, **kwargs):

@@ -4,6 +4,7 @@ The device sums them over a stretch of batches; the host adds the sums of the st
 and comes back often enough to be interrupted.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -16,7 +17,6 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxnn._programs import kept
-from jaxnn.data import count_examples
 from jaxnn.training.objective import Objective
 from jaxnn.training.steps import shard_batch
 
@@ -58,11 +58,11 @@ class Measure(NamedTuple):
             wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)) * size  # noqa: E731
             return jax.tree.map(wide, record)
 
-        def begin(params, model_state, key, data):
-            size = min(batch_size, count_examples(data))
-            of = lambda i: terms(params, model_state, key, data, i, size)  # noqa: E731
-            shapes = jax.eval_shape(of, np.int32(0))
-            return {name: (jnp.zeros(x.shape, x.dtype),) * 2 for name, x in shapes.items()}
+        first = jax.jit(functools.partial(terms, i=0, size=batch_size))
+
+        def begin(*given):
+            shapes = first.eval_shape(*given)  # is kept, and compiles nothing
+            return {name: (np.zeros(x.shape, x.dtype),) * 2 for name, x in shapes.items()}
 
         def add(params, model_state, key, data, sums, start, stop, short):
             def with_batch(sums, i, size):
@@ -142,4 +142,5 @@ def _as_number(value: Any) -> Any:
 
 
 def _compiled(objective: Objective, batch_size: int, rest: int, mesh: Mesh | None) -> Measure:
-    return Measure(*map(jax.jit, Measure.of(objective, batch_size, rest, mesh)))
+    begin, add = Measure.of(objective, batch_size, rest, mesh)
+    return Measure(begin, jax.jit(add))

@@ -316,12 +316,9 @@ class Run:
         if self.plan.most is not None:
             stop = min(stop, at + self.plan.most - before)
         short = piece.rest > 0 and stop == piece.steps
-        key = np.uint32(0)
-        if self.objective.form.keyed:
-            key = replicate(self.plan.key_of(self.key, piece.epoch), self.mesh)
         way = self.way._replace(batch_size=piece.batch_size)
         take = compiled(self.objective, self.optimizer, way)
-        given = piece.data, piece.order, key, np.int32(piece.first)
+        given = piece.data, piece.order, self._key_of(piece.epoch), np.int32(piece.first)
         limits = {"start": np.int32(at), "stop": np.int32(stop), "short": np.bool_(short)}
         chunk = self._chunk(take, *given, **limits)
         sizes = np.full(stop - at, piece.batch_size)
@@ -329,6 +326,12 @@ class Run:
             sizes[-1] = piece.rest
         ends = [before + stop - at] if piece.ends and stop == piece.steps else []
         return chunk, at, at, sizes, ends
+
+    def _key_of(self, epoch: int) -> Any:
+        """An epoch's key, if the loss asks for keys."""
+        if not self.objective.form.keyed:
+            return np.uint32(0)
+        return replicate(self.plan.key_of(self.key, epoch), self.mesh)
 
     def _chunk(self, take: Callable[..., Chunk], *given: Any, **limits: Any) -> Chunk:
         chunk = run_chunk(take, self.state, *given, **limits, guarded=self.way.guarded)
@@ -348,8 +351,8 @@ class Run:
         if not self.owes:
             return None
         began, record = time.perf_counter(), {}
-        state, key = self.measured_state(), replicate(self.plan.key_of(self.key, 0), self.mesh)
-        given = state.params, state.model_state, key
+        state = self.measured_state()
+        given = state.params, state.model_state, self._key_of(0)
         for name in self.schedule.names:
             with contextlib.closing(self.sets[name].measuring()) as pieces:
                 means = mean_over(pieces, self.objective, given, self.mesh, self._goes_on)

@@ -310,13 +310,19 @@ def run_chunk(
         return take(state, *examples, start, stop, short)
     known = None
     while True:  # twice at most, unless the arithmetic differs from time to time, as on a GPU
-        chunk = take(jax.tree.map(jnp.copy, state), *examples, start, stop, short)
+        chunk = take(_copied(state), *examples, start, stop, short)
         fine = np.all(np.asarray(chunk.finite), axis=-1)
         outcome = chunk._replace(state=None)
         known = outcome if known is None else _of_the_broken(fine, known, outcome)
         if fine.all():
             return known._replace(state=chunk.state)
         stop, short = np.asarray(chunk.reached) - ~fine, short & fine
+
+
+@jax.jit
+def _copied(state: State) -> State:
+    """In one program, which is compiled faster than one for each shape."""
+    return jax.tree.map(jnp.copy, state)
 
 
 # A state of so many bytes is guarded: a copy of it would be felt, and a step takes so long that

@@ -97,8 +97,18 @@ def sweep(
     require_batches("data", data)
     require_run(loss, grad, data, test, on_progress)
     require_counts(epochs=epochs, batch_size=batch_size)
+    if isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            "`optimizer` must be a function of one of `values`, such as optax.sgd itself. Got an "
+            "optimiser that was made already."
+        )
     require_callable("optimizer", optimizer)
     require_arrays("values", values)
+    if isinstance(values, list | tuple) and all(isinstance(v, int | float) for v in values):
+        raise TypeError(
+            "`values` must be an array, or a pytree of arrays with one entry a run, as "
+            f"jnp.array(...) makes it. Got {describe(values)}."
+        )
     values = replicate(values, None)
     runs = count_examples(values, "values")
     keys = _require_keys(key, runs)

@@ -68,7 +68,11 @@ def examples(count, inputs):
 
 def mini_batches():
     print("network               optimiser  batch  steps   scan s    fit s   fit : scan")
-    for sizes, steps in (((64, 50, 10), 4000), ((784, 100, 10), 1000), ((784, 1024, 1024, 10), 40)):
+    for sizes, steps in (
+        ((64, 50, 10), 40_000),
+        ((784, 100, 10), 8000),
+        ((784, 1024, 1024, 10), 320),
+    ):
         for batch_size in (32, 256, 1024):
             for name, optimizer in (("SGD", optax.sgd(0.1)), ("Adam", optax.adam(1e-3))):
                 taken = max(20, steps * 32 // batch_size)
