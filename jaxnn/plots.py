@@ -190,7 +190,10 @@ def slopes(
         places, slope = line
         heights = np.interp(places, np.asarray(x), np.asarray(y))
         ax.axline(
-            (places[0], heights[0]), slope=slope, **_line(i), label=f"{name}: slope {slope:#.3g}"
+            (places[0], heights[0]),
+            slope=slope,
+            **_line(i),
+            label=f"{name}: slope {f'{slope:#.3g}'.rstrip('.')}",
         )
         # The first line's points lie on top; each stands over its place on the x axis.
         ax.plot(places, heights, **_point(i), zorder=4 - i / len(lines))

@@ -191,7 +191,8 @@ require_floating_dtype("dtype", "number")
 require_floating_dtype("dtype", complex)
     TypeError: `dtype` must be floating-point. Got <class 'complex'>.
 require_optimizer("optimizer", optax.sgd)
-    TypeError: `optimizer` must be an optax.GradientTransformation. Got function ...
+    TypeError: `optimizer` must be an optax.GradientTransformation; call it, as in optax.sgd(1e-3).
+    Got function ...
 require_optimizer("optimizer", optax.GradientTransformation(3, 4))
     TypeError: `optimizer` must be an optax.GradientTransformation. Got GradientTransformation
     ...
@@ -480,7 +481,7 @@ numerical_diff(lambda x: x["a"], {"a": 1.0})
 
 # The check
 each((check_gradient, explain), bowl)
-    ValueError: `argnums` must name positional arguments, of which there are 0. Got 0.
+    ValueError: `args[0]` must be given: the point to differentiate at. Got none.
 explain(lambda x: float(x.sum()), X)
     TypeError: `f` must be a function that JAX can trace. Got one that it cannot.
 explain(bowl, T)
@@ -1223,7 +1224,7 @@ cross_entropy_error(jnp.array([2.0, -3.0]), jnp.array(0))
     one that is 3 beyond.
 fit(optimizer=optax.adam)
     TypeError: `optimizer` must be an optax.GradientTransformation; call it, as in optax.adam(1e-3).
-    Got function <function adam
+    Got function ...
 sweep(optimizer=optax.sgd(0.1))
     TypeError: `optimizer` must be a function of one of `values`, such as optax.sgd itself. Got an
     optimiser that was made already.

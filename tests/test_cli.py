@@ -291,7 +291,7 @@ def test_a_step_function_leaves_the_first_layer_where_it_was(capsys, tmp_path):
     run = ["train", "--activation", "step", "--layers", "20", "--epochs", "5"]
     assert main([*run, "--checkpoint", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "a step function has slope 0 wherever it has one: W1 and b1 are what they were" in said
+    assert "a step function has slope 0 wherever it has one: W1 and b1 are\nwhat they were" in said
     first = load_checkpoint(tmp_path).leaves["params"]
     assert main([*run, "--epochs", "9", "--checkpoint", str(tmp_path), "--resume"]) == 0
     last = load_checkpoint(tmp_path).leaves["params"]
@@ -365,6 +365,7 @@ from pkg.models.losses import loss
 def wrong(x): return 2 * jax.grad(loss)(x)
 def test_right(): jaxnn.assert_gradient(loss, jnp.ones(2))
 def test_wrong(): jaxnn.assert_gradient(loss, jnp.ones(2), gradient=wrong)
+def test_none(): assert True
 def test_other(): assert 1 == 2, "one is not two"
 class TestModel:
     def test_right(self): jaxnn.assert_gradient(loss, jnp.ones(2))
@@ -395,8 +396,10 @@ def project(tmp_path, monkeypatch):
         (["pkg/models/losses.py:Model.Inner.loss"], 0, ["agrees"]),
         (["pkg.models.losses:model.loss"], 0, ["agrees"]),
         (["pkg/models/losses.py"], 0, ["losses.py:loss\n", "losses.py:check_pair\n", "agrees"]),
-        (["test_model.py::test_right"], 0, ["test_model.py::test_right: passed"]),
-        (["test_model.py::TestModel::test_right"], 0, ["passed"]),
+        (["test_model.py::test_right"], 0, ["gradient of loss: agrees"]),
+        (["test_model.py::TestModel::test_right"], 0, ["agrees"]),
+        (["nothing.py:f", "test_model.py::test_wrong"], 1, ["differs"]),
+        (["pkg.models.losses:loss", "test_model.py::test_none"], 2, ["agrees"]),
         (["test_model.py::test_wrong"], 1, ["gradient of loss: differs", "[0]   2"]),
         (["test_model.py:asks"], 1, ["gradient of loss: differs"]),
         (
@@ -416,6 +419,7 @@ def test_check_takes_functions_of_real_projects(capsys, project, targets, code, 
     "target, message",
     [
         ("nothing.py", "Got 'nothing.py', which defines f, g."),
+        ("test_model.py::test_none", "`TARGET` must be a test that checks a gradient. Got"),
         ("test_model.py::test_other", "`TARGET` must be a function that runs. Got AssertionError"),
         ("pkg/models/losses.py:Model.nothing", "Got 'Model.nothing', which it does not define."),
         ("pkg/models/losses.py:helper", "or let `helper()` return (function, arguments)."),
@@ -431,6 +435,20 @@ def test_several_reports_are_one_json_object(capsys, project):
     assert main(["check", "pkg.models.losses:loss", "test_model.py::test_right", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["targets"]
     assert [t["ok"] for t in told] == [True, True] and told[0]["target"].endswith(":loss")
+
+
+def test_a_page_has_all_reports(capsys, project):
+    targets = ["pkg.models.losses:loss", "test_model.py::test_wrong"]
+    assert main(["check", *targets, "--html", "check.html", "--plot", "worst.png"]) == 1
+    assert (project / "check.html").read_text().count("<h1>") == 2
+    assert (project / "worst.png").exists()
+
+
+def test_the_pictures_are_named_in_the_help(capsys):
+    from jaxnn.cli.choices import FIGURES
+    from jaxnn.figures import NAMES
+
+    assert FIGURES == NAMES
 
 
 def test_a_page_is_written(capsys, project):

@@ -162,6 +162,28 @@ def test_what_the_function_decides_is_not_asked_for_beside_it(own_errors, more):
         fit(linear, START, batches, optax.sgd(0.1), key=KEY, **more)
 
 
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"metrics": lambda p, x, t: {}}, "`metrics` must come with `test`"),
+        ({"measure": ("train",)}, "`measure` must come with `test`"),
+        ({"evaluate_steps": 3}, "`evaluate_steps` must come with `test`, `metrics` or `patience`"),
+        ({"data": lambda: [(X, T)]}, "`data` must take the arguments it is given"),
+        ({"on_progress": lambda: 1}, "`on_progress` must take the arguments it is given"),
+    ],
+)
+def test_what_would_never_happen_is_refused(own_errors, more, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        call = {"data": batches, "key": KEY, **more}
+        fit(linear, START, optimizer=optax.sgd(0.1), **call)
+
+
+def test_float64_examples_of_numpy_are_taken_without_a_warning():
+    wide = X.astype(np.float64), T.astype(np.float64)
+    for stream in (False, True):
+        fit(linear, START, wide, optax.sgd(0.1), key=KEY, epochs=1, stream=stream, test=wide)
+
+
 def test_no_thread_is_left_when_a_run_ends_early():
     def endless(epoch):
         while True:

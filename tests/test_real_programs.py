@@ -448,3 +448,8 @@ def test_a_sharded_leaf_is_checked_where_it_is():
     explicit = jax.make_mesh((1,), ("i",), axis_types=(AxisType.Explicit,))
     placed = jax.device_put(X, NamedSharding(explicit, PartitionSpec("i")))
     assert check_gradient(lambda x: jnp.sum(jnp.sin(x)), placed).ok
+
+
+def test_outputs_may_hold_plain_numbers():
+    report = check_gradient(lambda x: (jnp.sum(x**2), 1, 2.0), jnp.ones(3))
+    assert report.verdict == "agrees"

@@ -71,6 +71,23 @@ def test_a_test_set_and_patience_may_be_added_and_taken_away(begun):
     assert len(again.history.step_loss) == 15 and len(again.history.metrics["test_loss"]) == 3
 
 
+@pytest.mark.parametrize("first", [(), ("gradient_norm",)])
+def test_what_was_not_recorded_is_nan_there(tmp_path, first):
+    saved = {"checkpoint": tmp_path, **RUN}
+    fit(linear, START, PAIRS, optax.adam(0.1), epochs=2, record=first, **saved)
+    then = () if first else ("gradient_norm",)
+    more = {"epochs": 3, "resume": True, "record": then}
+    norms = fit(linear, START, PAIRS, optax.adam(0.1), **saved, **more).history.aux["gradient_norm"]
+    assert np.isnan(norms).tolist() == [not first] * 6 + [not then] * 3
+
+
+def test_the_norm_and_an_aux_of_its_name_are_not_mixed_up(own_errors):
+    f = lambda p, x, t: (linear(p, x, t), {"gradient_norm": 0.0})  # noqa: E731
+    with pytest.raises(ValueError, match="`record` must leave 'gradient_norm' out"):
+        run = {**RUN, "has_aux": True, "record": ("gradient_norm",)}
+        fit(f, START, PAIRS, optax.adam(0.1), **run)
+
+
 def test_what_was_not_measured_before_is_nan_there(tmp_path):
     saved = {"checkpoint": tmp_path, **RUN}
     fit(linear, START, PAIRS, optax.adam(0.1), epochs=2, test=PAIRS, **saved)
@@ -91,8 +108,14 @@ def test_what_was_not_measured_before_is_nan_there(tmp_path):
     "change, message",
     [
         ({"data": (X, 3 * X)}, "`data` must be .*, as in the checkpoint"),
-        ({"data": (X[:8], X[:8])}, "`examples` must be 12, as in the checkpoint. Got 8."),
-        ({"data": lambda epoch: iter([PAIRS]), "batch_size": None}, "`examples` must be 12"),
+        (
+            {"data": (X[:8], X[:8])},
+            "`data` must be 12 examples of .*, as in the checkpoint. Got 8 examples",
+        ),
+        (
+            {"data": lambda epoch: iter([PAIRS]), "batch_size": None},
+            "`batch_size` must be 4|`data` must be 12 examples",
+        ),
         ({"batch_size": 6}, "`batch_size` must be 4, as in the checkpoint. Got 6."),
         ({"replacement": True}, "`replacement` must be False, as in the checkpoint. Got True."),
         ({"key": jax.random.key(1)}, "`key` must be"),

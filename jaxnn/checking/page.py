@@ -52,13 +52,14 @@ _STYLE = """
 """
 
 
-def page(report: Any) -> str:
-    """A whole page."""
-    title = html.escape(f"gradient of {report.function}: {report.verdict}")
+def page(*reports: Any) -> str:
+    """A whole page, of one report or of several."""
+    titles = [f"gradient of {report.function}: {report.verdict}" for report in reports]
+    title = html.escape("; ".join(titles))
     head = f'<meta charset="utf-8"><title>{title}</title>'
     view = '<meta name="viewport" content="width=device-width">'
     start = f"<!doctype html><html lang='en'><head>{head}{view}</head><body style='margin:0'>"
-    return f"{start}{fragment(report)}</body></html>"
+    return f"{start}{''.join(map(fragment, reports))}</body></html>"
 
 
 def fragment(report: Any, drawn: int = DRAWN) -> str:

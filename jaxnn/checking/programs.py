@@ -265,7 +265,7 @@ def projection(tree: PyTree, weights: Sequence[Any]) -> jax.Array:
     terms = [
         jnp.sum(jnp.real(w * jnp.where(jnp.isinf(x), 0, x)))
         for w, x in pairs
-        if jnp.issubdtype(x.dtype, jnp.inexact)
+        if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
     ]
     return functools.reduce(jnp.add, terms)
 
@@ -275,10 +275,11 @@ def random_like(tree: PyTree, seed: int) -> list[jax.Array]:
     rng = np.random.default_rng(seed)
 
     def drawn(x):
-        size = rng.uniform(0.5, 1.5, x.shape) * rng.choice([-1, 1], x.shape)
-        if jnp.issubdtype(x.dtype, jnp.complexfloating):
-            size = size * np.exp(1j * rng.uniform(0, 2 * np.pi, x.shape))
-        return jnp.asarray(size, x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else float)
+        shape, dtype = jnp.shape(x), jnp.result_type(x)
+        size = rng.uniform(0.5, 1.5, shape) * rng.choice([-1, 1], shape)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            size = size * np.exp(1j * rng.uniform(0, 2 * np.pi, shape))
+        return jnp.asarray(size, dtype if jnp.issubdtype(dtype, jnp.inexact) else float)
 
     return [drawn(x) for x in jax.tree.leaves(tree)]
 

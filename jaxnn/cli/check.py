@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxnn.checking import explain as of_checking
-from jaxnn.checking.check import check_gradient
+from jaxnn.checking.check import MADE, check_gradient
 from jaxnn.checking.evidence import Verdict
+from jaxnn.checking.page import page
 from jaxnn.checking.report import GradientError, GradientReport
 from jaxnn.cli.output import print_json, require_place
 from jaxnn.cli.targets import Target, load, refusal
@@ -28,20 +29,26 @@ def check(args: argparse.Namespace) -> int:
         _require_picture("--plot", args.plot)
     if args.html:
         require_place("--html", args.html)
-    codes, told, targets = [], [], _targets(args)
-    for target in targets:
+    targets, failures = _targets(args)
+    codes, told, made = [2] * failures, [], []
+    for number, target in enumerate(targets):
         if not args.json and len(targets) > 1:
-            print(*([""] if codes else []), target.name, sep="\n")
-        report = _report(target, args)
-        codes.append(0 if report is None else report.exit_code)
-        if args.json:
-            told.append(_as_json(target, report))
-        elif report is None:
-            print(f"{target.name}: passed")
-        else:
-            print(report.text(_paint) if _has_colours() else report)
-        if report is not None:
-            _keep(report, args)
+            print(*([""] if number else []), target.name, sep="\n")
+        try:
+            reports = _reports(target, args)
+        except (ValueError, TypeError, OSError) as error:
+            if len(args.targets) == 1 == len(targets):
+                raise
+            codes.append(_said(error))
+            continue
+        for report in reports:
+            codes.append(report.exit_code)
+            told.append(report.to_dict() | {"target": target.name})
+            if not args.json:
+                print(report.text(_paint) if _has_colours() else report)
+        made += reports
+    if made:
+        _keep(made, args)
     if args.json:
         print_json(told[0] if len(told) == 1 else {"targets": told}, args.stdout)
     return max(codes, key=(0, 2, 1).index)
@@ -49,10 +56,8 @@ def check(args: argparse.Namespace) -> int:
 
 def explain(args: argparse.Namespace) -> int:
     """Name the lines where a gradient goes bad; the exit code says whether there are any."""
-    found = [
-        (target, _ran(of_checking.explain, target.function, *target.point))
-        for target in _targets(args)
-    ]
+    targets, _ = _targets(args)
+    found = [(t, _ran(of_checking.explain, t.function, *t.point)) for t in targets]
     if args.json:
         told = [explanation.to_dict() for _, explanation in found]
         print_json(told[0] if len(told) == 1 else {"targets": told}, args.stdout)
@@ -62,15 +67,27 @@ def explain(args: argparse.Namespace) -> int:
     return max((explanation.exit_code for _, explanation in found), key=(0, 2, 1).index)
 
 
-def _targets(args: argparse.Namespace) -> list[Target]:
-    """What is to be checked; a target may itself hold a gradient against values."""
-    found = []
+def _targets(args: argparse.Namespace) -> tuple[list[Target], int]:
+    """What is to be checked, which may itself hold a gradient against values; and how many of
+    several could not be found.
+    """
+    found, failures = [], 0
     for name in args.targets:
         try:
             found += load(name)
         except GradientError as error:
             found.append(Target(name, _raising(error), test=True))
-    return found
+        except (ValueError, TypeError, OSError) as error:
+            if len(args.targets) == 1:
+                raise
+            failures += bool(_said(error))
+    return found, failures
+
+
+def _said(error: Exception) -> int:
+    """Tell of one of several targets that it cannot be checked; the exit code for that."""
+    print(f"jaxnn check: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
 
 
 def _raising(error: GradientError) -> Callable:
@@ -80,38 +97,40 @@ def _raising(error: GradientError) -> Callable:
     return again
 
 
-def _report(target: Target, args: argparse.Namespace) -> GradientReport | None:
-    """What a check says; None for a test that passed."""
+def _reports(target: Target, args: argparse.Namespace) -> list[GradientReport]:
+    """What a check says; or the checks that a test makes."""
+    made: list[GradientReport] = []
+    token = MADE.set(made)
     try:
-        if target.test:
-            _ran(target.function)
-            return None
-        point = target.point
-        options = {"argnums": tuple(range(len(point))), "order": args.order, "seed": args.seed}
-        return _ran(check_gradient, target.function, *point, **options)
+        if not target.test:
+            point = target.point
+            options = {"argnums": tuple(range(len(point))), "order": args.order, "seed": args.seed}
+            return [_ran(check_gradient, target.function, *point, **options)]
+        _ran(target.function)
     except GradientError as error:
         if error.report is None:
             raise refusal("TARGET", "a test that passes", error) from error
-        return error.report
+        return made or [error.report]
+    finally:
+        MADE.reset(token)
+    if not made:
+        raise ValueError(f"`TARGET` must be a test that checks a gradient. Got {target.name!r}.")
+    return made
 
 
-def _as_json(target: Target, report: GradientReport | None) -> dict[str, Any]:
-    if report is None:
-        return {"ok": True, "target": target.name}
-    return report.to_dict() | {"target": target.name}
-
-
-def _keep(report: GradientReport, args: argparse.Namespace) -> None:
-    """Draw and write what was asked for."""
-    if args.plot and report.leaves:
+def _keep(reports: list[GradientReport], args: argparse.Namespace) -> None:
+    """Draw the evidence of the worst, and write a page of all, if that was asked for."""
+    worst = max(reports, key=lambda report: report.verdict.rank)
+    drawn = args.plot and worst.leaves
+    if drawn:
         import matplotlib
 
         matplotlib.use("agg")
-        report.plot().figure.savefig(args.plot)
+        worst.plot().figure.savefig(args.plot)
     if args.html:
-        report.save(args.html)
+        pathlib.Path(args.html).write_text(page(*reports), encoding="utf-8")
     if not args.json:
-        if args.plot and report.leaves:
+        if drawn:
             print(f"evidence drawn in {args.plot}")
         if args.html:
             print(f"page written to {args.html}")

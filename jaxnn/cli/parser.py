@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from jaxnn.cli.choices import ACTIVATIONS, OPTIMIZERS
+from jaxnn.cli.choices import ACTIVATIONS, FIGURES, OPTIMIZERS
 from jaxnn.cli.output import kept_free
 
 # What the library's arguments are called on the command line, in its errors.
@@ -262,8 +262,9 @@ def _parser() -> _Parser:
         "Check the gradients of functions of yours. TARGET is FILE.py:NAME or MODULE:NAME, and the "
         "file is run, as by `python -m`. NAME, which may be Class.method, is a function whose "
         "arguments all have defaults, which are the point; or one without arguments that returns "
-        "(function, arguments). FILE.py alone: all functions check_... and loss... that have "
-        "defaults. FILE.py::TEST runs a test. Exit code 0: right, or at a kink between the slopes "
+        "(function, arguments). All arguments are differentiated. FILE.py alone: all functions "
+        "check_... and loss... that have defaults. FILE.py::TEST runs a test. Exit code 0: right, "
+        "or at a kink between the slopes "
         "from both sides; 1: wrong or not finite; 2: the evidence cannot tell, or bad input.",
         "jaxnn check model.py:loss --order 2",
     )
@@ -305,7 +306,7 @@ def _parser() -> _Parser:
         "draw the pictures",
         "Compute and draw the pictures of losses, derivatives, descent, training and the gradient "
         "check, as PNG and SVG files; an animation of descent, as GIF; and a page with a slider "
-        "for the learning rate. All, or those whose NAMEs are given, such as losses or evidence.",
+        f"for the learning rate. All, or those whose NAMEs are given, of {', '.join(FIGURES)}.",
         "jaxnn figures --out figures",
     )
     figures.add_argument("names", metavar="NAME", nargs="*", help="which (default: all)")

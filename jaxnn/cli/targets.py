@@ -130,13 +130,18 @@ def _candidates(target: str, module: ModuleType) -> Iterator[Target]:
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__
     }
-    found = 0
+    found, left_out = 0, []
     for name, function in functions.items():
-        if name.startswith(PREFIXES) and not _missing(function):
+        if name.startswith(PREFIXES) and _missing(function):
+            left_out.append(name)
+        elif name.startswith(PREFIXES):
             found += 1
             point = tuple(p.default for p in inspect.signature(function).parameters.values())
             made = (function, point) if point else _made_by(name, function)
             yield Target(f"{target}:{name}", *made)
+    if found and left_out:
+        said = f"not checked, without defaults for all arguments: {', '.join(left_out)}"
+        print(f"jaxnn check: {said}", file=sys.stderr)
     if not found:
         there = ", ".join(functions) or "none"
         raise ValueError(

@@ -85,8 +85,8 @@ def _losses() -> Iterator[Row]:
     right = jnp.where(jnp.arange(100) < 32, batch[1], (batch[1] + 1) % 10)
     of_100 = accuracy(one_hot(right, 10, jnp.float64), batch[1])
     yield Row(section, "accuracy of 32 right of 100", f"{of_100:.0%}", "32%")
-    gradient = numerical_grad(lambda p: accuracy(predict(p, batch[0]), batch[1]))(params)
-    steepest = max(float(jnp.max(abs(leaf))) for leaf in jax.tree.leaves(gradient))
+    by_bias = lambda b: accuracy(predict({**params, "b2": b}, batch[0]), batch[1])  # noqa: E731
+    steepest = float(jnp.max(abs(numerical_grad(by_bias)(params["b2"]))))
     yield Row(section, "the accuracy's gradient, at most", f"{steepest:g}", "0")
 
 

@@ -49,13 +49,13 @@ def train(args: argparse.Namespace) -> int:
     params = init_network(init_key, sizes, args.weight_scale)
     devices = jax.devices()
     say(
-        f"{len(digits.t_train)} images to train on, {len(digits.t_test)} to test with; network "
+        f"{len(digits.t_train)} images to train on, {len(digits.t_test)} to test with; network\n"
         f"{'-'.join(map(str, sizes))} ({args.activation}), {sum(p.size for p in params.values())} "
         f"parameters; JAX {jax.__version__} on {devices[0].device_kind}"
         f"{f' x {len(devices)}' if len(devices) > 1 else ''}"
     )
+    say("\ngradient of the loss on 10 images, numerical against automatic:", flush=True)
     check = _gradient_check(error, params, train_set, check_key)
-    say("\ngradient of the loss on 10 images, numerical against automatic:")
     for name, difference in check.items():
         shape = "x".join(map(str, params[name].shape))
         say(f"  {name:4} {shape:>8}   relative difference {difference:.1e}")
@@ -366,8 +366,8 @@ def _lesson(args: argparse.Namespace, result: Fit, lowest: int, place: str) -> s
         depth = len(args.layers)
         still = "W1 and b1 are" if depth == 1 else f"W1 to W{depth} and their biases are"
         return (
-            f"{place}a step function has slope 0 wherever it has one: {still} what they were, and "
-            "only the last layer learns\n"
+            f"{place}a step function has slope 0 wherever it has one: {still}\n"
+            "what they were, and only the last layer learns\n"
         )
     if ended > 1.1 * began:
         return (
@@ -377,8 +377,8 @@ def _lesson(args: argparse.Namespace, result: Fit, lowest: int, place: str) -> s
     if test[-1] > 1.1 * test[lowest] and train[-1] < train[lowest]:
         return (
             f"{place}overfitting: the test loss was lowest after step "
-            f"{history.evaluated[lowest] if len(history.evaluated) else lowest + 1} and has risen "
-            "by over a tenth since, while the training loss went on falling\n"
+            f"{history.evaluated[lowest] if len(history.evaluated) else lowest + 1}\n"
+            "and has risen by over a tenth since, while the training loss went on falling\n"
         )
     return ""
 

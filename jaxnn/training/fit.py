@@ -231,8 +231,16 @@ def fit(
     sets = _sets(data, test, plan.batch_size, mesh, stream)
     asked = metrics is not None or test is not None or patience is not None
     names = _require_measure(measure, sets) if asked or measure is not None else ()
-    if patience is not None and not names:
-        raise ValueError("`patience` must come with `test` where `data` is a function. Got none.")
+    for name, given in (("patience", patience), ("metrics", metrics), ("measure", measure)):
+        if given is not None and not names:
+            raise ValueError(
+                f"`{name}` must come with `test` where `data` is a function. Got none."
+            )
+    if evaluate_steps is not None and not names:
+        raise ValueError(
+            "`evaluate_steps` must come with `test`, `metrics` or `patience`, for something to be "
+            "measured. Got none."
+        )
     skeleton, arrays = arrays_of(params)
     state = _state(arrays, skeleton, optimizer, opt_state, model_state, mesh, donate)
     del arrays
@@ -396,7 +404,9 @@ def require_run(loss: Any, grad: Any, data: Any, test: Any, on_progress: Any) ->
     """Refuse what no run can begin with."""
     require_callable("loss", loss)
     require_arguments("grad", grad, loss)
-    if not _is_function(data):
+    if _is_function(data):
+        require_arguments("data", data, 1)
+    else:
         require_batches("data", data)
     named = test if isinstance(test, Mapping) else {} if test is None else {None: test}
     for name, examples in named.items():
@@ -404,7 +414,7 @@ def require_run(loss: Any, grad: Any, data: Any, test: Any, on_progress: Any) ->
             like = None if _is_function(data) else data
             require_batches("test" if name is None else f"test[{name!r}]", examples, like)
     if on_progress is not None:
-        require_callable("on_progress", on_progress)
+        require_arguments("on_progress", on_progress, None)
 
 
 def require_counts(**numbers: Any) -> None:
@@ -441,7 +451,7 @@ def _require_measure(measure: Any, sets: Mapping[str, Examples | Batches]) -> tu
     """The names of the sets to measure."""
     # What a function gives as "train" is seen but once an epoch, by its steps.
     names = tuple(n for n, s in sets.items() if n != "train" or isinstance(s, Examples))
-    if measure is None:
+    if measure is None or not names:
         return names
     given = () if isinstance(measure, str) or not isinstance(measure, Sequence) else tuple(measure)
     if not given or any(name not in names for name in given):

@@ -212,8 +212,9 @@ class Log:
           ends: after which steps of the run an epoch ends.
           seconds: that it all took, which the epochs share by steps.
         """
-        for name, values in aux.items():
-            self.aux.setdefault(name, []).append(values)
+        for name in {**self.aux, **aux}:  # NaN where something was not recorded
+            values = aux.get(name, np.full(len(losses), np.nan))
+            self.aux.setdefault(name, [np.full(self.step, np.nan)]).append(values)
         self.losses.append(losses)
         first, each = self.step, seconds / max(1, good)
         self.step += good

@@ -202,11 +202,10 @@ class Run:
         train = self.sets["train"]
         return {
             "layout": LAYOUT,
-            "examples": self.plan.count,
             "batch_size": self.plan.batch_size,
             "replacement": self.plan.replacement,
             "key": np.asarray(jax.random.key_data(self.key)).tolist(),
-            "data": checksum(train.data) if isinstance(train, Examples) else "a function",
+            "data": _told(train),
             "optimizer": kind_of(self.optimizer, self.state.opt_state),
         }
 
@@ -486,3 +485,10 @@ class Run:
         patience = self.schedule.patience
         if patience is not None and self.log.waited >= patience:
             self.reason = "no improvement"
+
+
+def _told(examples: Examples | Batches) -> str:
+    """What tells the data of one run from those of another."""
+    if isinstance(examples, Batches):
+        return "a function"
+    return f"{examples.count} examples of checksum {checksum(examples.data)}"

@@ -204,6 +204,7 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
             elif way.guarded:
                 new = jax.tree.map(functools.partial(jnp.where, jnp.all(finite)), new, state)
             if way.norm:
+                _require_free(aux)
                 aux = {**aux, NORM: optax.tree.norm(gradient)}
             losses = chunk.losses.at[i].set(value)
             aux = {name: chunk.aux[name].at[i].set(x) for name, x in aux.items()}
@@ -230,6 +231,14 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
         return chunk
 
     return take
+
+
+def _require_free(aux: dict[str, Any]) -> None:
+    """Refuse a loss that records something else by the name of the gradient's norm."""
+    if NORM in aux:
+        raise ValueError(
+            f"`record` must leave {NORM!r} out where the aux of the loss has that name. Got both."
+        )
 
 
 def _noted(
@@ -355,7 +364,10 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
             data = place(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         if mesh is None:
-            return jnp.array(leaf, getattr(leaf, "dtype", None))  # with a dtype, no weak type
+            if not hasattr(leaf, "dtype"):
+                return jnp.array(leaf)
+            kind = jax.dtypes.canonicalize_dtype(leaf.dtype)
+            return jnp.array(leaf, kind)  # with a dtype, no weak type
         if is_sharded(leaf):
             parts = NamedSharding(mesh, leaf.sharding.spec)
             return jnp.copy(jax.device_put(leaf, parts))
