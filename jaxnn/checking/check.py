@@ -163,8 +163,7 @@ def check_gradient(
     settings = Settings(gradient is None, cotangent is not None, random, seed)
     settings = settings._replace(held=stop_gradient == "held", trust=tuple(trust))
     how = How(evidence == "together", Watch.of(progress))
-    beside = [f"{path.removeprefix('args')} {describe(leaf)}" for path, leaf in call.beside]
-    fixed = (*beside[:NAMED], *([f"{len(beside) - NAMED} more"] if len(beside) > NAMED else ()))
+    fixed = _fixed(call)
     report = None
     # What is not finite is reported; and beyond the domain of `f`, where coarse steps may lead, it
     # is no fault.
@@ -180,6 +179,12 @@ def check_gradient(
                     return _heard(report)
     assert report is not None
     return _heard(report)
+
+
+def _fixed(call: Partition) -> tuple[str, ...]:
+    """The arguments that are not differentiated; of many the first."""
+    beside = [f"{path.removeprefix('args')} {describe(leaf)}" for path, leaf in call.beside]
+    return (*beside[:NAMED], *([f"{len(beside) - NAMED} more"] if len(beside) > NAMED else ()))
 
 
 # Who wants to hear of each report that is made in a test: the command line.

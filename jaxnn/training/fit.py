@@ -199,13 +199,7 @@ def fit(
       Status(reason='finished', step=30, leaf=None)
     """
     require_run(loss, grad, data, test, on_progress)
-    if not _is_function(data):
-        batch_size = BATCH_SIZE if batch_size is None else batch_size
-    elif batch_size is not None or replacement or stream is not None:
-        raise ValueError(
-            "`batch_size`, `replacement` and `stream` must be left out where `data` is a function, "
-            f"which makes the batches. Got {batch_size}, {replacement} and {stream}."
-        )
+    batch_size = _batch_size(data, batch_size, replacement, stream)
     require_counts(
         epochs=epochs,
         batch_size=batch_size,
@@ -229,37 +223,20 @@ def fit(
     mesh = as_mesh("mesh", _mesh_of(params) if mesh is None else mesh)
     plan = _plan(data, batch_size, epochs, replacement, max_steps)
     sets = _sets(data, test, plan.batch_size, mesh, stream)
-    asked = metrics is not None or test is not None or patience is not None
-    names = _require_measure(measure, sets) if asked or measure is not None else ()
-    for name, given in (("patience", patience), ("metrics", metrics), ("measure", measure)):
-        if given is not None and not names:
-            raise ValueError(
-                f"`{name}` must come with `test` where `data` is a function. Got none."
-            )
-    if evaluate_steps is not None and not names:
-        raise ValueError(
-            "`evaluate_steps` must come with `test`, `metrics` or `patience`, for something to be "
-            "measured. Got none."
-        )
+    names = _measured(sets, measure, evaluate_steps, test, metrics=metrics, patience=patience)
     skeleton, arrays = arrays_of(params)
     state = _state(arrays, skeleton, optimizer, opt_state, model_state, mesh, donate)
     del arrays
-    if "learning_rate" in record and learning_rate(state.opt_state) is None:
-        raise ValueError(
-            "`record` must name 'learning_rate' only with `optax.inject_hyperparams`, which keeps "
-            f"it in the optimiser's state. Got {record!r}."
-        )
+    _require_kept(record, state)
     objective = Objective.of(
         loss, metrics, grad, skeleton, sets["train"].example, model_state, has_aux
     )
     objective.require(state.params, state.model_state, key, sets["train"].example)
     more = {"norm": "gradient_norm" in record, "mesh": mesh, "guarded": is_large(state)}
     way = Way.of(plan, optimizer, **more)
-    # Where nothing is measured between epochs, stretches need not end with them.
-    sparse = not names or (evaluate_steps or evaluate_every * (plan.per_epoch or 1)) > (
-        plan.per_epoch or 1
-    )
-    watched = f"{[*list(sets)[1:], 'train'][0]}_loss"
+    first = [*list(sets)[1:], "train"][0]
+    watch = (lambda record: record[f"{first}_loss"]) if watch is None else watch
+    schedule = Schedule(names, evaluate_every, evaluate_steps, watch, patience)
     run = Run(
         plan=plan,
         key=key,
@@ -267,15 +244,9 @@ def fit(
         objective=objective,
         optimizer=optimizer,
         way=way,
-        across=sparse and not (plan.rest or sets["train"].streamed),
+        across=_go_across(plan, schedule, sets["train"]),
         sets=sets,
-        schedule=Schedule(
-            names,
-            evaluate_every,
-            evaluate_steps,
-            watch or (lambda record: record[watched]),
-            patience,
-        ),
+        schedule=schedule,
         saves=saves,
         on_progress=on_progress if jax.process_index() == 0 else None,
         record=record,
@@ -296,6 +267,50 @@ def fit(
     if result.status.reason == "finished":
         _warn_of_divergence(result, run.log.mean_loss)
     return result
+
+
+def _batch_size(
+    data: Any, batch_size: int | None, replacement: bool, stream: bool | None
+) -> int | None:
+    """The examples of a step; None where a function decides, which is then asked for no more."""
+    if not _is_function(data):
+        return BATCH_SIZE if batch_size is None else batch_size
+    if batch_size is not None or replacement or stream is not None:
+        raise ValueError(
+            "`batch_size`, `replacement` and `stream` must be left out where `data` is a function, "
+            f"which makes the batches. Got {batch_size}, {replacement} and {stream}."
+        )
+    return None
+
+
+def _measured(
+    sets: Mapping[str, Examples | Batches],
+    measure: Any,
+    evaluate_steps: int | None,
+    test: Any,
+    **reasons: Any,
+) -> tuple[str, ...]:
+    """The names of the sets that are measured; refused is what asks for it where there are none."""
+    reasons |= {"measure": measure}
+    asked = [name for name, given in reasons.items() if given is not None]
+    names = _require_measure(measure, sets) if asked or test is not None else ()
+    if asked and not names:
+        raise ValueError(
+            f"`{asked[0]}` must come with `test` where `data` is a function. Got none."
+        )
+    if evaluate_steps is not None and not names:
+        raise ValueError(
+            "`evaluate_steps` must come with `test`, `metrics` or `patience`, for something to be "
+            "measured. Got none."
+        )
+    return names
+
+
+def _go_across(plan: Plan, schedule: Schedule, train: Examples | Batches) -> bool:
+    """Whether stretches go across epochs: where nothing is measured at the end of each."""
+    per_epoch = plan.per_epoch or 1
+    between = schedule.steps or schedule.epochs * per_epoch
+    return (not schedule.names or between > per_epoch) and not (plan.rest or train.streamed)
 
 
 def _is_function(data: Any) -> bool:
@@ -457,6 +472,15 @@ def _require_measure(measure: Any, sets: Mapping[str, Examples | Batches]) -> tu
     if not given or any(name not in names for name in given):
         raise ValueError(f"`measure` must name some of {names}. Got {measure!r}.")
     return given
+
+
+def _require_kept(record: Sequence[str], state: State) -> None:
+    """Refuse to record a learning rate that the optimiser's state does not hold."""
+    if "learning_rate" in record and learning_rate(state.opt_state) is None:
+        raise ValueError(
+            "`record` must name 'learning_rate' only with `optax.inject_hyperparams`, which keeps "
+            f"it in the optimiser's state. Got {record!r}."
+        )
 
 
 def _require_record(record: Any) -> tuple[str, ...]:
