@@ -287,6 +287,7 @@ def test_a_run_that_diverges_is_not_told_as_overfitting(capsys):
     assert "diverged: the training loss went from" in said and "overfitting" not in said
 
 
+@pytest.mark.slow
 def test_a_step_function_leaves_the_first_layer_where_it_was(capsys, tmp_path):
     run = ["train", "--activation", "step", "--layers", "20", "--epochs", "5"]
     assert main([*run, "--checkpoint", str(tmp_path)]) == 0
@@ -298,6 +299,7 @@ def test_a_step_function_leaves_the_first_layer_where_it_was(capsys, tmp_path):
     assert (first["['W1']"] == last["['W1']"]).all() and (first["['W2']"] != last["['W2']"]).any()
 
 
+@pytest.mark.slow
 def test_a_part_of_the_units_is_left_out(capsys, tmp_path):
     run = ["train", "--layers", "20", "--epochs", "2", "--json"]
     losses = []

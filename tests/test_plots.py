@@ -373,7 +373,7 @@ def test_the_default_step_is_told_without_looking_inside():
         assert figures._default_step(diff, jnp.array(1.0), scheme) == h
 
 
-UNTRAINED = (
+PICTURES = (
     "losses",
     "activations",
     "derivative",
@@ -382,14 +382,25 @@ UNTRAINED = (
     "descent",
     "learning_rates",
     "zero_gradients",
+    "speed",
+    "flat_places",
+    "weight_gradient",
+    "training",
+    "overfitting",
+    "mistakes",
+    "loss_and_accuracy",
+    "evidence",
+    "gradients",
 )
 
 
-def test_the_cheap_pictures_of_the_chapter_say_what_is_on_their_axes():
-    for name in UNTRAINED:
+def test_the_pictures_of_the_chapter_say_what_is_on_their_axes():
+    for name in PICTURES:
         figure = Figure(layout="constrained")
         getattr(figures, f"_{name}")(figure)
         for ax in figure.axes:
+            if not ax.axison or ax.images:  # of a matrix the entries are named
+                continue
             named = ax.get_title() and (ax.get_xlabel() or not ax.get_subplotspec().is_last_row())
             assert ax.get_label() == "<colorbar>" or named, name
 
@@ -404,6 +415,13 @@ def test_a_picture_is_written(tmp_path, monkeypatch):
         assert path.with_suffix(".svg").read_text().startswith("<?xml")
     with pytest.raises(ValueError, match="`names` must be 'losses', .* Got 'loses'."):
         figures.draw(tmp_path, ["loses"])
+
+
+def test_what_moves_is_written(tmp_path):
+    told = []
+    film, slider = figures.draw(tmp_path, ["film", "slider"], on_picture=told.append)
+    assert film.read_bytes().startswith(b"GIF8") and "<canvas" in slider.read_text()
+    assert told == [film, slider]
 
 
 @pytest.mark.slow

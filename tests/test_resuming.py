@@ -13,7 +13,8 @@ import optax
 import pytest
 
 from jaxnn import fit, load_checkpoint, save_checkpoint
-from jaxnn.training.optimizers import kind_of
+from jaxnn.training import together
+from jaxnn.training.optimizers import kind_of, program_of
 from jaxnn.training.saves import History
 
 KEY = jax.random.key(0)
@@ -351,7 +352,11 @@ def test_a_learning_rate_that_nobody_keeps_cannot_be_told(own_errors):
 
 
 @pytest.mark.parametrize("batch_size", [12, 5])
-@pytest.mark.parametrize("optimizer", [optax.adam(0.1), optax.lbfgs()], ids=["adam", "lbfgs"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.adam(0.1), pytest.param(optax.lbfgs(), marks=pytest.mark.slow)],
+    ids=["adam", "lbfgs"],
+)
 def test_a_large_state_takes_the_same_steps_without_a_copy(
     monkeypatch, tmp_path, batch_size, optimizer
 ):
@@ -417,3 +422,49 @@ def test_the_options_of_a_run_are_json(tmp_path, own_errors):
     with pytest.raises(TypeError, match="`notes` must be what JSON can hold"):
         run = {**RUN, "checkpoint": tmp_path, "notes": {"a": object()}}
         fit(linear, START, PAIRS, optax.sgd(0.1), **run)
+
+
+# ---------------------------------------------------------------- what processes tell each other
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """As if there were two processes, of which the other says what it is told to say."""
+    said = {}
+
+    def gathered(mine):
+        return np.stack([mine, said.get("other", mine)])
+
+    monkeypatch.setattr(together.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(together.multihost_utils, "process_allgather", gathered)
+    return said
+
+
+def test_processes_do_what_the_least_or_most_of_them_wants(two):
+    two["other"] = np.array([False, True, False, False, 3], np.int32)
+    vote = together.Vote(False, False, False, True, 7).agreed()
+    assert vote == together.Vote(False, True, False, True, 3)
+
+
+def test_the_reason_of_the_process_that_failed_is_told_to_the_other(two):
+    line = np.zeros(together.SAID, np.uint8)
+    line[:9] = np.frombuffer(b"OSError: ", np.uint8)
+    two["other"] = line
+    assert str(together.failure_of_others(None)) == "process 1 ended the run: OSError: "
+    two.clear()
+    assert "process 0 ended the run: ValueError: no" in str(
+        together.failure_of_others(ValueError("no"))
+    )
+
+
+def test_what_differs_between_processes_is_named(two):
+    together.require_same({"key": 1, "epochs": 2})
+    two["other"] = np.zeros((2, 2), np.uint32)
+    with pytest.raises(ValueError, match="`key` must be the same in all processes. .* process 1"):
+        together.require_same({"key": 1, "epochs": 2})
+
+
+@pytest.mark.parametrize("one", [optax.adam(0.1), optax.sgd(0.1), optax.lbfgs()])
+def test_the_program_of_an_optimiser_has_its_numbers(one):
+    texts = [program_of(o, START, o.init(START)) for o in (one, optax.chain(one, optax.scale(2.0)))]
+    assert texts[0] != texts[1] and texts[0] == program_of(one, START, one.init(START))
