@@ -404,7 +404,9 @@ def animate_descent(
       >>> points = jnp.stack(jnp.meshgrid(jnp.linspace(-4, 4, 9), jnp.linspace(-4, 4, 9)), axis=-1)
       >>> path = jaxnn.descent_path(jaxnn.surfaces.bowl, jnp.array([-3.0, 4.0]), lr=0.1)
       >>> film = animate_descent(points, jaxnn.surfaces.bowl(points), path)
-      >>> film.save("descent.gif", "pillow")  # doctest: +SKIP
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     film.save(f"{folder}/descent.gif", "pillow")
     """
     _require_paths({"path": path})
     ax = descent_paths(points, values, {"": path}, colorbar=False, ax=ax)

@@ -30,7 +30,7 @@ class Entry(NamedTuple):
       >>> twos = lambda x: 2 * jnp.ones(2)
       >>> report = jaxnn.check_gradient(jnp.sum, jnp.ones(2), gradient=twos)
       >>> entry = report.leaves[0].entries[0]
-      >>> entry.autodiff, entry.numerical
+      >>> entry.autodiff, round(entry.numerical, 9)
       (2.0, 1.0)
     """
 
@@ -237,7 +237,7 @@ class RuleReport(NamedTuple):
       >>> @jax.custom_jvp
       ... def square(x):
       ...     return x**2
-      >>> square.defjvp(lambda x, dx: (x[0] ** 2, x[0] * dx[0]))
+      >>> _ = square.defjvp(lambda x, dx: (x[0] ** 2, x[0] * dx[0]))
       >>> rule = jaxnn.explain(square, jnp.array(3.0)).rules[0]
       >>> rule.name, rule.kind, round(rule.difference, 2)
       ('square', 'custom_jvp', 0.5)
