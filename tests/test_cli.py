@@ -440,6 +440,15 @@ def test_several_reports_are_one_json_object(capsys, project):
     assert [t["ok"] for t in told] == [True, True] and told[0]["target"].endswith(":loss")
 
 
+@pytest.mark.parametrize(
+    "targets, code", [(["pkg.models.losses:loss"], 0), (["nothing.py:f", "nothing.py:g"], 2)]
+)
+def test_explain_goes_on_where_one_of_several_cannot_be_asked(capsys, project, targets, code):
+    assert main(["explain", *targets]) == code
+    assert main(["explain", *targets, "nothing.py:f"]) == 2
+    assert "`f` must have a default for each argument" in capsys.readouterr().err
+
+
 def test_a_page_has_all_reports(capsys, project):
     targets = ["pkg.models.losses:loss", "test_model.py::test_wrong"]
     assert main(["check", *targets, "--html", "check.html", "--plot", "worst.png"]) == 1

@@ -623,6 +623,7 @@ def test_a_model_has_a_state_and_the_loss_an_auxiliary_output(tmp_path):
     whole = fit(normed, START, data, optax.sgd(0.1), epochs=4, metrics=metrics, **run)
     means = whole.history.aux["mean"]
     assert means.shape == (12,) and whole.model_state["mean"] == means[-1]
+    assert means.dtype == np.float32
     np.testing.assert_allclose(whole.history.metrics["train_mean"], means[2::3], rtol=1e-6)
     assert whole.history.metrics["train_hist"].shape == (4, 3)
     saved = {**run, "checkpoint": tmp_path, "metrics": metrics}

@@ -39,7 +39,8 @@ def check(args: argparse.Namespace) -> int:
         except (ValueError, TypeError, OSError) as error:
             if len(args.targets) == 1 == len(targets):
                 raise
-            codes.append(_said(error))
+            _say(error)
+            codes.append(2)
             continue
         for report in reports:
             codes.append(report.exit_code)
@@ -56,15 +57,16 @@ def check(args: argparse.Namespace) -> int:
 
 def explain(args: argparse.Namespace) -> int:
     """Name the lines where a gradient goes bad; the exit code says whether there are any."""
-    targets, _ = _targets(args)
+    targets, failures = _targets(args)
     found = [(t, _ran(of_checking.explain, t.function, *t.point)) for t in targets]
+    codes = [2] * failures + [explanation.exit_code for _, explanation in found]
     if args.json:
         told = [explanation.to_dict() for _, explanation in found]
         print_json(told[0] if len(told) == 1 else {"targets": told}, args.stdout)
     else:
         for target, explanation in found:
             print(f"{target.name}\n{explanation}" if len(found) > 1 else explanation)
-    return max((explanation.exit_code for _, explanation in found), key=(0, 2, 1).index)
+    return max(codes, key=(0, 2, 1).index)
 
 
 def _targets(args: argparse.Namespace) -> tuple[list[Target], int]:
@@ -80,14 +82,14 @@ def _targets(args: argparse.Namespace) -> tuple[list[Target], int]:
         except (ValueError, TypeError, OSError) as error:
             if len(args.targets) == 1:
                 raise
-            failures += bool(_said(error))
+            _say(error)
+            failures += 1
     return found, failures
 
 
-def _said(error: Exception) -> int:
-    """Tell of one of several targets that it cannot be checked; the exit code for that."""
-    print(f"jaxnn check: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+def _say(error: Exception) -> None:
+    """Tell of one of several targets that it cannot be checked."""
+    print(f"jaxnn: error: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def _raising(error: GradientError) -> Callable:

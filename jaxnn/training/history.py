@@ -214,7 +214,9 @@ class Log:
         """
         for name in {**self.aux, **aux}:  # NaN where something was not recorded
             values = aux.get(name, np.full(len(losses), np.nan))
-            self.aux.setdefault(name, [np.full(self.step, np.nan)]).append(values)
+            if name not in self.aux:
+                self.aux[name] = [np.full(self.step, np.nan)] if self.step else []
+            self.aux[name].append(values)
         self.losses.append(losses)
         first, each = self.step, seconds / max(1, good)
         self.step += good

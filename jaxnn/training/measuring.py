@@ -1,7 +1,7 @@
 """Measuring a set of examples: the loss and the metrics on all of it, as means.
 
-The device sums them over a stretch of batches; the host adds the sums of the stretches in float64,
-and comes back often enough to be interrupted.
+The device sums them over stretches of batches; the host comes back often enough to be interrupted,
+and what is measured does not depend on when.
 """
 
 import functools
