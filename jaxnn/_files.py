@@ -101,6 +101,6 @@ def is_alive(number: str) -> bool:
         os.kill(int(number), 0)
     except (ValueError, OverflowError, ProcessLookupError):
         return False
-    except OSError:  # somebody else's
-        return True
+    except OSError:
+        pass  # somebody else's
     return True

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh
 from jax.tree_util import keystr, tree_flatten_with_path
@@ -186,8 +185,9 @@ def require_floating_dtype(name: str, dtype: Any) -> None:
 def require_optimizer(name: str, optimizer: Any) -> None:
     """Refuse what is not made like an optax optimiser."""
     if not all(callable(getattr(optimizer, part, None)) for part in ("init", "update")):
-        called = getattr(optimizer, "__name__", "")
-        hint = f"; call it, as in optax.{called}(1e-3)" if hasattr(optax, called) else ""
+        called, module = (getattr(optimizer, part, "") for part in ("__name__", "__module__"))
+        uncalled = called and module.startswith("optax")
+        hint = f"; call it, as in optax.{called}(1e-3)" if uncalled else ""
         raise TypeError(
             f"`{name}` must be an optax.GradientTransformation{hint}. Got {describe(optimizer)}."
         )

@@ -15,7 +15,7 @@ import pytest
 from jaxnn import fit, load_checkpoint, save_checkpoint
 from jaxnn.training import together
 from jaxnn.training.optimizers import kind_of, program_of
-from jaxnn.training.saves import History
+from jaxnn.training.saves import HistoryFile
 
 KEY = jax.random.key(0)
 X = jnp.linspace(-1, 1, 12).reshape(12, 1)
@@ -192,10 +192,10 @@ def test_rows_of_any_dtype_and_shape_come_back(tmp_path):
         "evaluated": np.array([1, 2, 3]),
         "nothing": np.zeros(0),
     }
-    history = History(tmp_path / "history")
+    history = HistoryFile(tmp_path / "history")
     history.add({name: values[:2] for name, values in rows.items()})
     part = history.add(rows)
-    back = History(tmp_path / "history").read(part)
+    back = HistoryFile(tmp_path / "history").read(part)
     assert back.keys() == rows.keys() - {"nothing"}
     for name, values in back.items():
         assert values.dtype == rows[name].dtype

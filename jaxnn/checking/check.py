@@ -183,8 +183,13 @@ def check_gradient(
 
 def _fixed(call: Partition) -> tuple[str, ...]:
     """The arguments that are not differentiated; of many the first."""
-    beside = [f"{path.removeprefix('args')} {describe(leaf)}" for path, leaf in call.beside]
-    return (*beside[:NAMED], *([f"{len(beside) - NAMED} more"] if len(beside) > NAMED else ()))
+    return _first([f"{path.removeprefix('args')} {describe(x)}" for path, x in call.beside])
+
+
+def _first(named: Sequence[str]) -> tuple[str, ...]:
+    """The first of many, and how many more there are."""
+    more = (f"{len(named) - NAMED} more",) if len(named) > NAMED else ()
+    return (*named[:NAMED], *more)
 
 
 # Who wants to hear of each report that is made in a test: the command line.
@@ -455,9 +460,8 @@ def _notes(call: Partition, settings: Settings, programs: Programs, line: Line) 
     if not programs.deterministic:
         notes.append("not deterministic: tracing the function twice gives two functions")
     if fixed := call.held_fixed:
-        named = [f"{path.removeprefix('args')} ({_kind(leaf)})" for path, leaf in fixed[:NAMED]]
-        more = [f"{len(fixed) - NAMED} more"] if len(fixed) > NAMED else []
-        notes.append(f"held fixed: {', '.join(named + more)}")
+        named = [f"{path.removeprefix('args')} ({_kind(leaf)})" for path, leaf in fixed]
+        notes.append(f"held fixed: {', '.join(_first(named))}")
     if programs.narrow:
         coarsest = max(programs.narrow, key=lambda kind: jnp.finfo(kind).eps)
         notes.append(

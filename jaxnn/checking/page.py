@@ -54,7 +54,7 @@ _STYLE = """
 
 def page(*reports: Any) -> str:
     """A whole page, of one report or of several."""
-    titles = [f"gradient of {report.function}: {report.verdict}" for report in reports]
+    titles = [f"{report.what} of {report.function}: {report.verdict}" for report in reports]
     title = html.escape("; ".join(titles))
     head = f'<meta charset="utf-8"><title>{title}</title>'
     view = '<meta name="viewport" content="width=device-width">'
@@ -72,8 +72,7 @@ def fragment(report: Any, drawn: int = DRAWN) -> str:
 
 
 def _parts(report: Any, drawn: int) -> Iterator[str]:
-    what = {1: "gradient", 2: "Hessian"}.get(report.order, f"derivative of order {report.order}")
-    yield f"<h1>{what} of {html.escape(report.function)}: {_word(report.verdict)}</h1>"
+    yield f"<h1>{report.what} of {html.escape(report.function)}: {_word(report.verdict)}</h1>"
     so_far = ", as far as it came" if report.interrupted else ""
     yield f"<p>{_MEANS.get(report.verdict, '')}{so_far}</p>"
     for found in (*report.births, *report.rules, *report.digits_lost):

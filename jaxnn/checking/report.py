@@ -126,6 +126,11 @@ class GradientReport:
         least = LEAST_DIGITS if leaf.verdict is Verdict.IMPRECISE else 0.0
         return leaf.own_dtype_digits < (least if self.digits is None else self.digits)
 
+    @property
+    def what(self) -> str:
+        """What was checked, in a word."""
+        return {1: "gradient", 2: "Hessian"}.get(self.order, f"derivative of order {self.order}")
+
     def raise_if_wrong(self) -> None:
         """Raise `GradientError`, whose text is the table, unless the gradient is `ok`."""
         if not self.ok:
@@ -160,11 +165,10 @@ class GradientReport:
 
     def text(self, paint: Callable[[Verdict, str], str] = lambda _, text: text) -> str:
         """The table; `paint` gives a verdict's text its colour."""
-        what = {1: "gradient", 2: "Hessian"}.get(self.order, f"derivative of order {self.order}")
         table = [_HEADER, *(_row(leaf) for leaf in self.leaves)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         ended = " (interrupted)" if self.interrupted else ""
-        lines = [f"{what} of {self.function}: {paint(self.verdict, self.verdict)}{ended}"]
+        lines = [f"{self.what} of {self.function}: {paint(self.verdict, self.verdict)}{ended}"]
         lines.append("  ".join(_aligned(_HEADER, widths)).rstrip())
         lines_of = self._lines_by_leaf()
         for row, leaf in zip(table[1:], self.leaves, strict=True):

@@ -50,10 +50,15 @@ def load(target: str) -> list[Target]:
     if test:
         _require_defaults(names, function, "a test that jaxnn runs has no fixtures")
         return [Target(target, function, test=True)]
+    return [_target(target, names, function)]
+
+
+def _target(target: str, name: str, function: Callable) -> Target:
+    """A function at its defaults, or what it returns where it takes no arguments."""
     if not inspect.signature(function).parameters:
-        return [Target(target, *_made_by(names, function))]
-    way = f"or let `{names}()` return (function, arguments)"
-    return [Target(target, function, _require_defaults(names, function, way))]
+        return Target(target, *_made_by(name, function))
+    way = f"or let `{name}()` return (function, arguments)"
+    return Target(target, function, _require_defaults(name, function, way))
 
 
 def _parted(target: str) -> tuple[str, str, bool]:
@@ -136,9 +141,7 @@ def _candidates(target: str, module: ModuleType) -> Iterator[Target]:
             left_out.append(name)
         elif name.startswith(PREFIXES):
             found += 1
-            point = tuple(p.default for p in inspect.signature(function).parameters.values())
-            made = (function, point) if point else _made_by(name, function)
-            yield Target(f"{target}:{name}", *made)
+            yield _target(f"{target}:{name}", name, function)
     if found and left_out:
         said = f"not checked, without defaults for all arguments: {', '.join(left_out)}"
         print(f"jaxnn check: {said}", file=sys.stderr)

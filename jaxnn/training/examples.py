@@ -92,8 +92,7 @@ class Examples(NamedTuple):
         """A set, streamed if `stream`, or by default where it would fill half of the device, or is
         a memory map of more than a piece.
         """
-        count, leaves = count_examples(data, name), jax.tree.leaves(data)
-        size = sum(leaf.nbytes for leaf in leaves)
+        count, leaves, size = count_examples(data, name), jax.tree.leaves(data), _bytes(data)
         if stream is None:
             mapped = any(isinstance(leaf, np.memmap) for leaf in leaves)
             on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)

@@ -365,8 +365,7 @@ def _state(
 ) -> State:
     """What a run begins with: arrays of our own, each its own, where they are needed."""
     place = functools.partial(replicate, mesh=mesh)
-    ours = functools.partial(_ours, place=place, mesh=mesh, taken=set())
-    params = ours(arrays) if donate else place(arrays)
+    params = _ours(arrays, place, mesh, set()) if donate else place(arrays)
     start = optimizer.init(skeleton.split(params)[0])
     if opt_state is not None:
         require_same_form("opt_state", opt_state, "optimizer.init(...)", start)

@@ -7,6 +7,7 @@ a slow clock) is agreed on between two stretches, in `listen`.
 
 import contextlib
 import dataclasses
+import functools
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
@@ -44,6 +45,7 @@ from jaxnn.training.steps import (
     State,
     Way,
     compiled,
+    copied,
     replicate,
     rows_of,
     run_chunk,
@@ -196,7 +198,7 @@ class Run:
         self.prepare()
         self._end_if_failed(self._vote())
 
-    @property
+    @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """What has to be the same for a resumed run to be the same run."""
         train = self.sets["train"]
@@ -455,7 +457,7 @@ class Run:
 
     def _copied(self, state: State) -> State:
         """A state that guarded steps do not take the memory of."""
-        return jax.tree.map(jax.numpy.copy, state) if self.way.guarded else state
+        return copied(state) if self.way.guarded else state
 
     def _watched(self, record: dict[str, Any]) -> float:
         """What is to become smaller; NaN never is, and is told of."""

@@ -12,7 +12,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ class Files:
 
     def __init__(self, directory: str | os.PathLike, keep: int):
         self.directory, self.keep = as_path("checkpoint", directory), keep
-        self.history = History(self.directory / "history")
+        self.history = HistoryFile(self.directory / "history")
         self.thread: threading.Thread | None = None
         self.failure: BaseException | None = None
 
@@ -92,20 +92,12 @@ class Files:
         """The checkpoint to go on from, if there is one; of the run of that identity."""
         there = checkpoints(self.directory)
         if there and not resume:
-            raise FileExistsError(
-                f"`checkpoint` must be empty unless `resume` is set. Got {str(self.directory)!r}, "
-                f"with {there[-1].name}."
-            )
+            _refuse(self.directory, there[-1].name)
         found = load_checkpoint(self.directory, previous=resume == "previous") if there else None
         _require_one_directory(-1 if found is None else found.step)
         if found is None:
             return None
-        if not isinstance(run := found.info.get("run"), dict) or "numbers" not in found.records:
-            raise ValueError(
-                f"`checkpoint` must hold a run of `fit`. Got {str(self.directory)!r}, with "
-                "something else."
-            )
-        require_identity(run, identity)
+        _require_run(self.directory, found.info, identity)
 
         def state(prefix):
             parts = {
@@ -160,7 +152,7 @@ class Manager:
 
     def __init__(self, manager: Any):
         self.manager = manager
-        self.history = History(Path(manager.directory) / "history")
+        self.history = HistoryFile(Path(manager.directory) / "history")
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -175,21 +167,13 @@ class Manager:
 
         step = self.manager.latest_step()
         if step is not None and not resume:
-            raise FileExistsError(
-                f"`checkpoint` must be empty unless `resume` is set. Got "
-                f"{str(self.manager.directory)!r}, with step {step}."
-            )
+            _refuse(self.manager.directory, f"step {step}")
         _require_one_directory(-1 if step is None else step)
         if step is None:
             return None
         only_info = ocp.args.Composite(info=ocp.args.JsonRestore())
         info = self.manager.restore(step, args=only_info)["info"]
-        if not isinstance(info, dict) or not isinstance(run := info.get("run"), dict):
-            raise ValueError(
-                f"`checkpoint` must hold a run of `fit`. Got {str(self.manager.directory)!r}, with "
-                "something else."
-            )
-        require_identity(run, identity)
+        _require_run(self.manager.directory, info, identity)
         best = {"best_": like} if info["best"] else {}
         wanted = Saved(like, best.get("best_"), Log(), {}).parts
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
@@ -222,7 +206,7 @@ class Manager:
         self.manager.wait_until_finished()
 
 
-class History:
+class HistoryFile:
     """A file of arrays that grow; what was written is never changed."""
 
     def __init__(self, path: Path):
@@ -311,8 +295,20 @@ def is_apart(state: State) -> bool:
     return any(not leaf.is_fully_addressable and not leaf.is_fully_replicated for leaf in leaves)
 
 
-def require_identity(found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run that is another one, by name."""
+def _refuse(directory: Any, there: str) -> NoReturn:
+    """Refuse to begin a run where there is one."""
+    raise FileExistsError(
+        f"`checkpoint` must be empty unless `resume` is set. Got {str(directory)!r}, with {there}."
+    )
+
+
+def _require_run(directory: Any, info: Any, asked: Mapping[str, Any]) -> None:
+    """Refuse to go on with something else than a run, or with another one, by name."""
+    found = info.get("run") if isinstance(info, dict) else None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"`checkpoint` must hold a run of `fit`. Got {str(directory)!r}, with something else."
+        )
     if found.keys() != asked.keys():
         raise ValueError(
             "`checkpoint` must hold a run of this version of `fit`. Got one with "

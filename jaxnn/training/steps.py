@@ -319,7 +319,7 @@ def run_chunk(
         return take(state, *examples, start, stop, short)
     known = None
     while True:  # twice at most, unless the arithmetic differs from time to time, as on a GPU
-        chunk = take(_copied(state), *examples, start, stop, short)
+        chunk = take(copied(state), *examples, start, stop, short)
         fine = np.all(np.asarray(chunk.finite), axis=-1)
         outcome = chunk._replace(state=None)
         known = outcome if known is None else _of_the_broken(fine, known, outcome)
@@ -329,8 +329,8 @@ def run_chunk(
 
 
 @jax.jit
-def _copied(state: State) -> State:
-    """In one program, which is compiled faster than one for each shape."""
+def copied(state: State) -> State:
+    """A copy, in one program, which is compiled faster than one for each shape."""
     return jax.tree.map(jnp.copy, state)
 
 
