@@ -16,6 +16,7 @@ from matplotlib.animation import PillowWriter
 from matplotlib.figure import Figure
 
 from jaxnn import plots
+from jaxnn._chapter import INPUT, TARGET, WEIGHTS, braking
 from jaxnn._files import made_directory
 from jaxnn._validate import require_choice
 from jaxnn.checking.check import check_gradient
@@ -30,7 +31,7 @@ from jaxnn.training.history import Fit
 
 # On a page of light or dark ground; the dark one is that of a repository's page.
 STYLES: dict[str, dict[Any, Any]] = {
-    "light": {"svg.hashsalt": "jaxnn", "axes.spines.top": False, "axes.spines.right": False},
+    "light": {"axes.spines.top": False, "axes.spines.right": False},
 }
 _INK = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 _PAPER = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
@@ -80,8 +81,7 @@ def draw(
             picture(figure)
             written.append(folder / f"{number:02}{picture.__name__}{end}.png")
             figure.savefig(written[-1], dpi=DENSITY)
-            nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-            figure.savefig(written[-1].with_suffix(".svg"), metadata=nothing)
+            written[-1].with_suffix(".svg").write_text(plots.as_svg(figure), encoding="utf-8")
             if on_picture is not None:
                 on_picture(written[-1])
         for name, (make, file) in _MOVING.items():
@@ -371,15 +371,11 @@ def _evidence(figure: Figure) -> None:
 
 def _speed(figure: Figure) -> None:
     """The chapter's car: on average, and at a moment."""
-
-    def way(t):
-        return 150.0 * t - 50.0 * t**2 / 3
-
     t, axes = jnp.linspace(0, 3, 61), figure.subplots()
-    lines = {"on average, in 3 hours": ((0.0, 3.0), float(way(3.0) - way(0.0)) / 3)}
+    lines = {"on average, in 3 hours": ((0.0, 3.0), float(braking(3.0) - braking(0.0)) / 3)}
     for at in (0.0, 3.0):
-        lines[f"at that moment, after {at:g} h"] = ((at, at), float(numerical_diff(way, at)))
-    ax = plots.slopes(t, way(t), lines, ax=axes)
+        lines[f"at that moment, after {at:g} h"] = ((at, at), float(numerical_diff(braking, at)))
+    ax = plots.slopes(t, braking(t), lines, ax=axes)
     ax.set(xlabel="hours", ylabel="km", title="300 km in 3 hours: 100 km/h only on average")
 
 
@@ -403,8 +399,7 @@ def _flat_places(figure: Figure) -> None:
 
 def _weight_gradient(figure: Figure) -> None:
     """The chapter's 2x3 network: each weight's share in the loss."""
-    weights = jnp.array([[0.47355232, 0.9977393, 0.84668094], [0.85557411, 0.03563661, 0.69422093]])
-    x, t = jnp.array([0.6, 0.9]), jnp.array([0, 0, 1])
+    weights, x, t = jnp.array(WEIGHTS), jnp.array(INPUT), jnp.array(TARGET)
     gradient = numerical_grad(loss)({"W1": weights}, x, t)["W1"]
     left, right = figure.subplots(1, 2)
     plots.matrix(weights, title="The weights W", ax=left)

@@ -8,12 +8,14 @@ lightness, so that the pictures can be read in grey and by the colour-blind.
 """
 
 import html
+import io
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from jax.typing import ArrayLike
@@ -21,6 +23,7 @@ from jaxtyping import Float, Int, PyTree
 from matplotlib.animation import FuncAnimation
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
+from matplotlib.figure import Figure
 
 from jaxnn._validate import as_array, describe, require_classes, require_same_form
 from jaxnn.checking.evidence import Verdict
@@ -852,6 +855,19 @@ def _digits_of(leaf: LeafReport, ax: Axes) -> Axes:
         f"{leaf.path}: right, but {leaf.own_dtype_digits:.1f} digits are left of {has:.0f}"
     )
     return ax
+
+
+def as_svg(figure: Figure) -> str:
+    """A figure as SVG, the same each time it is drawn.
+
+    Example:
+      >>> as_svg(Figure())[:5]
+      '<?xml'
+    """
+    file, nothing = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.hashsalt": "jaxnn"}):
+        figure.savefig(file, format="svg", metadata=nothing)
+    return file.getvalue()
 
 
 def _panels(axes: Panels, rows: int, columns: int, exact: bool = True, **layout: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "jaxnn"
 ROOMS = (
     ("_validate",),
     ("_files", "_programs", "_arguments"),
-    ("losses", "surfaces", "data"),
+    ("losses", "surfaces", "data", "_chapter"),
     ("network",),
     ("numerical",),
     ("descent",),

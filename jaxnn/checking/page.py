@@ -3,7 +3,6 @@ evidence on each leaf as a picture, and the line of code where one is named.
 """
 
 import html
-import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -125,17 +124,14 @@ def _leaf(leaf: LeafReport, is_open: bool, is_drawn: bool) -> str:
 
 def _picture(leaf: LeafReport) -> str:
     """The evidence as SVG, drawn apart from whatever pyplot is doing."""
-    import matplotlib
     from matplotlib.figure import Figure
 
-    from jaxnn.plots import gradient_evidence
+    from jaxnn.plots import as_svg, gradient_evidence
 
-    figure, file = Figure((7, 3.2), layout="constrained"), io.StringIO()
+    figure = Figure((7, 3.2), layout="constrained")
     gradient_evidence(leaf, ax=figure.subplots())
-    with matplotlib.rc_context({"svg.hashsalt": "jaxnn"}):
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", metadata=nothing)
-    return file.getvalue()[file.getvalue().index("<svg") :]
+    drawn = as_svg(figure)
+    return drawn[drawn.index("<svg") :]
 
 
 def _code(line: SourceLine, around: int = 2) -> str:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnn._chapter import INPUT, SAYS_SEVEN, SAYS_TWO, TARGET, WEIGHTS, braking
 from jaxnn.data import load_digits, one_hot, sample_batch
 from jaxnn.descent import gradient_descent
 from jaxnn.losses import accuracy, cross_entropy_error, mean_squared_error
@@ -22,15 +23,6 @@ from jaxnn.numerical.differences import (
 )
 from jaxnn.surfaces import bowl, parabola
 from jaxnn.training.fit import fit
-
-# The chapter's example: ten outputs for a picture of a 2, once confident that it is a 2, once that
-# it is a 7.
-SAYS_TWO = (0.1, 0.05, 0.6, 0.0, 0.05, 0.1, 0.0, 0.1, 0.0, 0.0)
-SAYS_SEVEN = (0.1, 0.05, 0.1, 0.0, 0.05, 0.1, 0.0, 0.6, 0.0, 0.0)
-# The chapter's smallest network: two inputs, three scores, fixed weights.
-WEIGHTS = ((0.47355232, 0.9977393, 0.84668094), (0.85557411, 0.03563661, 0.69422093))
-INPUT = (0.6, 0.9)
-TARGET = (0, 0, 1)
 
 
 class Row(NamedTuple):
@@ -94,7 +86,6 @@ def _derivatives() -> Iterator[Row]:
     section = "4.3 Numerical differentiation"
     speed = numerical_diff(lambda t: 100.0 * t, 1.5, 1.5)  # 300 km in 3 hours, evenly
     yield Row(section, "300 km in 3 hours, km/h on average", f"{speed:.0f}", "100")
-    braking = lambda t: 150.0 * t - 50.0 * t**2 / 3  # noqa: E731  # the same way, ever slower
     for at in (0.0, 3.0):
         now = f"{numerical_diff(braking, at):.0f}"
         yield Row(section, f"braking all the way: km/h after {at:g} h", now, "")
