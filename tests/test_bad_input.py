@@ -919,14 +919,17 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def unchanged(files, monkeypatch):
-    """That a call leaves the files, and the directory that it is called from, as they were."""
+    """That a call leaves the files, and the directory that it is called from, as they were.
+
+    But for what Python keeps of a module that it imports.
+    """
     monkeypatch.chdir(files)
 
     def contents():
         return {
             str(p): p.read_bytes() if p.is_file() else None
             for p in files.rglob("*")
-            if p.name != ".lock"
+            if p.name != ".lock" and "__pycache__" not in p.parts
         }
 
     before = contents()
