@@ -35,7 +35,9 @@ STYLES: dict[str, dict[Any, Any]] = {
 }
 _INK = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 _PAPER = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
-STYLES["dark"] = STYLES["light"] | dict.fromkeys(_INK, "#e6edf3") | dict.fromkeys(_PAPER, "#0d1117")
+STYLES["dark"] = (
+    STYLES["light"] | dict.fromkeys(_INK, plots.INK[1]) | dict.fromkeys(_PAPER, plots.PAPER[1])
+)
 # Twice as dense as the pixels of a page that shows a picture at its size.
 DENSITY = 160
 
@@ -414,7 +416,9 @@ def _film(path: Path) -> None:
     figure = Figure((6, 3.4), layout="constrained")
     points = _grid(-10, 10, 101) * jnp.array([1, 0.5])
     descent = descent_path(_valley, jnp.array([-8.0, 1.3]), 0.9, 30)
-    film = plots.animate_descent(points, _valley(points), descent, ax=figure.subplots())
+    film = plots.animate_descent(
+        points, _valley(points), descent, title="lr = 0.9", ax=figure.subplots()
+    )
     film.save(path, PillowWriter(fps=6), dpi=100)
 
 

@@ -10,6 +10,7 @@ lightness, so that the pictures can be read in grey and by the colour-blind.
 import html
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -40,6 +41,7 @@ Heights = Float[ArrayLike, "rows columns"]
 # dash and a marker of its own besides.
 _ON_LIGHT = ("#08306b", "#b03a06", "#87155f", "#0d8f66", "#b08400")
 _ON_DARK = ("#6aa9f7", "#e8793a", "#f4e4f4", "#5cc8a0", "#e9cf62")
+INK, PAPER, _SOFT = ("#000000", "#e6edf3"), ("#ffffff", "#0d1117"), ("#b3b3b3", "#737373")
 _DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), ":")
 _MARKERS = ("o", "s", "^", "D", "v")
 _MAP = "cividis"
@@ -387,6 +389,7 @@ def animate_descent(
     values: Heights,
     path: DescentPath,
     *,
+    title: str = "",
     interval: int = 150,
     ax: Axes | None = None,
 ) -> FuncAnimation:
@@ -396,6 +399,7 @@ def animate_descent(
       points: a grid of (x0, x1).
       values: of the function there.
       path: from `descent_path`.
+      title: what stands before the step and its value, such as "lr = 0.1".
       interval: milliseconds between steps.
       ax: to draw into.
 
@@ -419,7 +423,9 @@ def animate_descent(
     def show(step):
         line.set_data(*along[: step + 1].T)
         star.set_data(*along[step : step + 1].T)
-        ax.set_title(f"step {step}: f = {losses[step]:.3g}", loc="left")
+        ax.set_title(
+            f"{title}{', ' if title else ''}step {step}: f = {losses[step]:.3g}", loc="left"
+        )
         return line, star
 
     figure: Any = ax.figure
@@ -452,13 +458,19 @@ def learning_rate_page(
     x0, x1 = _require_grid(points)
     require_same_form("values", values, "points[..., 0]", x0)
     _require_paths(paths)
-    # Heights as shades, and what is far away no further than the browser can draw.
-    z = np.asarray(values, float)
-    shades = np.round(9 * (z - z.min()) / (np.ptp(z) or 1)).astype(int)
+    size, room = (8.0, 6.2), (0.09, 0.1, 0.89, 0.88)
+    ground = Figure(size)
+    ax = ground.add_axes(room)
+    ax.contour(x0, x1, np.asarray(values), 12, colors=_SOFT[0], linewidths=1)
+    ax.set(xlabel="x0", ylabel="x1")
+    # Where the axes are in the picture, in points from its upper left corner.
+    width, height = (72 * length for length in size)
+    left, low, wide, high = room
+    box = [left * width, (1 - low - high) * height, wide * width, high * height]
+    # What is far away no further than a browser can draw.
     far = 1e6
     data = {
-        "box": [float(x0.min()), float(x0.max()), float(x1.min()), float(x1.max())],
-        "shades": shades.tolist(),
+        "range": [*map(float, (x0.min(), x0.max(), x1.min(), x1.max()))],
         "paths": [
             {
                 "lr": float(lr),
@@ -468,7 +480,15 @@ def learning_rate_page(
             for lr, p in paths.items()
         ],
     }
-    return _PAGE.replace("TITLE", html.escape(title)).replace("DATA", json.dumps(data))
+    place = "<svg id='path' x='{:g}' y='{:g}' width='{:g}' height='{:g}'></svg></svg>".format(*box)
+    parts = {
+        "TITLE": html.escape(title),
+        "PICTURE": place.join(svg_for_page(ground).rsplit("</svg>", 1)),
+        "COLOR": f"light-dark({_ON_LIGHT[0]}, {_ON_DARK[0]})",
+        "PAPER": f"light-dark({', '.join(PAPER)})",
+        "DATA": json.dumps(data),
+    }
+    return re.sub("|".join(parts), lambda found: parts[found[0]], _PAGE)
 
 
 _PAGE = """<!doctype html>
@@ -476,46 +496,33 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <style>
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 44em; margin: 1em auto; padding: 0 1em; }
-canvas { width: 100%; border-radius: 6px; } input { width: 100%; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 46em; margin: 1em auto; padding: 0 1em;
+  background: PAPER; }
+h1 { font-size: 1.3em; } input { width: 100%; } body > svg { max-width: 100%; height: auto; }
 output { font-weight: 600; font-variant-numeric: tabular-nums; }
+#path { fill: COLOR; stroke: COLOR; stroke-width: 2; }
 </style></head><body>
 <h1>TITLE</h1>
 <label>learning rate <output id="lr"></output>: the last value of f is <output id="loss"></output>
 <input id="slider" type="range" min="0" step="1"></label>
-<canvas id="picture" width="880" height="660"></canvas>
+PICTURE
 <script>
 const data = DATA;
-const canvas = document.getElementById("picture"), slider = document.getElementById("slider");
-const pen = canvas.getContext("2d"), [left, right, low, high] = data.box;
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const across = x => (x - left) / (right - left) * canvas.width;
-const down = y => (high - y) / (high - low) * canvas.height;
+const drawn = document.getElementById("path"), slider = document.getElementById("slider");
+const [left, right, low, high] = data.range;
+const across = x => (x - left) / (right - left) * drawn.width.baseVal.value;
+const down = y => (high - y) / (high - low) * drawn.height.baseVal.value;
 function draw() {
-  const path = data.paths[slider.value], rows = data.shades.length;
-  const columns = data.shades[0].length, w = canvas.width / columns, h = canvas.height / rows;
-  data.shades.forEach((row, i) => row.forEach((shade, j) => {
-    const grey = dark.matches ? 28 + 7 * shade : 255 - 8 * shade;
-    pen.fillStyle = `rgb(${grey},${grey},${grey})`;
-    pen.fillRect(j * w, canvas.height - (i + 1) * h, w + 1, h + 1);
-  }));
-  pen.strokeStyle = pen.fillStyle = dark.matches ? "#6aa9f7" : "#08306b";
-  pen.lineWidth = 3;
-  pen.beginPath();
-  path.points.forEach(([x, y]) => pen.lineTo(across(x), down(y)));
-  pen.stroke();
-  path.points.forEach(([x, y], i) => {
-    pen.beginPath();
-    pen.arc(across(x), down(y), i == 0 ? 9 : 5, 0, 7);
-    pen.fill();
-  });
+  const path = data.paths[slider.value];
+  const points = path.points.map(([x, y]) => [across(x), down(y)]);
+  drawn.innerHTML = `<polyline fill="none" points="${points.join(" ")}"/>` +
+    points.map(([x, y], i) => `<circle cx="${x}" cy="${y}" r="${i ? 3 : 6}"/>`).join("");
   document.getElementById("lr").value = path.lr.toPrecision(3);
   document.getElementById("loss").value = path.loss;
 }
 slider.max = data.paths.length - 1;
 slider.value = Math.floor(data.paths.length / 2);
 slider.oninput = draw;
-dark.onchange = draw;
 draw();
 </script></body></html>
 """
@@ -768,36 +775,40 @@ def gradient_evidence(leaf: LeafReport, ax: Axes | None = None) -> Axes:
     panels = (
         [_one(ax)] if ax is not None else _panels(None, 2, 1, sharex=True, height_ratios=(1, 2))
     )
+    ends = steps[[0, -1]]
     for above in panels[:-1]:
-        above.semilogx(steps, slopes, **_line(0), marker="o", ms=4, label="numerical slope")
-        above.axhline(leaf.autodiff, **_line(2), label="the gradient's slope")
+        (taken,) = above.semilogx(steps, slopes, **_line(0), marker="o", ms=4)
+        (claimed,) = above.plot(ends, [leaf.autodiff] * 2, **_line(2))
         bar = leaf.bound if np.isfinite(leaf.bound) else None
-        above.errorbar(
-            leaf.step, leaf.numerical, bar, **_point(1), capsize=4, label="best, with its bound"
-        )
+        best = above.errorbar(leaf.step, leaf.numerical, bar, **_point(1), capsize=4)
         above.set(ylabel="slope")
-        above.legend(fontsize="small")
+        names = {taken: "of the values", claimed: "of the gradient", best[0]: "best, with bound"}
+        _name_lines(above, names, 0.16)
     below: Axes = panels[-1]
     size = max(abs(leaf.autodiff), abs(leaf.numerical), np.finfo(float).tiny)
     differences = np.maximum(abs(slopes - leaf.autodiff) / size, _SMALLEST)
-    below.loglog(steps, differences, **_line(0), marker="o", ms=4, label="numerical slopes")
+    names = {}
+    (line,) = below.loglog(steps, differences, **_line(0), marker="o", ms=4)
+    names[line] = "difference"
     if np.isfinite(leaf.bound):
-        below.axhline(
-            max(leaf.bound / size, _SMALLEST),
-            **_line(1),
-            label="bound on the error of the best slope",
-        )
+        (line,) = below.plot(ends, [max(leaf.bound / size, _SMALLEST)] * 2, **_line(1))
+        names[line] = "bound on the\nbest slope's error"
     if np.isfinite(leaf.noise) and leaf.noise > 0:
-        below.loglog(
-            steps, leaf.noise / steps / size, **_line(3), lw=2, label="noise of the values / step"
-        )
+        (line,) = below.loglog(steps, leaf.noise / steps / size, **_line(3), lw=2)
+        names[line] = "noise of the\nvalues / step"
     if np.isfinite(leaf.step):
-        below.axvline(
-            leaf.step, color="0.5", lw=1, label="step that the best slope is extrapolated from"
+        below.axvline(leaf.step, color=_soft(), lw=1, zorder=1)
+        below.annotate(
+            "best step",
+            (leaf.step, 0),
+            xycoords=below.get_xaxis_transform(),
+            xytext=(3, 3),
+            textcoords="offset points",
+            fontsize="small",
         )
     below.set(xlabel="step, in units of the entries' scale", title=f"{leaf.path}: {leaf.verdict}")
     below.set_ylabel("|numerical slope - gradient's slope|\n/ |the larger of the two|")
-    below.legend(fontsize="small")
+    _name_lines(below, names, 0.11)
     return below
 
 
@@ -868,6 +879,24 @@ def as_svg(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "jaxnn"}):
         figure.savefig(file, format="svg", metadata=nothing)
     return file.getvalue()
+
+
+def svg_for_page(figure: Figure) -> str:
+    """A figure of the light palette as a part of an HTML page, in the colours of the page's scheme.
+
+    Example:
+      >>> svg_for_page(Figure())[:4]
+      '<svg'
+    """
+    schemes = dict([INK, PAPER, _SOFT, *zip(_ON_LIGHT, _ON_DARK, strict=True)])
+    drawn = as_svg(figure)
+    drawn = re.sub(
+        "#[0-9a-f]{6}",
+        lambda color: f"light-dark({color[0]}, {schemes.get(color[0], color[0])})",
+        drawn[drawn.index("<svg") :],
+    )
+    # Letters have no colour of their own.
+    return drawn.replace("<svg", f"<svg fill='light-dark({', '.join(INK)})'", 1)
 
 
 def _panels(axes: Panels, rows: int, columns: int, exact: bool = True, **layout: Any) -> np.ndarray:
@@ -961,7 +990,7 @@ def _color(i: int) -> str:
 
 def _soft() -> str:
     """Of what stands behind the curves."""
-    return "0.45" if _is_dark() else "0.7"
+    return _SOFT[_is_dark()]
 
 
 def _ground() -> LinearSegmentedColormap:

@@ -30,25 +30,27 @@ _MEANS = {
 DRAWN = 12
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --line: #d0d7de;
-  --soft: #f6f8fa; --good: #116329; --look: #7d4e00; --bad: #a40e26; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --line: #30363d;
-  --soft: #161b22; --good: #56d364; --look: #e3b341; --bad: #ff7b72; } }
-.jaxnn { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 60em; margin: 0 auto; padding: 1em; }
+.jaxnn { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; max-width: 60em;
+  color: light-dark(#1b1f24, #e6edf3); background: light-dark(#ffffff, #0d1117);
+  margin: 0 auto; padding: 1em; }
 .jaxnn h1 { font-size: 1.3em; margin: 0 0 .2em; } .jaxnn p { margin: .3em 0; }
-.jaxnn .good { color: var(--good); } .jaxnn .look { color: var(--look); }
-.jaxnn .bad { color: var(--bad); } .jaxnn .word { font-weight: 600; }
-.jaxnn details { border: 1px solid var(--line); border-radius: 6px; margin: .5em 0; }
+.jaxnn .good { color: light-dark(#116329, #56d364); }
+.jaxnn .look { color: light-dark(#7d4e00, #e3b341); }
+.jaxnn .bad { color: light-dark(#a40e26, #ff7b72); } .jaxnn .word { font-weight: 600; }
+.jaxnn details { border: 1px solid light-dark(#d0d7de, #30363d); border-radius: 6px;
+  margin: .5em 0; }
 .jaxnn summary { padding: .4em .7em; cursor: pointer; display: flex; gap: 1em; flex-wrap: wrap; }
 .jaxnn summary code { flex: 1 1 12em; } .jaxnn .inside { padding: 0 .9em .7em; }
 .jaxnn table { border-collapse: collapse; margin: .4em 0; font-variant-numeric: tabular-nums; }
 .jaxnn th, .jaxnn td { padding: .1em .8em .1em 0; text-align: left; font-weight: 400; }
-.jaxnn th { opacity: .7; } .jaxnn pre { background: var(--soft); padding: .6em .8em; margin: .4em 0;
-  overflow-x: auto; border-radius: 6px; } .jaxnn .here { font-weight: 700; }
-.jaxnn figure { margin: .5em 0; background: #ffffff; border-radius: 6px; padding: .3em; }
+.jaxnn th { opacity: .7; } .jaxnn pre { background: light-dark(#f6f8fa, #161b22);
+  padding: .6em .8em; margin: .4em 0; overflow-x: auto; border-radius: 6px; }
+.jaxnn .here { font-weight: 700; }
+.jaxnn figure { margin: .5em 0; }
 .jaxnn svg { max-width: 100%; height: auto; } .jaxnn .note { opacity: .8; }
 """
+
+_BODY = "color-scheme: light dark; margin: 0; background: light-dark(#ffffff, #0d1117)"
 
 
 def page(*reports: Any) -> str:
@@ -57,7 +59,7 @@ def page(*reports: Any) -> str:
     title = html.escape("; ".join(titles))
     head = f'<meta charset="utf-8"><title>{title}</title>'
     view = '<meta name="viewport" content="width=device-width">'
-    start = f"<!doctype html><html lang='en'><head>{head}{view}</head><body style='margin:0'>"
+    start = f"<!doctype html><html lang='en'><head>{head}{view}</head><body style='{_BODY}'>"
     return f"{start}{''.join(map(fragment, reports))}</body></html>"
 
 
@@ -77,8 +79,9 @@ def _parts(report: Any, drawn: int) -> Iterator[str]:
     for found in (*report.births, *report.rules, *report.digits_lost):
         yield f"<pre>{html.escape(str(found))}</pre>{_code(found.line)}"
     for number, leaf in enumerate(report.leaves):
-        yield _leaf(leaf, is_open=not leaf.verdict.ok, is_drawn=number < drawn)
-    counts = f"{len(report.leaves)} leaves, {report.evaluations} values of the function"
+        yield _leaf(leaf, is_open=leaf.verdict is not Verdict.AGREES, is_drawn=number < drawn)
+    several = "leaf" if len(report.leaves) == 1 else "leaves"
+    counts = f"{len(report.leaves)} {several}, {report.evaluations} values of the function"
     yield f"<p class='note'>{counts}</p>"
     if report.fixed:
         yield f"<p class='note'>held fixed: {html.escape(', '.join(report.fixed))}</p>"
@@ -124,14 +127,15 @@ def _leaf(leaf: LeafReport, is_open: bool, is_drawn: bool) -> str:
 
 def _picture(leaf: LeafReport) -> str:
     """The evidence as SVG, drawn apart from whatever pyplot is doing."""
+    from matplotlib import style
     from matplotlib.figure import Figure
 
-    from jaxnn.plots import as_svg, gradient_evidence
+    from jaxnn.plots import gradient_evidence, svg_for_page
 
-    figure = Figure((7, 3.2), layout="constrained")
-    gradient_evidence(leaf, ax=figure.subplots())
-    drawn = as_svg(figure)
-    return drawn[drawn.index("<svg") :]
+    with style.context("default"):
+        figure = Figure((8, 3.2), layout="constrained")
+        gradient_evidence(leaf, ax=figure.subplots())
+        return svg_for_page(figure)
 
 
 def _code(line: SourceLine, around: int = 2) -> str:
