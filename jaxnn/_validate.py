@@ -4,11 +4,12 @@ requirement, what came.
 Shapes, dtypes and structure are looked at under `jit` as well; values only where they can be seen.
 """
 
+import contextlib
 import inspect
 import math
 import operator
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -154,13 +155,29 @@ def require_arguments(name: str, f: Any, *args: Any, **kwargs: Any) -> None:
         ) from None
 
 
+@contextlib.contextmanager
+def tracing(name: str) -> Iterator[None]:
+    """While a function is traced; if JAX cannot, what to do is said."""
+    try:
+        yield
+    except jax.errors.JAXTypeError as error:
+        error.add_note(
+            f"JAX runs `{name}` once, without values, so Python's `if`, `float()` and NumPy's "
+            "functions cannot look at them: take `jnp.where` or `jax.lax.cond`, and `jax.numpy`."
+        )
+        raise
+
+
 def require_scalar(name: str, value: Any) -> None:
     """Refuse what a function returned, if it is not a real scalar."""
     if isinstance(value, float) or (
         getattr(value, "shape", None) == () and jnp.issubdtype(value.dtype, jnp.floating)
     ):
         return
-    raise TypeError(f"`{name}` must return a real scalar. Got {jax.tree.map(describe, value)}.")
+    got = jax.tree.map(describe, value)
+    hint = "; of several things, say which by `has_aux=True` or `model_state=`"
+    several = hint if name == "loss" and isinstance(value, tuple) else ""
+    raise TypeError(f"`{name}` must return a real scalar{several}. Got {got}.")
 
 
 def require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:

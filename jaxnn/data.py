@@ -9,6 +9,7 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -340,9 +341,14 @@ def require_batches(name: str, data: PyTree, like: PyTree = None) -> None:
     """Refuse what is not a tuple of arrays with examples, or not of the form of `like`, the data
     that are trained on.
     """
-    if not isinstance(data, tuple | list):
+    if not isinstance(data, tuple | list) or hasattr(data, "update"):
+        hint = ""
+        if isinstance(data, Iterator):
+            hint = ", or a function of the epoch that makes its batches, as in `lambda epoch: ...`"
+        elif hasattr(data, "update"):
+            hint = ", and stand before the optimizer"
         raise TypeError(
-            f"`{name}` must be a tuple of arrays, such as (x, t). Got {describe(data)}."
+            f"`{name}` must be a tuple of arrays, such as (x, t){hint}. Got {describe(data)}."
         )
     count_examples(data, name)
     if like is not None:

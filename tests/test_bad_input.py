@@ -523,7 +523,8 @@ check_gradient(bowl, X, evidence="all")
 check_gradient(bowl, X, order=5)
     ValueError: `order` must be 1, 2, 3 or 4. Got 5.
 check_gradient(lambda x: float(x.sum()), X)
-    TypeError: `f` must be differentiable by JAX, or `gradient` must be given. Got ...
+    TypeError: `f` must be differentiable by JAX (made of `jax.numpy`, not of NumPy), or `gradient`
+    must be given. Got ...
 check_gradient(bowl, X, order=2, gradient=jax.grad(bowl))
     ValueError: `order` must be 1 where a hand-written `gradient` is given. Got 2.
 check_gradient(bowl, X, gradient=lambda x: None)
@@ -1225,6 +1226,21 @@ numerical_grad(surfaces.bowl, X)
 cross_entropy_error(jnp.array([2.0, -3.0]), jnp.array(0))
     ValueError: `y` must be probabilities, from 0 to 1; `softmax_cross_entropy` takes scores. Got
     one that is 3 beyond.
+fit(data=iter([(X,)]))
+    TypeError: `data` must be a tuple of arrays, such as (x, t), or a function of the epoch that
+    makes its batches, as in `lambda epoch: ...`. Got list_iterator ...
+fit(data=optax.sgd(0.1))
+    TypeError: `data` must be a tuple of arrays, such as (x, t), and stand before the optimizer. Got
+    GradientTransformationExtraArgs ...
+fit(loss=lambda w, x, t: (jnp.sum(x), {}))
+    TypeError: `loss` must return a real scalar; of several things, say which by `has_aux=True` or
+    `model_state=`. Got ('float32[]', {}).
+fit(on_progress=lambda progress: X)
+    TypeError: `on_progress` must return nothing, or whether to stop. Got float32[2].
+check_gradient(lambda x: np.sum(np.asarray(x)), X)
+    TypeError: `f` must be differentiable by JAX (made of `jax.numpy`, not of NumPy), or `gradient`
+    must be given. Got The numpy.ndarray conversion method __array__() was called on traced array
+    with shape float32[2]
 fit(optimizer=optax.adam)
     TypeError: `optimizer` must be an optax.GradientTransformation; call it, as in optax.adam(1e-3).
     Got function ...
@@ -1248,3 +1264,20 @@ plots.training(fit())
 def test_an_error_says_what_to_do(own_errors, call, expected):
     names = vars(jaxnn) | {name: getattr(jaxnn, name) for name in jaxnn.__all__} | NAMES
     assert_says(refusal(eval, call, names | {"PATH": PATH, "plots": jaxnn.plots}), expected)
+
+
+LOOKS = {"if": lambda x: x[0] if x[0] > 0 else x[1], "numpy": lambda x: np.sum(np.asarray(x))}
+
+
+@pytest.mark.parametrize("f", LOOKS.values(), ids=LOOKS.keys())
+def test_of_a_function_that_looks_at_values_jaxs_error_says_what_to_do(f):
+    batch = (jnp.ones((4, 2)),)
+    calls = {
+        "f": lambda: jaxnn.numerical_grad(f)(X),
+        "loss": lambda: jaxnn.fit(lambda w, x: f(w), X, batch, optax.sgd(0.1), key=KEY, epochs=1),
+    }
+    for name, call in calls.items():
+        error = refusal(call)
+        assert isinstance(error, jax.errors.JAXTypeError)
+        note = " ".join(error.__notes__)
+        assert f"`{name}`" in note and "`jnp.where` or `jax.lax.cond`" in note

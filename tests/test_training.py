@@ -762,6 +762,14 @@ def test_it_is_measured_when_that_is_asked_for(how, steps):
     assert history.evaluated.tolist() == steps
     assert len(history.metrics["test_loss"]) == len(steps)
     assert "<table>" in history._repr_html_()
+    last = history.metrics["test_loss"][-1]
+    assert "<History: 15 steps, train_loss " in repr(history)
+    assert f", test_loss {last:.4g}>" in repr(history)
+
+
+def test_a_fit_is_one_line():
+    result = fit(linear_by_name, START, PAIRS, optax.sgd(0.1), key=KEY, epochs=2, batch_size=4)
+    assert repr(result) == "<Fit: finished; History: 6 steps>"
 
 
 def test_any_number_of_sets_is_measured_by_name():

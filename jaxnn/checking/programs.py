@@ -418,7 +418,8 @@ def _eager_gradient(value: Callable) -> Callable:
         except jax.errors.JAXTypeError as error:
             reason = str(error).partition("\n")[0]
             raise TypeError(
-                f"`f` must be differentiable by JAX, or `gradient` must be given. Got {reason}"
+                "`f` must be differentiable by JAX (made of `jax.numpy`, not of NumPy), or "
+                f"`gradient` must be given. Got {reason}"
             ) from None
 
     return both

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, RuntimeError, AssertionError) as error:
         if args.debug:
             traceback.print_exc()
-        message = " ".join(str(error).split())
+        message = " ".join([*str(error).split(), *getattr(error, "__notes__", ())])
         for argument, flag in _FLAGS[args.command].items():
             message = message.replace(f"`{argument}`", f"`{flag}`")
         print(f"jaxnn {args.command}: error: {message}", file=sys.stderr)

@@ -63,7 +63,7 @@ def train(args: argparse.Namespace) -> int:
         say(f"\nresumed after step {begun}")
     if len(args.lr) > 1:
         say(f"\n{len(args.lr)} runs at once; the table is of the one with the lowest loss")
-    say()
+    say("\ncompiling the steps, then training:")
     results = _results(
         args,
         error,

@@ -46,6 +46,7 @@ from jaxnn._validate import (
     require_same_shape,
     require_same_structure,
     require_scalar,
+    tracing,
 )
 from jaxnn.numerical.float64 import wide_arithmetic, wide_dtype, widen, widen_leaf
 from jaxnn.numerical.float64_call import float64_call
@@ -470,10 +471,11 @@ def _program(measure: Callable, options: _Options, static: Static, x64: bool) ->
         # with.
         if options.evaluation == "own":
             dtype, value = None, static.value
-            shapes = jax.eval_shape(static.value, points, dynamic)
+            with tracing("f"):
+                shapes = jax.eval_shape(static.value, points, dynamic)
         else:
             dtype = wide_dtype()
-            with jax.enable_x64(x64):
+            with jax.enable_x64(x64), tracing("f"):
                 value, shapes, _ = widen(static.value, (points, dynamic), dtype)
         with wide_arithmetic(dtype):
             wide_points = points if dtype is None else [widen_leaf(p, dtype) for p in points]

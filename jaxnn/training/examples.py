@@ -233,7 +233,10 @@ class Batches(NamedTuple):
             step += steps
             passed += steps
         if not passed:
-            raise ValueError(f"`{self.name}({epoch})` must give at least one batch. Got none.")
+            raise ValueError(
+                f"`{self.name}({epoch})` must give at least one batch, from an iterable made anew "
+                "for each epoch. Got none."
+            )
 
     def _checked(self, batches: Iterable[Any], epoch: int) -> Iterator[Any]:
         name = f"a batch of {self.name}({epoch})"

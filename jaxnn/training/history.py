@@ -35,6 +35,10 @@ class History(NamedTuple):
     aux: Mapping[str, np.ndarray] = MappingProxyType({})
     evaluated: Int[np.ndarray, "measurements"] = np.zeros(0, np.int64)  # noqa: F821
 
+    def __repr__(self) -> str:
+        ends = [f"{name} {v[-1]:.4g}" for name, v in self.metrics.items() if v.ndim == 1 and v.size]
+        return f"<History: {', '.join([f'{len(self.step_loss)} steps', *ends])}>"
+
     def _repr_html_(self) -> str:
         scalars = {name: values for name, values in self.metrics.items() if values.ndim == 1}
         rows, each = [["epoch", *(name.replace("_", " ") for name in scalars), "seconds"]], None
@@ -94,6 +98,9 @@ class Fit(NamedTuple):
     history: History
     status: Status
     model_state: PyTree = None
+
+    def __repr__(self) -> str:
+        return f"<Fit: {self.status.reason}; {str(self.history)[1:-1]}>"
 
 
 @dataclasses.dataclass

@@ -20,6 +20,7 @@ from jaxnn._validate import (
     require_callable,
     require_same_form,
     require_scalar,
+    tracing,
 )
 
 
@@ -152,7 +153,8 @@ class Objective(NamedTuple):
             require_arrays("loss(...)", out)
             return out
 
-        require_scalar("loss", jax.eval_shape(value, arrays, model_state, key, *batch))
+        with tracing("loss"):
+            require_scalar("loss", jax.eval_shape(value, arrays, model_state, key, *batch))
         if (measure := self.metrics) is None:
             return
         require_arguments("metrics", measure, *given, *batch)
@@ -166,7 +168,8 @@ class Objective(NamedTuple):
             require_arrays("metrics(...)", record)
             return record
 
-        record = jax.eval_shape(metrics, arrays, model_state, *batch)
+        with tracing("metrics"):
+            record = jax.eval_shape(metrics, arrays, model_state, *batch)
         if not isinstance(record, dict) or any(not hasattr(v, "dtype") for v in record.values()):
             got = jax.tree.map(describe, record)
             raise TypeError(f"`metrics` must return a dictionary of arrays. Got {got}.")

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from jaxnn._arguments import arrays_of
-from jaxnn._validate import require_same_form
+from jaxnn._validate import describe, require_same_form
 from jaxnn.training.examples import Batches, Examples, Piece
 from jaxnn.training.history import Fit, Log, Reason, Status
 from jaxnn.training.measuring import mean_over, paced
@@ -380,7 +380,12 @@ class Run:
         if self.on_progress is None:
             return
         with self._own():
-            if self.on_progress(self._progress(record)):
+            wish = self.on_progress(self._progress(record))
+            if np.size(wish) != 1:
+                raise TypeError(
+                    f"`on_progress` must return nothing, or whether to stop. Got {describe(wish)}."
+                )
+            if wish:
                 self.reason = self.reason or "stopped"
 
     def _progress(self, record: dict[str, Any] | None) -> Progress:
