@@ -1,5 +1,6 @@
 """Training: whole epochs, what the history says, and that the network learns."""
 
+import itertools
 import signal
 
 import jax
@@ -449,7 +450,8 @@ def test_a_sweep_takes_optimisers_whose_state_is_the_parameters_or_the_values():
 
 
 def test_steps_that_break_earlier_when_they_are_taken_again_end_before_that():
-    breaks = iter([4, 2, None])  # as where sums differ from one time to the next
+    # As where sums differ from one time to the next.
+    breaks = itertools.chain([4, 2], itertools.repeat(None))
 
     def run(state, start, stop, short):
         broken = next(breaks)
@@ -472,6 +474,26 @@ def test_steps_that_break_earlier_when_they_are_taken_again_end_before_that():
         2,
     )
     assert float(jnp.sum(stretch.losses)) == 3
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 11, 36, 99])
+def test_a_leaf_that_the_loss_does_not_see_ends_the_run_at_its_step(step):
+    def update(updates, state, params):
+        grown = jnp.where(state == step, jnp.inf, 1.0)
+        return {"w": -0.1 * updates["w"], "idle": grown}, state + 1
+
+    strange = optax.GradientTransformation(lambda params: jnp.int32(0), update)
+    x = jnp.linspace(-1, 1, 60).reshape(20, 3)
+    loss = lambda p, x: jnp.mean((x @ p["w"] - 1) ** 2)  # noqa: E731
+    params = {"w": jnp.ones(3), "idle": jnp.zeros(())}
+    run = {"key": KEY, "batch_size": 1}
+    result = fit(loss, params, (x,), strange, epochs=5, **run)
+    assert result.status == ("not finite", step, "params['idle']")
+    assert len(result.history.step_loss) == step + 1  # the loss of the step that was not taken, too
+    assert float(result.params["idle"]) == step
+    whole = fit(loss, params, (x,), optax.sgd(0.1), max_steps=max(step, 1), **run)
+    if step:
+        np.testing.assert_array_equal(whole.params["w"], result.params["w"])
 
 
 def test_a_resumed_run_remembers_losses_of_any_dtype(tmp_path):

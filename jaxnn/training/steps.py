@@ -160,8 +160,8 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
       `take(update, state, data, order, key, first, start, stop, short)`: a `Chunk` of the steps
       `start` to `stop` of an order of examples, or, where that is None, of examples as they stand;
       step i takes the i-th `batch_size` of them; if `short`, the last takes `rest`. The key of step
-      i is number `first` + i of the epoch's `key`. It ends behind the first step that was not
-      finite. `update` is the optimiser's.
+      i is number `first` + i of the epoch's `key`. It ends behind the first step whose loss was not
+      finite, or, if it is guarded, whose parameters were not. `update` is the optimiser's.
     """
     skeleton, batch_size = objective.skeleton, way.batch_size
 
@@ -198,7 +198,9 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
                 return State(params, opt_state, model_state)
 
             new = after(state)
-            finite = jnp.stack([jnp.isfinite(value), *_finite(new.params)])
+            finite = chunk.finite.at[0].set(jnp.isfinite(value))
+            if way.guarded:
+                finite = finite.at[1:].set(_finite(new.params))
             if way.guarded and not asked:
                 new = lax.cond(jnp.all(finite), after, lambda state: state, state)
             elif way.guarded:
@@ -218,7 +220,7 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
             key_of(np.int32(0)),
             tuple(one),
         )
-        fine = jnp.ones(1 + len(_finite(state.params)), bool)
+        fine = jnp.ones(1 + len(_floating(state.params)), bool)
         steps = -(-(count_examples(data) if order is None else order.size) // batch_size)
         losses, *_ = noted = [jnp.zeros(steps, x.dtype) for x in (value, *aux.values())]
         chunk = Chunk(start, state, fine, losses, dict(zip(aux, noted[1:], strict=True)))
@@ -228,7 +230,10 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
         if way.rest:
             due = short & jnp.all(chunk.finite)
             chunk = lax.cond(due, lambda c: step(c, way.rest), lambda c: c, chunk)
-        return chunk
+        if way.guarded:
+            return chunk
+        # An update is added, so that what is not finite once is not finite here.
+        return chunk._replace(finite=chunk.finite.at[1:].set(_finite(chunk.state.params)))
 
     return take
 
@@ -317,15 +322,19 @@ def run_chunk(
     """
     if guarded:
         return take(state, *examples, start, stop, short)
-    known = None
-    while True:  # twice at most, unless the arithmetic differs from time to time, as on a GPU
-        chunk = take(copied(state), *examples, start, stop, short)
+    # Good after `good` steps, not so after `bad`, as far as is known. What was not finite stays so:
+    # the last good step is looked for from the end, back by steps that double, then halved.
+    known, good, bad, probe, back = None, start, stop + 1, stop, 1
+    while True:
+        chunk = take(copied(state), *examples, start, probe, short & (probe == stop))
         fine = np.all(np.asarray(chunk.finite), axis=-1)
         outcome = chunk._replace(state=None)
         known = outcome if known is None else _of_the_broken(fine, known, outcome)
-        if fine.all():
+        bad = np.where(fine, bad, np.asarray(chunk.reached))
+        good = np.minimum(np.where(fine, probe, good), bad - 1)  # a GPU's arithmetic may differ
+        if fine.all() and np.all(good == bad - 1):
             return known._replace(state=chunk.state)
-        stop, short = np.asarray(chunk.reached) - ~fine, short & fine
+        probe, back = np.maximum(bad - back, (good + bad) // 2), 2 * back
 
 
 @jax.jit
@@ -415,9 +424,12 @@ def _compiled(
     return jax.jit(functools.partial(take, update), donate_argnums=0)
 
 
-def _finite(params: PyTree) -> list[Bool[Array, ""]]:
-    leaves = [leaf for leaf in jax.tree.leaves(params) if is_differentiable(leaf)]
-    return [jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
+def _floating(params: PyTree) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(params) if is_differentiable(leaf)]
+
+
+def _finite(params: PyTree) -> Bool[Array, "leaves"]:  # noqa: F821
+    return jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in _floating(params)], bool)
 
 
 def _of_the_broken(fine: Any, known: Chunk, again: Chunk) -> Chunk:
