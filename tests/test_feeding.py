@@ -147,7 +147,7 @@ def of(*batches):
         (
             lambda epoch: batches(epoch) if epoch < 2 else iter(()),
             ValueError,
-            r"`data\(2\)` must give at least one batch. Got none.",
+            r"`data\(2\)` must give at least one batch, .* Got none.",
         ),
     ],
 )

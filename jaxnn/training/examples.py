@@ -142,6 +142,8 @@ class Examples(NamedTuple):
     def measuring(self) -> Generator[Piece, None, None]:
         """The pieces of the set, each example once, in its own order."""
         size, total = self.batch_size, -(-self.count // self.batch_size)
+        if not self.streamed and self.mesh is None and self.count % total == 0:
+            size = self.count // total  # where batches can be even, none is compiled for a rest
 
         def piece(first):
             steps = min(self.steps, total - first)
