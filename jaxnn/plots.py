@@ -632,7 +632,8 @@ def training(history: History, *, axes: Panels = None) -> np.ndarray:
         if chosen and len(test) and test[-1] > RISEN * test.min():
             best = when[test.argmin()]
             panel.axvline(best, color=_soft(), lw=1, ls=(0, (1, 3)))
-            panel.text(best, panel.get_ylim()[0], f" lowest test loss: epoch {best:g}", va="bottom")
+            at = {"transform": panel.get_xaxis_transform(), "va": "top"}
+            panel.text(best, 0.98, f" lowest test loss: epoch {best:g}", **at)
         panel.set(xlabel="epoch", title=kind.capitalize(), visible=bool(names))
         if kind == "accuracy":
             panel.set(ylabel="fraction that is right", ylim=(0, 1.03))

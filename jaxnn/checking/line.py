@@ -23,6 +23,8 @@ from jaxnn.numerical.float64 import widen_leaf
 
 # More entries than these are drawn by a compiled program.
 ON_HOST = 2**17
+# Leaves of no more than these are drawn together.
+TOGETHER = 2**12
 # Rungs that are asked for at once; two lots make HALF.
 LOT = HALF // 2
 
@@ -248,29 +250,53 @@ def along_program(value: Callable, dtype: Any) -> Callable:
 def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], Along]]:
     """A function of claims and a question: what each leaf moves by, and the sums along that.
 
-    Large leaves draw where they are; few numbers are not worth a compilation.
+    Large leaves draw where they are; few numbers are not worth a compilation, and of small leaves
+    not a call for each.
     """
-    small = [np.asarray(x, np.float64) if x.size <= ON_HOST else None for x in points]
+    sizes = np.array([x.size for x in points], np.int64)
+    small = {k: np.asarray(points[k], np.float64).ravel() for k in np.flatnonzero(sizes <= ON_HOST)}
+    scales = functools.cache(lambda k: entry_scales(small[k]))
     last: list[Any] = []  # steps are asked for a few at a time, along a line that is drawn once
+
+    def on_host(lot, claims, how):
+        ends = np.cumsum(sizes[lot])
+        begins = ends - sizes[lot]
+        *each, first = (np.repeat(a, sizes[lot]) for a in (*(of[lot] for of in how[:4]), begins))
+        index = (np.arange(ends[-1]) - first).astype(np.uint32)
+        x, claim, own, floored = (
+            np.concatenate(parts)
+            for parts in (
+                [small[k] for k in lot],
+                [np.ravel(claims[k]) for k in lot],
+                *zip(*map(scales, lot), strict=True),
+            )
+        )
+        v, terms = _moves(x, (own, floored), index, claim, (*each, *how[4:]), np)
+        for k, low, high in zip(lot, begins, ends, strict=True):
+            own_terms = terms[low:high]
+            along = np.sum(own_terms), np.sum(own_terms**2), np.sum(v[low:high])
+            yield k, v[low:high].reshape(points[k].shape), along
 
     def draw(claims, q):
         if last and last[0] is claims and last[1] is q:
             return last[2]
         last.clear()
-        moves, sums = [], []
-        for k, (x, on_host, claim) in enumerate(zip(points, small, claims, strict=True)):
-            salt = np.array([k], np.uint32) + q.seed * np.array([0x9E3779B9], np.uint32)
-            how = q.low[k], q.high[k], q.weight[k], salt, q.relative, q.up
-            if q.high[k] <= q.low[k]:
-                v, along = np.zeros(x.shape), np.zeros(3)
-            elif on_host is None:
-                v, along = _moves_on_device(x, claim, how, dtype)
-            else:
-                with np.errstate(over="ignore"):  # 32 bits are meant to
-                    v, along = _moves(on_host, np.asarray(claim), how, np)
-            moves.append(v)
-            sums.append(along)
-        last.extend([claims, q, (moves, Along(*np.array(sums, np.float64).T))])
+        salts = np.arange(len(points), dtype=np.uint32) + q.seed * np.array([0x9E3779B9], np.uint32)
+        how = q.low, q.high, q.weight, _hashed(salts, np), q.relative, q.up
+        still = q.high <= q.low
+        moving = np.flatnonzero(~still)
+        few = moving[sizes[moving] <= TOGETHER]
+        moves: list[Any] = [np.zeros(x.shape) if still[k] else None for k, x in enumerate(points)]
+        sums = np.zeros((len(points), 3))
+        for lot in (few, *(np.array([k]) for k in moving if sizes[k] > TOGETHER)):
+            if len(lot) and sizes[lot[0]] <= ON_HOST:
+                for k, v, along in on_host(lot, claims, how):
+                    moves[k], sums[k] = v, along
+            elif len(lot):
+                (k,) = lot
+                own = (*(of_leaves[k] for of_leaves in how[:4]), *how[4:])
+                moves[k], sums[k] = _moves_on_device(points[k], claims[k], own, dtype)
+        last.extend([claims, q, (moves, Along(*sums.T))])
         return last[2]
 
     return draw
@@ -278,7 +304,10 @@ def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], 
 
 @functools.partial(jax.jit, static_argnames="dtype")
 def _moves_on_device(x: Any, claim: Any, how: Any, dtype: Any) -> Any:
-    return _moves(widen_leaf(x, dtype), claim, how, jnp)
+    x = widen_leaf(x, dtype)
+    index = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
+    v, terms = _moves(x, entry_scales(x, jnp), index, claim.reshape(x.shape), how, jnp)
+    return v, jnp.stack([jnp.sum(terms), jnp.sum(terms**2), jnp.sum(v)])
 
 
 def entry_scales(x: Any, xp: Any = np) -> tuple[Any, Any]:
@@ -310,21 +339,21 @@ def one_by_one(evaluate: Callable[[Any], float], steps: np.ndarray) -> np.ndarra
     return np.array([at(step) for step in steps])
 
 
-def _moves(x: Any, claim: Any, how: Any, xp: Any) -> tuple[Any, Any]:
+def _moves(
+    x: Any, scales: tuple[Any, Any], index: Any, claim: Any, how: Any, xp: Any
+) -> tuple[Any, Any]:
     """Numbers of random sign and size for the entries that move, the same ones in any range; and
-    the sums along them.
+    those times the claims.
     """
     low, high, weight, salt, relative, up = how
-    index = xp.arange(x.size, dtype=xp.uint32).reshape(x.shape)
-    bits = _hashed(index ^ _hashed(salt, xp)[0], xp)
+    bits = _hashed(index ^ salt, xp)
     sign = xp.where(up | (bits & 1 == 0), 1.0, -1.0)
     size = 0.5 + (bits >> 8) / (2**25 + 1)  # of all 53 bits: short steps would show less noise
-    own, floored = entry_scales(x, xp)
+    own, floored = scales
     moving = (index >= low) & (index < high) & xp.isfinite(x)
     v = xp.where(moving, sign * size * weight * xp.where(relative, own, floored), 0)
     v = v.astype(x.dtype)
-    terms = xp.where(moving, claim.reshape(x.shape), 0) * v
-    return v, xp.stack([xp.sum(terms), xp.sum(terms**2), xp.sum(v)])
+    return v, xp.where(moving, claim, 0) * v
 
 
 def _hashed(bits: Any, xp: Any) -> Any:

@@ -25,7 +25,14 @@ from jaxnn.checking.packed import Packing
 from jaxnn.checking.solvers import RUN_FURTHER, has_solver
 from jaxnn.checking.tape import Tape
 from jaxnn.numerical.float64 import narrow_dtypes, wide_arithmetic, wide_dtype, widen, widen_leaf
-from jaxnn.numerical.interpret import Program, equations, prints, pruned, same_program
+from jaxnn.numerical.interpret import (
+    Program,
+    equations,
+    prints,
+    pruned,
+    same_program,
+    with_own_constants,
+)
 
 # Roundings that a gradient in its own dtype is off by along a random direction, where no digits are
 # lost. What is off by more is looked into, at a cost; it is not wrong for that.
@@ -97,9 +104,9 @@ class Traced:
     rounding: float
     counts: frozenset[int]
     has_solver: bool
-    deterministic: bool
     program: Program
-    notes: tuple[str, ...]
+    deterministic: bool = True
+    notes: tuple[str, ...] = ()
     tapes: dict[Any, Tape] = dataclasses.field(default_factory=dict)
 
     def tape(self, point: Point, dtype: Any = None, unrolled: bool = False) -> Tape:
@@ -295,7 +302,8 @@ def _build(
     point = jax.tree.unflatten(tree, avals)
     notes, mistakes = [], []
     try:
-        shapes = jax.eval_shape(lambda p, data: static.value(p, data[0]), *point)
+        program, shapes = _trace(static, point)
+        same = same_program(pruned(program), pruned(_trace(static, point)[0]))
     except jax.errors.JAXTypeError:
         return _eager(static, settings)
     if not settings.projected and settings.automatic and not _is_real_scalar(shapes):
@@ -307,8 +315,10 @@ def _build(
             notes.append(
                 "reverse mode does not exist for this function: the forward mode was checked"
             )
+        chosen = settings._replace(forward=forward)
         try:
-            return _traced(static, point, settings._replace(forward=forward), packing, tuple(notes))
+            traced = _traced(program, shapes, point, chosen, packing)
+            return dataclasses.replace(traced, deterministic=same, notes=tuple(notes))
         except jax.errors.JAXTypeError:
             return _eager(static, settings)
         except Exception as mistake:  # of a rule: JAX and its users raise anything
@@ -324,6 +334,16 @@ def _build(
     raise mistakes[0]
 
 
+def _trace(static: Static, point: Point) -> tuple[Program, PyTree]:
+    """The user's function as a program of a point, and the form of what it returns.
+
+    A function that goes at once, so that it is traced each time; and see `widen` for constants.
+    """
+    f = lambda leaves, data: static.value(leaves, data[0])  # noqa: E731
+    program, shapes = jax.make_jaxpr(f, return_shape=True)(*point)
+    return with_own_constants(program), shapes
+
+
 def _moving(value: Callable, packing: Packing, settings: Settings) -> Callable:
     """The function of a point, where it is moved to, and data: what is held is so at the point."""
     packed = lambda arrays, data: value(packing.unpack(arrays), data)  # noqa: E731
@@ -333,23 +353,26 @@ def _moving(value: Callable, packing: Packing, settings: Settings) -> Callable:
 
 
 def _eager(static: Static, settings: Settings) -> Eager:
-    value = _scalar(static, settings)
+    value = _scalar(lambda leaves, data: static.value(leaves, data[0]), settings)
     by_hand = lambda leaves, data: (value(leaves, data), None)  # noqa: E731
     return Eager(value, _eager_gradient(value) if settings.automatic else by_hand)
 
 
 def _traced(
-    static: Static, point: Point, settings: Settings, packing: Packing, notes: tuple[str, ...]
+    traced: Program, shapes: PyTree, point: Point, settings: Settings, packing: Packing
 ) -> Traced:
-    """The programs for reverse or forward mode, out of one trace of the user's function."""
-    user, dtype = _scalar(static, settings), wide_dtype()
+    """The programs for reverse or forward mode, out of a trace of the user's function."""
+
+    def user(leaves, data):
+        out = core.jaxpr_as_fun(traced)(*jax.tree.leaves((leaves, data)))
+        return jax.tree.unflatten(jax.tree.structure(shapes), out)
+
+    user, dtype = _scalar(user, settings), wide_dtype()
     # What the user prints is printed where the function runs as it is, and not at every step.
     rules = {primitive: lambda *_: [] for primitive in prints()}
     rules |= RUN_FURTHER if settings.further else {}
     wide = widen(user, point, dtype, rules | holding(settings.held, settings.trust))
     program = wide.program
-    # Traced anew, through another function: the trace of the same one is kept.
-    again = jax.make_jaxpr(lambda leaves, data: user(leaves, data))(*point)
 
     def value(arrays, data):
         leaves = packing.unpack(arrays)
@@ -374,17 +397,15 @@ def _traced(
         rounding=_largest_rounding(program),
         counts=frozenset(n for const in program.consts for n in np.shape(const)[:1]),
         has_solver=has_solver(program),
-        deterministic=same_program(pruned(program), pruned(again)),
         program=program,
-        notes=notes,
     )
 
 
-def _scalar(static: Static, settings: Settings) -> Callable:
-    """The function whose gradient is checked, of the leaves and the data."""
+def _scalar(value: Callable, settings: Settings) -> Callable:
+    """The function whose gradient is checked, of the leaves and the data; `value` is the user's."""
 
     def scalar(leaves, data):
-        out = static.value(leaves, data[0])
+        out = value(leaves, data)
         if not settings.projected:
             return out
         return projection(
