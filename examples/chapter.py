@@ -33,6 +33,7 @@ def metrics(params, x, t):
 
 
 digits = jaxnn.load_digits()
+print("a network learns to read 1,500 digits:")
 result = jaxnn.fit(
     jaxnn.loss,
     jaxnn.init_network(jax.random.key(0), (64, 50, 10)),
@@ -43,6 +44,4 @@ result = jaxnn.fit(
     test=(digits.x_test, digits.t_test),
     metrics=metrics,
 )
-print(
-    f"a network after 1,500 steps: test accuracy {result.history.metrics['test_accuracy'][-1]:.3f}"
-)
+print(f"after 1,500 steps: test accuracy {result.history.metrics['test_accuracy'][-1]:.3f}")

@@ -17,6 +17,7 @@ def main():
     batch = jaxnn.sample_batch(jax.random.key(0), (digits.x_train, digits.t_train), 20)
     params = jaxnn.init_network(jax.random.key(1), (64, 20, 10), weight_scale=0.1)
 
+    print("numerically and automatically:")
     numerical = jaxnn.numerical_grad(jaxnn.loss)(params, *batch)
     automatic = jax.grad(jaxnn.loss)(params, *batch)
 

@@ -44,6 +44,7 @@ def main(epochs):
     params = jaxnn.init_network(jax.random.key(0), (1, 20, 20, 1), weight_scale=0.5)
     print(jaxnn.check_gradient(loss, params, POINTS))
     for name, optimizer in (("Adam", optax.adam(1e-2)), ("L-BFGS", optax.lbfgs())):
+        print(f"{name}:", end=" ", flush=True)
         result = jaxnn.fit(
             loss,
             params,
@@ -55,7 +56,7 @@ def main(epochs):
         )
         losses, seconds = result.history.step_loss, result.history.seconds.sum()
         print(
-            f"{name}: {len(losses)} steps in {seconds:.1f} s, the loss from {losses[0]:.1f} to "
+            f"{len(losses)} steps in {seconds:.1f} s, the loss from {losses[0]:.1f} to "
             f"{losses[-1]:.1e}, the largest error {error(result.params):.1e}"
         )
 

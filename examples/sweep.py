@@ -29,6 +29,7 @@ def metrics(params, x, t):
 # %% Learning rates: one key for all runs, so they see the same batches
 def rates():
     rates = jnp.array([1e-3, 1e-2, 0.1, 0.5, 2.0, 10.0, 100.0])
+    print("seven learning rates at once:")
     began = time.perf_counter()
     runs = jaxnn.sweep(
         jaxnn.loss,
@@ -53,6 +54,7 @@ def rates():
 
 # %% Seeds: a key for each run, for its start and its batches
 def seeds():
+    print("five seeds at once:")
     keys = jax.random.split(jax.random.key(0), 5)
     runs = jaxnn.sweep(
         jaxnn.loss,

@@ -46,10 +46,9 @@ def train(grad):
 # %%
 def main():
     for name, grad in (("automatic", jax.grad), ("numerical", jaxnn.numerical_grad)):
+        print(f"{name} gradients:", end=" ", flush=True)
         accuracy, steps, seconds = train(grad)
-        print(
-            f"{name} gradients: test accuracy {accuracy:.4f} after {steps} steps in {seconds:.1f} s"
-        )
+        print(f"test accuracy {accuracy:.4f} after {steps} steps in {seconds:.1f} s")
 
 
 # %%

@@ -329,10 +329,12 @@ def count_examples(data: PyTree, name: str = "data") -> int:
     shapes = {f"`{name}{jax.tree_util.keystr(path)}`": np.shape(leaf) for path, leaf in leaves}
     lengths = {shape[0] if shape else 0 for shape in shapes.values()}
     if len(lengths) != 1 or 0 in lengths:
-        got = ", ".join(f"{leaf} {shape}" for leaf, shape in shapes.items()) or "no arrays"
+        got = [f"{leaf} {shape}" for leaf, shape in shapes.items()] or ["no arrays"]
+        several = f" and {len(got) - 4} more" if len(got) > 4 else ""
+        pairs = "; pairs of one example are to be stacked" if len(got) > 4 else ""
         raise ValueError(
             f"`{name}` must be arrays with the same number of examples, at least one, on the first "
-            f"axis. Got {got}."
+            f"axis{pairs}. Got {', '.join(got[:4])}{several}."
         )
     return lengths.pop()
 
@@ -341,11 +343,12 @@ def require_batches(name: str, data: PyTree, like: PyTree = None) -> None:
     """Refuse what is not a tuple of arrays with examples, or not of the form of `like`, the data
     that are trained on.
     """
-    if not isinstance(data, tuple | list) or hasattr(data, "update"):
+    optimizer = hasattr(data, "init") and hasattr(data, "update")
+    if not isinstance(data, tuple | list) or optimizer:
         hint = ""
         if isinstance(data, Iterator):
             hint = ", or a function of the epoch that makes its batches, as in `lambda epoch: ...`"
-        elif hasattr(data, "update"):
+        elif optimizer:
             hint = ", and stand before the optimizer"
         raise TypeError(
             f"`{name}` must be a tuple of arrays, such as (x, t){hint}. Got {describe(data)}."

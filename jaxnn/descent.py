@@ -193,6 +193,13 @@ class Minimum(NamedTuple):
     status: Int[Array, ""]
     opt_state: PyTree
 
+    def __repr__(self) -> str:
+        known = isinstance(self.status, jax.Array | np.ndarray) and is_concrete(self)
+        if not known or np.ndim(self.status):  # traced, or several of them
+            return tuple.__repr__(self)
+        told = f"loss {float(self.loss):.4g}, gradient norm {float(self.grad_norm):.2g}"
+        return f"<Minimum: {self.reason} after {int(self.steps)} steps; {told}>"
+
     @property
     def reason(self) -> str:
         """The status in words."""
@@ -218,7 +225,8 @@ def minimize(
       optimizer: from optax. Keep the object: a new one, though equal, compiles again.
       max_steps: stop after so many steps; traced.
       tolerance: stop when the Euclidean norm of the gradient is at most this; traced, in the unit
-        of f over that of x.
+        of f over that of x. The default may be below what float32 can reach, where the
+        gradient is large beside it all around the minimum: it ends with "max steps" then.
       grad: makes the gradient out of `f`.
       opt_state: a state to go on from; `optimizer.init` of the leaves that move by default.
 

@@ -56,7 +56,7 @@ def draw(
       directory: where the files go; it is made if it is not there.
       names: which, of `figures.NAMES`; all by default.
       style: for a light or for a dark page; files for the latter end in `_dark`.
-      on_picture: called with the path of each file when it is written; of a PNG's, its SVG has the
+      on_picture: called with the path of each file before it is drawn; of a PNG's, its SVG has the
         same name.
 
     Returns:
@@ -79,19 +79,19 @@ def draw(
         for number, (picture, size) in enumerate(_PICTURES.items(), start=1):
             if picture.__name__[1:] not in wanted:
                 continue
-            figure = Figure(size, layout="constrained")
-            picture(figure)
             written.append(folder / f"{number:02}{picture.__name__}{end}.png")
-            figure.savefig(written[-1], dpi=DENSITY)
-            written[-1].with_suffix(".svg").write_text(plots.as_svg(figure), encoding="utf-8")
             if on_picture is not None:
                 on_picture(written[-1])
+            figure = Figure(size, layout="constrained")
+            picture(figure)
+            figure.savefig(written[-1], dpi=DENSITY)
+            written[-1].with_suffix(".svg").write_text(plots.as_svg(figure), encoding="utf-8")
         for name, (make, file) in _MOVING.items():
             if name in wanted:
                 written.append(folder / file)
-                make(written[-1])
                 if on_picture is not None:
                     on_picture(written[-1])
+                make(written[-1])
     return written
 
 
@@ -182,9 +182,9 @@ def _derivative(figure: Figure) -> None:
             ax.annotate(
                 name,
                 (place, ax.get_ylim()[0]),
-                (0, 2),
+                (-3 if name == "x - h" else 3, 2),  # beside the dotted line, away from the curve
                 textcoords="offset points",
-                ha="center",
+                ha="right" if name == "x - h" else "left",
                 va="bottom",
                 fontsize="small",
             )
@@ -301,6 +301,7 @@ def _zero_gradients(figure: Figure) -> None:
             paths[f"to {end}; slope {slope:.0e}"] = path
         points = _grid(-reach, reach, 101)
         plots.descent_paths(points, f(points), paths, levels=12, colorbar=False, ax=ax)
+        ax.legend(fontsize="small", framealpha=1, loc="lower center")
         ax.set_title(f"f = {name}")
 
 
@@ -390,13 +391,14 @@ def _flat_places(figure: Figure) -> None:
 
     x = jnp.linspace(-4, 5, 901)
     lines = {}
-    for name, at in (("a local minimum", -1.0), ("the minimum", 1.5), ("a plateau", 4.0)):
-        near = jnp.linspace(at - 0.4, at + 0.4, 401)
+    places = {"a local minimum": -1.0, "a maximum": 0.1, "the minimum": 1.5, "a plateau": 4.0}
+    for name, at in places.items():
+        near = jnp.linspace(at - 0.4, at + 0.4, 40_001)
         slopes = jax.vmap(lambda x: numerical_diff(f, x))(near)
         best = float(near[jnp.argmin(abs(slopes))])
         lines[name] = ((best, best), float(numerical_diff(f, best)))
     ax = plots.slopes(x, f(x), lines, ax=figure.subplots())
-    ax.set_title("Three places without a slope, and one of them is the minimum")
+    ax.set_title("Four places without a slope, and one of them is the minimum")
 
 
 def _weight_gradient(figure: Figure) -> None:

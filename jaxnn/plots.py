@@ -632,8 +632,10 @@ def training(history: History, *, axes: Panels = None) -> np.ndarray:
         if chosen and len(test) and test[-1] > RISEN * test.min():
             best = when[test.argmin()]
             panel.axvline(best, color=_soft(), lw=1, ls=(0, (1, 3)))
-            at = {"transform": panel.get_xaxis_transform(), "va": "top"}
-            panel.text(best, 0.98, f" lowest test loss: epoch {best:g}", **at)
+            # Away from the curves: a loss falls, an accuracy rises.
+            height, va = (0.98, "top") if kind == "loss" else (0.02, "bottom")
+            at = {"transform": panel.get_xaxis_transform(), "va": va}
+            panel.text(best, height, f" lowest test loss: epoch {best:g}", **at)
         panel.set(xlabel="epoch", title=kind.capitalize(), visible=bool(names))
         if kind == "accuracy":
             panel.set(ylabel="fraction that is right", ylim=(0, 1.03))
@@ -786,7 +788,7 @@ def gradient_evidence(leaf: LeafReport, ax: Axes | None = None) -> Axes:
         names = {taken: "of the values", claimed: "of the gradient", best[0]: "best, with bound"}
         _name_lines(above, names, 0.16)
     below: Axes = panels[-1]
-    size = max(abs(leaf.autodiff), abs(leaf.numerical), np.finfo(float).tiny)
+    size = max(abs(leaf.autodiff), abs(leaf.numerical)) or 1.0
     differences = np.maximum(abs(slopes - leaf.autodiff) / size, _SMALLEST)
     names = {}
     (line,) = below.loglog(steps, differences, **_line(0), marker="o", ms=4)

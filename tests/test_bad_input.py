@@ -661,8 +661,10 @@ fit(resume=True)
 sweep(optimizer=lambda rate: 3)
     TypeError: `optimizer(...)` must be an optax.GradientTransformation. Got int 3.
 sweep(values=(X, jnp.ones(3)))
-    ValueError: `values` must be arrays with the same number of examples, at least one, on the
-    first axis. Got `values[0]` (2,), `values[1]` (3,).
+    ValueError: `values` must have one entry a run on the first axis, at least one. Got
+    ('float32[2]', 'float32[3]').
+sweep(values=jnp.float32(0.1))
+    ValueError: `values` must have one entry a run on the first axis, at least one. Got float32[].
 sweep(key=jax.random.split(KEY, 3))
     ValueError: `key` must be one key, or one for each of the 2 runs. Got 3.
 sweep(key=jax.random.PRNGKey(0))
@@ -1235,6 +1237,17 @@ fit(data=optax.sgd(0.1))
 fit(loss=lambda w, x, t: (jnp.sum(x), {}))
     TypeError: `loss` must return a real scalar; of several things, say which by `has_aux=True` or
     `model_state=`. Got ('float32[]', {}).
+fit(loss=lambda w, s, x, t: (jnp.sum(x), ({"n": s}, {})), model_state=X)
+    TypeError: `loss` must return (value, model_state), or with `has_aux=True` (value,
+    (model_state, aux)). Got a state ({'n': 'float32[2]'}, {}).
+fit(data=[(np.ones(3), 1)] * 100)
+    ValueError: `data` must be arrays with the same number of examples, at least one, on the first
+    axis; pairs of one example are to be stacked. Got `data[0][0]` (3,), `data[0][1]` (),
+    `data[1][0]` (3,), `data[1][1]` () and 196 more.
+sweep(test={"a": (X,)})
+    TypeError: `test` must be a tuple of arrays, such as (x, t). Got dict {'a': ...
+check_gradient(surfaces.bowl, X).save("report.png")
+    ValueError: `path` must end in .html. Got 'report.png'.
 fit(on_progress=lambda progress: X)
     TypeError: `on_progress` must return nothing, or whether to stop. Got float32[2].
 check_gradient(lambda x: np.sum(np.asarray(x)), X)

@@ -86,6 +86,24 @@ def test_a_run_is_saved_resumed_and_measured(capsys, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_that_is_measured_is_the_best_one_and_its_last_row_is_told(capsys, tmp_path):
+    run = ["train", "--layers", "10", "--optimizer", "adam", "--lr", "1", "--patience", "2"]
+    assert main([*run, "--epochs", "100", "--checkpoint", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    stopped = int(re.search(r"stopped after step (\d+): no improvement", out)[1])
+    best, shown = re.search(r"test accuracy (\S+) after step (\d+), the best", out).group(2, 1)
+    assert int(best) == stopped - 2 * 15
+    rows = re.findall(r"^ +(\d+) .*$", out, re.M)
+    assert int(rows[-1]) == stopped // 15  # not a tenth of the epochs
+    assert main(["eval", str(tmp_path), "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert (measured["step"], measured["steps"]) == (int(best), stopped)
+    assert f"{measured['test_accuracy']:.4f}" == shown
+    assert main(["eval", str(tmp_path)]) == 0
+    assert f"after step {best}, the best of {stopped}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_several_learning_rates_train_at_once(capsys):
     assert main(["train", "--layers", "10", "--epochs", "2", "--lr", "0.1,1,1e30", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -133,7 +151,8 @@ def test_tour_agrees_with_the_chapter(capsys):
     rows = json.loads(capsys.readouterr().out)
     different = {row["quantity"] for row in rows if row["chapter"] not in ("", row["here"])}
     assert different == {
-        "a mini-batch of 10 (there: MNIST)",
+        "a mini-batch of 10, x (there: MNIST)",
+        "its t (there: one-hot)",
         "lr = 10: further away than 1e10",
         "its loss (weights rounded to 8 digits)",
         "scores of the 2x3 network",

@@ -130,3 +130,11 @@ OPTIMIZER_ADAM = optax.adam(0.1)
 def test_a_start_that_is_not_finite_is_reported():
     result = minimize(lambda x: jnp.sum(jnp.log(x)), jnp.array([-1.0]), OPTIMIZER)
     assert result.status == Stop.NOT_FINITE and int(result.steps) == 0
+
+
+def test_a_minimum_is_one_line():
+    found = minimize(bowl, jnp.array([-3.0, 4.0]), optax.sgd(0.5))
+    assert repr(found) == "<Minimum: small gradient after 1 steps; loss 0, gradient norm 0>"
+    assert repr(jax.eval_shape(lambda: found)).startswith("(ShapeDtypeStruct(")
+    several = jax.vmap(lambda x: minimize(bowl, x, optax.sgd(0.5)))(jnp.ones((2, 2)))
+    assert repr(several).startswith("(Array(")

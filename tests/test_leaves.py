@@ -169,9 +169,10 @@ def test_an_interrupted_check_gives_what_it_knows():
 
 def test_a_long_check_says_how_far_it_is(capsys, monkeypatch):
     monkeypatch.setattr("jaxnn.checking.watch.SILENCE", 0.0)
-    monkeypatch.setattr("jaxnn.checking.watch.BETWEEN", 0.0)
+    monkeypatch.setattr("jaxnn.checking.watch.BETWEEN", 0.01)
     check_gradient(chain, point(), progress=True)
     said = capsys.readouterr().err
+    assert "checking: reading the function, " in said
     assert "leaves known" in said and "values" in said
     check_gradient(chain, point(), progress=False)
     assert capsys.readouterr().err == ""

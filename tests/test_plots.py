@@ -281,6 +281,14 @@ def test_the_evidence_of_a_check_has_the_gradient_as_a_line():
     assert below.get_xscale() == below.get_yscale() == "log" and below.get_title() == "[0]: agrees"
 
 
+def test_the_evidence_of_a_leaf_without_a_slope_is_drawn(tmp_path):
+    report = check_gradient(lambda p: jnp.sum(p["a"] ** 2), {"a": X, "idle": X})
+    report.save(tmp_path / "page.html")  # a warning would be an error
+    idle = next(leaf for leaf in report.leaves if "idle" in leaf.path)
+    low, high = plots.gradient_evidence(idle).get_ylim()
+    assert 0 < low < high < 1e3
+
+
 CALLS = {
     "losses": (plots.losses, (X / 40 + 0.1, X, X), 2),
     "loss_and_accuracy": (plots.loss_and_accuracy, (X, X, X), 2),

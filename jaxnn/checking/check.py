@@ -296,6 +296,7 @@ def _check(
         leaves = [as_detached(leaf, leaf_of[leaf.path], places) for leaf in report.leaves]
         report = report.with_leaves(leaves)
     another_value = _has_another_value(claims, tolerance)
+    how.watch.say("looking for the line")
     report = _with_lines(report, point, programs, claims, wide_dtype(), another_value)
     return _with_another_value(report, claims) if another_value else report
 

@@ -20,6 +20,7 @@ from jaxnn.checking.programs import Point, Settings, Traced, prepare
 from jaxnn.checking.report import plain
 from jaxnn.checking.rules import wrong_rules
 from jaxnn.checking.tape import seeds_of
+from jaxnn.checking.watch import Watch
 from jaxnn.numerical.float64 import wide_dtype
 
 
@@ -77,12 +78,14 @@ def explain(
     kwargs: Mapping[str, Any] | None = None,
     where: Where = None,
     has_aux: bool = False,
+    progress: bool | None = None,
 ) -> Explanation:
     """Name the lines of `f` where its gradient at `args` goes bad.
 
     Three questions are asked of the equations of `f`, one by one. Where is NaN or infinity born, in
     a value or on the way back? Which derivative rule is not that of its values? And, if the
-    gradient in the user's dtypes has lost more than half its digits, where do they go?
+    gradient in the user's dtypes has lost more than half its digits, where do they go? Of a
+    gradient that is right all equations are asked, so that it can take longer than a check.
 
     Args:
       f: a function of pytrees; its output is projected on random numbers unless it is a real
@@ -92,6 +95,7 @@ def explain(
       kwargs: keyword arguments of `f`.
       where: which leaves are differentiated, as for `check_gradient`.
       has_aux: whether `f` returns `(value, aux)`.
+      progress: whether a line says what is done, as for `check_gradient`.
 
     Returns:
       An `Explanation`.
@@ -120,16 +124,19 @@ def explain(
         )
     point, dtype = Point(call.points, (call.dynamic, None)), wide_dtype()
     settings = Settings(automatic=True, projected=False, random=False, seed=0)
-    programs = prepare(call, point, settings)
     name = getattr(f, "__name__", type(f).__name__)
-    if not isinstance(programs, Traced):
-        raise TypeError("`f` must be a function that JAX can trace. Got one that it cannot.")
-    with jax.debug_nans(False), jax.debug_infs(False):
+    with Watch.of(progress) as watch, jax.debug_nans(False), jax.debug_infs(False):
+        programs = prepare(call, point, settings)
+        if not isinstance(programs, Traced):
+            raise TypeError("`f` must be a function that JAX can trace. Got one that it cannot.")
         values, seeds = jax.tree.leaves(point), seeds_of(programs.program)
+        watch.say("looking for NaN and infinity")
         born = births(programs.tape(point), values, seeds)
         if born:
             return Explanation(name, births=tuple(born))
+        watch.say(f"holding the rules of {len(programs.program.eqns)} operations against values")
         rules = wrong_rules(programs.tape(point, dtype), values, seeds)
+        watch.say("counting digits")
         lost = _lost(programs, point, dtype)
         lines = []
         if any(entries is not None for entries in lost):

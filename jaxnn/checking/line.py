@@ -254,7 +254,8 @@ def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], 
     not a call for each.
     """
     sizes = np.array([x.size for x in points], np.int64)
-    small = {k: np.asarray(points[k], np.float64).ravel() for k in np.flatnonzero(sizes <= ON_HOST)}
+    on_the_host = [k for k, size in enumerate(sizes) if size <= ON_HOST]
+    small = {k: np.asarray(points[k], np.float64).ravel() for k in on_the_host}
     scales = functools.cache(lambda k: entry_scales(small[k]))
     last: list[Any] = []  # steps are asked for a few at a time, along a line that is drawn once
 

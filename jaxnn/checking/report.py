@@ -210,9 +210,11 @@ class GradientReport:
         neither a network nor scripts.
 
         Args:
-          path: of the file.
+          path: of the file, whose name ends in .html.
         """
         place = as_path("path", path)
+        if place.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"`path` must end in .html. Got {str(place)!r}.")
         try:
             place.write_text(page(self), encoding="utf-8")
         except OSError as error:

@@ -1,35 +1,47 @@
-"""A line on a terminal that says how far a long check is."""
+"""A line on a terminal that says what a long check is doing, and for how long."""
 
 import sys
+import threading
 import time
 from typing import Any, TextIO
 
 # Checks that are over before this many seconds say nothing; and how often the line changes.
-SILENCE, BETWEEN = 2.0, 0.2
+SILENCE, BETWEEN = 2.0, 1.0
 
 
 class Watch:
-    """Told what is asked; writes one line, which it takes back at the end."""
+    """Told what is done; writes one line, from a thread, which it takes back at the end."""
 
     def __init__(self, stream: TextIO | None):
-        self.stream, self.began, self.written = stream, time.monotonic(), 0.0
+        self.stream, self.doing = stream, "reading the function"
         self.known, self.leaves = 0, 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._write, name="jaxnn watch", daemon=True)
 
     @classmethod
     def of(cls, progress: bool | None) -> "Watch":
         """On stderr, if that is asked for, or if it is a terminal and nothing is said."""
         if progress not in (None, True, False):
             raise ValueError(f"`progress` must be True, False or None. Got {progress!r}.")
-        wanted = sys.stderr.isatty() if progress is None else progress
-        return cls(sys.stderr if wanted else None)
+        stream = sys.stderr  # None where a program has no terminal at all
+        if stream is None or stream.closed:
+            return cls(None)
+        wanted = stream.isatty() if progress is None else progress
+        return cls(stream if wanted else None)
 
     def __enter__(self) -> "Watch":
+        if self.stream is not None:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self.written and self.stream is not None:
-            self.stream.write("\r\033[K" if self.stream.isatty() else "\n")
-            self.stream.flush()
+        self._over.set()
+        if self.stream is not None:
+            self._thread.join()
+
+    def say(self, doing: str) -> None:
+        """What is done from now on."""
+        self.doing = doing
 
     def done(self, known: int, leaves: int) -> None:
         """Of so many leaves enough is known."""
@@ -37,13 +49,17 @@ class Watch:
 
     def tell(self, line: Any) -> None:
         """A question is about to be asked of a line."""
-        now = time.monotonic()
-        if self.stream is None or now - self.began < SILENCE or now - self.written < BETWEEN:
-            return
-        self.written = now
         of = f" of {self.leaves}" if self.leaves else ""
-        self.stream.write(
-            f"\rchecking: {self.known}{of} leaves known, {line.evaluations} values, "
-            f"{now - self.began:.0f} s "
-        )
-        self.stream.flush()
+        self.say(f"{self.known}{of} leaves known, {line.evaluations} values")
+
+    def _write(self) -> None:
+        assert self.stream is not None
+        began, wait, width = time.monotonic(), SILENCE, 0
+        while not self._over.wait(wait):
+            text = f"checking: {self.doing}, {time.monotonic() - began:.0f} s "
+            self.stream.write(f"\r{text:{width}}")
+            self.stream.flush()
+            wait, width = BETWEEN, len(text)
+        if width:
+            self.stream.write("\r\033[K" if self.stream.isatty() else "\n")
+            self.stream.flush()

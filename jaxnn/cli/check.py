@@ -12,7 +12,7 @@ from jaxnn.checking.check import MADE, check_gradient
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.page import page
 from jaxnn.checking.report import GradientError, GradientReport
-from jaxnn.cli.output import print_json, require_place
+from jaxnn.cli.output import passing, print_json, require_place
 from jaxnn.cli.targets import Target, load, refusal
 
 # Matplotlib, which takes as long to import as all the rest, is imported where something is drawn.
@@ -130,7 +130,8 @@ def _keep(reports: list[GradientReport], args: argparse.Namespace) -> None:
         matplotlib.use("agg")
         worst.plot().figure.savefig(args.plot)
     if args.html:
-        pathlib.Path(args.html).write_text(page(*reports), encoding="utf-8")
+        with passing("drawing the page"):
+            pathlib.Path(args.html).write_text(page(*reports), encoding="utf-8")
     if not args.json:
         if drawn:
             print(f"evidence drawn in {args.plot}")

@@ -30,6 +30,20 @@ def kept_free(stream: TextIO) -> Iterator[TextIO]:
         yield stream
 
 
+@contextlib.contextmanager
+def passing(doing: str) -> Iterator[None]:
+    """Say on a terminal what takes its time, and take it back afterwards."""
+    there = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+    if not there or os.environ.get("TERM") == "dumb":
+        yield
+        return
+    print(f"{doing} ...", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
 def print_json(value: Any, stream: TextIO | None = None) -> None:
     """One line of JSON."""
 

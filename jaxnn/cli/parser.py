@@ -10,11 +10,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
 
 from jaxnn.cli.choices import ACTIVATIONS, FIGURES, OPTIMIZERS
-from jaxnn.cli.output import kept_free
+from jaxnn.cli.output import kept_free, passing
 
 # What the library's arguments are called on the command line, in its errors.
 _FLAGS = {
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     args.began, args.stdout = time.perf_counter(), sys.stdout
     try:
+        with passing("loading JAX"):
+            import_module("jax")
         if not args.json:
             return args.run(args)
         with kept_free(sys.stdout) as args.stdout:
@@ -202,7 +205,8 @@ def _parser() -> _Parser:
         nargs="?",
         const="newest",
         choices=("newest", "previous"),
-        help="go on from the newest checkpoint in DIR; `previous`: from the newest that is whole",
+        help="go on from the newest checkpoint in DIR, with the same flags but for --epochs and "
+        "those that say when something is done; `previous`: from the newest that is whole",
     )
     left_alone.add_argument(
         "--every",

@@ -11,7 +11,7 @@ from jaxnn.cli.tour import walk
 
 
 def figures(args: argparse.Namespace) -> int:
-    """Draw pictures, and say where, each when it is there."""
+    """Draw pictures, and say where, each before it is drawn."""
     say = (lambda path: None) if args.json else lambda path: print(path, flush=True)
     paths = _drawn(args.out, say, args.names or None, style=args.style)
     if args.json:
@@ -23,7 +23,7 @@ def tour(args: argparse.Namespace) -> int:
     """Print the chapter's numbers beside ours, each when it is computed."""
     rows = []
     if not args.json:
-        print(_line("", "here", "in the chapter"))
+        print(_line("empty: not in the chapter", "here", "in the chapter"))
     for row in walk():
         if not args.json:
             if not rows or row.section != rows[-1].section:

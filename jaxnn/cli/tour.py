@@ -66,9 +66,8 @@ def _losses() -> Iterator[Row]:
     digits = load_digits()
     train = digits.x_train, digits.t_train
     x, t = sample_batch(jax.random.key(0), train, 10)
-    yield Row(
-        section, "a mini-batch of 10 (there: MNIST)", f"{x.shape} {t.shape}", "(10, 784) (10, 10)"
-    )
+    yield Row(section, "a mini-batch of 10, x (there: MNIST)", str(x.shape), "(10, 784)")
+    yield Row(section, "its t (there: one-hot)", str(t.shape), "(10, 10)")
     params = init_network(jax.random.key(0), (64, 20, 10))
     batch = sample_batch(jax.random.key(1), train, 100)
     yield Row(section, "loss on all 1,500 digits", f"{loss(params, *train):.4f}", "")

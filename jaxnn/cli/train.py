@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxnn._arguments import arrays_of
 from jaxnn._files import made_directory
 from jaxnn.cli.choices import ACTIVATIONS, OPTIMIZERS
-from jaxnn.cli.output import print_json, require_place
+from jaxnn.cli.output import passing, print_json, require_place
 from jaxnn.data import Digits, load_digits, load_mnist, sample_batch
 from jaxnn.descent import DivergenceWarning
 from jaxnn.losses import accuracy
@@ -25,7 +25,7 @@ from jaxnn.numerical.differences import numerical_grad
 from jaxnn.training.checkpoint import Checkpoint, checkpoints, load_checkpoint
 from jaxnn.training.examples import Examples
 from jaxnn.training.fit import fit
-from jaxnn.training.history import Fit
+from jaxnn.training.history import Fit, Log
 from jaxnn.training.measuring import mean_over
 from jaxnn.training.objective import Form, Objective
 from jaxnn.training.progress import Progress, progress_log, show_progress, silent
@@ -303,18 +303,21 @@ def evaluate(args: argparse.Namespace) -> int:
             f"`--data` must hold images of {pixels} pixels, as those of the run. Got {images} "
             f"pixels."
         )
-    params = found.restore("best_params" if "best_params" in found.leaves else "params", like)
+    best = "best_params" in found.leaves
+    params = found.restore("best_params" if best else "params", like)
     objective = Objective(error, metrics, None, arrays_of(params)[0], Form())
     sets = {"train": (digits.x_train, digits.t_train), "test": (digits.x_test, digits.t_test)}
     record = {}
-    for name, data in sets.items():
-        pieces = Examples.of(name, data, MEASURED, None, False).measuring()
-        means = mean_over(pieces, objective, (params, None, None)) or {}
-        record |= {f"{name}_{what}": float(value) for what, value in means.items()}
+    with passing("measuring"):
+        for name, data in sets.items():
+            pieces = Examples.of(name, data, MEASURED, None, False).measuring()
+            means = mean_over(pieces, objective, (params, None, None)) or {}
+            record |= {f"{name}_{what}": float(value) for what, value in means.items()}
+    step = Log.of(found.step, found.records["numbers"], {}).best_step if best else found.step
     if args.json:
-        print_json({"step": found.step, **record}, args.stdout)
+        print_json({"step": step, "steps": found.step, **record}, args.stdout)
         return 0
-    print(f"after step {found.step}")
+    print(f"after step {step}" + (f", the best of {found.step}" if best else ""))
     for name, value in record.items():
         print(f"  {name.replace('_', ' '):14}  {value:.4f}")
     return 0

@@ -467,10 +467,10 @@ def _require_measure(measure: Any, sets: Mapping[str, Examples | Batches]) -> tu
     names = tuple(n for n, s in sets.items() if n != "train" or isinstance(s, Examples))
     if measure is None or not names:
         return names
-    given = () if isinstance(measure, str) or not isinstance(measure, Sequence) else tuple(measure)
-    if not given or any(name not in names for name in given):
+    given = (measure,) if isinstance(measure, str) else measure
+    if not isinstance(given, Sequence) or not given or any(name not in names for name in given):
         raise ValueError(f"`measure` must name some of {names}. Got {measure!r}.")
-    return given
+    return tuple(given)
 
 
 def _require_kept(record: Sequence[str], state: State) -> None:

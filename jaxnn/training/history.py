@@ -119,6 +119,7 @@ class Log:
       total: its losses so far, each times its examples.
       examples: of the epoch so far.
       best: the smallest number that was watched.
+      best_step: after which step that was.
       waited: measurements since then.
     """
 
@@ -133,12 +134,13 @@ class Log:
     total: float = 0.0
     examples: int = 0
     best: float = np.inf
+    best_step: int = 0
     waited: int = 0
 
     @classmethod
     def of(cls, step: int, numbers: np.ndarray, rows: Mapping[str, np.ndarray]) -> "Log":
         """As it was when it was saved: `numbers` and `rows` of then."""
-        begun, spent, total, examples, best, waited = numbers.tolist()
+        begun, spent, total, examples, best, best_step, waited = numbers.tolist()
         named = lambda prefix: {  # noqa: E731
             name.removeprefix(prefix): values
             for name, values in rows.items()
@@ -156,13 +158,15 @@ class Log:
             total=total,
             examples=int(examples),
             best=best,
+            best_step=int(best_step),
             waited=int(waited),
         )
 
     @property
     def numbers(self) -> np.ndarray:
         """What `of` reads, of a length that does not grow."""
-        return np.array([self.begun, self.spent, self.total, self.examples, self.best, self.waited])
+        watched = self.best, self.best_step, self.waited
+        return np.array([self.begun, self.spent, self.total, self.examples, *watched])
 
     @property
     def rows(self) -> dict[str, np.ndarray]:
@@ -261,5 +265,8 @@ class Log:
     def watch(self, number: float) -> bool:
         """Whether a measurement was better than all before it."""
         better = number < self.best
-        self.best, self.waited = (number, 0) if better else (self.best, self.waited + 1)
+        if better:
+            self.best, self.best_step, self.waited = number, self.step, 0
+        else:
+            self.waited += 1
         return better

@@ -105,6 +105,13 @@ class Objective(NamedTuple):
         new_state = (more[0] if has_aux else more) if stateful else None
         aux = (more[1] if stateful else more) if has_aux else {}
         if stateful:
+            another = jax.tree.structure(new_state) != jax.tree.structure(model_state)
+            if another and not has_aux and isinstance(new_state, tuple) and len(new_state) == 2:
+                got = jax.tree.map(describe, new_state)
+                raise TypeError(
+                    "`loss` must return (value, model_state), or with `has_aux=True` (value, "
+                    f"(model_state, aux)). Got a state {got}."
+                )
             require_same_form(
                 "the model's state of loss(...)", new_state, "model_state", model_state
             )

@@ -39,6 +39,7 @@ class Progress(NamedTuple):
       learning_rate: where it was asked for.
       gradient_norm: of the last step, where it was asked for.
       resumed: the step after which the run went on; 0 if it is not a resumed one.
+      reason: why the run ends before its time, if that is known.
 
     Example:
       >>> Progress(epoch=1, epochs=2, step=15, steps=30, loss=2.3, record=None).step
@@ -56,6 +57,7 @@ class Progress(NamedTuple):
     learning_rate: float | None = None
     gradient_norm: float | None = None
     resumed: int = 0
+    reason: str | None = None
 
 
 def show_progress(
@@ -84,6 +86,7 @@ def show_progress(
         if stream is not None and not hasattr(stream, part):
             raise TypeError(f"`{name}` must be a text stream. Got {describe(stream)}.")
     drawn = _Bar(bar or sys.stderr)
+    drawn.begin()
     recent: deque[tuple[float, int]] = deque(maxlen=6)
     headed, last = False, (0, 0)
 
@@ -123,6 +126,8 @@ def _mark(progress: Progress, last: tuple[int, int]) -> tuple[int, int]:
     """Of the tenth of a run in which a line was told last; another one is told where it changes."""
     epochs, steps = progress.epochs, progress.steps
     epoch, tenth = last
+    if progress.reason is not None:
+        return progress.epoch, progress.step
     if epochs and (progress.epoch % max(1, epochs // 10) == 0 or progress.epoch == epochs):
         epoch = progress.epoch
     if steps is None:
@@ -184,7 +189,7 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
         numbers = {
             name: _json(value)
             for name, value in progress._asdict().items()
-            if name not in ("params", "opt_state", "resumed", "record")
+            if name not in ("params", "opt_state", "resumed", "record", "reason")
             and (value is not None or name in ("epochs", "steps"))
         }
         record = progress.record and {k: _json(v) for k, v in progress.record.items()}
@@ -248,7 +253,7 @@ class _Bar:
     """tqdm's bar, where it is installed and there is a terminal for it."""
 
     def __init__(self, stream: Any):
-        self.stream, self.bar, self.tqdm = stream, None, None
+        self.stream, self.bar, self.tqdm, self.begun = stream, None, None, False
         plain = os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
         if plain or not _is_open(stream) or not stream.isatty():
             return
@@ -258,13 +263,26 @@ class _Bar:
             return
         self.tqdm = tqdm
 
+    def begin(self) -> None:
+        """Say what comes first, and takes its time."""
+        if self.tqdm is not None:
+            self.stream.write("compiling the first steps ")
+            self.stream.flush()
+            self.begun = True
+
     def clear(self) -> None:
         """Make room for a line."""
+        if self.begun and _is_open(self.stream):
+            self.stream.write("\r\033[K")
+            self.stream.flush()
+        self.begun = False
         if self.bar is not None:
             self.bar.clear()
 
     def draw(self, progress: Progress) -> None:
         """The bar as it is now."""
+        if self.begun:
+            self.clear()
         if self.tqdm is None or not _is_open(self.stream):
             return
         if self.bar is None:

@@ -399,7 +399,7 @@ class Run:
         }
         more = {name: asked[name]() for name in self.record}
         where = log.epoch, plan.epochs, log.step, plan.steps, log.mean_loss, record
-        return Progress(*where, resumed=self.resumed, **more)
+        return Progress(*where, resumed=self.resumed, reason=self.reason, **more)
 
     def listen(self) -> None:
         """Hear what the system, and the other processes, want."""

@@ -62,7 +62,7 @@ def sweep(
       loss: as for `fit`.
       params: where every run starts; or a function of a run's key that makes it, such as an
         initialisation.
-      data: as for `fit`.
+      data: a tuple of arrays, such as (x, t).
       optimizer: a function of one of `values` that returns an optimiser, such as `optax.sgd`.
       values: an array of learning rates, or a pytree of arrays with one entry a run on the first
         axis.
@@ -71,7 +71,7 @@ def sweep(
       batch_size: as for `fit`.
       grad: as for `fit`.
       replacement: as for `fit`.
-      test: as for `fit`.
+      test: a tuple of arrays like `data`.
       metrics: as for `fit`; the loss and the metrics are always measured after each epoch.
       model_state: as for `fit`; where every run starts.
       has_aux: as for `fit`.
@@ -95,6 +95,8 @@ def sweep(
       [2.3, 1.9]
     """
     require_batches("data", data)
+    if test is not None:
+        require_batches("test", test, data)
     require_run(loss, grad, data, test, on_progress)
     require_counts(epochs=epochs, batch_size=batch_size)
     if isinstance(optimizer, optax.GradientTransformation):
@@ -110,7 +112,7 @@ def sweep(
             f"jnp.array(...) makes it. Got {describe(values)}."
         )
     values = replicate(values, None)
-    runs = count_examples(values, "values")
+    runs = _count_runs(values)
     keys = _require_keys(key, runs)
     skeleton, starts = _starts(params, key, keys, runs)
     first = _one(values, 0)
@@ -256,6 +258,17 @@ def _require_keys(key: Any, runs: int) -> Key[Array, "runs"]:  # noqa: F821
             f"`key` must be one key, or one for each of the {runs} runs. Got {len(key)}."
         )
     return key if key.ndim else jnp.broadcast_to(key, (runs,))
+
+
+def _count_runs(values: PyTree) -> int:
+    """The length of the first axis of `values`."""
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(values)}
+    if len(lengths) != 1 or lengths & {(), (0,)}:
+        got = jax.tree.map(describe, values)
+        raise ValueError(
+            f"`values` must have one entry a run on the first axis, at least one. Got {got}."
+        )
+    return lengths.pop()[0]
 
 
 def _starts(
