@@ -476,7 +476,7 @@ def test_steps_that_break_earlier_when_they_are_taken_again_end_before_that():
     assert float(jnp.sum(stretch.losses)) == 3
 
 
-@pytest.mark.parametrize("step", [0, 1, 2, 11, 36, 99])
+@pytest.mark.parametrize("step", [0, 2, 36])
 def test_a_leaf_that_the_loss_does_not_see_ends_the_run_at_its_step(step):
     def update(updates, state, params):
         grown = jnp.where(state == step, jnp.inf, 1.0)

@@ -168,9 +168,11 @@ class _Asked(NamedTuple):
             paired.append(jnp.iscomplexobj(x))
             points.append(real_form(x) if paired[-1] else x)
             claims.append(real_form(jnp.conj(claim)) if paired[-1] else claim)
-        arrays = [x for x in (*rest, *cts, *claims) if is_inexact(x)]
-        fine = all(bool(jnp.all(jnp.isfinite(x))) for x in arrays)
-        some = any(bool(jnp.any(ct != 0)) for ct in cts)
+        # By NumPy: each shape would be a compilation of its own.
+        fine = all(
+            np.isfinite(np.asarray(x)).all() for x in (*rest, *cts, *claims) if is_inexact(x)
+        )
+        some = any(np.asarray(ct).any() for ct in cts)
         return cls(points, claims, paired, rest, cts) if fine and some else None
 
 
