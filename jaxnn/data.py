@@ -116,6 +116,9 @@ def load_mnist(directory: str | Path) -> Digits:
       ValueError: a file is truncated, mislabelled, or does not fit the others; the message says
         what and where.
 
+    Source:
+      LeCun, Bottou, Bengio and Haffner, Proc. IEEE 86 (1998) 2278.
+
     Example:
       >>> load_mnist("nowhere")
       Traceback (most recent call last):
@@ -251,6 +254,9 @@ def one_hot(
       TypeError: `t` is not an integer array.
       ValueError: an index is out of range (outside `jit`).
 
+    Source:
+      the chapter, 4.2.1.
+
     Example:
       >>> one_hot(jnp.array([2, 0]), 3)
       Array([[0., 0., 1.],
@@ -280,6 +286,9 @@ def sample_batch(key: Key[Array, ""], data: PyTree, batch_size: int) -> PyTree:
 
     Raises:
       ValueError: the arrays differ in length, or are empty; `batch_size` is under 1.
+
+    Source:
+      the chapter, 4.2.3.
 
     Example:
       >>> sample_batch(jax.random.key(0), {"x": jnp.ones((5, 3)), "t": jnp.arange(5)}, 2)["x"].shape

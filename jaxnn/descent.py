@@ -77,6 +77,9 @@ def gradient_descent(
         under `jit` or `vmap`, where values cannot be looked at: there, compare f at both ends, or
         take `descent_path`.
 
+    Source:
+      the chapter, 4.4.1.
+
     Example:
       >>> f, start = lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0])
       >>> end = gradient_descent(f, start, lr=0.1, step_num=100)
@@ -141,6 +144,9 @@ def descent_path(
     Raises:
       TypeError: `init_x` has no floating leaf, `step_num` is not an integer.
       ValueError: `lr` is not finite, `step_num` is negative.
+
+    Source:
+      the chapter, 4.4.1.
 
     Example:
       >>> f, start = lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0])

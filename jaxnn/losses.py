@@ -44,6 +44,9 @@ def mean_squared_error(
         of range.
       TypeError: `y` is not floating-point.
 
+    Source:
+      the chapter, 4.2.1.
+
     Example:
       >>> mean_squared_error(jnp.array([0.1, 0.8, 0.1]), jnp.array(1))
       Array(0.03, dtype=float32)
@@ -78,6 +81,9 @@ def cross_entropy_error(
       ValueError: the shapes do not fit, the batch is empty, or (outside `jit`) a class index is out
         of range, or `y` are no probabilities.
       TypeError: `y` is not floating-point.
+
+    Source:
+      the chapter, 4.2.2 and, of a batch, 4.2.4.
 
     Example:
       >>> cross_entropy_error(jnp.array([0.1, 0.6, 0.3]), jnp.array(1)).round(4)
@@ -121,6 +127,10 @@ def softmax_cross_entropy(
         of range.
       TypeError: `logits` is not floating-point.
 
+    Source:
+      Blanchard, Higham and Higham, IMA J. Numer. Anal. 41 (2021) 2311, on the logarithm of a
+      sum of exponentials without overflow.
+
     Example:
       >>> softmax_cross_entropy(jnp.array([0.0, 0.0]), jnp.array(1))
       Array(0.6931472, dtype=float32)
@@ -147,6 +157,9 @@ def accuracy(
       ValueError: the shapes do not fit, the batch is empty, or (outside `jit`) a class index is out
         of range.
       TypeError: `y` is not floating-point.
+
+    Source:
+      the chapter, 4.2.5, on why it is no loss.
 
     Example:
       >>> accuracy(jnp.array([[0.9, 0.1], [0.8, 0.2]]), jnp.array([0, 1]))

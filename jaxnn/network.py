@@ -49,6 +49,9 @@ def init_network(
       ValueError: fewer than two sizes, or a size under 1.
       TypeError: a size is not an integer, or `dtype` is not floating.
 
+    Source:
+      the chapter, 4.5.1.
+
     Example:
       >>> {name: p.shape for name, p in init_network(jax.random.key(0), (2, 3)).items()}
       {'W1': (2, 3), 'b1': (3,)}
@@ -91,6 +94,9 @@ def predict(
     Raises:
       TypeError: what is not an array, or is of another dtype (the parameter is named).
       ValueError: no `W1`, or shapes that do not fit (the parameter is named).
+
+    Source:
+      the chapter, 4.5.1.
 
     Example:
       >>> predict({"W1": jnp.eye(2)}, jnp.array([0.6, 0.9]))
@@ -150,6 +156,9 @@ def loss(
 
     Raises:
       ValueError: shapes that do not fit, as `predict` and `softmax_cross_entropy` say.
+
+    Source:
+      the chapter, 4.4.2 and 4.5.1.
 
     Example:
       >>> loss({"W1": jnp.zeros((2, 3))}, jnp.array([0.6, 0.9]), jnp.array(2))

@@ -16,6 +16,9 @@ from jaxnn._validate import describe
 def parabola(x: float | Float[Array, "*points"]) -> float | Float[Array, "*points"]:
     """The chapter's function of one variable, 0.01 x^2 + 0.1 x; its derivative is 0.02 x + 0.1.
 
+    Source:
+      the chapter, 4.3.2.
+
     Example:
       >>> parabola(5.0)
       0.75
@@ -26,6 +29,9 @@ def parabola(x: float | Float[Array, "*points"]) -> float | Float[Array, "*point
 def bowl(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
     """The chapter's function of two variables, x0^2 + x1^2 (of any number of them); its gradient is
     2 x.
+
+    Source:
+      the chapter, 4.3.3.
 
     Example:
       >>> bowl(jnp.array([3.0, 4.0]))
@@ -74,6 +80,9 @@ def two_valleys(x: Float[Array, "*points 2"]) -> Float[Array, "*points"]:
 def rosenbrock(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
     """sum 100 (x[i+1] - x[i]^2)^2 + (1 - x[i])^2: a bent, nearly flat valley that leads to the
     minimum at (1, ..., 1).
+
+    Source:
+      Rosenbrock, Computer Journal 3 (1960) 175.
 
     Example:
       >>> rosenbrock(jnp.array([1.0, 1.0]))

@@ -128,6 +128,10 @@ def check_gradient(
       ValueError: `argnums` or `order` out of range; `where`, `gradient` or `cotangent` of another
         form.
 
+    Source:
+      Ridders, Adv. Eng. Software 4 (1982) 75, on extrapolated differences; Moré and Wild,
+      SIAM J. Sci. Comput. 33 (2011) 1292, on their noise.
+
     Example:
       >>> report = check_gradient(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]))
       >>> report.verdict

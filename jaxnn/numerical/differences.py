@@ -103,6 +103,9 @@ def numerical_grad(
       TypeError: an argument to differentiate has no floating leaf; `f` returns no real scalar.
       ValueError: `argnums` out of range; `h` not positive, or so small that x + h is x.
 
+    Source:
+      the chapter, 4.4; Press et al., Numerical Recipes, 5.7, on steps.
+
     Example:
       >>> numerical_grad(lambda x: jnp.sum(x**2))(jnp.array([3.0, 4.0]))
       Array([6., 8.], dtype=float32)
@@ -132,6 +135,9 @@ def numerical_gradient(
 ) -> PyTree:
     """The gradient of `f` at `x` by finite differences, in the chapter's calling form:
     `numerical_grad(f)(x)`.
+
+    Source:
+      the chapter, 4.4.
 
     Example:
       >>> numerical_gradient(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]))
@@ -178,6 +184,9 @@ def numerical_jacobian(
     Raises:
       TypeError: as `numerical_grad`; `f` may return arrays of any shape.
       ValueError: as `numerical_grad`.
+
+    Source:
+      Press et al., Numerical Recipes, 5.7.
 
     Example:
       >>> numerical_jacobian(lambda x: x[0] * x)(jnp.array([3.0, 4.0]))
@@ -226,6 +235,9 @@ def numerical_hessian(
       TypeError: as `numerical_grad`.
       ValueError: as `numerical_grad`.
 
+    Source:
+      Abramowitz and Stegun, Handbook of Mathematical Functions, 25.3.
+
     Example:
       >>> numerical_hessian(lambda x: x[0] ** 2 * x[1])(jnp.array([3.0, 4.0]))
       Array([[8., 6.],
@@ -269,6 +281,9 @@ def directional_derivative(
     Raises:
       TypeError: as `numerical_grad`.
       ValueError: `v` does not fit `x`, or `h` is not positive.
+
+    Source:
+      Press et al., Numerical Recipes, 5.7.
 
     Example:
       >>> f, x, v = lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]), jnp.array([1.0, 1.0])
@@ -321,6 +336,9 @@ def numerical_diff(
       TypeError: `x` is an integer array, or `f` changes its shape.
       ValueError: `h` is not positive, or so small that x + h is x.
 
+    Source:
+      the chapter, 4.3.1.
+
     Example:
       >>> numerical_diff(lambda x: 0.01 * x**2 + 0.1 * x, 5)
       Array(0.2, dtype=float32)
@@ -362,6 +380,9 @@ def partial_derivative(
       IndexError: no such entry.
       TypeError: as `numerical_grad`.
       ValueError: `h` is not positive, or so small that x + h is x.
+
+    Source:
+      the chapter, 4.3.3.
 
     Example:
       >>> partial_derivative(lambda x: x[0] ** 2 + x[1] ** 2, jnp.array([3.0, 4.0]), 0)

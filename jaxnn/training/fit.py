@@ -190,6 +190,9 @@ def fit(
       DivergenceWarning: the loss ended above twice what it was; RuntimeWarning: what is watched is
         NaN.
 
+    Source:
+      the chapter, 4.5.2 and 4.5.3.
+
     Example:
       >>> digits = jaxnn.load_digits()
       >>> params = jaxnn.init_network(jax.random.key(0), (64, 50, 10))
