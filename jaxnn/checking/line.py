@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.checking.evidence import excess
+from jaxnn.checking.packed import on_one_cpu
 from jaxnn.checking.slope import HALF, RUNGS, Slope, estimate_slope, ladder
 from jaxnn.numerical.float64 import widen_leaf
 
@@ -250,11 +251,11 @@ def along_program(value: Callable, dtype: Any) -> Callable:
 def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], Along]]:
     """A function of claims and a question: what each leaf moves by, and the sums along that.
 
-    Large leaves draw where they are; few numbers are not worth a compilation, and of small leaves
-    not a call for each.
+    Leaves draw where they are: on a device, and cut into parts as they are; few numbers that a CPU
+    holds are not worth a compilation, and of small leaves not a call for each.
     """
     sizes = np.array([x.size for x in points], np.int64)
-    on_the_host = [k for k, size in enumerate(sizes) if size <= ON_HOST]
+    on_the_host = [k for k, x in enumerate(points) if x.size <= ON_HOST and on_one_cpu(x)]
     small = {k: np.asarray(points[k], np.float64).ravel() for k in on_the_host}
     scales = functools.cache(lambda k: entry_scales(small[k]))
     last: list[Any] = []  # steps are asked for a few at a time, along a line that is drawn once
@@ -286,15 +287,15 @@ def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], 
         how = q.low, q.high, q.weight, _hashed(salts, np), q.relative, q.up
         still = q.high <= q.low
         moving = np.flatnonzero(~still)
-        few = moving[sizes[moving] <= TOGETHER]
+        few = np.array([k for k in moving if k in small and sizes[k] <= TOGETHER], int)
         moves: list[Any] = [np.zeros(x.shape) if still[k] else None for k, x in enumerate(points)]
         sums = np.zeros((len(points), 3))
-        for lot in (few, *(np.array([k]) for k in moving if sizes[k] > TOGETHER)):
-            if len(lot) and sizes[lot[0]] <= ON_HOST:
-                for k, v, along in on_host(lot, claims, how):
-                    moves[k], sums[k] = v, along
-            elif len(lot):
-                (k,) = lot
+        alone = [np.array([k]) for k in moving if k in small and sizes[k] > TOGETHER]
+        for lot in (few, *alone) if len(few) else alone:
+            for k, v, along in on_host(lot, claims, how):
+                moves[k], sums[k] = v, along
+        for k in moving:
+            if k not in small:
                 own = (*(of_leaves[k] for of_leaves in how[:4]), *how[4:])
                 moves[k], sums[k] = _moves_on_device(points[k], claims[k], own, dtype)
         last.extend([claims, q, (moves, Along(*sums.T))])

@@ -31,7 +31,7 @@ class Packing(NamedTuple):
         """Leaves of one dtype together, if all are where they can be."""
         together: dict[Any, list[int]] = {}
         for k, x in enumerate(leaves):
-            apart = getattr(x, "weak_type", False) or not _on_one_cpu(x)
+            apart = getattr(x, "weak_type", False) or not on_one_cpu(x)
             together.setdefault(k if apart else jnp.dtype(x.dtype), []).append(k)
         return cls(tuple(map(tuple, together.values())), tuple(x.shape for x in leaves))
 
@@ -62,7 +62,8 @@ class Packing(NamedTuple):
         return leaves
 
 
-def _on_one_cpu(x: Any) -> bool:
+def on_one_cpu(x: Any) -> bool:
+    """Whether an array lies where NumPy can look at it."""
     if not isinstance(x, jax.Array):
         return True
     devices = x.devices()
