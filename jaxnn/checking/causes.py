@@ -199,7 +199,7 @@ def _alike(ratio: float | None, value: float | int) -> bool:
 
 
 # What usually makes a primitive's value, or its slope, infinite or NaN; and what helps.
-_SAFE = "choose a safe argument before it, as in `{}`, besides the result after it"
+_SAFE = "choose a safe argument before it, too, as in `{}`"
 _EIGENVALUES = "lift what is equal: add a small diagonal of different numbers to the matrix"
 NOT_FINITE: dict[str, tuple[str, str, str]] = {
     # primitive: its value, its slope, the cure
