@@ -187,6 +187,7 @@ def _derivative(figure: Figure) -> None:
                 ha="right" if name == "x - h" else "left",
                 va="bottom",
                 fontsize="small",
+                bbox={"fc": matplotlib.rcParams["axes.facecolor"], "ec": "none", "pad": 0.5},
             )
 
 

@@ -253,9 +253,9 @@ class RuleReport(NamedTuple):
 
     def __str__(self) -> str:
         by = f"argument {self.argument}" if self.argument is not None else "its value"
+        off = f"{100 * self.difference:.3g} %" if self.difference < 10 else "more than 1,000 %"
         lines = (
-            f"wrong at {self.line}: {self.kind} of `{self.name}`, {by} off by "
-            f"{100 * self.difference:.2g} %",
+            f"wrong at {self.line}: {self.kind} of `{self.name}`, {by} off by {off}",
             self.line.quoted,
             f"    rule at {self.where}" if self.where else "",
         )
@@ -288,6 +288,7 @@ class DigitsLost(NamedTuple):
 
     def __str__(self) -> str:
         what = f"{self.what}; " if self.what else ""
-        left = f"{self.after:.0f} of {self.before:.0f} digits left"
+        few = round(self.before) == 0
+        left = "no digit left" if few else f"{self.after:.0f} of {self.before:.0f} digits left"
         text = f"lost at {self.line}: `{self.operation}`, {what}{left}"
         return "\n".join(filter(None, (text, self.line.quoted)))

@@ -215,8 +215,9 @@ def _examined(tape: Tape, record: Record, number: int) -> RuleReport | None:
         verdict, entries = verdict_of(found, line.centre, tolerance)
         if not verdict.wrong:
             continue
+        # Of a derivative that is 0 by values, all of what the rule says.
         errors = [
-            abs(e.autodiff - e.numerical) / max(abs(e.autodiff), abs(e.numerical))
+            abs(e.autodiff - e.numerical) / (abs(e.numerical) or abs(e.autodiff))
             for e in entries
             if e.verdict.wrong
         ]
