@@ -192,8 +192,8 @@ class Partition(NamedTuple):
             paths += [label + keystr(path) for path, _ in found]
             chosen += [choice is not None] * len(found)
             choices = [False] * len(found) if choice is None else choice
-            pairs = zip(found, choices, strict=True)
-            roles += [_role(leaf, moves) for (_, leaf), moves in pairs]
+            set_by_hand = choice is not None and where is None
+            roles += _roles(argument, choices, settings=set_by_hand)
         if not any(role.moves for role in roles):
             for label, argument, choice in named:
                 if choice is not None:
@@ -286,7 +286,7 @@ def require_argnums(argnums: Any) -> None:
 def take_apart(tree: PyTree) -> tuple[Skeleton, list[jax.Array], list[jax.Array]]:
     """A tree's skeleton, the leaves that can be differentiated, and its other arrays."""
     leaves = jax.tree.leaves(tree)
-    roles = [_role(leaf, True) for leaf in leaves]
+    roles = _roles(tree)
     return _skeleton(tree, leaves, roles), _points(leaves, roles), _dynamic(leaves, roles)
 
 
@@ -296,7 +296,7 @@ def arrays_of(tree: PyTree) -> tuple[Skeleton, PyTree]:
     Unlike `take_apart` it keeps the structure, and with it the paths that an optimiser may go by.
     """
     leaves = jax.tree.leaves(tree)
-    roles = [_role(leaf, True) for leaf in leaves]
+    roles = _roles(tree)
     pairs = zip(leaves, roles, strict=True)
     arrays = [None if role is Role.STATIC else leaf for leaf, role in pairs]
     return _skeleton(tree, leaves, roles), jax.tree.unflatten(jax.tree.structure(tree), arrays)
@@ -334,6 +334,35 @@ def _points(leaves: Sequence[Any], roles: Sequence[Role]) -> list[jax.Array]:
 def _dynamic(leaves: Sequence[Any], roles: Sequence[Role]) -> list[jax.Array]:
     pairs = zip(leaves, roles, strict=True)
     return [jnp.asarray(leaf) for leaf, role in pairs if role is Role.DYNAMIC]
+
+
+def _roles(tree: PyTree, moves: Sequence[bool] | None = None, settings: bool = True) -> list[Role]:
+    """What becomes of each leaf of an argument, of which all or those that may are to move.
+
+    A Python number in a module (an object of a class that is registered as a pytree) that has
+    arrays is a setting of it, such as a rate of dropout, and is held fixed.
+    """
+    leaves = jax.tree.leaves(tree)
+    moves = [True] * len(leaves) if moves is None else moves
+    settings = settings and any(is_array(leaf) and is_inexact(leaf) for leaf in leaves)
+    inside = _in_modules(jax.tree.structure(tree))
+    return [
+        Role.STATIC if settings and within and _is_plain_number(leaf) else _role(leaf, move)
+        for leaf, move, within in zip(leaves, moves, inside, strict=True)
+    ]
+
+
+def _in_modules(tree: Any, inside: bool = False) -> list[bool]:
+    """Whether each leaf is in an object of a registered class, and not in containers alone."""
+    node = tree.node_data()
+    if node is None:
+        return [inside] * tree.num_leaves
+    inside = inside or not issubclass(node[0], (tuple, list, Mapping, type(None)))
+    return [one for child in tree.children() for one in _in_modules(child, inside)]
+
+
+def _is_plain_number(leaf: Any) -> bool:
+    return isinstance(leaf, float | complex) and not isinstance(leaf, np.generic)
 
 
 def _role(leaf: Any, moves: bool) -> Role:

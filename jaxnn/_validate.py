@@ -161,11 +161,16 @@ def tracing(name: str) -> Iterator[None]:
     try:
         yield
     except jax.errors.JAXTypeError as error:
-        error.add_note(
-            f"JAX runs `{name}` once, without values, so Python's `if`, `float()` and NumPy's "
-            "functions cannot look at them: take `jnp.where` or `jax.lax.cond`, and `jax.numpy`."
-        )
+        error.add_note(how_to_be_traced(name))
         raise
+
+
+def how_to_be_traced(name: str) -> str:
+    """What to do about a function that JAX cannot trace."""
+    return (
+        f"JAX runs `{name}` once, without values, so Python's `if`, `float()` and NumPy's "
+        "functions cannot look at them: take `jnp.where` or `jax.lax.cond`, and `jax.numpy`."
+    )
 
 
 def require_scalar(name: str, value: Any) -> None:

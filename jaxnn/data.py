@@ -340,10 +340,9 @@ def count_examples(data: PyTree, name: str = "data") -> int:
     if len(lengths) != 1 or 0 in lengths:
         got = [f"{leaf} {shape}" for leaf, shape in shapes.items()] or ["no arrays"]
         several = f" and {len(got) - 4} more" if len(got) > 4 else ""
-        pairs = "; pairs of one example are to be stacked" if len(got) > 4 else ""
         raise ValueError(
             f"`{name}` must be arrays with the same number of examples, at least one, on the first "
-            f"axis{pairs}. Got {', '.join(got[:4])}{several}."
+            f"axis. Got {', '.join(got[:4])}{several}."
         )
     return lengths.pop()
 
@@ -353,6 +352,12 @@ def require_batches(name: str, data: PyTree, like: PyTree = None) -> None:
     that are trained on.
     """
     optimizer = hasattr(data, "init") and hasattr(data, "update")
+    if isinstance(data, list) and data and all(isinstance(part, tuple | list) for part in data):
+        raise TypeError(
+            f"`{name}` must be a tuple of arrays, such as (x, t): examples are to be stacked, and "
+            f"batches come from a function of the epoch, as in `lambda epoch: batches`. Got a list "
+            f"of {len(data)} tuples."
+        )
     if not isinstance(data, tuple | list) or optimizer:
         hint = ""
         if isinstance(data, Iterator):

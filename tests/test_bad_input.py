@@ -591,7 +591,7 @@ each(TRAINERS, loss=two)
 each(TRAINERS, loss=lambda p, x, t: "a")
     TypeError: `loss(...)` must be an array or a number. Got str 'a'.
 each(TRAINERS, loss=lambda p, x, t: x)
-    TypeError: `loss` must return a real scalar. Got float32[1, 3].
+    TypeError: `loss` must return a real scalar. Got float32[4, 3].
 each(TRAINERS, params={"w": T})
     TypeError: `params['w']` must be floating-point, for a derivative with respect to it. Got
     int32[2].
@@ -628,7 +628,7 @@ each(TRAINERS, grad=jax.value_and_grad)
 each(TRAINERS, has_aux=True)
     TypeError: `loss` must return (value, aux), as it was asked to. Got float32[].
 each(TRAINERS, loss=lambda p, x, t: (jnp.mean(p["w"]), x), has_aux=True)
-    TypeError: `the aux of loss(...)` must be a dictionary of scalars. Got float32[1, 3].
+    TypeError: `the aux of loss(...)` must be a dictionary of scalars. Got float32[4, 3].
 each(TRAINERS, loss=lambda p, s, x, t: jnp.mean(p["w"]), model_state=X)
     TypeError: `loss` must return (value, model_state), as it was asked to. Got float32[].
 each(TRAINERS, loss=lambda p, s, x, t: (jnp.mean(p["w"]), s[:1]), model_state=X)
@@ -639,7 +639,7 @@ fit(opt_state=(X,))
 fit(eval_params=lambda p, s: [p], test=DATA)
     ValueError: `eval_params(...)` must have the structure of `params`, ... Got ...
 each(TRAINERS, metrics=lambda p, x, t: x)
-    TypeError: `metrics` must return a dictionary of arrays. Got float32[1, 3].
+    TypeError: `metrics` must return a dictionary of arrays. Got float32[4, 3].
 each(TRAINERS, metrics=lambda p, x, t: {"a": "b"})
     TypeError: `metrics(...)['a']` must be an array or a number. Got str 'b'.
 each(TRAINERS, metrics=lambda p, x, t: {1: jnp.sum(x)})
@@ -1241,9 +1241,15 @@ fit(loss=lambda w, s, x, t: (jnp.sum(x), ({"n": s}, {})), model_state=X)
     TypeError: `loss` must return (value, model_state), or with `has_aux=True` (value,
     (model_state, aux)). Got a state ({'n': 'float32[2]'}, {}).
 fit(data=[(np.ones(3), 1)] * 100)
+    TypeError: `data` must be a tuple of arrays, such as (x, t): examples are to be stacked, and
+    batches come from a function of the epoch, as in `lambda epoch: batches`. Got a list of 100
+    tuples.
+fit(data=tuple(np.ones(n) for n in range(1, 9)))
     ValueError: `data` must be arrays with the same number of examples, at least one, on the first
-    axis; pairs of one example are to be stacked. Got `data[0][0]` (3,), `data[0][1]` (),
-    `data[1][0]` (3,), `data[1][1]` () and 196 more.
+    axis. Got `data[0]` (1,), `data[1]` (2,), `data[2]` (3,), `data[3]` (4,) and 4 more.
+jaxnn.assert_gradient(surfaces.bowl, X, y=1)
+    TypeError: `y` must be in `kwargs`, as in kwargs={'y': ...}, if `f` takes it. Got no option of
+    that name.
 sweep(test={"a": (X,)})
     TypeError: `test` must be a tuple of arrays, such as (x, t). Got dict {'a': ...
 check_gradient(surfaces.bowl, X).save("report.png")
@@ -1294,3 +1300,11 @@ def test_of_a_function_that_looks_at_values_jaxs_error_says_what_to_do(f):
         assert isinstance(error, jax.errors.JAXTypeError)
         note = " ".join(error.__notes__)
         assert f"`{name}`" in note and "`jnp.where` or `jax.lax.cond`" in note
+
+
+@pytest.mark.parametrize("f", LOOKS.values(), ids=LOOKS.keys())
+def test_explain_says_why_a_function_cannot_be_traced(f):
+    error = refusal(jaxnn.explain, f, X)
+    assert str(error) == "`f` must be a function that JAX can trace. Got one that it cannot."
+    assert "`jnp.where`" in error.__notes__[0]
+    assert isinstance(error.__cause__, jax.errors.JAXTypeError)

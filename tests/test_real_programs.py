@@ -1,11 +1,13 @@
 """Programs as researchers have them: any pytree, any of JAX's transformations, any output."""
 
+import dataclasses
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from gradient_cases import draw
 from jax import lax
@@ -19,6 +21,7 @@ from jax.test_util import check_grads
 from jaxnn import (
     check_gradient,
     descent_path,
+    fit,
     gradient_descent,
     minimize,
     numerical_grad,
@@ -453,3 +456,44 @@ def test_a_sharded_leaf_is_checked_where_it_is():
 def test_outputs_may_hold_plain_numbers():
     report = check_gradient(lambda x: (jnp.sum(x**2), 1, 2.0), jnp.ones(3))
     assert report.verdict == "agrees"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Module:
+    """As Equinox has them: its arrays are what it learns, its numbers are settings."""
+
+    w: jax.Array
+    slope: float = 0.01
+    rate: complex = 1.0
+
+
+def leaky(module, x):
+    y = x @ module.w
+    return jnp.sum(jnp.where(y > 0, y, module.slope * y) ** 2) * jnp.real(module.rate)
+
+
+def test_the_numbers_of_a_module_that_has_arrays_are_settings():
+    module, x = Module(jnp.array([1.0, -2.0])), jnp.eye(2)
+    report = check_gradient(leaky, module, x, argnums=0)
+    assert report.ok and [leaf.path for leaf in report.leaves] == ["[0].w"]
+    assert "held fixed: [0].slope (float), [0].rate (float)" in report.notes
+    gradient = numerical_grad(leaky)(module, x)
+    np.testing.assert_allclose(gradient.w, jax.grad(leaky)(module, x).w, rtol=1e-6)
+    result = fit(
+        lambda m, x: leaky(m, x), module, (x,), optax.sgd(0.1), key=jax.random.key(0), epochs=3
+    )
+    assert result.params.slope == 0.01 and type(result.params.slope) is float
+    assert not np.array_equal(result.params.w, module.w)
+
+
+def test_numbers_that_are_no_settings_are_differentiated():
+    # In containers, in a module without arrays, and where they are asked for.
+    assert check_gradient(lambda p: jnp.sum(p["w"]) * p["b"], {"w": jnp.ones(2), "b": 2.0}).ok
+    both = numerical_grad(lambda p: jnp.sum(p["w"]) * p["b"])({"w": jnp.ones(2), "b": 2.0})
+    assert float(both["b"]) == pytest.approx(2.0)
+    report = check_gradient(lambda m: m.w**2 * m.slope, Module(3.0, 2.0, 0.0), argnums=0)
+    assert {leaf.path for leaf in report.leaves} == {"[0].w", "[0].slope", "[0].rate"}
+    module, everything = Module(jnp.array([1.0, -2.0])), lambda leaf: True
+    report = check_gradient(leaky, module, jnp.eye(2), argnums=0, where=everything)
+    assert "[0].slope" in [leaf.path for leaf in report.leaves]

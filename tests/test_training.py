@@ -839,3 +839,21 @@ def test_the_values_of_a_sweep_may_be_a_pytree():
         one = {name: value[i] for name, value in values.items()}
         alone = fit(linear_by_name, START, PAIRS, optimizer(one), **run)
         np.testing.assert_allclose(swept.params["w"], alone.params["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("train", [fit, sweep])
+def test_a_loss_sees_batches_of_the_size_that_is_asked_for_and_no_others(train):
+    seen = set()
+
+    def loss(p, x, t):
+        seen.add(x.shape)
+        parts = (
+            x.reshape(2, -1, 3),
+            t.reshape(2, -1),
+        )  # of one example there are no halves
+        return jnp.mean(jax.vmap(lambda x, t: (x @ p - t) ** 2)(*parts))
+
+    data = jnp.ones((20, 3)), jnp.ones(20)
+    optimizers = {fit: [optax.sgd(0.1)], sweep: [optax.sgd, jnp.array([0.1, 0.2])]}[train]
+    train(loss, jnp.zeros(3), data, *optimizers, key=KEY, epochs=2, batch_size=4)
+    assert seen == {(4, 3)}

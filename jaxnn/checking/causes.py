@@ -79,8 +79,15 @@ def describe(
     everywhere = len(wrong) == len(entries) and (sampled or len(wrong) == claims.size)
     if paired and found.ratio is not None and _alike(found.ratio, -1) and found.index[:, -1].all():
         return "; ".join(_patterns(found, everywhere, paired)), "the complex conjugate"
-    causes = (cause(found) for cause in CAUSES)
-    return "; ".join(_patterns(found, everywhere, paired)), next(filter(None, causes), "")
+    hint = next(filter(None, (cause(found) for cause in CAUSES)), "")
+    missing = np.argwhere(~np.isfinite(claims))
+    if len(missing) <= len(wrong):
+        return "; ".join(_patterns(found, everywhere, paired)), hint
+    # Of those that are not finite a handful was looked at, but all are known.
+    shown = found._replace(index=missing, ratio=None)
+    patterns = _patterns(shown, len(missing) == claims.size, paired)
+    counted = f"{len(missing)} of {claims.size} entries are not finite"
+    return "; ".join([counted, *(text for text in patterns if "looked at" not in text)]), hint
 
 
 def beyond_the_domain(entries: Sequence[Entry], slope: Slope, centre: float) -> str:

@@ -236,6 +236,12 @@ def assert_gradient(f: Callable, *args: Any, **options: Unpack[Options]) -> None
       >>> assert_gradient(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]))
     """
     __tracebackhide__ = True  # under pytest, the line that asks is the one to see
+    if unknown := sorted(options.keys() - Options.__annotations__.keys()):
+        name = unknown[0]
+        raise TypeError(
+            f"`{name}` must be in `kwargs`, as in kwargs={{{name!r}: ...}}, if `f` takes it. Got "
+            "no option of that name."
+        )
     check_gradient(f, *args, **options).raise_if_wrong()
 
 

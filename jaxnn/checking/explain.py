@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxnn._arguments import Partition, Where
 from jaxnn._programs import outermost
-from jaxnn._validate import require_callable, require_mapping
+from jaxnn._validate import how_to_be_traced, require_callable, require_mapping
 from jaxnn.checking.births import births
 from jaxnn.checking.digits import digits_lost
 from jaxnn.checking.evidence import reach
@@ -128,7 +128,7 @@ def explain(
     with Watch.of(progress) as watch, jax.debug_nans(False), jax.debug_infs(False):
         programs = prepare(call, point, settings)
         if not isinstance(programs, Traced):
-            raise TypeError("`f` must be a function that JAX can trace. Got one that it cannot.")
+            _refuse(call, point)
         values, seeds = jax.tree.leaves(point), seeds_of(programs.program)
         watch.say("looking for NaN and infinity")
         born = births(programs.tape(point), values, seeds)
@@ -143,6 +143,18 @@ def explain(
             own, wide = (programs.tape(point, kind, unrolled=True) for kind in (None, dtype))
             lines = digits_lost(own, wide, values, seeds, lost)
         return Explanation(name, (), tuple(rules), tuple(lines))
+
+
+def _refuse(call: Partition, point: Point) -> None:
+    """Say why a function cannot be traced."""
+    try:
+        jax.eval_shape(
+            lambda leaves, data: call.static.value(leaves, data), point.leaves, point.data[0]
+        )
+    except jax.errors.JAXTypeError as error:
+        refused = TypeError("`f` must be a function that JAX can trace. Got one that it cannot.")
+        refused.add_note(how_to_be_traced("f"))
+        raise refused from error
 
 
 def _lost(programs: Traced, point: Point, dtype: Any) -> list[np.ndarray | None]:

@@ -254,8 +254,9 @@ class RuleReport(NamedTuple):
     def __str__(self) -> str:
         by = f"argument {self.argument}" if self.argument is not None else "its value"
         off = f"{100 * self.difference:.3g} %" if self.difference < 10 else "more than 1,000 %"
+        at = f"at {self.line}" if self.line.file else "in the function itself"
         lines = (
-            f"wrong at {self.line}: {self.kind} of `{self.name}`, {by} off by {off}",
+            f"wrong {at}: {self.kind} of `{self.name}`, {by} off by {off}",
             self.line.quoted,
             f"    rule at {self.where}" if self.where else "",
         )

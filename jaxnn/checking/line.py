@@ -275,9 +275,10 @@ def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], 
         )
         v, terms = _moves(x, (own, floored), index, claim, (*each, *how[4:]), np)
         for k, low, high in zip(lot, begins, ends, strict=True):
-            own_terms = terms[low:high]
-            along = np.sum(own_terms), np.sum(own_terms**2), np.sum(v[low:high])
-            yield k, v[low:high].reshape(points[k].shape), along
+            part, moves = terms[low:high], v[low:high]
+            with np.errstate(invalid="ignore"):  # of claims that are infinite, of both signs
+                along = np.sum(part), np.sum(part**2), np.sum(moves)
+            yield k, moves.reshape(points[k].shape), along
 
     def draw(claims, q):
         if last and last[0] is claims and last[1] is q:

@@ -6,6 +6,7 @@ Mistakes are one line on standard error and exit code 2; `--debug` shows the tra
 
 import argparse
 import math
+import pathlib
 import sys
 import time
 import traceback
@@ -52,11 +53,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, RuntimeError, AssertionError) as error:
         if args.debug:
             traceback.print_exc()
-        message = " ".join([*str(error).split(), *getattr(error, "__notes__", ())])
+        # JAX says in a note that it shortens tracebacks, of which there is none here.
+        notes = [note for note in getattr(error, "__notes__", ()) if not note.startswith("---")]
+        message = " ".join([*str(error).split(), *notes, *_place(error)])
         for argument, flag in _FLAGS[args.command].items():
             message = message.replace(f"`{argument}`", f"`{flag}`")
         print(f"jaxnn {args.command}: error: {message}", file=sys.stderr)
         return 2
+
+
+def _place(error: BaseException) -> list[str]:
+    """Where in the user's code an error was raised, if it was raised there."""
+    frames = traceback.extract_tb((error.__cause__ or error).__traceback__)
+    ours = (sys.prefix, sys.base_prefix, str(pathlib.Path(__file__).parents[1]), sys.argv[0], "<")
+    users = [frame for frame in frames if not frame.filename.startswith(ours)]
+    if not users:
+        return []
+    return [f"(at {users[-1].filename}:{users[-1].lineno}; --debug shows the traceback)"]
 
 
 # Each command is imported when it runs.

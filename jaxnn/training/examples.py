@@ -106,9 +106,9 @@ class Examples(NamedTuple):
         return cls(jax.tree.map(np.asarray, data), count, batch_size, steps, True, mesh)
 
     @property
-    def example(self) -> PyTree:
-        """One example, in the form of a batch, without its values."""
-        return jax.tree.map(_one, self.data)
+    def batch(self) -> PyTree:
+        """The form of a batch, without its values."""
+        return jax.tree.map(functools.partial(_form, size=self.batch_size), self.data)
 
     def training(
         self, plan: Plan, key: Key[Array, ""], epoch: int, step: int
@@ -197,9 +197,9 @@ class Batches(NamedTuple):
         return cls(name, make, mesh, _on_host(first), [opened])
 
     @property
-    def example(self) -> PyTree:
-        """One example, in the form of a batch, without its values."""
-        return jax.tree.map(_one, self.first)
+    def batch(self) -> PyTree:
+        """The form of the first batch, without its values."""
+        return jax.tree.map(functools.partial(_form, size=count_examples(self.first)), self.first)
 
     def training(
         self, plan: Plan, key: Key[Array, ""], epoch: int, step: int
@@ -332,10 +332,10 @@ def _bytes(tree: PyTree) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def _one(a: Any) -> jax.ShapeDtypeStruct:
-    """One example of an array, as it is on the device."""
+def _form(a: Any, size: int) -> jax.ShapeDtypeStruct:
+    """That of so many examples of an array, as it is on the device."""
     dtype = a.dtype if isinstance(a, jax.Array) else dtypes.canonicalize_dtype(a.dtype)
-    return jax.ShapeDtypeStruct((1, *a.shape[1:]), dtype)
+    return jax.ShapeDtypeStruct((size, *a.shape[1:]), dtype)
 
 
 def _memory() -> float:

@@ -110,7 +110,9 @@ def fit(
         `key`, step s of epoch e has its own, `fold_in(fold_in(key, e), s)`; what is measured has
         `fold_in(key, 0)`, or none if `key` has a default.
       params: where to start; any pytree, not overwritten. Its floating and complex leaves are
-        trained; everything else is held fixed. Leaves that come in parts, by a `NamedSharding` on
+        trained; everything else is held fixed, and so are Python numbers in a module (an object of
+        a class that is registered as a pytree) that has arrays: they are its settings, such as a
+        rate of dropout. Leaves that come in parts, by a `NamedSharding` on
         `mesh`, stay so, and the optimiser's state with them.
       data: a tuple of arrays whose first axis is the examples, for instance `(x, t)`; memory maps
         among them are read as they are needed. Or a function of the epoch, counted from 1, that
@@ -187,8 +189,9 @@ def fit(
       RuntimeError: another process failed; the message has its reason.
 
     Warns:
-      DivergenceWarning: the loss ended above twice what it was; RuntimeWarning: what is watched is
-        NaN.
+      DivergenceWarning: the loss ended above twice what it was (that a step would not be finite is
+        no warning, but a status).
+      RuntimeWarning: what is watched is NaN.
 
     Source:
       the chapter, 4.5.2 and 4.5.3.
@@ -232,9 +235,9 @@ def fit(
     del arrays
     _require_kept(record, state)
     objective = Objective.of(
-        loss, metrics, grad, skeleton, sets["train"].example, model_state, has_aux
+        loss, metrics, grad, skeleton, sets["train"].batch, model_state, has_aux
     )
-    objective.require(state.params, state.model_state, key, sets["train"].example)
+    objective.require(state.params, state.model_state, key, sets["train"].batch)
     more = {"norm": "gradient_norm" in record, "mesh": mesh, "guarded": is_large(state)}
     way = Way.of(plan, optimizer, **more)
     first = [*list(sets)[1:], "train"][0]

@@ -148,9 +148,8 @@ class Objective(NamedTuple):
             return {"loss": value}
         return {"loss": value, **self.metrics(*self._given(arrays, model_state), *batch)}
 
-    def require(self, arrays: PyTree, model_state: PyTree, key: Any, data: PyTree) -> None:
+    def require(self, arrays: PyTree, model_state: PyTree, key: Any, batch: PyTree) -> None:
         """Refuse a loss that returns no scalar, and metrics that are no dictionary of numbers."""
-        batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), data)
         given = self._given(arrays, model_state)
         keyword = {"key": key} if self.form.keyed else {}
         require_arguments("loss", self.loss, *given, *batch, **keyword)

@@ -212,13 +212,14 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
             aux = {name: chunk.aux[name].at[i].set(x) for name, x in aux.items()}
             return Chunk(i + 1, new, finite, losses, aux)
 
-        one = jax.tree.map(lambda a: a[:1], data)
+        size = min(batch_size, count_examples(data))
+        some = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), data)
         value, aux = jax.eval_shape(
             functools.partial(_noted, objective, way.norm),
             state.params,
             state.model_state,
             key_of(np.int32(0)),
-            tuple(one),
+            tuple(some),
         )
         fine = jnp.ones(1 + len(_floating(state.params)), bool)
         steps = -(-(count_examples(data) if order is None else order.size) // batch_size)

@@ -125,8 +125,10 @@ def sweep(
         require_arrays("model_state", model_state)
     objective = Objective.of(loss, metrics, grad, skeleton, data, model_state, has_aux)
     model_state = replicate(model_state, None)
-    objective.require(_one(starts, 0), model_state, keys[0], sets["train"])
     plan = Plan(count := count_examples(data), min(batch_size, count), epochs, replacement)
+    form = lambda a: jax.ShapeDtypeStruct((plan.batch_size, *a.shape[1:]), a.dtype)  # noqa: E731
+    batch = jax.tree.map(form, sets["train"])
+    objective.require(_one(starts, 0), model_state, keys[0], batch)
     programs = kept(_compiled, objective, optimizer, Way.of(plan, made), plan, key.ndim)
 
     def begin(params, value):
