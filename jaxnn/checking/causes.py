@@ -81,13 +81,16 @@ def describe(
         return "; ".join(_patterns(found, everywhere, paired)), "the complex conjugate"
     hint = next(filter(None, (cause(found) for cause in CAUSES)), "")
     missing = np.argwhere(~np.isfinite(claims))
-    if len(missing) <= len(wrong):
-        return "; ".join(_patterns(found, everywhere, paired)), hint
-    # Of those that are not finite a handful was looked at, but all are known.
-    shown = found._replace(index=missing, ratio=None)
-    patterns = _patterns(shown, len(missing) == claims.size, paired)
-    counted = f"{len(missing)} of {claims.size} entries are not finite"
-    return "; ".join([counted, *(text for text in patterns if "looked at" not in text)]), hint
+    if len(missing) > len(wrong):
+        return _of_missing(found._replace(index=missing, ratio=None), paired), hint
+    return "; ".join(_patterns(found, everywhere, paired)), hint
+
+
+def _of_missing(found: Wrong, paired: bool) -> str:
+    """The pattern of entries that are not finite: all are known, though few were looked at."""
+    count, size = len(found.index), found.claims.size
+    patterns = _patterns(found, False, paired) if count < size else []
+    return "; ".join([f"{count} of {size} entries are not finite", *patterns])
 
 
 def beyond_the_domain(entries: Sequence[Entry], slope: Slope, centre: float) -> str:

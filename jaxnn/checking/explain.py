@@ -128,7 +128,7 @@ def explain(
     with Watch.of(progress) as watch, jax.debug_nans(False), jax.debug_infs(False):
         programs = prepare(call, point, settings)
         if not isinstance(programs, Traced):
-            _refuse(call, point)
+            raise _untraceable(call, point)
         values, seeds = jax.tree.leaves(point), seeds_of(programs.program)
         watch.say("looking for NaN and infinity")
         born = births(programs.tape(point), values, seeds)
@@ -145,16 +145,16 @@ def explain(
         return Explanation(name, (), tuple(rules), tuple(lines))
 
 
-def _refuse(call: Partition, point: Point) -> None:
-    """Say why a function cannot be traced."""
+def _untraceable(call: Partition, point: Point) -> TypeError:
+    """Why a function cannot be traced, and what to do."""
+    refused = TypeError("`f` must be a function that JAX can trace. Got one that it cannot.")
+    refused.add_note(how_to_be_traced("f"))
+    f = lambda leaves, data: call.static.value(leaves, data)  # noqa: E731
     try:
-        jax.eval_shape(
-            lambda leaves, data: call.static.value(leaves, data), point.leaves, point.data[0]
-        )
+        jax.eval_shape(f, point.leaves, point.data[0])
     except jax.errors.JAXTypeError as error:
-        refused = TypeError("`f` must be a function that JAX can trace. Got one that it cannot.")
-        refused.add_note(how_to_be_traced("f"))
-        raise refused from error
+        refused.__cause__ = error
+    return refused
 
 
 def _lost(programs: Traced, point: Point, dtype: Any) -> list[np.ndarray | None]:

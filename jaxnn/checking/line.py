@@ -287,7 +287,7 @@ def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], 
         salts = np.arange(len(points), dtype=np.uint32) + q.seed * np.array([0x9E3779B9], np.uint32)
         how = q.low, q.high, q.weight, _hashed(salts, np), q.relative, q.up
         still = q.high <= q.low
-        moving = np.flatnonzero(~still)
+        moving = [k for k in range(len(points)) if not still[k]]
         few = np.array([k for k in moving if k in small and sizes[k] <= TOGETHER], int)
         moves: list[Any] = [np.zeros(x.shape) if still[k] else None for k, x in enumerate(points)]
         sums = np.zeros((len(points), 3))
