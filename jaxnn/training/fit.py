@@ -369,15 +369,22 @@ def _state(
     mesh: Mesh | None,
     donate: bool,
 ) -> State:
-    """What a run begins with: arrays of our own, each its own, where they are needed."""
+    """What a run begins with, each array its own, where they are needed; those of a large state may
+    be overwritten.
+    """
     place = functools.partial(replicate, mesh=mesh)
-    params = _ours(arrays, place, mesh, set()) if donate else place(arrays)
+    params = _ours(arrays, place, mesh, set())
     start = optimizer.init(skeleton.split(params)[0])
     if opt_state is not None:
         require_same_form("opt_state", opt_state, "optimizer.init(...)", start)
-        start = opt_state if donate else place(opt_state)
+        start = opt_state
     taken = {id(leaf) for leaf in jax.tree.leaves(params)}
-    return State(params, _ours(start, place, mesh, taken), place(model_state))
+    state = State(params, _ours(start, place, mesh, taken), place(model_state))
+    if donate or not is_large(state):  # of a small one each chunk takes a copy
+        return state
+    return state._replace(
+        params=place(params), opt_state=place(start) if opt_state is not None else state.opt_state
+    )
 
 
 def _ours(tree: PyTree, place: Callable, mesh: Mesh | None, taken: set[int]) -> PyTree:
