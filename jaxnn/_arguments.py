@@ -192,8 +192,7 @@ class Partition(NamedTuple):
             paths += [label + keystr(path) for path, _ in found]
             chosen += [choice is not None] * len(found)
             choices = [False] * len(found) if choice is None else choice
-            set_by_hand = choice is not None and where is None
-            roles += _roles(argument, choices, settings=set_by_hand)
+            roles += _roles(argument, choices, settings=choice is not None and where is None)
         if not any(role.moves for role in roles):
             for label, argument, choice in named:
                 if choice is not None:

@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import dtypes
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
 from jaxnn._validate import describe, require_callable, require_same_form
 from jaxnn.data import count_examples, require_batches
-from jaxnn.training.steps import Plan, send
+from jaxnn.training.steps import Plan, batch_form, send
 
 # Bytes of a piece: enough for many steps, and little enough for memory that was used before to be
 # used again, which is several times as fast as new memory; three pieces are there at once, of which
@@ -108,7 +107,7 @@ class Examples(NamedTuple):
     @property
     def batch(self) -> PyTree:
         """The form of a batch, without its values."""
-        return jax.tree.map(functools.partial(_form, size=self.batch_size), self.data)
+        return batch_form(self.data, self.batch_size)
 
     def training(
         self, plan: Plan, key: Key[Array, ""], epoch: int, step: int
@@ -199,7 +198,7 @@ class Batches(NamedTuple):
     @property
     def batch(self) -> PyTree:
         """The form of the first batch, without its values."""
-        return jax.tree.map(functools.partial(_form, size=count_examples(self.first)), self.first)
+        return batch_form(self.first, count_examples(self.first))
 
     def training(
         self, plan: Plan, key: Key[Array, ""], epoch: int, step: int
@@ -330,12 +329,6 @@ def _on_host(batch: Any) -> tuple[Any, ...]:
 
 def _bytes(tree: PyTree) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-
-
-def _form(a: Any, size: int) -> jax.ShapeDtypeStruct:
-    """That of so many examples of an array, as it is on the device."""
-    dtype = a.dtype if isinstance(a, jax.Array) else dtypes.canonicalize_dtype(a.dtype)
-    return jax.ShapeDtypeStruct((size, *a.shape[1:]), dtype)
 
 
 def _memory() -> float:

@@ -212,8 +212,7 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
             aux = {name: chunk.aux[name].at[i].set(x) for name, x in aux.items()}
             return Chunk(i + 1, new, finite, losses, aux)
 
-        size = min(batch_size, count_examples(data))
-        some = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), data)
+        some = batch_form(data, min(batch_size, count_examples(data)))
         value, aux = jax.eval_shape(
             functools.partial(_noted, objective, way.norm),
             state.params,
@@ -237,6 +236,16 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
         return chunk._replace(finite=chunk.finite.at[1:].set(_finite(chunk.state.params)))
 
     return take
+
+
+def batch_form(data: PyTree, size: int) -> PyTree:
+    """The form of so many examples, without their values, as they are on the device."""
+
+    def form(a):
+        dtype = a.dtype if isinstance(a, jax.Array) else jax.dtypes.canonicalize_dtype(a.dtype)
+        return jax.ShapeDtypeStruct((size, *a.shape[1:]), dtype)
+
+    return jax.tree.map(form, data)
 
 
 def _require_free(aux: dict[str, Any]) -> None:

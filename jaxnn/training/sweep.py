@@ -35,7 +35,16 @@ from jaxnn.training.history import Fit, History, Status
 from jaxnn.training.measuring import Measure, loss_first
 from jaxnn.training.objective import Objective
 from jaxnn.training.progress import Progress
-from jaxnn.training.steps import Chunk, Plan, State, Way, make_chunk, replicate, run_chunk
+from jaxnn.training.steps import (
+    Chunk,
+    Plan,
+    State,
+    Way,
+    batch_form,
+    make_chunk,
+    replicate,
+    run_chunk,
+)
 
 
 def sweep(
@@ -126,8 +135,7 @@ def sweep(
     objective = Objective.of(loss, metrics, grad, skeleton, data, model_state, has_aux)
     model_state = replicate(model_state, None)
     plan = Plan(count := count_examples(data), min(batch_size, count), epochs, replacement)
-    form = lambda a: jax.ShapeDtypeStruct((plan.batch_size, *a.shape[1:]), a.dtype)  # noqa: E731
-    batch = jax.tree.map(form, sets["train"])
+    batch = batch_form(sets["train"], plan.batch_size)
     objective.require(_one(starts, 0), model_state, keys[0], batch)
     programs = kept(_compiled, objective, optimizer, Way.of(plan, made), plan, key.ndim)
 
