@@ -5,6 +5,8 @@ import threading
 import time
 from typing import Any, TextIO
 
+from jaxnn._terminal import erase_line, is_open, takes_codes, write
+
 # Checks that are over before this many seconds say nothing; and how often the line changes.
 SILENCE, BETWEEN = 2.0, 1.0
 
@@ -24,9 +26,7 @@ class Watch:
         if progress not in (None, True, False):
             raise ValueError(f"`progress` must be True, False or None. Got {progress!r}.")
         stream = sys.stderr  # None where a program has no terminal at all
-        if stream is None or stream.closed:
-            return cls(None)
-        wanted = stream.isatty() if progress is None else progress
+        wanted = is_open(stream) and (stream.isatty() if progress is None else progress)
         return cls(stream if wanted else None)
 
     def __enter__(self) -> "Watch":
@@ -57,9 +57,9 @@ class Watch:
         began, wait, width = time.monotonic(), SILENCE, 0
         while not self._over.wait(wait):
             text = f"checking: {self.doing}, {time.monotonic() - began:.0f} s "
-            self.stream.write(f"\r{text:{width}}")
-            self.stream.flush()
+            write(self.stream, f"\r{text:{width}}")
             wait, width = BETWEEN, len(text)
-        if width:
-            self.stream.write("\r\033[K" if self.stream.isatty() else "\n")
-            self.stream.flush()
+        if width and takes_codes(self.stream):
+            erase_line(self.stream)
+        elif width:
+            write(self.stream, "\n")

@@ -1,12 +1,12 @@
 """What `jaxnn check` and `jaxnn explain` do with their arguments; they return the exit code."""
 
 import argparse
-import os
 import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from jaxnn._terminal import takes_codes
 from jaxnn.checking import explain as of_checking
 from jaxnn.checking.check import MADE, check_gradient
 from jaxnn.checking.evidence import Verdict
@@ -46,7 +46,7 @@ def check(args: argparse.Namespace) -> int:
             codes.append(report.exit_code)
             told.append(report.to_dict() | {"target": target.name})
             if not args.json:
-                print(report.text(_paint) if _has_colours() else report)
+                print(report.text(_paint) if takes_codes(sys.stdout) else report)
         made += reports
     if made:
         _keep(made, args)
@@ -147,12 +147,6 @@ def _ran(ask: Callable, *args: Any, **options: Any) -> Any:
         raise
     except (Exception, SystemExit) as error:
         raise refusal("TARGET", "a function that runs", error) from error
-
-
-def _has_colours() -> bool:
-    """Whether standard output is a terminal whose user has nothing against colours."""
-    wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return sys.stdout.isatty() and wanted  # https://no-color.org
 
 
 def _paint(verdict: Verdict, text: str) -> str:

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from jaxnn._terminal import erase_line, takes_codes, write
+
 
 @contextlib.contextmanager
 def kept_free(stream: TextIO) -> Iterator[TextIO]:
@@ -33,15 +35,14 @@ def kept_free(stream: TextIO) -> Iterator[TextIO]:
 @contextlib.contextmanager
 def passing(doing: str) -> Iterator[None]:
     """Say on a terminal what takes its time, and take it back afterwards."""
-    there = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
-    if not there or os.environ.get("TERM") == "dumb":
+    if not takes_codes(sys.stderr):
         yield
         return
-    print(f"{doing} ...", end="", file=sys.stderr, flush=True)
+    write(sys.stderr, f"{doing} ...")
     try:
         yield
     finally:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+        erase_line(sys.stderr)
 
 
 def print_json(value: Any, stream: TextIO | None = None) -> None:

@@ -44,7 +44,7 @@ from jaxnn.training.optimizers import learning_rate
 from jaxnn.training.progress import Progress
 from jaxnn.training.run import Run, Saves, Schedule
 from jaxnn.training.saves import as_place
-from jaxnn.training.steps import Plan, State, Way, is_large, is_sharded, replicate
+from jaxnn.training.steps import Plan, State, Way, in_parts, is_large, is_sharded, replicate
 
 # Epochs, and examples a step, of a run that says nothing else.
 EPOCHS, BATCH_SIZE = 10, 100
@@ -373,12 +373,13 @@ def _state(
     be overwritten.
     """
     place = functools.partial(replicate, mesh=mesh)
-    params = _ours(arrays, place, mesh, set())
+    taken: set[int] = set()
+    params = _ours(arrays, place, mesh, taken)
     start = optimizer.init(skeleton.split(params)[0])
     if opt_state is not None:
         require_same_form("opt_state", opt_state, "optimizer.init(...)", start)
         start = opt_state
-    taken = {id(leaf) for leaf in jax.tree.leaves(params)}
+    taken |= {id(leaf) for leaf in jax.tree.leaves(params)}
     state = State(params, _ours(start, place, mesh, taken), place(model_state))
     if donate or not is_large(state):  # of a small one each chunk takes a copy
         return state
@@ -397,7 +398,7 @@ def _ours(tree: PyTree, place: Callable, mesh: Mesh | None, taken: set[int]) -> 
         if not there or id(leaf) in taken or (mesh is not None and not is_sharded(leaf)):
             return place(leaf)
         taken.add(id(leaf))
-        return leaf
+        return leaf if mesh is None else in_parts(leaf, mesh)
 
     return jax.tree.map(own, tree)
 

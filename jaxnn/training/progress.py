@@ -20,6 +20,7 @@ from io import TextIOBase
 from typing import Any, NamedTuple
 
 from jaxnn._files import as_path
+from jaxnn._terminal import erase_line, is_open, takes_codes, write
 from jaxnn._validate import describe
 
 
@@ -110,7 +111,7 @@ def show_progress(
             where = progress.epoch if progress.epochs else progress.step
             told.append(f"{where:6}  {cells}  {_short(speed):>7}".rstrip())
         target = lines or sys.stdout
-        if told and _is_open(target):
+        if told and is_open(target):
             drawn.clear()
             print("\n".join(told), file=target, flush=True)
         drawn.draw(progress)
@@ -254,8 +255,7 @@ class _Bar:
 
     def __init__(self, stream: Any):
         self.stream, self.bar, self.tqdm, self.begun = stream, None, None, False
-        plain = os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
-        if plain or not _is_open(stream) or not stream.isatty():
+        if not takes_codes(stream):
             return
         try:
             from tqdm import tqdm  # pyright: ignore[reportMissingModuleSource]
@@ -266,15 +266,13 @@ class _Bar:
     def begin(self) -> None:
         """Say what comes first, and takes its time."""
         if self.tqdm is not None:
-            self.stream.write("compiling the first steps ")
-            self.stream.flush()
+            write(self.stream, "compiling the first steps ")
             self.begun = True
 
     def clear(self) -> None:
         """Make room for a line."""
-        if self.begun and _is_open(self.stream):
-            self.stream.write("\r\033[K")
-            self.stream.flush()
+        if self.begun and is_open(self.stream):
+            erase_line(self.stream)
         self.begun = False
         if self.bar is not None:
             self.bar.clear()
@@ -283,7 +281,7 @@ class _Bar:
         """The bar as it is now."""
         if self.begun:
             self.clear()
-        if self.tqdm is None or not _is_open(self.stream):
+        if self.tqdm is None or not is_open(self.stream):
             return
         if self.bar is None:
             options = {"unit": "step", "leave": False, "dynamic_ncols": True}
@@ -293,10 +291,6 @@ class _Bar:
         self.bar.update(progress.step - self.bar.n)
         if progress.step == progress.steps:
             self.bar.close()
-
-
-def _is_open(stream: Any) -> bool:
-    return stream is not None and not getattr(stream, "closed", False)
 
 
 def _told(progress: Progress) -> str:

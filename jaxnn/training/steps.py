@@ -388,8 +388,7 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
             kind = jax.dtypes.canonicalize_dtype(leaf.dtype)
             return jnp.array(leaf, kind)  # with a dtype, no weak type
         if is_sharded(leaf):
-            parts = NamedSharding(mesh, leaf.sharding.spec)
-            return jnp.copy(jax.device_put(leaf, parts))
+            return jnp.copy(in_parts(leaf, mesh))
         leaf, everywhere = np.asarray(leaf), NamedSharding(mesh, PartitionSpec())
         return jax.make_array_from_process_local_data(everywhere, leaf, leaf.shape)
 
@@ -413,6 +412,11 @@ def is_sharded(leaf: Any) -> bool:
     """Whether an array is cut into parts, by a mesh."""
     sharding = getattr(leaf, "sharding", None)
     return isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated
+
+
+def in_parts(leaf: jax.Array, mesh: Mesh) -> jax.Array:
+    """An array that comes cut into parts, as the mesh's: the same memory where that can be."""
+    return jax.device_put(leaf, NamedSharding(mesh, leaf.sharding.spec))
 
 
 def shard_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
