@@ -5,6 +5,7 @@ one against the other, for a whole leaf, one entry, a custom rule, and what a dt
 """
 
 import enum
+import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -99,6 +100,7 @@ class Evidence(NamedTuple):
     bound: float
 
 
+@functools.cache
 def reach(dtype: Any) -> float:
     """How far a dtype's digits reach: the largest relative error that is no mistake.
 

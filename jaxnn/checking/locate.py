@@ -137,7 +137,8 @@ class _Groups:
         vouched = [part for part in parts if self._vouches(pair, part, nothing)]
         for part in vouched:
             yield part.leaf, _shares(pair, part)
-        rest = [part for part in parts if part not in vouched]
+        known_now = {part.leaf for part in vouched}
+        rest = [part for part in parts if part.leaf not in known_now]
         off = any(c.excess or c.slope.kink for c in pair)
         known = {part.leaf: pair[0].size_of(part.leaf) / part.weight for part in rest}
         if sizes is None and (vouched or not off):

@@ -91,12 +91,16 @@ def own_dtype_loss(
       own_values_agree: whether the gradient agrees with the values in its own dtypes; asked for
         where those are of another function, as where a sign is chosen by chance.
     """
-    kind, flat, true = jnp.dtype(dtype).name, own.ravel(), wide.ravel()
+    flat, true = own.ravel(), wide.ravel()
     value, centre = values
     epsilon = float(jnp.finfo(dtype).eps)
     gap, size = float(np.linalg.norm(flat - true)), float(np.linalg.norm(true))
     loss = Loss(digits_shared(float(np.maximum(gap, epsilon * size)), size))
     coarsest = max(rounding, epsilon)
+    tolerance = reach_of(coarsest)
+    has_no_value = bool(np.isfinite(centre) and not np.isfinite(value))
+    if np.all(np.abs(flat - true) <= tolerance * np.abs(true)) and not has_no_value:
+        return loss
     # Roundings of what a gradient is summed from: nothing beside what the whole gradient makes of a
     # step of each entry's own size. Of an entry that is 0 but for float64's roundings, the terms
     # that cancel are as large as the value is beside such a step.
@@ -109,11 +113,11 @@ def own_dtype_loss(
     bound = np.maximum(part * whole / scales, least)
     if not flat.any() and slope.bound < abs(slope.value) and np.max(np.abs(true)) > least:
         bound[np.abs(true) == np.max(np.abs(true))] = 0.0  # all of it underflows, whatever its size
-    tolerance = reach_of(coarsest)
     verdict, which = judge_all(flat, true, bound, tolerance)
     if verdict is Verdict.DIFFERS:
         bound = np.maximum(bound, SHAKES * np.max([moved.ravel() for moved in shaken()], axis=0))
         verdict, which = judge_all(flat, true, bound, tolerance)
+    kind = jnp.dtype(dtype).name
     apart = ROUNDINGS_BETWEEN_CALLS * coarsest * max(abs(value), abs(centre))
     if verdict is Verdict.DIFFERS and abs(value - centre) > apart and own_values_agree():
         return loss._replace(
@@ -124,9 +128,8 @@ def own_dtype_loss(
     if verdict is Verdict.DIFFERS:
         verdict, left, told = _what_is_left(flat, true, which, bound, scales)
         hint = f"computed in float64 the same gradient is right, in {kind} {told}"
-    of_value, _ = judge_all(np.array([value]), np.array([centre]), np.array([np.inf]), NO_DIGIT)
-    if of_value.wrong:
-        verdict = of_value
+    if has_no_value:
+        verdict = Verdict.NOT_FINITE
         hint = f"there the function itself is {value}, computed in float64 it is {centre:.6g}"
     lossy = verdict is Verdict.IMPRECISE or verdict.wrong
     if not lossy and underflows:
