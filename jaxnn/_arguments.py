@@ -222,6 +222,12 @@ class Partition(NamedTuple):
         return [path for path, _ in self.moving]
 
     @property
+    def traced_paths(self) -> list[str]:
+        """The paths of all that a trace is given: those of `points`, then those of `dynamic`."""
+        of_others = [path for path, _, role, _ in self._all if role is Role.DYNAMIC]
+        return [*self.point_paths, *of_others]
+
+    @property
     def held_fixed(self) -> list[tuple[str, Any]]:
         """The other leaves of the arguments that are differentiated, each behind its path."""
         return [(path, x) for path, x, role, chosen in self._all if chosen and not role.moves]

@@ -1190,8 +1190,10 @@ $ check code.py:pair
 $ check code.py:quits
     `quits` must be a function that runs. Got SystemExit: 0
 $ check code.py:keyword
-    `f` must take the arguments it is given, 1 positional. Got (*, x=1.0): too many positional
-    arguments.
+    `args[0]` must be given: the point to differentiate at. Got none.
+$ explain code.py::quits
+    `TARGET` must be a function to explain; `jaxnn check` names the lines of what a test checks.
+    Got the test 'code.py::quits'.
 $ check syntax.py:f
     `TARGET` must be a file or module that runs. Got SyntaxError
 $ check exit.py:f

@@ -45,6 +45,47 @@ def test_where_nan_is_born_is_said_with_its_cure():
     assert f"blame_cases.py:{birth.line.line}" in str(report)
 
 
+def of_values(x, y):
+    return jnp.sum(x * y) + jnp.sum(jnp.cos(x))
+
+
+NAN = jnp.array([1.0, jnp.nan, jnp.nan])
+CAME_IN = {
+    "an argument that is held": (of_values, (jnp.ones(3), NAN), 0, "argument [1]: NaN (2 of 3"),
+    "one that is differentiated": (of_values, (NAN, jnp.ones(3)), 0, "argument [0]: NaN (2 of 3"),
+    "a leaf": (lambda p: jnp.sum(p["w"] ** 2), ({"w": NAN},), 0, "argument [0]['w']: NaN (2 of 3"),
+    "a constant": (lambda x: jnp.sum(x * NAN), (jnp.ones(3),), 0, "a constant: NaN (2 of 3"),
+    "infinity": (lambda x: jnp.sum(x * jnp.inf), (jnp.ones(3),), 0, "a constant: infinity (1 of 1"),
+}
+
+
+@pytest.mark.parametrize("f, args, argnums, told", CAME_IN.values(), ids=CAME_IN)
+def test_what_is_not_finite_from_the_start_is_said_to_have_come_in(f, args, argnums, told):
+    found = explain(f, *args, argnums=argnums)
+    assert not found.ok and f"is given {told}" in str(found)
+    assert "came in at" in str(found) and "test_blame.py" in str(found)
+    assert f"is given {told}" in str(check_gradient(f, *args, argnums=argnums))
+
+
+@pytest.mark.parametrize("power", [lambda x: x**3, lambda x: x**2, jnp.square])
+def test_a_power_that_overflows_is_no_power_of_0(power):
+    (birth, *_) = explain(lambda x: jnp.sum(power(x)), jnp.full(2, 3e30)).births
+    assert "it overflows" in birth.what and "scale" in birth.cure
+
+
+def test_a_negative_power_of_0_is_told():
+    (birth, *_) = explain(lambda x: jnp.sum(x**-2), jnp.zeros(2)).births
+    assert "a negative power of 0" in birth.what and "jnp.where" in birth.cure
+
+
+def test_a_rule_under_vmap_is_no_line_of_jaxs():
+    g = jax.custom_vjp(jnp.sin)
+    g.defvjp(lambda x: (g(x), x), lambda x, ct: (2 * ct * jnp.cos(x),))
+    for f in (g, jax.vmap(g)):
+        (rule,) = check_gradient(lambda w, f=f: jnp.sum(f(w)), jnp.arange(3.0)).rules
+        assert "batching" not in rule.where and rule.line.file.endswith("test_blame.py")
+
+
 def test_masking_afterwards_is_said_not_to_help():
     f, args = by_name("division_in_the_branch_not_taken")
     assert "0 times infinity" in str(explain(f, *args))
@@ -84,6 +125,19 @@ def test_an_imprecise_gradient_passes_with_the_digits_that_are_asked_for(digits,
     report = check_gradient(f, *args, digits=digits)
     assert report.verdict == "imprecise" and report.ok == ok
     assert report.exit_code == (0 if ok else 1)
+
+
+def test_digits_that_were_asked_for_and_are_missing_are_said():
+    variance = lambda x: jnp.mean(x**2) - jnp.mean(x) ** 2  # noqa: E731
+    point = 1e6 + jnp.linspace(0, 1, 5)
+    assert check_gradient(variance, point).verdict == "agrees"
+    with pytest.raises(GradientError, match="not ok: fewer than 5 digits in its own dtype: .0."):
+        assert_gradient(variance, point, digits=5)
+
+
+def test_a_line_that_loses_nothing_itself_is_not_said_to():
+    (line, *_) = explain(lambda v: jnp.sum(jnp.log1p(v) - v), jnp.array([1e-6])).digits_lost
+    assert round(line.before) == round(line.after) and "later magnifies" in str(line)
 
 
 def test_what_is_ill_conditioned_is_not_imprecise():

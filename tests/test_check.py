@@ -13,7 +13,7 @@ import pytest
 from gradient_cases import CASES, draw, rule
 
 import jaxnn
-from jaxnn import GradientError, assert_gradient, check_gradient
+from jaxnn import GradientError, assert_gradient, check_gradient, explain
 
 BAD_VERDICTS = ("differs", "not finite", "detached")
 
@@ -464,3 +464,19 @@ def test_of_many_entries_that_are_not_finite_all_are_counted():
 def test_infinite_claims_of_both_signs_are_no_warning_of_numpys():
     report = check_gradient(lambda x: jnp.sum(jnp.sqrt(x)), jnp.zeros(10))
     assert report.verdict == "not finite"
+
+
+BROKEN = {
+    "no tuple": (lambda _, ct: 2 * ct, TypeError, "bwd rule must produce"),
+    "another shape": (lambda _, ct: (jnp.ones(7),), ValueError, "bwd rule must produce"),
+    "a mistake of its own": (lambda nothing, ct: (ct * nothing,), TypeError, "unsupported operand"),
+}
+
+
+@pytest.mark.parametrize("bwd, kind, told", BROKEN.values(), ids=BROKEN)
+def test_a_rule_that_raises_says_what_jax_says(bwd, kind, told):
+    twice = jax.custom_vjp(lambda x: 2 * x)
+    twice.defvjp(lambda x: (2 * x, None), bwd)
+    for ask in (check_gradient, explain):
+        with pytest.raises(kind, match=told):
+            ask(lambda x: jnp.sum(twice(x)), jnp.arange(3.0))

@@ -377,6 +377,7 @@ class Model:
 model = Model()
 def loss(x=jnp.ones(2)): return SCALE * jnp.sum(x**3)
 def check_pair(): return loss, (jnp.ones(3),)
+def keyed(x=jnp.ones(2), *, key=None): return jnp.sum(x**2)
 def helper(x): return x
 """,
     "beside.py": "",
@@ -417,6 +418,7 @@ def project(tmp_path, monkeypatch):
         (["pkg/models/losses.py:Model.energy"], 0, ["agrees"]),
         (["pkg/models/losses.py:Model.Inner.loss"], 0, ["agrees"]),
         (["pkg.models.losses:model.loss"], 0, ["agrees"]),
+        (["pkg.models.losses:keyed"], 0, ["agrees"]),
         (["pkg/models/losses.py"], 0, ["losses.py:loss\n", "losses.py:check_pair\n", "agrees"]),
         (["test_model.py::test_right"], 0, ["gradient of loss: agrees"]),
         (["test_model.py::TestModel::test_right"], 0, ["agrees"]),

@@ -12,12 +12,13 @@ from test_devices import environment, free_address
 pytestmark = pytest.mark.slow
 
 TOGETHER = """
-import sys, time
+import os, sys, time
 import jax, jax.numpy as jnp, numpy as np, optax
 import jaxnn
 import jaxnn.training.saves as saves
 directory, case, address, number = sys.argv[1:]
-jax.distributed.initialize(address, 2, int(number))
+patient = {"heartbeat_timeout_seconds": 10} if case == "death" else {}
+jax.distributed.initialize(address, 2, int(number), **patient)
 mesh, other = jax.make_mesh((2,), ("devices",)), int(number) == 1
 x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 t, params = x @ np.ones(3, np.float32), {"w": jnp.zeros(3)}
@@ -29,6 +30,7 @@ def fail(progress):
 def full(*args, **options): raise OSError(28, "No space left on device")
 def batches(epoch):
     for i in range(0, 64, 16):
+        if other and epoch == 2 and case == "death": os.kill(os.getpid(), 9)
         if other and epoch == 2: raise OSError("the other disk is gone")
         yield x[i : i + 16], t[i : i + 16]
 data = (x, t)
@@ -42,7 +44,7 @@ if case == "callback": call |= {"on_progress": fail, "epochs": 10**6}
 if case == "disk":
     saves.save_checkpoint = full
     call |= {"checkpoint": directory, "every": 10, "epochs": 10**6}
-if case == "batches":
+if case in ("batches", "death"):
     data = batches
     del call["batch_size"]
 began = time.monotonic()
@@ -70,6 +72,7 @@ def together(case, directory):
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
 
 
 @pytest.mark.parametrize("case", ["key", "epochs", "patience", "optimizer", "data", "params"])
@@ -94,6 +97,12 @@ def test_what_one_process_meets_ends_all_with_its_reason(tmp_path, case, who, re
     assert f"\nRuntimeError: process {who} ended the run: OSError" in said[1 - who]
     assert reason in said[1 - who]
     assert seconds < 60 and all(float(text.split()[-2]) < 30 for text in said)
+
+
+def test_when_a_process_dies_the_other_ends_too(tmp_path):
+    said, seconds = together("death", tmp_path)
+    assert "ended well" not in said[0] + said[1]
+    assert seconds < 60
 
 
 SHARDED = """
@@ -175,3 +184,4 @@ def test_parameters_in_parts_of_two_processes_are_saved_whole(tmp_path):
     finally:
         for process in both:
             process.kill()
+            process.communicate()

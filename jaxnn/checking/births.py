@@ -2,7 +2,8 @@
 or whose output has a finite cotangent and whose inputs have none.
 
 The tape has how finite everything is; what comes from a value that was not finite before is traced
-back to where that began. What is inside of a loop or a branch is asked in its turn.
+back to where that began, or to the argument that it came in with. What is inside of a loop or a
+branch is asked in its turn.
 """
 
 from collections.abc import Sequence
@@ -16,13 +17,16 @@ from jaxnn.checking.tape import Record, Tape, is_inexact
 from jaxnn.numerical.interpret import CUSTOM_RULES
 
 
-def births(tape: Tape, inputs: Sequence[Any], seeds: Sequence[Any]) -> list[Birth]:
+def births(
+    tape: Tape, inputs: Sequence[Any], seeds: Sequence[Any], names: Sequence[str] | None = None
+) -> list[Birth]:
     """Where values or cotangents that are not finite come from, nearest to the result first.
 
     Args:
       tape: of a program.
       inputs: its values.
       seeds: the cotangents of its outputs, None for those without.
+      names: of the inputs, where what came in with them is asked for too.
     """
     record = tape.record(inputs, seeds)
     levels, of_cts, of_pulled = tape.levels(record)
@@ -32,7 +36,8 @@ def births(tape: Tape, inputs: Sequence[Any], seeds: Sequence[Any]) -> list[Birt
     if bad:
         sites = [origin.get(s, undefined.get(s)) for s in bad]
         found = [_born_in_values(tape, record, n) for n in dict.fromkeys(sites) if n is not None]
-        return [birth for some in found for birth in some]
+        found = [birth for some in found for birth in some]
+        return found if found or names is None else _came_in(tape, record, levels, names)
     found = []
     for number in _beginnings(tape, of_cts, of_pulled):
         first = next((origin[s] for s in tape.sites[number].inputs if s in origin), number)
@@ -71,6 +76,29 @@ def _origins(tape: Tape, levels: dict[int, Any]) -> tuple[dict[int, int], dict[i
     return origin, undefined
 
 
+def _came_in(
+    tape: Tape, record: Record, levels: dict[int, Any], names: Sequence[str]
+) -> list[Birth]:
+    """What was not finite when it came in, and the first line that takes it."""
+    produced = {slot for site in tape.sites for slot in site.outputs}
+    takers: dict[int, Any] = {}
+    for site in tape.sites:
+        for slot in site.inputs:
+            if levels.get(slot, 0) and slot not in produced:
+                takers.setdefault(slot, site)
+    named = dict(zip(tape.inputs, names, strict=False))
+    found = []
+    for slot, site in takers.items():
+        bad = ~np.isfinite(np.asarray(record.values[slot]))
+        kind = "NaN" if np.any(np.isnan(np.asarray(record.values[slot]))) else "infinity"
+        path = named.get(slot)
+        name = "a constant" if path is None else f"argument {path.removeprefix('args')}"
+        what = f"`{site.name}` is given {name}: {kind}"
+        line = SourceLine.of(site.line)
+        found.append(Birth(line, site.name, what, int(bad.sum()), bad.size, "", given=name))
+    return found
+
+
 def _born_in_values(tape: Tape, record: Record, number: int) -> list[Birth]:
     for inside in tape.inside(number, record):
         nothing = [None] * len(inside.seeds)
@@ -82,7 +110,7 @@ def _born_in_values(tape: Tape, record: Record, number: int) -> list[Birth]:
     bad = [~np.isfinite(y) for y in outputs]
     what = "NaN" if any(np.any(np.isnan(y)) for y in outputs) else "infinity"
     count, total = (sum(int(f(b)) for b in bad) for f in (np.sum, np.size))
-    reason, cure = usual_cause(site.eqn.primitive.name, "value")
+    reason, cure = usual_cause(site.eqn, "value")
     return [
         Birth(
             line=SourceLine.of(site.line),
@@ -105,7 +133,7 @@ def _born_in_cotangents(tape: Tape, record: Record, number: int) -> list[Birth]:
     back = [np.asarray(x) for x in record.pulled[number]]
     bad = [~np.isfinite(x) for x in back]
     count, total = (sum(int(f(b)) for b in bad) for f in (np.sum, np.size))
-    reason, cure = usual_cause(site.eqn.primitive.name, "slope")
+    reason, cure = usual_cause(site.eqn, "slope")
     what = f"`{site.name}`, {reason or 'its derivative is not finite'}"
     ct = np.asarray(record.cotangents[site.outputs[site.asked[0]]])
     masks = [b for b in bad if b.shape == ct.shape and b.any()]

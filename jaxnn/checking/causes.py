@@ -11,6 +11,7 @@ import numpy as np
 from jaxnn.checking.evidence import NOTHING, Evidence, Verdict, judge
 from jaxnn.checking.findings import Entry
 from jaxnn.checking.slope import Slope
+from jaxnn.numerical.interpret import Equation
 
 # How close two numbers are that are the same but for the entries' own errors: 1 % wrong is seen as
 # 1 %, and 32 examples are told from 33.
@@ -209,7 +210,7 @@ def _alike(ratio: float | None, value: float | int) -> bool:
 
 
 # What usually makes a primitive's value, or its slope, infinite or NaN; and what helps.
-_SAFE = "choose a safe argument before it, too, as in `{}`"
+_SAFE = "choose a safe argument before it, as in `{}`"
 _EIGENVALUES = "lift what is equal: add a small diagonal of different numbers to the matrix"
 NOT_FINITE: dict[str, tuple[str, str, str]] = {
     # primitive: its value, its slope, the cure
@@ -245,10 +246,13 @@ NOT_FINITE: dict[str, tuple[str, str, str]] = {
         _SAFE.format("jnp.where(x > 0, x, 1) ** k"),
     ),
     "integer_pow": (
-        "a negative power of 0, or one too large",
+        "a negative power of 0",
         "its slope is infinite where a negative power of 0 is taken",
         _SAFE.format("jnp.where(x != 0, x, 1) ** k"),
     ),
+    # Of a positive number.
+    "power": ("it overflows", "it overflows", "scale what is taken to a power"),
+    "square": ("it overflows", "it overflows", "scale what is squared"),
     "exp": (
         "it overflows",
         "it overflows",
@@ -311,7 +315,10 @@ for _name in ("exp2", "expm1", "cosh", "sinh"):
     NOT_FINITE[_name] = NOT_FINITE["exp"]
 
 
-def usual_cause(primitive: str, which: Literal["value", "slope"]) -> tuple[str, str]:
-    """Why a primitive's value, or its slope, is not finite, and what helps; empty if not known."""
+def usual_cause(eqn: Equation, which: Literal["value", "slope"]) -> tuple[str, str]:
+    """Why an equation's value, or its slope, is not finite, and what helps; empty if not known."""
+    primitive = eqn.primitive.name
+    if primitive == "integer_pow" and eqn.params["y"] > 0:
+        primitive = "power"
     value, slope, cure = NOT_FINITE.get(primitive, ("", "", ""))
     return (value if which == "value" else slope), cure

@@ -307,16 +307,16 @@ def _check(
         report = report.with_leaves(leaves)
     another_value = _has_another_value(claims, tolerance)
     how.watch.say("looking for the line")
-    report = _with_lines(report, point, programs, claims, wide_dtype(), another_value)
+    report = _with_lines(report, call, point, programs, claims, another_value)
     return _with_another_value(report, claims) if another_value else report
 
 
 def _with_lines(
     report: GradientReport,
+    call: Partition,
     point: Point,
     programs: Traced,
     claims: Claims,
-    dtype: Any,
     another_value: bool,
 ) -> GradientReport:
     """The report, with the lines that are to blame for what is not right; the question that fits is
@@ -324,12 +324,12 @@ def _with_lines(
     """
     if report.verdict is Verdict.NOT_DETERMINISTIC:
         return report
-    values = jax.tree.leaves(point)
+    values, dtype = jax.tree.leaves(point), wide_dtype()
     seeds = seeds_of(programs.program)
     verdicts = {leaf.verdict for leaf in report.leaves}
     try:
-        if Verdict.NOT_FINITE in verdicts:
-            found = births(programs.tape(point), values, seeds)
+        if Verdict.NOT_FINITE in verdicts or not np.isfinite(claims.value):
+            found = births(programs.tape(point), values, seeds, call.traced_paths)
             report = dataclasses.replace(report, births=tuple(found[:LINES]))
         if another_value or any(map(_is_suspicious, report.leaves)):
             found = wrong_rules(programs.tape(point, dtype), values, seeds)

@@ -65,8 +65,8 @@ class Explanation:
         found = [*self.births, *self.rules, *self.digits_lost]
         if not found:
             return (
-                f"gradient of {self.function}: finite, by rules that are right, to half the digits "
-                "of its dtype"
+                f"gradient of {self.function}: finite, by rules that are right, and no line loses "
+                "digits that the point has"
             )
         return "\n".join([f"gradient of {self.function}:", *map(str, found)])
 
@@ -131,7 +131,7 @@ def explain(
             raise _untraceable(call, point)
         values, seeds = jax.tree.leaves(point), seeds_of(programs.program)
         watch.say("looking for NaN and infinity")
-        born = births(programs.tape(point), values, seeds)
+        born = births(programs.tape(point), values, seeds, call.traced_paths)
         if born:
             return Explanation(name, births=tuple(born))
         watch.say(f"holding the rules of {len(programs.program.eqns)} operations against values")

@@ -189,6 +189,7 @@ class Birth(NamedTuple):
       cure: what usually helps.
       masked: whether it is multiplied by 0 after it.
       iteration: of which loop.
+      given: the argument that it came in with, or "a constant"; empty where it was born.
 
     Example:
       >>> found = jaxnn.explain(lambda x: jnp.sum(jnp.sqrt(x)), jnp.array([0.0, 1.0]))
@@ -204,6 +205,7 @@ class Birth(NamedTuple):
     cure: str
     masked: bool = False
     iteration: str = ""
+    given: str = ""
 
     def within(self, iteration: str) -> "Birth":
         """The same inside of a loop."""
@@ -211,8 +213,10 @@ class Birth(NamedTuple):
 
     def __str__(self) -> str:
         when = f", {self.iteration}" if self.iteration else ""
+        came = "came in" if self.given else "born"
+        of = f"({self.count} of {self.total} entries)"
         lines = (
-            f"born at {self.line}{when}: {self.what} ({self.count} of {self.total} entries)",
+            f"{came} at {self.line}{when}: {self.what} {of}",
             self.line.quoted,
             f"    {MASKED}" if self.masked else "",
             f"    {self.cure}" if self.cure else "",
@@ -289,7 +293,9 @@ class DigitsLost(NamedTuple):
 
     def __str__(self) -> str:
         what = f"{self.what}; " if self.what else ""
-        few = round(self.before) == 0
-        left = "no digit left" if few else f"{self.after:.0f} of {self.before:.0f} digits left"
+        before, after = round(self.before), round(self.after)
+        left = "no digit left" if before == 0 else f"{after} of {before} digits left"
+        if 0 < before == after:
+            left = "it rounds, and what comes later magnifies that"
         text = f"lost at {self.line}: `{self.operation}`, {what}{left}"
         return "\n".join(filter(None, (text, self.line.quoted)))

@@ -26,11 +26,13 @@ from jaxnn.checking.solvers import RUN_FURTHER, has_solver
 from jaxnn.checking.tape import Tape
 from jaxnn.numerical.float64 import narrow_dtypes, wide_arithmetic, wide_dtype, widen, widen_leaf
 from jaxnn.numerical.interpret import (
+    CUSTOM_RULES,
     Program,
     equations,
     prints,
     pruned,
     same_program,
+    source,
     with_own_constants,
 )
 
@@ -310,6 +312,7 @@ def _build(
         settings = settings._replace(projected=True, random=True)
         notes.append("the output is no real scalar: a random projection of it was checked")
     _require_output(shapes, point.data[1], settings)
+    _require_known(settings.trust, program)
     for forward in (False, True) if settings.forward is None else (settings.forward,):
         if forward and settings.forward is None:
             notes.append(
@@ -387,6 +390,8 @@ def _traced(
         packed = [one if len(group) == 1 else many for group, one, many in pairs], point.data
         both = _forward_gradient(value) if settings.forward else jax.value_and_grad(value)
         own, wide_both = jax.jit(both), jax.jit(widen(both, packed, dtype, rules).call)
+        if settings.forward:
+            own.lower(*packed)  # not before is a rule for reverse mode alone refused
     narrow = narrow_dtypes(program, dtype)
     return Traced(
         packing=packing,
@@ -466,6 +471,18 @@ def _forward_gradient(value: Callable) -> Callable:
 def _is_real_scalar(shapes: PyTree) -> bool:
     real = hasattr(shapes, "dtype") and jnp.issubdtype(shapes.dtype, jnp.floating)
     return real and shapes.shape == ()
+
+
+def _require_known(trust: Sequence[str], program: Program) -> None:
+    """Refuse names that no rule in the function has."""
+    rules = {source(e)[0] for e in equations(program) if e.primitive in CUSTOM_RULES}
+    for name in trust:
+        if name not in rules:
+            there = ", ".join(sorted(rules)) or "none"
+            raise ValueError(
+                f"`trust` must name functions with custom rules that `f` calls: {there}. Got "
+                f"{name!r}."
+            )
 
 
 def _require_output(shapes: PyTree, cotangent: PyTree, settings: Settings) -> None:

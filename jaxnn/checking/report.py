@@ -115,14 +115,14 @@ class GradientReport:
         """Whether every leaf agrees, is at a kink with the gradient between both slopes, or is
         imprecise with `LEAST_DIGITS` left; and has the `digits` that were asked for.
         """
-        return self.verdict.ok and not any(map(self._lacks_digits, self.leaves))
+        return self.verdict.ok and not any(map(self._lacks, self.leaves))
 
     @property
     def exit_code(self) -> int:
         """Of a command: 0 if `ok`, 1 if not, 2 where the evidence cannot tell."""
         return self.verdict.exit_code if not self.verdict.ok else int(not self.ok)
 
-    def _lacks_digits(self, leaf: LeafReport) -> bool:
+    def _lacks(self, leaf: LeafReport) -> bool:
         least = LEAST_DIGITS if leaf.verdict is Verdict.IMPRECISE else 0.0
         return leaf.own_dtype_digits < (least if self.digits is None else self.digits)
 
@@ -177,6 +177,9 @@ class GradientReport:
             lines += ["  ".join(cells).rstrip(), *(f"    {line}" for line in _details(leaf, paint))]
             for found in lines_of.get(leaf.path, ()):
                 lines += [f"    {line}" for line in str(found).splitlines()]
+        if self.verdict.ok and (few := [leaf.path for leaf in self.leaves if self._lacks(leaf)]):
+            least = LEAST_DIGITS if self.digits is None else self.digits
+            lines.append(f"not ok: fewer than {least:g} digits in its own dtype: {', '.join(few)}")
         if not self.leaves:
             lines += [str(found) for found in (*self.births, *self.rules, *self.digits_lost)]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])

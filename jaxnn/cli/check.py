@@ -58,6 +58,12 @@ def check(args: argparse.Namespace) -> int:
 def explain(args: argparse.Namespace) -> int:
     """Name the lines where a gradient goes bad; the exit code says whether there are any."""
     targets, failures = _targets(args)
+    for target in targets:
+        if target.test:
+            raise ValueError(
+                "`TARGET` must be a function to explain; `jaxnn check` names the lines of what a "
+                f"test checks. Got the test {target.name!r}."
+            )
     found = [(t, _ran(of_checking.explain, t.function, *t.point)) for t in targets]
     codes = [2] * failures + [explanation.exit_code for _, explanation in found]
     if args.json:

@@ -310,11 +310,13 @@ def _parser() -> _Parser:
         _explain,
         "name the line where a gradient goes bad",
         "Name the lines of a function of yours where its gradient becomes NaN, where a derivative "
-        "rule is wrong, or where its digits are lost. TARGET is as for `jaxnn check`. Exit code 0: "
-        "all finite, and no rule wrong; 1: a line is named for that; 2: bad input.",
+        "rule is wrong, or where its digits are lost. TARGET is as for `jaxnn check`, but no test. "
+        "Exit code 0: all finite, and no rule wrong; 1: a line is named for that; 2: bad input.",
         "jaxnn explain model.py:loss",
     )
-    explain.add_argument("targets", metavar="TARGET", nargs="+", help="as for `jaxnn check`")
+    explain.add_argument(
+        "targets", metavar="TARGET", nargs="+", help="as for `jaxnn check`, but no test"
+    )
 
     figures = _command(
         commands,

@@ -161,14 +161,15 @@ def _missing(function: Callable) -> list[str]:
 
 
 def _require_defaults(name: str, function: Callable, way: str) -> tuple[Any, ...]:
-    """The defaults of all arguments."""
+    """The defaults of all arguments but those that are given by name alone, which keep theirs."""
     if missing := _missing(function):
         raise ValueError(
             f"`{name}` must have a default for each argument. Got none for {', '.join(missing)}; "
             f"{way}."
         )
     parameters = inspect.signature(function).parameters.values()
-    return tuple(p.default for p in parameters if p.default is not p.empty)
+    given = [p for p in parameters if p.default is not p.empty and p.kind is not p.KEYWORD_ONLY]
+    return tuple(p.default for p in given)
 
 
 def _made_by(name: str, make: Callable) -> tuple[Callable, tuple[Any, ...]]:

@@ -9,6 +9,7 @@ name: a user's own primitive may be called anything.
 import functools
 import inspect
 import itertools
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -298,7 +299,7 @@ def source(eqn: Equation) -> tuple[str, str]:
 
 def backward_source(eqn: Equation) -> str:
     """Where the backward function of a `custom_vjp` stands, as JAX sums lines up; empty if it is
-    not known.
+    not known, or is one that JAX made of the user's, as under `vmap`.
 
     JAX takes what that function computes for the line of the call.
     """
@@ -306,7 +307,9 @@ def backward_source(eqn: Equation) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
-    return f"{code.co_filename}:{code.co_firstlineno} ({code.co_name})" if code else ""
+    if code is None or code.co_filename.startswith(os.path.dirname(jax.__file__)):
+        return ""
+    return f"{code.co_filename}:{code.co_firstlineno} ({code.co_name})"
 
 
 def line_of(eqn: Equation) -> str:
