@@ -801,12 +801,14 @@ def gradient_evidence(leaf: LeafReport, ax: Axes | None = None) -> Axes:
         names[line] = "noise of the\nvalues / step"
     if np.isfinite(leaf.step):
         below.axvline(leaf.step, color=_soft(), lw=1, zorder=1)
+        is_coarse = np.log(leaf.step / steps.min()) > 0.7 * np.log(steps.max() / steps.min())
         below.annotate(
             "best step",
             (leaf.step, 0),
             xycoords=below.get_xaxis_transform(),
-            xytext=(3, 3),
+            xytext=(-3 if is_coarse else 3, 3),
             textcoords="offset points",
+            ha="right" if is_coarse else "left",
             fontsize="small",
         )
     below.set(xlabel="step, in units of the entries' scale", title=f"{leaf.path}: {leaf.verdict}")
