@@ -26,7 +26,7 @@ from jaxnn.training.checkpoint import Checkpoint, checkpoints, load_checkpoint
 from jaxnn.training.examples import Examples
 from jaxnn.training.fit import fit
 from jaxnn.training.history import Fit, Log
-from jaxnn.training.measuring import mean_over
+from jaxnn.training.measuring import mean_over, measures
 from jaxnn.training.objective import Form, Objective
 from jaxnn.training.progress import Progress, progress_log, show_progress, silent
 from jaxnn.training.sweep import sweep
@@ -307,11 +307,11 @@ def evaluate(args: argparse.Namespace) -> int:
     params = found.restore("best_params" if best else "params", like)
     objective = Objective(error, metrics, None, arrays_of(params)[0], Form())
     sets = {"train": (digits.x_train, digits.t_train), "test": (digits.x_test, digits.t_test)}
-    record = {}
+    record, measure_of = {}, measures(objective)
     with passing("measuring"):
         for name, data in sets.items():
             pieces = Examples.of(name, data, MEASURED, None, False).measuring()
-            means = mean_over(pieces, objective, (params, None, None)) or {}
+            means = mean_over(pieces, measure_of, (params, None, None)) or {}
             record |= {f"{name}_{what}": float(value) for what, value in means.items()}
     step = Log.of(found.step, found.records["numbers"], {}).best_step if best else found.step
     if args.json:

@@ -52,21 +52,20 @@ class Measure(NamedTuple):
     def of(cls, objective: Objective, batch_size: int, rest: int, mesh: Mesh | None) -> "Measure":
         """That of so many examples at once, and `rest` in the smaller batch, if there is one."""
 
+        @functools.partial(jax.jit, static_argnames="size")  # traced once, for its shapes too
         def terms(params, model_state, key, data, i, size):
             batch = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, i * batch_size, size), data)
             record = objective.measured(params, model_state, key, tuple(shard_batch(batch, mesh)))
             wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)) * size  # noqa: E731
             return jax.tree.map(wide, record)
 
-        first = jax.jit(functools.partial(terms, i=0, size=batch_size))
-
         def begin(*given):
-            shapes = first.eval_shape(*given)  # is kept, and compiles nothing
+            shapes = terms.eval_shape(*given, np.int32(0), size=batch_size)
             return {name: (np.zeros(x.shape, x.dtype),) * 2 for name, x in shapes.items()}
 
         def add(params, model_state, key, data, sums, start, stop, short):
             def with_batch(sums, i, size):
-                new = terms(params, model_state, key, data, i, size)
+                new = terms(params, model_state, key, data, i, size=size)
                 return {name: compensated(sums[name], value) for name, value in new.items()}
 
             last = stop - jnp.astype(short, jnp.int32)
@@ -88,20 +87,28 @@ def compensated(sum: tuple[Any, Any], value: Any) -> tuple[Any, Any]:
     return new, (new - total) - term
 
 
+def measures(objective: Objective, mesh: Mesh | None = None) -> Callable[[int, int], Measure]:
+    """`Measure`s by the size of a batch and of the smaller one, each looked for once.
+
+    Args:
+      objective: what is measured.
+      mesh: devices that share each batch.
+    """
+    return functools.cache(lambda size, rest: kept(_compiled, objective, size, rest, mesh))
+
+
 def mean_over(
     pieces: Iterable[Any],
-    objective: Objective,
+    measure_of: Callable[[int, int], Measure],
     given: tuple[PyTree, PyTree, Any],
-    mesh: Mesh | None = None,
     goes_on: Callable[[int], tuple[bool, int]] = lambda pace: (True, pace),
 ) -> dict[str, Any] | None:
     """The loss and the metrics on a set, as means over its examples, the loss first.
 
     Args:
       pieces: of the set.
-      objective: what is measured.
+      measure_of: from `measures`.
       given: parameters, the model's state, and the key.
-      mesh: devices that share each batch.
       goes_on: asked after each stretch, with the number of batches in the next one: whether to go
         on, and that number as all processes have it.
 
@@ -110,7 +117,7 @@ def mean_over(
     """
     sums, count, pace = None, 0, 1
     for piece in pieces:
-        measure = kept(_compiled, objective, piece.batch_size, piece.rest, mesh)
+        measure = measure_of(piece.batch_size, piece.rest)
         if sums is None:
             sums = measure.begin(*given, piece.data)
         at = 0

@@ -22,7 +22,7 @@ from jaxnn._arguments import arrays_of
 from jaxnn._validate import describe, require_same_form
 from jaxnn.training.examples import Batches, Examples, Piece
 from jaxnn.training.history import Fit, Log, Reason, Status
-from jaxnn.training.measuring import mean_over, paced
+from jaxnn.training.measuring import Measure, mean_over, measures, paced
 from jaxnn.training.objective import Objective
 from jaxnn.training.optimizers import kind_of, learning_rate, program_of, with_new_numbers
 from jaxnn.training.progress import Progress
@@ -304,7 +304,7 @@ class Run:
         (piece,) = self.sets["train"].measuring()
         key = replicate(self.key, self.mesh)
         limits = {"start": np.int32(begin), "stop": np.int32(stop), "short": np.bool_(False)}
-        take = compiled(self.objective, self.optimizer, self.way, plan)
+        take = self._take_of(self.way, plan)
         chunk = self._chunk(take, piece.data, key, **limits)
         ends = range((begin // per_epoch + 1) * per_epoch, stop + 1, per_epoch)
         return chunk, begin, begin % per_epoch, np.full(stop - begin, plan.batch_size), ends
@@ -318,7 +318,7 @@ class Run:
             stop = min(stop, at + self.plan.most - before)
         short = piece.rest > 0 and stop == piece.steps
         way = self.way._replace(batch_size=piece.batch_size)
-        take = compiled(self.objective, self.optimizer, way)
+        take = self._take_of(way)
         given = piece.data, piece.order, self._key_of(piece.epoch), np.int32(piece.first)
         limits = {"start": np.int32(at), "stop": np.int32(stop), "short": np.bool_(short)}
         chunk = self._chunk(take, *given, **limits)
@@ -327,6 +327,15 @@ class Run:
             sizes[-1] = piece.rest
         ends = [before + stop - at] if piece.ends and stop == piece.steps else []
         return chunk, at, at, sizes, ends
+
+    @functools.cached_property
+    def _take_of(self) -> Callable[..., Callable[..., Chunk]]:
+        """The program that takes steps one way, looked for once."""
+        return functools.cache(functools.partial(compiled, self.objective, self.optimizer))
+
+    @functools.cached_property
+    def _measure_of(self) -> Callable[[int, int], Measure]:
+        return measures(self.objective, self.mesh)
 
     def _key_of(self, epoch: int) -> Any:
         """An epoch's key, if the loss asks for keys."""
@@ -356,7 +365,7 @@ class Run:
         given = state.params, state.model_state, self._key_of(0)
         for name in self.schedule.names:
             with contextlib.closing(self.sets[name].measuring()) as pieces:
-                means = mean_over(pieces, self.objective, given, self.mesh, self._goes_on)
+                means = mean_over(pieces, self._measure_of, given, self._goes_on)
             if means is None:
                 return None
             record |= {f"{name}_{what}": value for what, value in means.items()}

@@ -4,7 +4,7 @@ Where a chunk begins and ends is traced, so the host can come back after one ste
 without a compilation. The loop stops by itself behind a step that made the loss or a parameter not
 finite. To keep the state before each step, in case that step is the one, would cost up to a quarter
 of the time; so a chunk that went wrong is taken again, from its beginning to the step before. A
-large state is not copied for that: there a step is looked at before it is taken.
+large state is not kept for that: there a step is looked at before it is taken.
 """
 
 import functools
@@ -336,7 +336,7 @@ def run_chunk(
     # the last good step is looked for from the end, back by steps that double, then halved.
     known, good, bad, probe, back = None, start, stop + 1, stop, 1
     while True:
-        chunk = take(copied(state), *examples, start, probe, short & (probe == stop))
+        chunk = take(state, *examples, start, probe, short & (probe == stop))
         fine = np.all(np.asarray(chunk.finite), axis=-1)
         outcome = chunk._replace(state=None)
         known = outcome if known is None else _of_the_broken(fine, known, outcome)
@@ -349,7 +349,7 @@ def run_chunk(
 
 @jax.jit
 def copied(state: State) -> State:
-    """A copy, in one program, which is compiled faster than one for each shape."""
+    """A copy, in one program: it is compiled faster than one for each shape."""
     return jax.tree.map(jnp.copy, state)
 
 
@@ -414,7 +414,7 @@ def is_sharded(leaf: Any) -> bool:
     return isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated
 
 
-def in_parts(leaf: jax.Array, mesh: Mesh) -> jax.Array:
+def in_parts(leaf: Any, mesh: Mesh) -> jax.Array:
     """An array that comes cut into parts, as the mesh's: the same memory where that can be."""
     return jax.device_put(leaf, NamedSharding(mesh, leaf.sharding.spec))
 
@@ -435,7 +435,8 @@ def _compiled(
 ) -> Callable[..., Chunk]:
     take = make_chunk(objective, way)
     take = make_stretch(take, across) if across else take
-    return jax.jit(functools.partial(take, update), donate_argnums=0)
+    donated = 0 if way.guarded else ()  # a small state may be needed again
+    return jax.jit(functools.partial(take, update), donate_argnums=donated)
 
 
 def _floating(params: PyTree) -> list[Any]:

@@ -253,7 +253,7 @@ def _compiled(
 
     keys = jax.jit(jax.vmap(plan.key_of, (0, None)))
     programs = jax.vmap(take, axes), jax.vmap(evaluate, (0, 0, None))
-    return _Programs(jax.jit(programs[0], donate_argnums=0), jax.jit(programs[1]), order, keys)
+    return _Programs(jax.jit(programs[0]), jax.jit(programs[1]), order, keys)
 
 
 def _require_keys(key: Any, runs: int) -> Key[Array, "runs"]:  # noqa: F821
