@@ -78,12 +78,50 @@ def test_a_negative_power_of_0_is_told():
     assert "a negative power of 0" in birth.what and "jnp.where" in birth.cure
 
 
-def test_a_rule_under_vmap_is_no_line_of_jaxs():
-    g = jax.custom_vjp(jnp.sin)
-    g.defvjp(lambda x: (g(x), x), lambda x, ct: (2 * ct * jnp.cos(x),))
-    for f in (g, jax.vmap(g)):
-        (rule,) = check_gradient(lambda w, f=f: jnp.sum(f(w)), jnp.arange(3.0)).rules
-        assert "batching" not in rule.where and rule.line.file.endswith("test_blame.py")
+@jax.custom_vjp
+def off_by_a_tenth(x):
+    return jnp.sin(x)
+
+
+def backward(x, ct):
+    return (1.1 * jnp.cos(x) * ct,)
+
+
+off_by_a_tenth.defvjp(lambda x: (off_by_a_tenth(x), x), backward)
+
+
+@jax.custom_jvp
+def twice_as_steep(x):
+    return jnp.sin(x)
+
+
+@twice_as_steep.defjvp
+def steep(primals, tangents):
+    return twice_as_steep(*primals), 2 * jnp.cos(*primals) * tangents[0]
+
+
+NESTED = {
+    "plainly": lambda f: f,
+    "vmap": jax.vmap,
+    "jit": jax.jit,
+    "checkpoint": jax.checkpoint,
+    "scan": lambda f: lambda x: lax.scan(lambda c, _: (f(c), None), x, None, length=3)[0],
+    "scan over it": lambda f: lambda x: lax.scan(lambda c, y: (c + f(y), None), 0.0, x)[0],
+    "fori_loop": lambda f: lambda x: lax.fori_loop(0, 3, lambda _, c: f(c), x),
+    "map": lambda f: lambda x: lax.map(lambda y: f(y), x),
+    "cond": lambda f: lambda x: lax.cond(x[0] < 0, lambda y: f(y), jnp.sin, x),
+    "checkpoint in scan": lambda f: NESTED["scan"](jax.checkpoint(f)),
+    "scan in vmap": lambda f: jax.vmap(NESTED["scan"](f)),
+}
+
+
+@pytest.mark.parametrize("nested", NESTED.values(), ids=NESTED)
+@pytest.mark.parametrize("f, rule", [(off_by_a_tenth, backward), (twice_as_steep, steep)])
+def test_a_rule_is_named_wherever_it_is_called(f, rule, nested):
+    g = nested(f)
+    (found,) = check_gradient(lambda x: jnp.sum(g(x)), jnp.linspace(-1.0, 1.0, 4)).rules
+    assert found.name == f.__name__ and found.line.file.endswith("test_blame.py")
+    assert f":{rule.__code__.co_firstlineno} ({rule.__name__})" in found.where
 
 
 def test_masking_afterwards_is_said_not_to_help():

@@ -91,7 +91,8 @@ def test_a_run_that_is_measured_is_the_best_one_and_its_last_row_is_told(capsys,
     assert main([*run, "--epochs", "100", "--checkpoint", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     stopped = int(re.search(r"stopped after step (\d+): no improvement", out)[1])
-    best, shown = re.search(r"test accuracy (\S+) after step (\d+), the best", out).group(2, 1)
+    told = r"test accuracy (\S+)\nas it was after step (\d+), where the test loss was lowest"
+    best, shown = re.search(told, out).group(2, 1)
     assert int(best) == stopped - 2 * 15
     rows = re.findall(r"^ +(\d+) .*$", out, re.M)
     assert int(rows[-1]) == stopped // 15  # not a tenth of the epochs
@@ -126,7 +127,7 @@ def test_patience_ends_a_run(capsys):
         main(["train", "--layers", "10", "--epochs", "200", "--lr", "20", "--patience", "2"]) == 0
     )
     out = capsys.readouterr().out
-    assert "no improvement" in out and ", the best" in out
+    assert "no improvement" in out and "where the test loss was lowest" in out
 
 
 @pytest.mark.slow
@@ -388,6 +389,9 @@ from pkg.models.losses import loss
 def wrong(x): return 2 * jax.grad(loss)(x)
 def test_right(): jaxnn.assert_gradient(loss, jnp.ones(2))
 def test_wrong(): jaxnn.assert_gradient(loss, jnp.ones(2), gradient=wrong)
+def test_asserts():
+    report = jaxnn.check_gradient(loss, jnp.ones(2), gradient=wrong)
+    assert report.ok, report
 def test_none(): assert True
 def test_other(): assert 1 == 2, "one is not two"
 class TestModel:
@@ -426,6 +430,7 @@ def project(tmp_path, monkeypatch):
         (["pkg.models.losses:loss", "test_model.py::test_none"], 2, ["agrees"]),
         (["test_model.py::test_wrong"], 1, ["gradient of loss: differs", "[0]   2"]),
         (["test_model.py:asks"], 1, ["gradient of loss: differs"]),
+        (["test_model.py::test_asserts"], 1, ["gradient of loss: differs", "[0]   2"]),
         (
             ["pkg.models.losses:loss", "test_model.py::test_wrong"],
             1,

@@ -20,7 +20,7 @@ from jax.extend.core import primitives as p
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType, PartitionSpec
 
-from jaxnn.numerical.interpret import called, is_foreign, scan_sizes
+from jaxnn.numerical.interpret import called, is_foreign, rule_source, scan_sizes
 
 X = jnp.array([0.5, 1.5, 2.5])
 LIKE = jax.ShapeDtypeStruct((), np.float32)
@@ -244,3 +244,15 @@ forgets(jax.make_jaxpr)
 @pytest.mark.parametrize("fact", FACTS)
 def test_what_is_relied_on_of_jax(fact):
     assert eval(fact)  # noqa: S307
+
+
+def test_where_a_users_rule_stands_is_kept_with_its_call():
+    """`interpret.rule_source`"""
+    forward, backward = lambda x: (x, None), lambda _, ct: (ct,)
+    by_vjp, by_jvp = jax.custom_vjp(lambda x: x), jax.custom_jvp(lambda x: x)
+    by_vjp.defvjp(forward, backward)
+    by_jvp.defjvp(rule := lambda x, t: (x[0], t[0]))
+    for f, of_rule in ((by_vjp, backward), (jax.vmap(by_vjp), backward), (by_jvp, rule)):
+        (eqn,) = jax.make_jaxpr(f)(X).eqns
+        place = f"{__file__}:{of_rule.__code__.co_firstlineno} (<lambda>)"
+        assert rule_source(eqn) == place

@@ -35,12 +35,11 @@ from jaxnn.checking.tape import (
 from jaxnn.numerical.float64 import wide_arithmetic, widen, widen_leaf
 from jaxnn.numerical.interpret import (
     CUSTOM_RULES,
-    backward_source,
     bind,
     called,
     equations,
-    line_of,
     rule_consts,
+    rule_source,
     source,
 )
 
@@ -281,17 +280,9 @@ def _named(
 
 
 def _line_of_rule(site: Site) -> str:
-    """Where a rule stands: its backward function, or the last line of the user's in it that is not
-    one of the function that it is for, or of its call; else where that function does.
-    """
-    if there := backward_source(site.eqn):
-        return str(SourceLine.of(there))
-    avals = avals_of(site.eqn.invars)
-    back = jax.make_jaxpr(functools.partial(_differentiated, site))(avals)
-    known = {line_of(eqn) for eqn in equations(called(site.eqn))} | {site.line, ""}
-    lines = [line_of(eqn) for eqn in equations(back)]
-    lines = [line for line in lines if line not in known]
-    return str(SourceLine.of(lines[-1])) if lines else source(site.eqn)[1]
+    """Where a rule stands; else where the function does that it is for."""
+    name, place = source(site.eqn)
+    return str(SourceLine.of(rule_source(site.eqn) or f"{place} ({name})"))
 
 
 def _kind_of_rule(site: Site) -> str:
@@ -321,21 +312,22 @@ def _forward_fits(site: Site, asked: _Asked, line: Line, dtype: Any) -> bool:
     """Whether the JVP rule says what the values do: then it is the transpose that does not."""
     avals = avals_of(site.eqn.invars)
     tangents = [avals[i] for i in site.active]
-    try:
-        forward = widen(_changes(site), (avals, tangents), dtype).call
-    except Exception:  # there is no JVP
-        return False
-    direction = Direction(tuple(line.whole(k) for k in range(len(asked.points))))
-    comparison = line.compare(asked.claims, direction)
     with wide_arithmetic(dtype):
         moves, _ = drawer(asked.points, dtype)(asked.claims, _whole(line.sizes))
         given = [as_complex(v) if pair else v for v, pair in zip(moves, asked.paired, strict=True)]
         if site.eqn.primitive in SYMMETRIC:
             given = [_symmetric(v) for v in given]
-        dys = forward(asked.rest, [jnp.asarray(v) for v in given])
-        claim = sum(
-            float(jnp.sum(jnp.real(ct * dy))) for ct, dy in zip(asked.cts, dys, strict=True)
-        )
+        given = [jnp.asarray(v) for v in given]
+    try:
+        forward = widen(_changes(site), (avals, tangents), dtype).call
+        with wide_arithmetic(dtype):
+            dys = forward(asked.rest, given)
+    except Exception:  # there is no JVP, which JAX may notice late: inside of a loop
+        return False
+    pairs = zip(asked.cts, dys, strict=True)
+    claim = sum(float(np.sum(np.real(np.asarray(ct) * np.asarray(dy)))) for ct, dy in pairs)
+    direction = Direction(tuple(line.whole(k) for k in range(len(asked.points))))
+    comparison = line.compare(asked.claims, direction)
     off, slope = abs(claim - comparison.slope.value), comparison.slope
     return off <= slope.bound + OF_SERIES * max(abs(claim), abs(slope.value))
 

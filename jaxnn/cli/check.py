@@ -119,6 +119,11 @@ def _reports(target: Target, args: argparse.Namespace) -> list[GradientReport]:
         if error.report is None:
             raise refusal("TARGET", "a test that passes", error) from error
         return made or [error.report]
+    except ValueError as refused:
+        # Of a test that looks at the reports itself, what they say is its result.
+        if isinstance(refused.__cause__, AssertionError) and not all(r.ok for r in made):
+            return made
+        raise
     finally:
         MADE.reset(token)
     if not made:

@@ -143,8 +143,8 @@ def _candidates(target: str, module: ModuleType) -> Iterator[Target]:
             found += 1
             yield _target(f"{target}:{name}", name, function)
     if found and left_out:
-        said = f"not checked, without defaults for all arguments: {', '.join(left_out)}"
-        print(f"jaxnn check: {said}", file=sys.stderr)
+        said = f"left out, without defaults for all arguments: {', '.join(left_out)}"
+        print(f"jaxnn: {said}", file=sys.stderr)
     if not found:
         there = ", ".join(functions) or "none"
         raise ValueError(

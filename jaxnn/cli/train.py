@@ -352,13 +352,14 @@ def _conclude(
         if "test_loss" in metrics:
             lowest = int(metrics["test_loss"].argmin())
             accuracy = metrics["test_accuracy"][lowest if args.patience else -1]
-            when = f" after step {result.history.evaluated[lowest]}" if args.patience else ""
-            best = f"{when}, the best" if args.patience else ""
             taken = (
                 f"{place}{step - begun} steps by {args.grad} gradients in {seconds:.1f} s, start "
                 f"to end"
             )
-            say(f"{taken}: test accuracy {accuracy:.4f}{best}")
+            say(f"{taken}: test accuracy {accuracy:.4f}")
+            if args.patience:
+                when = result.history.evaluated[lowest]
+                say(f"{place}as it was after step {when}, where the test loss was lowest")
             say(_lesson(args, result, lowest, place), end="")
 
 

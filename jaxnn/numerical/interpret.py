@@ -7,7 +7,6 @@ name: a user's own primitive may be called anything.
 """
 
 import functools
-import inspect
 import itertools
 import os
 import pathlib
@@ -297,19 +296,15 @@ def source(eqn: Equation) -> tuple[str, str]:
     return name, place
 
 
-def backward_source(eqn: Equation) -> str:
-    """Where the backward function of a `custom_vjp` stands, as JAX sums lines up; empty if it is
-    not known, or is one that JAX made of the user's, as under `vmap`.
-
-    JAX takes what that function computes for the line of the call.
+def rule_source(eqn: Equation) -> str:
+    """Where the rule of a call stands, as JAX sums lines up: the user's JVP, or the backward
+    function of the VJP, whose computations JAX takes for the line of the call. Empty if it is not
+    known, or JAX's own, as that of `defjvps` is.
     """
-    function = getattr(eqn.params.get("bwd"), "f", None)
-    while isinstance(function, functools.partial):
-        function = function.func
-    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
-    if code is None or code.co_filename.startswith(os.path.dirname(jax.__file__)):
-        return ""
-    return f"{code.co_filename}:{code.co_firstlineno} ({code.co_name})"
+    rule = eqn.params.get("bwd", eqn.params.get("jvp_jaxpr_fun"))
+    name, _, place = rule.debug_info.func_src_info.partition(" at ")
+    its_own = not place or place.startswith(os.path.dirname(jax.__file__))
+    return "" if its_own else f"{place} ({name})"
 
 
 def line_of(eqn: Equation) -> str:
