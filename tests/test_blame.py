@@ -55,6 +55,12 @@ CAME_IN = {
     "one that is differentiated": (of_values, (NAN, jnp.ones(3)), 0, "argument [0]: NaN (2 of 3"),
     "a leaf": (lambda p: jnp.sum(p["w"] ** 2), ({"w": NAN},), 0, "argument [0]['w']: NaN (2 of 3"),
     "a constant": (lambda x: jnp.sum(x * NAN), (jnp.ones(3),), 0, "a constant: NaN (2 of 3"),
+    "beside a mask": (
+        lambda x: jnp.sum(jnp.exp(x * NAN + jnp.array([0.0, -jnp.inf, 0.0]))),
+        (jnp.ones(3),),
+        0,
+        "a constant: NaN (2 of 3",
+    ),
     "infinity": (lambda x: jnp.sum(x * jnp.inf), (jnp.ones(3),), 0, "a constant: infinity (1 of 1"),
 }
 

@@ -79,18 +79,23 @@ def _origins(tape: Tape, levels: dict[int, Any]) -> tuple[dict[int, int], dict[i
 def _came_in(
     tape: Tape, record: Record, levels: dict[int, Any], names: Sequence[str]
 ) -> list[Birth]:
-    """What was not finite when it came in, and the first line that takes it."""
+    """What was not finite when it came in, NaN before infinity (a mask may be that), and the first
+    line that takes it.
+    """
     produced = {slot for site in tape.sites for slot in site.outputs}
     takers: dict[int, Any] = {}
     for site in tape.sites:
         for slot in site.inputs:
             if levels.get(slot, 0) and slot not in produced:
                 takers.setdefault(slot, site)
+    worst = max((levels[slot] for slot in takers), default=0)
     named = dict(zip(tape.inputs, names, strict=False))
     found = []
     for slot, site in takers.items():
+        if levels[slot] < worst:
+            continue
         bad = ~np.isfinite(np.asarray(record.values[slot]))
-        kind = "NaN" if np.any(np.isnan(np.asarray(record.values[slot]))) else "infinity"
+        kind = "NaN" if worst == 2 else "infinity"
         path = named.get(slot)
         name = "a constant" if path is None else f"argument {path.removeprefix('args')}"
         what = f"`{site.name}` is given {name}: {kind}"
