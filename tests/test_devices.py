@@ -174,3 +174,38 @@ def free_address():
 def test_the_entries_are_shared_by_two_processes_with_the_same_numbers():
     for out in in_two_processes([PROGRAM], lambda number: []):
         assert "same on 2 devices of 2 processes" in out
+
+
+WHERE_THEY_LIE = """
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import jaxnn
+mesh = jax.make_mesh((8,), ("parts",), (AxisType.Auto,))
+w = jax.device_put(jnp.linspace(0.1, 1, 8 * 20_000), NamedSharding(mesh, PartitionSpec("parts")))
+brought, array = [], type(w).__array__
+def noted(self, *args, **options):
+    brought.append(self.size)
+    return array(self, *args, **options)
+type(w).__array__ = noted
+f = lambda p: jnp.mean(jnp.sin(p["w"]) ** 2) + jnp.sum(p["b"] ** 2)
+params = {"w": w, "b": jnp.ones(8)}
+report = jaxnn.check_gradient(f, params)
+assert report.ok and report.leaves[0].own_dtype_digits > 6
+assert max(brought) < 1000, brought
+bad = lambda p: (g := jax.grad(f)(p)) | {"w": g["w"].at[77].multiply(1.5)}
+(leaf, _) = jaxnn.check_gradient(f, params, gradient=bad).leaves
+assert leaf.verdict == "differs" and leaf.entries[0].index == (77,)
+print("where they lie")
+"""
+
+
+@pytest.mark.slow
+def test_a_check_brings_no_leaf_to_the_host_that_lies_in_parts():
+    done = subprocess.run(
+        [sys.executable, "-c", WHERE_THEY_LIE],
+        env=environment(8),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "where they lie" in done.stdout, done.stderr[-3000:]

@@ -4,7 +4,7 @@ words, no verdicts.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Wrong(NamedTuple):
 
 def describe(
     entries: Sequence[Entry],
-    claims: np.ndarray,
+    claims: Any,
     counts: frozenset[int],
     sampled: bool,
     ratio: float | None = None,
@@ -61,6 +61,7 @@ def describe(
     wrong = [entry for entry in entries if entry.verdict.wrong]
     if not wrong and ratio is None:
         return "", ""
+    claims = np.asarray(claims, np.float64)
     if not wrong:
         none = np.zeros(0)
         index = np.zeros((0, claims.ndim), int)
@@ -113,7 +114,7 @@ def beyond_the_domain(entries: Sequence[Entry], slope: Slope, centre: float) -> 
     return "the function itself, or its slope, is not finite near this point" if blind else ""
 
 
-def nothing_there(slope: Slope, scale: float, claims: np.ndarray) -> str:
+def nothing_there(slope: Slope, scale: float, claims: Any) -> str:
     """A hint where a gradient agrees because there is none, else ""."""
     if slope.constant and not np.any(claims):
         return "the function does not depend on this leaf here"

@@ -57,6 +57,7 @@ from jaxnn.checking.findings import LINES, Entry, LeafReport, RuleReport
 from jaxnn.checking.line import Direction, Line, entry_scales
 from jaxnn.checking.locate import Claimed, Findings, examine, verdict_of
 from jaxnn.checking.own_dtype import Loss, own_dtype_loss
+from jaxnn.checking.packed import count_not_finite, on_one_cpu
 from jaxnn.checking.programs import Point, Programs, Settings, Traced, prepare
 from jaxnn.checking.report import GradientReport
 from jaxnn.checking.rules import OF_RULES, OF_SERIES, wrong_rules
@@ -265,7 +266,7 @@ class Claims(NamedTuple):
     """
 
     value: float
-    own: list[np.ndarray]
+    own: list[Any]
     wide: list[Any]
     forward: float = math.nan
     centre: float = math.nan
@@ -426,7 +427,7 @@ def _held_against_values(
             )
             leaves.append(_bare_report(place, Verdict.UNRESOLVED, why))
         else:
-            wide = np.asarray(claims.wide[k], np.float64)
+            wide = claims.wide[k]
             leaves.append(_leaf_report(place, wide, line.centre, found[k], losses[k], counts))
     report = GradientReport.of(name, leaves, notes)
     return dataclasses.replace(
@@ -452,7 +453,8 @@ def claim(point: Point, programs: Programs, dtype: Any, by_hand: Callable | None
             "`f` must return a real scalar, or `cotangent` must say how to project. Got "
             f"{describe(value)}."
         )
-    own = [np.asarray(g, np.float64) for g in (by_hand() if by_hand else own or [])]
+    own = by_hand() if by_hand else own or []
+    own = [np.asarray(g, np.float64) if on_one_cpu(g) else g for g in own]
     if programs.wide is None:
         return Claims(float(value), own, own)
     forward, wide = programs.in_float64(point, dtype)
@@ -548,16 +550,22 @@ def _losses(
         asked = own_line.compare(claims.own, Direction((own_line.whole(k),)))
         return asked.slope.known_to(BLIND) and not asked.excess
 
-    scales = {k: entry_scales(np.asarray(x, np.float64))[0] for k, x in enumerate(point.leaves)}
-    parts = (np.asarray(claims.wide[k], np.float64) * scale for k, scale in scales.items())
-    overall = float(np.sqrt(sum(np.sum(x[np.isfinite(x)] ** 2) for x in parts)))
+    @functools.cache
+    def scales(k):
+        return entry_scales(np.asarray(point.leaves[k], np.float64))[0]
+
+    @functools.cache
+    def overall():
+        parts = (np.asarray(g, np.float64) * scales(k) for k, g in enumerate(claims.wide))
+        return float(np.sqrt(sum(np.sum(x[np.isfinite(x)] ** 2) for x in parts)))
+
     return {
         k: own_dtype_loss(
             claims.own[k],
-            np.asarray(claims.wide[k], np.float64),
+            claims.wide[k],
             point.leaves[k].dtype,
             (claims.value, line.centre),
-            scales[k].ravel(),
+            lambda k=k: scales(k).ravel(),
             overall,
             found.best.slope,
             programs.rounding,
@@ -592,7 +600,7 @@ class Place(NamedTuple):
 
 def _leaf_report(
     place: Place,
-    gradient: np.ndarray,
+    gradient: Any,
     centre: float,
     findings: Findings,
     loss: Loss,
@@ -616,7 +624,7 @@ def _leaf_report(
         )
     if loss.outweighs(verdict):
         verdict, hint, entries = loss.verdict, loss.hint, list(loss.entries)
-    immovable = int(np.sum(~np.isfinite(np.asarray(place.x, np.float64))))
+    immovable = count_not_finite(place.x)
     if immovable and (not verdict.wrong or not np.isfinite(centre)):
         verdict = Verdict.UNRESOLVED
         hint = f"{immovable} of {place.x.size} entries not finite: no step leads from there"
@@ -624,7 +632,7 @@ def _leaf_report(
         hint = causes.nothing_there(slope, scale, gradient) or loss.hint or hint
     else:
         entries = sorted(entries, key=_by_weight)
-    if not np.all(np.isfinite(gradient)) and not immovable:
+    if count_not_finite(gradient) and not immovable:
         best = best._replace(claim=math.nan)  # the line was asked with what it should be
     off = float(np.maximum(abs(best.difference), slope.bound))  # NaN where either is
     return LeafReport(

@@ -17,6 +17,7 @@ import numpy as np
 from jaxnn.checking.evidence import BLIND, NOTHING, Evidence, Verdict, judge
 from jaxnn.checking.findings import Entry
 from jaxnn.checking.line import Comparison, Direction, Line, Part
+from jaxnn.checking.packed import count_not_finite
 from jaxnn.checking.slope import RUNGS, TIGHT
 
 # So many entries are named one by one; a pattern says more about a larger number of them.
@@ -99,7 +100,7 @@ def examine(line: Line, claimed: Claimed, together: bool) -> Iterator[tuple[int,
       together: whether leaves may be asked together.
     """
     leaves = [k for k, size in enumerate(line.sizes) if size]
-    finite = [k for k in leaves if together and np.all(np.isfinite(claimed.gradient[k]))]
+    finite = [k for k in leaves if together and not count_not_finite(claimed.gradient[k])]
     for k in leaves:
         if k not in finite:
             yield k, examine_leaf(line, k, claimed)
@@ -253,7 +254,7 @@ def verdict_of(findings: Findings, centre: float, tolerance: float) -> tuple[Ver
 
 def examine_leaf(line: Line, leaf: int, claimed: Claimed) -> Findings:
     """Which entries explain why a leaf's claims differ from its values."""
-    claims = np.asarray(claimed.gradient[leaf], np.float64)
+    claims, size = claimed.gradient[leaf], line.sizes[leaf]
     known: dict[int, Entry] = {}
 
     def examine_index(index, quick=TIGHT):
@@ -263,7 +264,9 @@ def examine_leaf(line: Line, leaf: int, claimed: Claimed) -> Findings:
             known[index ^ 1] = examine_entry(line, leaf, index ^ 1, claimed, quick)
         return known[index]
 
-    bad = [int(i) for i in np.flatnonzero(~np.isfinite(claims.ravel()))]
+    bad: list[int] = []
+    if count_not_finite(claims):
+        bad = np.flatnonzero(~np.isfinite(np.asarray(claims, np.float64))).tolist()
     for index in bad[:HANDFUL]:
         examine_index(index)
     asked = _ask_leaf(line, leaf, claimed, known)
@@ -272,16 +275,16 @@ def examine_leaf(line: Line, leaf: int, claimed: Claimed) -> Findings:
     if not any(comparison.excess for comparison in asked):
         return Findings(asked, asked, _judged(known, bad))
     quick = claimed.tolerances[leaf] / ENOUGH
-    sample = [examine_index(i, quick) for i in _sample(claims.size, HANDFUL)]
+    sample = [examine_index(i, quick) for i in _sample(size, HANDFUL)]
     ratio = _common_ratio(asked)
     if ratio is not None and all(_off_by(entry, ratio) for entry in sample):
-        return Findings(asked, asked, _judged(known, bad), len(known) == claims.size, ratio)
+        return Findings(asked, asked, _judged(known, bad), len(known) == size, ratio)
     rest, following, everywhere = asked, {0, 1}, all(e.verdict.wrong for e in sample)
     if not everywhere:
         rest, following = _follow(line, leaf, claimed, examine_index, known, asked)
     explained = not any(comparison.excess for comparison in rest)
     if not explained:
-        for index in _sample(claims.size, SAMPLE):
+        for index in _sample(size, SAMPLE):
             examine_index(index, quick)
     else:
         known = _telling(line, leaf, claimed, known)
@@ -323,8 +326,10 @@ def _ask_leaf(
     If the function has no values that way, all entries are moved up: they may lie on the lower
     border of its domain.
     """
-    right = put_right(np.asarray(claimed.gradient[leaf], np.float64), known)
-    claims, part = claimed.without(leaf, right).gradient, line.whole(leaf)
+    claims, part = claimed.gradient, line.whole(leaf)
+    if known:
+        right = put_right(np.asarray(claims[leaf], np.float64), known)
+        claims = claimed.without(leaf, right).gradient
     pair = _ask_pair(line, claims, [part])
     if any(np.isfinite(comparison.slope.bound) for comparison in pair):
         return pair

@@ -6,10 +6,12 @@ by more than half the digits, is lost by the program: that is `imprecise`. Only 
 left, or NaN stands in the place of a number, is the gradient wrong.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,6 +27,7 @@ from jaxnn.checking.evidence import (
 )
 from jaxnn.checking.findings import Entry
 from jaxnn.checking.locate import HANDFUL
+from jaxnn.checking.packed import on_one_cpu
 from jaxnn.checking.slope import Slope
 
 # An entry of which more than half is wrong keeps no digit.
@@ -65,12 +68,12 @@ class Loss(NamedTuple):
 
 @np.errstate(invalid="ignore")  # infinity less itself is among what is looked for
 def own_dtype_loss(
-    own: np.ndarray,
-    wide: np.ndarray,
+    own: Any,
+    wide: Any,
     dtype: Any,
     values: tuple[float, float],
-    scales: np.ndarray,
-    overall: float,
+    scales: Callable[[], np.ndarray],
+    overall: Callable[[], float],
     slope: Slope,
     rounding: float,
     shaken: Callable[[], Sequence[np.ndarray]],
@@ -83,24 +86,26 @@ def own_dtype_loss(
       wide: the same in float64.
       dtype: of the leaf.
       values: of the function, in the user's dtypes and in float64.
-      scales: the size of each entry of the leaf, flat.
-      overall: the size of the gradient of all leaves, each entry times its scale.
+      scales: the size of each entry of the leaf, flat, and
+      overall: that of the gradient of all leaves, each entry times its scale; asked for where
+        entries differ by more than the dtype lets pass.
       slope: of the leaf, by values.
       rounding: the largest, relative, of any float in the function.
       shaken: by how much roundings of the arguments change `wide`; asked for where that decides.
       own_values_agree: whether the gradient agrees with the values in its own dtypes; asked for
         where those are of another function, as where a sign is chosen by chance.
     """
-    flat, true = own.ravel(), wide.ravel()
     value, centre = values
     epsilon = float(jnp.finfo(dtype).eps)
-    gap, size = float(np.linalg.norm(flat - true)), float(np.linalg.norm(true))
-    loss = Loss(digits_shared(float(np.maximum(gap, epsilon * size)), size))
     coarsest = max(rounding, epsilon)
     tolerance = reach_of(coarsest)
+    gap, size, is_near = _distance(own, wide, tolerance)
+    loss = Loss(digits_shared(float(np.maximum(gap, epsilon * size)), size))
     has_no_value = bool(np.isfinite(centre) and not np.isfinite(value))
-    if np.all(np.abs(flat - true) <= tolerance * np.abs(true)) and not has_no_value:
+    if is_near and not has_no_value:
         return loss
+    flat, true = (np.asarray(g, np.float64).ravel() for g in (own, wide))
+    size_of_entry, whole_size = scales(), overall()
     # Roundings of what a gradient is summed from: nothing beside what the whole gradient makes of a
     # step of each entry's own size. Of an entry that is 0 but for float64's roundings, the terms
     # that cancel are as large as the value is beside such a step.
@@ -108,9 +113,12 @@ def own_dtype_loss(
     least = float(jnp.finfo(dtype).tiny)  # below it, 0 is what the dtype has
     underflows = bool(np.any((flat == 0) & (true != 0) & (np.abs(true) < least)))
     value_size = abs(centre) if np.isfinite(centre) else 0.0
-    nothing = np.abs(true) <= ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * value_size / scales
-    whole = np.maximum(np.where(nothing, value_size, 0.0), overall)
-    bound = np.maximum(part * whole / scales, least)
+    nothing = (
+        np.abs(true)
+        <= ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * value_size / size_of_entry
+    )
+    whole = np.maximum(np.where(nothing, value_size, 0.0), whole_size)
+    bound = np.maximum(part * whole / size_of_entry, least)
     if not flat.any() and slope.bound < abs(slope.value) and np.max(np.abs(true)) > least:
         bound[np.abs(true) == np.max(np.abs(true))] = 0.0  # all of it underflows, whatever its size
     verdict, which = judge_all(flat, true, bound, tolerance)
@@ -126,7 +134,7 @@ def own_dtype_loss(
         )
     hint, left = "computed in float64 the same gradient is finite", 0.0
     if verdict is Verdict.DIFFERS:
-        verdict, left, told = _what_is_left(flat, true, which, bound, scales)
+        verdict, left, told = _what_is_left(flat, true, which, bound, size_of_entry)
         hint = f"computed in float64 the same gradient is right, in {kind} {told}"
     if has_no_value:
         verdict = Verdict.NOT_FINITE
@@ -151,6 +159,29 @@ def own_dtype_loss(
     lost = np.zeros(flat.shape, bool)
     lost[which] = True
     return Loss(min(loss.digits, left), verdict, entries, f"in {kind} only: {hint}", lost)
+
+
+def _distance(own: Any, wide: Any, tolerance: float) -> tuple[float, float, bool]:
+    """How far a gradient is from that in float64, the size of that, and whether no entry is off by
+    more than the tolerance. Large arrays stay where they lie.
+    """
+    if on_one_cpu(wide):
+        found = _distances(np.asarray(own, np.float64), np.asarray(wide, np.float64), tolerance, np)
+    else:
+        with jax.enable_x64(True):
+            found = _ON_DEVICE(own, wide, tolerance)
+    gap, size, is_near = found
+    return float(gap), float(size), bool(is_near)
+
+
+def _distances(own: Any, wide: Any, tolerance: float, xp: Any) -> tuple[Any, Any, Any]:
+    own, wide = own.astype(wide.dtype).ravel(), wide.ravel()
+    error = xp.abs(own - wide)
+    is_near = xp.all(error <= tolerance * xp.abs(wide))
+    return xp.linalg.norm(error), xp.linalg.norm(wide), is_near
+
+
+_ON_DEVICE = jax.jit(functools.partial(_distances, xp=jnp))
 
 
 def _what_is_left(

@@ -62,6 +62,14 @@ class Packing(NamedTuple):
         return leaves
 
 
+def count_not_finite(x: Any) -> int:
+    """How many entries of an array are not finite; it stays where it lies."""
+    if on_one_cpu(x):
+        return int(np.sum(~np.isfinite(np.asarray(x, np.float64))))
+    with jax.enable_x64(True):
+        return int(jnp.sum(~jnp.isfinite(x)))
+
+
 def on_one_cpu(x: Any) -> bool:
     """Whether an array lies where NumPy can look at it."""
     if not isinstance(x, jax.Array):
