@@ -158,13 +158,20 @@ ERRORS = ("sign", "1 %", "one entry", "bfloat16")
 
 
 def mutants(function):
-    """All of one function; those that change nothing are not alive."""
-    return [
-        Mutant(function, primitive, rule, error)
+    """Those of one function, each rule with every other error, in turn; those that change nothing
+    are not alive.
+    """
+    rules = [
+        (primitive, rule)
         for primitive in FUNCTIONS[function][2]
         for rule in ("jvp", "transpose")
         if _has(primitive, rule)
-        for error in ERRORS
+    ]
+    first = list(FUNCTIONS).index(function)
+    return [
+        Mutant(function, primitive, rule, error)
+        for number, (primitive, rule) in enumerate(rules)
+        for error in list(ERRORS)[(first + number) % 2 :: 2]
     ]
 
 

@@ -121,7 +121,14 @@ NESTED = {
 }
 
 
-@pytest.mark.parametrize("nested", NESTED.values(), ids=NESTED)
+QUICK = ("plainly", "vmap", "scan")
+EACH = [
+    pytest.param(nested, id=name, marks=[] if name in QUICK else pytest.mark.slow)
+    for name, nested in NESTED.items()
+]
+
+
+@pytest.mark.parametrize("nested", EACH)
 @pytest.mark.parametrize("f, rule", [(off_by_a_tenth, backward), (twice_as_steep, steep)])
 def test_a_rule_is_named_wherever_it_is_called(f, rule, nested):
     g = nested(f)

@@ -147,6 +147,7 @@ def test_train_by_numerical_gradients(capsys):
     assert results[0]["train_loss"] == pytest.approx(results[1]["train_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_tour_agrees_with_the_chapter(capsys):
     assert main(["tour", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

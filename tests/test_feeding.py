@@ -60,7 +60,7 @@ def test_a_function_gives_the_batches_of_each_epoch(loss, keyed):
     np.testing.assert_allclose(result.params["w"], params["w"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("every", [1, 3, 10])
+@pytest.mark.parametrize("every", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 10))])
 def test_a_run_fed_by_a_function_is_resumed_to_the_bit(tmp_path, every):
     run = {"key": KEY, "test": (X, T)}
     whole = fit(noisy, START, batches, optax.adam(0.1), epochs=3, **run)

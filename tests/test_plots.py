@@ -403,6 +403,7 @@ PICTURES = (
 )
 
 
+@pytest.mark.slow
 def test_the_pictures_of_the_chapter_say_what_is_on_their_axes():
     for name in PICTURES:
         figure = Figure(layout="constrained")

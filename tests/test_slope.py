@@ -61,6 +61,7 @@ def test_where_terms_cancel_the_bound_holds_or_nothing_is_said(name, x, dtype):
     assert abs(leaf.autodiff - leaf.numerical) <= leaf.bound + rounding * abs(leaf.autodiff)
 
 
+@pytest.mark.slow
 @one_quickly
 @pytest.mark.parametrize("name", CANCELLING)
 def test_where_terms_cancel_a_wrong_gradient_does_not_pass(name, dtype):

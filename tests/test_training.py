@@ -303,7 +303,7 @@ def caught(request):
     signal.signal(number, before)
 
 
-@pytest.mark.parametrize("on_interrupt", ["raise", "return"])
+@pytest.mark.parametrize("on_interrupt", ["raise", pytest.param("return", marks=pytest.mark.slow)])
 def test_a_signal_ends_the_run_with_a_checkpoint_and_the_rest_follows_later(
     tmp_path, caught, on_interrupt
 ):
@@ -620,7 +620,7 @@ def test_each_step_has_a_key_of_its_own(loss_of):
         assert measured[0] == pytest.approx(float(maybe_noisy(START, *PAIRS)), rel=1e-6)
 
 
-@pytest.mark.parametrize("every", [1, 2, 5])
+@pytest.mark.parametrize("every", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5))])
 def test_a_resumed_run_draws_the_same_keys(tmp_path, every):
     run = {"key": KEY, "batch_size": 4}
     whole = fit(noisy, START, PAIRS, optax.adam(0.1), epochs=4, **run)
@@ -743,7 +743,7 @@ def test_stretches_across_epochs_are_those_epochs(batch_size, replacement):
     assert len(across.history.seconds) == len(apart.history.seconds) == 30
 
 
-@pytest.mark.parametrize("every", [1, 7, 100])
+@pytest.mark.parametrize("every", [7, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 100))])
 def test_a_run_across_epochs_is_resumed_to_the_bit(tmp_path, every):
     run = {"key": KEY, "batch_size": 4}
     whole = fit(noisy, START, PAIRS, optax.adam(0.1), epochs=40, **run)
