@@ -171,7 +171,7 @@ def mutants(function):
     return [
         Mutant(function, primitive, rule, error)
         for number, (primitive, rule) in enumerate(rules)
-        for error in list(ERRORS)[(first + number) % 2 :: 2]
+        for error in ERRORS[(first + number) % 2 :: 2]
     ]
 
 

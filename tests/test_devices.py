@@ -50,15 +50,15 @@ def environment(devices):
     }
 
 
+def require_printed(text, program, *arguments):
+    """Run a program on eight virtual devices, which prints this at its end."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, env=environment(8), capture_output=True, text=True, timeout=300)
+    assert text in done.stdout, done.stderr[-3000:]
+
+
 def test_the_entries_are_shared_by_eight_devices_with_the_same_numbers():
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=environment(8),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert "same on 8 devices of 1 processes" in done.stdout, done.stderr[-2000:]
+    require_printed("same on 8 devices of 1 processes", PROGRAM)
 
 
 TRAINING = """
@@ -201,11 +201,4 @@ print("where they lie")
 
 @pytest.mark.slow
 def test_a_check_brings_no_leaf_to_the_host_that_lies_in_parts():
-    done = subprocess.run(
-        [sys.executable, "-c", WHERE_THEY_LIE],
-        env=environment(8),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert "where they lie" in done.stdout, done.stderr[-3000:]
+    require_printed("where they lie", WHERE_THEY_LIE)
