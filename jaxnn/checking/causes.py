@@ -251,7 +251,7 @@ NOT_FINITE: dict[str, tuple[str, str, str]] = {
         "its slope is infinite where a negative power of 0 is taken",
         _SAFE.format("jnp.where(x != 0, x, 1) ** k"),
     ),
-    # Of a positive number.
+    # `integer_pow` with a positive exponent.
     "power": ("it overflows", "it overflows", "scale what is taken to a power"),
     "square": ("it overflows", "it overflows", "scale what is squared"),
     "exp": (

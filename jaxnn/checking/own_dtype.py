@@ -113,10 +113,8 @@ def own_dtype_loss(
     least = float(jnp.finfo(dtype).tiny)  # below it, 0 is what the dtype has
     underflows = bool(np.any((flat == 0) & (true != 0) & (np.abs(true) < least)))
     value_size = abs(centre) if np.isfinite(centre) else 0.0
-    nothing = (
-        np.abs(true)
-        <= ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * value_size / size_of_entry
-    )
+    rounded = ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * value_size
+    nothing = np.abs(true) <= rounded / size_of_entry
     whole = np.maximum(np.where(nothing, value_size, 0.0), whole_size)
     bound = np.maximum(part * whole / size_of_entry, least)
     if not flat.any() and slope.bound < abs(slope.value) and np.max(np.abs(true)) > least:

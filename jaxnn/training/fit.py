@@ -381,7 +381,7 @@ def _state(
         start = opt_state
     taken |= {id(leaf) for leaf in jax.tree.leaves(params)}
     state = State(params, _ours(start, place, mesh, taken), place(model_state))
-    if donate or not is_large(state):  # of a small one each chunk takes a copy
+    if donate or not is_large(state):  # a small one is never given away
         return state
     return state._replace(
         params=place(params), opt_state=place(start) if opt_state is not None else state.opt_state

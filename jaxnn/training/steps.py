@@ -98,7 +98,7 @@ class Way(NamedTuple):
       rest: examples of the smaller step at the end of an epoch; 0 if there is none.
       whole: whether a step takes all examples as they are.
       extra: whether the optimiser takes the loss, its gradient and its function besides.
-      guarded: whether a step is looked at before it is taken: no copy of the state is needed then,
+      guarded: whether a step is looked at before it is taken: no earlier state is kept then,
         but the update is computed twice.
       norm: whether the norm of the gradient is recorded.
       mesh: devices that share each batch.
@@ -353,13 +353,13 @@ def copied(state: State) -> State:
     return jax.tree.map(jnp.copy, state)
 
 
-# A state of so many bytes is guarded: a copy of it would be felt, and a step takes so long that
+# A state of so many bytes is guarded: a second one would be felt, and a step takes so long that
 # computing the update twice is not.
 LARGE = 2**26
 
 
 def is_large(state: State) -> bool:
-    """Whether a state is too large to be copied before each chunk."""
+    """Whether a state is too large for an earlier one to be kept beside it."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state) if not is_key(leaf)) >= LARGE
 
 
