@@ -5,6 +5,7 @@ is pyright's to check); and properties are drawn anew each day.
 import contextlib
 import datetime
 import pathlib
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ COMPILED = []
 
 def _note(event, *_, **__):
     if event.endswith("backend_compile_duration"):
-        COMPILED.append(event)
+        COMPILED.append(threading.current_thread())
 
 
 jax.monitoring.register_event_duration_secs_listener(_note)
@@ -53,6 +54,12 @@ jax.monitoring.register_event_duration_secs_listener(_note)
 def compilations():
     """Tells how many programs have been compiled so far."""
     return lambda: len(COMPILED)
+
+
+@pytest.fixture
+def compiled_apart():
+    """Tells how many programs have been compiled in other threads so far."""
+    return lambda: sum(thread is not threading.main_thread() for thread in COMPILED)
 
 
 @pytest.fixture

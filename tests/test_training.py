@@ -570,6 +570,21 @@ def test_numerical_and_automatic_gradients_train_complex_leaves_alike():
         np.testing.assert_allclose(*(end.params[name] for end in ends), rtol=1e-5)
 
 
+def test_what_measures_is_compiled_once_while_the_steps_are(compilations, compiled_apart):
+    params, (x, t) = linear_case()
+    measured = {"one": (x, t), "other": (x[:7], t[:7])}
+    call = dict(key=KEY, epochs=2, batch_size=10, test=measured)
+    new = lambda params, x, t: linear(params, x, t)  # noqa: E731
+    fit(linear, params, (x, t), optax.sgd(0.1), **call)  # so that the order's program is there
+    before, apart = compilations(), compiled_apart()
+    optimizer = optax.sgd(0.1)
+    fit(new, params, (x, t), optimizer, **call)
+    assert compiled_apart() - apart == 2  # three sets, of two forms
+    assert compilations() - before == 2 + 1
+    fit(new, params, (x, t), optimizer, **call)
+    assert compilations() - before == 2 + 1
+
+
 def test_what_is_held_fixed_may_change_without_a_compilation():
     traces = []
 

@@ -138,6 +138,16 @@ def mean_over(
     return loss_first({name: _as_number(value) for name, value in means.items()})
 
 
+def lowered(
+    piece: Any, measure_of: Callable[[int, int], Measure], given: tuple[PyTree, PyTree, Any]
+) -> jax.stages.Lowered:
+    """The program that will measure such a piece, to be compiled ahead of its first call."""
+    measure = measure_of(piece.batch_size, piece.rest)
+    sums = measure.begin(*given, piece.data)
+    add: Any = measure.add
+    return add.lower(*given, piece.data, sums, np.int32(0), np.int32(1), np.bool_(False))
+
+
 def loss_first(record: dict[str, Any]) -> dict[str, Any]:
     """A record in the order of a table: compilation sorts the names of a dictionary."""
     return {name: record[name] for name in sorted(record, key=lambda name: name != "loss")}

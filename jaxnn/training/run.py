@@ -5,6 +5,7 @@ In several processes each does the same, and what one alone wants or meets (a si
 a slow clock) is agreed on between two stretches, in `listen`.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -22,7 +23,7 @@ from jaxnn._arguments import arrays_of
 from jaxnn._validate import describe, require_same_form
 from jaxnn.training.examples import Batches, Examples, Piece
 from jaxnn.training.history import Fit, Log, Reason, Status
-from jaxnn.training.measuring import Measure, mean_over, measures, paced
+from jaxnn.training.measuring import Measure, lowered, mean_over, measures, paced
 from jaxnn.training.objective import Objective
 from jaxnn.training.optimizers import kind_of, learning_rate, program_of, with_new_numbers
 from jaxnn.training.progress import Progress
@@ -128,6 +129,7 @@ class Run:
       reason: why the run ends, once it does.
       failure: what was raised in this process.
       caught: the signals that were caught.
+      compiling: programs that measure, until they are compiled.
     """
 
     plan: Plan
@@ -156,6 +158,7 @@ class Run:
     reason: Reason | None = None
     failure: BaseException | None = None
     caught: list[int] = dataclasses.field(default_factory=list)
+    compiling: list[concurrent.futures.Future] = dataclasses.field(default_factory=list)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -195,6 +198,7 @@ class Run:
             self.best = None
         elif self.best is None:
             self.best = self._copied(self.state)
+        self._compile_measures()
         self.prepare()
         self._end_if_failed(self._vote())
 
@@ -258,6 +262,19 @@ class Run:
     def ended(self) -> bool:
         """Whether there is nothing more to do."""
         return self.reason is not None or (self.done and not self.owes)
+
+    def _compile_measures(self) -> None:
+        """Begin to compile what will measure, in a thread, while the first steps are compiled."""
+        sets = [self.sets[name] for name in self.schedule.names]
+        here = [x for x in sets if isinstance(x, Examples) and not x.streamed]
+        if self.mesh is not None or self.ended or not here:
+            return
+        given = self.state.params, self.state.model_state, self._key_of(0)
+        pieces = (piece for examples in here for piece in examples.measuring())
+        programs = [lowered(piece, self._measure_of, given) for piece in pieces]
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        self.compiling = [pool.submit(program.compile) for program in programs]
+        pool.shutdown(wait=False)
 
     def prepare(self) -> None:
         """Have the examples of the next steps."""
@@ -363,6 +380,7 @@ class Run:
         began, record = time.perf_counter(), {}
         state = self.measured_state()
         given = state.params, state.model_state, self._key_of(0)
+        concurrent.futures.wait(self.compiling)
         for name in self.schedule.names:
             with contextlib.closing(self.sets[name].measuring()) as pieces:
                 means = mean_over(pieces, self._measure_of, given, self._goes_on)
