@@ -1,7 +1,8 @@
 """What a check costs that finds nothing wrong, by the number of leaves and of parameters.
 
 A network of so many equal layers, each a leaf; and a transformer of 12 layers, beside JAX's own
-check of it. Sizes that the machine has no memory for are left out. Run it:
+check of it. At the end what JAX takes to compile and compute one gradient, which grows with the
+number of leaves, too. Sizes that the machine has no memory for are left out. Run it:
     python tests/benchmarks/leaves.py [--quick]"""
 
 import argparse
@@ -136,6 +137,12 @@ def main():
     check_grads(lambda p: language_loss(p, tokens), (params,), **loose)
     seconds = time.perf_counter() - start
     print(f"jax.test_util.check_grads of the last: {seconds:.1f} s, {seconds / first:.2f} times")
+    for leaves in (10, 100, 1000):
+        f, points = split(leaves, 10**5)
+        start = time.perf_counter()
+        jax.block_until_ready(jax.jit(jax.value_and_grad(f))(points))
+        seconds = time.perf_counter() - start
+        print(f"jax.jit(jax.value_and_grad(f)) of {leaves} leaves, first call: {seconds:.1f} s")
 
 
 if __name__ == "__main__":
