@@ -385,6 +385,7 @@ def _wanted(where: Where, argnums: int | tuple[int, ...], args: Sequence[Any]) -
     if where is None:
         flags = [jax.tree.map(lambda _: True, argument) for argument in chosen]
     elif callable(where) and not all(isinstance(x, bool) for x in jax.tree.leaves(where)):
+        require_arguments("where", where, None)
         flags = [jax.tree.map(where, argument) for argument in chosen]
     else:  # a module of booleans can be called as well
         given: Any = where if isinstance(argnums, tuple) else (where,)

@@ -155,6 +155,18 @@ def test_a_wrong_rule_is_told_with_its_argument_and_its_size():
     assert rule.difference == pytest.approx(0.02, rel=0.02)
 
 
+def test_of_a_wrong_rule_the_entry_is_named_that_is_off_by_most():
+    twice = jax.custom_vjp(lambda x: 2 * x)
+    twice.defvjp(
+        lambda x: (2 * x, None),
+        lambda _, g: ((2 * g).at[1, 0].multiply(1.3).at[0, 1].multiply(7.4),),
+    )
+    f = lambda x: jnp.sum(twice(x) * jnp.array([[1.0, 1e-3], [5.0, 2.0]]))  # noqa: E731
+    (rule,) = explain(f, jnp.ones((2, 2))).rules  # not [0, 1], off by 640 % of nearly nothing
+    assert rule.entry == (1, 0) and rule.difference == pytest.approx(0.3)
+    assert "argument 0 is off most at [1, 0], by 30 %" in str(rule)
+
+
 def test_right_rules_are_not_accused():
     f = lambda x: jnp.sum(jax.nn.softmax(jnp.sin(x)) ** 2) + jnp.linalg.norm(x)  # noqa: E731
     found = explain(f, jnp.arange(1.0, 5.0))

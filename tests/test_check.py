@@ -65,6 +65,15 @@ def test_patterns_and_their_likely_cause(name, pattern, hint):
     assert pattern in leaf.pattern and hint in leaf.hint
 
 
+@pytest.mark.parametrize(
+    "count, pattern", [(3, "all 3 entries"), (30, "each of 24 entries looked at, of 30")]
+)
+def test_where_all_is_wrong_it_says_how_much_was_looked_at(count, pattern):
+    x = jnp.linspace(1, 2, count)
+    (leaf,) = check_gradient(lambda x: jnp.sum(x**2), x, gradient=lambda x: 3 + x**2).leaves
+    assert leaf.pattern == pattern
+
+
 def test_the_wrong_rule_is_named_with_its_file_line_and_argument():
     good = rule(lambda x: jnp.sin(x), lambda args, g: (g * jnp.cos(args[0]),))
 
@@ -219,21 +228,38 @@ def test_precision_is_reported_apart_from_correctness():
 
 
 @pytest.mark.parametrize(
-    "f, x, verdict",
+    "f, x, verdict, hint, in_float64",
     [
-        (lambda x: jnp.sum((1 - jnp.cos(x)) / x**2), jnp.array([2e-4, 3e-4]), "differs"),
+        (
+            lambda x: jnp.sum((1 - jnp.cos(x)) / x**2),
+            jnp.array([1e-2, 2e-2]),
+            "differs",
+            "in float32 only: it keeps no digit of the gradient computed in float64, which is "
+            "right",
+            "agrees",
+        ),
+        (
+            lambda x: jnp.sum((1 - jnp.cos(x)) / x**2),
+            jnp.array([2e-4, 3e-4]),
+            "differs",
+            "in float32 it keeps no digit of the gradient computed in float64, of which the values "
+            "say too little",
+            "unresolved",
+        ),
         (
             lambda x: jnp.sum(jnp.where(x > 20, x, jnp.log1p(jnp.exp(x)))),
             jnp.array([1.0, 99.0]),
             "not finite",
+            "in float32 only: computed in float64 the same gradient is finite",
+            "agrees",
         ),
     ],
 )
-def test_wrong_in_float32_only_is_wrong_and_says_so(f, x, verdict):
+def test_wrong_in_float32_only_is_wrong_and_says_so(f, x, verdict, hint, in_float64):
     leaf = check_gradient(f, x).leaves[0]
-    assert leaf.verdict == verdict and "in float32 only" in leaf.hint
+    assert (leaf.verdict, leaf.hint) == (verdict, hint)
     with jax.enable_x64(True):
-        assert check_gradient(f, x.astype(jnp.float64)).verdict != "differs"
+        assert check_gradient(f, x.astype(jnp.float64)).verdict == in_float64
 
 
 def test_a_hand_written_gradient_is_checked_like_autodiffs():

@@ -249,6 +249,14 @@ def test_a_wrong_rule_is_found_in_forward_mode():
     assert report.verdict == "differs" and "= 1.5" in report.leaves[0].pattern
 
 
+def test_a_mode_that_is_not_there_is_said_to_be_asked_for():
+    only_back = jax.custom_vjp(jnp.sin)
+    only_back.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (jnp.cos(x) * g,))
+    with pytest.raises(TypeError, match="forward-mode") as raised:
+        check_gradient(lambda x: jnp.sum(only_back(x)), X, modes=("fwd", "rev"))
+    assert "`modes` asks for forward mode" in raised.value.__notes__[-1]
+
+
 @pytest.mark.parametrize(
     "modes, order",
     [

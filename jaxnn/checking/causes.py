@@ -141,7 +141,12 @@ def _patterns(wrong: Wrong, everywhere: bool, paired: bool) -> list[str]:
     patterns = []
     count = len(wrong.index)
     if everywhere and count > 1:
-        patterns.append(f"every entry of {count} looked at")
+        size = wrong.claims.size
+        patterns.append(
+            f"all {size} entries"
+            if count == size
+            else f"each of {count} entries looked at, of {size}"
+        )
     elif count > 2:
         patterns += [
             f"all have index {wrong.index[0, axis]} on axis {axis}"

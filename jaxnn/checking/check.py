@@ -542,6 +542,10 @@ def _losses(
             for g in moved
         ]
 
+    def vouched(k):
+        verdict, _ = verdict_of(findings[k], line.centre, reach(point.leaves[k].dtype))
+        return verdict is Verdict.AGREES
+
     def own_values_agree(k):
         """Whether the gradient in the user's dtypes is that of the values in them."""
         if not isinstance(programs, Traced):
@@ -570,6 +574,7 @@ def _losses(
             found.best.slope,
             programs.rounding,
             lambda k=k: [moved[k] for moved in shaken()],
+            functools.partial(vouched, k),
             functools.partial(own_values_agree, k),
         )
         for k, found in findings.items()

@@ -234,8 +234,10 @@ class RuleReport(NamedTuple):
       verdict: "differs" or "not finite".
       argument: the position of the argument whose derivative is wrong; None where it is the value
         that the function has where it is differentiated.
-      difference: relative difference to the derivative of the values, of the worst entry.
+      difference: relative difference to the derivative of the values: of the entry that is off by
+        most if one was singled out, else of the slope.
       where: file and line of the rule, where it is the user's.
+      entry: the index of that entry in the argument; None where none was singled out.
 
     Example:
       >>> @jax.custom_jvp
@@ -254,14 +256,17 @@ class RuleReport(NamedTuple):
     argument: int | None
     difference: float
     where: str
+    entry: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
-        by = f"argument {self.argument}" if self.argument is not None else "its value"
-        off = f"{100 * self.difference:.3g} %" if self.difference < 10 else "more than 1,000 %"
         at = f"at {self.line}" if self.line.file else "in the function itself"
+        by = f"argument {self.argument}" if self.argument is not None else "its value"
+        most = f"most at {list(self.entry)}, " if self.entry else ""
+        off = f"{100 * self.difference:.3g} %" if self.difference < 10 else "more than 1,000 %"
         lines = (
-            f"wrong {at}: {self.kind} of `{self.name}`, {by} off by {off}",
+            f"wrong {at}: {self.kind} of `{self.name}`",
             self.line.quoted,
+            f"    {by} is off {most}by {off}",
             f"    rule at {self.where}" if self.where else "",
         )
         return "\n".join(filter(None, lines))

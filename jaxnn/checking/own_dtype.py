@@ -77,6 +77,7 @@ def own_dtype_loss(
     slope: Slope,
     rounding: float,
     shaken: Callable[[], Sequence[np.ndarray]],
+    vouched: Callable[[], bool],
     own_values_agree: Callable[[], bool] = lambda: False,
 ) -> Loss:
     """What one leaf's gradient loses.
@@ -92,6 +93,7 @@ def own_dtype_loss(
       slope: of the leaf, by values.
       rounding: the largest, relative, of any float in the function.
       shaken: by how much roundings of the arguments change `wide`; asked for where that decides.
+      vouched: whether the values agree with `wide`; asked for where that is to be said.
       own_values_agree: whether the gradient agrees with the values in its own dtypes; asked for
         where those are of another function, as where a sign is chosen by chance.
     """
@@ -130,13 +132,18 @@ def own_dtype_loss(
             hint=f"in {kind} the function has another value, {value:.6g} for {centre:.6g}, with "
             "which its gradient agrees"
         )
-    hint, left = "computed in float64 the same gradient is finite", 0.0
+    hint, left = f"in {kind} only: computed in float64 the same gradient is finite", 0.0
     if verdict is Verdict.DIFFERS:
         verdict, left, told = _what_is_left(flat, true, which, bound, size_of_entry)
-        hint = f"computed in float64 the same gradient is right, in {kind} {told}"
+        hint = f"in {kind} {told} computed in float64, of which the values say too little"
+        if vouched():
+            hint = f"in {kind} only: {told} computed in float64, which is right"
     if has_no_value:
         verdict = Verdict.NOT_FINITE
-        hint = f"there the function itself is {value}, computed in float64 it is {centre:.6g}"
+        hint = (
+            f"in {kind} only: there the function itself is {value}, computed in float64 it is "
+            f"{centre:.6g}"
+        )
     lossy = verdict is Verdict.IMPRECISE or verdict.wrong
     if not lossy and underflows:
         return loss._replace(
@@ -156,7 +163,7 @@ def own_dtype_loss(
     )
     lost = np.zeros(flat.shape, bool)
     lost[which] = True
-    return Loss(min(loss.digits, left), verdict, entries, f"in {kind} only: {hint}", lost)
+    return Loss(min(loss.digits, left), verdict, entries, hint, lost)
 
 
 def _distance(own: Any, wide: Any, tolerance: float) -> tuple[float, float, bool]:
@@ -196,5 +203,5 @@ def _what_is_left(
     left = digits_shared(float(np.max(np.abs(flat - true)[counts] / sizes)), 1.0)
     nothing_left, _ = judge_all(flat[large], true[large], bound[large], NO_DIGIT)
     if nothing_left is Verdict.DIFFERS:
-        return Verdict.DIFFERS, left, "it keeps no digit of it"
-    return Verdict.IMPRECISE, left, f"{left:.1f} digits of it are left"
+        return Verdict.DIFFERS, left, "it keeps no digit of the gradient"
+    return Verdict.IMPRECISE, left, f"it keeps {left:.1f} digits of the gradient"

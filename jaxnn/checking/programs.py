@@ -334,6 +334,8 @@ def _build(
             f"`order` must be {settings.order - 1} here, as JAX has no derivative of the one "
             f"before by either mode. Got {settings.order}: {reason}"
         ) from mistakes[0]
+    if settings.forward:
+        mistakes[0].add_note("`modes` asks for forward mode, which there is none of here.")
     raise mistakes[0]
 
 

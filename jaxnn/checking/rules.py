@@ -175,6 +175,15 @@ class _Asked(NamedTuple):
         return cls(points, claims, paired, rest, cts) if fine and some else None
 
 
+class _Worst(NamedTuple):
+    """The argument that a rule is off by most in, as `RuleReport` has it."""
+
+    argument: int
+    entry: tuple[int, ...] | None
+    difference: float
+    verdict: Verdict
+
+
 def _projected(site: Site, given: Any, points: Sequence[Any], dtype: Any) -> Any:
     """The sum of the products of a site's cotangents and its outputs, real part."""
     rest, cts = given
@@ -214,20 +223,19 @@ def _examined(tape: Tape, record: Record, number: int) -> RuleReport | None:
         verdict, entries = verdict_of(found, line.centre, tolerance)
         if not verdict.wrong:
             continue
-        # Of a derivative that is 0 by values, all of what the rule says.
-        errors = [
-            abs(e.autodiff - e.numerical) / (abs(e.numerical) or abs(e.autodiff))
-            for e in entries
-            if e.verdict.wrong
-        ]
-        best = found.best
-        off = max(errors, default=abs(best.difference) / max(best.size, abs(best.slope.value)))
-        if worst is None or off > worst[0]:
-            worst = off, site.active[k], verdict
+        best, wrong = found.best, [e for e in entries if e.verdict.wrong]
+        at, off = None, abs(best.difference) / max(best.size, abs(best.slope.value))
+        if wrong:
+            most = max(wrong, key=lambda e: abs(e.autodiff - e.numerical))
+            # Of a derivative that is 0 by values, all of what the rule says.
+            size = abs(most.numerical) or abs(most.autodiff)
+            at, off = most.index, abs(most.autodiff - most.numerical) / size
+            at = at[:-1] if asked.paired[k] else at
+        if worst is None or off > worst.difference:
+            worst = _Worst(site.active[k], at, off, verdict)
     if worst is None:
         return None
-    off, argument, verdict = worst
-    return _named(site, asked, line, argument, off, verdict, dtype)
+    return _named(site, asked, line, worst, dtype)
 
 
 def _with_another_value(site: Site, record: Record, dtype: Any) -> RuleReport | None:
@@ -264,11 +272,10 @@ def _explained(site: Site) -> float:
     return min(reach(own), max(OF_RULES * float(jnp.finfo(own).eps), OF_SERIES))
 
 
-def _named(
-    site: Site, asked: _Asked, line: Line, argument: int, off: float, verdict: Verdict, dtype: Any
-) -> RuleReport:
+def _named(site: Site, asked: _Asked, line: Line, worst: _Worst, dtype: Any) -> RuleReport:
     """What a wrong rule is called, and where it stands."""
     name, where, place = site.name, "", SourceLine.of(site.line)
+    argument = worst.argument
     if site.eqn.primitive in CUSTOM_RULES:
         kind, where = _kind_of_rule(site), _line_of_rule(site)
         argument -= rule_consts(site.eqn)
@@ -276,7 +283,9 @@ def _named(
         kind = "jvp"
         if _forward_fits(site, asked, line, dtype):
             name, kind = _wrong_transpose(site, asked, dtype) or name, "transpose"
-    return RuleReport(name, place, kind, verdict, argument, off, where)
+    return RuleReport(
+        name, place, kind, worst.verdict, argument, worst.difference, where, worst.entry
+    )
 
 
 def _line_of_rule(site: Site) -> str:

@@ -147,9 +147,11 @@ def _candidates(target: str, module: ModuleType) -> Iterator[Target]:
         print(f"jaxnn: {said}", file=sys.stderr)
     if not found:
         there = ", ".join(functions) or "none"
+        tests = any(name.startswith("test") for name in functions)
+        form = "FILE.py:NAME or FILE.py::TEST" if tests else "FILE.py:NAME"
         raise ValueError(
-            f"`TARGET` must be FILE.py:NAME where no function named check_... or loss... has "
-            f"defaults for all arguments. Got {target!r}, which defines {there}."
+            f"`TARGET` must be {form} where no function named check_... or loss... has defaults "
+            f"for all arguments. Got {target!r}, which defines {there}."
         )
 
 
@@ -182,9 +184,10 @@ def _made_by(name: str, make: Callable) -> tuple[Callable, tuple[Any, ...]]:
         raise refusal(name, "a function that runs", error) from error
     is_pair = isinstance(result, tuple) and len(result) == 2
     if not is_pair or not callable(result[0]) or not isinstance(result[1], tuple | list):
+        test = f"; a test is FILE.py::{name}" if name.startswith("test") else ""
         raise ValueError(
-            f"`{name}` must return (function, arguments) where it takes no arguments itself. Got "
-            f"{result!r}."
+            f"`{name}` must return (function, arguments) where it takes no arguments itself{test}. "
+            f"Got {result!r}."
         )
     return result[0], tuple(result[1])
 
