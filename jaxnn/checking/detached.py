@@ -17,7 +17,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from jaxnn.checking.evidence import Verdict
-from jaxnn.checking.findings import LeafReport
+from jaxnn.checking.findings import LeafReport, SourceLine
 from jaxnn.numerical.float64 import Evaluation
 from jaxnn.numerical.interpret import (
     CUSTOM_RULES,
@@ -37,7 +37,8 @@ _AXIS = "jaxnn_held"
 def stops(program: Program) -> tuple[str, ...]:
     """Where a program holds `stop_gradient`: file, line and function, each once."""
     found = (e for e in equations(program) if e.primitive is primitives.stop_gradient_p)
-    return tuple(dict.fromkeys(filter(None, map(line_of, found))))
+    lines = filter(None, map(line_of, found))
+    return tuple(dict.fromkeys(str(SourceLine.of(line)) for line in lines))
 
 
 def holding(
