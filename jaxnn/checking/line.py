@@ -227,6 +227,17 @@ class Question(NamedTuple):
     up: Any
 
 
+class _Span(NamedTuple):
+    """What tells how the entries of leaves move: from `low` to `high`, each by a number of the
+    leaf's `salt` times its `weight`.
+    """
+
+    low: Any
+    high: Any
+    weight: Any
+    salt: Any
+
+
 def along_program(value: Callable, dtype: Any) -> Callable:
     """The jitted function behind a line: `(points, moves, steps, data)` to the values at the steps.
 
@@ -260,11 +271,11 @@ def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], 
     scales = functools.cache(lambda k: entry_scales(small[k]))
     last: list[Any] = []  # steps are asked for a few at a time, along a line that is drawn once
 
-    def on_host(lot, claims, how):
+    def on_host(lot, claims, spans, q):
         ends = np.cumsum(sizes[lot])
         begins = ends - sizes[lot]
-        *each, first = (np.repeat(a, sizes[lot]) for a in (*(of[lot] for of in how[:4]), begins))
-        index = (np.arange(ends[-1]) - first).astype(np.uint32)
+        of_entry = _Span(*(np.repeat(of_leaf[lot], sizes[lot]) for of_leaf in spans))
+        index = (np.arange(ends[-1]) - np.repeat(begins, sizes[lot])).astype(np.uint32)
         x, claim, own, floored = (
             np.concatenate(parts)
             for parts in (
@@ -273,7 +284,7 @@ def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], 
                 *zip(*map(scales, lot), strict=True),
             )
         )
-        v, terms = _moves(x, (own, floored), index, claim, (*each, *how[4:]), np)
+        v, terms = _moves(x, (own, floored), index, claim, of_entry, q.relative, q.up, np)
         for k, low, high in zip(lot, begins, ends, strict=True):
             part, moves = terms[low:high], v[low:high]
             with np.errstate(invalid="ignore"):  # of claims that are infinite, of both signs
@@ -285,7 +296,7 @@ def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], 
             return last[2]
         last.clear()
         salts = np.arange(len(points), dtype=np.uint32) + q.seed * np.array([0x9E3779B9], np.uint32)
-        how = q.low, q.high, q.weight, _hashed(salts, np), q.relative, q.up
+        spans = _Span(q.low, q.high, q.weight, _hashed(salts, np))
         still = q.high <= q.low
         moving = [k for k in range(len(points)) if not still[k]]
         few = np.array([k for k in moving if k in small and sizes[k] <= TOGETHER], int)
@@ -293,12 +304,13 @@ def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], 
         sums = np.zeros((len(points), 3))
         alone = [np.array([k]) for k in moving if k in small and sizes[k] > TOGETHER]
         for lot in (few, *alone) if len(few) else alone:
-            for k, v, along in on_host(lot, claims, how):
+            for k, v, along in on_host(lot, claims, spans, q):
                 moves[k], sums[k] = v, along
         for k in moving:
             if k not in small:
-                own = (*(of_leaves[k] for of_leaves in how[:4]), *how[4:])
-                moves[k], sums[k] = _moves_on_device(points[k], claims[k], own, dtype)
+                span = _Span(*(of_leaf[k] for of_leaf in spans))
+                given = points[k], claims[k], span, q.relative, q.up
+                moves[k], sums[k] = _moves_on_device(*given, dtype)
         last.extend([claims, q, (moves, Along(*sums.T))])
         return last[2]
 
@@ -306,10 +318,11 @@ def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], 
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def _moves_on_device(x: Any, claim: Any, how: Any, dtype: Any) -> Any:
+def _moves_on_device(x: Any, claim: Any, span: _Span, relative: Any, up: Any, dtype: Any) -> Any:
     x = widen_leaf(x, dtype)
     index = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
-    v, terms = _moves(x, entry_scales(x, jnp), index, claim.reshape(x.shape), how, jnp)
+    claim = claim.reshape(x.shape)
+    v, terms = _moves(x, entry_scales(x, jnp), index, claim, span, relative, up, jnp)
     return v, jnp.stack([jnp.sum(terms), jnp.sum(terms**2), jnp.sum(v)])
 
 
@@ -343,18 +356,24 @@ def one_by_one(evaluate: Callable[[Any], float], steps: np.ndarray) -> np.ndarra
 
 
 def _moves(
-    x: Any, scales: tuple[Any, Any], index: Any, claim: Any, how: Any, xp: Any
+    x: Any,
+    scales: tuple[Any, Any],
+    index: Any,
+    claim: Any,
+    span: _Span,
+    relative: Any,
+    up: Any,
+    xp: Any,
 ) -> tuple[Any, Any]:
     """Numbers of random sign and size for the entries that move, the same ones in any range; and
     those times the claims.
     """
-    low, high, weight, salt, relative, up = how
-    bits = _hashed(index ^ salt, xp)
+    bits = _hashed(index ^ span.salt, xp)
     sign = xp.where(up | (bits & 1 == 0), 1.0, -1.0)
     size = 0.5 + (bits >> 8) / (2**25 + 1)  # of all 53 bits: short steps would show less noise
     own, floored = scales
-    moving = (index >= low) & (index < high) & xp.isfinite(x)
-    v = xp.where(moving, sign * size * weight * xp.where(relative, own, floored), 0)
+    moving = (index >= span.low) & (index < span.high) & xp.isfinite(x)
+    v = xp.where(moving, sign * size * span.weight * xp.where(relative, own, floored), 0)
     v = v.astype(x.dtype)
     return v, xp.where(moving, claim, 0) * v
 

@@ -116,7 +116,7 @@ class Examples(NamedTuple):
         if self.streamed:
             yield from _placed(_ahead(self._jobs(plan, key, epoch, step)), self.mesh)
             return
-        steps, size = plan.per_epoch or 1, plan.batch_size
+        steps, size = plan.per_epoch, plan.batch_size
         while plan.epochs is None or epoch <= plan.epochs:
             order = send(plan.order(key, epoch), self.mesh)
             yield Piece(self.data, order, epoch, 0, steps, size, plan.rest)
@@ -127,12 +127,12 @@ class Examples(NamedTuple):
     ) -> Iterator[Callable[[], Piece]]:
         while plan.epochs is None or epoch <= plan.epochs:
             order = np.asarray(plan.order(key, epoch))
-            for first in range(step, plan.per_epoch or 1, self.steps):
+            for first in range(step, plan.per_epoch, self.steps):
                 yield functools.partial(self._piece, order, plan, epoch, first)
             epoch, step = epoch + 1, 0
 
     def _piece(self, order: np.ndarray, plan: Plan, epoch: int, first: int) -> Piece:
-        of_epoch, size = plan.per_epoch or 1, plan.batch_size
+        of_epoch, size = plan.per_epoch, plan.batch_size
         stop = min(first + self.steps, of_epoch)
         data = self._gathered(order[first * size : stop * size])
         rest = plan.rest if stop == of_epoch else 0

@@ -314,9 +314,9 @@ def _measured(
 
 def _go_across(plan: Plan, schedule: Schedule, train: Examples | Batches) -> bool:
     """Whether stretches go across epochs: where nothing is measured at the end of each."""
-    per_epoch = plan.per_epoch or 1
-    between = schedule.steps or schedule.epochs * per_epoch
-    return (not schedule.names or between > per_epoch) and not (plan.rest or train.streamed)
+    between = schedule.steps or schedule.epochs * plan.per_epoch
+    seldom = not schedule.names or between > plan.per_epoch
+    return seldom and not (plan.rest or train.streamed)
 
 
 def _is_function(data: Any) -> bool:

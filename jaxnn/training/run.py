@@ -315,7 +315,7 @@ class Run:
         """A chunk of steps across epochs; what it calls the first, and its place in what it
         recorded; the examples of each; and after which steps of the run an epoch ends.
         """
-        begin, plan, per_epoch = self.log.step, self.plan, self.plan.per_epoch or 1
+        begin, plan, per_epoch = self.log.step, self.plan, self.plan.per_epoch
         longest = rows_of(plan) * per_epoch - begin % per_epoch
         stop = min(begin + min(self._length(), longest), plan.steps or begin)
         (piece,) = self.sets["train"].measuring()
@@ -509,7 +509,7 @@ class Run:
         if self.schedule.names and self.schedule.steps:
             longest = min(longest, self.schedule.steps - step % self.schedule.steps)
         elif self.schedule.names and self.across:
-            between = self.schedule.epochs * (self.plan.per_epoch or 1)
+            between = self.schedule.epochs * self.plan.per_epoch
             longest = min(longest, between - step % between)
         if self.saves is not None and self.saves.every:
             longest = min(longest, self.saves.every - step % self.saves.every)

@@ -53,9 +53,9 @@ class Plan(NamedTuple):
     most: int | None = None
 
     @property
-    def per_epoch(self) -> int | None:
-        """Steps in an epoch, if that is known."""
-        return None if self.count is None else -(-self.count // self.batch_size)
+    def per_epoch(self) -> int:
+        """Steps in an epoch; at least 1, where no more is known."""
+        return 1 if self.count is None else -(-self.count // self.batch_size)
 
     @property
     def rest(self) -> int:
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
     @property
     def steps(self) -> int | None:
         """Steps of the whole run, if that is known."""
-        if self.per_epoch is None or self.epochs is None:
+        if self.count is None or self.epochs is None:
             return self.most
         steps = self.per_epoch * self.epochs
         return steps if self.most is None else min(steps, self.most)
@@ -73,7 +73,7 @@ class Plan(NamedTuple):
     @property
     def whole(self) -> bool:
         """Whether a step takes all examples, each once, so that their order means nothing."""
-        return self.per_epoch == 1 and not self.replacement
+        return self.batch_size == self.count and not self.replacement
 
     def key_of(self, key: Key[Array, ""], epoch: Any) -> Key[Array, ""]:
         """An epoch's key, of which its order is drawn, and the keys of its steps; 0 is that of what
@@ -86,7 +86,7 @@ class Plan(NamedTuple):
         count = self.count or 0
         if self.whole:
             return jnp.arange(count, dtype=jnp.int32)
-        size = (self.per_epoch or 0) * self.batch_size
+        size = self.per_epoch * self.batch_size
         return _order_of_epoch(key, epoch, count, size, self.replacement)
 
 
@@ -279,7 +279,7 @@ def make_stretch(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk]
       `stop` of the run, which touch at most `rows_of` epochs; its losses have one row an epoch.
       `short` is False.
     """
-    size = plan.per_epoch or 1
+    size = plan.per_epoch
 
     def across(update, state, data, key, start, stop, short):
         def epoch(chunk):
@@ -313,7 +313,7 @@ STRETCH = 8192
 
 def rows_of(plan: Plan) -> int:
     """So many epochs a stretch may touch."""
-    return max(2, STRETCH // (plan.per_epoch or 1))
+    return max(2, STRETCH // plan.per_epoch)
 
 
 def run_chunk(

@@ -149,7 +149,7 @@ def sweep(
         began = time.perf_counter()
         # A run that is no longer finite stands still: it takes no steps any more.
         going = np.array([leaf is None for leaf in log.broken])
-        stop, short = np.where(going, np.int32(plan.per_epoch or 0), 0), going & (plan.rest > 0)
+        stop, short = np.where(going, np.int32(plan.per_epoch), 0), going & (plan.rest > 0)
         start, order = np.zeros(runs, np.int32), programs.order(key, epoch)
         examples = values, sets["train"], order, programs.keys(keys, epoch), np.int32(0)
         chunk = run_chunk(programs.take, states, *examples, start=start, stop=stop, short=short)
@@ -307,7 +307,7 @@ def _progress(plan: Plan, epoch: int, measured: dict[str, np.ndarray]) -> Progre
         name: float(values[best]) if values.ndim == 1 else values[best]
         for name, values in measured.items()
     }
-    step = epoch * (plan.per_epoch or 0)
+    step = epoch * plan.per_epoch
     return Progress(epoch, plan.epochs, step, plan.steps, record["train_loss"], record)
 
 
