@@ -2,12 +2,16 @@
 
 As under `jax.jit`, a function is compiled once per function object. Unlike a plain cache, this one
 does not keep the function alive, nor the data it closes over: a program sees its functions through
-weak references, and goes when one of them goes.
+weak references, and goes when one of them goes. And it is made anew where a variable that the
+function reads has been set to something else, as `jax.grad` would see it.
 """
 
+import contextlib
+import dis
+import functools
 import types
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,7 +20,7 @@ from jaxtyping import PyTree
 
 from jaxnn._validate import is_concrete
 
-_kept: dict[Hashable, tuple[Any, list[weakref.finalize]]] = {}
+_kept: dict[Hashable, tuple[Any, list[weakref.finalize], list["Reference"]]] = {}
 
 
 class Reference:
@@ -24,8 +28,9 @@ class Reference:
     reference where what they refer to is.
 
     What says it cannot be hashed (a dataclass with `eq`, say) is equal to itself alone. Of a
-    method, or of an object that is called, the attributes count, too: one that was set to something
-    else makes another program.
+    method, or of an object that is called, the attributes count, too, and of a function the
+    variables around it that it reads: one that was set to something else makes another program.
+    What changes within a list or an array is not seen.
     """
 
     def __init__(self, referent: Any):
@@ -48,6 +53,11 @@ class Reference:
         if referent is None:
             raise ReferenceError("the function of a compiled program is gone")
         return referent
+
+    def is_outdated_by(self, other: "Reference") -> bool:
+        """Whether it is of the same thing, but of attributes or variables that have changed."""
+        same = self._target() is not None and self._target() is other._target()
+        return same and self._attributes != other._attributes
 
     @property
     def __name__(self) -> str:
@@ -84,21 +94,72 @@ def _weak_method(method: types.MethodType) -> Callable[[], Any]:
 
 
 def _attributes(owner: Any) -> tuple[tuple[str, Any], ...]:
-    """The attributes of an object of the user's class: plain values, and others by identity."""
-    if isinstance(owner, types.FunctionType | types.ModuleType | type):
+    """The attributes of an object of the user's class, or the variables that a function reads:
+    plain values, and others by identity.
+    """
+    if isinstance(owner, types.FunctionType):
+        return tuple(_surroundings(owner, {owner}))
+    if isinstance(owner, types.ModuleType | type):
         return ()
+    return tuple(_tokens(getattr(owner, "__dict__", {})))
+
+
+# Whose functions read nothing that changes.
+LIBRARIES = frozenset(["jax", "jaxnn", "numpy", "optax"])
+
+
+def _surroundings(
+    function: types.FunctionType, seen: set[types.FunctionType]
+) -> Iterator[tuple[str, Any]]:
+    """What a function reads from around it, and what functions of the same module do in it."""
+    if str(function.__module__).partition(".")[0] in LIBRARIES:
+        return
+    names, free = _read(function.__code__)
+    around = {name: function.__globals__[name] for name in names if name in function.__globals__}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        if name in free:
+            with contextlib.suppress(ValueError):  # it is not set yet
+                around[name] = cell.cell_contents
+    yield from _tokens(around)
+    for value in around.values():
+        inner = isinstance(value, types.FunctionType) and value.__module__ == function.__module__
+        if inner and value not in seen:
+            seen.add(value)
+            yield from _surroundings(value, seen)
+
+
+@functools.lru_cache(maxsize=1024)
+def _read(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The global variables that a code reads, and the free ones. What it sets itself, a counter
+    say, is its own.
+    """
+    read, free, own, codes = set(), set(code.co_freevars), set(), [code]
+    while codes:
+        one = codes.pop()
+        for instruction in dis.get_instructions(one):
+            if instruction.opname == "LOAD_GLOBAL":
+                read.add(instruction.argval)
+            elif instruction.opname in ("STORE_GLOBAL", "STORE_DEREF"):
+                own.add(instruction.argval)
+        codes += [const for const in one.co_consts if isinstance(const, types.CodeType)]
+    return tuple(sorted(read - own)), frozenset(free - own)
+
+
+def _tokens(named: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Values by name, as what can be compared later without keeping them alive."""
     plain = (bool, int, float, complex, str, bytes, type(None))
 
     def token(value):
         if isinstance(value, plain):
             return type(value), value
+        if isinstance(value, tuple):
+            return tuple, tuple(_Same(token(part)) for part in value)
         try:
             return weakref.ref(value)  # equal while both live and are the same; or to itself
         except TypeError:
             return id(value)
 
-    named = getattr(owner, "__dict__", {}).items()
-    return tuple((str(name), _Same(token(value))) for name, value in named)
+    return ((str(name), _Same(token(value))) for name, value in named.items())
 
 
 class _Same:
@@ -139,7 +200,8 @@ def kept(build: Callable, *arguments: Any, values: PyTree = ()) -> Any:
     except TypeError:
         return build(*arguments)
     if key not in _kept:
-        made = build(*weak), []
+        _forget_outdated(references)
+        made = build(*weak), [], references
         if _kept.setdefault(key, made) is made:  # else another thread was first
             made[1].extend(_when_gone(reference, key) for reference in references)
     return _kept[key][0]
@@ -156,9 +218,16 @@ def _when_gone(reference: Reference, key: Hashable) -> weakref.finalize:
     return finalizer
 
 
+def _forget_outdated(references: list[Reference]) -> None:
+    """Let the programs go of functions that read something else now."""
+    for key, (_, _, theirs) in list(_kept.items()):
+        if any(old.is_outdated_by(new) for old in theirs for new in references):
+            _forget(key)
+
+
 def _forget(key: Hashable) -> None:
     """Let a program go; and the key, which the finalizers of functions that live on would hold."""
-    _, finalizers = _kept.pop(key, (None, []))
+    _, finalizers, _ = _kept.pop(key, (None, [], []))
     for finalizer in finalizers:
         finalizer.detach()
 

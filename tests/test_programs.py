@@ -14,6 +14,7 @@ import optax
 import pytest
 
 import jaxnn
+from jaxnn import _programs
 
 X = jnp.array([1.0, 2.0, 3.0])
 SGD = optax.sgd(0.01)
@@ -117,6 +118,61 @@ def test_nothing_of_the_users_outlives_what_the_user_holds(use):
 )
 def test_functions_of_any_form_are_let_go(use, form):
     assert not outlives(USES[use], FORMS[form])
+
+
+def numbers(result):
+    """What a public function found, as an array."""
+    if isinstance(result, jaxnn.GradientReport):
+        return np.array([leaf.autodiff for leaf in result.leaves])
+    result = result.params if isinstance(result, jaxnn.Fit) else result
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(result)])
+
+
+SEEN = {use: call for use, call in USES.items() if use not in ("assert_gradient", "sweep")}
+
+
+@pytest.mark.parametrize("use", SEEN)
+def test_a_variable_that_was_set_to_something_else_is_seen(use):
+    scale = 2.0
+
+    def scaled(x):
+        return scale * jnp.sum(x**2)
+
+    before = numbers(SEEN[use](scaled))
+    scale = 3.0
+    again = numbers(SEEN[use](scaled))
+    np.testing.assert_array_equal(again, numbers(SEEN[use](lambda x: 3.0 * jnp.sum(x**2))))
+    assert np.any(again != before)
+
+
+WEIGHTS = (jnp.ones(3), 2.0)
+
+
+def helper(x):
+    return jnp.sum(WEIGHTS[0] * x) * WEIGHTS[1]
+
+
+def test_what_a_function_of_the_same_module_reads_is_seen_and_old_programs_go(monkeypatch):
+    f = lambda x: helper(x)  # noqa: E731
+    assert jaxnn.numerical_grad(f)(X).tolist() == [2.0, 2.0, 2.0]
+    count = len(_programs._kept)
+    for factor in (3.0, 4.0):
+        monkeypatch.setitem(globals(), "WEIGHTS", (jnp.ones(3), factor))
+        assert jaxnn.numerical_grad(f)(X).tolist() == [factor] * 3
+    assert len(_programs._kept) == count
+
+
+def test_what_a_function_counts_by_itself_compiles_nothing_anew():
+    traces = 0
+
+    def counted(x):
+        nonlocal traces
+        traces += 1
+        return jnp.sum(x**2)
+
+    first = jaxnn.numerical_grad(counted)(X), traces
+    again = jaxnn.numerical_grad(counted)(X), traces
+    assert first[1] == again[1] and np.array_equal(first[0], again[0])
 
 
 def test_a_loss_without_a_hash_is_trained():

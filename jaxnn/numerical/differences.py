@@ -16,8 +16,9 @@ losses are (for second derivatives a fourth root, for one-sided schemes a square
 power of two, so that the step itself is exact. The scale is the entry's own size, but at least 1,
 or 128 times the root mean square of the entries of its array where those are all small.
 
-As under `jax.jit`, a function is compiled once per function object: what it closes over is read at
-the first call. Pass data that changes as further arguments.
+As under `jax.jit`, a function is compiled once per function object; once more where a variable that
+it reads was set to something else. Pass data that changes as further arguments, which compiles
+nothing anew; what changes inside a list or a NumPy array is not seen.
 """
 
 import functools
