@@ -388,18 +388,19 @@ def _flat_places(figure: Figure) -> None:
 
     def f(x):
         local = jnp.exp(-4 * (x + 1) ** 2)
-        return 2 - local - 1.8 * jnp.exp(-3 * (x - 1.5) ** 2) + 0.5 * jnp.maximum(-x - 2, 0) ** 2
+        lowest, rise = 1.8 * jnp.exp(-3 * (x - 1.5) ** 2), 0.8 * jax.nn.sigmoid(10 * (x - 2.6))
+        return 2 - local - lowest + rise + 0.5 * jnp.maximum(-x - 2, 0) ** 2
 
     x = jnp.linspace(-4, 5, 901)
     lines = {}
-    places = {"a local minimum": -1.0, "a maximum": 0.1, "the minimum": 1.5, "a plateau": 4.0}
+    places = {"a local minimum": -1.0, "a local maximum": 0.1, "the minimum": 1.5, "a plateau": 4.0}
     for name, at in places.items():
         near = jnp.linspace(at - 0.4, at + 0.4, 40_001)
         slopes = jax.vmap(lambda x: numerical_diff(f, x))(near)
         best = float(near[jnp.argmin(abs(slopes))])
-        lines[name] = ((best, best), float(numerical_diff(f, best)))
+        lines[name] = ((best, best), abs(round(float(numerical_diff(f, best)), 3)))  # no "-0.00"
     ax = plots.slopes(x, f(x), lines, ax=figure.subplots())
-    ax.set_title("Four places without a slope, and one of them is the minimum")
+    ax.set_title("Four places where the slope is 0, and one of them is the minimum")
 
 
 def _weight_gradient(figure: Figure) -> None:

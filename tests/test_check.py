@@ -66,12 +66,27 @@ def test_patterns_and_their_likely_cause(name, pattern, hint):
 
 
 @pytest.mark.parametrize(
-    "count, pattern", [(3, "all 3 entries"), (30, "each of 24 entries looked at, of 30")]
+    "count, pattern", [(3, "all 3 entries"), (30, "all 24 entries that were looked at, of 30")]
 )
 def test_where_all_is_wrong_it_says_how_much_was_looked_at(count, pattern):
     x = jnp.linspace(1, 2, count)
     (leaf,) = check_gradient(lambda x: jnp.sum(x**2), x, gradient=lambda x: 3 + x**2).leaves
     assert leaf.pattern == pattern
+
+
+def test_a_ratio_is_told_in_digits_that_tell_it_from_1():
+    with jax.enable_x64(True):
+        slightly = lambda x: 2 * (1 + 1e-7) * x  # noqa: E731
+        report = check_gradient(lambda x: jnp.sum(x**2), jnp.array([1.0, 2.0]), gradient=slightly)
+    assert "autodiff / numerical = 1 +1.0e-07 throughout" in str(report)
+
+
+def test_a_leaf_of_no_weight_is_not_said_to_claim_nothing():
+    f = lambda p: jnp.sum(p["a"] ** 2) + jnp.sum(p["b"] ** 2)  # noqa: E731
+    point = {"a": jnp.full(3, 1e-8), "b": jnp.ones(3)}
+    gradient = lambda p: {"a": 4 * p["a"], "b": 2 * p["b"]}  # noqa: E731
+    leaf, _ = check_gradient(f, point, gradient=gradient).leaves
+    assert "is claimed, and less than that could not have been seen" in leaf.hint
 
 
 def test_the_wrong_rule_is_named_with_its_file_line_and_argument():
@@ -242,8 +257,8 @@ def test_precision_is_reported_apart_from_correctness():
             lambda x: jnp.sum((1 - jnp.cos(x)) / x**2),
             jnp.array([2e-4, 3e-4]),
             "differs",
-            "in float32 it keeps no digit of the gradient computed in float64, of which the values "
-            "say too little",
+            "in float32 it keeps no digit of the gradient computed in float64, and the values say "
+            "too little to judge that one",
             "unresolved",
         ),
         (

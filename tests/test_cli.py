@@ -1,15 +1,20 @@
 """The command line: what it prints, what it returns, and how it refuses."""
 
+import argparse
 import json
 import pathlib
 import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
-from jaxnn import load_checkpoint
-from jaxnn.cli import main
+from jaxnn import Fit, History, Status, fit, load_checkpoint
+from jaxnn.cli import main, train
 
 
 def test_train_prints_one_json_object(capsys):
@@ -307,6 +312,45 @@ def test_a_run_that_diverges_is_not_told_as_overfitting(capsys):
     main(["train", "--lr", "1000", "--epochs", "2", "--optimizer", "adam"])
     said = capsys.readouterr().out
     assert "diverged: the training loss went from" in said and "overfitting" not in said
+
+
+@pytest.mark.parametrize(
+    "test, overfitting",
+    [
+        ([0.2, 0.1, 0.09, 0.08, 0.09, 0.1, 0.11, 0.12, 0.13, 0.14], True),
+        ([0.3, 0.2, 0.15, 0.125, 0.13, 0.1, 0.14, 0.12, 0.125, 0.12], False),  # one lucky number
+        ([0.3, 0.2, 0.1], False),
+    ],
+)
+def test_overfitting_is_a_rise_and_no_lucky_number_before_it(test, overfitting):
+    count = len(test)
+    metrics = {"train_loss": np.linspace(1, 0.01, count), "test_loss": np.array(test)}
+    seconds, evaluated = np.ones(count), np.arange(1, count + 1) * 10
+    history = History(np.array([1.0]), metrics, seconds, evaluated=evaluated)
+    result = Fit({}, None, history, Status("finished", 10 * count))
+    args = argparse.Namespace(activation="relu", layers=[10])
+    said = train._lesson(args, result, int(np.argmin(test)), "")
+    assert ("overfitting" in said) == overfitting
+
+
+def test_eval_refuses_a_run_of_something_else(capsys, tmp_path):
+    fit(
+        lambda p, x: jnp.mean(p * x),
+        jnp.ones(2),
+        (jnp.ones((4, 2)),),
+        optax.sgd(0.1),
+        key=jax.random.key(0),
+        max_steps=1,
+        checkpoint=tmp_path,
+    )
+    assert main(["eval", str(tmp_path)]) == 2
+    assert "which holds a run of something else." in capsys.readouterr().err
+
+
+def test_a_run_of_so_many_steps_is_told_by_its_steps(capsys):
+    assert main(["train", "--layers", "20", "--max-steps", "20"]) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"^ +(step|\d+)  .*[0-9s]$", out, re.M) == ["step", "15", "20"]
 
 
 @pytest.mark.slow

@@ -97,3 +97,11 @@ def test_a_rule_that_is_meant_to_differ_can_be_trusted(rule, name):
     assert check_gradient(f, X, trust=[name]).verdict == "agrees"
     with pytest.raises(ValueError, match=f"`trust` must name .*: .*{name}.*Got 'another'"):
         check_gradient(f, X, trust=["another"])
+
+
+def test_a_rule_that_is_not_linear_cannot_be_trusted():
+    clipped = jax.custom_vjp(lambda x: x)
+    clipped.defvjp(lambda x: (x, None), lambda _, g: (jnp.clip(g, -0.1, 0.1),))
+    message = "`trust` must name rules that are linear in the cotangent.* Got '<lambda>'"
+    with pytest.raises(TypeError, match=message):
+        check_gradient(lambda x: jnp.sum(clipped(x) ** 2), X, trust=["<lambda>"])

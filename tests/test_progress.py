@@ -85,6 +85,18 @@ def shown(text):
     return [line.split("\r")[-1].strip() for line in text.split("\n")]
 
 
+def test_a_run_that_measures_nothing_is_told_by_the_loss_of_its_steps():
+    lines = io.StringIO()
+    show = show_progress(lines, io.StringIO())
+    for step in range(1, 41):
+        show(Progress(1, 1, step, 40, 1 / step, None, measures=False))
+    head, *rows = lines.getvalue().splitlines()
+    assert head.split() == ["step", "loss", "steps/s"]
+    assert [row.split()[:2] for row in rows[1:]] == [
+        [str(step), f"{1 / step:.4f}"] for step in range(4, 41, 4)
+    ]
+
+
 def test_the_speed_is_told_without_the_time_of_compilation(monkeypatch):
     clock = iter([0.0, 100.0, 101.0])  # the first measurement is compiled for 100 seconds
     monkeypatch.setattr("jaxnn.training.progress.time.perf_counter", lambda: next(clock))

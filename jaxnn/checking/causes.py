@@ -59,16 +59,15 @@ def describe(
       paired: whether the last axis is that of real and imaginary parts.
     """
     wrong = [entry for entry in entries if entry.verdict.wrong]
-    if not wrong and ratio is None:
-        return "", ""
-    claims = np.asarray(claims, np.float64)
     if not wrong:
-        none = np.zeros(0)
+        if ratio is None:
+            return "", ""
+        claims, none = np.asarray(claims, np.float64), np.zeros(0)
         index = np.zeros((0, claims.ndim), int)
         whole = Wrong(index, none, none, none, claims, counts, ratio)
         causes = (cause(whole) for cause in CAUSES[1:])
-        pattern = f"autodiff / numerical = {ratio:.6g} throughout, as in the other leaves"
-        return pattern, next(filter(None, causes), "")
+        return _throughout(ratio), next(filter(None, causes), "")
+    claims = np.asarray(claims, np.float64)
     found = Wrong(
         index=np.array([entry.index for entry in wrong]).reshape(len(wrong), claims.ndim),
         autodiff=np.array([entry.autodiff for entry in wrong]),
@@ -120,8 +119,8 @@ def nothing_there(slope: Slope, scale: float, claims: Any) -> str:
         return "the function does not depend on this leaf here"
     if slope.bound > scale:
         return (
-            f"a slope of nothing beside the function's values: none above {slope.bound:.1e} is "
-            "there, and none is claimed"
+            "a slope of nothing beside the function's values: less than "
+            f"{slope.bound:.1e} is claimed, and less than that could not have been seen"
         )
     return ""
 
@@ -145,7 +144,7 @@ def _patterns(wrong: Wrong, everywhere: bool, paired: bool) -> list[str]:
         patterns.append(
             f"all {size} entries"
             if count == size
-            else f"each of {count} entries looked at, of {size}"
+            else f"all {count} entries that were looked at, of {size}"
         )
     elif count > 2:
         patterns += [
@@ -156,8 +155,14 @@ def _patterns(wrong: Wrong, everywhere: bool, paired: bool) -> list[str]:
     if paired and np.ptp(wrong.index[:, -1]) == 0:
         patterns.append(f"{('real', 'imaginary')[wrong.index[0, -1]]} parts alone")
     if wrong.ratio is not None and len(wrong.index) > 1 and np.any(wrong.autodiff != 0):
-        patterns.append(f"autodiff / numerical = {wrong.ratio:.6g} throughout")
+        patterns.append(_throughout(wrong.ratio))
     return patterns
+
+
+def _throughout(ratio: float) -> str:
+    """A ratio that all entries have, in digits that tell it from 1."""
+    text = f"{ratio:.6g}"
+    return f"autodiff / numerical = {text if text != '1' else f'1 {ratio - 1:+.1e}'} throughout"
 
 
 def _detached(wrong: Wrong) -> str | None:

@@ -106,8 +106,20 @@ def _continued(eqn: Equation) -> Program:
             outputs, changes = jax.jvp(lambda *x: of(start, x), tuple(some), tuple(steps))
         else:
             outputs, back = jax.vjp(lambda *x: of(start, x), *some)
-            (changes,) = (jax.linear_transpose(back, outputs)(tuple(steps)),)
+            changes = _transposed(eqn, back, outputs, tuple(steps))
             changes = changes[0] if isinstance(changes, tuple) and len(changes) == 1 else changes
         return [y + dy for y, dy in zip(outputs, changes, strict=True)]
 
     return jax.make_jaxpr(continued)(*avals, *avals)
+
+
+def _transposed(eqn: Equation, back: Callable, outputs: Any, steps: Any) -> Any:
+    """How outputs change with inputs, by a rule for the way back."""
+    try:
+        return jax.linear_transpose(back, outputs)(steps)
+    except Exception as error:  # of a rule: JAX and its users raise anything
+        name = source(eqn)[0]
+        raise TypeError(
+            "`trust` must name rules that are linear in the cotangent, as derivatives are. Got "
+            f"{name!r}: {error}"
+        ) from error

@@ -135,7 +135,9 @@ def own_dtype_loss(
     hint, left = f"in {kind} only: computed in float64 the same gradient is finite", 0.0
     if verdict is Verdict.DIFFERS:
         verdict, left, told = _what_is_left(flat, true, which, bound, size_of_entry)
-        hint = f"in {kind} {told} computed in float64, of which the values say too little"
+        hint = (
+            f"in {kind} {told} computed in float64, and the values say too little to judge that one"
+        )
         if vouched():
             hint = f"in {kind} only: {told} computed in float64, which is right"
     if has_no_value:

@@ -195,7 +195,7 @@ def _parser() -> _Parser:
         type=_rate,
         default=0.01,
         metavar="X",
-        help="of the first weights (default: 0.01)",
+        help="of the weights that it begins with (default: 0.01)",
     )
     train.add_argument(
         "--seed", type=_seed, default=0, metavar="N", help="of weights and batches (default: 0)"

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -277,7 +278,12 @@ def _run_of(found: Checkpoint, directory: pathlib.Path) -> dict[str, Any]:
         sizes = isinstance(layers, list) and all(type(n) is int and n > 0 for n in layers)
         if not known or not sizes or not isinstance(run["data"], str | None):
             raise ValueError("its options are none that `jaxnn train` writes")
-    except (KeyError, ValueError, AttributeError, TypeError) as error:
+    except KeyError:
+        raise ValueError(
+            "`DIR` must be what `jaxnn train --checkpoint` was given. Got "
+            f"{str(directory)!r}, which holds a run of something else."
+        ) from None
+    except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(
             f"`DIR` must be what `jaxnn train --checkpoint` was given. Got {str(directory)!r}: "
             f"{error}."
@@ -380,7 +386,11 @@ def _lesson(args: argparse.Namespace, result: Fit, lowest: int, place: str) -> s
             f"{place}diverged: the training loss went from {began:.4g} to {ended:.4g}; a smaller "
             "--lr may converge\n"
         )
-    if test[-1] > 1.1 * test[lowest] and train[-1] < train[lowest]:
+    # Among a fifth of the measurements at once, so that no single lucky one decides.
+    width = max(1, len(test) // 5)
+    several = np.convolve(test, np.ones(width) / width, "valid")
+    risen = min(test[-1] / test[lowest], several[-1] / several.min()) > 1.1
+    if risen and train[-1] < train[lowest]:
         return (
             f"{place}overfitting: the test loss was lowest after step "
             f"{history.evaluated[lowest] if len(history.evaluated) else lowest + 1}\n"

@@ -332,14 +332,12 @@ def _plan(
     max_steps: int | None,
 ) -> Plan:
     """How long a run is: so many epochs, or as many as its steps take."""
+    if epochs is None and max_steps is None:
+        epochs = EPOCHS
     if batch_size is None:  # a function knows what an epoch is
-        default = EPOCHS if max_steps is None else None
-        return Plan(None, 1, default if epochs is None else epochs, False, max_steps)
+        return Plan(None, 1, epochs, False, max_steps)
     count = count_examples(data)
-    size = min(batch_size, count)
-    if epochs is None:
-        epochs = EPOCHS if max_steps is None else -(-max_steps // -(-count // size))
-    return Plan(count, size, epochs, replacement, max_steps)
+    return Plan(count, min(batch_size, count), epochs, replacement, max_steps)
 
 
 def _sets(

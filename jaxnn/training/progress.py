@@ -41,6 +41,7 @@ class Progress(NamedTuple):
       gradient_norm: of the last step, where it was asked for.
       resumed: the step after which the run went on; 0 if it is not a resumed one.
       reason: why the run ends before its time, if that is known.
+      measures: whether anything is measured in this run.
 
     Example:
       >>> Progress(epoch=1, epochs=2, step=15, steps=30, loss=2.3, record=None).step
@@ -59,13 +60,15 @@ class Progress(NamedTuple):
     gradient_norm: float | None = None
     resumed: int = 0
     reason: str | None = None
+    measures: bool = True
 
 
 def show_progress(
     lines: TextIOBase | None = None, bar: TextIOBase | None = None
 ) -> Callable[[Progress], None]:
-    """A line for each tenth of the run, and between them tqdm's bar where that is installed (`pip
-    install 'jaxnn[progress]'`) and `bar` is a terminal.
+    """A line for each tenth of the run, with what was measured or else the loss of the steps, and
+    between them tqdm's bar where that is installed (`pip install 'jaxnn[progress]'`) and `bar` is a
+    terminal.
 
     Args:
       lines: where the lines go; standard output by default.
@@ -94,21 +97,23 @@ def show_progress(
     def show(progress: Progress) -> None:
         nonlocal headed, last
         told = []
-        if progress.record is not None and not headed:
+        record = progress.record if progress.measures else {"loss": progress.loss}
+        if record is not None and not headed:
             recent.clear()  # until here the time was spent on compilation
-            names = (f"{name.replace('_', ' '):>14}" for name in _scalars(progress.record))
-            told.append(f" {_first_column(progress)}  {'  '.join(names)} steps/s")
+            names = (f"{name.replace('_', ' '):>14}" for name in _scalars(record))
+            first = "epoch" if _in_epochs(progress) else " step"
+            told.append(f" {first}  {'  '.join(names)} steps/s")
             headed = True
         recent.append((time.perf_counter(), progress.step))
         (began, first), (now, step) = recent[0], recent[-1]
         speed = (step - first) / (now - began) if step > first and now > began else math.nan
-        if progress.record is not None and (mark := _mark(progress, last)) != last:
+        if record is not None and (mark := _mark(progress, last)) != last:
             last = mark
             cells = "  ".join(
                 f"{value:14.4f}" if abs(value) < 1e6 else f"{value:14.4g}"
-                for value in _scalars(progress.record).values()
+                for value in _scalars(record).values()
             )
-            where = progress.epoch if progress.epochs else progress.step
+            where = progress.epoch if _in_epochs(progress) else progress.step
             told.append(f"{where:6}  {cells}  {_short(speed):>7}".rstrip())
         target = lines or sys.stdout
         if told and is_open(target):
@@ -119,8 +124,9 @@ def show_progress(
     return show
 
 
-def _first_column(progress: Progress) -> str:
-    return "epoch" if progress.epochs else " step"
+def _in_epochs(progress: Progress) -> bool:
+    """Whether a line is of an epoch; else of a step."""
+    return bool(progress.epochs) and progress.measures
 
 
 def _mark(progress: Progress, last: tuple[int, int]) -> tuple[int, int]:
@@ -190,7 +196,7 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
         numbers = {
             name: _json(value)
             for name, value in progress._asdict().items()
-            if name not in ("params", "opt_state", "resumed", "record", "reason")
+            if name not in ("params", "opt_state", "resumed", "record", "reason", "measures")
             and (value is not None or name in ("epochs", "steps"))
         }
         record = progress.record and {k: _json(v) for k, v in progress.record.items()}

@@ -426,6 +426,7 @@ class Run:
         }
         more = {name: asked[name]() for name in self.record}
         where = log.epoch, plan.epochs, log.step, plan.steps, log.mean_loss, record
+        more["measures"] = bool(self.schedule.names)
         return Progress(*where, resumed=self.resumed, reason=self.reason, **more)
 
     def listen(self) -> None:

@@ -41,7 +41,7 @@ class Plan(NamedTuple):
       count: how many examples there are; None where batches come from a function, which alone knows
         how many are in an epoch.
       batch_size: of a step.
-      epochs: how many there are; None for as many as the steps take.
+      epochs: how many there are; None for as many as `most` steps take.
       replacement: whether each batch is drawn from all examples.
       most: the number of steps after which the run ends, if epochs do not end it before.
     """
