@@ -281,9 +281,8 @@ def _parser() -> _Parser:
         "arguments all have defaults, which are the point; or one without arguments that returns "
         "(function, arguments). All arguments are differentiated. FILE.py alone: all functions "
         "check_... and loss... that have defaults. FILE.py::TEST runs a test. Exit code 0: right, "
-        "or at a kink between the slopes "
-        "from both sides; 1: wrong, not finite, or cut off by stop_gradient; 2: the evidence cannot "
-        "tell, or bad input.",
+        "or at a kink between the slopes from both sides; 1: wrong, not finite, or cut off by "
+        "stop_gradient; 2: the evidence cannot tell, or bad input.",
         "jaxnn check model.py:loss --order 2",
     )
     check.add_argument(
