@@ -135,11 +135,11 @@ class _Groups:
         parts = self._parts(leaves, sizes)
         pair = _ask_pair(self.line, self.claimed.gradient, parts)
         nothing = self._nothing(pair, sizes)
-        vouched = [part for part in parts if self._vouches(pair, part, nothing)]
+        vouched, rest = [], []
+        for part in parts:
+            (vouched if self._vouches(pair, part, nothing) else rest).append(part)
         for part in vouched:
             yield part.leaf, _shares(pair, part)
-        known_now = {part.leaf for part in vouched}
-        rest = [part for part in parts if part.leaf not in known_now]
         off = any(c.excess or c.slope.kink for c in pair)
         known = {part.leaf: pair[0].size_of(part.leaf) / part.weight for part in rest}
         if sizes is None and (vouched or not off):

@@ -107,18 +107,11 @@ def own_dtype_loss(
     if is_near and not has_no_value:
         return loss
     flat, true = (np.asarray(g, np.float64).ravel() for g in (own, wide))
-    size_of_entry, whole_size = scales(), overall()
-    # Roundings of what a gradient is summed from: nothing beside what the whole gradient makes of a
-    # step of each entry's own size. Of an entry that is 0 but for float64's roundings, the terms
-    # that cancel are as large as the value is beside such a step.
-    part = min(ROUNDINGS * coarsest, reach_of(coarsest))
+    size_of_entry = scales()
     least = float(jnp.finfo(dtype).tiny)  # below it, 0 is what the dtype has
     underflows = bool(np.any((flat == 0) & (true != 0) & (np.abs(true) < least)))
     value_size = abs(centre) if np.isfinite(centre) else 0.0
-    rounded = ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * value_size
-    nothing = np.abs(true) <= rounded / size_of_entry
-    whole = np.maximum(np.where(nothing, value_size, 0.0), whole_size)
-    bound = np.maximum(part * whole / size_of_entry, least)
+    bound = np.maximum(_roundings(true, size_of_entry, overall(), value_size, coarsest), least)
     if not flat.any() and slope.bound < abs(slope.value) and np.max(np.abs(true)) > least:
         bound[np.abs(true) == np.max(np.abs(true))] = 0.0  # all of it underflows, whatever its size
     verdict, which = judge_all(flat, true, bound, tolerance)
@@ -135,11 +128,7 @@ def own_dtype_loss(
     hint, left = f"in {kind} only: computed in float64 the same gradient is finite", 0.0
     if verdict is Verdict.DIFFERS:
         verdict, left, told = _what_is_left(flat, true, which, bound, size_of_entry)
-        hint = (
-            f"in {kind} {told} computed in float64, and the values say too little to judge that one"
-        )
-        if vouched():
-            hint = f"in {kind} only: {told} computed in float64, which is right"
+        hint = _told_of(kind, told, vouched())
     if has_no_value:
         verdict = Verdict.NOT_FINITE
         hint = (
@@ -153,19 +142,34 @@ def own_dtype_loss(
         )
     if not lossy:
         return loss
-    evidence = [
-        (i, Evidence(float(flat[i]), float(true[i]), float(true[i]), float(bound[i])))
-        for i in which[:HANDFUL]
-    ]
-    entries = tuple(
-        Entry.of(
-            i, wide.shape, one, verdict if verdict is Verdict.IMPRECISE else judge(one, NO_DIGIT)
-        )
-        for i, one in evidence
-    )
+    entries = []
+    for i in which[:HANDFUL]:
+        one = Evidence(float(flat[i]), float(true[i]), float(true[i]), float(bound[i]))
+        of_entry = verdict if verdict is Verdict.IMPRECISE else judge(one, NO_DIGIT)
+        entries.append(Entry.of(i, wide.shape, one, of_entry))
     lost = np.zeros(flat.shape, bool)
     lost[which] = True
-    return Loss(min(loss.digits, left), verdict, entries, hint, lost)
+    return Loss(min(loss.digits, left), verdict, tuple(entries), hint, lost)
+
+
+def _roundings(
+    true: np.ndarray, size_of_entry: np.ndarray, whole: float, value_size: float, coarsest: float
+) -> np.ndarray:
+    """What roundings of what a gradient is summed from make of each entry: nothing beside what the
+    whole gradient makes of a step of its own size. Of an entry that is 0 but for float64's
+    roundings, the terms that cancel are as large as the value is beside such a step.
+    """
+    part = min(ROUNDINGS * coarsest, reach_of(coarsest))
+    rounded = ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * value_size
+    nothing = np.abs(true) <= rounded / size_of_entry
+    return part * np.maximum(np.where(nothing, value_size, 0.0), whole) / size_of_entry
+
+
+def _told_of(kind: str, told: str, vouched: bool) -> str:
+    """What is left of a gradient in its own dtype, and whether that in float64 is right."""
+    if vouched:
+        return f"in {kind} only: {told} computed in float64, which is right"
+    return f"in {kind} {told} computed in float64, and the values say too little to judge that one"
 
 
 def _distance(own: Any, wide: Any, tolerance: float) -> tuple[float, float, bool]:
