@@ -110,8 +110,8 @@ def own_dtype_loss(
     size_of_entry = scales()
     least = float(jnp.finfo(dtype).tiny)  # below it, 0 is what the dtype has
     underflows = bool(np.any((flat == 0) & (true != 0) & (np.abs(true) < least)))
-    value_size = abs(centre) if np.isfinite(centre) else 0.0
-    bound = np.maximum(_roundings(true, size_of_entry, overall(), value_size, coarsest), least)
+    size = float(np.nan_to_num(abs(centre), posinf=0.0))
+    bound = np.maximum(_roundings(true, size_of_entry, overall(), size, coarsest), least)
     if not flat.any() and slope.bound < abs(slope.value) and np.max(np.abs(true)) > least:
         bound[np.abs(true) == np.max(np.abs(true))] = 0.0  # all of it underflows, whatever its size
     verdict, which = judge_all(flat, true, bound, tolerance)
@@ -135,13 +135,9 @@ def own_dtype_loss(
             f"in {kind} only: there the function itself is {value}, computed in float64 it is "
             f"{centre:.6g}"
         )
-    lossy = verdict is Verdict.IMPRECISE or verdict.wrong
-    if not lossy and underflows:
-        return loss._replace(
-            hint=f"below {least:.1e}, the smallest number of {kind}, it is 0 there"
-        )
-    if not lossy:
-        return loss
+    if not (verdict is Verdict.IMPRECISE or verdict.wrong):
+        below = f"below {least:.1e}, the smallest number of {kind}, it is 0 there"
+        return loss._replace(hint=below if underflows else "")
     entries = []
     for i in which[:HANDFUL]:
         one = Evidence(float(flat[i]), float(true[i]), float(true[i]), float(bound[i]))
