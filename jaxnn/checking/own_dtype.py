@@ -110,8 +110,8 @@ def own_dtype_loss(
     size_of_entry = scales()
     least = float(jnp.finfo(dtype).tiny)  # below it, 0 is what the dtype has
     underflows = bool(np.any((flat == 0) & (true != 0) & (np.abs(true) < least)))
-    size = float(np.nan_to_num(abs(centre), posinf=0.0))
-    bound = np.maximum(_roundings(true, size_of_entry, overall(), size, coarsest), least)
+    value_size = float(np.nan_to_num(abs(centre), posinf=0.0))
+    bound = np.maximum(_roundings(true, size_of_entry, overall(), value_size, coarsest), least)
     if not flat.any() and slope.bound < abs(slope.value) and np.max(np.abs(true)) > least:
         bound[np.abs(true) == np.max(np.abs(true))] = 0.0  # all of it underflows, whatever its size
     verdict, which = judge_all(flat, true, bound, tolerance)
