@@ -208,9 +208,10 @@ def _step_errors(figure: Figure) -> None:
                 diff = jax.jit(own, static_argnums=0)
                 h = 2.0 ** jnp.arange(finest, 1, dtype=dtype)  # as the default is a power of two
                 each = jax.vmap(lambda h, diff=diff, x=x: diff(jnp.exp, x, h))(h)
-                curves[f"{scheme}, {dtype}"] = (h, error(each, x))
+                name = f"{scheme}, in {dtype}"
+                curves[name] = (h, error(each, x))
                 step = _default_step(diff, x[20], scheme)
-                defaults[f"{scheme}, {dtype}"] = (step, float(error(diff(jnp.exp, x), x)))
+                defaults[name] = (step, float(error(diff(jnp.exp, x), x)))
     ax = plots.step_errors(curves, defaults, ax=figure.subplots())
     ax.set_title("Small steps drown in round-off, large ones miss the curve ($e^x$ near 1)")
 

@@ -239,7 +239,8 @@ NOT_FINITE: dict[str, tuple[str, str, str]] = {
     "log": (
         "the logarithm of 0, or of a negative number",
         "its slope at 0 is infinite",
-        _SAFE.format("jnp.log(jnp.where(x > 0, x, 1))"),
+        "of probabilities, take it of the scores (`jax.nn.log_softmax`) or of `x + 1e-7`; else "
+        + _SAFE.format("jnp.log(jnp.where(x > 0, x, 1))"),
     ),
     "log1p": (
         "the logarithm of 0, or of a negative number",

@@ -167,7 +167,7 @@ def _gradients() -> Iterator[Row]:
             yield Row(section, f"dW, row {row}, {name}", _vector(line, 8), there)
     moved = {"W1": params["W1"].at[0, 0].add(0.01)}
     change = float(loss(moved, x, t) - loss(params, x, t))
-    yield Row(section, "w11 by +0.01: the loss changes by 0.01 dW", f"{change:.4g}", "")
+    yield Row(section, "w11 by +0.01: the loss changes by about 0.01 dW", f"{change:.4g}", "")
 
 
 def descend_quietly(start: jax.Array, lr: float) -> jax.Array:
