@@ -6,15 +6,19 @@ weak references, and goes when one of them goes. And it is made anew where a var
 function reads has been set to something else, as `jax.grad` would see it.
 """
 
+import collections
 import contextlib
 import dis
 import functools
+import sys
 import types
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -30,7 +34,7 @@ class Reference:
     What says it cannot be hashed (a dataclass with `eq`, say) is equal to itself alone. Of a
     method, or of an object that is called, the attributes count, too, and of a function the
     variables around it that it reads: one that was set to something else makes another program.
-    What changes within a list or an array is not seen.
+    What changes inside a list or a large NumPy array is not seen.
     """
 
     def __init__(self, referent: Any):
@@ -94,72 +98,130 @@ def _weak_method(method: types.MethodType) -> Callable[[], Any]:
 
 
 def _attributes(owner: Any) -> tuple[tuple[str, Any], ...]:
-    """The attributes of an object of the user's class, or the variables that a function reads:
+    """The attributes of an object of the user's class, or what a function reads from around it:
     plain values, and others by identity.
     """
+    while isinstance(owner, functools.partial):
+        owner = owner.func
     if isinstance(owner, types.FunctionType):
-        return tuple(_surroundings(owner, {owner}))
+        return tuple(_surroundings(owner))
     if isinstance(owner, types.ModuleType | type):
         return ()
-    return tuple(_tokens(getattr(owner, "__dict__", {})))
+    return tuple(_tokens(vars(owner) if hasattr(owner, "__dict__") else {}))
 
 
-# Whose functions read nothing that changes.
-LIBRARIES = frozenset(["jax", "jaxnn", "numpy", "optax"])
+# What of these packages a function reads does not change, but for rules of the user's.
+LIBRARIES = frozenset(["jax", "jaxlib", "jaxnn", "numpy", "optax"]) | sys.stdlib_module_names
+LOOKED_INTO = (jax.custom_vjp, jax.custom_jvp, types.SimpleNamespace)
+# Things around a function that are looked into, and entries of a dictionary and bytes of an array
+# that are compared: more would be felt at each call.
+MOST, ENTRIES, BYTES = 200, 64, 4096
 
 
-def _surroundings(
-    function: types.FunctionType, seen: set[types.FunctionType]
-) -> Iterator[tuple[str, Any]]:
-    """What a function reads from around it, and what functions of the same module do in it."""
-    if str(function.__module__).partition(".")[0] in LIBRARIES:
+class Read(NamedTuple):
+    """What a code reads by name. What it sets itself, a counter say, is its own.
+
+    Attributes:
+      globals: global variables.
+      free: variables of the functions around it.
+      attributes: of anything.
+      sets_items: whether it sets entries of containers.
+    """
+
+    globals: frozenset[str]
+    free: frozenset[str]
+    attributes: frozenset[str]
+    sets_items: bool
+
+
+def _surroundings(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """What a function reads from around it; and what functions of the same module do that it uses,
+    rules, dictionaries, and objects and modules of the user's.
+    """
+    if _is_of_library(function.__module__):
         return
-    names, free = _read(function.__code__)
-    around = {name: function.__globals__[name] for name in names if name in function.__globals__}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        if name in free:
+    todo: list[tuple[Any, Read]] = [(function, _read(function.__code__))]
+    seen = {id(function)}
+    while todo:
+        thing, read = todo.pop()
+        around = _around(thing, read)
+        yield from _tokens(around)
+        for value in around.values():
+            known = id(value) in seen or len(seen) > MOST
+            if not known and _is_looked_into(value, function.__module__, read):
+                seen.add(id(value))
+                is_function = isinstance(value, types.FunctionType)
+                todo.append((value, _read(value.__code__) if is_function else read))
+
+
+def _is_looked_into(value: Any, module: str, read: Read) -> bool:
+    if isinstance(value, types.FunctionType):
+        return value.__module__ == module
+    if type(value) is dict:
+        return len(value) <= ENTRIES and not read.sets_items
+    if isinstance(value, types.ModuleType):
+        return not _is_of_library(value.__name__)
+    has_attributes = hasattr(value, "__dict__") and not isinstance(value, type)
+    return isinstance(value, LOOKED_INTO) or (
+        has_attributes and not _is_of_library(type(value).__module__)
+    )
+
+
+def _around(thing: Any, read: Read) -> dict[str, Any]:
+    """What is read of a function's variables, or of a dictionary, a module or an object."""
+    if isinstance(thing, dict):
+        return {str(key): value for key, value in thing.items()}
+    if isinstance(thing, types.ModuleType):
+        return {name: vars(thing)[name] for name in sorted(read.attributes & vars(thing).keys())}
+    if not isinstance(thing, types.FunctionType):
+        return vars(thing)
+    here = thing.__globals__
+    around = {name: here[name] for name in sorted(read.globals & here.keys())}
+    for name, cell in zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True):
+        if name in read.free:
             with contextlib.suppress(ValueError):  # it is not set yet
                 around[name] = cell.cell_contents
-    yield from _tokens(around)
-    for value in around.values():
-        inner = isinstance(value, types.FunctionType) and value.__module__ == function.__module__
-        if inner and value not in seen:
-            seen.add(value)
-            yield from _surroundings(value, seen)
+    return around
+
+
+def _is_of_library(module: Any) -> bool:
+    return str(module).partition(".")[0] in LIBRARIES
 
 
 @functools.lru_cache(maxsize=1024)
-def _read(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The global variables that a code reads, and the free ones. What it sets itself, a counter
-    say, is its own.
-    """
-    read, free, own, codes = set(), set(code.co_freevars), set(), [code]
+def _read(code: types.CodeType) -> Read:
+    names: dict[str, set[str]] = collections.defaultdict(set)
+    codes = [code]
     while codes:
         one = codes.pop()
         for instruction in dis.get_instructions(one):
-            if instruction.opname == "LOAD_GLOBAL":
-                read.add(instruction.argval)
-            elif instruction.opname in ("STORE_GLOBAL", "STORE_DEREF"):
-                own.add(instruction.argval)
+            names[instruction.opname].add(str(instruction.argval))
         codes += [const for const in one.co_consts if isinstance(const, types.CodeType)]
-    return tuple(sorted(read - own)), frozenset(free - own)
+    return Read(
+        frozenset(names["LOAD_GLOBAL"] - names["STORE_GLOBAL"]),
+        frozenset(code.co_freevars) - names["STORE_DEREF"],
+        frozenset(names["LOAD_ATTR"] | names["LOAD_METHOD"]),
+        bool(names["STORE_SUBSCR"]),
+    )
 
 
 def _tokens(named: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Values by name, as what can be compared later without keeping them alive."""
-    plain = (bool, int, float, complex, str, bytes, type(None))
+    plain = (bool, int, float, complex, str, bytes, type(None), np.generic)
 
     def token(value):
         if isinstance(value, plain):
             return type(value), value
         if isinstance(value, tuple):
             return tuple, tuple(_Same(token(part)) for part in value)
+        if isinstance(value, np.ndarray) and value.nbytes <= BYTES and value.dtype != object:
+            return value.shape, value.dtype, value.tobytes()
         try:
             return weakref.ref(value)  # equal while both live and are the same; or to itself
         except TypeError:
             return id(value)
 
-    return ((str(name), _Same(token(value))) for name, value in named.items())
+    return ((name, _Same(token(value))) for name, value in sorted(named.items()))
 
 
 class _Same:

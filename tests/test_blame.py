@@ -13,7 +13,13 @@ from benchmarks.blame import outcome
 from jax import lax
 from rule_mutants import FUNCTIONS, mutants, mutated
 
-from jaxnn import GradientError, assert_gradient, check_gradient, explain
+from jaxnn import (
+    GradientError,
+    assert_gradient,
+    check_gradient,
+    explain,
+    softmax_cross_entropy,
+)
 from jaxnn.checking.tape import Tape, seeds_of
 
 CASES = [pytest.param(case, id=case.name) for case in blame_cases.CASES]
@@ -135,6 +141,23 @@ def test_a_rule_is_named_wherever_it_is_called(f, rule, nested):
     (found,) = check_gradient(lambda x: jnp.sum(g(x)), jnp.linspace(-1.0, 1.0, 4)).rules
     assert found.name == f.__name__ and found.line.file.endswith("test_blame.py")
     assert f":{rule.__code__.co_firstlineno} ({rule.__name__})" in found.where
+
+
+X = jnp.ones((2, 3))
+
+
+@pytest.mark.parametrize(
+    "f, w, said",
+    [
+        (lambda w: softmax_cross_entropy(jnp.log(X @ w), jnp.array([0, 1])), -1.0, "`log`"),
+        (lambda w: jnp.sum(jnp.where(X[:, :1] > 0, jnp.log(X @ w), jnp.nan)), -1.0, "`log`"),
+        (lambda w: jnp.sum(jnp.where(X[:, :1] > 9, jnp.log(X @ w), jnp.nan)), -1.0, "a constant"),
+        (lambda w: softmax_cross_entropy(X @ w, jnp.array([0, 1])), jnp.nan, "argument [0]"),
+    ],
+)
+def test_a_constant_is_blamed_where_it_was_chosen_alone(f, w, said):
+    (birth,) = explain(f, jnp.full((3, 4), w)).births
+    assert said in birth.what
 
 
 def test_masking_afterwards_is_said_not_to_help():

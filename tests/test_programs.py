@@ -5,7 +5,9 @@ the user's outlives what the user holds.
 import dataclasses
 import functools
 import gc
+import types
 import weakref
+from types import SimpleNamespace as Space
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +145,52 @@ def test_a_variable_that_was_set_to_something_else_is_seen(use):
     again = numbers(SEEN[use](scaled))
     np.testing.assert_array_equal(again, numbers(SEEN[use](lambda x: 3.0 * jnp.sum(x**2))))
     assert np.any(again != before)
+
+
+class Held:
+    scale = 2.0
+
+
+def changes():
+    """Functions of slope 2, and what makes the slope 3, by the name of what is changed."""
+    settings, numbers, space, thing = {"scale": 2.0}, np.array([2.0]), Space(scale=2.0), Held()
+    thing.scale = 2.0
+    module = types.ModuleType("written_by_a_user")
+    module.scaled = lambda x: 2.0 * x
+    rule = jax.custom_vjp(lambda x: x)
+    rule.defvjp(lambda x: (x, None), lambda _, g: (2.0 * g,))
+    thrice = lambda _, g: (3.0 * g,)  # noqa: E731
+    return {
+        "an entry of a dictionary": (
+            lambda x: settings["scale"] * jnp.sum(x),
+            lambda: settings.update(scale=3.0),
+        ),
+        "a small array": (lambda x: jnp.sum(numbers * x), lambda: numbers.fill(3.0)),
+        "a namespace": (lambda x: space.scale * jnp.sum(x), lambda: setattr(space, "scale", 3.0)),
+        "an object": (lambda x: thing.scale * jnp.sum(x), lambda: setattr(thing, "scale", 3.0)),
+        "a module": (
+            lambda x: jnp.sum(module.scaled(x)),
+            lambda: setattr(module, "scaled", lambda x: 3.0 * x),
+        ),
+        "a rule": (
+            lambda x: jnp.sum(rule(x)),
+            lambda: rule.defvjp(lambda x: (x, None), thrice),
+        ),
+    }
+
+
+@pytest.mark.parametrize("what", changes())
+def test_what_was_changed_around_a_function_is_seen(what):
+    f, change = changes()[what]
+    for slope in (2.0, 3.0):
+        report = jaxnn.check_gradient(f, X)
+        found = report.leaves[0]
+        if what == "a rule":  # the values stay, the gradient does not
+            assert report.rules[0].difference == pytest.approx(slope - 1)
+        else:
+            assert jaxnn.numerical_grad(f)(X).tolist() == [slope] * 3 and report.ok
+            assert found.autodiff == pytest.approx(found.numerical)
+        change()
 
 
 WEIGHTS = (jnp.ones(3), 2.0)

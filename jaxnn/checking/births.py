@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jax.extend.core import primitives
 
 from jaxnn.checking.causes import usual_cause
 from jaxnn.checking.findings import LINES, Birth, SourceLine
-from jaxnn.checking.tape import Record, Tape, is_inexact
+from jaxnn.checking.tape import Record, Site, Tape, is_inexact
 from jaxnn.numerical.interpret import CUSTOM_RULES
 
 
@@ -30,7 +31,7 @@ def births(
     """
     record = tape.record(inputs, seeds)
     levels, of_cts, of_pulled = tape.levels(record)
-    origin, undefined = _origins(tape, levels)
+    origin, undefined = _origins(tape, record, levels)
     ends = [s for s, seed in zip(tape.outputs, seeds, strict=True) if seed is not None]
     bad = [s for s in ends or tape.outputs if levels.get(s, 0)]
     if bad:
@@ -59,12 +60,16 @@ def _beginnings(tape: Tape, of_cts: dict[int, Any], of_pulled: list[list[Any]]) 
     ]
 
 
-def _origins(tape: Tape, levels: dict[int, Any]) -> tuple[dict[int, int], dict[int, int]]:
+def _origins(
+    tape: Tape, record: Record, levels: dict[int, Any]
+) -> tuple[dict[int, int], dict[int, int]]:
     """For each slot that is not finite the site where that began, and for NaN where NaN did."""
     origin: dict[int, int] = {}
     undefined: dict[int, int] = {}
     for number, site in enumerate(tape.sites):
-        worst = max(site.inputs, key=lambda s: levels.get(s, 0), default=-1)
+        # Of two, the one that was born in here: it says more than a constant.
+        rank = lambda s: (levels.get(s, 0), s in origin)  # noqa: E731
+        worst = max(_taken(site, record, levels), key=rank, default=-1)
         before = levels.get(worst, 0)
         for slot in (s for s in site.outputs if levels[s]):
             first = origin.get(worst) if before else number
@@ -74,6 +79,15 @@ def _origins(tape: Tape, levels: dict[int, Any]) -> tuple[dict[int, int], dict[i
             if first is not None and levels[slot] == 2:
                 undefined[slot] = first
     return origin, undefined
+
+
+def _taken(site: Site, record: Record, levels: dict[int, Any]) -> Sequence[int]:
+    """The inputs that an output can be not finite for: of a choice those that were chosen."""
+    if site.eqn.primitive is not primitives.select_n_p or not any(map(levels.get, site.inputs)):
+        return site.inputs
+    which, *cases = (np.asarray(record.values[s]) for s in site.inputs)
+    bad = [np.any(~np.isfinite(x) & (which == i)) for i, x in enumerate(cases)]
+    return [s for s, of_case in zip(site.inputs[1:], bad, strict=True) if of_case]
 
 
 def _came_in(
@@ -90,9 +104,11 @@ def _came_in(
                 takers.setdefault(slot, site)
     worst = max((levels[slot] for slot in takers), default=0)
     named = dict(zip(tape.inputs, names, strict=False))
+    argued = any(levels[slot] == worst and slot in named for slot in takers)
     found = []
     for slot, site in takers.items():
-        if levels[slot] < worst:
+        # Where an argument is not finite, a constant (a mask, mostly) is not to blame.
+        if levels[slot] < worst or (argued and slot not in named):
             continue
         bad = ~np.isfinite(np.asarray(record.values[slot]))
         kind = "NaN" if worst == 2 else "infinity"

@@ -239,7 +239,7 @@ NOT_FINITE: dict[str, tuple[str, str, str]] = {
     "log": (
         "the logarithm of 0, or of a negative number",
         "its slope at 0 is infinite",
-        "of probabilities, take it of the scores (`jax.nn.log_softmax`) or of `x + 1e-7`; else "
+        "for probabilities take `jax.nn.log_softmax` of the scores; else "
         + _SAFE.format("jnp.log(jnp.where(x > 0, x, 1))"),
     ),
     "log1p": (

@@ -18,7 +18,7 @@ or 128 times the root mean square of the entries of its array where those are al
 
 As under `jax.jit`, a function is compiled once per function object; once more where a variable that
 it reads was set to something else. Pass data that changes as further arguments, which compiles
-nothing anew; what changes inside a list or a NumPy array is not seen.
+nothing anew; what changes inside a list or a large NumPy array is not seen.
 """
 
 import functools

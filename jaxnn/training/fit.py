@@ -96,7 +96,8 @@ def fit(
     As under `jax.jit`, the functions are compiled once per function object and form of the
     arguments; what they close over is part of what is compiled. A function is compiled again if a
     variable that it reads was set to something else; a method, or an object that is called, if an
-    attribute of the object was. What changes inside a list or a NumPy array is not seen.
+    attribute of the object was. What changes inside a list or a large NumPy array is not
+    seen.
 
     A resumed run takes the steps that an uninterrupted one takes, to the bit. What may change
     between its parts takes effect: `epochs`, `max_steps`, `patience`, `test`, `metrics` and all
