@@ -130,10 +130,13 @@ def numbers(result):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(result)])
 
 
+QUICK = ("numerical_grad", "check_gradient", "gradient_descent", "fit")
 SEEN = {use: call for use, call in USES.items() if use not in ("assert_gradient", "sweep")}
 
 
-@pytest.mark.parametrize("use", SEEN)
+@pytest.mark.parametrize(
+    "use", [use if use in QUICK else pytest.param(use, marks=pytest.mark.slow) for use in SEEN]
+)
 def test_a_variable_that_was_set_to_something_else_is_seen(use):
     scale = 2.0
 
