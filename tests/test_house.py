@@ -8,7 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxnn"
 # From the ground up; a module imports from rooms below its own, or from its own.
 ROOMS = (
-    ("_validate", "_terminal"),
+    ("_validate", "_terminal", "_surroundings"),
     ("_files", "_programs", "_arguments"),
     ("losses", "surfaces", "data", "_chapter"),
     ("network",),

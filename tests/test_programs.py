@@ -214,11 +214,13 @@ def test_what_a_function_of_the_same_module_reads_is_seen_and_old_programs_go(mo
 
 
 def test_what_a_function_counts_by_itself_compiles_nothing_anew():
-    traces = 0
+    traces, each, space = 0, {"traces": 0}, Space(traces=0)
 
     def counted(x):
         nonlocal traces
         traces += 1
+        each["traces"] += 1
+        space.traces += 1
         return jnp.sum(x**2)
 
     first = jaxnn.numerical_grad(counted)(X), traces
