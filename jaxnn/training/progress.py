@@ -66,7 +66,8 @@ class Progress(NamedTuple):
 def show_progress(
     lines: TextIOBase | None = None, bar: TextIOBase | None = None
 ) -> Callable[[Progress], None]:
-    """A line for each tenth of the run, with what was measured or else the loss of the steps, and
+    """A line for each tenth of the run, with what was measured or else the loss of the steps, or
+    fewer where a run that measures nothing is done before the host has come back so often; and
     between them tqdm's bar where that is installed (`pip install 'jaxnn[progress]'`) and `bar` is a
     terminal.
 
