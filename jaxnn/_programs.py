@@ -26,9 +26,8 @@ class Reference:
     reference where what they refer to is.
 
     What says it cannot be hashed (a dataclass with `eq`, say) is equal to itself alone. Of a
-    method, or of an object that is called, the attributes count, too, and of a function the
-    variables around it that it reads: one that was set to something else makes another program.
-    What changes inside a list or a large NumPy array is not seen.
+    method, or of an object that is called, the attributes count, too, and of a function what it
+    reads from around it (`surroundings`): what was set to something else makes another program.
     """
 
     def __init__(self, referent: Any):
@@ -54,7 +53,8 @@ class Reference:
 
     def is_outdated_by(self, other: "Reference") -> bool:
         """Whether it is of the same thing, but of attributes or variables that have changed."""
-        same = self._target() is not None and self._target() is other._target()
+        owner = self.owner()
+        same = owner is not None and owner is other.owner()
         return same and self._surroundings != other._surroundings
 
     @property

@@ -196,6 +196,13 @@ def test_what_was_changed_around_a_function_is_seen(what):
         change()
 
 
+class Scaled:
+    factor = 1.0
+
+    def value(self, x):
+        return self.factor * jnp.sum(x)
+
+
 WEIGHTS = (jnp.ones(3), 2.0)
 
 
@@ -211,6 +218,15 @@ def test_what_a_function_of_the_same_module_reads_is_seen_and_old_programs_go(mo
         monkeypatch.setitem(globals(), "WEIGHTS", (jnp.ones(3), factor))
         assert jaxnn.numerical_grad(f)(X).tolist() == [factor] * 3
     assert len(_programs._kept) == count
+
+
+def test_old_programs_of_a_method_go_when_an_attribute_changes():
+    thing, counts = Scaled(), []
+    for factor in (2.0, 3.0, 4.0):
+        thing.factor = factor
+        assert jaxnn.numerical_grad(thing.value)(X).tolist() == [factor] * 3
+        counts.append(len(_programs._kept))
+    assert len(set(counts)) == 1
 
 
 def test_what_a_function_counts_by_itself_compiles_nothing_anew():
