@@ -102,8 +102,8 @@ def show_progress(
         if record is not None and not headed:
             recent.clear()  # until here the time was spent on compilation
             names = (f"{name.replace('_', ' '):>14}" for name in _scalars(record))
-            first = "epoch" if _in_epochs(progress) else " step"
-            told.append(f" {first}  {'  '.join(names)} steps/s")
+            column = "epoch" if _in_epochs(progress) else " step"
+            told.append(f" {column}  {'  '.join(names)} steps/s")
             headed = True
         recent.append((time.perf_counter(), progress.step))
         (began, first), (now, step) = recent[0], recent[-1]

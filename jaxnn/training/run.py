@@ -426,8 +426,8 @@ class Run:
         }
         more = {name: asked[name]() for name in self.record}
         where = log.epoch, plan.epochs, log.step, plan.steps, log.mean_loss, record
-        more["measures"] = bool(self.schedule.names)
-        return Progress(*where, resumed=self.resumed, reason=self.reason, **more)
+        more |= {"resumed": self.resumed, "reason": self.reason}
+        return Progress(*where, measures=bool(self.schedule.names), **more)
 
     def listen(self) -> None:
         """Hear what the system, and the other processes, want."""
