@@ -1,18 +1,17 @@
-"""Leaves side by side in one array for each dtype, as compiled programs take and give them.
+"""Leaves side by side in one array for each dtype, as compiled programs give a gradient.
 
-A compiler takes seconds over a thousand inputs and outputs, and no time over one. Only leaves that
-lie on one CPU are packed: elsewhere that would be a copy, or would gather what is spread over
-devices. What has a dtype of its own making (a Python number's is weak) keeps it, and stays apart.
+A compiler takes seconds over a thousand outputs, and no time over one; of inputs it is the other
+way round: a thousand slices of one array take it minutes. Only leaves that lie on one CPU are
+packed: elsewhere that would gather what is spread over devices.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from jaxnn._validate import is_concrete
 
 
 class Packing(NamedTuple):
@@ -28,25 +27,18 @@ class Packing(NamedTuple):
 
     @classmethod
     def of(cls, leaves: Sequence[Any]) -> "Packing":
-        """Leaves of one dtype together, if all are where they can be."""
+        """Leaves of one dtype together, if they are where they can be."""
         together: dict[Any, list[int]] = {}
         for k, x in enumerate(leaves):
-            apart = getattr(x, "weak_type", False) or not on_one_cpu(x)
-            together.setdefault(k if apart else jnp.dtype(x.dtype), []).append(k)
+            together.setdefault(jnp.dtype(x.dtype) if on_one_cpu(x) else k, []).append(k)
         return cls(tuple(map(tuple, together.values())), tuple(x.shape for x in leaves))
 
-    def pack(self, leaves: Sequence[Any]) -> list[Any]:
+    def pack(self, leaves: Sequence[jax.Array]) -> list[jax.Array]:
         """One array for each group, of the leaves' entries; of a single leaf the leaf itself."""
-
-        def packed(group):
-            some = [leaves[k] for k in group]
-            if len(some) == 1:
-                return some[0]
-            if is_concrete(some):  # what lies on a CPU is NumPy's as well, without a compilation
-                return np.concatenate([np.asarray(x).ravel() for x in some])
-            return jnp.concatenate([x.ravel() for x in some])
-
-        return [packed(group) for group in self.groups]
+        groups = ([leaves[k] for k in group] for group in self.groups)
+        return [
+            jnp.concatenate([x.ravel() for x in some]) if some[1:] else some[0] for some in groups
+        ]
 
     def unpack(self, arrays: Iterable[Any]) -> list[Any]:
         """The leaves again."""
@@ -55,9 +47,10 @@ class Packing(NamedTuple):
             if len(group) == 1:
                 leaves[group[0]] = array
                 continue
-            sizes = [int(np.prod(self.shapes[k])) for k in group]
-            split = np.split if isinstance(array, np.ndarray) else jnp.split
-            for k, part in zip(group, split(array, np.cumsum(sizes)[:-1]), strict=True):
+            sizes = [math.prod(self.shapes[k]) for k in group]
+            for k, part in zip(
+                group, np.split(np.asarray(array), np.cumsum(sizes)[:-1]), strict=True
+            ):
                 leaves[k] = part.reshape(self.shapes[k])
         return leaves
 

@@ -84,7 +84,7 @@ class Traced:
     """The programs of a function that JAX can trace.
 
     Attributes:
-      packing: how they take the leaves.
+      packing: how they give the gradient.
       own: value and gradient (None where that is given by hand) in the user's dtypes.
       wide: the same in float64; None where the gradient is given by hand.
       along: the values along a line.
@@ -120,14 +120,13 @@ class Traced:
 
     def line(self, point: Point, dtype: Any, watch: Callable[[Line], None]) -> Line:
         """The function along lines through a point."""
-        draw, points = drawer(point.leaves, dtype), self.packing.pack(point.leaves)
+        draw = drawer(point.leaves, dtype)
 
         def program(claims, question, steps):
             with wide_arithmetic(dtype):
                 moves, along = draw(claims, question)
-                moves = self.packing.pack(moves)
                 run = lambda steps: np.asarray(  # noqa: E731
-                    self.along(points, moves, steps, point.data)
+                    self.along(point.leaves, moves, steps, point.data)
                 )
                 try:
                     phi = run(steps)
@@ -169,20 +168,13 @@ class Traced:
                 moved.append(np.asarray(x, np.float64) * (1 + rounding * signs))
             leaves = moved
         with wide_arithmetic(dtype):
-            value, gradient = self.wide(self.packing.pack(leaves), point.data)
-            return float(value), self._unpacked(gradient)
+            value, gradient = self.wide(leaves, point.data)
+            return float(value), self.packing.unpack(gradient)
 
     def value_and_gradient(self, point: Point) -> tuple[Any, list[Any] | None]:
         """In the user's dtypes; no gradient where that is given by hand."""
-        value, gradient = self.own(self.packing.pack(point.leaves), point.data)
-        return value, gradient and self._unpacked(gradient)
-
-    def _unpacked(self, gradient: Sequence[Any]) -> list[Any]:
-        arrays = [
-            np.asarray(g) if len(group) > 1 else g
-            for g, group in zip(gradient, self.packing.groups, strict=True)
-        ]
-        return self.packing.unpack(arrays)
+        value, gradient = self.own(point.leaves, point.data)
+        return value, gradient and self.packing.unpack(gradient)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,12 +341,11 @@ def _trace(static: Static, point: Point) -> tuple[Program, PyTree]:
     return with_own_constants(program), shapes
 
 
-def _moving(value: Callable, packing: Packing, settings: Settings) -> Callable:
+def _moving(value: Callable, settings: Settings) -> Callable:
     """The function of a point, where it is moved to, and data: what is held is so at the point."""
-    packed = lambda arrays, data: value(packing.unpack(arrays), data)  # noqa: E731
     if settings.held or settings.trust:
-        return beside(packed)
-    return lambda _, moved, data: packed(moved, data)
+        return beside(value)
+    return lambda _, moved, data: value(moved, data)
 
 
 def _eager(static: Static, settings: Settings) -> Eager:
@@ -379,27 +370,27 @@ def _traced(
     wide = widen(user, point, dtype, rules | holding(settings.held, settings.trust))
     program = wide.program
 
-    def value(arrays, data):
-        leaves = packing.unpack(arrays)
+    def value(leaves, data):
         return core.jaxpr_as_fun(program)(*jax.tree.leaves((leaves, data)))[0]
 
     if not settings.automatic:
         own, wide_both = jax.jit(lambda leaves, data: (value(leaves, data), None)), None
     else:
-        arrays = jax.eval_shape(packing.pack, point.leaves)
-        alone = [point.leaves[group[0]] for group in packing.groups]  # with a weak dtype, if it has
-        pairs = zip(packing.groups, alone, arrays, strict=True)
-        packed = [one if len(group) == 1 else many for group, one, many in pairs], point.data
-        both = _forward_gradient(value) if settings.forward else jax.value_and_grad(value)
-        own, wide_both = jax.jit(both), jax.jit(widen(both, packed, dtype, rules).call)
+        apart = _forward_gradient(value) if settings.forward else jax.value_and_grad(value)
+
+        def both(leaves, data):
+            value, gradient = apart(leaves, data)
+            return value, packing.pack(gradient)
+
+        own, wide_both = jax.jit(both), jax.jit(widen(both, point, dtype, rules).call)
         if settings.forward:
-            own.lower(*packed)  # not before is a rule for reverse mode alone refused
+            own.lower(*point)  # not before is a rule for reverse mode alone refused
     narrow = narrow_dtypes(program, dtype)
     return Traced(
         packing=packing,
         own=own,
         wide=wide_both,
-        along=along_program(_moving(wide.call, packing, settings), dtype),
+        along=along_program(_moving(wide.call, settings), dtype),
         narrow=narrow,
         rounding=_largest_rounding(program),
         counts=frozenset(n for const in program.consts for n in np.shape(const)[:1]),
