@@ -55,7 +55,8 @@ def draw(
     Args:
       directory: where the files go; it is made if it is not there.
       names: which, of `figures.NAMES`; all by default.
-      style: for a light or for a dark page; files for the latter end in `_dark`.
+      style: for a light or for a dark page; the names of files for the latter end in `_dark`,
+        but that of the slider's page, which is for both.
       on_picture: called with the path of each file before it is drawn; of a PNG's, its SVG has the
         same name.
 
@@ -88,7 +89,7 @@ def draw(
             written[-1].with_suffix(".svg").write_text(plots.as_svg(figure), encoding="utf-8")
         for name, (make, file) in _MOVING.items():
             if name in wanted:
-                written.append(folder / file)
+                written.append(folder / file.format(end))
                 if on_picture is not None:
                     on_picture(written[-1])
                 make(written[-1])
@@ -494,6 +495,6 @@ _PICTURES = {
     _weight_gradient: (9, 3),
 }
 # What moves, and is therefore no picture: an animation, and a page.
-_MOVING = {"film": (_film, "descent.gif"), "slider": (_slider, "learning_rate.html")}
+_MOVING = {"film": (_film, "descent{}.gif"), "slider": (_slider, "learning_rate.html")}
 # What each is called.
 NAMES = (*(picture.__name__[1:] for picture in _PICTURES), *_MOVING)

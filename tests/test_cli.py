@@ -158,8 +158,10 @@ def test_tour_agrees_with_the_chapter(capsys):
     rows = json.loads(capsys.readouterr().out)
     different = {row["quantity"] for row in rows if row["chapter"] not in ("", row["here"])}
     assert different == {
-        "a mini-batch of 10, x (there: MNIST)",
+        "the training set, x (there: MNIST)",
         "its t (there: one-hot)",
+        "a mini-batch of 10, x",
+        "its t",
         "lr = 10: further away than 1e10",
         "its loss (weights rounded to 8 digits)",
         "scores of the 2x3 network",

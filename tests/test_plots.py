@@ -432,6 +432,8 @@ def test_what_moves_is_written(tmp_path):
     film, slider = figures.draw(tmp_path, ["film", "slider"], on_picture=told.append)
     assert film.read_bytes().startswith(b"GIF8") and "<svg id='path'" in slider.read_text()
     assert told == [film, slider]
+    (dark,) = figures.draw(tmp_path, ["film"], style="dark")
+    assert dark.name == "descent_dark.gif" and dark.read_bytes() != film.read_bytes()
 
 
 @pytest.mark.slow

@@ -35,6 +35,8 @@ SHARP = 1e-6
 FOLLOWED, BUDGET, REST = 900, 3000, 600
 # Which half has the larger difference is known well enough from bounds of this part of it.
 ENOUGH = 8
+# One of two bounds is closer only if it is less than this part of the other.
+MUCH_CLOSER = 0.5
 # How close two ratios are that are the same but for rounding (`causes.ALIKE` is coarser, as it has
 # less to go by).
 SAME_RATIO = 1e-5
@@ -62,8 +64,12 @@ class Findings(NamedTuple):
 
     @property
     def best(self) -> Comparison:
-        """The line with the closest bound."""
-        return min(self.asked, key=lambda comparison: comparison.slope.bound)
+        """The line with the closest bound; the first, if that is much the same, so that no rounding
+        chooses.
+        """
+        closest = min(self.asked, key=lambda comparison: comparison.slope.bound)
+        first = self.asked[0]
+        return closest if closest.slope.bound < MUCH_CLOSER * first.slope.bound else first
 
     @property
     def scale(self) -> float:

@@ -65,9 +65,11 @@ def _losses() -> Iterator[Row]:
         )
     digits = load_digits()
     train = digits.x_train, digits.t_train
+    yield Row(section, "the training set, x (there: MNIST)", str(train[0].shape), "(60000, 784)")
+    yield Row(section, "its t (there: one-hot)", str(train[1].shape), "(60000, 10)")
     x, t = sample_batch(jax.random.key(0), train, 10)
-    yield Row(section, "a mini-batch of 10, x (there: MNIST)", str(x.shape), "(10, 784)")
-    yield Row(section, "its t (there: one-hot)", str(t.shape), "(10, 10)")
+    yield Row(section, "a mini-batch of 10, x", str(x.shape), "(10, 784)")
+    yield Row(section, "its t", str(t.shape), "(10, 10)")
     params = init_network(jax.random.key(0), (64, 20, 10))
     batch = sample_batch(jax.random.key(1), train, 100)
     yield Row(section, "loss on all 1,500 digits", f"{loss(params, *train):.4f}", "")
@@ -153,6 +155,7 @@ def _gradients() -> Iterator[Row]:
         _vector(predict(params, x), 9),
         "(1.05414809, 0.63071653, 1.1328074)",
     )
+    yield Row(section, "the largest of them is that of", str(jnp.argmax(predict(params, x))), "2")
     yield Row(
         section,
         "its loss (weights rounded to 8 digits)",
@@ -178,15 +181,13 @@ def descend_quietly(start: jax.Array, lr: float) -> jax.Array:
 def _learning() -> Iterator[Row]:
     section = "4.5 The learning algorithm"
     params = init_network(jax.random.key(0), (784, 100, 10))
-    for name, printed in (
-        ("W1", "(784, 100)"),
-        ("b1", "(100,)"),
-        ("W2", "(100, 10)"),
-        ("b2", "(10,)"),
-    ):
-        yield Row(
-            section, f"shape of {name} in the 784-100-10 network", str(params[name].shape), printed
-        )
+    x, t = jnp.zeros((100, 784)), jnp.zeros(100, int)
+    gradient = jax.eval_shape(jax.grad(loss), params, x, t)
+    printed = {"W1": "(784, 100)", "b1": "(100,)", "W2": "(100, 10)", "b2": "(10,)"}
+    for kind, arrays in (("", params), ("d", gradient)):
+        for name, there in printed.items():
+            quantity = f"shape of {kind}{name} in the 784-100-10 network"
+            yield Row(section, quantity, str(arrays[name].shape), there)
     digits = load_digits()
     start, key = init_network(jax.random.key(0), (64, 20, 10)), jax.random.key(1)
     data = digits.x_train, digits.t_train
