@@ -74,6 +74,40 @@ def test_where_all_is_wrong_it_says_how_much_was_looked_at(count, pattern):
     assert leaf.pattern == pattern
 
 
+def test_where_many_entries_are_wrong_it_says_how_many_of_those_that_were_looked_at():
+    every_third = lambda x: 2 * x * jnp.where(jnp.arange(40) % 3 == 0, 1.01, 1)  # noqa: E731
+    x = jnp.linspace(1, 2, 40)
+    report = check_gradient(lambda x: jnp.sum(x**2), x, gradient=every_third)
+    wrong = [e.verdict == "differs" for e in report.leaves[0].entries]
+    some, ratio = report.leaves[0].pattern.split("; ")
+    assert some == f"{sum(wrong)} of the {len(wrong)} entries that were looked at, of 40"
+    assert 6 < sum(wrong) < len(wrong) and ratio == "autodiff / numerical = 1.01 at each of them"
+
+
+def test_of_leaves_that_are_wrong_those_whose_entries_are_known_come_first():
+    params = {name: draw(k, 9) for k, name in enumerate("abcdef")}
+    noisy = lambda p: jax.tree.map(lambda x: 2 * x * jnp.linspace(1, 2, 9), p)  # noqa: E731
+    f = lambda p: sum(jnp.sum(x**2) for x in p.values())  # noqa: E731
+    leaves = check_gradient(f, params, gradient=noisy).leaves
+    known = [bool(leaf.entries) for leaf in leaves]
+    assert {leaf.verdict for leaf in leaves} == {"differs"}
+    assert known == sorted(known, reverse=True) and known[0] and not known[-1]
+    each = check_gradient(f, params, gradient=noisy, evidence="leaf").leaves
+    assert all(leaf.entries for leaf in each)
+
+
+@pytest.mark.parametrize("frequency", 10.0 ** np.arange(8, 21))
+def test_what_turns_faster_than_any_step_is_not_accused(frequency):
+    f = lambda x: jnp.sum(jnp.sin(frequency * x))  # noqa: E731
+    report = check_gradient(f, jnp.array([1.0, 2.0]))
+    assert report.verdict == ("agrees" if frequency < 1e12 else "unresolved") or (
+        frequency in (1e12, 1e13) and report.verdict in ("agrees", "unresolved")
+    )
+    assert not report.rules
+    if frequency > 1e13:
+        assert "varies within the shortest steps" in report.leaves[0].hint
+
+
 def test_a_ratio_is_told_in_digits_that_tell_it_from_1():
     with jax.enable_x64(True):
         slightly = lambda x: 2 * (1 + 1e-7) * x  # noqa: E731
@@ -496,7 +530,7 @@ def test_of_many_entries_that_are_not_finite_all_are_counted():
     assert leaf.pattern == "24 of 24 entries are not finite"
     column = jnp.ones((3, 8)).at[:, 2].set(0.0)
     (leaf, *_) = check_gradient(lambda W: jnp.sum(jnp.sqrt(W)), column).leaves
-    assert leaf.pattern == "all have index 2 on axis 1"
+    assert leaf.pattern == "3 of 24 entries; all have index 2 on axis 1"
     rows = jnp.ones((4, 8)).at[1].set(0.0)
     (leaf, *_) = check_gradient(lambda W: jnp.sum(jnp.sqrt(W)), rows).leaves
     assert leaf.pattern == "8 of 32 entries are not finite; all have index 1 on axis 0"

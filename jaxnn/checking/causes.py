@@ -78,13 +78,21 @@ def describe(
         ratio=_ratio(wrong),
     )
     everywhere = len(wrong) == len(entries) and (sampled or len(wrong) == claims.size)
+    told = [_how_many(len(wrong), len(entries), claims.size)] if sampled and not everywhere else []
     if paired and found.ratio is not None and _alike(found.ratio, -1) and found.index[:, -1].all():
-        return "; ".join(_patterns(found, everywhere, paired)), "the complex conjugate"
+        return "; ".join([*told, *_patterns(found, everywhere, paired)]), "the complex conjugate"
     hint = next(filter(None, (cause(found) for cause in CAUSES)), "")
     missing = np.argwhere(~np.isfinite(claims))
     if len(missing) > len(wrong):
         return _of_missing(found._replace(index=missing, ratio=None), paired), hint
-    return "; ".join(_patterns(found, everywhere, paired)), hint
+    return "; ".join([*told, *_patterns(found, everywhere, paired)]), hint
+
+
+def _how_many(wrong: int, looked_at: int, size: int) -> str:
+    """How many entries are wrong, where that is not all of them."""
+    if looked_at == size:
+        return f"{wrong} of {size} entries"
+    return f"{wrong} of the {looked_at} entries that were looked at, of {size}"
 
 
 def _of_missing(found: Wrong, paired: bool) -> str:
@@ -110,6 +118,8 @@ def beyond_the_domain(entries: Sequence[Entry], slope: Slope, centre: float) -> 
         )
     else:
         blind = not wrong and not np.isfinite(slope.bound)
+        if blind and np.all(np.isfinite(slope.differences)):
+            return "the function varies within the shortest steps, so that none shows its slope"
     return "the function itself, or its slope, is not finite near this point" if blind else ""
 
 
@@ -155,14 +165,24 @@ def _patterns(wrong: Wrong, everywhere: bool, paired: bool) -> list[str]:
     if paired and np.ptp(wrong.index[:, -1]) == 0:
         patterns.append(f"{('real', 'imaginary')[wrong.index[0, -1]]} parts alone")
     if wrong.ratio is not None and len(wrong.index) > 1 and np.any(wrong.autodiff != 0):
-        patterns.append(_throughout(wrong.ratio))
+        patterns.append(_throughout(wrong.ratio) if everywhere else _of_each(wrong.ratio))
     return patterns
 
 
 def _throughout(ratio: float) -> str:
-    """A ratio that all entries have, in digits that tell it from 1."""
+    """A ratio that all entries of a leaf have."""
+    return f"{_off_by(ratio)} throughout"
+
+
+def _of_each(ratio: float) -> str:
+    """A ratio that all wrong entries have."""
+    return f"{_off_by(ratio)} at each of them"
+
+
+def _off_by(ratio: float) -> str:
+    """A ratio in digits that tell it from 1."""
     text = f"{ratio:.6g}"
-    return f"autodiff / numerical = {text if text != '1' else f'1 {ratio - 1:+.1e}'} throughout"
+    return f"autodiff / numerical = {text if text != '1' else f'1 {ratio - 1:+.1e}'}"
 
 
 def _detached(wrong: Wrong) -> str | None:

@@ -194,6 +194,8 @@ class Line:
                 break
         assert slope is not None and along is not None
         claim, size = float(np.sum(along.terms)), float(np.sqrt(np.sum(along.squares)))
+        if slope.is_outrun_by(claim):
+            slope = slope._replace(bound=np.inf)
         with np.errstate(invalid="ignore"):  # of a claim that is not finite
             slack = float(np.sqrt(np.sum(self._roundings**2 * along.squares)))
         return Comparison(direction, claim, slope, size, slack, along)

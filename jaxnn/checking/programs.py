@@ -473,8 +473,9 @@ def _require_known(trust: Sequence[str], program: Program) -> None:
         if name not in rules:
             there = ", ".join(sorted(rules)) or "none"
             raise ValueError(
-                f"`trust` must name functions with custom rules that `f` calls: {there}. Got "
-                f"{name!r}."
+                "`trust` must name functions with custom rules (`jax.custom_jvp`, "
+                f"`jax.custom_vjp`) that `f` calls: {there}. Got {name!r}; what is stopped by "
+                "`stop_gradient` is held by stop_gradient='held'."
             )
 
 

@@ -32,8 +32,8 @@ LEAST_DIGITS = 2.0
 
 
 class GradientError(AssertionError):
-    """A gradient that is wrong, or that the evidence cannot vouch for; the text is the lines that
-    are to blame, where they are known, and the report's table.
+    """A gradient that is wrong, or that the evidence cannot vouch for; the text names the lines
+    that are to blame, where they are known, and goes on with the report's table.
 
     Example:
       >>> twos = lambda x: 2 * jnp.ones(2)
@@ -102,8 +102,9 @@ class GradientReport:
         return report.with_leaves(leaves)
 
     def with_leaves(self, leaves: Sequence[LeafReport]) -> "GradientReport":
-        """The same report on other leaves, worst first."""
-        ordered = tuple(sorted(leaves, key=lambda leaf: (-leaf.verdict.rank, leaf.digits)))
+        """The same report on other leaves, worst first; of those alike, what is known closer."""
+        by = lambda leaf: (-leaf.verdict.rank, not leaf.entries, leaf.digits)  # noqa: E731
+        ordered = tuple(sorted(leaves, key=by))
         return dataclasses.replace(self, verdict=ordered[0].verdict, leaves=ordered)
 
     def with_note(self, note: str) -> "GradientReport":
@@ -135,7 +136,8 @@ class GradientReport:
         """Raise `GradientError`, whose text is the table, unless the gradient is `ok`."""
         if not self.ok:
             __tracebackhide__ = True  # under pytest, the line that asked is the one to see
-            lines = [str(found) for found in (*self.births, *self.rules, *self.digits_lost)]
+            found = (*self.births, *self.rules, *self.digits_lost)
+            lines = [str(one).partition("\n")[0] for one in found]  # the table has the rest of it
             raise GradientError("\n".join([*lines, str(self)]), self)
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxnn.checking.evidence import Evidence
+from jaxnn.checking.evidence import BLIND, Evidence
 
 # A quarter of the step costs one digit less of noise and two of truncation; a smaller ratio wastes
 # evaluations, a larger one misses the step where the two meet.
@@ -113,6 +113,15 @@ class Slope(NamedTuple):
     def no_tighter(self, part: float) -> "Slope":
         """The same slope, taken to be known to no more than this part of itself."""
         return self._replace(bound=max(self.bound, part * abs(self.value)))
+
+    def is_outrun_by(self, claim: float) -> bool:
+        """Whether a function with the slope `claim` would run through what these values vary by
+        within the finest steps: it can turn between them, and they say nothing of it.
+        """
+        finest = RATIO**WITNESSES * self.steps[-1]
+        outside = abs(claim - self.value) > self.bound
+        runs = abs(claim) * finest > BLIND * self.noise
+        return outside and runs and self.noise > WILD * self.size
 
     @property
     def settled(self) -> bool:

@@ -39,7 +39,7 @@ def check(args: argparse.Namespace) -> int:
         except (ValueError, TypeError, OSError) as error:
             if len(args.targets) == 1 == len(targets):
                 raise
-            _say(error)
+            _say(error, f"{target.name}: ")
             codes.append(2)
             continue
         for report in reports:
@@ -93,9 +93,9 @@ def _targets(args: argparse.Namespace) -> tuple[list[Target], int]:
     return found, failures
 
 
-def _say(error: Exception) -> None:
+def _say(error: Exception, of: str = "") -> None:
     """Tell of one of several targets that it cannot be checked."""
-    print(f"jaxnn: error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"jaxnn: error: {of}{' '.join(str(error).split())}", file=sys.stderr)
 
 
 def _raising(error: GradientError) -> Callable:

@@ -354,7 +354,8 @@ def _conclude(
             )
             say(f"{place}stopped after step {step}: {reason}{more}")
         elif begun and step == begun:
-            say("nothing was left to do: the run had come so far already; --epochs says how far")
+            limit = "--epochs" if args.max_steps is None else "--max-steps"
+            say(f"nothing was left to do: the run had come so far already; {limit} says how far")
         if "test_loss" in metrics:
             lowest = int(metrics["test_loss"].argmin())
             accuracy = metrics["test_accuracy"][lowest if args.patience else -1]
