@@ -14,7 +14,7 @@ from jax.sharding import AxisType
 
 from jaxnn import numerical_grad, numerical_jacobian
 from jaxnn.numerical.loop import entries_at_once
-from jaxnn.numerical.propagate import perturbed
+from jaxnn.numerical.propagate import perturbations
 
 # The programs here run once, on a few numbers: what counts is the time to compile them.
 jit_quickly = functools.partial(
@@ -42,14 +42,22 @@ def both(f, leaves, step=0.25):
         return jax.tree.map(lambda y: jnp.asarray(y, jnp.result_type(y, jnp.int32)), f(leaves))
 
     def program(leaves):
-        found = []
-        for k, x in enumerate(leaves):
-            if x.size and jnp.issubdtype(x.dtype, jnp.inexact):
-                index = jnp.array([0, x.size // 3, x.size // 2, x.size - 1])
-                values = (x.ravel()[index] + step).astype(x.dtype)
-                one = perturbed(numbers, leaves, k)
-                ends = jax.vmap(lambda i, v, k=k: numbers(changed(leaves, k, i, v)))(index, values)
-                found.append((one.finite, one.change(index, values), ends))
+        moving = [
+            k for k, x in enumerate(leaves) if x.size and jnp.issubdtype(x.dtype, jnp.inexact)
+        ]
+
+        def of_moving(some):
+            return numbers([dict(zip(moving, some, strict=True)).get(k, x) for k, x in at])
+
+        at, found = list(enumerate(leaves)), []
+        for k, one in zip(
+            moving, perturbations(of_moving, [leaves[k] for k in moving]), strict=True
+        ):
+            x = leaves[k]
+            index = jnp.array([0, x.size // 3, x.size // 2, x.size - 1])
+            values = (x.ravel()[index] + step).astype(x.dtype)
+            ends = jax.vmap(lambda i, v, k=k: numbers(changed(leaves, k, i, v)))(index, values)
+            found.append((one.finite, one.change(index, values), ends))
         return found, numbers(leaves)
 
     return jit_quickly(program)([jnp.asarray(x) for x in leaves])
@@ -483,9 +491,25 @@ def test_the_change_of_a_sum_has_the_digits_that_the_sum_has_not():
         lambda p: -jnp.dot(p[0], jnp.full(1000, 2e-3)) + 5,
     ):
         change = jit_quickly(
-            lambda x, f=mean_of: perturbed(f, [x], 0).change(jnp.array([17]), x[17] + step)
+            lambda x, f=mean_of: perturbations(f, [x])[0].change(jnp.array([17]), x[17] + step)
         )(x)
         np.testing.assert_allclose(change, -0.00025, rtol=1e-6)
+
+
+def test_the_function_is_walked_through_once_whatever_the_number_of_leaves():
+    def programs(count):
+        traced = []
+
+        def f(leaves):
+            traced.append(1)
+            return sum(jnp.sum(jnp.cbrt(x)) for x in leaves)
+
+        leaves = [jnp.ones(3 + k) for k in range(count)]
+        whole = str(jax.make_jaxpr(lambda leaves: perturbations(f, leaves)[0].finite)(leaves))
+        return len(traced), whole.count("cbrt")
+
+    (once, few), (again, many) = programs(2), programs(20)
+    assert once == again and (few, many) == (2, 20)
 
 
 # Where values are not finite, and the loop over entries.

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxnn.numerical.propagate import perturbed
+from jaxnn.numerical.propagate import perturbations
 
 Ends = tuple[Any, Any, Any]  # x + h, x - h, and what their difference is divided by, per entry
 
@@ -60,8 +60,8 @@ def _by_change(
     """As `by_entry`, by what a changed entry changes; where that is finite, and f has no side
     effects.
     """
-    prepared = [one for k in range(len(leaves)) if (one := perturbed(f, leaves, k)) is not None]
-    if len(prepared) < len(leaves):
+    prepared = perturbations(f, leaves)
+    if prepared is None:
         return by_entry_dense(f, leaves, ends, batch_size, mesh)
 
     def propagate():

@@ -1,12 +1,12 @@
 """One-entry changes pushed through a program: only what changes is computed again.
 
 A numerical gradient evaluates a function once or twice per entry, each time with that one entry
-changed, and most of every evaluation repeats the last one. `perturbed` traces the function, walks
-it once with the unperturbed values, and keeps the equations that depend on the leaf; per entry it
-runs only those, on slabs (`slab.py`), by the rules of `slab_rules.py`. What has no rule is made
-dense and evaluated as usual, so every function works. What comes back is the change of the
-function, not its value: where the last operation is a sum, that is the sum of the changes, free of
-the rounding of the value itself.
+changed, and most of every evaluation repeats the last one. `perturbations` traces the function and
+walks it once with the unperturbed values; for each leaf it keeps the equations that depend on it,
+and per entry it runs only those, on slabs (`slab.py`), by the rules of `slab_rules.py`. What has no
+rule is made dense and evaluated as usual, so every function works. What comes back is the change of
+the function, not its value: where the last operation is a sum, that is the sum of the changes, free
+of the rounding of the value itself.
 """
 
 import enum
@@ -56,26 +56,33 @@ class Perturbation(NamedTuple):
     bytes_per_entry: int
 
 
-def perturbed(f: Callable, leaves: Sequence[Any], which: int) -> Perturbation | None:
-    """Prepare the evaluation of `f(leaves)` with one entry of one leaf changed.
+def perturbations(f: Callable, leaves: Sequence[Any]) -> list[Perturbation] | None:
+    """Prepare the evaluation of `f(leaves)` with one entry of a leaf changed, for each leaf.
 
     The unperturbed values are computed here, so call it outside the loop over entries.
 
     Args:
       f: takes a list of arrays, returns a pytree of arrays.
       leaves: the point, a list of arrays; they may be traced.
-      which: the leaf whose entries are changed.
 
     Returns:
-      The perturbation, or None where `f` has side effects, which have to happen each time.
+      The perturbations, or None where `f` has side effects, which have to happen each time.
     """
     leaves = [jnp.asarray(leaf) for leaf in leaves]
-    x = leaves[which]
     traced, out_shape = jax.make_jaxpr(f, return_shape=True)(leaves)
     if traced.effects:
         return None
+    tree, known = jax.tree.structure(out_shape), {}
+    return [_perturbed(traced, tree, leaves, k, known) for k in range(len(leaves))]
+
+
+def _perturbed(
+    traced: Program, tree: Any, leaves: Sequence[jax.Array], which: int, known: "_Known"
+) -> Perturbation:
+    """The program with one entry of one leaf changed; what it returns has the structure `tree`."""
+    x = leaves[which]
     levels = [Level.SLAB if k == which else Level.FIXED for k in range(len(leaves))]
-    walked = _Walked(traced, leaves, levels)
+    walked = _Walked(traced, leaves, levels, known)
     finite = walked.finite(walked.outputs)
 
     def single(index, value):
@@ -89,7 +96,6 @@ def perturbed(f: Callable, leaves: Sequence[Any], which: int) -> Perturbation | 
     index_dtype = jnp.int32 if x.size < 2**31 else jnp.int64
     scalars = jax.ShapeDtypeStruct((), index_dtype), jax.ShapeDtypeStruct((), x.dtype)
     batched = Batched(jax.make_jaxpr(single)(*scalars))
-    tree = jax.tree.structure(out_shape)
 
     def change(indices, values):
         outs = batched(indices.astype(index_dtype), jnp.asarray(values, x.dtype))
@@ -132,10 +138,21 @@ _SUBTRACT = frozenset(
 )
 
 
+# What equations gave for unperturbed inputs, by both: it is the same whichever leaf changes.
+_Known = dict[tuple[int, ...], tuple[Equation, list[Any], list[Any]]]
+
+
 class _Walked:
     """The unperturbed values of a program, one per slot, and the steps from what changes on."""
 
-    def __init__(self, program: Program, args: Sequence[Any], levels: Sequence[Level]):
+    def __init__(
+        self,
+        program: Program,
+        args: Sequence[Any],
+        levels: Sequence[Level],
+        known: _Known | None = None,
+    ):
+        self.known = {} if known is None else known
         self.values, self.levels, self.steps = [], [], []
         self.loops_finite = []  # one flag for each loop whose body subtracts
         self.inputs = [self._add(x, level) for x, level in zip(args, levels, strict=True)]
@@ -200,24 +217,38 @@ class _Walked:
             if Level.SLAB in levels[: scan_sizes(eqn.params)[0]]:
                 self.loops_finite.append(_scan_is_finite(eqn.params, args, levels))
         again = lambda *args, **params: bind(eqn, args, **params)  # noqa: E731
-        return self._record(eqn.primitive, again, eqn.params, inputs)
+        return self._record(eqn.primitive, again, eqn.params, inputs, self._evaluated(eqn, inputs))
+
+    def _evaluated(self, eqn: Equation, inputs: list[int]) -> list[Any]:
+        values = [self.values[s] for s in inputs]
+        key = id(eqn), *map(id, values)  # which are held, so that nothing else gets their ids
+        if key not in self.known:
+            self.known[key] = eqn, values, bind(eqn, values)
+        return self.known[key][-1]
 
     def _choose(self, branches: Sequence[Program], inputs: list[int]) -> list[int]:
         """Small branches: all of them on slabs, then a choice, rather than one on dense arrays."""
         results = [self._walk(branch, inputs[1:]) for branch in branches]
         choice = self._fixed(jnp.clip(self.values[inputs[0]], 0, len(results) - 1))
         select = lambda *args: [lax.select_n(*args)]  # noqa: E731
-        return [
-            self._record(primitives.select_n_p, select, {}, [choice, *outs])[0]
-            for outs in zip(*results, strict=True)
-        ]
+
+        def chosen(inputs):
+            values = select(*(self.values[s] for s in inputs))
+            return self._record(primitives.select_n_p, select, {}, inputs, values)[0]
+
+        return [chosen([choice, *outs]) for outs in zip(*results, strict=True)]
 
     def _record(
-        self, primitive: core.Primitive, bind: Callable, params: dict, inputs: list[int]
+        self,
+        primitive: core.Primitive,
+        bind: Callable,
+        params: dict,
+        inputs: list[int],
+        outputs: Sequence[Any],
     ) -> list[int]:
-        """The slots of a step's outputs, which are computed for the unperturbed inputs."""
+        """The slots of a step's outputs, which are given for the unperturbed inputs."""
         level = self._level(inputs)
-        outs = [self._add(x, level) for x in bind(*(self.values[s] for s in inputs), **params)]
+        outs = [self._add(x, level) for x in outputs]
         if level:
             self.steps.append(_Step(primitive, bind, params, inputs, outs))
         return outs
