@@ -246,6 +246,15 @@ def test_a_rule_decides_what_the_slope_lets_pass():
     sine.defjvp(lambda xs, ts: (jnp.sin(xs[0]), (1 + 1e-4) * jnp.cos(xs[0]) * ts[0]))
     report = check_gradient(lambda x: jnp.sum(sine(x)), jnp.arange(1.0, 4.0))
     assert report.verdict == "differs" and report.rules[0].difference == pytest.approx(1e-4, 0.05)
+    assert {entry.verdict for entry in report.leaves[0].entries} <= {"differs"}
+
+
+def test_a_rule_that_decides_leaves_the_entries_that_it_gets_wrong():
+    double = jax.custom_vjp(lambda x: 2 * x)
+    double.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g.at[2].multiply(1 - 1e-4),))
+    (leaf,) = check_gradient(lambda x: jnp.sum(jnp.tanh(double(x))), jnp.linspace(0, 1, 5)).leaves
+    assert leaf.verdict == "differs" and "a rule that it comes from" in leaf.hint
+    assert [(e.index, e.verdict) for e in leaf.entries] == [((2,), "differs")]
 
 
 def test_the_report_is_plain_data_with_its_lines():

@@ -356,9 +356,13 @@ def _is_suspicious(leaf: LeafReport) -> bool:
     """
     if leaf.verdict in (Verdict.DIFFERS, Verdict.UNRESOLVED):
         return True
-    explained = max(OF_RULES * float(jnp.finfo(leaf.dtype).eps), OF_SERIES)
     outside = abs(leaf.autodiff - leaf.numerical) > leaf.bound
-    return leaf.verdict is Verdict.AGREES and outside and 10**-leaf.digits > explained
+    return leaf.verdict is Verdict.AGREES and outside and 10**-leaf.digits > _explained(leaf)
+
+
+def _explained(leaf: LeafReport) -> float:
+    """The relative error that roundings and series in a leaf's dtype explain."""
+    return max(OF_RULES * float(jnp.finfo(leaf.dtype).eps), OF_SERIES)
 
 
 def _judged_by_rules(
@@ -368,15 +372,27 @@ def _judged_by_rules(
     if not found:
         leaves = [within_approximation(leaf, program) for leaf in report.leaves]
         return report.with_leaves([without_diffuse(leaf, reach(leaf.dtype)) for leaf in leaves])
-    hint = "a rule that it comes from is wrong by more than its dtype explains"
     leaves = [
-        leaf._replace(verdict=Verdict.DIFFERS, hint=hint)
+        _wrong_by_rule(leaf)
         if _is_suspicious(leaf) and leaf.verdict is not Verdict.DIFFERS
         else leaf
         for leaf in report.leaves
     ]
-    report = dataclasses.replace(report.with_leaves(leaves), rules=tuple(found[:LINES]))
-    return report
+    return dataclasses.replace(report.with_leaves(leaves), rules=tuple(found[:LINES]))
+
+
+def _wrong_by_rule(leaf: LeafReport) -> LeafReport:
+    """A leaf that a wrong rule leads to, with the entries that are off by more than is explained,
+    though by less than is called wrong without that.
+    """
+    entries = tuple(
+        entry._replace(verdict=Verdict.DIFFERS)
+        for entry in leaf.entries
+        if abs(entry.autodiff - entry.numerical)
+        > max(entry.bound, _explained(leaf) * abs(entry.numerical))
+    )
+    hint = "a rule that it comes from is wrong by more than its dtype explains"
+    return leaf._replace(verdict=Verdict.DIFFERS, hint=hint, entries=entries)
 
 
 def _accused(report: GradientReport) -> bool:
