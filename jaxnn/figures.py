@@ -371,7 +371,7 @@ def _evidence(figure: Figure) -> None:
         ax.label_outer()
         floor = np.log10(abs(leaf.autodiff - leaf.numerical) / leaf.bound)
     figure.suptitle(
-        f"One entry of 1,280, off by 1 %, stands {floor:.0f} orders of magnitude above the bound"
+        f"One entry of 1,280, off by 1 %, stands {floor:.1f} orders of magnitude above the bound"
     )
 
 

@@ -240,6 +240,14 @@ def test_an_entry_beyond_the_dtypes_reach_is_wrong_however_small_beside_its_neig
     assert report.verdict == "differs" and report.rules[0].kind == "custom_vjp"
 
 
+def test_a_safe_argument_is_not_all_that_helps_where_no_value_is_chosen():
+    length = lambda x: jnp.sqrt(jnp.sum(x**2))  # noqa: E731
+    told = str(explain(length, jnp.zeros(2)))
+    assert told.endswith("where(x > 0, x, 1))`,\n    and the value after it by another `jnp.where`")
+    told = str(explain(lambda x: jnp.where(x[0] > 0, length(x), 0.0), jnp.zeros(2)))
+    assert "masked after it" in told and "another" not in told
+
+
 def test_a_rule_decides_what_the_slope_lets_pass():
     """Off by less than half the digits, but by more than float32 explains."""
     sine = jax.custom_jvp(jnp.sin)

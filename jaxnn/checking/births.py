@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives
 
-from jaxnn.checking.causes import usual_cause
+from jaxnn.checking.causes import cure_unmasked, usual_cause
 from jaxnn.checking.findings import LINES, Birth, SourceLine
 from jaxnn.checking.tape import Record, Site, Tape, is_inexact
 from jaxnn.numerical.interpret import CUSTOM_RULES
@@ -159,4 +159,5 @@ def _born_in_cotangents(tape: Tape, record: Record, number: int) -> list[Birth]:
     ct = np.asarray(record.cotangents[site.outputs[site.asked[0]]])
     masks = [b for b in bad if b.shape == ct.shape and b.any()]
     masked = bool(masks) and all(np.all(ct[b] == 0) for b in masks)
+    cure = cure if masked else cure_unmasked(cure)
     return [Birth(SourceLine.of(site.line), site.name, what, count, total, cure, masked)]

@@ -354,3 +354,9 @@ def usual_cause(eqn: Equation, which: Literal["value", "slope"]) -> tuple[str, s
         primitive = "power"
     value, slope, cure = NOT_FINITE.get(primitive, ("", "", ""))
     return (value if which == "value" else slope), cure
+
+
+def cure_unmasked(cure: str) -> str:
+    """What helps where nothing chooses the value afterwards, which a safe argument changes."""
+    safe = _SAFE.partition("{}")[0] in cure
+    return f"{cure},\nand the value after it by another `jnp.where`" if safe else cure

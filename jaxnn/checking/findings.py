@@ -2,6 +2,7 @@
 
 import linecache
 import os
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -219,7 +220,7 @@ class Birth(NamedTuple):
             f"{came} at {self.line}{when}: {self.what} {of}",
             self.line.quoted,
             f"    {MASKED}" if self.masked else "",
-            f"    {self.cure}" if self.cure else "",
+            textwrap.indent(self.cure, "    "),
         )
         return "\n".join(filter(None, lines))
 
