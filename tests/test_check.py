@@ -108,6 +108,40 @@ def test_what_turns_faster_than_any_step_is_not_accused(frequency):
         assert "varies within the shortest steps" in report.leaves[0].hint
 
 
+@pytest.mark.parametrize(
+    "error, hint, five", [(0, "", True), (1e-5, "", True), (2e-4, "off by", False)]
+)
+def test_an_error_that_is_not_called_wrong_is_told_and_counts_where_digits_are_asked_for(
+    error, hint, five
+):
+    f, x = lambda x: jnp.sum(x**3 - jnp.log(x)), jnp.linspace(1, 3, 8)
+    gradient = lambda x: (3 * x**2 - 1 / x).at[3].multiply(1 + error)  # noqa: E731
+    report = check_gradient(f, x, gradient=gradient)
+    assert (
+        report.ok
+        and report.leaves[0].hint.startswith(hint)
+        and (not hint) == (not report.leaves[0].hint)
+    )
+    asked = check_gradient(f, x, gradient=gradient, digits=5)
+    assert asked.ok == five and ("fewer than 5 digits" in str(asked)) == (not five)
+
+
+@pytest.mark.parametrize("error, verdict", [(1e-9, "agrees"), (2e-8, "differs")])
+def test_with_float64_arguments_a_hand_written_gradient_is_asked_for_half_of_their_digits(
+    error, verdict
+):
+    with jax.enable_x64(True):
+        gradient = lambda x: 3 * x**2 * jnp.array([1, 1 + error, 1])  # noqa: E731
+        x = jnp.array([1.0, 2.0, 3.0])
+        assert check_gradient(lambda x: jnp.sum(x**3), x, gradient=gradient).verdict == verdict
+
+
+def test_a_kink_and_a_slope_of_nothing_lack_no_digits():
+    corner = check_gradient(lambda x: jnp.sum(jnp.abs(x)), jnp.zeros(2), digits=5)
+    nothing = check_gradient(lambda x: jnp.sum(0 * x + 1), jnp.ones(2), digits=5)
+    assert corner.ok and corner.verdict in ("kink", "agrees") and nothing.ok
+
+
 def test_a_ratio_is_told_in_digits_that_tell_it_from_1():
     with jax.enable_x64(True):
         slightly = lambda x: 2 * (1 + 1e-7) * x  # noqa: E731

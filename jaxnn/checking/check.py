@@ -116,8 +116,8 @@ def check_gradient(
       progress: whether a line on stderr tells how far a check is that takes longer than two
         seconds; by default if that is a terminal.
       seed: of the random projections.
-      digits: that each leaf's gradient must have right in its own dtype for the report to be `ok`;
-        by default two, of a gradient that is "imprecise".
+      digits: that each leaf's gradient must have right for the report to be `ok`: kept in its own
+        dtype, and not contradicted by the values; by default two, of one that is "imprecise".
 
     Returns:
       A `GradientReport`: `report.ok`, `print(report)`, `report.raise_if_wrong()`. Ctrl-C ends the
@@ -356,13 +356,23 @@ def _is_suspicious(leaf: LeafReport) -> bool:
     """
     if leaf.verdict in (Verdict.DIFFERS, Verdict.UNRESOLVED):
         return True
-    outside = abs(leaf.autodiff - leaf.numerical) > leaf.bound
-    return leaf.verdict is Verdict.AGREES and outside and 10**-leaf.digits > _explained(leaf)
+    off_by = 10**-leaf.digits
+    return leaf.verdict is Verdict.AGREES and leaf.is_off and off_by > _explained(leaf.dtype)
 
 
-def _explained(leaf: LeafReport) -> float:
+def _explained(dtype: str) -> float:
     """The relative error that roundings and series in a leaf's dtype explain."""
-    return max(OF_RULES * float(jnp.finfo(leaf.dtype).eps), OF_SERIES)
+    return max(OF_RULES * float(jnp.finfo(dtype).eps), OF_SERIES)
+
+
+def _slightly_off(leaf: LeafReport) -> LeafReport:
+    """The leaf, with a hint where it agrees but is off by more than is explained."""
+    if leaf.hint or not _is_suspicious(leaf) or leaf.verdict is not Verdict.AGREES:
+        return leaf
+    return leaf._replace(
+        hint=f"off by {10**-leaf.digits:.0e} of its size: less than is called wrong in "
+        f"{leaf.dtype}; `digits=` asks for more"
+    )
 
 
 def _judged_by_rules(
@@ -389,7 +399,7 @@ def _wrong_by_rule(leaf: LeafReport) -> LeafReport:
         entry._replace(verdict=Verdict.DIFFERS)
         for entry in leaf.entries
         if abs(entry.autodiff - entry.numerical)
-        > max(entry.bound, _explained(leaf) * abs(entry.numerical))
+        > max(entry.bound, _explained(leaf.dtype) * abs(entry.numerical))
     )
     hint = "a rule that it comes from is wrong by more than its dtype explains"
     return leaf._replace(verdict=Verdict.DIFFERS, hint=hint, entries=entries)
@@ -444,7 +454,8 @@ def _held_against_values(
             leaves.append(_bare_report(place, Verdict.UNRESOLVED, why))
         else:
             wide = claims.wide[k]
-            leaves.append(_leaf_report(place, wide, line.centre, found[k], losses[k], counts))
+            of_leaf = _leaf_report(place, wide, line.centre, found[k], losses[k], counts)
+            leaves.append(_slightly_off(of_leaf))
     report = GradientReport.of(name, leaves, notes)
     return dataclasses.replace(
         report, order=settings.order, evaluations=line.evaluations, interrupted=interrupted

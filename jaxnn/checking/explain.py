@@ -65,7 +65,7 @@ class Explanation:
         found = [*self.births, *self.rules, *self.digits_lost]
         if not found:
             return (
-                f"gradient of {self.function}: finite, by rules that are right, and no line loses "
+                f"gradient of {self.function}: finite, no rule is found wrong, and no line loses "
                 "digits that the point has"
             )
         return "\n".join([f"gradient of {self.function}:", *map(str, found)])

@@ -128,6 +128,11 @@ class LeafReport(NamedTuple):
     steps: tuple[float, ...]
     differences: tuple[float, ...]
 
+    @property
+    def is_off(self) -> bool:
+        """Whether claim and values differ by more than the bound, be it less than is wrong."""
+        return abs(self.autodiff - self.numerical) > self.bound
+
 
 class SourceLine(NamedTuple):
     """A line of the user's code.

@@ -124,8 +124,15 @@ class GradientReport:
         return self.verdict.exit_code if not self.verdict.ok else int(not self.ok)
 
     def _lacks(self, leaf: LeafReport) -> bool:
-        least = LEAST_DIGITS if leaf.verdict is Verdict.IMPRECISE else 0.0
-        return leaf.own_dtype_digits < (least if self.digits is None else self.digits)
+        """Whether fewer digits are right than is asked for: those that the dtype loses, and those
+        that the values are seen to contradict.
+        """
+        if self.digits is None:
+            least = LEAST_DIGITS if leaf.verdict is Verdict.IMPRECISE else 0.0
+            return leaf.own_dtype_digits < least
+        seen = leaf.verdict is not Verdict.KINK and leaf.is_off
+        right = min(leaf.digits, leaf.own_dtype_digits) if seen else leaf.own_dtype_digits
+        return right < self.digits
 
     @property
     def what(self) -> str:
