@@ -171,6 +171,14 @@ def test_the_iteration_is_named():
     assert birth.iteration == "iteration 1, iteration 2"
 
 
+def test_a_value_that_goes_bad_in_a_loop_is_born_after_a_slope_that_was_infinite():
+    def roots(x):  # of 2: 1, 0, and then of -1
+        return jnp.sum(lax.scan(lambda c, _: (jnp.sqrt(c - 1), None), x, None, length=4)[0])
+
+    (birth,) = explain(roots, jnp.array([2.0, 2.0])).births
+    assert birth.iteration == "iteration 2" and "the root of a negative number" in birth.what
+
+
 def test_a_wrong_rule_is_told_with_its_argument_and_its_size():
     f, args = by_name("the_second_of_two_arguments")
     (rule,) = check_gradient(f, *args, argnums=(0, 1)).rules

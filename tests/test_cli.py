@@ -411,7 +411,7 @@ PROJECT = {
     "pkg/helpers.py": "SCALE = 2.0\n",
     "pkg/models/__init__.py": "",
     "pkg/models/losses.py": """
-import jax.numpy as jnp
+import jax, jax.numpy as jnp
 from ..helpers import SCALE
 import beside
 class Model:
@@ -423,6 +423,18 @@ class Model:
         @classmethod
         def loss(cls, x=jnp.ones(2)): return jnp.sum(x)
 model = Model()
+@jax.custom_jvp
+def triple(w): return 3 * w
+triple.defjvp(lambda w, dw: (3 * w[0], 2 * dw[0]))
+@jax.tree_util.register_pytree_node_class
+class Net:
+    def __init__(self, w=jnp.ones(2)): self.w = w
+    def tree_flatten(self): return (self.w,), None
+    @classmethod
+    def tree_unflatten(cls, _, leaves): return cls(*leaves)
+    def loss(self, x=jnp.ones(2)): return jnp.sum(x * triple(self.w))
+    def norm(self): return jnp.sum(self.w**2)
+net = Net()
 def loss(x=jnp.ones(2)): return SCALE * jnp.sum(x**3)
 def check_pair(): return loss, (jnp.ones(3),)
 def keyed(x=jnp.ones(2), *, key=None): return jnp.sum(x**2)
@@ -469,6 +481,9 @@ def project(tmp_path, monkeypatch):
         (["pkg/models/losses.py:Model.energy"], 0, ["agrees"]),
         (["pkg/models/losses.py:Model.Inner.loss"], 0, ["agrees"]),
         (["pkg.models.losses:model.loss"], 0, ["agrees"]),
+        (["pkg/models/losses.py:Net.loss"], 1, ["differs", "[1]", "custom_jvp of `triple`"]),
+        (["pkg.models.losses:net.loss"], 1, ["differs", "[1]"]),
+        (["pkg.models.losses:Net.norm"], 0, ["gradient of norm: agrees", "[0]"]),
         (["pkg.models.losses:keyed"], 0, ["agrees"]),
         (["pkg/models/losses.py"], 0, ["losses.py:loss\n", "losses.py:check_pair\n", "agrees"]),
         (["test_model.py::test_right"], 0, ["gradient of loss: agrees"]),

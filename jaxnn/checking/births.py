@@ -40,6 +40,8 @@ def births(
         found = [birth for some in found for birth in some]
         return found if found or names is None else _came_in(tape, record, levels, names)
     found = []
+    if not ends:  # of values alone
+        return found
     for number in _beginnings(tape, of_cts, of_pulled):
         first = next((origin[s] for s in tape.sites[number].inputs if s in origin), number)
         if first != number:

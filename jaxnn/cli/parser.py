@@ -279,7 +279,8 @@ def _parser() -> _Parser:
         "Check the gradients of functions of yours. TARGET is FILE.py:NAME or MODULE:NAME, and the "
         "file is run, as by `python -m`. NAME, which may be Class.method, is a function whose "
         "arguments all have defaults, which are the point; or one without arguments that returns "
-        "(function, arguments). All arguments are differentiated. FILE.py alone: all functions "
+        "(function, arguments). All arguments are differentiated, and a method's module (made "
+        "without arguments) with its weights is the first. FILE.py alone: all functions "
         "check_... and loss... that have defaults. FILE.py::TEST runs a test. Exit code 0: right, "
         "or at a kink between the slopes from both sides; 1: wrong, not finite, or cut off by "
         "stop_gradient; 2: the evidence cannot tell, or bad input.",

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from jaxnn._arguments import take_apart
+
 # What is checked where a file alone is named.
 PREFIXES = ("check_", "loss")
 
@@ -54,7 +56,13 @@ def load(target: str) -> list[Target]:
 
 
 def _target(target: str, name: str, function: Callable) -> Target:
-    """A function at its defaults, or what it returns where it takes no arguments."""
+    """A function at its defaults, or what it returns where it takes no arguments; of a module's
+    method, the module with its weights is the first of them.
+    """
+    owner = getattr(function, "__self__", None)
+    if owner is not None and take_apart(owner)[1]:
+        of_class = getattr(type(owner), function.__name__)
+        return Target(target, of_class, (owner, *_require_defaults(name, function, "as in x=...")))
     if not inspect.signature(function).parameters:
         return Target(target, *_made_by(name, function))
     way = f"or let `{name}()` return (function, arguments)"
