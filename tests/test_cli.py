@@ -168,7 +168,7 @@ def test_tour_agrees_with_the_chapter(capsys):
     }
     here = {row["quantity"]: row["here"] for row in rows}
     assert here["the accuracy's gradient, at most"] == "0"
-    assert here["W1 moves behind a step function by"] == "0"
+    assert here["W1, before a step function, moves by"] == "0"
     assert here["300 km in 3 hours, km/h on average"] == "100"
     assert main(["tour"]) == 0
     out = capsys.readouterr().out

@@ -86,7 +86,7 @@ def _losses() -> Iterator[Row]:
 def _derivatives() -> Iterator[Row]:
     section = "4.3 Numerical differentiation"
     speed = numerical_diff(lambda t: 100.0 * t, 1.5, 1.5)  # 300 km in 3 hours, evenly
-    yield Row(section, "300 km in 3 hours, km/h on average", f"{speed:.0f}", "100")
+    yield Row(section, "300 km in 3 hours, km/h on average", f"{speed:.0f}", "")
     for at in (0.0, 3.0):
         now = f"{numerical_diff(braking, at):.0f}"
         yield Row(section, f"braking all the way: km/h after {at:g} h", now, "")
@@ -196,7 +196,7 @@ def _learning() -> Iterator[Row]:
         of = functools.partial(loss, activation=activation)
         end = fit(of, start, data, optax.sgd(0.5), key=key, epochs=20).params
         moved = float(jnp.max(abs(end["W1"] - start["W1"])))
-        yield Row(section, f"W1 moves behind {name} by", f"{moved:.2g}", "")
+        yield Row(section, f"W1, before {name}, moves by", f"{moved:.2g}", "")
 
 
 def _vector(values: Iterable[Any], digits: int) -> str:
