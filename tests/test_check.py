@@ -96,7 +96,7 @@ def test_of_leaves_that_are_wrong_those_whose_entries_are_known_come_first():
     assert all(leaf.entries for leaf in each)
 
 
-@pytest.mark.parametrize("frequency", 10.0 ** np.arange(8, 21))
+@pytest.mark.parametrize("frequency", [1e8, 1e12, 1e13, 1e15, 1e20])
 def test_what_turns_faster_than_any_step_is_not_accused(frequency):
     f = lambda x: jnp.sum(jnp.sin(frequency * x))  # noqa: E731
     report = check_gradient(f, jnp.array([1.0, 2.0]))
