@@ -96,16 +96,22 @@ def test_of_leaves_that_are_wrong_those_whose_entries_are_known_come_first():
     assert all(leaf.entries for leaf in each)
 
 
-@pytest.mark.parametrize("frequency", [1e8, 1e12, 1e13, 1e15, 1e20])
-def test_what_turns_faster_than_any_step_is_not_accused(frequency):
+@pytest.mark.parametrize(
+    "frequency, verdicts, hint",
+    [
+        (1e8, {"agrees"}, ""),
+        (1e11, {"agrees"}, ""),
+        (1e12, {"agrees", "unresolved"}, ""),  # a tenth of the slope is in doubt
+        (9e12, {"unresolved"}, ""),
+        (1e13, {"unresolved"}, ""),
+        (1e15, {"unresolved"}, "varies within the shortest steps"),
+        (1e20, {"unresolved"}, "varies within the shortest steps"),
+    ],
+)
+def test_what_turns_faster_than_any_step_is_not_accused(frequency, verdicts, hint):
     f = lambda x: jnp.sum(jnp.sin(frequency * x))  # noqa: E731
     report = check_gradient(f, jnp.array([1.0, 2.0]))
-    assert report.verdict == ("agrees" if frequency < 1e12 else "unresolved") or (
-        frequency in (1e12, 1e13) and report.verdict in ("agrees", "unresolved")
-    )
-    assert not report.rules
-    if frequency > 1e13:
-        assert "varies within the shortest steps" in report.leaves[0].hint
+    assert report.verdict in verdicts and hint in report.leaves[0].hint and not report.rules
 
 
 @pytest.mark.parametrize(
@@ -117,11 +123,7 @@ def test_an_error_that_is_not_called_wrong_is_told_and_counts_where_digits_are_a
     f, x = lambda x: jnp.sum(x**3 - jnp.log(x)), jnp.linspace(1, 3, 8)
     gradient = lambda x: (3 * x**2 - 1 / x).at[3].multiply(1 + error)  # noqa: E731
     report = check_gradient(f, x, gradient=gradient)
-    assert (
-        report.ok
-        and report.leaves[0].hint.startswith(hint)
-        and (not hint) == (not report.leaves[0].hint)
-    )
+    assert report.ok and report.leaves[0].hint[: len("off by")] == hint
     asked = check_gradient(f, x, gradient=gradient, digits=5)
     assert asked.ok == five and ("fewer than 5 digits" in str(asked)) == (not five)
 
@@ -137,9 +139,10 @@ def test_with_float64_arguments_a_hand_written_gradient_is_asked_for_half_of_the
 
 
 def test_a_kink_and_a_slope_of_nothing_lack_no_digits():
-    corner = check_gradient(lambda x: jnp.sum(jnp.abs(x)), jnp.zeros(2), digits=5)
+    ramp = lambda x: jnp.sum(jnp.where(x > 0, x, 0 * x))  # noqa: E731
+    corner = check_gradient(ramp, jnp.zeros(2), digits=5)
     nothing = check_gradient(lambda x: jnp.sum(0 * x + 1), jnp.ones(2), digits=5)
-    assert corner.ok and corner.verdict in ("kink", "agrees") and nothing.ok
+    assert corner.verdict == "kink" and corner.ok and nothing.ok
 
 
 def test_a_ratio_is_told_in_digits_that_tell_it_from_1():

@@ -39,9 +39,9 @@ def births(
         found = [_born_in_values(tape, record, n) for n in dict.fromkeys(sites) if n is not None]
         found = [birth for some in found for birth in some]
         return found if found or names is None else _came_in(tape, record, levels, names)
+    if not ends:  # values alone are asked for
+        return []
     found = []
-    if not ends:  # of values alone
-        return found
     for number in _beginnings(tape, of_cts, of_pulled):
         first = next((origin[s] for s in tape.sites[number].inputs if s in origin), number)
         if first != number:

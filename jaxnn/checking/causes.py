@@ -66,7 +66,7 @@ def describe(
         index = np.zeros((0, claims.ndim), int)
         whole = Wrong(index, none, none, none, claims, counts, ratio)
         causes = (cause(whole) for cause in CAUSES[1:])
-        return _throughout(ratio), next(filter(None, causes), "")
+        return _off_by(ratio, "throughout"), next(filter(None, causes), "")
     claims = np.asarray(claims, np.float64)
     found = Wrong(
         index=np.array([entry.index for entry in wrong]).reshape(len(wrong), claims.ndim),
@@ -78,14 +78,15 @@ def describe(
         ratio=_ratio(wrong),
     )
     everywhere = len(wrong) == len(entries) and (sampled or len(wrong) == claims.size)
-    told = [_how_many(len(wrong), len(entries), claims.size)] if sampled and not everywhere else []
+    count = [_how_many(len(wrong), len(entries), claims.size)] if sampled and not everywhere else []
+    pattern = "; ".join([*count, *_patterns(found, everywhere, paired)])
     if paired and found.ratio is not None and _alike(found.ratio, -1) and found.index[:, -1].all():
-        return "; ".join([*told, *_patterns(found, everywhere, paired)]), "the complex conjugate"
+        return pattern, "the complex conjugate"
     hint = next(filter(None, (cause(found) for cause in CAUSES)), "")
     missing = np.argwhere(~np.isfinite(claims))
     if len(missing) > len(wrong):
         return _of_missing(found._replace(index=missing, ratio=None), paired), hint
-    return "; ".join([*told, *_patterns(found, everywhere, paired)]), hint
+    return pattern, hint
 
 
 def _how_many(wrong: int, looked_at: int, size: int) -> str:
@@ -165,24 +166,14 @@ def _patterns(wrong: Wrong, everywhere: bool, paired: bool) -> list[str]:
     if paired and np.ptp(wrong.index[:, -1]) == 0:
         patterns.append(f"{('real', 'imaginary')[wrong.index[0, -1]]} parts alone")
     if wrong.ratio is not None and len(wrong.index) > 1 and np.any(wrong.autodiff != 0):
-        patterns.append(_throughout(wrong.ratio) if everywhere else _of_each(wrong.ratio))
+        patterns.append(_off_by(wrong.ratio, "throughout" if everywhere else "at each of them"))
     return patterns
 
 
-def _throughout(ratio: float) -> str:
-    """A ratio that all entries of a leaf have."""
-    return f"{_off_by(ratio)} throughout"
-
-
-def _of_each(ratio: float) -> str:
-    """A ratio that all wrong entries have."""
-    return f"{_off_by(ratio)} at each of them"
-
-
-def _off_by(ratio: float) -> str:
-    """A ratio in digits that tell it from 1."""
+def _off_by(ratio: float, where: str) -> str:
+    """A ratio that all these entries have, in digits that tell it from 1."""
     text = f"{ratio:.6g}"
-    return f"autodiff / numerical = {text if text != '1' else f'1 {ratio - 1:+.1e}'}"
+    return f"autodiff / numerical = {text if text != '1' else f'1 {ratio - 1:+.1e}'} {where}"
 
 
 def _detached(wrong: Wrong) -> str | None:
@@ -241,46 +232,50 @@ def _alike(ratio: float | None, value: float | int) -> bool:
 
 
 # What usually makes a primitive's value, or its slope, infinite or NaN; and what helps.
-_SAFE = "choose a safe argument before it, as in `{}`"
+_SAFE = "choose a safe argument before it"
 _EIGENVALUES = "lift what is equal: add a small diagonal of different numbers to the matrix"
 NOT_FINITE: dict[str, tuple[str, str, str]] = {
     # primitive: its value, its slope, the cure
     "sqrt": (
         "the root of a negative number",
         "its slope at 0 is infinite",
-        _SAFE.format("jnp.sqrt(jnp.where(x > 0, x, 1))"),
+        f"{_SAFE}, as in `jnp.sqrt(jnp.where(x > 0, x, 1))`",
     ),
     "rsqrt": (
         "one over the root of 0, or of a negative number",
         "its slope at 0 is infinite",
-        _SAFE.format("lax.rsqrt(jnp.where(x > 0, x, 1))"),
+        f"{_SAFE}, as in `lax.rsqrt(jnp.where(x > 0, x, 1))`",
     ),
-    "cbrt": ("", "its slope at 0 is infinite", _SAFE.format("jnp.cbrt(jnp.where(x != 0, x, 1))")),
+    "cbrt": (
+        "",
+        "its slope at 0 is infinite",
+        f"{_SAFE}, as in `jnp.cbrt(jnp.where(x != 0, x, 1))`",
+    ),
     "log": (
         "the logarithm of 0, or of a negative number",
         "its slope at 0 is infinite",
         "for probabilities take `jax.nn.log_softmax` of the scores; else "
-        + _SAFE.format("jnp.log(jnp.where(x > 0, x, 1))"),
+        + f"{_SAFE}, as in `jnp.log(jnp.where(x > 0, x, 1))`",
     ),
     "log1p": (
         "the logarithm of 0, or of a negative number",
         "its slope at -1 is infinite",
-        _SAFE.format("jnp.log1p(jnp.where(x > -1, x, 0))"),
+        f"{_SAFE}, as in `jnp.log1p(jnp.where(x > -1, x, 0))`",
     ),
     "div": (
         "a division by 0",
         "its slope is infinite where it divides by 0",
-        _SAFE.format("a / jnp.where(b != 0, b, 1)"),
+        f"{_SAFE}, as in `a / jnp.where(b != 0, b, 1)`",
     ),
     "pow": (
         "a power that is too large, of 0, or of a negative number",
         "its slope at 0 is infinite, for an exponent below 1",
-        _SAFE.format("jnp.where(x > 0, x, 1) ** k"),
+        f"{_SAFE}, as in `jnp.where(x > 0, x, 1) ** k`",
     ),
     "integer_pow": (
         "a negative power of 0",
         "its slope is infinite where a negative power of 0 is taken",
-        _SAFE.format("jnp.where(x != 0, x, 1) ** k"),
+        f"{_SAFE}, as in `jnp.where(x != 0, x, 1) ** k`",
     ),
     # `integer_pow` with a positive exponent.
     "power": ("it overflows", "it overflows", "scale what is taken to a power"),
@@ -358,5 +353,4 @@ def usual_cause(eqn: Equation, which: Literal["value", "slope"]) -> tuple[str, s
 
 def cure_unmasked(cure: str) -> str:
     """What helps where nothing chooses the value afterwards, which a safe argument changes."""
-    safe = _SAFE.partition("{}")[0] in cure
-    return f"{cure},\nand the value after it by another `jnp.where`" if safe else cure
+    return f"{cure},\nand the value after it by another `jnp.where`" if _SAFE in cure else cure

@@ -60,7 +60,7 @@ from jaxnn.checking.own_dtype import Loss, own_dtype_loss
 from jaxnn.checking.packed import count_not_finite, on_one_cpu
 from jaxnn.checking.programs import Point, Programs, Settings, Traced, prepare
 from jaxnn.checking.report import GradientReport
-from jaxnn.checking.rules import OF_RULES, OF_SERIES, wrong_rules
+from jaxnn.checking.rules import OF_RULES, explained, wrong_rules
 from jaxnn.checking.solvers import within_approximation, within_tolerance, without_diffuse
 from jaxnn.checking.tape import seeds_of
 from jaxnn.checking.watch import Watch
@@ -354,20 +354,18 @@ def _is_suspicious(leaf: LeafReport) -> bool:
     That is where it differs, or is unresolved, or is off by less than the tolerance lets pass, but
     by more than its bound and what the dtype explains.
     """
-    if leaf.verdict in (Verdict.DIFFERS, Verdict.UNRESOLVED):
-        return True
-    off_by = 10**-leaf.digits
-    return leaf.verdict is Verdict.AGREES and leaf.is_off and off_by > _explained(leaf.dtype)
+    return leaf.verdict in (Verdict.DIFFERS, Verdict.UNRESOLVED) or _is_slightly_off(leaf)
 
 
-def _explained(dtype: str) -> float:
-    """The relative error that roundings and series in a leaf's dtype explain."""
-    return max(OF_RULES * float(jnp.finfo(dtype).eps), OF_SERIES)
+def _is_slightly_off(leaf: LeafReport) -> bool:
+    """Whether a leaf agrees, but is off by more than its dtype explains."""
+    agrees, off_by = leaf.verdict is Verdict.AGREES, 10**-leaf.digits
+    return agrees and leaf.is_off and off_by > explained(leaf.dtype)
 
 
-def _slightly_off(leaf: LeafReport) -> LeafReport:
-    """The leaf, with a hint where it agrees but is off by more than is explained."""
-    if leaf.hint or not _is_suspicious(leaf) or leaf.verdict is not Verdict.AGREES:
+def _told_if_off(leaf: LeafReport) -> LeafReport:
+    """The leaf, with a hint where it is slightly off and nothing else is said of it."""
+    if leaf.hint or not _is_slightly_off(leaf):
         return leaf
     return leaf._replace(
         hint=f"off by {10**-leaf.digits:.0e} of its size: less than is called wrong in "
@@ -399,7 +397,7 @@ def _wrong_by_rule(leaf: LeafReport) -> LeafReport:
         entry._replace(verdict=Verdict.DIFFERS)
         for entry in leaf.entries
         if abs(entry.autodiff - entry.numerical)
-        > max(entry.bound, _explained(leaf.dtype) * abs(entry.numerical))
+        > max(entry.bound, explained(leaf.dtype) * abs(entry.numerical))
     )
     hint = "a rule that it comes from is wrong by more than its dtype explains"
     return leaf._replace(verdict=Verdict.DIFFERS, hint=hint, entries=entries)
@@ -455,7 +453,7 @@ def _held_against_values(
         else:
             wide = claims.wide[k]
             of_leaf = _leaf_report(place, wide, line.centre, found[k], losses[k], counts)
-            leaves.append(_slightly_off(of_leaf))
+            leaves.append(_told_if_off(of_leaf))
     report = GradientReport.of(name, leaves, notes)
     return dataclasses.replace(
         report, order=settings.order, evaluations=line.evaluations, interrupted=interrupted

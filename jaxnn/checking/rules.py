@@ -269,7 +269,12 @@ def _explained(site: Site) -> float:
     """How far, relative, the dtype of a site explains that it is off."""
     kinds = [v.aval.dtype for v in site.eqn.invars if is_inexact(v.aval)]
     own = max(kinds, key=lambda kind: float(jnp.finfo(kind).eps))
-    return min(reach(own), max(OF_RULES * float(jnp.finfo(own).eps), OF_SERIES))
+    return min(reach(own), explained(own))
+
+
+def explained(dtype: Any) -> float:
+    """How far, relative, roundings and series in a dtype explain that a derivative is off."""
+    return max(OF_RULES * float(jnp.finfo(dtype).eps), OF_SERIES)
 
 
 def _named(site: Site, asked: _Asked, line: Line, worst: _Worst, dtype: Any) -> RuleReport:

@@ -61,8 +61,8 @@ def _target(target: str, name: str, function: Callable) -> Target:
     """
     owner = getattr(function, "__self__", None)
     if owner is not None and take_apart(owner)[1]:
-        of_class = getattr(type(owner), function.__name__)
-        return Target(target, of_class, (owner, *_require_defaults(name, function, "as in x=...")))
+        defaults = _require_defaults(name, function, "the module itself needs none")
+        return Target(target, function.__func__, (owner, *defaults))
     if not inspect.signature(function).parameters:
         return Target(target, *_made_by(name, function))
     way = f"or let `{name}()` return (function, arguments)"

@@ -149,13 +149,14 @@ def _gradients() -> Iterator[Row]:
     yield Row(section, "lr = 1e-10, 100 steps", _vector(end, 9), "(-2.99999994, 3.99999992)")
     params = {"W1": jnp.array(WEIGHTS)}
     x, t = jnp.array(INPUT), jnp.array(TARGET)
+    scores = predict(params, x)
     yield Row(
         section,
         "scores of the 2x3 network",
-        _vector(predict(params, x), 9),
+        _vector(scores, 9),
         "(1.05414809, 0.63071653, 1.1328074)",
     )
-    yield Row(section, "the largest of them is that of", str(jnp.argmax(predict(params, x))), "2")
+    yield Row(section, "position of the largest of them", str(jnp.argmax(scores)), "2")
     yield Row(
         section,
         "its loss (weights rounded to 8 digits)",
