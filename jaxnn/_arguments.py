@@ -330,7 +330,7 @@ def _skeleton(tree: PyTree, leaves: Sequence[Any], roles: Sequence[Role]) -> Ske
 def _points(leaves: Sequence[Any], roles: Sequence[Role]) -> list[jax.Array]:
     pairs = zip(leaves, roles, strict=True)
     return [
-        real_form(leaf) if role is Role.COMPLEX else jnp.asarray(leaf)
+        real_form(leaf) if role is Role.COMPLEX else _as_array(leaf)
         for leaf, role in pairs
         if role.moves
     ]
@@ -338,7 +338,12 @@ def _points(leaves: Sequence[Any], roles: Sequence[Role]) -> list[jax.Array]:
 
 def _dynamic(leaves: Sequence[Any], roles: Sequence[Role]) -> list[jax.Array]:
     pairs = zip(leaves, roles, strict=True)
-    return [jnp.asarray(leaf) for leaf, role in pairs if role is Role.DYNAMIC]
+    return [_as_array(leaf) for leaf, role in pairs if role is Role.DYNAMIC]
+
+
+def _as_array(leaf: Any) -> jax.Array:
+    """`jnp.asarray`, without what that costs of an array: models have a thousand."""
+    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
 
 
 def _roles(tree: PyTree, moves: Sequence[bool] | None = None, settings: bool = True) -> list[Role]:

@@ -27,8 +27,9 @@ def is_differentiable(leaf: Any) -> bool:
 
 def is_inexact(leaf: Any) -> bool:
     """Whether a leaf is a floating or complex array or number."""
-    number = is_array(leaf) or isinstance(leaf, float | complex)
-    return number and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    if is_array(leaf):
+        return jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return isinstance(leaf, float | complex)
 
 
 def is_concrete(*values: Any) -> bool:

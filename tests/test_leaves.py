@@ -8,6 +8,8 @@ from gradient_cases import draw
 
 from jaxnn import check_gradient
 from jaxnn._arguments import Partition
+from jaxnn.checking import moves
+from jaxnn.checking.moves import Question
 from jaxnn.checking.packed import Packing
 from jaxnn.checking.programs import Point, Settings, prepare
 
@@ -51,6 +53,40 @@ def test_a_right_gradient_costs_no_more_for_many_leaves():
     assert len(report.leaves) == 2 * LEAVES and min(leaf.digits for leaf in report.leaves) > 5.5
     few = check_gradient(lambda w: chain({"w": w[:1], "b": [jnp.zeros(WIDTH)]}), point()["w"][:2])
     assert report.evaluations <= 2 * few.evaluations
+
+
+def test_leaves_whose_claims_are_far_apart_are_asked_at_once():
+    def f(leaves):
+        return sum(jnp.sum(jnp.sin(x)) * 10 ** (-2.5 * k / 99) for k, x in enumerate(leaves))
+
+    report = check_gradient(f, [draw(k, 3) for k in range(100)])
+    assert report.verdict == "agrees" and min(leaf.digits for leaf in report.leaves) > 6
+    assert report.evaluations <= check_gradient(f, [draw(0, 3)]).evaluations
+
+
+@pytest.mark.parametrize("relative, up", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("low, high", [(0, 12), (3, 8), (5, 5)])
+def test_entries_move_alike_wherever_they_are_drawn(monkeypatch, low, high, relative, up):
+    points = [jnp.zeros(5), draw(0, 3, 4), draw(1, 7).at[2].set(jnp.nan), jnp.zeros((0, 2))]
+    claims = [np.asarray(draw(10 + k, *x.shape), np.float64) for k, x in enumerate(points)]
+    whole = [0, low, 0, 0], [5, high, 7, 0], [1.0, 0.25, 1.0, 1.0]
+    spans = [np.array(of_leaf, kind) for of_leaf, kind in zip(whole, "qqd", strict=True)]
+    question = Question(*spans, np.uint32(3), np.bool_(relative), np.bool_(up))
+    drawn = []
+    for on_host, block in ((2**17, 2**15), (2**17, 4), (0, 4)):
+        monkeypatch.setattr(moves, "ON_HOST", on_host)
+        monkeypatch.setattr(moves, "BLOCK", block)
+        drawn.append(moves.drawer(points, jnp.float64)(claims, question))
+    (first, sums), *others = drawn
+    assert [v.shape for v in first] == [x.shape for x in points]
+    for moved, also in others:
+        for v, w in zip((*first, *sums), (*moved, *also), strict=True):
+            np.testing.assert_allclose(v, w, rtol=1e-13)
+    flat, claim = np.ravel(first[1]), np.ravel(claims[1])
+    assert np.flatnonzero(flat).tolist() == list(range(low, high)) and first[2][2] == 0
+    assert not up or np.all(flat >= 0)
+    assert sums.moves[1] == pytest.approx(np.sum(flat))
+    assert sums.terms[1] == pytest.approx(claim @ flat)
 
 
 def test_each_leafs_row_says_what_is_known_of_it():
@@ -172,10 +208,10 @@ def test_an_interrupted_check_gives_what_it_knows():
 def test_a_long_check_says_how_far_it_is(capsys, monkeypatch):
     monkeypatch.setattr("jaxnn.checking.watch.SILENCE", 0.0)
     monkeypatch.setattr("jaxnn.checking.watch.BETWEEN", 0.01)
-    check_gradient(chain, point(), progress=True)
+    check_gradient(chain, point(), progress=True, evidence="leaf")
     said = capsys.readouterr().err
     assert "checking: reading the function, " in said
-    assert "leaves known" in said and "values" in said
+    assert f" of {2 * LEAVES} leaves known, " in said and "values" in said
     check_gradient(chain, point(), progress=False)
     assert capsys.readouterr().err == ""
 

@@ -54,8 +54,9 @@ from jaxnn.checking.evidence import (
     same_value,
 )
 from jaxnn.checking.findings import LINES, Entry, LeafReport, RuleReport
-from jaxnn.checking.line import Direction, Line, entry_scales
+from jaxnn.checking.line import Direction, Line
 from jaxnn.checking.locate import Claimed, Findings, examine, verdict_of
+from jaxnn.checking.moves import entry_sizes, usual_size
 from jaxnn.checking.own_dtype import Loss, own_dtype_loss
 from jaxnn.checking.packed import count_not_finite, on_one_cpu
 from jaxnn.checking.programs import Point, Programs, Settings, Traced, prepare
@@ -424,6 +425,7 @@ def _held_against_values(
     paired = [role is Role.COMPLEX for role in call.static.skeleton.roles if role.moves]
     found: dict[int, Findings] = {}
     interrupted = False
+    how.watch.done(0, len(point.leaves))
     try:
         for k, findings in examine(line, Claimed(claims.wide, tolerances, paired), how.together):
             found[k] = findings
@@ -581,7 +583,8 @@ def _losses(
 
     @functools.cache
     def scales(k):
-        return entry_scales(np.asarray(point.leaves[k], np.float64))[0]
+        x = np.asarray(point.leaves[k], np.float64)
+        return entry_sizes(x, usual_size(x))
 
     @functools.cache
     def overall():
@@ -638,8 +641,7 @@ def _leaf_report(
 ) -> LeafReport:
     """All that can be said of one leaf."""
     best, tolerance = findings.best, reach(place.x.dtype)
-    slope = best.slope
-    scale = findings.scale
+    slope, scale = best.slope, best.scale
     verdict, entries = verdict_of(findings, centre, tolerance)
     pattern, hint = causes.describe(
         entries, gradient, counts, not findings.explained, findings.ratio, place.paired

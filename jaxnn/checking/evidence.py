@@ -49,7 +49,7 @@ class Verdict(enum.StrEnum):
     def __repr__(self) -> str:
         return repr(self.value)
 
-    @property
+    @functools.cached_property
     def rank(self) -> int:
         """The position in the order: 0 is best."""
         return list(Verdict).index(self)

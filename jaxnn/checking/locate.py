@@ -71,12 +71,6 @@ class Findings(NamedTuple):
         first = self.asked[0]
         return closest if closest.slope.bound < MUCH_CLOSER * first.slope.bound else first
 
-    @property
-    def scale(self) -> float:
-        """The size of what is claimed, or of what the values show if that is more."""
-        best = self.best
-        return max(best.size, abs(best.slope.value) if np.isfinite(best.slope.value) else 0.0)
-
 
 class Claimed(NamedTuple):
     """The claims that are looked into.
@@ -111,7 +105,8 @@ def examine(line: Line, claimed: Claimed, together: bool) -> Iterator[tuple[int,
         if k not in finite:
             yield k, examine_leaf(line, k, claimed)
     if len(finite) > 1:
-        yield from _Groups(line, claimed).examine(finite)
+        sizes = line.claimed(claimed.gradient, finite)
+        yield from _Groups(line, claimed).examine(finite, sizes, mixed=True)
     elif finite:
         yield finite[0], examine_leaf(line, finite[0], claimed)
 
@@ -131,9 +126,15 @@ class _Groups:
         return self.spent is not None
 
     def examine(
-        self, leaves: Sequence[int], sizes: Sequence[float] | None = None
+        self, leaves: Sequence[int], sizes: Sequence[float], mixed: bool = False
     ) -> Iterator[tuple[int, Findings]]:
-        """What is known of the leaves of a group; `sizes` of their claims, once they are known."""
+        """What is known of the leaves of a group.
+
+        Args:
+          leaves: of the group.
+          sizes: of their claims.
+          mixed: whether these may be of more than one class.
+        """
         if len(leaves) == 1 or self.brief:
             for k in leaves:
                 yield k, self._alone(k)
@@ -146,14 +147,17 @@ class _Groups:
             (vouched if self._vouches(pair, part, nothing) else rest).append(part)
         for part in vouched:
             yield part.leaf, _shares(pair, part)
-        off = any(c.excess or c.slope.kink for c in pair)
-        known = {part.leaf: pair[0].size_of(part.leaf) / part.weight for part in rest}
-        if sizes is None and (vouched or not off):
-            for group in _classes(known):
-                yield from self.examine(group, [known[k] for k in group])
-        elif off and rest:
+        known = {k: size for k, size in zip(leaves, sizes, strict=True)}
+        known = {part.leaf: known[part.leaf] for part in rest}
+        classes = _classes(known)
+        if not rest:
+            return
+        if any(c.excess or c.slope.kink for c in pair):
             yield from self._follow(pair, rest, known)
-        elif rest:
+        elif mixed and (vouched or len(classes) > 1):
+            for group in classes:
+                yield from self.examine(group, [known[k] for k in group])
+        else:
             yield from self._halves(list(known), known)
 
     def _follow(
@@ -198,22 +202,20 @@ class _Groups:
         fine = not (asked[0].excess or asked[0].slope.kink)
         return Findings(asked, asked, explained=fine, searched=False)
 
-    def _parts(self, leaves: Sequence[int], sizes: Sequence[float] | None) -> list[Part]:
-        """The leaves, moved so that their claims are alike; by a random factor each besides, so
-        that no two errors cancel.
+    def _parts(self, leaves: Sequence[int], sizes: Sequence[float]) -> list[Part]:
+        """The leaves, moved so that their claims are alike, as far as they are of one class; by a
+        random factor each besides, so that no two errors cancel.
         """
         factors = np.random.default_rng(len(leaves)).uniform(0.5, 1, len(leaves))
-        if sizes is not None and any(sizes):
-            least = min(size for size in sizes if size)
-            factors *= [least / size if size else 1.0 for size in sizes]
+        least = max(min(size for size in sizes if size), max(sizes) / CLASS) if any(sizes) else 0.0
+        factors *= [min(1.0, least / size) if size else 1.0 for size in sizes]
         pairs = zip(leaves, factors, strict=True)
         return [self.line.whole(leaf, float(factor)) for leaf, factor in pairs]
 
-    def _nothing(self, pair: Sequence[Comparison], sizes: Sequence[float] | None) -> float:
+    def _nothing(self, pair: Sequence[Comparison], sizes: Sequence[float]) -> float:
         """A slope that is nothing beside the function, where none of the claims is more."""
         value = max(abs(self.line.centre), *(c.slope.size for c in pair))
-        small = sizes is not None and max(sizes) <= NOTHING * value
-        return BLIND * NOTHING * value if small else 0.0
+        return BLIND * NOTHING * value if max(sizes) <= NOTHING * value else 0.0
 
     def _vouches(self, pair: Sequence[Comparison], part: Part, nothing: float) -> bool:
         """Whether neither an error of the leaf's that counts, nor a kink, went unseen."""
@@ -242,11 +244,11 @@ class _Groups:
 
 def verdict_of(findings: Findings, centre: float, tolerance: float) -> tuple[Verdict, list[Entry]]:
     """The verdict on a leaf, the worst of its line's and its entries'; and those that count."""
-    best, entries, scale = findings.best, list(findings.entries), findings.scale
+    best, entries = findings.best, list(findings.entries)
     # Beside the slope over the coarsest step, which no noise makes larger, it can be nothing too.
     coarse = abs(float(best.slope.differences[0])) if len(best.slope.differences) else 0.0
     coarse = coarse if np.isfinite(coarse) else 0.0
-    counts = max(scale, NOTHING * max(abs(centre), best.slope.size, coarse))
+    counts = max(best.scale, NOTHING * max(abs(centre), best.slope.size, coarse))
     line = best.slope.evidence(best.claim)
     if not np.isfinite(centre):
         line = line._replace(claim=centre)  # of no value there is no slope to claim
@@ -254,7 +256,7 @@ def verdict_of(findings: Findings, centre: float, tolerance: float) -> tuple[Ver
         # What the entries found explain is no evidence against the line as well.
         middle = best.slope.value
         line = line._replace(claim=middle, left=middle, right=middle)
-    whole = judge(line, tolerance, scale, counts)
+    whole = judge(line, tolerance, best.scale, counts)
     return max([whole, *(e.verdict for e in entries)]), entries
 
 

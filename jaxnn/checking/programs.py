@@ -20,7 +20,8 @@ from jaxnn._arguments import Partition, Static
 from jaxnn._programs import kept
 from jaxnn._validate import describe
 from jaxnn.checking.detached import beside, holding
-from jaxnn.checking.line import Line, along_program, drawer, one_by_one
+from jaxnn.checking.line import Line, along_program, one_by_one
+from jaxnn.checking.moves import drawer
 from jaxnn.checking.packed import Packing
 from jaxnn.checking.solvers import RUN_FURTHER, has_solver
 from jaxnn.checking.tape import Tape
@@ -120,41 +121,37 @@ class Traced:
 
     def line(self, point: Point, dtype: Any, watch: Callable[[Line], None]) -> Line:
         """The function along lines through a point."""
-        draw = drawer(point.leaves, dtype)
 
-        def program(claims, question, steps):
+        def values(moves, steps):
+            run = lambda steps: np.asarray(  # noqa: E731
+                self.along(point.leaves, moves, steps, point.data)
+            )
             with wide_arithmetic(dtype):
-                moves, along = draw(claims, question)
-                run = lambda steps: np.asarray(  # noqa: E731
-                    self.along(point.leaves, moves, steps, point.data)
-                )
                 try:
-                    phi = run(steps)
+                    return run(steps)
                 except Exception:  # a host callback may raise anything
-                    phi = one_by_one(lambda t: run(np.array([t]))[0], steps)
-                return phi, along
+                    return one_by_one(lambda t: run(np.array([t]))[0], steps)
 
-        sizes = [x.size for x in point.leaves]
+        sizes, roundings = [x.size for x in point.leaves], _roundings(point, self.wide is None)
         epsilon = float(jnp.finfo(dtype).eps)
-        return Line(program, sizes, epsilon, _roundings(point, self.wide is None), watch)
+        return Line(drawer(point.leaves, dtype), values, sizes, epsilon, roundings, watch)
 
     def own_line(self, point: Point) -> Line:
         """The same in the function's own dtypes."""
         dtype = max((x.dtype for x in point.leaves), key=lambda kind: jnp.finfo(kind).bits)
-        draw = drawer(point.leaves, dtype)
         value = lambda _, moved, data: core.jaxpr_as_fun(self.program)(  # noqa: E731
             *jax.tree.leaves((moved, data))
         )[0]
         along = along_program(value, dtype)
 
-        def program(claims, question, steps):
-            moves, sums = draw(claims, question)
+        def values(moves, steps):
             moves = [jnp.asarray(v, x.dtype) for v, x in zip(moves, point.leaves, strict=True)]
             steps = jnp.asarray(steps, dtype)
-            return np.asarray(along(point.leaves, moves, steps, point.data), np.float64), sums
+            return np.asarray(along(point.leaves, moves, steps, point.data), np.float64)
 
-        epsilon = max(self.rounding, float(jnp.finfo(dtype).eps))
-        return Line(program, [x.size for x in point.leaves], epsilon, _roundings(point, True))
+        sizes, epsilon = [x.size for x in point.leaves], float(jnp.finfo(dtype).eps)
+        draw, epsilon = drawer(point.leaves, dtype), max(self.rounding, epsilon)
+        return Line(draw, values, sizes, epsilon, _roundings(point, True))
 
     def in_float64(self, point: Point, dtype: Any, shake: float = 0.0) -> tuple[float, list[Any]]:
         """Value and gradient in float64; `shake` moves the point, in roundings of its dtypes."""
@@ -200,11 +197,9 @@ class Eager:
     def line(self, point: Point, dtype: Any, watch: Callable[[Line], None]) -> Line:
         """The function along lines: on float64 leaves if it takes them, else in its own dtypes."""
         leaves, kind = self._accepted(point, dtype)
-        origin, draw = [np.asarray(x, np.float64) for x in leaves], drawer(point.leaves, dtype)
+        origin = [np.asarray(x, np.float64) for x in leaves]
 
-        def program(claims, question, steps):
-            with wide_arithmetic(dtype):
-                moves, along = draw(claims, question)
+        def values(moves, steps):
             moves = [np.asarray(v) for v in moves]
 
             def at(t):
@@ -213,11 +208,11 @@ class Eager:
                     moved = [jnp.asarray(x + t * v, leaf.dtype) for x, v, leaf in triples]
                     return float(self.value(moved, point.data))
 
-            return np.array([at(t) for t in steps]), along
+            return np.array([at(t) for t in steps])
 
         epsilon = max(float(jnp.finfo(x.dtype).eps) for x in leaves)
-        sizes = [x.size for x in point.leaves]
-        return Line(program, sizes, epsilon, _roundings(point, True), watch)
+        draw, sizes = drawer(point.leaves, dtype), [x.size for x in point.leaves]
+        return Line(draw, values, sizes, epsilon, _roundings(point, True), watch)
 
     def value_and_gradient(self, point: Point) -> tuple[Any, list[Any] | None]:
         """In the user's dtypes; no gradient where that is given by hand."""

@@ -18,8 +18,9 @@ from jax.extend.core import primitives
 from jaxnn._arguments import as_complex, real_form
 from jaxnn.checking.evidence import ROUNDINGS, Verdict, reach, relative_error
 from jaxnn.checking.findings import RuleReport, SourceLine
-from jaxnn.checking.line import Direction, Line, Question, along_program, drawer
+from jaxnn.checking.line import Direction, Line, along_program
 from jaxnn.checking.locate import Claimed, examine, verdict_of
+from jaxnn.checking.moves import Question, drawer
 from jaxnn.checking.slope import HALF, estimate_slope, ladder
 from jaxnn.checking.solvers import LOOSE
 from jaxnn.checking.tape import (
@@ -203,16 +204,14 @@ def _examined(tape: Tape, record: Record, number: int) -> RuleReport | None:
     with arithmetic(dtype):
         asked = _Asked.of(site, record, number, dtype)
     assert asked is not None
-    draw = drawer(asked.points, dtype)
 
-    def program(claims, question, steps):
+    def values(moves, steps):
         with wide_arithmetic(dtype):
-            moves, sums = draw(claims, question)
             moves = [jnp.asarray(v) for v in moves]
-            return np.asarray(along(asked.points, moves, steps, (asked.rest, asked.cts))), sums
+            return np.asarray(along(asked.points, moves, steps, (asked.rest, asked.cts)))
 
-    sizes = [x.size for x in asked.points]
-    line = Line(program, sizes, float(jnp.finfo(dtype).eps), [0.0] * len(sizes))
+    draw, sizes = drawer(asked.points, dtype), [x.size for x in asked.points]
+    line = Line(draw, values, sizes, float(jnp.finfo(dtype).eps), [0.0] * len(sizes))
     tolerance = LOOSE if _is_iterative(site) else _explained(site)
     tolerances = [tolerance] * len(sizes)
     claims = [np.asarray(c, np.float64) for c in asked.claims]

@@ -85,25 +85,18 @@ class Slope(NamedTuple):
         left, right = (self.left, self.right) if scale > 0 else (self.right, self.left)
         return Evidence(claim, left / scale, right / scale, self.bound / abs(scale))
 
-    def shifted(self, by: float) -> "Slope":
-        """The slope of this function less a line of the slope `by`."""
+    def of_part(self, others: float, weight: float) -> "Slope":
+        """The slope of one of several functions, in its own unit: this is the slope of their sum,
+        in which the one counts `weight` times and the others have the slope `others`.
+        """
         return self._replace(
-            value=self.value - by,
-            left=self.left - by,
-            right=self.right - by,
-            differences=self.differences - by,
-        )
-
-    def scaled(self, by: float) -> "Slope":
-        """The slope along `by` times the same direction, for a positive number."""
-        return self._replace(
-            value=self.value * by,
-            left=self.left * by,
-            right=self.right * by,
-            differences=self.differences * by,
-            bound=self.bound * by,
-            step=self.step / by,
-            steps=self.steps / by,
+            value=(self.value - others) / weight,
+            left=(self.left - others) / weight,
+            right=(self.right - others) / weight,
+            differences=(self.differences - others) / weight,
+            bound=self.bound / weight,
+            step=self.step * weight,
+            steps=self.steps * weight,
         )
 
     def known_to(self, part: float) -> bool:

@@ -1,0 +1,191 @@
+"""How far each entry moves along a direction, and what a gradient claims along that.
+
+Entries move by random signs and sizes, in the scale of their leaf, so that errors of several cannot
+cancel by chance. They are drawn from a counter where the leaves are: on a device, and cut into
+parts as they are; few numbers that a CPU holds are not worth a compilation, and small leaves not a
+call each.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.checking.packed import on_one_cpu
+from jaxnn.numerical.float64 import wide_arithmetic, widen_leaf
+
+# More entries of a leaf than these are drawn by a compiled program.
+ON_HOST = 2**17
+# NumPy draws so many at once: what it computes on the way stays in a core's cache.
+BLOCK = 2**15
+
+
+class Along(NamedTuple):
+    """Sums along a direction, of the entries of each leaf.
+
+    Attributes:
+      terms: g_i v_i: what the gradient claims.
+      squares: (g_i v_i)^2.
+      moves: v_i.
+    """
+
+    terms: Any
+    squares: Any
+    moves: Any
+
+
+class Question(NamedTuple):
+    """A direction as arrays, all of them traced: `low`, `high` and `weight` for each leaf."""
+
+    low: Any
+    high: Any
+    weight: Any
+    seed: Any
+    relative: Any
+    up: Any
+
+
+class _Span(NamedTuple):
+    """What tells how the entries of leaves move: from `low` to `high`, each by a number of the
+    leaf's `salt` times its `weight`.
+    """
+
+    low: Any
+    high: Any
+    weight: Any
+    salt: Any
+
+
+def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], Along]]:
+    """A function of claims and a question: what each leaf moves by, and the sums along that."""
+    small = functools.cache(lambda: _Small.of(points))
+
+    def draw(claims, q):
+        salts = np.arange(len(points), dtype=np.uint32) + q.seed * np.array([0x9E3779B9], np.uint32)
+        spans = _Span(q.low, q.high, q.weight, _hashed(salts, np))
+        moves, sums = [np.zeros(0)] * len(points), np.zeros((len(points), 3))
+        flat, sums[small().leaves] = small().moves(claims, spans, q)
+        for k, low, high in zip(small().leaves, small().begins, small().ends, strict=True):
+            moves[k] = flat[low:high].reshape(points[k].shape)
+        for k in small().others:
+            if q.low[k] < q.high[k]:
+                span = _Span(*(of_leaf[k] for of_leaf in spans))
+                given = points[k], claims[k], span, q.relative, q.up
+                with wide_arithmetic(dtype):
+                    moves[k], sums[k] = _moves_on_device(*given, dtype)
+            else:
+                moves[k] = np.zeros(points[k].shape)
+        return moves, Along(*sums.T)
+
+    return draw
+
+
+class _Small(NamedTuple):
+    """The small leaves that a CPU holds, end to end.
+
+    Attributes:
+      leaves: which.
+      begins: where each begins, and
+      ends: where it ends.
+      x: their entries.
+      usual: the size of a leaf's entries.
+      others: the leaves that are not among them.
+    """
+
+    leaves: np.ndarray
+    begins: np.ndarray
+    ends: np.ndarray
+    x: np.ndarray
+    usual: np.ndarray
+    others: list[int]
+
+    @classmethod
+    def of(cls, points: Sequence[Any]) -> "_Small":
+        """Those of all leaves."""
+        small = [k for k, x in enumerate(points) if 0 < x.size <= ON_HOST and on_one_cpu(x)]
+        flat = [np.asarray(points[k], np.float64).ravel() for k in small]
+        sizes = np.array([x.size for x in flat], np.int64)
+        ends, usual = np.cumsum(sizes), np.array([usual_size(x) for x in flat])
+        x, others = np.concatenate([*flat, []]), sorted(set(range(len(points))) - set(small))
+        return cls(np.array(small, np.int64), ends - sizes, ends, x, usual, others)
+
+    def moves(
+        self, claims: Sequence[Any], spans: _Span, q: Question
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """By how much each entry moves, and for each leaf the sums along that."""
+        moves, sums = np.zeros(self.x.shape), np.zeros((len(self.leaves), 3))
+        spans = _Span(*(of_leaf[self.leaves] for of_leaf in spans))
+        for low in range(0, self.x.size, BLOCK):
+            high = min(low + BLOCK, self.x.size)
+            first, last = (int(np.searchsorted(self.ends, i, "right")) for i in (low, high - 1))
+            here = slice(first, last + 1)
+            if not np.any(spans.low[here] < spans.high[here]):
+                continue
+            ends, origins = np.minimum(self.ends[here], high), self.begins[here]
+            begins = np.maximum(origins, low)
+            spread = functools.partial(np.repeat, repeats=ends - begins)
+            index = (np.arange(low, high) - spread(origins)).astype(np.uint32)
+            cuts = zip(self.leaves[here], begins - origins, ends - origins, strict=True)
+            claim = np.concatenate([np.ravel(claims[k])[i:j] for k, i, j in cuts])
+            x, usual = self.x[low:high], spread(self.usual[here])
+            span = _Span(*(spread(of_leaf[here]) for of_leaf in spans))
+            v, terms = _moves(x, usual, index, claim, span, q.relative, q.up, np)
+            moves[low:high] = v
+            with np.errstate(invalid="ignore"):  # of claims that are infinite, of both signs
+                parts = [np.add.reduceat(a, begins - low) for a in (terms, terms**2, v)]
+                sums[here] += np.stack(parts, axis=-1)
+        return moves, sums
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _moves_on_device(x: Any, claim: Any, span: _Span, relative: Any, up: Any, dtype: Any) -> Any:
+    x = widen_leaf(x, dtype)
+    index = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
+    claim = claim.reshape(x.shape)
+    v, terms = _moves(x, usual_size(x, jnp), index, claim, span, relative, up, jnp)
+    return v, jnp.stack([jnp.sum(terms), jnp.sum(terms**2), jnp.sum(v)])
+
+
+def usual_size(x: Any, xp: Any = np) -> Any:
+    """The size of a leaf's entries: the root of their mean square, of those that are finite; 1 if
+    that is 0.
+    """
+    size = xp.where(xp.isfinite(x), xp.abs(x), 0)
+    most = xp.max(size, initial=0)
+    most = xp.where(most > 0, most, 1)
+    mean = most * xp.sqrt(xp.mean((size / most) ** 2)) if x.size else most
+    return xp.where(mean > 0, mean, 1)
+
+
+def entry_sizes(x: Any, usual: Any, xp: Any = np) -> Any:
+    """For each entry its own size, or its leaf's `usual` one for a zero and what is not finite."""
+    size = xp.where(xp.isfinite(x), xp.abs(x), 0)
+    return xp.where(size > 0, size, usual)
+
+
+def _moves(
+    x: Any, usual: Any, index: Any, claim: Any, span: _Span, relative: Any, up: Any, xp: Any
+) -> tuple[Any, Any]:
+    """Numbers of random sign and size for the entries that move, the same ones in any range; and
+    those times the claims.
+    """
+    bits = _hashed(index ^ span.salt, xp)
+    sign = xp.where(up | (bits & 1 == 0), 1.0, -1.0)
+    of_bits = (bits >> 8).astype(x.dtype) / (2**25 + 1)
+    size = 0.5 + of_bits  # of all 53 bits: short steps would show less noise
+    moving = (index >= span.low) & (index < span.high) & xp.isfinite(x)
+    own = entry_sizes(x, usual, xp)
+    scale = xp.where(relative, own, xp.maximum(own, usual))
+    v = xp.where(moving, sign * size * span.weight * scale, 0)
+    v = v.astype(x.dtype)
+    return v, xp.where(moving, claim, 0) * v
+
+
+def _hashed(bits: Any, xp: Any) -> Any:
+    """32 bits mixed so that neighbours have nothing in common (the finaliser of MurmurHash3)."""
+    bits = (bits ^ (bits >> 16)) * xp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * xp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
