@@ -185,13 +185,13 @@ class Line:
             slack = float(np.sqrt(np.sum(self._roundings**2 * along.squares)))
         return Comparison(direction, claim, slope, size, slack, along)
 
-    def claimed(self, claims: Sequence[Any], leaves: Sequence[int]) -> list[float]:
+    def claimed(self, claims: Sequence[Any], leaves: Sequence[int]) -> dict[int, float]:
         """How large the claims of leaves are along a line that moves all of them; no value is asked
         for.
         """
         direction = Direction(tuple(map(self.whole, leaves)))
         _, along = self._draw(claims, self._question(direction))
-        return [math.sqrt(along.squares[k]) for k in leaves]
+        return {k: math.sqrt(along.squares[k]) for k in leaves}
 
     def _ask(self, moves: list[Any], steps: np.ndarray) -> np.ndarray:
         self._watch(self)

@@ -9,6 +9,7 @@ more. What is found is put right in a copy of the claims, and the search goes on
 left to explain or a handful is found; then a sample tells whether there is a pattern.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -99,16 +100,17 @@ def examine(line: Line, claimed: Claimed, together: bool) -> Iterator[tuple[int,
       claimed: what is looked into.
       together: whether leaves may be asked together.
     """
-    leaves = [k for k, size in enumerate(line.sizes) if size]
-    finite = [k for k in leaves if together and not count_not_finite(claimed.gradient[k])]
-    for k in leaves:
-        if k not in finite:
-            yield k, examine_leaf(line, k, claimed)
-    if len(finite) > 1:
+    finite, alone = [], []
+    for k in (k for k, size in enumerate(line.sizes) if size):
+        in_a_group = together and not count_not_finite(claimed.gradient[k])
+        (finite if in_a_group else alone).append(k)
+    if len(finite) == 1:
+        alone, finite = sorted([*alone, *finite]), []
+    for k in alone:
+        yield k, examine_leaf(line, k, claimed)
+    if finite:
         sizes = line.claimed(claimed.gradient, finite)
-        yield from _Groups(line, claimed).examine(finite, sizes, mixed=True)
-    elif finite:
-        yield finite[0], examine_leaf(line, finite[0], claimed)
+        yield from _Groups(line, claimed).examine(sizes, mixed=True)
 
 
 class _Groups:
@@ -126,42 +128,38 @@ class _Groups:
         return self.spent is not None
 
     def examine(
-        self, leaves: Sequence[int], sizes: Sequence[float], mixed: bool = False
+        self, sizes: dict[int, float], mixed: bool = False
     ) -> Iterator[tuple[int, Findings]]:
         """What is known of the leaves of a group.
 
         Args:
-          leaves: of the group.
           sizes: of their claims.
           mixed: whether these may be of more than one class.
         """
-        if len(leaves) == 1 or self.brief:
-            for k in leaves:
+        if len(sizes) == 1 or self.brief:
+            for k in sizes:
                 yield k, self._alone(k)
             return
-        parts = self._parts(leaves, sizes)
+        parts = self._parts(sizes)
         pair = _ask_pair(self.line, self.claimed.gradient, parts)
-        nothing = self._nothing(pair, sizes)
+        nothing = self._nothing(pair, max(sizes.values()))
         vouched, rest = [], []
         for part in parts:
             (vouched if self._vouches(pair, part, nothing) else rest).append(part)
         for part in vouched:
             yield part.leaf, _shares(pair, part)
-        known = {k: size for k, size in zip(leaves, sizes, strict=True)}
-        known = {part.leaf: known[part.leaf] for part in rest}
-        classes = _classes(known)
-        if not rest:
-            return
+        left = {part.leaf: sizes[part.leaf] for part in rest}
+        classes = _classes(left)
         if any(c.excess or c.slope.kink for c in pair):
-            yield from self._follow(pair, rest, known)
+            yield from self._follow(pair, rest, left)
         elif mixed and (vouched or len(classes) > 1):
             for group in classes:
-                yield from self.examine(group, [known[k] for k in group])
+                yield from self.examine(group)
         else:
-            yield from self._halves(list(known), known)
+            yield from self._halves(left)
 
     def _follow(
-        self, pair: Sequence[Comparison], parts: Sequence[Part], known: dict[int, float]
+        self, pair: Sequence[Comparison], parts: Sequence[Part], sizes: dict[int, float]
     ) -> Iterator[tuple[int, Findings]]:
         """A leaf that the difference comes from; and then the others."""
         which = max(pair, key=lambda c: (c.excess, c.slope.kink))
@@ -173,20 +171,18 @@ class _Groups:
             for part in others:
                 yield part.leaf, _scaled_shares(pair, part, found.ratio)
             return
-        rest = [part.leaf for part in others]
+        rest = {part.leaf: sizes[part.leaf] for part in others}
         wrong = not found.explained or any(e.verdict is not Verdict.AGREES for e in found.entries)
         if wrong and rest:
-            yield from self.examine(rest, [known[k] for k in rest])
-        elif rest:  # it led nowhere
-            yield from self._halves(rest, known)
+            yield from self.examine(rest)
+        else:  # it led nowhere
+            yield from self._halves(rest)
 
-    def _halves(
-        self, leaves: Sequence[int], known: dict[int, float]
-    ) -> Iterator[tuple[int, Findings]]:
-        middle = (len(leaves) + 1) // 2
-        for half in (leaves[:middle], leaves[middle:]):
+    def _halves(self, sizes: dict[int, float]) -> Iterator[tuple[int, Findings]]:
+        pairs, middle = list(sizes.items()), (len(sizes) + 1) // 2
+        for half in (pairs[:middle], pairs[middle:]):
             if half:
-                yield from self.examine(half, [known[k] for k in half])
+                yield from self.examine(dict(half))
 
     def _alone(self, leaf: int) -> Findings:
         """What is known of a leaf by itself: its entries too, if not too many are wrong."""
@@ -202,20 +198,21 @@ class _Groups:
         fine = not (asked[0].excess or asked[0].slope.kink)
         return Findings(asked, asked, explained=fine, searched=False)
 
-    def _parts(self, leaves: Sequence[int], sizes: Sequence[float]) -> list[Part]:
+    def _parts(self, sizes: dict[int, float]) -> list[Part]:
         """The leaves, moved so that their claims are alike, as far as they are of one class; by a
         random factor each besides, so that no two errors cancel.
         """
-        factors = np.random.default_rng(len(leaves)).uniform(0.5, 1, len(leaves))
-        least = max(min(size for size in sizes if size), max(sizes) / CLASS) if any(sizes) else 0.0
-        factors *= [min(1.0, least / size) if size else 1.0 for size in sizes]
-        pairs = zip(leaves, factors, strict=True)
-        return [self.line.whole(leaf, float(factor)) for leaf, factor in pairs]
+        factors = np.random.default_rng(len(sizes)).uniform(0.5, 1, len(sizes))
+        some = [size for size in sizes.values() if size]
+        least = max(min(some), max(some) / CLASS) if some else 0.0
+        factors *= [min(1.0, least / size) if size else 1.0 for size in sizes.values()]
+        pairs = zip(sizes, factors.tolist(), strict=True)
+        return [self.line.whole(leaf, factor) for leaf, factor in pairs]
 
-    def _nothing(self, pair: Sequence[Comparison], sizes: Sequence[float]) -> float:
-        """A slope that is nothing beside the function, where none of the claims is more."""
+    def _nothing(self, pair: Sequence[Comparison], most: float) -> float:
+        """A slope that is nothing beside the function, where no claim, at most `most`, is more."""
         value = max(abs(self.line.centre), *(c.slope.size for c in pair))
-        return BLIND * NOTHING * value if max(sizes) <= NOTHING * value else 0.0
+        return BLIND * NOTHING * value if most <= NOTHING * value else 0.0
 
     def _vouches(self, pair: Sequence[Comparison], part: Part, nothing: float) -> bool:
         """Whether neither an error of the leaf's that counts, nor a kink, went unseen."""
@@ -429,14 +426,15 @@ def _scaled_shares(pair: Sequence[Comparison], part: Part, ratio: float) -> Find
     return Findings(tuple(shares), tuple(shares), (), False, ratio, searched=False)
 
 
-def _classes(sizes: dict[int, float]) -> list[list[int]]:
+def _classes(sizes: dict[int, float]) -> list[dict[int, float]]:
     """Leaves in groups of similar size of their claims, the largest first, those of none last."""
-    groups: list[list[int]] = []
-    for leaf in sorted(sizes, key=lambda k: -sizes[k]):
-        first = sizes[groups[-1][0]] if groups else None
-        if first is None or (sizes[leaf] < first / CLASS and first > 0):
-            groups.append([])
-        groups[-1].append(leaf)
+    groups: list[dict[int, float]] = []
+    most = math.nan
+    for leaf, size in sorted(sizes.items(), key=lambda pair: -pair[1]):
+        if not groups or size < most / CLASS:
+            groups.append({})
+            most = size
+        groups[-1][leaf] = size
     return groups
 
 
