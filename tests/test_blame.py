@@ -12,6 +12,7 @@ import pytest
 from benchmarks.blame import outcome
 from jax import lax
 from rule_mutants import FUNCTIONS, mutants, mutated
+from slow import slow_but
 
 from jaxnn import (
     GradientError,
@@ -127,17 +128,10 @@ NESTED = {
 }
 
 
-QUICK = ("plainly", "vmap", "scan")
-EACH = [
-    pytest.param(nested, id=name, marks=[] if name in QUICK else pytest.mark.slow)
-    for name, nested in NESTED.items()
-]
-
-
-@pytest.mark.parametrize("nested", EACH)
+@pytest.mark.parametrize("nested", slow_but(["plainly", "vmap", "scan"], NESTED))
 @pytest.mark.parametrize("f, rule", [(off_by_a_tenth, backward), (twice_as_steep, steep)])
 def test_a_rule_is_named_wherever_it_is_called(f, rule, nested):
-    g = nested(f)
+    g = NESTED[nested](f)
     (found,) = check_gradient(lambda x: jnp.sum(g(x)), jnp.linspace(-1.0, 1.0, 4)).rules
     assert found.name == f.__name__ and found.line.file.endswith("test_blame.py")
     assert f":{rule.__code__.co_firstlineno} ({rule.__name__})" in found.where

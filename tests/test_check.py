@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gradient_cases import CASES, draw, rule
+from slow import slow_but
 
 import jaxnn
 from jaxnn import GradientError, assert_gradient, check_gradient, explain
@@ -18,8 +19,23 @@ from jaxnn import GradientError, assert_gradient, check_gradient, explain
 BAD_VERDICTS = ("differs", "not finite", "detached")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_verdict_and_place(case):
+CASE = {case.name: case for case in CASES}
+# More than a second each, and like others.
+LONG = {
+    "a_tenth_of_a_percent_everywhere",
+    "bias_of_the_first_row_only",
+    "dropout_with_a_fixed_key",
+    "fixed_point_without_its_inverse",
+    "loosely_iterated_fixed_point",
+    "loosely_solved_linear_system",
+    "repeated_rows_of_an_embedding",
+    "transposed_weight_gradient",
+}
+
+
+@pytest.mark.parametrize("name", slow_but(CASE.keys() - LONG, CASE))
+def test_verdict_and_place(name):
+    case = CASE[name]
     f, args = case.make()
     if case.order == 2 and case.wrong:
         assert check_gradient(f, *args).verdict == "agrees"
@@ -46,7 +62,7 @@ def test_verdict_and_place(case):
 
 
 def by_name(name):
-    return {case.name: case for case in CASES}[name].make()
+    return CASE[name].make()
 
 
 @pytest.mark.parametrize(
@@ -184,6 +200,7 @@ def network_with_one_wrong_entry(shape, index, factor):
     return lambda p, x, t: jaxnn.loss({**p, "W1": hold(p["W1"])}, x, t)
 
 
+@pytest.mark.slow
 def test_one_percent_of_one_entry_of_a_network_is_named():
     key = jax.random.key(0)
     params = jaxnn.init_network(key, (784, 50, 10))

@@ -17,6 +17,7 @@ from jaxnn import Fit, History, Status, fit, load_checkpoint
 from jaxnn.cli import main, train
 
 
+@pytest.mark.slow
 def test_train_prints_one_json_object(capsys):
     assert (
         main(
@@ -59,6 +60,7 @@ def test_real_mnist_is_learned(capsys):
     assert json.loads(capsys.readouterr().out)["test_accuracy"][-1] > 0.93
 
 
+@pytest.mark.slow
 def test_a_run_is_saved_resumed_and_measured(capsys, tmp_path):
     run = [
         "train",
@@ -117,6 +119,7 @@ def test_several_learning_rates_train_at_once(capsys):
     assert [run["steps"] for run in result["runs"][:2]] == [30, 30] and "gradient_check" in result
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_finite_says_so_and_fails(capsys):
     assert (
         main(["train", "--layers", "10", "--epochs", "3", "--lr", "1e38", "--activation", "relu"])
@@ -127,6 +130,7 @@ def test_a_run_that_is_not_finite_says_so_and_fails(capsys):
     )
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run(capsys):
     assert (
         main(["train", "--layers", "10", "--epochs", "200", "--lr", "20", "--patience", "2"]) == 0
@@ -310,6 +314,7 @@ def test_version_and_help_answer_without_jax():
     assert re.fullmatch(r"jaxnn \d+\.\d+\.\d+\n", module.stdout)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_not_told_as_overfitting(capsys):
     main(["train", "--lr", "1000", "--epochs", "2", "--optimizer", "adam"])
     said = capsys.readouterr().out
@@ -349,6 +354,7 @@ def test_eval_refuses_a_run_of_something_else(capsys, tmp_path):
     assert "which holds a run of something else." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_of_so_many_steps_is_told_by_its_steps(capsys):
     assert main(["train", "--layers", "20", "--max-steps", "20"]) == 0
     out = capsys.readouterr().out
@@ -379,6 +385,7 @@ def test_a_part_of_the_units_is_left_out(capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["train_loss"] == pytest.approx(losses[1][-1])
 
 
+@pytest.mark.slow
 def test_a_run_has_steps_and_measurements_as_it_is_told(capsys):
     run = ["train", "--layers", "20", "--max-steps", "70", "--evaluate-every", "2", "--json"]
     assert main(run) == 0

@@ -28,6 +28,7 @@ def test_the_digits_are_the_real_ones():
     )
 
 
+@pytest.mark.slow
 def test_the_digits_are_those_of_scikit_learn():
     reference = sklearn.datasets.load_digits()
     digits = load_digits()

@@ -57,6 +57,7 @@ def require_printed(text, program, *arguments):
     assert text in done.stdout, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_the_entries_are_shared_by_eight_devices_with_the_same_numbers():
     require_printed("same on 8 devices of 1 processes", PROGRAM)
 

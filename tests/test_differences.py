@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from jax.sharding import AxisType, PartitionSpec
+from slow import float32_quickly, slow_but
 
 from jaxnn import (
     check_gradient,
@@ -89,6 +90,7 @@ def relative_difference(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
+@float32_quickly
 def test_numerical_grad_agrees_with_jax_grad_on_a_network(dtype):
     params, x, t = network_case(dtype)
     numerical = numerical_grad(loss)(params, x, t)
@@ -157,6 +159,7 @@ def test_integer_boolean_and_key_leaves_are_held_fixed():
     assert {gradient[name].dtype for name in ("n", "flag", "key")} == {jax.dtypes.float0}
 
 
+@float32_quickly
 def test_jacobian_and_hessian_have_the_structure_of_their_twins(dtype):
     x = {"a": jnp.array([1.0, 2.0], dtype), "b": jnp.array([[0.5]], dtype)}
     f = lambda x: {"u": x["a"][:, None] * x["b"], "v": jnp.sum(x["a"]) ** 2}  # noqa: E731
@@ -245,6 +248,7 @@ def test_a_primitive_is_what_it_is_whatever_it_is_called():
         np.testing.assert_allclose(gradient, [3, 12, 27], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_function_mapped_over_devices_is_differentiated():
     mesh = jax.make_mesh((jax.device_count(),), ("i",), axis_types=(AxisType.Auto,))
     total = lambda x: jax.lax.psum(jnp.sum(jnp.sin(x) ** 2), "i")  # noqa: E731
@@ -314,9 +318,7 @@ def _newton(f, x):
     return jax.lax.fori_loop(0, 30, lambda _, x: x - f(x) / (3 * x**2), x)
 
 
-@pytest.mark.parametrize(
-    "inside", [n if n == "jit" else pytest.param(n, marks=pytest.mark.slow) for n in INSIDE]
-)
+@pytest.mark.parametrize("inside", slow_but(["jit"], INSIDE))
 @pytest.mark.parametrize("name", SPECIAL)
 def test_primitives_that_look_at_x64_are_evaluated_in_float64_wherever_the_gradient_is_asked_for(
     name, inside

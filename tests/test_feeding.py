@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from slow import slow_but
 
 from jaxnn import Status, fit
 from jaxnn.training.examples import Examples
@@ -60,7 +61,7 @@ def test_a_function_gives_the_batches_of_each_epoch(loss, keyed):
     np.testing.assert_allclose(result.params["w"], params["w"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("every", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 10))])
+@pytest.mark.parametrize("every", slow_but([1], [1, 3, 10]))
 def test_a_run_fed_by_a_function_is_resumed_to_the_bit(tmp_path, every):
     run = {"key": KEY, "test": (X, T)}
     whole = fit(noisy, START, batches, optax.adam(0.1), epochs=3, **run)
@@ -80,6 +81,7 @@ def test_a_run_fed_by_a_function_may_have_steps_alone_and_then_says_so():
     assert (told[-1].step, told[-1].steps, told[-1].epochs, told[-1].epoch) == (10, 10, None, 2)
 
 
+@pytest.mark.slow
 def test_sets_to_measure_may_be_functions_too_and_give_the_same_means():
     run = {"key": KEY, "epochs": 2}
     of_arrays = fit(linear, START, batches, optax.sgd(0.1), test=(X, T), **run)
@@ -197,7 +199,9 @@ def test_no_thread_is_left_when_a_run_ends_early():
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("batch_size, replacement", [(8, False), (10, True), (50, False)])
+@pytest.mark.parametrize(
+    "batch_size, replacement", slow_but([(10, True)], [(8, False), (10, True), (50, False)])
+)
 def test_a_memory_map_trains_as_the_array_does(tmp_path, monkeypatch, batch_size, replacement):
     monkeypatch.setattr("jaxnn.training.examples.PIECE", 2 * batch_size * 16)  # two steps a piece
     np.save(tmp_path / "x.npy", X)

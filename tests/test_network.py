@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow import float32_quickly
 
 from jaxnn import (
     cross_entropy_error,
@@ -46,6 +47,7 @@ def test_the_chapters_dw_by_every_route(dtype, route):
     np.testing.assert_allclose(dw, DW, rtol=2e-7 if dtype == jnp.float64 else 2e-6)
 
 
+@float32_quickly
 def test_parameters_have_the_chapters_names_shapes_and_scale(dtype):
     params = init_network(jax.random.key(0), (784, 100, 10), dtype=dtype)
     assert {name: p.shape for name, p in params.items()} == {
@@ -67,6 +69,7 @@ def test_the_draw_does_not_depend_on_x64():
     assert np.array_equal(plain["W1"], wide["W1"])
 
 
+@float32_quickly
 @pytest.mark.parametrize("activation", [jax.nn.sigmoid, jax.nn.relu, jnp.tanh])
 def test_any_depth_and_activation_by_hand(dtype, activation):
     params = init_network(jax.random.key(1), (4, 3, 5, 2), 0.5, dtype)

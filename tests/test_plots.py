@@ -427,6 +427,7 @@ def test_a_picture_is_written(tmp_path, monkeypatch):
         figures.draw(tmp_path, ["loses"])
 
 
+@pytest.mark.slow
 def test_what_moves_is_written(tmp_path):
     told = []
     film, slider = figures.draw(tmp_path, ["film", "slider"], on_picture=told.append)

@@ -5,6 +5,7 @@ the user's outlives what the user holds.
 import dataclasses
 import functools
 import gc
+import itertools
 import types
 import weakref
 from types import SimpleNamespace as Space
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from slow import slow_but
 
 import jaxnn
 from jaxnn import _programs
@@ -94,7 +96,8 @@ FORMS = {
 }
 
 
-LONG = ("check_gradient", "minimize", "fit")
+LONG = ("numerical_grad", "check_gradient", "minimize", "fit")
+QUICK = ("numerical_grad", "check_gradient", "gradient_descent", "fit")
 
 
 def outlives(use, form):
@@ -108,15 +111,17 @@ def outlives(use, form):
     return any(alive() is not None for alive in watched)
 
 
-@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("use", slow_but(QUICK, USES))
 def test_nothing_of_the_users_outlives_what_the_user_holds(use):
     assert not outlives(USES[use], closure)
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    "use",
-    ["numerical_grad", *(pytest.param(u, marks=pytest.mark.slow) for u in LONG)],
+    "use, form",
+    slow_but(
+        [("numerical_grad", "bound method"), ("numerical_grad", "with a rule")],
+        itertools.product(LONG, FORMS),
+    ),
 )
 def test_functions_of_any_form_are_let_go(use, form):
     assert not outlives(USES[use], FORMS[form])
@@ -130,13 +135,10 @@ def numbers(result):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(result)])
 
 
-QUICK = ("numerical_grad", "check_gradient", "gradient_descent", "fit")
 SEEN = {use: call for use, call in USES.items() if use not in ("assert_gradient", "sweep")}
 
 
-@pytest.mark.parametrize(
-    "use", [use if use in QUICK else pytest.param(use, marks=pytest.mark.slow) for use in SEEN]
-)
+@pytest.mark.parametrize("use", slow_but(QUICK, SEEN))
 def test_a_variable_that_was_set_to_something_else_is_seen(use):
     scale = 2.0
 

@@ -553,6 +553,7 @@ def test_propagation_gives_what_evaluation_as_a_whole_gives(x64, name):
     assert_same(found, want, 1e-12 if name != "casts" else 1e-2)
 
 
+@pytest.mark.slow
 def test_any_batch_size_gives_the_same(x64):
     f, leaves = CASES["joined attention"]
     want = quotients(f, leaves, method="dense")
@@ -564,6 +565,7 @@ def test_a_batch_is_bounded_by_memory():
     assert entries_at_once(8) == 64 and entries_at_once(2**22) == 2 and entries_at_once(2**40) == 1
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_same(x64):
     f, leaves = CASES["joined attention"]
     mesh = jax.make_mesh((jax.device_count(),), ("entries",), axis_types=(AxisType.Auto,))
@@ -588,6 +590,7 @@ def test_side_effects_happen_in_every_evaluation(capfd):
     assert capfd.readouterr().out.count("seen") >= 6
 
 
+@pytest.mark.slow
 def test_under_vmap_and_twice(x64):
     x = jnp.asarray(a(5, 3))
     f = lambda w: jnp.sum(jnp.tanh(x @ w) ** 2)  # noqa: E731
@@ -631,6 +634,7 @@ OPS = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(
     st.lists(

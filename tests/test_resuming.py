@@ -160,6 +160,7 @@ def test_notes_are_in_each_checkpoint(tmp_path):
     assert load_checkpoint(tmp_path).info["notes"] == notes
 
 
+@pytest.mark.slow
 def test_the_history_lies_beside_the_checkpoints_and_is_only_added_to(tmp_path):
     saved = {"checkpoint": tmp_path, "every": 1, **RUN}
     sizes = []

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from slow import slow_but
 
 import jaxnn
 
@@ -450,6 +451,7 @@ def test_an_error_in_the_middle_of_a_check_step_by_step_leaves_the_settings_as_t
         assert settings() == before
 
 
+@pytest.mark.slow
 def test_threads_with_other_settings_do_not_disturb_each_other():
     together = threading.Barrier(4)
 
@@ -490,9 +492,7 @@ def test_threads_with_other_settings_do_not_disturb_each_other():
 ROUNDING = {"float32": 1e-6, "float64": 1e-10, "bfloat16": 2e-2}
 
 
-@pytest.mark.parametrize(
-    "dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64", "bfloat16"]
-)
+@pytest.mark.parametrize("dtype", slow_but(["float64"], ["float32", "float64", "bfloat16"]))
 def test_results_have_the_dtype_of_the_arguments_and_its_digits(dtype):
     rtol, scale = ROUNDING[dtype], 1 / 8  # all of the numbers are exact in bfloat16
     with jax.enable_x64(dtype == "float64"):

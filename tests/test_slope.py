@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from cancelling_cases import CANCELLING, filled_in
 from hypothesis import given, settings, strategies as st
+from slow import float32_quickly
 
 from jaxnn import check_gradient
 from jaxnn.checking.slope import estimate_slope, ladder
@@ -45,12 +46,7 @@ TOO_COARSE = (
 POINTS = [[0.0], [0.0, 0.25, -0.375, 0.75]]
 
 
-one_quickly = pytest.mark.parametrize(
-    "dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)], indirect=True
-)
-
-
-@one_quickly
+@float32_quickly
 @pytest.mark.parametrize("x", POINTS, ids=str)
 @pytest.mark.parametrize("name", CANCELLING)
 def test_where_terms_cancel_the_bound_holds_or_nothing_is_said(name, x, dtype):
@@ -62,7 +58,7 @@ def test_where_terms_cancel_the_bound_holds_or_nothing_is_said(name, x, dtype):
 
 
 @pytest.mark.slow
-@one_quickly
+@float32_quickly
 @pytest.mark.parametrize("name", CANCELLING)
 def test_where_terms_cancel_a_wrong_gradient_does_not_pass(name, dtype):
     f, _ = filled_in(name)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from slow import slow_but
 
 from jaxnn import (
     DivergenceWarning,
@@ -130,7 +131,7 @@ def test_progress_reports_the_mean_loss_of_all_examples():
     )
 
 
-@pytest.mark.parametrize("count", [25, 999, 1000, 2345])
+@pytest.mark.parametrize("count", slow_but([25, 2345], [25, 999, 1000, 2345]))
 def test_measurements_are_means_over_all_examples(count):
     params, (x, t) = linear_case(count)
     params = {"w": jnp.array([1.0, 2.0, 3.0])}
@@ -149,8 +150,10 @@ def same(a, b):
     )
 
 
-@pytest.mark.parametrize("batch_size", [10, 7, pytest.param(25, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("replacement", [False, True])
+@pytest.mark.parametrize(
+    "batch_size, replacement",
+    slow_but([(7, False), (10, True)], itertools.product([10, 7, 25], [False, True])),
+)
 def test_streamed_examples_train_to_the_same_bits(monkeypatch, batch_size, replacement):
     params, data = linear_case()
     data = jax.tree.map(np.asarray, data)
@@ -294,7 +297,7 @@ def test_what_a_run_ends_with_can_be_gone_on_with():
     assert result.opt_state[0].count == 2 and not result.params["w"].is_deleted()
 
 
-@pytest.fixture(params=["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+@pytest.fixture(params=slow_but(["SIGINT"], ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"]))
 def caught(request):
     """A signal, with a handler as at a terminal: in the background some are ignored."""
     number = getattr(signal, request.param)
@@ -432,6 +435,7 @@ def test_runs_of_a_sweep_see_the_batches_of_their_key_whatever_its_generator(key
         np.testing.assert_allclose(run.history.step_loss, alone.history.step_loss, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sweep_takes_optimisers_whose_state_is_the_parameters_or_the_values():
     params, data = linear_case()
     for optimizer in (
@@ -539,7 +543,9 @@ def odd_loss(p, x):
     return jnp.mean(real**2) + jnp.mean(jnp.abs(p["z"] - 2j) ** 2)
 
 
-@pytest.mark.parametrize("train", ["fit", "sweep", "resumed", "sweep over keys"])
+@pytest.mark.parametrize(
+    "train", slow_but(["fit", "sweep"], ["fit", "sweep", "resumed", "sweep over keys"])
+)
 def test_leaves_that_do_not_float_are_held_fixed(train, tmp_path):
     data, options = (jnp.ones((8, 3)),), {"key": KEY, "batch_size": 4}
     if train == "sweep":
@@ -561,6 +567,7 @@ def test_leaves_that_do_not_float_are_held_fixed(train, tmp_path):
     np.testing.assert_allclose(end["z"], [2j], atol=1e-4)  # along the conjugate of the gradient
 
 
+@pytest.mark.slow
 def test_numerical_and_automatic_gradients_train_complex_leaves_alike():
     ends = [
         fit(odd_loss, odd(), (jnp.ones((8, 3)),), optax.sgd(0.1), key=KEY, epochs=3, grad=grad)
@@ -635,7 +642,7 @@ def test_each_step_has_a_key_of_its_own(loss_of):
         assert measured[0] == pytest.approx(float(maybe_noisy(START, *PAIRS)), rel=1e-6)
 
 
-@pytest.mark.parametrize("every", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5))])
+@pytest.mark.parametrize("every", slow_but([2], [1, 2, 5]))
 def test_a_resumed_run_draws_the_same_keys(tmp_path, every):
     run = {"key": KEY, "batch_size": 4}
     whole = fit(noisy, START, PAIRS, optax.adam(0.1), epochs=4, **run)
@@ -678,7 +685,7 @@ def test_a_model_has_a_state_and_the_loss_an_auxiliary_output(tmp_path):
     [
         optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=2)),
         optax.polyak_sgd(),
-        optax.lbfgs(),
+        pytest.param(optax.lbfgs(), marks=pytest.mark.slow),
     ],
     ids=["reduce_on_plateau", "polyak_sgd", "lbfgs"],
 )
@@ -746,8 +753,10 @@ def test_what_is_measured_fits_where_a_step_does():
 # ---------------------------------------------------------------- how long, and when measured
 
 
-@pytest.mark.parametrize("batch_size", [3, 4, 12])
-@pytest.mark.parametrize("replacement", [False, True])
+@pytest.mark.parametrize(
+    "batch_size, replacement",
+    slow_but([(3, False), (4, True)], itertools.product([3, 4, 12], [False, True])),
+)
 def test_stretches_across_epochs_are_those_epochs(batch_size, replacement):
     """Where something is measured each epoch comes back by itself."""
     run = {"key": KEY, "epochs": 30, "batch_size": batch_size, "replacement": replacement}
@@ -846,6 +855,7 @@ def test_a_run_that_diverges_says_so():
         fit(linear_by_name, START, PAIRS, optax.sgd(6.0), key=KEY, epochs=10, batch_size=4)
 
 
+@pytest.mark.slow
 def test_the_values_of_a_sweep_may_be_a_pytree():
     values = {"lr": jnp.array([0.1, 0.2]), "momentum": jnp.array([0.0, 0.9])}
     optimizer = lambda v: optax.sgd(v["lr"], v["momentum"])  # noqa: E731
