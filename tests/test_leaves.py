@@ -89,6 +89,13 @@ def test_entries_move_alike_wherever_they_are_drawn(monkeypatch, low, high, rela
     assert sums.terms[1] == pytest.approx(claim @ flat)
 
 
+def test_a_large_leaf_of_a_short_dtype_moves_by_numbers(monkeypatch):
+    monkeypatch.setattr(moves, "ON_HOST", 0)
+    whole = Question(*(np.array([n]) for n in (0, 50, 1.0)), np.uint32(1), False, False)
+    (moved,), _ = moves.drawer([draw(0, 50).astype("float16")], jnp.float16)([np.ones(50)], whole)
+    assert moved.dtype == jnp.float16 and np.all(np.isfinite(moved)) and np.all(moved != 0)
+
+
 def test_each_leafs_row_says_what_is_known_of_it():
     together = {leaf.path: leaf for leaf in check_gradient(chain, point()).leaves}
     alone = {leaf.path: leaf for leaf in check_gradient(chain, point(), evidence="leaf").leaves}

@@ -185,7 +185,7 @@ class Line:
             slack = float(np.sqrt(np.sum(self._roundings**2 * along.squares)))
         return Comparison(direction, claim, slope, size, slack, along)
 
-    def claimed(self, claims: Sequence[Any], leaves: Sequence[int]) -> dict[int, float]:
+    def claimed_sizes(self, claims: Sequence[Any], leaves: Sequence[int]) -> dict[int, float]:
         """How large the claims of leaves are along a line that moves all of them; no value is asked
         for.
         """

@@ -1,12 +1,13 @@
 """From all leaves to the ones whose slope is wrong, and from those to the entries that are.
 
-Leaves are asked together: one question vouches for every leaf whose claim along it is large beside
-what the question could have missed. Who is too small for that is asked again without the others,
-moved further, so that none hides behind another. The difference between claim and values is linear
-in what moves, so halving a group, or a range of entries, and following the half with the larger
-difference leads to a wrong leaf in log2(leaves) questions, and to a wrong entry in log2(entries)
-more. What is found is put right in a copy of the claims, and the search goes on, until nothing is
-left to explain or a handful is found; then a sample tells whether there is a pattern.
+Leaves are asked together, moved so that their claims are alike and none hides behind another: one
+question vouches for every leaf whose claim along it is large beside what the question could have
+missed, and who is too small for that is asked again without the others. The difference between
+claim and values is linear in what moves, so halving a group, or a range of entries, and following
+the half with the larger difference leads to a wrong leaf in log2(leaves) questions, and to a wrong
+entry in log2(entries) more. What is found is put right in a copy of the claims, and the search goes
+on, until nothing is left to explain or a handful is found; then a sample tells whether there is a
+pattern.
 """
 
 import math
@@ -109,7 +110,7 @@ def examine(line: Line, claimed: Claimed, together: bool) -> Iterator[tuple[int,
     for k in alone:
         yield k, examine_leaf(line, k, claimed)
     if finite:
-        sizes = line.claimed(claimed.gradient, finite)
+        sizes = line.claimed_sizes(claimed.gradient, finite)
         yield from _Groups(line, claimed).examine(sizes, mixed=True)
 
 

@@ -174,8 +174,9 @@ def _moves(
     """
     bits = _hashed(index ^ span.salt, xp)
     sign = xp.where(up | (bits & 1 == 0), 1.0, -1.0)
-    of_bits = (bits >> 8).astype(x.dtype) / (2**25 + 1)
-    size = 0.5 + of_bits  # of all 53 bits: short steps would show less noise
+    kind = xp.promote_types(x.dtype, np.float32)  # no shorter one counts as far
+    # Of all digits that there are: short steps would show less noise.
+    size = 0.5 + (bits >> 8).astype(kind) / (2**25 + 1)
     moving = (index >= span.low) & (index < span.high) & xp.isfinite(x)
     own = entry_sizes(x, usual, xp)
     scale = xp.where(relative, own, xp.maximum(own, usual))
