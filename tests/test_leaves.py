@@ -119,6 +119,20 @@ def test_one_wrong_leaf_among_many_is_named_with_its_pattern(name, k, factor):
     assert report.evaluations <= 400
 
 
+@pytest.mark.parametrize("factor", [0.9993, 1.0005, 1.001, 1.002])
+@pytest.mark.parametrize("leaves", [2, 3, 10])
+def test_right_leaves_beside_one_that_is_slightly_off_stay_right(leaves, factor):
+    def f(params):
+        return sum(jnp.sum(jnp.sin(x)) for x in params)
+
+    def gradient(params):
+        first, *others = map(jnp.cos, params)
+        return [factor * first, *others]
+
+    report = check_gradient(f, [draw(k, 3) for k in range(leaves)], gradient=gradient)
+    assert [leaf.path for leaf in report.leaves if leaf.verdict == "differs"] == ["[0][0]"]
+
+
 def test_one_wrong_entry_among_many_leaves_is_named():
     def change(found):
         found["w"][21] = found["w"][21].at[2, 5].multiply(1.05)

@@ -168,7 +168,7 @@ class _Groups:
         found = self._alone(leaf)
         yield leaf, found
         others = [part for part in parts if part.leaf != leaf]
-        if found.ratio and all(_explains(c, found.ratio, self._tolerance(parts)) for c in pair):
+        if found.ratio and self._all_off_by(found.ratio, pair, parts, leaf):
             for part in others:
                 yield part.leaf, _scaled_shares(pair, part, found.ratio)
             return
@@ -223,8 +223,16 @@ class _Groups:
             for c in pair
         )
 
-    def _tolerance(self, parts: Sequence[Part]) -> float:
-        return min(self.claimed.tolerances[part.leaf] for part in parts)
+    def _all_off_by(
+        self, ratio: float, pair: Sequence[Comparison], parts: Sequence[Part], leaf: int
+    ) -> bool:
+        """Whether all claims of a group are off by the ratio that one leaf's are: that explains the
+        difference, and that leaf alone does not.
+        """
+        tolerance = min(self.claimed.tolerances[part.leaf] for part in parts)
+        all_off = all(_explains(c, c.claim / ratio, tolerance) for c in pair)
+        one = lambda c: c.claim - float(c.along.terms[leaf]) * (1 - 1 / ratio)  # noqa: E731
+        return all_off and not all(_explains(c, one(c), tolerance) for c in pair)
 
     def _descend(self, comparison: Comparison, parts: Sequence[Part]) -> int:
         """A leaf that the difference along a line comes from."""
@@ -459,9 +467,9 @@ def _off_by(entry: Entry, ratio: float) -> bool:
     return abs(entry.autodiff - ratio * entry.numerical) <= slack
 
 
-def _explains(comparison: Comparison, ratio: float, tolerance: float) -> bool:
-    """Whether the claims of a group are right but for a factor."""
-    off = abs(comparison.claim / ratio - comparison.slope.value)
+def _explains(comparison: Comparison, right: float, tolerance: float) -> bool:
+    """Whether the values show what the claims of a group come to once they are put right."""
+    off = abs(right - comparison.slope.value)
     return off <= max(comparison.slope.bound, tolerance * comparison.size)
 
 
