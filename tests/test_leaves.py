@@ -57,9 +57,9 @@ def test_a_right_gradient_costs_no_more_for_many_leaves():
 
 def test_leaves_whose_claims_are_far_apart_are_asked_at_once():
     def f(leaves):
-        return sum(jnp.sum(jnp.sin(x)) * 10 ** (-2.5 * k / 99) for k, x in enumerate(leaves))
+        return sum(jnp.sum(jnp.sin(x)) * 10 ** (-2.5 * k / 29) for k, x in enumerate(leaves))
 
-    report = check_gradient(f, [draw(k, 3) for k in range(100)])
+    report = check_gradient(f, [draw(k, 3) for k in range(30)])
     assert report.verdict == "agrees" and min(leaf.digits for leaf in report.leaves) > 6
     assert report.evaluations <= check_gradient(f, [draw(0, 3)]).evaluations
 
