@@ -96,7 +96,7 @@ FORMS = {
 }
 
 
-LONG = ("numerical_grad", "check_gradient", "minimize", "fit")
+FORMED = ("numerical_grad", "check_gradient", "minimize", "fit")
 QUICK = ("numerical_grad", "check_gradient", "gradient_descent", "fit")
 
 
@@ -120,7 +120,7 @@ def test_nothing_of_the_users_outlives_what_the_user_holds(use):
     "use, form",
     slow_but(
         [("numerical_grad", "bound method"), ("numerical_grad", "with a rule")],
-        itertools.product(LONG, FORMS),
+        itertools.product(FORMED, FORMS),
     ),
 )
 def test_functions_of_any_form_are_let_go(use, form):

@@ -101,15 +101,13 @@ def examine(line: Line, claimed: Claimed, together: bool) -> Iterator[tuple[int,
       claimed: what is looked into.
       together: whether leaves may be asked together.
     """
-    finite, alone = [], []
-    for k in (k for k, size in enumerate(line.sizes) if size):
-        in_a_group = together and not count_not_finite(claimed.gradient[k])
-        (finite if in_a_group else alone).append(k)
-    if len(finite) == 1:
-        alone, finite = sorted([*alone, *finite]), []
-    for k in alone:
-        yield k, examine_leaf(line, k, claimed)
-    if finite:
+    leaves = [k for k, size in enumerate(line.sizes) if size]
+    finite = [k for k in leaves if together and not count_not_finite(claimed.gradient[k])]
+    grouped = set(finite) if len(finite) > 1 else set()
+    for k in leaves:
+        if k not in grouped:
+            yield k, examine_leaf(line, k, claimed)
+    if grouped:
         sizes = line.claimed_sizes(claimed.gradient, finite)
         yield from _Groups(line, claimed).examine(sizes, mixed=True)
 

@@ -38,7 +38,7 @@ class Along(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A direction as arrays, all of them traced: `low`, `high` and `weight` for each leaf."""
+    """A direction as arrays: `low`, `high` and `weight` for each leaf."""
 
     low: Any
     high: Any
@@ -61,16 +61,17 @@ class _Span(NamedTuple):
 
 def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], Along]]:
     """A function of claims and a question: what each leaf moves by, and the sums along that."""
-    small = functools.cache(lambda: _Small.of(points))
+    laid_out = functools.cache(lambda: _Small.of(points))
 
     def draw(claims, q):
         salts = np.arange(len(points), dtype=np.uint32) + q.seed * np.array([0x9E3779B9], np.uint32)
         spans = _Span(q.low, q.high, q.weight, _hashed(salts, np))
-        moves, sums = [np.zeros(0)] * len(points), np.zeros((len(points), 3))
-        flat, sums[small().leaves] = small().moves(claims, spans, q)
-        for k, low, high in zip(small().leaves, small().begins, small().ends, strict=True):
+        moves: list[Any] = [None] * len(points)
+        small, sums = laid_out(), np.zeros((len(points), 3))
+        flat, sums[small.leaves] = small.moves(claims, spans, q)
+        for k, low, high in zip(small.leaves, small.begins, small.ends, strict=True):
             moves[k] = flat[low:high].reshape(points[k].shape)
-        for k in small().others:
+        for k in (k for k, v in enumerate(moves) if v is None):
             if q.low[k] < q.high[k]:
                 span = _Span(*(of_leaf[k] for of_leaf in spans))
                 given = points[k], claims[k], span, q.relative, q.up
@@ -92,7 +93,6 @@ class _Small(NamedTuple):
       ends: where it ends.
       x: their entries.
       usual: the size of a leaf's entries.
-      others: the leaves that are not among them.
     """
 
     leaves: np.ndarray
@@ -100,7 +100,6 @@ class _Small(NamedTuple):
     ends: np.ndarray
     x: np.ndarray
     usual: np.ndarray
-    others: list[int]
 
     @classmethod
     def of(cls, points: Sequence[Any]) -> "_Small":
@@ -109,8 +108,8 @@ class _Small(NamedTuple):
         flat = [np.asarray(points[k], np.float64).ravel() for k in small]
         sizes = np.array([x.size for x in flat], np.int64)
         ends, usual = np.cumsum(sizes), np.array([usual_size(x) for x in flat])
-        x, others = np.concatenate([*flat, []]), sorted(set(range(len(points))) - set(small))
-        return cls(np.array(small, np.int64), ends - sizes, ends, x, usual, others)
+        x = np.concatenate([*flat, []])
+        return cls(np.array(small, np.int64), ends - sizes, ends, x, usual)
 
     def moves(
         self, claims: Sequence[Any], spans: _Span, q: Question

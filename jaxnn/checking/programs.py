@@ -149,8 +149,8 @@ class Traced:
             steps = jnp.asarray(steps, dtype)
             return np.asarray(along(point.leaves, moves, steps, point.data), np.float64)
 
-        sizes, epsilon = [x.size for x in point.leaves], float(jnp.finfo(dtype).eps)
-        draw, epsilon = drawer(point.leaves, dtype), max(self.rounding, epsilon)
+        draw, sizes = drawer(point.leaves, dtype), [x.size for x in point.leaves]
+        epsilon = max(self.rounding, float(jnp.finfo(dtype).eps))
         return Line(draw, values, sizes, epsilon, _roundings(point, True))
 
     def in_float64(self, point: Point, dtype: Any, shake: float = 0.0) -> tuple[float, list[Any]]:
