@@ -118,7 +118,7 @@ def beyond_the_domain(entries: Sequence[Entry], slope: Slope, centre: float) -> 
             for e in wrong
         )
     else:
-        blind = not wrong and not np.isfinite(slope.bound)
+        blind = not wrong and not math.isfinite(slope.bound)
         if blind and np.all(np.isfinite(slope.differences)):
             return "the function varies within the shortest steps, so that none shows its slope"
     return "the function itself, or its slope, is not finite near this point" if blind else ""

@@ -443,8 +443,8 @@ def _held_against_values(
     data = jax.tree.leaves(point.data)
     counts = programs.counts | {n for leaf in data for n in np.shape(leaf)[:1]}
     leaves = []
-    for k, ((path, given), x) in enumerate(zip(call.moving, point.leaves, strict=True)):
-        place = Place(path.removeprefix("args"), x, describe_dtype(given), paired[k])
+    for k, (path, x) in enumerate(zip(call.point_paths, point.leaves, strict=True)):
+        place = Place(path.removeprefix("args"), x, paired[k])
         if not x.size:
             leaves.append(_bare_report(place, Verdict.AGREES, "the leaf has no entries"))
         elif k not in found or not found[k].asked:
@@ -543,9 +543,9 @@ def _kind(leaf: Any) -> str:
     return "function" if callable(leaf) else type(leaf).__name__
 
 
-def describe_dtype(leaf: Any) -> str:
-    """The name of the dtype that a leaf has in JAX."""
-    return jnp.result_type(leaf).name
+@functools.cache
+def _name_of(dtype: Any, paired: bool) -> str:
+    return (jnp.promote_types(dtype, jnp.complex64) if paired else jnp.dtype(dtype)).name
 
 
 def _losses(
@@ -616,14 +616,17 @@ class Place(NamedTuple):
     Attributes:
       path: of it.
       x: its values, in their real form.
-      dtype: as it was given.
       paired: whether it is complex.
     """
 
     path: str
     x: Any
-    dtype: str
     paired: bool
+
+    @property
+    def dtype(self) -> str:
+        """The name of the dtype that it has in JAX."""
+        return _name_of(self.x.dtype, self.paired)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -657,7 +660,7 @@ def _leaf_report(
     if loss.outweighs(verdict):
         verdict, hint, entries = loss.verdict, loss.hint, list(loss.entries)
     immovable = count_not_finite(place.x)
-    if immovable and (not verdict.wrong or not np.isfinite(centre)):
+    if immovable and (not verdict.wrong or not math.isfinite(centre)):
         verdict = Verdict.UNRESOLVED
         hint = f"{immovable} of {place.x.size} entries not finite: no step leads from there"
     if verdict is Verdict.AGREES:

@@ -130,14 +130,15 @@ def judge(
       counts: the size beside which an error that went unseen would matter.
     """
     claim, left, right, bound = evidence
-    if not np.isfinite(claim):
+    if not math.isfinite(claim):
         return Verdict.NOT_FINITE
-    if not np.isfinite(bound):
+    if not math.isfinite(bound):
         return Verdict.UNRESOLVED
-    if differs(claim, left, right, bound, tolerance, size):
-        return Verdict.DIFFERS
-    if abs(right - left) > bound + _negligible(claim, left, right, tolerance, size):
-        return Verdict.KINK
+    if not (left == right and abs(claim - left) <= bound):  # as most are
+        if differs(claim, left, right, bound, tolerance, size):
+            return Verdict.DIFFERS
+        if abs(right - left) > bound + _negligible(claim, left, right, tolerance, size):
+            return Verdict.KINK
     if bound > BLIND * counts and bound > 0:
         return Verdict.UNRESOLVED
     return Verdict.AGREES
@@ -186,9 +187,9 @@ def excess(difference: float, bound: float) -> float:
 
     0 within the bound and where there is no evidence; infinite where there is no claim.
     """
-    if not np.isfinite(bound):
+    if not math.isfinite(bound):
         return 0.0
-    if not np.isfinite(difference):
+    if not math.isfinite(difference):
         return np.inf
     return max((abs(difference) - bound) / (bound + np.finfo(float).tiny), 0.0)
 

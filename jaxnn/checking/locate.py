@@ -66,12 +66,8 @@ class Findings(NamedTuple):
 
     @property
     def best(self) -> Comparison:
-        """The line with the closest bound; the first, if that is much the same, so that no rounding
-        chooses.
-        """
-        closest = min(self.asked, key=lambda comparison: comparison.slope.bound)
-        first = self.asked[0]
-        return closest if closest.slope.bound < MUCH_CLOSER * first.slope.bound else first
+        """The line that tells most."""
+        return _closest(self.asked)
 
 
 class Claimed(NamedTuple):
@@ -142,14 +138,15 @@ class _Groups:
         parts = self._parts(sizes)
         pair = _ask_pair(self.line, self.claimed.gradient, parts)
         nothing = self._nothing(pair, max(sizes.values()))
+        off = any(c.excess or c.slope.kink for c in pair)
         vouched, rest = [], []
         for part in parts:
-            (vouched if self._vouches(pair, part, nothing) else rest).append(part)
+            (vouched if not off and _knows(pair, part, nothing) else rest).append(part)
         for part in vouched:
-            yield part.leaf, _shares(pair, part)
+            yield part.leaf, _share(pair, part)
         left = {part.leaf: sizes[part.leaf] for part in rest}
         classes = _classes(left)
-        if any(c.excess or c.slope.kink for c in pair):
+        if off:
             yield from self._follow(pair, rest, left)
         elif mixed and (vouched or len(classes) > 1):
             for group in classes:
@@ -168,7 +165,7 @@ class _Groups:
         others = [part for part in parts if part.leaf != leaf]
         if found.ratio and self._all_off_by(found.ratio, pair, parts, leaf):
             for part in others:
-                yield part.leaf, _scaled_shares(pair, part, found.ratio)
+                yield part.leaf, _scaled_share(pair, part, found.ratio)
             return
         rest = {part.leaf: sizes[part.leaf] for part in others}
         wrong = not found.explained or any(e.verdict is not Verdict.AGREES for e in found.entries)
@@ -213,14 +210,6 @@ class _Groups:
         value = max(abs(self.line.centre), *(c.slope.size for c in pair))
         return BLIND * NOTHING * value if most <= NOTHING * value else 0.0
 
-    def _vouches(self, pair: Sequence[Comparison], part: Part, nothing: float) -> bool:
-        """Whether neither an error of the leaf's that counts, nor a kink, went unseen."""
-        return all(
-            not (c.slope.kink or c.excess)
-            and c.slope.bound <= max(SHARP * c.size_of(part.leaf), nothing * part.weight)
-            for c in pair
-        )
-
     def _all_off_by(
         self, ratio: float, pair: Sequence[Comparison], parts: Sequence[Part], leaf: int
     ) -> bool:
@@ -251,12 +240,12 @@ def verdict_of(findings: Findings, centre: float, tolerance: float) -> tuple[Ver
     best, entries = findings.best, list(findings.entries)
     # Beside the slope over the coarsest step, which no noise makes larger, it can be nothing too.
     coarse = abs(float(best.slope.differences[0])) if len(best.slope.differences) else 0.0
-    coarse = coarse if np.isfinite(coarse) else 0.0
+    coarse = coarse if math.isfinite(coarse) else 0.0
     counts = max(best.scale, NOTHING * max(abs(centre), best.slope.size, coarse))
     line = best.slope.evidence(best.claim)
-    if not np.isfinite(centre):
+    if not math.isfinite(centre):
         line = line._replace(claim=centre)  # of no value there is no slope to claim
-    elif findings.explained and np.isfinite(line.bound):
+    elif findings.explained and math.isfinite(line.bound):
         # What the entries found explain is no evidence against the line as well.
         middle = best.slope.value
         line = line._replace(claim=middle, left=middle, right=middle)
@@ -416,21 +405,34 @@ def put_right(claims: np.ndarray, known: dict[int, Entry]) -> np.ndarray:
     return mended
 
 
-def _shares(pair: Sequence[Comparison], part: Part) -> Findings:
+def _closest(asked: Sequence[Comparison]) -> Comparison:
+    """The line with the closest bound; the first, if that is much the same, so that no rounding
+    chooses.
+    """
+    closest = min(asked, key=lambda comparison: comparison.slope.bound)
+    return closest if closest.slope.bound < MUCH_CLOSER * asked[0].slope.bound else asked[0]
+
+
+def _knows(pair: Sequence[Comparison], part: Part, nothing: float) -> bool:
+    """Whether no error of a leaf's that counts went unseen."""
+    least = nothing * part.weight
+    return all(c.slope.bound <= max(SHARP * c.size_of(part.leaf), least) for c in pair)
+
+
+def _share(pair: Sequence[Comparison], part: Part) -> Findings:
     """What a group says of one of its leaves."""
-    shares = tuple(comparison.share(part) for comparison in pair)
-    return Findings(shares, shares)
+    asked = (_closest(pair).share(part),)
+    return Findings(asked, asked)
 
 
-def _scaled_shares(pair: Sequence[Comparison], part: Part, ratio: float) -> Findings:
+def _scaled_share(pair: Sequence[Comparison], part: Part, ratio: float) -> Findings:
     """What a group says of one of its leaves, if all of them are off by the same ratio."""
-    shares = []
-    for comparison in pair:
-        right = comparison._replace(claim=comparison.claim / ratio)
-        terms = comparison.along.terms / ratio
-        share = right._replace(along=comparison.along._replace(terms=terms)).share(part)
-        shares.append(share._replace(claim=share.claim * ratio))
-    return Findings(tuple(shares), tuple(shares), (), False, ratio, searched=False)
+    best = _closest(pair)
+    terms = best.along.terms / ratio
+    right = best._replace(claim=best.claim / ratio, along=best.along._replace(terms=terms))
+    share = right.share(part)
+    asked = (share._replace(claim=share.claim * ratio),)
+    return Findings(asked, asked, (), False, ratio, searched=False)
 
 
 def _classes(sizes: dict[int, float]) -> list[dict[int, float]]:

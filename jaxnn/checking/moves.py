@@ -7,6 +7,8 @@ call each.
 """
 
 import functools
+import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +23,8 @@ from jaxnn.numerical.float64 import wide_arithmetic, widen_leaf
 ON_HOST = 2**17
 # NumPy draws so many at once: what it computes on the way stays in a core's cache.
 BLOCK = 2**15
+# A sum of squares from here on has lost no digit to the smallest numbers there are.
+_LEAST_SQUARE = sys.float_info.min / sys.float_info.epsilon
 
 
 class Along(NamedTuple):
@@ -152,6 +156,8 @@ def usual_size(x: Any, xp: Any = np) -> Any:
     """The size of a leaf's entries: the root of their mean square, of those that are finite; 1 if
     that is 0.
     """
+    if xp is np and _LEAST_SQUARE < (square := float(np.vdot(x, x))) < math.inf:  # as most are
+        return math.sqrt(square / x.size)
     size = xp.where(xp.isfinite(x), xp.abs(x), 0)
     most = xp.max(size, initial=0)
     most = xp.where(most > 0, most, 1)

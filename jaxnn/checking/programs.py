@@ -20,6 +20,7 @@ from jaxnn._arguments import Partition, Static
 from jaxnn._programs import kept
 from jaxnn._validate import describe
 from jaxnn.checking.detached import beside, holding
+from jaxnn.checking.joined import joined, on_joined
 from jaxnn.checking.line import Line, along_program, one_by_one
 from jaxnn.checking.moves import drawer
 from jaxnn.checking.packed import Packing
@@ -85,7 +86,8 @@ class Traced:
     """The programs of a function that JAX can trace.
 
     Attributes:
-      packing: how they give the gradient.
+      joined: how they take the leaves.
+      packing: how they give the gradient by what they take.
       own: value and gradient (None where that is given by hand) in the user's dtypes.
       wide: the same in float64; None where the gradient is given by hand.
       along: the values along a line.
@@ -99,6 +101,7 @@ class Traced:
       tapes: of the function, by the dtype that they are in and whether loops are laid out.
     """
 
+    joined: Packing
     packing: Packing
     own: Callable
     wide: Callable | None
@@ -121,10 +124,15 @@ class Traced:
 
     def line(self, point: Point, dtype: Any, watch: Callable[[Line], None]) -> Line:
         """The function along lines through a point."""
+        leaves, draw = self._taken(point.leaves), drawer(point.leaves, dtype)
+
+        def taken_moves(claims, question):
+            moves, along = draw(claims, question)
+            return self._taken(moves), along
 
         def values(moves, steps):
             run = lambda steps: np.asarray(  # noqa: E731
-                self.along(point.leaves, moves, steps, point.data)
+                self.along(leaves, moves, steps, point.data)
             )
             with wide_arithmetic(dtype):
                 try:
@@ -134,7 +142,7 @@ class Traced:
 
         sizes, roundings = [x.size for x in point.leaves], _roundings(point, self.wide is None)
         epsilon = float(jnp.finfo(dtype).eps)
-        return Line(drawer(point.leaves, dtype), values, sizes, epsilon, roundings, watch)
+        return Line(taken_moves, values, sizes, epsilon, roundings, watch)
 
     def own_line(self, point: Point) -> Line:
         """The same in the function's own dtypes."""
@@ -165,13 +173,22 @@ class Traced:
                 moved.append(np.asarray(x, np.float64) * (1 + rounding * signs))
             leaves = moved
         with wide_arithmetic(dtype):
-            value, gradient = self.wide(leaves, point.data)
-            return float(value), self.packing.unpack(gradient)
+            value, gradient = self.wide(self._taken(leaves), point.data)
+            return float(value), self._by_leaf(gradient)
 
     def value_and_gradient(self, point: Point) -> tuple[Any, list[Any] | None]:
         """In the user's dtypes; no gradient where that is given by hand."""
-        value, gradient = self.own(point.leaves, point.data)
-        return value, gradient and self.packing.unpack(gradient)
+        value, gradient = self.own(self._taken(point.leaves), point.data)
+        return value, gradient and self._by_leaf(gradient)
+
+    def _taken(self, leaves: Sequence[Any]) -> list[Any]:
+        """What is given leaf by leaf, as the programs take it."""
+        with jax.enable_x64(True):  # whatever dtype it has
+            return [jnp.asarray(x) for x in self.joined.pack(leaves, np)]
+
+    def _by_leaf(self, gradient: Sequence[Any]) -> list[Any]:
+        """A gradient, as the programs give it, leaf by leaf."""
+        return self.joined.unpack(self.packing.unpack(gradient))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,7 +361,7 @@ def _moving(value: Callable, settings: Settings) -> Callable:
 
 
 def _eager(static: Static, settings: Settings) -> Eager:
-    value = _scalar(lambda leaves, data: static.value(leaves, data[0]), settings)
+    value = _scalar_of(lambda leaves, data: static.value(leaves, data[0]), settings)
     by_hand = lambda leaves, data: (value(leaves, data), None)  # noqa: E731
     return Eager(value, _eager_gradient(value) if settings.automatic else by_hand)
 
@@ -353,21 +370,18 @@ def _traced(
     traced: Program, shapes: PyTree, point: Point, settings: Settings, packing: Packing
 ) -> Traced:
     """The programs for reverse or forward mode, out of a trace of the user's function."""
-
-    def user(leaves, data):
-        out = core.jaxpr_as_fun(traced)(*jax.tree.leaves((leaves, data)))
-        return jax.tree.unflatten(jax.tree.structure(shapes), out)
-
-    user, dtype = _scalar(user, settings), wide_dtype()
+    program, dtype = _scalar(traced, shapes, point, settings), wide_dtype()
+    taken = joined(program, packing)
+    packing, of_all = packing.of_packed(taken), on_joined(program, taken)
+    point = point._replace(leaves=taken.forms(point.leaves))
     # What the user prints is printed where the function runs as it is, and not at every step.
     rules = {primitive: lambda *_: [] for primitive in prints()}
     rules |= RUN_FURTHER if settings.further else {}
-    wide = widen(user, point, dtype, rules | holding(settings.held, settings.trust))
-    program = wide.program
 
     def value(leaves, data):
-        return core.jaxpr_as_fun(program)(*jax.tree.leaves((leaves, data)))[0]
+        return of_all(leaves, jax.tree.leaves(data))[0]
 
+    wide = widen(value, point, dtype, rules | holding(settings.held, settings.trust))
     if not settings.automatic:
         own, wide_both = jax.jit(lambda leaves, data: (value(leaves, data), None)), None
     else:
@@ -380,13 +394,13 @@ def _traced(
         own, wide_both = jax.jit(both), jax.jit(widen(both, point, dtype, rules).call)
         if settings.forward:
             own.lower(*point)  # not before is a rule for reverse mode alone refused
-    narrow = narrow_dtypes(program, dtype)
     return Traced(
+        joined=taken,
         packing=packing,
         own=own,
         wide=wide_both,
         along=along_program(_moving(wide.call, settings), dtype),
-        narrow=narrow,
+        narrow=narrow_dtypes(wide.program, dtype),
         rounding=_largest_rounding(program),
         counts=frozenset(n for const in program.consts for n in np.shape(const)[:1]),
         has_solver=has_solver(program),
@@ -394,7 +408,19 @@ def _traced(
     )
 
 
-def _scalar(value: Callable, settings: Settings) -> Callable:
+def _scalar(traced: Program, shapes: PyTree, point: Point, settings: Settings) -> Program:
+    """The program whose gradient is checked, out of a trace of the user's function."""
+    if not settings.projected and settings.order == 1:
+        return traced
+
+    def user(leaves, data):
+        out = core.jaxpr_as_fun(traced)(*jax.tree.leaves((leaves, data)))
+        return jax.tree.unflatten(jax.tree.structure(shapes), out)
+
+    return with_own_constants(jax.make_jaxpr(_scalar_of(user, settings))(*point))
+
+
+def _scalar_of(value: Callable, settings: Settings) -> Callable:
     """The function whose gradient is checked, of the leaves and the data; `value` is the user's."""
 
     def scalar(leaves, data):

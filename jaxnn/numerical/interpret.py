@@ -8,6 +8,7 @@ name: a user's own primitive may be called anything.
 
 import functools
 import itertools
+import math
 import os
 import pathlib
 import sys
@@ -59,6 +60,11 @@ ELEMENTWISE = frozenset(
         "nextafter not or pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt "
         "square stop_gradient sub tan tanh xor"
     ).split()
+)
+# Primitives whose output has the entries of their input in their order, where it has as many.
+_IN_ORDER = frozenset(
+    getattr(primitives, f"{name}_p")
+    for name in "broadcast_in_dim convert_element_type copy reshape squeeze".split()
 )
 
 
@@ -274,6 +280,18 @@ def shard_map_parts(eqn: Equation) -> ShardMap | None:
     options |= {"in_specs": tuple(eqn.params["in_specs"])}
     options |= {"out_specs": list(eqn.params["out_specs"])}
     return ShardMap(eqn.params["jaxpr"], options)
+
+
+def is_end_to_end(eqn: Equation) -> bool:
+    """Whether an equation gives the entries of its inputs end to end, as they are, and no more."""
+    given, made = eqn.invars[0].aval, eqn.outvars[0].aval
+    if eqn.primitive is primitives.concatenate_p:
+        return math.prod(made.shape[: eqn.params["dimension"]]) == 1
+    if eqn.primitive is _private("lax.lax", "stack_p"):
+        return math.prod(made.shape[: eqn.params["axis"]]) == 1
+    if eqn.primitive is primitives.reshape_p and eqn.params["dimensions"]:
+        return False
+    return eqn.primitive in _IN_ORDER and (made.size, made.dtype) == (given.size, given.dtype)
 
 
 def is_foreign(primitive: core.Primitive) -> bool:
