@@ -157,6 +157,10 @@ def taken(x):
     return lax.gather(x, np.array([[0]]), TAKE, (1,))
 
 
+def end_to_end(x):
+    return jnp.concatenate([x, x])
+
+
 def callback(x):
     return jax.pure_callback(abs, LIKE, x)
 
@@ -197,6 +201,11 @@ scan_sizes(params(scan)) == (1, 1)
 primitive(loop) is p.while_p and {"cond_jaxpr", "body_jaxpr"} <= set(params(loop))
 params(loop)["cond_nconsts"] == params(loop)["body_nconsts"] == 1
 params(jax.vmap(loop), X[None])["cond_jaxpr"].out_avals[0].shape == (1,)
+primitive(end_to_end) is p.concatenate_p and params(end_to_end)["dimension"] == 0
+primitive(lambda x: jnp.stack([x, x])) is private("lax.lax", "stack_p")
+params(lambda x: jnp.stack([x, x], 1))["axis"] == 1
+params(lambda x: x.reshape(3, 1))["dimensions"] is None
+params(lambda x: lax.reshape(x[None], (3,), (1, 0)))["dimensions"] == (1, 0)
 primitive(branch) is p.cond_p and len(params(branch)["branches"]) == 2
 primitive(solve) is p.linear_solve_p and hasattr(params(solve)["jaxprs"], "matvec")
 hasattr(params(solve)["jaxprs"], "solve")

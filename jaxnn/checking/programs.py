@@ -183,8 +183,9 @@ class Traced:
 
     def _taken(self, leaves: Sequence[Any]) -> list[Any]:
         """What is given leaf by leaf, as the programs take it."""
-        with jax.enable_x64(True):  # whatever dtype it has
-            return [jnp.asarray(x) for x in self.joined.pack(leaves, np)]
+        pairs = zip(self.joined.groups, self.joined.pack(leaves, np), strict=True)
+        with jax.enable_x64(True):  # which keeps the dtype, whatever it is
+            return [jax.device_put(x) if group[1:] else x for group, x in pairs]
 
     def _by_leaf(self, gradient: Sequence[Any]) -> list[Any]:
         """A gradient, as the programs give it, leaf by leaf."""

@@ -1,12 +1,13 @@
 """What a check costs that finds nothing wrong, by the number of leaves and of parameters.
 
-A function that joins so many leaves, one that uses each apart, and a transformer of 12 layers,
-beside JAX's own check of it. At the end what JAX takes to compile and compute one gradient of the
-former two, which grows with the number of leaves, too. Sizes that the machine has no memory for are
-left out. Run it:
+A function that joins so many leaves, one that uses each apart, and a transformer of 12 layers, with
+leaves as it has them beside JAX's own check, and in pieces of all its parameters. At the end what
+JAX takes to compile and compute one gradient of the former two, which grows with the number of
+leaves. Sizes that the machine has no memory for are left out. Run it:
     python tests/benchmarks/leaves.py [--quick]"""
 
 import argparse
+import itertools
 import os
 import resource
 import time
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import monitoring
+from jax.flatten_util import ravel_pytree
 from jax.test_util import check_grads
 
 from jaxnn import check_gradient
@@ -90,6 +92,14 @@ def language_loss(params, tokens):
     return -of_next.mean()
 
 
+def in_pieces(params, leaves):
+    """The model's loss as a function of so many leaves of its parameters, and those."""
+    flat, unravel = ravel_pytree(params)
+    cuts = np.linspace(0, flat.size, leaves + 1).astype(int)
+    points = [flat[low:high] for low, high in itertools.pairwise(cuts)]
+    return lambda points, tokens: language_loss(unravel(jnp.concatenate(points)), tokens), points
+
+
 def timed(f, *args):
     """A check from cold, and again: report, seconds, seconds again, compilations, their seconds."""
     jax.clear_caches()
@@ -108,10 +118,18 @@ def row(name, leaves, parameters, f, *args):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
         f"{name:12} {leaves:6} {parameters:11,} {report.verdict!s:8} {report.evaluations:7} "
-        f"{first:7.1f} {again:7.2f} {programs:9} {compiling / first:10.0%} {peak:9.1f}",
+        f"{first:7.2f} {again:7.2f} {programs:9} {compiling / first:10.0%} {peak:9.1f}",
         flush=True,
     )
-    return first
+    return first, again
+
+
+def rows(name, parameters, made, counts=(10, 100, 1000)):
+    """A row for each number of leaves, and how the last compares with the first; `made` gives a
+    function and its arguments."""
+    took = [row(name, leaves, parameters, *made(leaves)) for leaves in counts]
+    first, again = (most / least for least, most in zip(took[0], took[-1], strict=True))
+    print(f"{name}, {counts[-1]} leaves for {counts[0]}: {first:.2f} times, again {again:.2f}")
 
 
 def main():
@@ -131,20 +149,19 @@ def main():
         if parameters * BYTES_PER_PARAMETER > memory:
             print(f"joined       {parameters:18,} left out: {memory / 2**30:.0f} GB of memory")
             continue
-        for leaves in (10, 100, 1000):
-            row("joined", leaves, parameters, joined, split(leaves, parameters))
-    for leaves in (10, 100, 1000):
-        row("apart", leaves, 10**5, apart, split(leaves, 10**5))
+        rows("joined", parameters, lambda n, size=parameters: (joined, split(n, size)))
+    rows("apart", 10**5, lambda n: (apart, split(n, 10**5)))
     params = transformer(jax.random.key(0))
     sizes = [x.size for x in jax.tree.leaves(params)]
     tokens = jax.random.randint(jax.random.key(1), (BATCH, LENGTH + 1), 0, VOCABULARY)
-    first = row("transformer", len(sizes), sum(sizes), language_loss, params, tokens)
+    first, _ = row("transformer", len(sizes), sum(sizes), language_loss, params, tokens)
     jax.clear_caches()
     start = time.perf_counter()
     loose = {"order": 1, "modes": ["rev"], "atol": 1.0, "rtol": 1.0}  # so that it ends
     check_grads(lambda p: language_loss(p, tokens), (params,), **loose)
     seconds = time.perf_counter() - start
     print(f"jax.test_util.check_grads of the last: {seconds:.1f} s, {seconds / first:.2f} times")
+    rows("in pieces", sum(sizes), lambda n: (*in_pieces(params, n), tokens), (10, 1000))
     for f in (joined, apart):
         for leaves in (10, 100, 1000):
             points, start = split(leaves, 10**5), time.perf_counter()
