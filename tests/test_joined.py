@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxnn import check_gradient
 from jaxnn._arguments import Partition
+from jaxnn.checking import moves
 from jaxnn.checking.joined import joined, on_joined
 from jaxnn.checking.packed import Packing
 from jaxnn.checking.programs import Point, Settings, prepare
@@ -120,6 +121,21 @@ def test_the_programs_of_a_thousand_leaves_have_one_input():
     assert programs.joined.packed == ((3000,),)
     value, gradient = jax.eval_shape(programs.own, [jnp.zeros(3000)], at.data)
     assert value.shape == () and [x.shape for x in gradient] == [(3000,)]
+
+
+@pytest.mark.parametrize("on_host", [2**17, 4, 0])
+def test_moves_of_joined_leaves_are_those_of_each_leaf(monkeypatch, on_host):
+    monkeypatch.setattr(moves, "ON_HOST", on_host)
+    points = [draw(k, *shape) for k, shape in enumerate([(3,), (2, 3), (), (4,)])]
+    sizes = np.array([x.size for x in points])
+    question = moves.Question(0 * sizes, sizes, np.ones(4), np.uint32(1), np.False_, np.False_)
+    claims = [np.asarray(x, np.float64) for x in points]
+    alone, sums = moves.drawer(points, jnp.float64)(claims, question)
+    groups = [(2, 0), (1,), (3,)]
+    together, same_sums = moves.drawer(points, jnp.float64, groups)(claims, question)
+    assert np.array_equal(together[0], np.concatenate([alone[2], alone[0]], axis=None))
+    assert np.array_equal(together[1], alone[1]) and np.array_equal(together[2], alone[3])
+    np.testing.assert_allclose(sums, same_sums, rtol=1e-12)
 
 
 @pytest.mark.slow

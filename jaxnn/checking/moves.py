@@ -7,9 +7,10 @@ call each.
 """
 
 import functools
+import itertools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -63,26 +64,43 @@ class _Span(NamedTuple):
     salt: Any
 
 
-def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], Along]]:
-    """A function of claims and a question: what each leaf moves by, and the sums along that."""
-    laid_out = functools.cache(lambda: _Small.of(points))
+def drawer(
+    points: Sequence[Any], dtype: Any, groups: Sequence[tuple[int, ...]] | None = None
+) -> Callable[..., tuple[list[Any], Along]]:
+    """A function of claims and a question: what the leaves move by, and the sums along that.
+
+    Args:
+      points: the leaves.
+      dtype: the wide dtype.
+      groups: of leaves whose moves are given end to end; each has its own by default.
+    """
+    groups = [(k,) for k in range(len(points))] if groups is None else groups
+    laid_out = functools.cache(lambda: _Small.of(points, itertools.chain.from_iterable(groups)))
 
     def draw(claims, q):
         salts = np.arange(len(points), dtype=np.uint32) + q.seed * np.array([0x9E3779B9], np.uint32)
         spans = _Span(q.low, q.high, q.weight, _hashed(salts, np))
-        moves: list[Any] = [None] * len(points)
         small, sums = laid_out(), np.zeros((len(points), 3))
         flat, sums[small.leaves] = small.moves(claims, spans, q)
-        for k, low, high in zip(small.leaves, small.begins, small.ends, strict=True):
-            moves[k] = flat[low:high].reshape(points[k].shape)
-        for k in (k for k, v in enumerate(moves) if v is None):
-            if q.low[k] < q.high[k]:
-                span = _Span(*(of_leaf[k] for of_leaf in spans))
+
+        def of_leaf(k):
+            if k in small.places:
+                return flat[small.places[k]].reshape(points[k].shape)
+            if q.low[k] == q.high[k]:
+                return np.zeros(points[k].shape)
+            span = _Span(*(of_all[k] for of_all in spans))
+            with wide_arithmetic(dtype):
                 given = points[k], claims[k], span, q.relative, q.up
-                with wide_arithmetic(dtype):
-                    moves[k], sums[k] = _moves_on_device(*given, dtype)
-            else:
-                moves[k] = np.zeros(points[k].shape)
+                moves, sums[k] = _moves_on_device(*given, dtype)
+            return moves
+
+        def of_group(group):
+            if group[1:] and all(k in small.places for k in group):
+                return flat[small.places[group[0]].start : small.places[group[-1]].stop]
+            moves = list(map(of_leaf, group))
+            return np.concatenate(moves, axis=None) if group[1:] else moves[0]
+
+        moves = list(map(of_group, groups))
         return moves, Along(*sums.T)
 
     return draw
@@ -93,6 +111,7 @@ class _Small(NamedTuple):
 
     Attributes:
       leaves: which.
+      places: where each of them is.
       begins: where each begins, and
       ends: where it ends.
       x: their entries.
@@ -100,20 +119,22 @@ class _Small(NamedTuple):
     """
 
     leaves: np.ndarray
+    places: dict[int, slice]
     begins: np.ndarray
     ends: np.ndarray
     x: np.ndarray
     usual: np.ndarray
 
     @classmethod
-    def of(cls, points: Sequence[Any]) -> "_Small":
-        """Those of all leaves."""
-        small = [k for k, x in enumerate(points) if 0 < x.size <= ON_HOST and on_one_cpu(x)]
+    def of(cls, points: Sequence[Any], order: Iterable[int]) -> "_Small":
+        """Those of all leaves, in an order."""
+        small = [k for k in order if 0 < points[k].size <= ON_HOST and on_one_cpu(points[k])]
         flat = [np.asarray(points[k], np.float64).ravel() for k in small]
         sizes = np.array([x.size for x in flat], np.int64)
         ends, usual = np.cumsum(sizes), np.array([usual_size(x) for x in flat])
-        x = np.concatenate([*flat, []])
-        return cls(np.array(small, np.int64), ends - sizes, ends, x, usual)
+        begins, x = ends - sizes, np.concatenate([*flat, []])
+        places = dict(zip(small, map(slice, begins, ends), strict=True))
+        return cls(np.array(small, np.int64), places, begins, ends, x, usual)
 
     def moves(
         self, claims: Sequence[Any], spans: _Span, q: Question

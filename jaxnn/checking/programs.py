@@ -124,11 +124,7 @@ class Traced:
 
     def line(self, point: Point, dtype: Any, watch: Callable[[Line], None]) -> Line:
         """The function along lines through a point."""
-        leaves, draw = self._taken(point.leaves), drawer(point.leaves, dtype)
-
-        def taken_moves(claims, question):
-            moves, along = draw(claims, question)
-            return self._taken(moves), along
+        leaves = self._taken(point.leaves)
 
         def values(moves, steps):
             run = lambda steps: np.asarray(  # noqa: E731
@@ -141,8 +137,8 @@ class Traced:
                     return one_by_one(lambda t: run(np.array([t]))[0], steps)
 
         sizes, roundings = [x.size for x in point.leaves], _roundings(point, self.wide is None)
-        epsilon = float(jnp.finfo(dtype).eps)
-        return Line(taken_moves, values, sizes, epsilon, roundings, watch)
+        epsilon, draw = float(jnp.finfo(dtype).eps), drawer(point.leaves, dtype, self.joined.groups)
+        return Line(draw, values, sizes, epsilon, roundings, watch)
 
     def own_line(self, point: Point) -> Line:
         """The same in the function's own dtypes."""
