@@ -111,7 +111,7 @@ def own_dtype_loss(
     size_of_entry = scales()
     least = float(jnp.finfo(dtype).tiny)  # below it, 0 is what the dtype has
     underflows = bool(np.any((flat == 0) & (true != 0) & (np.abs(true) < least)))
-    value_size = float(np.nan_to_num(abs(centre), posinf=0.0))
+    value_size = abs(centre) if math.isfinite(centre) else 0.0
     bound = np.maximum(_roundings(true, size_of_entry, overall(), value_size, coarsest), least)
     if not flat.any() and slope.bound < abs(slope.value) and np.max(np.abs(true)) > least:
         bound[np.abs(true) == np.max(np.abs(true))] = 0.0  # all of it underflows, whatever its size
@@ -119,6 +119,8 @@ def own_dtype_loss(
     if verdict is Verdict.DIFFERS:
         bound = np.maximum(bound, SHAKES * np.max([moved.ravel() for moved in shaken()], axis=0))
         verdict, which = judge_all(flat, true, bound, tolerance)
+    if not (verdict.wrong or has_no_value or underflows):
+        return loss
     kind = jnp.dtype(dtype).name
     apart = ROUNDINGS_BETWEEN_CALLS * coarsest * max(abs(value), abs(centre))
     if verdict is Verdict.DIFFERS and abs(value - centre) > apart and own_values_agree():
@@ -137,8 +139,9 @@ def own_dtype_loss(
             f"{centre:.6g}"
         )
     if not (verdict is Verdict.IMPRECISE or verdict.wrong):
-        below = f"below {least:.1e}, the smallest number of {kind}, it is 0 there"
-        return loss._replace(hint=below if underflows else "")
+        return loss._replace(
+            hint=f"below {least:.1e}, the smallest number of {kind}, it is 0 there"
+        )
     entries = []
     for i in which[:HANDFUL]:
         one = Evidence(float(flat[i]), float(true[i]), float(true[i]), float(bound[i]))
