@@ -111,17 +111,17 @@ def own_dtype_loss(
     size_of_entry = scales()
     least = float(jnp.finfo(dtype).tiny)  # below it, 0 is what the dtype has
     underflows = bool(np.any((flat == 0) & (true != 0) & (np.abs(true) < least)))
-    value_size = abs(centre) if math.isfinite(centre) else 0.0
-    bound = np.maximum(_roundings(true, size_of_entry, overall(), value_size, coarsest), least)
+    bound = np.maximum(_roundings(true, size_of_entry, overall(), centre, coarsest), least)
     if not flat.any() and slope.bound < abs(slope.value) and np.max(np.abs(true)) > least:
         bound[np.abs(true) == np.max(np.abs(true))] = 0.0  # all of it underflows, whatever its size
     verdict, which = judge_all(flat, true, bound, tolerance)
     if verdict is Verdict.DIFFERS:
         bound = np.maximum(bound, SHAKES * np.max([moved.ravel() for moved in shaken()], axis=0))
         verdict, which = judge_all(flat, true, bound, tolerance)
-    if not (verdict.wrong or has_no_value or underflows):
-        return loss
     kind = jnp.dtype(dtype).name
+    if not (verdict.wrong or has_no_value):
+        below = f"below {least:.1e}, the smallest number of {kind}, it is 0 there"
+        return loss._replace(hint=below) if underflows else loss
     apart = ROUNDINGS_BETWEEN_CALLS * coarsest * max(abs(value), abs(centre))
     if verdict is Verdict.DIFFERS and abs(value - centre) > apart and own_values_agree():
         return loss._replace(
@@ -153,12 +153,13 @@ def own_dtype_loss(
 
 
 def _roundings(
-    true: np.ndarray, size_of_entry: np.ndarray, whole: float, value_size: float, coarsest: float
+    true: np.ndarray, size_of_entry: np.ndarray, whole: float, value: float, coarsest: float
 ) -> np.ndarray:
     """What roundings of what a gradient is summed from make of each entry: nothing beside what the
     whole gradient makes of a step of its own size. Of an entry that is 0 but for float64's
     roundings, the terms that cancel are as large as the value is beside such a step.
     """
+    value_size = abs(value) if math.isfinite(value) else 0.0
     part = min(ROUNDINGS * coarsest, reach_of(coarsest))
     rounded = ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * value_size
     nothing = np.abs(true) <= rounded / size_of_entry
