@@ -211,7 +211,10 @@ def test_a_stopped_command_saves_and_goes_on_later(tmp_path, number):
         "--log",
         tmp_path / "log",
     ]
+    # What a shell runs in the background ignores SIGINT, and so does what that starts.
+    before = signal.signal(number, signal.SIG_DFL)
     process = command(*options)
+    signal.signal(number, before)
     wait_for(lambda: (tmp_path / "log").exists() and (tmp_path / "log").stat().st_size)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)

@@ -110,7 +110,8 @@ def own_dtype_loss(
     flat, true = (np.asarray(g, np.float64).ravel() for g in (own, wide))
     size_of_entry = scales()
     least = float(jnp.finfo(dtype).tiny)  # below it, 0 is what the dtype has
-    underflows = bool(np.any((flat == 0) & (true != 0) & (np.abs(true) < least)))
+    zeros = true[flat == 0]
+    underflows = bool(np.any((zeros != 0) & (np.abs(zeros) < least)))
     bound = np.maximum(_roundings(true, size_of_entry, overall(), centre, coarsest), least)
     if not flat.any() and slope.bound < abs(slope.value) and np.max(np.abs(true)) > least:
         bound[np.abs(true) == np.max(np.abs(true))] = 0.0  # all of it underflows, whatever its size
