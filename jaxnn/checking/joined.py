@@ -56,14 +56,12 @@ def joined(program: Program, together: Packing) -> Packing:
     use(evaluate(program, [*_leaves(together), *others], step))
     uses = Counter(itertools.chain.from_iterable(used))
     place = {k: i for i, group in enumerate(together.groups) for k in group}
-    group_of = {
-        group[0]: group
-        for group in used
-        if all(uses[k] == 1 and place[k] == place[group[0]] for k in group)
-    }
-    inside = set(itertools.chain.from_iterable(group_of.values()))
-    groups = [group_of.get(k, (k,)) for k in place if k in group_of or k not in inside]
-    return Packing(tuple(sorted(groups)), together.shapes)
+    groups = [
+        group for group in used if all(uses[k] == 1 and place[k] == place[group[0]] for k in group)
+    ]
+    inside = set(itertools.chain.from_iterable(groups))
+    alone = [(k,) for k in place if k not in inside]
+    return Packing(tuple(sorted([*groups, *alone])), together.shapes)
 
 
 def on_joined(program: Program, packing: Packing) -> Callable[..., list[Any]]:
