@@ -4,6 +4,7 @@ is pyright's to check); and properties are drawn anew each day.
 
 import contextlib
 import datetime
+import os
 import pathlib
 import threading
 
@@ -28,9 +29,16 @@ settings.load_profile("jaxnn")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
-    """The same examples all day, so that a failure comes again; others tomorrow."""
+    """The same examples all day, so that a failure comes again, and others tomorrow; and compiled
+    programs are kept for the next run (`pytest --cache-clear` deletes them).
+    """
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(datetime.date.today().toordinal())
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        programs = config.rootpath / ".pytest_cache" / "d" / "programs"
+        jax.config.update("jax_compilation_cache_dir", str(programs))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
