@@ -21,7 +21,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
-from jaxnn._programs import Reference
+from jaxnn._programs_old import Reference
 from jaxnn._validate import (
     describe,
     is_array,
@@ -210,6 +210,20 @@ class Partition(NamedTuple):
     def dynamic(self) -> list[jax.Array]:
         """The leaves that are only traced, as arrays."""
         return _dynamic(self.leaves, self.static.skeleton.roles)
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The positional arguments and the others, put together again."""
+        return jax.tree.unflatten(self.static.skeleton.tree, self.leaves)
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """What happens to each leaf."""
+        return self.static.skeleton.roles
+
+    def at(self, points: Iterable[Any], dynamic: Iterable[Any]) -> "Partition":
+        """The same call with other values of what is traced."""
+        return self._replace(leaves=jax.tree.leaves(self.static.skeleton.join(points, dynamic)))
 
     @property
     def moving(self) -> list[tuple[str, Any]]:

@@ -1,124 +1,102 @@
-"""Compiled programs, kept for as long as the user's functions that they were made of live.
+"""Compiled programs, kept for functions that trace to the same program.
 
-As under `jax.jit`, a function is compiled once per function object. Unlike a plain cache, this one
-does not keep the function alive, nor the data it closes over: a program sees its functions through
-weak references, and goes when one of them goes. And it is made anew where a variable that the
-function reads has been set to something else, as `jax.grad` would see it.
+A function is traced at each call and compiled once for all functions that trace to the same
+equations: one that reads a variable which has been set to something else is simply another program.
+The values of constants are inputs of the compiled program, and nothing of the user's is kept alive.
+To skip the tracing, pass a function that is already jitted: then JAX's own rules on what it notices
+apply.
 """
 
-import types
-import weakref
-from collections.abc import Callable, Hashable
-from typing import Any
+import collections
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.extend import core
 from jaxtyping import PyTree
 
-from jaxnn._surroundings import surroundings
 from jaxnn._validate import is_concrete
+from jaxnn.numerical.interpret import Program, fingerprint, opened, without_rules
 
-_kept: dict[Hashable, tuple[Any, list[weakref.finalize], list["Reference"]]] = {}
+# How many compiled programs are kept; the least recently used goes first.
+KEPT = 256
+_kept: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
+_lock = threading.Lock()
 
 
-class Reference:
-    """Something of the user's held weakly, a function mostly: called like it, and equal to another
-    reference where what they refer to is.
+class Traced(NamedTuple):
+    """A function as the program that JAX traces it to.
 
-    What says it cannot be hashed (a dataclass with `eq`, say) is equal to itself alone. Of a
-    method, or of an object that is called, the attributes count, too, and of a function what it
-    reads from around it (`surroundings`): what was set to something else makes another program.
+    Attributes:
+      jaxpr: its equations; the constants are inputs that come first.
+      consts: the values of the constants.
+      shapes: of what the function returns, as a pytree.
+      key: equal for equal programs; None if they cannot be compared.
     """
 
-    def __init__(self, referent: Any):
-        """Raises TypeError where there are no weak references to it."""
-        if isinstance(referent, types.MethodType):  # dies at once; what it is bound to, not
-            self._target, owner = _weak_method(referent), referent.__self__
-        else:
-            self._target, owner = weakref.ref(referent), referent
-        self.owner: Callable[[], Any] = weakref.ref(owner)
-        self._surroundings = surroundings(owner)
+    jaxpr: core.Jaxpr
+    consts: tuple[Any, ...]
+    shapes: PyTree
+    key: Hashable
+
+    @classmethod
+    def of(cls, f: Callable, *args: PyTree) -> "Traced":
+        """Trace `f` for arguments like these; through a function of its own, so that JAX does not
+        return an earlier trace.
+        """
+        return cls.of_program(*jax.make_jaxpr(lambda *args: f(*args), return_shape=True)(*args))
+
+    @classmethod
+    def of_program(cls, program: Program, shapes: PyTree) -> "Traced":
+        """From a trace that has been made already."""
+        jaxpr, consts = opened(without_rules(program))
         try:
-            self._hash, self._by_value = hash(referent), True
+            key = fingerprint(program), jax.tree.structure(shapes)
+            hash(key)
         except TypeError:
-            self._hash, self._by_value = id(referent), False
+            key = None
+        return cls(jaxpr, tuple(consts), shapes, key)
 
     @property
-    def referent(self) -> Any:
-        """The thing itself, while it lives."""
-        referent = self._target()
-        if referent is None:
-            raise ReferenceError("the function of a compiled program is gone")
-        return referent
+    def bare(self) -> "Traced":
+        """The same without the values of its constants: what a kept program may hold."""
+        return self._replace(consts=())
 
-    def is_outdated_by(self, other: "Reference") -> bool:
-        """Whether it is of the same thing, but of attributes or variables that have changed."""
-        owner = self.owner()
-        same = owner is not None and owner is other.owner()
-        return same and self._surroundings != other._surroundings
-
-    @property
-    def __name__(self) -> str:
-        return getattr(self.referent, "__name__", type(self.referent).__name__)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.referent(*args, **kwargs)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        if not isinstance(other, Reference):
-            return NotImplemented
-        mine, theirs = self._target(), other._target()
-        if mine is None or theirs is None or self._surroundings != other._surroundings:
-            return False
-        return mine is theirs or (self._by_value and other._by_value and bool(mine == theirs))
+    def __call__(self, consts: Sequence[Any], *args: PyTree) -> PyTree:
+        """What the function returns, given the values of its constants."""
+        program = core.ClosedJaxpr(self.jaxpr, list(consts))
+        outputs = core.jaxpr_as_fun(program)(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(self.shapes), outputs)
 
 
-def _weak_method(method: types.MethodType) -> Callable[[], Any]:
-    """Gives a method while what it is bound to lives. `weakref.WeakMethod` has a callback, which
-    fails where both go in one collection.
-    """
-    owner, function = weakref.ref(method.__self__), weakref.ref(method.__func__)
-
-    def target():
-        there, of = owner(), function()
-        return None if there is None or of is None else types.MethodType(of, there)
-
-    return target
+def compiled(f: Callable, *args: PyTree) -> PyTree:
+    """`f(*args)`, in a program that is compiled once for functions that trace to the same one."""
+    traced = Traced.of(f, *args)
+    return kept(traced.key, lambda: jitted(traced.bare))(traced.consts, *args)
 
 
-def kept(build: Callable, *arguments: Any, values: PyTree = ()) -> Any:
-    """`build(*arguments)`, made once for equal arguments while the functions among them live.
+def jitted(traced: Traced) -> Callable:
+    """A traced function, compiled; it takes the values of its constants first."""
+    return jax.jit(lambda consts, *args: traced(consts, *args))
 
-    Args:
-      build: makes the program. Functions reach it as `Reference`s, which it may keep.
-      *arguments: what the program depends on; functions also inside tuples. Where they cannot be
-        hashed, or a function cannot be referenced weakly, the program is made anew each time.
-      values: what the program will be given. Inside somebody else's trace nothing is kept: a
-        function may close over its tracers, and it is compiled there anyway.
 
-    Returns:
-      What `build` returns.
-    """
-    if not outermost(values):
-        return build(*arguments)
-    references: list[Reference] = []
-    try:
-        weak = tuple(_weakly(argument, references) for argument in arguments)
-        key = (build, _typed(weak))
-        hash(key)
-    except TypeError:
-        return build(*arguments)
-    if key not in _kept:
-        _forget_outdated(references)
-        made = build(*weak), [], references
-        if _kept.setdefault(key, made) is made:  # else another thread was first
-            made[1].extend(_when_gone(reference, key) for reference in references)
-    return _kept[key][0]
+def kept(key: Hashable, build: Callable[[], Any]) -> Any:
+    """What `build` returns, built once for equal keys; anew each time if the key is None."""
+    if key is None:
+        return build()
+    key = typed(key)
+    with _lock:
+        if key in _kept:
+            _kept.move_to_end(key)
+            return _kept[key]
+    made = build()
+    with _lock:
+        made = _kept.setdefault(key, made)  # another thread may have been first
+        while len(_kept) > KEPT:
+            _kept.popitem(last=False)
+    return made
 
 
 def outermost(values: PyTree) -> bool:
@@ -126,43 +104,8 @@ def outermost(values: PyTree) -> bool:
     return is_concrete(values, jnp.zeros(()))
 
 
-def _when_gone(reference: Reference, key: Hashable) -> weakref.finalize:
-    finalizer = weakref.finalize(reference.owner(), _forget, key)
-    finalizer.atexit = False
-    return finalizer
-
-
-def _forget_outdated(references: list[Reference]) -> None:
-    """Let the programs go of functions that read something else now."""
-    for key, (_, _, theirs) in list(_kept.items()):
-        if any(old.is_outdated_by(new) for old in theirs for new in references):
-            _forget(key)
-
-
-def _forget(key: Hashable) -> None:
-    """Let a program go; and the key, which the finalizers of functions that live on would hold."""
-    _, finalizers, _ = _kept.pop(key, (None, [], []))
-    for finalizer in finalizers:
-        finalizer.detach()
-
-
-def _weakly(value: Any, references: list[Reference]) -> Any:
-    """`value` with references, which are added to `references`, in the place of functions and of
-    other objects that are equal to themselves alone.
-    """
+def typed(value: Any) -> Any:
+    """A key that distinguishes 1 from True and 1.0, which are equal."""
     if isinstance(value, tuple):
-        parts = [_weakly(part, references) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    kind = type(value)
-    itself = kind.__hash__ is object.__hash__ and bool(kind.__weakrefoffset__)
-    if (callable(value) or itself) and not isinstance(value, type | Mesh):  # a mesh decorates, too
-        references.append(Reference(value))
-        return references[-1]
-    return value
-
-
-def _typed(value: Any) -> Any:
-    """A key that tells 1 from True and from 1.0, which are equal."""
-    if isinstance(value, tuple):
-        return type(value), *map(_typed, value)
+        return type(value), *map(typed, value)
     return type(value), value

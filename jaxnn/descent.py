@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxnn._arguments import Skeleton, take_apart
-from jaxnn._programs import kept
+from jaxnn._programs_old import kept
 from jaxnn._validate import (
     is_concrete,
     require_arguments,

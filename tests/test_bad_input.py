@@ -526,7 +526,7 @@ check_gradient(lambda x: float(x.sum()), X)
     TypeError: `f` must be differentiable by JAX (made of `jax.numpy`, not of NumPy), or `gradient`
     must be given. Got ...
 check_gradient(bowl, X, order=2, gradient=jax.grad(bowl))
-    ValueError: `order` must be 1 where a hand-written `gradient` is given. Got 2.
+    ValueError: `order` must be 1 with a hand-written `gradient`. Got 2.
 check_gradient(bowl, X, gradient=lambda x: None)
     ValueError: `gradient(...)` must have the structure of `args[0]`, PyTreeDef(*). Got
     PyTreeDef(None).

@@ -13,7 +13,6 @@ from jaxnn.checking.evidence import (
     Verdict,
     digits_shared,
     excess,
-    is_diffuse,
     judge,
     judge_all,
     reach,
@@ -175,16 +174,3 @@ def test_digits_shared(difference, size, digits):
 )
 def test_two_evaluations_of_one_function(first, second, same):
     assert same_value(first, second, float(np.finfo(float).eps)) is same
-
-
-def test_an_error_that_all_entries_share_is_diffuse():
-    values = np.array([1.0, 1e-3, 2.0, 1e-4])
-    shared = [Evidence(v + 1e-5, v, v, 1e-12) for v in values]
-    verdicts = [judge(evidence, HALF) for evidence in shared]
-    assert verdicts == ["agrees", "differs", "agrees", "differs"]
-    assert is_diffuse(shared, verdicts, HALF)
-    alone = [
-        e._replace(claim=e.left) if v == "agrees" else e
-        for e, v in zip(shared, verdicts, strict=True)
-    ]
-    assert not is_diffuse(alone, verdicts, HALF)

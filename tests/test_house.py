@@ -9,7 +9,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "jaxnn"
 # From the ground up; a module imports from rooms below its own, or from its own.
 ROOMS = (
     ("_validate", "_terminal", "_surroundings"),
-    ("_files", "_programs", "_arguments"),
+    ("numerical.interpret",),
+    ("_files", "_programs", "_programs_old", "_arguments"),
     ("losses", "surfaces", "data", "_chapter"),
     ("network",),
     ("numerical",),

@@ -1,5 +1,7 @@
 """Leaves that are asked together: what it costs, and that none hides behind another."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,10 +217,10 @@ def test_an_interrupted_check_gives_what_it_knows():
         if len(asked) > 3:
             raise KeyboardInterrupt
 
-    from jaxnn.checking.watch import Watch
+    from jaxnn.checking.status import Status
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Watch, "tell", interrupt)
+        patch.setattr(Status, "tell", interrupt)
         report = check_gradient(chain, point(), gradient=gradient, evidence="leaf")
     assert report.interrupted and "(interrupted)" in str(report)
     assert any(
@@ -227,8 +229,8 @@ def test_an_interrupted_check_gives_what_it_knows():
 
 
 def test_a_long_check_says_how_far_it_is(capsys, monkeypatch):
-    monkeypatch.setattr("jaxnn.checking.watch.SILENCE", 0.0)
-    monkeypatch.setattr("jaxnn.checking.watch.BETWEEN", 0.01)
+    monkeypatch.setattr("jaxnn.checking.status.SILENCE", 0.0)
+    monkeypatch.setattr("jaxnn.checking.status.BETWEEN", 0.01)
     check_gradient(chain, point(), progress=True, evidence="leaf")
     said = capsys.readouterr().err
     assert "checking: reading the function, " in said
@@ -250,8 +252,9 @@ def test_compiled_programs_take_leaves_apart_and_give_them_packed():
     """The other way round a compiler takes ten times as long, of inputs as of outputs."""
     call = Partition.of(chain, 0, (point(),), {})
     at = Point(call.points, (call.dynamic, None))
-    programs = prepare(call, at, Settings(True, False, False, 0))
-    assert "slice" not in programs.own.lower(*at).as_text()
-    value, gradient = jax.eval_shape(programs.own, *at)
+    programs = prepare(call, at, Settings())
+    own = functools.partial(programs.compiled.own, programs.gradient_consts)
+    assert "slice" not in programs.compiled.own.lower(programs.gradient_consts, *at).as_text()
+    value, gradient = jax.eval_shape(own, *at)
     size = LEAVES * (WIDTH * WIDTH + WIDTH)
     assert value.shape == () and [x.shape for x in gradient] == [(size,)]

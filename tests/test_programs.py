@@ -308,7 +308,8 @@ def test_a_second_run_compiles_nothing(compilations, train, optimizer):
 # These are evaluated step by step, as the chapter's digits ask for; a gradient by hand is called as
 # it is; and of training runs, which look at what the loss returns, compilations are counted above.
 TRACED_EACH_TIME = ("numerical_diff", "partial_derivative", "check_gradient, by hand")
-TRACED_EACH_TIME += ("fit", "sweep")
+TRACED_EACH_TIME += ("fit", "sweep", "check_gradient", "check_gradient, order 2")
+TRACED_EACH_TIME += ("assert_gradient",)
 
 
 @pytest.mark.parametrize("use", [use for use in USES if use not in TRACED_EACH_TIME])

@@ -360,7 +360,7 @@ def test_where_chooses_leaves(where):
     f = lambda p: jnp.sum(jnp.tanh(p["w"] + p["b"]))  # noqa: E731
     report = check_gradient(f, point, where=where)
     assert [leaf.path for leaf in report.leaves] == ["[0]['b']"]
-    assert any("held fixed: [0]['w'] (float32)" in note for note in report.notes)
+    assert any("treated as constant: [0]['w'] (float32)" in note for note in report.notes)
 
 
 def test_a_gradient_may_leave_out_what_is_held_fixed():
@@ -409,7 +409,7 @@ def test_what_underflows_is_the_dtypes_0(point):
 
 def test_the_slope_of_nothing_agrees_with_none():
     report = check_gradient(jnp.linalg.det, jnp.diag(jnp.array([1.0, 2, 0, 0])))
-    assert report.verdict == "agrees" and "nothing beside" in report.leaves[0].hint
+    assert report.verdict == "agrees" and "nothing next to" in report.leaves[0].hint
 
 
 @pytest.mark.parametrize("f", [jax.nn.mish, jax.nn.softplus, jnp.exp])
@@ -485,7 +485,7 @@ def test_the_numbers_of_a_module_that_has_arrays_are_settings():
     module, x = Module(jnp.array([1.0, -2.0])), jnp.eye(2)
     report = check_gradient(leaky, module, x, argnums=0)
     assert report.ok and [leaf.path for leaf in report.leaves] == ["[0].w"]
-    assert "held fixed: [0].slope (float), [0].rate (float)" in report.notes
+    assert "treated as constant: [0].slope (float), [0].rate (float)" in report.notes
     gradient = numerical_grad(leaky)(module, x)
     np.testing.assert_allclose(gradient.w, jax.grad(leaky)(module, x).w, rtol=1e-6)
     result = fit(

@@ -1,11 +1,11 @@
-"""A hand-written gradient, matched to the leaves that it is of.
+"""A hand-written gradient, matched to the leaves of the arguments.
 
-It may have the form of what it is differentiated by, as `jax.grad` returns it, or leave out what is
-held fixed, as `equinox.filter_grad` does, or be another container with the same names in it, as the
+It may have the form of the arguments, as `jax.grad` returns it; leave out what is treated as
+constant, as `equinox.filter_grad` does; or be another container with the same names in it, like the
 state that `flax.nnx.grad` returns.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,19 +22,18 @@ from jaxnn._validate import (
     require_same_structure,
 )
 
-# What containers call the array inside a variable: no part of a leaf's name.
+# What containers call the array inside a variable: not part of a leaf's name.
 _WRAPPERS = frozenset(["value", "raw_value"])
 
 
-def gradient_by_hand(
-    gradient: Callable, args: Sequence[Any], kwargs: Mapping[str, Any], call: Partition
-) -> list[Any]:
-    """What a hand-written gradient returns, leaf by leaf, complex ones in their real form.
+def gradient_by_hand(gradient: Callable, call: Partition) -> list[Any]:
+    """What a hand-written gradient returns, leaf by leaf, complex leaves in their real form.
 
     Raises:
-      TypeError: a complex derivative by a real leaf, or none at all.
+      TypeError: a complex derivative with respect to a real leaf, or none at all.
       ValueError: the form is not that of the arguments.
     """
+    args, kwargs = call.arguments
     require_arguments("gradient", gradient, *args, **kwargs)
     result = gradient(*args, **kwargs)
     if isinstance(call.argnums, tuple):
@@ -46,7 +45,8 @@ def gradient_by_hand(
             result = tuple(result[i] for i in order)
     else:
         name, chosen = f"args[{call.argnums}]", args[call.argnums]
-    found = _matched(result, name, chosen, {id(leaf) for _, leaf in call.moving})
+    moving = [role.moves for role, on in zip(call.roles, call.chosen, strict=True) if on]
+    found = _matched(result, name, chosen, moving)
     derivatives = []
     for (place, leaf), (path, x) in zip(found, call.moving, strict=True):
         require_arrays(place, leaf)
@@ -60,17 +60,16 @@ def gradient_by_hand(
     return derivatives
 
 
-def _matched(result: Any, name: str, chosen: Any, moving: set[int]) -> list[tuple[str, Any]]:
-    """The derivative by each leaf that moves, and where it stands in the result."""
+def _matched(result: Any, name: str, chosen: Any, moving: Sequence[bool]) -> list[tuple[str, Any]]:
+    """The derivative by each leaf that moves, and its place in the result."""
     given = tree_flatten_with_path(result)[0]
-    wanted = tree_flatten_with_path(chosen)[0]
+    wanted = [path for path, _ in tree_flatten_with_path(chosen)[0]]
     if jax.tree.structure(result) == jax.tree.structure(chosen):
-        pairs = zip(given, wanted, strict=True)
-        return [(_place(path), g) for (path, g), (_, x) in pairs if id(x) in moving]
+        pairs = zip(given, moving, strict=True)
+        return [(_place(path), leaf) for (path, leaf), moves in pairs if moves]
     by_name = {_names(path): (_place(path), leaf) for path, leaf in given}
-    needed = [_names(path) for path, x in wanted if id(x) in moving]
-    known = {_names(path) for path, _ in wanted}
-    if set(needed) <= set(by_name) <= known:
+    needed = [_names(path) for path, moves in zip(wanted, moving, strict=True) if moves]
+    if set(needed) <= set(by_name) <= set(map(_names, wanted)):
         return [by_name[names] for names in needed]
     arrays = [(_place(path), leaf) for path, leaf in given if is_array(leaf)]
     if len(arrays) != len(needed) or not set(needed).isdisjoint(by_name):

@@ -1,75 +1,87 @@
 """Verdicts, and the one place where they are made.
 
-A gradient claims a number; the evidence is an interval that the true one lies in. `judge` holds the
-one against the other, for a whole leaf, one entry, a custom rule, and what a dtype loses alike.
+A gradient claims a number; the evidence is an interval that contains the true one. `judge` compares
+the two, in the same way for a whole leaf, one entry, a custom rule and a loss of precision.
 """
 
 import enum
 import functools
 import math
 import sys
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-# A verdict is withheld where an error of this part of what counts could have gone unseen.
+# A verdict is withheld if an error of this fraction of what matters could have gone unseen.
 BLIND = 0.1
-# Beside the value of the function, a leaf's slope is nothing below this part: its entries would
-# have to move a million times their size to change the value by as much as itself.
+# Slopes below this fraction of the function value are treated as zero: changing the value by 100 %
+# would take a step a million times the entry's size.
 NOTHING = 1e-6
-# What equal numbers share.
+# Digits that two equal numbers share.
 ALL_DIGITS = -math.log10(sys.float_info.epsilon)
-# Roundings, relative to the value, that a gradient in one dtype throughout may be off by: a sum of
-# ten thousand terms, each rounded at random, is off by the square root of their number.
+# Relative error, in roundings, that a gradient computed in one dtype may have: summing ten thousand
+# terms with random rounding errors costs the square root of their number.
 ROUNDINGS = 100
-# What two evaluations of one function may differ by, in roundings, for it to be the same function:
-# sums whose order is left to the machine (atomics on a GPU) differ by many.
+# The same for a derivative rule: constants in it are rounded, and what is computed twice is rounded
+# twice; and in float64 the derivatives of special functions are series, cut off at this error.
+OF_RULES, OF_SERIES = 100, 1e-9
+# Two evaluations of the same function may differ by this many roundings: the order of a sum that
+# is left to the machine (atomics on a GPU) changes many of them.
 ROUNDINGS_BETWEEN_CALLS = 1e3
 
 
 class Verdict(enum.StrEnum):
-    """What the evidence says of a gradient, from best to worst.
+    """What the evidence says about a gradient, from best to worst.
+
+    Attributes:
+      kind: "good", "look" or "bad": how it is coloured.
+      exit_code: of a command: 0 correct, 1 wrong, 2 if the evidence cannot tell.
+      meaning: one sentence.
 
     Example:
       >>> Verdict.AGREES < Verdict.DIFFERS, Verdict("kink").ok
       (True, True)
     """
 
-    AGREES = "agrees"
-    KINK = "kink"
-    IMPRECISE = "imprecise"
-    DETACHED = "detached"
-    UNRESOLVED = "unresolved"
-    DIFFERS = "differs"
-    NOT_FINITE = "not finite"
-    NOT_DETERMINISTIC = "not deterministic"
+    kind: Literal["good", "look", "bad"]
+    exit_code: int
+    meaning: str
+
+    AGREES = "agrees", "good", 0, "the gradient is the slope that the values show"
+    KINK = "kink", "look", 0, "two slopes meet here, and the gradient is between them"
+    IMPRECISE = "imprecise", "look", 0, "correct, but it has lost digits in its own dtype"
+    DETACHED = "detached", "look", 1, "correct if what stop_gradient stops is held at the point"
+    UNRESOLVED = "unresolved", "look", 2, "the evidence cannot tell"
+    DIFFERS = "differs", "bad", 1, "the gradient is not the slope that the values show"
+    NOT_FINITE = "not finite", "bad", 1, "the gradient is NaN or infinite"
+    NOT_DETERMINISTIC = "not deterministic", "bad", 1, "two calls gave two different results"
+
+    def __new__(cls, text: str, *data: Any) -> "Verdict":
+        """Members are written as a line of data, in order."""
+        verdict = str.__new__(cls, text)
+        verdict._value_ = text
+        if data:
+            verdict.kind, verdict.exit_code, verdict.meaning = data
+        return verdict
 
     def __repr__(self) -> str:
         return repr(self.value)
 
     @functools.cached_property
     def rank(self) -> int:
-        """The position in the order: 0 is best."""
+        """Position in the order: 0 is best."""
         return list(Verdict).index(self)
 
     @property
     def ok(self) -> bool:
-        """Whether the gradient passes: it agrees, lies between the slopes on both sides, or is
-        right but for digits that its dtype loses.
-        """
-        return self <= Verdict.IMPRECISE
+        """Whether the gradient passes."""
+        return self.exit_code == 0
 
     @property
     def wrong(self) -> bool:
         """Whether the gradient is known not to be the derivative of the function."""
-        return self in (Verdict.DETACHED, Verdict.DIFFERS, Verdict.NOT_FINITE)
-
-    @property
-    def exit_code(self) -> int:
-        """Of a command: 0 right, 1 wrong, 2 where the evidence cannot tell."""
-        return 0 if self.ok else 2 if self is Verdict.UNRESOLVED else 1
+        return self.exit_code == 1 and self is not Verdict.NOT_DETERMINISTIC
 
     def __lt__(self, other: str) -> bool:
         return self.rank < Verdict(other).rank
@@ -85,13 +97,13 @@ class Verdict(enum.StrEnum):
 
 
 class Evidence(NamedTuple):
-    """A claim, and what there is to hold it against.
+    """A claim, and the interval it is compared with.
 
     Attributes:
       claim: the number that is judged.
-      left: what it should be, from the left, and
-      right: from the right; the same number unless there is a kink.
-      bound: on the error of both; infinite where there is no evidence.
+      left: the slope from the left, and
+      right: from the right; equal unless there is a kink.
+      bound: on the error of both; infinite if there is no evidence.
     """
 
     claim: float
@@ -102,39 +114,44 @@ class Evidence(NamedTuple):
 
 @functools.cache
 def reach(dtype: Any) -> float:
-    """How far a dtype's digits reach: the largest relative error that is no mistake.
+    """The largest relative error in a dtype that is not called a mistake.
 
-    Half its digits, sqrt(eps), because what an iterative solver or an approximation inside a
-    function costs is beyond its rounding, and nobody writes one with less than half the digits. Of
-    a dtype shorter than float32, four roundings: half of bfloat16's digits would pass an error of 9
-    %.
+    Half of its digits, sqrt(eps): an iterative solver or an approximation inside a function costs
+    more than rounding, but nobody writes one with fewer than half the digits. For a dtype shorter
+    than float32, four roundings: half of bfloat16's digits would pass an error of 9 %.
     """
     return reach_of(float(jnp.finfo(dtype).eps))
 
 
 def reach_of(epsilon: float) -> float:
-    """The same of a rounding instead of a dtype."""
+    """The same for a relative rounding error instead of a dtype."""
     return min(epsilon**0.5, max(float(jnp.finfo(jnp.float32).eps) ** 0.5, 4 * epsilon))
+
+
+@functools.cache
+def explained(dtype: Any) -> float:
+    """The relative error of a derivative that rounding and series in a dtype explain."""
+    return max(OF_RULES * float(jnp.finfo(dtype).eps), OF_SERIES)
 
 
 def judge(
     evidence: Evidence, tolerance: float, size: float = 0.0, counts: float = np.inf
 ) -> Verdict:
-    """What the evidence says of the claim.
+    """What the evidence says about the claim.
 
     Args:
-      evidence: the claim and what it is held against.
-      tolerance: the largest error, relative, that is no mistake: `reach` of a dtype.
-      size: what the error is relative to, where that is more than the numbers themselves: of a sum
-        whose terms cancel, what they would be if they did not.
-      counts: the size beside which an error that went unseen would matter.
+      evidence: the claim and its interval.
+      tolerance: the largest relative error that is not a mistake: `reach` of a dtype.
+      size: what the error is relative to, if larger than the numbers themselves: for a sum whose
+        terms cancel, its size without cancellation.
+      counts: the size next to which an error that went unseen would matter.
     """
     claim, left, right, bound = evidence
     if not math.isfinite(claim):
         return Verdict.NOT_FINITE
     if not math.isfinite(bound):
         return Verdict.UNRESOLVED
-    if not (left == right and abs(claim - left) <= bound):  # as most are
+    if not (left == right and abs(claim - left) <= bound):  # the common case
         if differs(claim, left, right, bound, tolerance, size):
             return Verdict.DIFFERS
         if abs(right - left) > bound + _negligible(claim, left, right, tolerance, size):
@@ -147,27 +164,27 @@ def judge(
 def differs(
     claim: Any, left: Any, right: Any, bound: Any, tolerance: float, size: float = 0.0
 ) -> Any:
-    """Whether a claim, or each of an array of them, is off by more than can be explained.
+    """Whether a claim, or each of an array of claims, is off by more than can be explained.
 
-    That is outside the interval from `left` to `right` by more than the bound, and by more than the
-    tolerance lets pass; the arguments are those of `Evidence` and `judge`.
+    That is: outside the interval from `left` to `right` by more than the bound and by more than the
+    tolerance allows. The arguments are those of `Evidence` and `judge`.
     """
-    with np.errstate(invalid="ignore"):  # infinity less itself, which is no accusation
+    with np.errstate(invalid="ignore"):  # infinity minus infinity accuses nobody
         outside = np.maximum(np.minimum(left, right) - claim, claim - np.maximum(left, right))
-    return (outside > bound) & (outside > _negligible(claim, left, right, tolerance, size))
+        return (outside > bound) & (outside > _negligible(claim, left, right, tolerance, size))
 
 
 def judge_all(
-    claims: np.ndarray, values: np.ndarray, bounds: np.ndarray, tolerance: float
+    claims: np.ndarray, values: np.ndarray, bounds: Any, tolerance: float
 ) -> tuple[Verdict, np.ndarray]:
-    """The verdict on an array of claims, the worst of any, and which of them it is for.
+    """The worst verdict on any entry of an array of claims, and the entries it applies to.
 
-    Where the values themselves are not finite, there is nothing to hold a claim against.
+    Where the values themselves are not finite, there is nothing to compare a claim with.
 
     Returns:
-      The verdict, and the positions that it is for, the largest error first; none for "agrees".
+      The verdict, and the positions that it applies to, largest error first; none for "agrees".
     """
-    with np.errstate(invalid="ignore"):  # of infinite ones, which are looked at below
+    with np.errstate(invalid="ignore"):  # infinite values are looked at below
         within = np.abs(claims - values) <= np.minimum(bounds, sys.float_info.max)
     if within.all():
         return Verdict.AGREES, np.array([], int)
@@ -187,9 +204,9 @@ def judge_all(
 
 
 def excess(difference: float, bound: float) -> float:
-    """How many bounds a difference lies beyond the first, to be led by: no verdict.
+    """How many bounds a difference exceeds the bound by: a guide for searching, not a verdict.
 
-    0 within the bound and where there is no evidence; infinite where there is no claim.
+    0 within the bound and where there is no evidence; infinite if the claim is not finite.
     """
     if not math.isfinite(bound):
         return 0.0
@@ -198,30 +215,14 @@ def excess(difference: float, bound: float) -> float:
     return max((abs(difference) - bound) / (bound + np.finfo(float).tiny), 0.0)
 
 
-def is_diffuse(entries: Sequence[Evidence], verdicts: Sequence[Verdict], tolerance: float) -> bool:
-    """Whether the error is one that all entries share, and none beside the whole.
-
-    So is what an approximation inside leaves: the small entries are off by as much as the large
-    ones, and judged alone they would be wrong.
-    """
-    claims = np.array([evidence.claim for evidence in entries])
-    values = np.array([(evidence.left + evidence.right) / 2 for evidence in entries])
-    errors = np.abs(claims - values)
-    wrong = np.array([verdict is Verdict.DIFFERS for verdict in verdicts], bool)
-    if not wrong.any() or wrong.all():
-        return False
-    shared = np.max(errors[~wrong]) > BLIND * np.median(errors[wrong])
-    return bool(shared and np.linalg.norm(errors) <= tolerance * np.linalg.norm(values))
-
-
 def same_value(first: float, second: float, epsilon: float) -> bool:
-    """Whether two evaluations of a function at one point are of one function."""
+    """Whether two values at one point can be those of one function."""
     slack = ROUNDINGS_BETWEEN_CALLS * epsilon * max(abs(first), abs(second))
     return not abs(first - second) > slack
 
 
 def digits_shared(difference: float, size: float) -> float:
-    """Decimal digits to which two numbers of a size agree: 0 if none, 15.7 if they are equal."""
+    """Decimal digits that two numbers of a size share: 0 if none, 15.7 if they are equal."""
     if not (math.isfinite(difference) and math.isfinite(size)):
         return 0.0
     if difference == 0:
@@ -230,7 +231,7 @@ def digits_shared(difference: float, size: float) -> float:
 
 
 def relative_error(own: Any, exact: Any) -> float:
-    """The error of an array beside its size; 0 of what are no numbers."""
+    """The error of an array relative to its norm; 0 for arrays that do not hold numbers."""
     a, b = np.asarray(own), np.asarray(exact)
     if not jnp.issubdtype(b.dtype, jnp.inexact):
         return 0.0
@@ -240,6 +241,6 @@ def relative_error(own: Any, exact: Any) -> float:
 
 
 def _negligible(claim: Any, left: Any, right: Any, tolerance: float, size: float) -> Any:
-    """The largest error that the tolerance lets pass."""
+    """The largest error that the tolerance allows."""
     slopes = np.maximum(np.abs(left), np.abs(right))
     return tolerance * np.maximum(np.maximum(np.abs(claim), slopes), size)

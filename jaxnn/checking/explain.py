@@ -1,4 +1,4 @@
-"""`explain`: which line of a function makes its gradient bad? Without a check of the slope."""
+"""`explain`: which line of a function makes its gradient bad? Without comparing slopes."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -6,21 +6,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxnn._arguments import Partition, Where
-from jaxnn._programs import outermost
 from jaxnn._validate import how_to_be_traced, require_callable, require_mapping
-from jaxnn.checking.births import births
-from jaxnn.checking.digits import digits_lost
-from jaxnn.checking.evidence import reach
 from jaxnn.checking.findings import Birth, DigitsLost, RuleReport
-from jaxnn.checking.own_dtype import BESIDE, SHAKES
-from jaxnn.checking.programs import Point, Settings, Traced, prepare
+from jaxnn.checking.measure import Check, Checked, require_outermost
+from jaxnn.checking.precision import losses
+from jaxnn.checking.programs import Point, Programs, Settings, prepare
+from jaxnn.checking.questions import births, digits, rules
 from jaxnn.checking.report import plain
-from jaxnn.checking.rules import wrong_rules
-from jaxnn.checking.tape import seeds_of
-from jaxnn.checking.watch import Watch
+from jaxnn.checking.status import Status
 from jaxnn.numerical.float64 import wide_dtype
 
 
@@ -31,8 +26,8 @@ class Explanation:
     Attributes:
       function: its name.
       births: where NaN or infinity is born, nearest to the result first.
-      rules: the derivative rules that are not those of the values.
-      digits_lost: the lines that cost the gradient digits in its own dtype, the worst first.
+      rules: the derivative rules that do not give the derivative of the values.
+      digits_lost: the lines that cost the gradient digits in its own dtype, worst first.
 
     Example:
       >>> f = lambda x: jnp.sum(jnp.where(x > 0, jnp.sqrt(x), 0.0))
@@ -82,10 +77,10 @@ def explain(
 ) -> Explanation:
     """Name the lines of `f` where its gradient at `args` goes bad.
 
-    Three questions are asked of the equations of `f`, one by one. Where is NaN or infinity born, in
-    a value or on the way back? Which derivative rule is not that of its values? And, if the
-    gradient in the user's dtypes has lost more than half its digits, where do they go? Of a
-    gradient that is right all equations are asked, so that it can take longer than a check.
+    Three questions are asked about the equations of `f`. Where is NaN or infinity born, in the
+    forward or the backward pass? Which derivative rule is wrong? And, if the gradient in the user's
+    dtypes has lost more than half its digits, which lines cost them? For a correct gradient every
+    equation is looked at, so that this can take longer than a check.
 
     Args:
       f: a function of pytrees; its output is projected on random numbers unless it is a real
@@ -95,15 +90,15 @@ def explain(
       kwargs: keyword arguments of `f`.
       where: which leaves are differentiated, as for `check_gradient`.
       has_aux: whether `f` returns `(value, aux)`.
-      progress: whether a line says what is done, as for `check_gradient`.
+      progress: whether a line on stderr shows the progress, as for `check_gradient`.
 
     Returns:
       An `Explanation`.
 
     Raises:
-      TypeError: no floating leaf in the arguments chosen; no floating output; called with traced
+      TypeError: no floating leaf in the chosen arguments; no floating output; called with traced
         arguments; JAX cannot trace `f`.
-      ValueError: `argnums` out of range; `where` of another form.
+      ValueError: `argnums` out of range; `where` does not fit.
 
     Example:
       >>> loss = lambda x: jnp.log(jnp.sum(jnp.exp(x)))
@@ -117,32 +112,24 @@ def explain(
         floating = [i for i, x in enumerate(args) if any(map(_floats, jax.tree.leaves(x)))]
         argnums = tuple(floating) or 0
     call = Partition.of(f, argnums, args, kwargs, has_aux, "args[0]", where)
-    if not outermost((args, kwargs)):
-        raise TypeError(
-            "`explain` must be called outside `jax.jit`, `jax.grad` and `jax.vmap`, as it looks at "
-            "values. Got traced arguments."
-        )
-    point, dtype = Point(call.points, (call.dynamic, None)), wide_dtype()
-    settings = Settings(automatic=True, projected=False, random=False, seed=0)
+    require_outermost("explain", args, kwargs)
+    point = Point(call.points, (call.dynamic, None))
     name = getattr(f, "__name__", type(f).__name__)
-    with Watch.of(progress) as watch, jax.debug_nans(False), jax.debug_infs(False):
-        programs = prepare(call, point, settings)
-        if not isinstance(programs, Traced):
+    with Status.of(progress) as status, jax.debug_nans(False), jax.debug_infs(False):
+        programs = prepare(call, point, Settings())
+        if not isinstance(programs, Programs):
             raise _untraceable(call, point)
-        values, seeds = jax.tree.leaves(point), seeds_of(programs.program)
-        watch.say("looking for NaN and infinity")
-        born = births(programs.tape(point), values, seeds, call.traced_paths)
-        if born:
+        claims = programs.claims(point, wide_dtype())
+        lost = losses(point, programs, claims, claims.forward, range(len(point.leaves)))
+        check = Check(call, point, Settings(), True, status)
+        checked = Checked(check, programs, claims, claims.forward, lost)
+        status.say("looking for NaN and infinity")
+        if born := births.ask(checked):
             return Explanation(name, births=tuple(born))
-        watch.say(f"holding the rules of {len(programs.program.eqns)} operations against values")
-        rules = wrong_rules(programs.tape(point, dtype), values, seeds)
-        watch.say("counting digits")
-        lost = _lost(programs, point, dtype)
-        lines = []
-        if any(entries is not None for entries in lost):
-            own, wide = (programs.tape(point, kind, unrolled=True) for kind in (None, dtype))
-            lines = digits_lost(own, wide, values, seeds, lost)
-        return Explanation(name, (), tuple(rules), tuple(lines))
+        status.say(f"checking the rules of {len(programs.program.eqns)} operations")
+        wrong = rules.ask(checked)
+        status.say("counting digits")
+        return Explanation(name, (), tuple(wrong), tuple(digits.ask(checked)))
 
 
 def _untraceable(call: Partition, point: Point) -> TypeError:
@@ -155,22 +142,6 @@ def _untraceable(call: Partition, point: Point) -> TypeError:
     except jax.errors.JAXTypeError as error:
         refused.__cause__ = error
     return refused
-
-
-def _lost(programs: Traced, point: Point, dtype: Any) -> list[np.ndarray | None]:
-    """The entries of each leaf's gradient that have lost more than half the digits of its dtype,
-    by more than roundings of the point explain.
-    """
-    _, own = programs.value_and_gradient(point)
-    exact, *shaken = (programs.in_float64(point, dtype, shake)[1] for shake in (0.0, 1.0, -1.0))
-    lost: list[np.ndarray | None] = []
-    for k, x in enumerate(point.leaves):
-        mine, true, *moved = (np.asarray(g[k], np.float64) for g in (own or [], exact, *shaken))
-        explained = SHAKES * np.max([np.abs(m - true) for m in moved], axis=0)
-        least = reach(x.dtype) * np.maximum(np.abs(true), BESIDE * np.max(np.abs(true), initial=0))
-        entries = np.abs(mine - true) > np.maximum(explained, least)
-        lost.append(entries.ravel() if entries.any() else None)
-    return lost
 
 
 def _floats(leaf: Any) -> bool:

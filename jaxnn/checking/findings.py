@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxnn.checking.evidence import Evidence, Verdict
+from jaxnn.checking.evidence import Evidence, Verdict, explained
 
-# So many lines are named for each question.
-LINES = 3
+# How many lines are named for each question, and how many entries for a leaf: of more, the pattern
+# says more.
+LINES, HANDFUL = 3, 6
+# An imprecise gradient passes with this many digits left.
+LEAST_DIGITS = 2.0
 
 
 class Entry(NamedTuple):
@@ -130,8 +133,14 @@ class LeafReport(NamedTuple):
 
     @property
     def is_off(self) -> bool:
-        """Whether claim and values differ by more than the bound, be it less than is wrong."""
+        """Whether claim and values differ by more than the bound, called wrong or not."""
         return abs(self.autodiff - self.numerical) > self.bound
+
+    @property
+    def is_slightly_off(self) -> bool:
+        """Whether the leaf agrees, but is off by more than its dtype explains."""
+        off_by = 10**-self.digits
+        return self.verdict is Verdict.AGREES and self.is_off and off_by > explained(self.dtype)
 
 
 class SourceLine(NamedTuple):

@@ -1,13 +1,14 @@
-"""The function restricted to a line: phi(t) = f(x + t v), v in any entries of any leaves.
+"""The function restricted to a line: phi(t) = f(x + t v), where v moves any entries of any leaves.
 
-A gradient claims phi'(0) = <g, v>, leaf by leaf; the values show another slope, or the same. One
-program goes through the steps in the memory of one evaluation. Steps are asked for coarse to fine,
-a few at a time, and no finer than it helps.
+A gradient g claims that phi'(0) = <g, v>, a sum over leaves; the function's values show a slope of
+their own. One compiled program evaluates all steps in the memory of a single evaluation. Steps are
+evaluated from coarse to fine, a few at a time, and no finer than necessary. A slope is measured
+once per direction: comparing it with other claims costs no further values.
 """
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from jaxnn.checking.moves import Along, Question
 from jaxnn.checking.slope import HALF, RUNGS, Slope, estimate_slope, ladder
 from jaxnn.numerical.float64 import widen_leaf
 
-# Rungs that are asked for at once; two lots make HALF.
+# Steps that are evaluated at a time; two lots make HALF.
 LOT = HALF // 2
 
 
@@ -35,10 +36,10 @@ class Direction(NamedTuple):
     """Which entries move, and how.
 
     Attributes:
-      parts: of which leaves.
-      seed: of signs and sizes.
-      relative: each entry by its own size, instead of at least the leaf's root mean square.
-      up: all entries up.
+      parts: the entries, leaf by leaf.
+      seed: of the random signs and sizes.
+      relative: move each entry by its own size, instead of at least its leaf's root mean square.
+      up: move every entry upwards.
     """
 
     parts: tuple[Part, ...]
@@ -46,21 +47,17 @@ class Direction(NamedTuple):
     relative: bool = False
     up: bool = False
 
-    def only(self, parts: Iterable[Part]) -> "Direction":
-        """The same moves of fewer entries."""
-        return self._replace(parts=tuple(parts))
-
 
 class Comparison(NamedTuple):
-    """What a gradient claims along a direction, and what the values of the function say.
+    """What a gradient claims along a direction, and what the function's values show.
 
     Attributes:
-      direction: along which.
-      claim: the slope by the gradient.
-      slope: by the values.
+      direction: the line.
+      claim: the slope according to the gradient.
+      slope: the slope according to the values.
       size: of the claim if no terms cancelled: sqrt(sum (g_i v_i)^2).
-      slack: by how much the claim may be off by the rounding of the gradient alone.
-      along: the same, and how far each leaf moves, leaf by leaf.
+      slack: how far off the claim may be because of the gradient's own rounding.
+      along: the claim and the movement of each leaf.
     """
 
     direction: Direction
@@ -72,41 +69,46 @@ class Comparison(NamedTuple):
 
     @property
     def difference(self) -> float:
-        """Claimed slope less the measured one."""
+        """Claimed slope minus measured slope."""
         return self.claim - self.slope.value
 
     @property
     def excess(self) -> float:
-        """How many bounds the difference lies beyond the first."""
+        """How many bounds the difference exceeds the bound by."""
         return excess(self.difference, self.slope.bound + self.slack)
 
     @property
+    def is_off(self) -> bool:
+        """Whether the claim needs a closer look: it is outside the bound, or there is a kink."""
+        return bool(self.excess or self.slope.kink)
+
+    @property
     def scale(self) -> float:
-        """The size of what is claimed, or of what the values show if that is more."""
+        """The size of the claim, or of the measured slope if that is larger."""
         value = self.slope.value
         return max(self.size, abs(value) if math.isfinite(value) else 0.0)
 
     def size_of(self, leaf: int) -> float:
-        """The part of the size that is one leaf's."""
+        """The contribution of one leaf to the size."""
         return math.sqrt(self.along.squares[leaf])
 
     def share(self, part: Part) -> "Comparison":
-        """What is known of one leaf alone, in its own unit, if the claims of the others hold."""
+        """The comparison for one leaf in its own unit, if the claims of all others are right."""
         term, weight = float(self.along.terms[part.leaf]), part.weight
         slope = self.slope.of_part(self.claim - term, weight)
-        direction = self.direction.only([part._replace(weight=1.0)])
+        direction = self.direction._replace(parts=(part._replace(weight=1.0),))
         size = self.size_of(part.leaf) / weight
         return Comparison(direction, term / weight, slope, size, self.slack / weight, self.along)
 
 
 class Line:
-    """Asks for slopes of one function at one point.
+    """Measures slopes of one function at one point.
 
     Attributes:
-      sizes: of the leaves.
-      epsilon: the rounding of the values, relative.
-      evaluations: how many values were asked for.
-      centres: the function's value at the point, each time that something was asked.
+      sizes: number of entries of each leaf.
+      epsilon: relative rounding error of the values.
+      evaluations: how many values have been computed.
+      centres: the function's value at the point, each time it was computed.
     """
 
     def __init__(
@@ -118,25 +120,26 @@ class Line:
         roundings: Sequence[float],
         watch: Callable[["Line"], None] = lambda line: None,
     ):
-        """Take what is asked.
+        """A line from what it needs to know about the function.
 
         Args:
-          draw: of claims and a question: what each leaf moves by, and the sums along that.
-          values: phi at steps along such moves.
-          sizes: of the leaves.
-          epsilon: the rounding of the values, relative.
-          roundings: of the claims, relative, leaf by leaf; 0 where they are in float64.
-          watch: called with the line before each question.
+          draw: maps claims and a question to the movement of each leaf and the sums along it.
+          values: phi at steps along such a movement.
+          sizes: number of entries of each leaf.
+          epsilon: relative rounding error of the values.
+          roundings: relative rounding error of the claims, leaf by leaf; 0 if they are in float64.
+          watch: called with the line before values are computed.
         """
         self.sizes, self.epsilon, self.evaluations = sizes, epsilon, 0
         self.centres: list[float] = []
         self._draw, self._values, self._watch = draw, values, watch
         self._roundings = np.asarray(roundings)
         self._steps = ladder()
+        self._slopes: dict[tuple[Direction, float, float], Slope] = {}
 
     @property
     def centre(self) -> float:
-        """The function's value at the point, as it was first; NaN if nothing was asked."""
+        """The function's value at the point, as first computed; NaN before that."""
         return self.centres[0] if self.centres else math.nan
 
     def whole(self, leaf: int, weight: float = 1.0) -> Part:
@@ -150,20 +153,44 @@ class Line:
         quick: float = 0.0,
         enough: float = 0.0,
     ) -> Comparison:
-        """Hold the claims of the leaves against the slope along a direction.
-
-        Half of the steps are asked for; finer ones until the bound is close, but not where values
-        are coarser than float64 and show no more.
+        """Compare the claims of the leaves with the slope along a direction.
 
         Args:
           claims: the gradient, leaf by leaf.
-          direction: along which.
-          quick: the part of the slope that it need not be known closer than, if fewer steps do.
-          enough: a bound that is small enough for what is asked.
+          direction: the line.
+          quick: the slope need not be known to better than this fraction of itself.
+          enough: a bound that is small enough for the purpose.
         """
         moves, along = self._draw(claims, self._question(direction))
-        slope, lots = None, []
-        for start in (0, LOT, 2 * LOT, RUNGS - LOT):
+        key = direction, quick, enough
+        if key not in self._slopes:
+            self._slopes[key] = self._measure(moves, quick, enough)
+        slope = self._slopes[key]
+        claim, size = float(np.sum(along.terms)), float(np.sqrt(np.sum(along.squares)))
+        if slope.is_outrun_by(claim):
+            slope = slope._replace(bound=np.inf)
+        with np.errstate(invalid="ignore"):  # claims may be infinite
+            slack = float(np.sqrt(np.sum(self._roundings**2 * along.squares)))
+        return Comparison(direction, claim, slope, size, slack, along)
+
+    def along(self, claims: Sequence[Any], direction: Direction) -> Along:
+        """The claims and the movement along a direction, leaf by leaf; needs no values."""
+        return self._draw(claims, self._question(direction))[1]
+
+    def claimed_sizes(self, claims: Sequence[Any], leaves: Sequence[int]) -> dict[int, float]:
+        """The size of each leaf's claim along a line that moves all of them; needs no values."""
+        direction = Direction(tuple(map(self.whole, leaves)))
+        along = self.along(claims, direction)
+        return {k: math.sqrt(along.squares[k]) for k in leaves}
+
+    def _measure(self, moves: list[Any], quick: float, enough: float) -> Slope:
+        """The slope along a movement: half of the steps, and finer ones until the bound is close.
+
+        Values that are coarser than float64 show nothing more at finer steps.
+        """
+        lots = []
+        while True:
+            start = min(len(lots) * LOT, RUNGS - LOT)
             phi = self._ask(moves, self._steps[start : start + LOT])
             lots.append((start, phi[:LOT], phi[LOT : 2 * LOT]))
             asked = np.concatenate([np.arange(s, s + LOT) for s, *_ in lots])
@@ -171,27 +198,12 @@ class Line:
             up, down = (np.concatenate([lot[side] for lot in lots])[first] for side in (1, 2))
             steps = self._steps[: len(first)]
             slope = estimate_slope(steps, up, down, float(phi[-1]), self.epsilon)
-            coarse = slope.rounding > sys.float_info.epsilon
             if quick and slope.known_to(quick):
-                slope = slope.no_tighter(quick)
-                break
-            if slope.bound <= enough or (len(first) >= HALF and (slope.settled or coarse)):
-                break
-        assert slope is not None
-        claim, size = float(np.sum(along.terms)), float(np.sqrt(np.sum(along.squares)))
-        if slope.is_outrun_by(claim):
-            slope = slope._replace(bound=np.inf)
-        with np.errstate(invalid="ignore"):  # of a claim that is not finite
-            slack = float(np.sqrt(np.sum(self._roundings**2 * along.squares)))
-        return Comparison(direction, claim, slope, size, slack, along)
-
-    def claimed_sizes(self, claims: Sequence[Any], leaves: Sequence[int]) -> dict[int, float]:
-        """How large the claims of leaves are along a line that moves all of them; no value is asked
-        for.
-        """
-        direction = Direction(tuple(map(self.whole, leaves)))
-        _, along = self._draw(claims, self._question(direction))
-        return {k: math.sqrt(along.squares[k]) for k in leaves}
+                return slope.no_tighter(quick)
+            coarse = slope.rounding > sys.float_info.epsilon
+            settled = len(first) >= HALF and (slope.settled or coarse)
+            if slope.bound <= enough or settled or len(first) == RUNGS:
+                return slope
 
     def _ask(self, moves: list[Any], steps: np.ndarray) -> np.ndarray:
         self._watch(self)
@@ -212,10 +224,10 @@ class Line:
 
 
 def along_program(value: Callable, dtype: Any) -> Callable:
-    """The jitted function behind a line: `(points, moves, steps, data)` to the values at the steps.
+    """The jitted function behind a line: maps `(points, moves, steps, data)` to values.
 
     Args:
-      value: of widened points, where they are moved to, and the data.
+      value: a function of widened points, moved points, and the data.
       dtype: the wide dtype.
     """
 
@@ -233,9 +245,9 @@ def along_program(value: Callable, dtype: Any) -> Callable:
 
 
 def one_by_one(evaluate: Callable[[Any], float], steps: np.ndarray) -> np.ndarray:
-    """Values at single steps, of a function that may raise beyond its domain: it has none there.
+    """Values at single steps of a function that may raise outside its domain: NaN there.
 
-    One that raises at the point itself is not checked.
+    A function that raises at the point itself cannot be checked.
     """
 
     def at(step):

@@ -7,10 +7,9 @@ call each.
 """
 
 import functools
-import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -64,18 +63,14 @@ class _Span(NamedTuple):
     salt: Any
 
 
-def drawer(
-    points: Sequence[Any], dtype: Any, groups: Sequence[tuple[int, ...]] | None = None
-) -> Callable[..., tuple[list[Any], Along]]:
+def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], Along]]:
     """A function of claims and a question: what the leaves move by, and the sums along that.
 
     Args:
       points: the leaves.
       dtype: the wide dtype.
-      groups: of leaves whose moves are given end to end; each has its own by default.
     """
-    groups = [(k,) for k in range(len(points))] if groups is None else groups
-    laid_out = functools.cache(lambda: _Small.of(points, itertools.chain.from_iterable(groups)))
+    laid_out = functools.cache(lambda: _Small.of(points))
 
     def draw(claims, q):
         salts = np.arange(len(points), dtype=np.uint32) + q.seed * np.array([0x9E3779B9], np.uint32)
@@ -94,13 +89,7 @@ def drawer(
                 moves, sums[k] = _moves_on_device(*given, dtype)
             return moves
 
-        def of_group(group):
-            if group[1:] and all(k in small.places for k in group):
-                return flat[small.places[group[0]].start : small.places[group[-1]].stop]
-            moves = list(map(of_leaf, group))
-            return np.concatenate(moves, axis=None) if group[1:] else moves[0]
-
-        moves = list(map(of_group, groups))
+        moves = list(map(of_leaf, range(len(points))))
         return moves, Along(*sums.T)
 
     return draw
@@ -126,9 +115,9 @@ class _Small(NamedTuple):
     usual: np.ndarray
 
     @classmethod
-    def of(cls, points: Sequence[Any], order: Iterable[int]) -> "_Small":
-        """Those of all leaves, in an order."""
-        small = [k for k in order if 0 < points[k].size <= ON_HOST and on_one_cpu(points[k])]
+    def of(cls, points: Sequence[Any]) -> "_Small":
+        """Those of all leaves."""
+        small = [k for k, x in enumerate(points) if 0 < x.size <= ON_HOST and on_one_cpu(x)]
         flat = [np.asarray(points[k], np.float64).ravel() for k in small]
         sizes = np.array([x.size for x in flat], np.int64)
         ends, usual = np.cumsum(sizes), np.array([usual_size(x) for x in flat])

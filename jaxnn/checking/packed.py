@@ -1,9 +1,8 @@
 """Leaves side by side in one array for each dtype, as compiled programs give a gradient.
 
-A compiler takes seconds over a thousand outputs, and no time over one; of inputs it is the other
-way round: a thousand slices of one array take it minutes, unless the function joins them itself
-(`joined`). Only leaves that lie on one CPU are packed: elsewhere that would gather what is spread
-over devices.
+A compiler takes seconds over a thousand outputs, and no time over one. (For inputs it is the other
+way round: a thousand slices of one array take it minutes.) Only leaves on one CPU are packed:
+elsewhere that would gather what is spread over devices.
 """
 
 import math
@@ -34,33 +33,10 @@ class Packing(NamedTuple):
             together.setdefault(jnp.dtype(x.dtype) if on_one_cpu(x) else k, []).append(k)
         return cls(tuple(map(tuple, together.values())), tuple(x.shape for x in leaves))
 
-    @property
-    def packs(self) -> bool:
-        """Whether any leaf is not alone."""
-        return any(group[1:] for group in self.groups)
-
-    @property
-    def packed(self) -> tuple[tuple[int, ...], ...]:
-        """The shapes of the arrays."""
-        groups = ([self.shapes[k] for k in group] for group in self.groups)
-        return tuple((sum(map(math.prod, some)),) if some[1:] else some[0] for some in groups)
-
-    def forms(self, leaves: Sequence[Any]) -> list[Any]:
-        """The forms of the arrays, from those of the leaves."""
-        firsts = [leaves[group[0]] for group in self.groups]
-        pairs = zip(firsts, self.packed, strict=True)
-        return [x if x.shape == s else jax.ShapeDtypeStruct(s, x.dtype) for x, s in pairs]
-
     def pack(self, leaves: Sequence[Any], xp: Any = jnp) -> list[Any]:
         """One array for each group, of the leaves' entries; of a single leaf the leaf itself."""
         groups = ([leaves[k] for k in group] for group in self.groups)
         return [xp.concatenate(some, axis=None) if some[1:] else some[0] for some in groups]
-
-    def of_packed(self, first: "Packing") -> "Packing":
-        """The same packing of what is packed by another one first."""
-        place = {k: n for n, group in enumerate(first.groups) for k in group}
-        groups = (dict.fromkeys(place[k] for k in group) for group in self.groups)
-        return Packing(tuple(map(tuple, groups)), first.packed)
 
     def unpack(self, arrays: Iterable[Any]) -> list[Any]:
         """The leaves again."""

@@ -9,23 +9,6 @@ from typing import Any
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import LeafReport, SourceLine
 
-# Of the verdicts that pass, that ask for a look, and that fail; legible on light and on dark.
-_KINDS = {
-    Verdict.AGREES: "good",
-    Verdict.KINK: "look",
-    Verdict.IMPRECISE: "look",
-    Verdict.DETACHED: "look",
-    Verdict.UNRESOLVED: "look",
-}
-_MEANS = {
-    Verdict.AGREES: "the gradient is what the values show",
-    Verdict.KINK: "two slopes meet here, and the gradient is between them",
-    Verdict.IMPRECISE: "right, but it has lost digits in its own dtype",
-    Verdict.DETACHED: "right with what stop_gradient stops held at the point",
-    Verdict.UNRESOLVED: "the evidence cannot tell",
-    Verdict.DIFFERS: "the gradient is not what the values show",
-    Verdict.NOT_FINITE: "the gradient is NaN or infinite",
-}
 # Pictures take time and room; of so many leaves, the worst first, the evidence is drawn.
 DRAWN = 12
 
@@ -75,7 +58,7 @@ def fragment(report: Any, drawn: int = DRAWN) -> str:
 def _parts(report: Any, drawn: int) -> Iterator[str]:
     yield f"<h1>{report.what} of {html.escape(report.function)}: {_word(report.verdict)}</h1>"
     so_far = ", as far as it came" if report.interrupted else ""
-    yield f"<p>{_MEANS.get(report.verdict, '')}{so_far}</p>"
+    yield f"<p>{report.verdict.meaning}{so_far}</p>"
     for found in (*report.births, *report.rules, *report.digits_lost):
         yield f"<pre>{html.escape(str(found))}</pre>{_code(found.line)}"
     for number, leaf in enumerate(report.leaves):
@@ -84,13 +67,13 @@ def _parts(report: Any, drawn: int) -> Iterator[str]:
     counts = f"{len(report.leaves)} {several}, {report.evaluations} values of the function"
     yield f"<p class='note'>{counts}</p>"
     if report.fixed:
-        yield f"<p class='note'>held fixed: {html.escape(', '.join(report.fixed))}</p>"
+        yield f"<p class='note'>treated as constant: {html.escape(', '.join(report.fixed))}</p>"
     for note in report.notes:
         yield f"<p class='note'>{html.escape(note)}</p>"
 
 
 def _word(verdict: Verdict) -> str:
-    return f"<span class='word {_KINDS.get(verdict, 'bad')}'>{verdict}</span>"
+    return f"<span class='word {verdict.kind}'>{verdict}</span>"
 
 
 def _leaf(leaf: LeafReport, is_open: bool, is_drawn: bool) -> str:

@@ -1,12 +1,13 @@
-"""What is compiled for a check: a scalar function and its gradient, traced once as the user runs
-them, and evaluated in float64.
+"""What a check evaluates: a scalar function and its gradient, traced as the user runs them, then
+evaluated in float64.
 
-Programs are kept for the next check of the same function on arguments of the same kind, which then
-compiles nothing. A function that cannot be traced is called step by step instead.
+Compiled programs are kept for the next check of a function that traces to the same program. A
+function that cannot be traced is called step by step instead.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,16 +18,22 @@ from jax.extend import core
 from jaxtyping import PyTree
 
 from jaxnn._arguments import Partition, Static
-from jaxnn._programs import kept
+from jaxnn._programs import Traced, jitted, kept
 from jaxnn._validate import describe
-from jaxnn.checking.detached import beside, holding
-from jaxnn.checking.joined import joined, on_joined
+from jaxnn.checking.by_hand import gradient_by_hand
+from jaxnn.checking.further import RUN_FURTHER, has_solver
+from jaxnn.checking.held import beside, holding
 from jaxnn.checking.line import Line, along_program, one_by_one
 from jaxnn.checking.moves import drawer
-from jaxnn.checking.packed import Packing
-from jaxnn.checking.solvers import RUN_FURTHER, has_solver
+from jaxnn.checking.packed import Packing, on_one_cpu
 from jaxnn.checking.tape import Tape
-from jaxnn.numerical.float64 import narrow_dtypes, wide_arithmetic, wide_dtype, widen, widen_leaf
+from jaxnn.numerical.float64 import (
+    narrow_dtypes,
+    wide_arithmetic,
+    wide_dtype,
+    widen_leaf,
+    widened,
+)
 from jaxnn.numerical.interpret import (
     CUSTOM_RULES,
     Program,
@@ -38,18 +45,18 @@ from jaxnn.numerical.interpret import (
     with_own_constants,
 )
 
-# Roundings that a gradient in its own dtype is off by along a random direction, where no digits are
-# lost. What is off by more is looked into, at a cost; it is not wrong for that.
+# Relative error, in roundings, that a gradient in its own dtype has along a random direction if no
+# digits are lost. A larger error is looked into, at a cost; it is not wrong for that.
 OF_CLAIMS = 16
 
 
 class Settings(NamedTuple):
-    """How the gradient is asked for.
+    """How the gradient is computed.
 
     Attributes:
-      automatic: by JAX, or else by hand.
+      by_hand: the user's gradient function; None for JAX's.
       projected: whether the output is projected on a cotangent, and
-      random: whether that is drawn.
+      random: whether that is drawn at random.
       seed: of random projections.
       order: n for the gradient of a projection of the gradient of order n - 1.
       forward: by forward mode; None for reverse mode where there is one.
@@ -58,10 +65,10 @@ class Settings(NamedTuple):
       trust: names of functions whose custom rules are meant to differ from them; held too.
     """
 
-    automatic: bool
-    projected: bool
-    random: bool
-    seed: int
+    by_hand: Callable | None = None
+    projected: bool = False
+    random: bool = False
+    seed: int = 0
     order: int = 1
     forward: bool | None = None
     further: bool = False
@@ -70,65 +77,113 @@ class Settings(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Where a function is checked: the leaves that are differentiated, and what else it is given.
+    """Where a function is checked.
 
     Attributes:
-      leaves: that are differentiated.
-      data: the other arrays, and the cotangent, or None.
+      leaves: those that are differentiated, in their real form.
+      data: the other arrays, and the cotangent or None.
     """
 
     leaves: list[jax.Array]
     data: tuple[list[jax.Array], PyTree | None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Traced:
-    """The programs of a function that JAX can trace.
+class Claims(NamedTuple):
+    """What is checked.
 
     Attributes:
-      joined: how they take the leaves.
-      packing: how they give the gradient by what they take.
-      own: value and gradient (None where that is given by hand) in the user's dtypes.
-      wide: the same in float64; None where the gradient is given by hand.
-      along: the values along a line.
-      narrow: dtypes in which parts of the function are evaluated all the same.
-      rounding: the largest rounding, relative, of a float in the function.
-      counts: the lengths of the first axes of what it closes over.
-      has_solver: whether an iterative solver may be inside.
-      deterministic: whether tracing it twice gives one function.
-      program: the function itself, traced.
-      notes: what is particular.
-      tapes: of the function, by the dtype that they are in and whether loops are laid out.
+      value: of the function, in the user's dtypes.
+      own: the gradient leaf by leaf, in the user's dtypes.
+      wide: the same evaluated in float64: this is compared with values.
+      in_float64: whether it could be; else `wide` is `own`.
+      forward: the value of the function where it is differentiated, in float64; NaN if the gradient
+        is written by hand.
     """
 
-    joined: Packing
-    packing: Packing
+    value: float
+    own: list[Any]
+    wide: list[Any]
+    in_float64: bool = True
+    forward: float = math.nan
+
+
+class Compiled(NamedTuple):
+    """The compiled programs of a function: of the values of its constants, leaves, and data.
+
+    Attributes:
+      own: value and packed gradient in the user's dtypes.
+      wide: the same in float64.
+      along: the values along a line.
+      reference: the gradient of the values, packed: no custom rule plays a part in it.
+      packing: how leaves share the arrays of a packed gradient.
+      narrow: dtypes in which parts of the function are evaluated all the same.
+    """
+
     own: Callable
-    wide: Callable | None
+    wide: Callable
     along: Callable
+    reference: Callable
+    packing: Packing
     narrow: frozenset[Any]
-    rounding: float
-    counts: frozenset[int]
-    has_solver: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """A function that JAX can trace.
+
+    Attributes:
+      compiled: its programs.
+      program: the scalar function itself, with its custom rules.
+      consts: the values of the constants of the function, and
+      gradient_consts: of its gradient.
+      by_hand: the user's gradient, if there is one.
+      forward: whether JAX differentiates it by forward mode.
+      deterministic: whether tracing the function twice gives the same program.
+      notes: what is unusual about it.
+    """
+
+    compiled: Compiled
     program: Program
+    consts: Sequence[Any]
+    gradient_consts: Sequence[Any]
+    by_hand: "ByHand | None" = None
     deterministic: bool = True
     notes: tuple[str, ...] = ()
-    tapes: dict[Any, Tape] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def rounding(self) -> float:
+        """The largest relative rounding error of a float in the function."""
+        dtypes = {v.aval.dtype for eqn in equations(self.program) for v in eqn.outvars}
+        floats = [kind for kind in dtypes if jnp.issubdtype(kind, jnp.floating)]
+        return max((float(jnp.finfo(kind).eps) for kind in floats), default=0.0)
+
+    @functools.cached_property
+    def has_solver(self) -> bool:
+        """Whether an iterative solver may be inside."""
+        return has_solver(self.program)
+
+    @property
+    def counts(self) -> frozenset[int]:
+        """The lengths of the first axes of the constants: numbers of examples, perhaps."""
+        return frozenset(n for const in self.consts for n in np.shape(const)[:1])
+
+    @property
+    def narrow(self) -> frozenset[Any]:
+        """The dtypes in which parts of the function are evaluated all the same."""
+        return self.compiled.narrow
 
     def tape(self, point: Point, dtype: Any = None, unrolled: bool = False) -> Tape:
-        """The function's tape, in its own dtypes or in a wide one; kept."""
-        if (kind := (dtype, unrolled)) not in self.tapes:
-            moving = [k < len(point.leaves) for k in range(len(jax.tree.leaves(point)))]
-            self.tapes[kind] = Tape(self.program, moving, dtype, unrolled)
-        return self.tapes[kind]
+        """The function's tape, in its own dtypes or in a wide one."""
+        moving = [k < len(point.leaves) for k in range(len(jax.tree.leaves(point)))]
+        return Tape(self.program, moving, dtype, unrolled)
 
-    def line(self, point: Point, dtype: Any, watch: Callable[[Line], None]) -> Line:
-        """The function along lines through a point."""
-        leaves = self._taken(point.leaves)
+    def line(self, point: Point, dtype: Any, watch: Callable[[Line], None], own: bool) -> Line:
+        """The function along lines through a point; `own`: of claims in the user's dtypes."""
+        data = self.consts, point.data
 
         def values(moves, steps):
             run = lambda steps: np.asarray(  # noqa: E731
-                self.along(leaves, moves, steps, point.data)
+                self.compiled.along(point.leaves, moves, steps, data)
             )
             with wide_arithmetic(dtype):
                 try:
@@ -136,9 +191,9 @@ class Traced:
                 except Exception:  # a host callback may raise anything
                     return one_by_one(lambda t: run(np.array([t]))[0], steps)
 
-        sizes, roundings = [x.size for x in point.leaves], _roundings(point, self.wide is None)
-        epsilon, draw = float(jnp.finfo(dtype).eps), drawer(point.leaves, dtype, self.joined.groups)
-        return Line(draw, values, sizes, epsilon, roundings, watch)
+        sizes = [x.size for x in point.leaves]
+        epsilon, draw = float(jnp.finfo(dtype).eps), drawer(point.leaves, dtype)
+        return Line(draw, values, sizes, epsilon, _roundings(point, own), watch)
 
     def own_line(self, point: Point) -> Line:
         """The same in the function's own dtypes."""
@@ -157,49 +212,67 @@ class Traced:
         epsilon = max(self.rounding, float(jnp.finfo(dtype).eps))
         return Line(draw, values, sizes, epsilon, _roundings(point, True))
 
+    def claims(self, point: Point, dtype: Any) -> Claims:
+        """Value and gradient at a point, in the user's dtypes and in float64."""
+        value, gradient = self.compiled.own(self.gradient_consts, point.leaves, point.data)
+        if self.by_hand is None:
+            own = self._unpacked(gradient)
+            forward, wide = self.in_float64(point, dtype)
+            return Claims(float(value), own, wide, True, forward)
+        own = [_looked_at(g) for g in self.by_hand.own()]
+        if self.by_hand.wide is None:
+            return Claims(float(value), own, own, False)
+        return Claims(float(value), own, self.in_float64(point, dtype)[1], True)
+
     def in_float64(self, point: Point, dtype: Any, shake: float = 0.0) -> tuple[float, list[Any]]:
         """Value and gradient in float64; `shake` moves the point, in roundings of its dtypes."""
-        assert self.wide is not None
         leaves = point.leaves
         if shake:
-            moved = []
-            for k, x in enumerate(leaves):
-                signs = np.random.default_rng(k).choice([-1, 1], x.shape)
-                rounding = shake * float(jnp.finfo(x.dtype).eps)
-                moved.append(np.asarray(x, np.float64) * (1 + rounding * signs))
-            leaves = moved
+            leaves = [_shaken(x, shake, np.random.default_rng(k)) for k, x in enumerate(leaves)]
         with wide_arithmetic(dtype):
-            value, gradient = self.wide(self._taken(leaves), point.data)
-            return float(value), self._by_leaf(gradient)
+            if self.by_hand is not None:
+                assert self.by_hand.wide is not None
+                return math.nan, self._unpacked(self.by_hand.wide(leaves, point.data))
+            value, gradient = self.compiled.wide(self.gradient_consts, leaves, point.data)
+            return float(value), self._unpacked(gradient)
 
-    def value_and_gradient(self, point: Point) -> tuple[Any, list[Any] | None]:
-        """In the user's dtypes; no gradient where that is given by hand."""
-        value, gradient = self.own(self._taken(point.leaves), point.data)
-        return value, gradient and self._by_leaf(gradient)
+    def reference(self, point: Point, dtype: Any) -> list[Any] | None:
+        """The gradient of the values at a point; None if the values cannot be differentiated."""
+        try:
+            with wide_arithmetic(dtype):
+                leaves = [widen_leaf(x, dtype) for x in point.leaves]
+                gradient = self.compiled.reference(self.consts, leaves, point.data)
+        except Exception:  # a loop without a reverse mode, a host callback, or a rule that raises
+            return None
+        return self._unpacked(gradient)
 
-    def _taken(self, leaves: Sequence[Any]) -> list[Any]:
-        """What is given leaf by leaf, as the programs take it."""
-        pairs = zip(self.joined.groups, self.joined.pack(leaves, np), strict=True)
-        with jax.enable_x64(True):  # which keeps the dtype, whatever it is
-            return [jax.device_put(x) if group[1:] else x for group, x in pairs]
+    def _unpacked(self, gradient: Sequence[Any]) -> list[Any]:
+        return [_looked_at(g) for g in self.compiled.packing.unpack(gradient)]
 
-    def _by_leaf(self, gradient: Sequence[Any]) -> list[Any]:
-        """A gradient, as the programs give it, leaf by leaf."""
-        return self.joined.unpack(self.packing.unpack(gradient))
+
+class ByHand(NamedTuple):
+    """A hand-written gradient.
+
+    Attributes:
+      own: calls it as it is.
+      wide: the same evaluated in float64, packed; None if JAX cannot trace it.
+    """
+
+    own: Callable[[], list[Any]]
+    wide: Callable | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Eager:
+class Untraced:
     """A function that JAX cannot trace, called step by step.
 
     Attributes:
       value: the function.
-      own: value and gradient (None where that is given by hand).
+      gradient: computes value and gradient in the user's dtypes.
     """
 
     value: Callable
-    own: Callable
-    wide: None = None
+    gradient: Callable
     narrow: frozenset[Any] = frozenset()
     rounding: float = 0.0
     counts: frozenset[int] = frozenset()
@@ -208,7 +281,7 @@ class Eager:
     program: None = None
     notes: tuple[str, ...] = ("the function cannot be traced: it was called step by step",)
 
-    def line(self, point: Point, dtype: Any, watch: Callable[[Line], None]) -> Line:
+    def line(self, point: Point, dtype: Any, watch: Callable[[Line], None], own: bool) -> Line:
         """The function along lines: on float64 leaves if it takes them, else in its own dtypes."""
         leaves, kind = self._accepted(point, dtype)
         origin = [np.asarray(x, np.float64) for x in leaves]
@@ -228,13 +301,26 @@ class Eager:
         draw, sizes = drawer(point.leaves, dtype), [x.size for x in point.leaves]
         return Line(draw, values, sizes, epsilon, _roundings(point, True), watch)
 
-    def value_and_gradient(self, point: Point) -> tuple[Any, list[Any] | None]:
-        """In the user's dtypes; no gradient where that is given by hand."""
-        return self.own(point.leaves, point.data)
+    def claims(self, point: Point, dtype: Any) -> Claims:
+        """Value and gradient at a point, in the user's dtypes."""
+        value, gradient = self.gradient(point.leaves, point.data)
+        value = np.asarray(value)
+        if not (value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)):
+            raise TypeError(
+                "`f` must return a real scalar, or `cotangent` must say how to project. Got "
+                f"{describe(value)}."
+            )
+        own = [_looked_at(g) for g in gradient]
+        return Claims(float(value), own, own, False)
+
+    def reference(self, point: Point, dtype: Any) -> None:
+        """None: values that cannot be traced cannot be differentiated."""
+        return None
 
     def _accepted(self, point: Point, dtype: Any) -> tuple[Sequence[Any], Any]:
-        """The leaves that the function takes, and the dtype that they ask for, if it is another."""
-        leaves = widened(point.leaves, dtype)
+        """The leaves that the function accepts, and the dtype they need, if it is another."""
+        with wide_arithmetic(dtype):
+            leaves = [widen_leaf(x, dtype) for x in point.leaves]
         try:
             with wide_arithmetic(dtype):
                 out = np.asarray(self.value(leaves, point.data))
@@ -244,15 +330,52 @@ class Eager:
         return (leaves, dtype) if wide else (point.leaves, None)
 
 
-Programs = Traced | Eager
-
-
-def prepare(call: Partition, point: Point, settings: Settings) -> Programs:
-    """The programs for a call, new or kept."""
-    avals = jax.tree.map(lambda x: _form(x), point)
-    leaves, tree = jax.tree.flatten(avals)
-    kind = tuple(leaves), tree, settings, Packing.of(point.leaves), jnp.result_type(float)
-    return kept(_build, call.static, *kind, values=point)
+def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Untraced:
+    """The programs for a call: traced anew, compiled once for equal programs."""
+    form = jax.tree.map(_form, point)
+    notes, mistakes = [], []
+    try:
+        program, shapes = _trace(call.static, form)
+        same = same_program(pruned(program), pruned(_trace(call.static, form)[0]))
+    except jax.errors.JAXTypeError:
+        return _untraced(call, settings)
+    automatic = settings.by_hand is None
+    if not settings.projected and automatic and not _is_real_scalar(shapes):
+        settings = settings._replace(projected=True, random=True)
+        notes.append("the output is no real scalar: a random projection of it was checked")
+    _require_output(shapes, point.data[1], settings)
+    _require_known(settings.trust, program)
+    scalar = _scalar(program, shapes, form, settings)
+    packing = Packing.of(point.leaves)
+    for forward in (False, True) if settings.forward is None else (settings.forward,):
+        if forward and settings.forward is None:
+            notes.append(
+                "reverse mode does not exist for this function: the forward mode was checked"
+            )
+        chosen = settings._replace(forward=forward)
+        try:
+            both = Traced.of(_both(scalar, chosen, packing), *form)
+            compiled = _compiled(scalar, both, form, chosen, packing)
+            if forward and automatic:
+                compiled.own.lower(both.consts, *form)  # a rule for reverse mode alone shows here
+        except jax.errors.JAXTypeError:
+            return _untraced(call, settings)
+        except Exception as mistake:  # of a rule: JAX and its users raise anything
+            mistakes.append(mistake)
+            if not automatic:
+                break
+            continue
+        by_hand = _by_hand(call, form, settings.by_hand, packing)
+        return Programs(compiled, scalar, scalar.consts, both.consts, by_hand, same, tuple(notes))
+    if settings.order > 1:
+        reason = str(mistakes[0]).partition("\n")[0]
+        raise TypeError(
+            f"`order` must be {settings.order - 1} here, as JAX has no derivative of the one "
+            f"before by either mode. Got {settings.order}: {reason}"
+        ) from mistakes[0]
+    if settings.forward:
+        mistakes[0].add_note("`modes` asks for forward mode, which there is none of here.")
+    raise mistakes[0]
 
 
 def _form(x: Any) -> jax.ShapeDtypeStruct:
@@ -260,10 +383,15 @@ def _form(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False))
 
 
-def widened(leaves: Sequence[Any], dtype: Any) -> list[Any]:
-    """Leaves in the wide dtype."""
-    with wide_arithmetic(dtype):
-        return [widen_leaf(x, dtype) for x in leaves]
+def _looked_at(x: Any) -> Any:
+    """An array as NumPy has it, if it is on one CPU."""
+    return np.asarray(x) if on_one_cpu(x) else x
+
+
+def _shaken(x: Any, shake: float, rng: np.random.Generator) -> np.ndarray:
+    """A leaf moved by so many roundings of its dtype, up or down at random."""
+    rounding = shake * float(jnp.finfo(x.dtype).eps)
+    return np.asarray(x, np.float64) * (1 + rounding * rng.choice([-1, 1], x.shape))
 
 
 def projection(tree: PyTree, weights: Sequence[Any]) -> jax.Array:
@@ -294,119 +422,19 @@ def random_like(tree: PyTree, seed: int) -> list[jax.Array]:
     return [drawn(x) for x in jax.tree.leaves(tree)]
 
 
-def _build(
-    static: Static,
-    avals: tuple[Any, ...],
-    tree: Any,
-    settings: Settings,
-    packing: Packing,
-    default_dtype: Any,
-) -> Programs:
-    point = jax.tree.unflatten(tree, avals)
-    notes, mistakes = [], []
-    try:
-        program, shapes = _trace(static, point)
-        same = same_program(pruned(program), pruned(_trace(static, point)[0]))
-    except jax.errors.JAXTypeError:
-        return _eager(static, settings)
-    if not settings.projected and settings.automatic and not _is_real_scalar(shapes):
-        settings = settings._replace(projected=True, random=True)
-        notes.append("the output is no real scalar: a random projection of it was checked")
-    _require_output(shapes, point.data[1], settings)
-    _require_known(settings.trust, program)
-    for forward in (False, True) if settings.forward is None else (settings.forward,):
-        if forward and settings.forward is None:
-            notes.append(
-                "reverse mode does not exist for this function: the forward mode was checked"
-            )
-        chosen = settings._replace(forward=forward)
-        try:
-            traced = _traced(program, shapes, point, chosen, packing)
-            return dataclasses.replace(traced, deterministic=same, notes=tuple(notes))
-        except jax.errors.JAXTypeError:
-            return _eager(static, settings)
-        except Exception as mistake:  # of a rule: JAX and its users raise anything
-            mistakes.append(mistake)
-            if not settings.automatic:
-                break
-    if settings.order > 1:
-        reason = str(mistakes[0]).partition("\n")[0]
-        raise TypeError(
-            f"`order` must be {settings.order - 1} here, as JAX has no derivative of the one "
-            f"before by either mode. Got {settings.order}: {reason}"
-        ) from mistakes[0]
-    if settings.forward:
-        mistakes[0].add_note("`modes` asks for forward mode, which there is none of here.")
-    raise mistakes[0]
-
-
-def _trace(static: Static, point: Point) -> tuple[Program, PyTree]:
+def _trace(static: Static, form: Point) -> tuple[Program, PyTree]:
     """The user's function as a program of a point, and the form of what it returns.
 
-    A function that goes at once, so that it is traced each time; and see `widen` for constants.
+    Traced through a new function, so that JAX does not return an earlier trace; and with constants
+    of our own: JAX remembers for each NumPy array in which precision a living trace has it.
     """
     f = lambda leaves, data: static.value(leaves, data[0])  # noqa: E731
-    program, shapes = jax.make_jaxpr(f, return_shape=True)(*point)
+    program, shapes = jax.make_jaxpr(f, return_shape=True)(*form)
     return with_own_constants(program), shapes
 
 
-def _moving(value: Callable, settings: Settings) -> Callable:
-    """The function of a point, where it is moved to, and data: what is held is so at the point."""
-    if settings.held or settings.trust:
-        return beside(value)
-    return lambda _, moved, data: value(moved, data)
-
-
-def _eager(static: Static, settings: Settings) -> Eager:
-    value = _scalar_of(lambda leaves, data: static.value(leaves, data[0]), settings)
-    by_hand = lambda leaves, data: (value(leaves, data), None)  # noqa: E731
-    return Eager(value, _eager_gradient(value) if settings.automatic else by_hand)
-
-
-def _traced(
-    traced: Program, shapes: PyTree, point: Point, settings: Settings, packing: Packing
-) -> Traced:
-    """The programs for reverse or forward mode, out of a trace of the user's function."""
-    program, dtype = _scalar(traced, shapes, point, settings), wide_dtype()
-    taken = joined(program, packing)
-    packing, of_all = packing.of_packed(taken), on_joined(program, taken)
-    point = point._replace(leaves=taken.forms(point.leaves))
-    # What the user prints is printed where the function runs as it is, and not at every step.
-    rules = {primitive: lambda *_: [] for primitive in prints()}
-    rules |= RUN_FURTHER if settings.further else {}
-
-    def value(leaves, data):
-        return of_all(leaves, jax.tree.leaves(data))[0]
-
-    wide = widen(value, point, dtype, rules | holding(settings.held, settings.trust))
-    if not settings.automatic:
-        own, wide_both = jax.jit(lambda leaves, data: (value(leaves, data), None)), None
-    else:
-        apart = _forward_gradient(value) if settings.forward else jax.value_and_grad(value)
-
-        def both(leaves, data):
-            value, gradient = apart(leaves, data)
-            return value, packing.pack(gradient)
-
-        own, wide_both = jax.jit(both), jax.jit(widen(both, point, dtype, rules).call)
-        if settings.forward:
-            own.lower(*point)  # not before is a rule for reverse mode alone refused
-    return Traced(
-        joined=taken,
-        packing=packing,
-        own=own,
-        wide=wide_both,
-        along=along_program(_moving(wide.call, settings), dtype),
-        narrow=narrow_dtypes(wide.program, dtype),
-        rounding=_largest_rounding(program),
-        counts=frozenset(n for const in program.consts for n in np.shape(const)[:1]),
-        has_solver=has_solver(program),
-        program=program,
-    )
-
-
-def _scalar(traced: Program, shapes: PyTree, point: Point, settings: Settings) -> Program:
-    """The program whose gradient is checked, out of a trace of the user's function."""
+def _scalar(traced: Program, shapes: PyTree, form: Point, settings: Settings) -> Program:
+    """The program whose gradient is checked, from a trace of the user's function."""
     if not settings.projected and settings.order == 1:
         return traced
 
@@ -414,7 +442,99 @@ def _scalar(traced: Program, shapes: PyTree, point: Point, settings: Settings) -
         out = core.jaxpr_as_fun(traced)(*jax.tree.leaves((leaves, data)))
         return jax.tree.unflatten(jax.tree.structure(shapes), out)
 
-    return with_own_constants(jax.make_jaxpr(_scalar_of(user, settings))(*point))
+    return with_own_constants(jax.make_jaxpr(_scalar_of(user, settings))(*form))
+
+
+def _both(scalar: Program, settings: Settings, packing: Packing) -> Callable:
+    """Value and packed gradient as a function of leaves and data; no gradient if it is written by
+    hand.
+    """
+
+    def value(leaves, data):
+        return core.jaxpr_as_fun(scalar)(*jax.tree.leaves((leaves, data)))[0]
+
+    if settings.by_hand is not None:
+        return lambda leaves, data: (value(leaves, data), [])
+    derive = _forward_gradient(value) if settings.forward else jax.value_and_grad(value)
+
+    def both(leaves, data):
+        value, gradient = derive(leaves, data)
+        return value, packing.pack(gradient)
+
+    return both
+
+
+def _compiled(
+    scalar: Program, both: Traced, form: Point, settings: Settings, packing: Packing
+) -> Compiled:
+    """The compiled programs of a scalar function and its gradient, kept for equal ones."""
+    dtype = wide_dtype()
+    # A trusted rule takes part in the values; other rules do not, and are not kept alive.
+    values = Traced.of_program(scalar, jax.ShapeDtypeStruct((), form.leaves[0].dtype))
+    if settings.trust:
+        values = values._replace(jaxpr=scalar.jaxpr, consts=tuple(scalar.consts), key=None)
+    known = values.key is not None and both.key is not None
+    options = settings.further, settings.held, settings.forward, packing, dtype
+    key = (values.key, both.key, *options) if known else None
+    return kept(key, lambda: _compile(values.bare, both.bare, scalar, settings, packing))
+
+
+def _compile(
+    values: Traced, both: Traced, scalar: Program, settings: Settings, packing: Packing
+) -> Compiled:
+    dtype = wide_dtype()
+    # What the user prints is printed where the function runs as it is, and not at every step.
+    rules = {primitive: lambda *_: [] for primitive in prints()}
+    rules |= RUN_FURTHER if settings.further else {}
+    wide = widened(values, dtype, rules | holding(settings.held, settings.trust))
+    value = lambda leaves, data: wide(data[0], leaves, data[1])  # noqa: E731
+    moving = lambda _, moved, data: value(moved, data)  # noqa: E731
+    if settings.held or settings.trust:
+        moving = beside(value)
+
+    def gradient(consts, leaves, data):
+        of = lambda moved: moving(leaves, moved, (consts, data))  # noqa: E731
+        derive = _forward_gradient(lambda x, _: of(x)) if settings.forward else None
+        return packing.pack(derive(leaves, data)[1] if derive else jax.grad(of)(leaves))
+
+    return Compiled(
+        own=jitted(both),
+        wide=jax.jit(widened(both, dtype, rules)),
+        along=along_program(moving, dtype),
+        reference=jax.jit(gradient),
+        packing=packing,
+        narrow=narrow_dtypes(scalar, dtype),
+    )
+
+
+def _by_hand(
+    call: Partition, form: Point, gradient: Callable | None, packing: Packing
+) -> ByHand | None:
+    """A hand-written gradient, as it is and in float64."""
+    if gradient is None:
+        return None
+    dtype = wide_dtype()
+    own = functools.partial(gradient_by_hand, gradient, call)
+    try:
+        derive = lambda leaves, data: gradient_by_hand(  # noqa: E731
+            gradient, call.at(leaves, data[0])
+        )
+        traced = Traced.of(lambda *point: packing.pack(derive(*point)), *form)
+    except Exception:  # of the user's: what JAX cannot trace, or a result that does not fit
+        return ByHand(own, None)
+    wide = kept(
+        traced.key and (traced.key, packing, dtype), lambda: jax.jit(widened(traced.bare, dtype))
+    )
+    return ByHand(own, functools.partial(wide, traced.consts))
+
+
+def _untraced(call: Partition, settings: Settings) -> Untraced:
+    static = call.static
+    value = _scalar_of(lambda leaves, data: static.value(leaves, data[0]), settings)
+    if settings.by_hand is None:
+        return Untraced(value, _eager_gradient(value))
+    own = functools.partial(gradient_by_hand, settings.by_hand, call)
+    return Untraced(value, lambda leaves, data: (value(leaves, data), own()))
 
 
 def _scalar_of(value: Callable, settings: Settings) -> Callable:
@@ -528,9 +648,3 @@ def _require_output(shapes: PyTree, cotangent: PyTree, settings: Settings) -> No
 def _roundings(point: Point, own: bool) -> list[float]:
     """How far off, relative, a gradient may be for being in its own dtypes, leaf by leaf."""
     return [OF_CLAIMS * float(jnp.finfo(x.dtype).eps) if own else 0.0 for x in point.leaves]
-
-
-def _largest_rounding(program: Program) -> float:
-    dtypes = {v.aval.dtype for eqn in equations(program) for v in eqn.outvars}
-    floats = [kind for kind in dtypes if jnp.issubdtype(kind, jnp.floating)]
-    return max((float(jnp.finfo(kind).eps) for kind in floats), default=0.0)

@@ -7,8 +7,14 @@ from typing import Any
 
 from jaxnn._files import as_path
 from jaxnn.checking.evidence import Verdict
-from jaxnn.checking.findings import Birth, DigitsLost, LeafReport, RuleReport
-from jaxnn.checking.locate import HANDFUL
+from jaxnn.checking.findings import (
+    HANDFUL,
+    LEAST_DIGITS,
+    Birth,
+    DigitsLost,
+    LeafReport,
+    RuleReport,
+)
 from jaxnn.checking.page import fragment, page
 
 
@@ -25,10 +31,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     return value
-
-
-# An imprecise gradient passes with so many digits left.
-LEAST_DIGITS = 2.0
 
 
 class GradientError(AssertionError):
@@ -89,27 +91,6 @@ class GradientReport:
     interrupted: bool = False
     digits: float | None = None
     fixed: tuple[str, ...] = ()
-
-    @classmethod
-    def of(
-        cls,
-        function: str,
-        leaves: Sequence[LeafReport],
-        notes: Sequence[str],
-    ) -> "GradientReport":
-        """A report whose verdict is its worst leaf's."""
-        report = cls(function, Verdict.AGREES, (), notes=tuple(notes))
-        return report.with_leaves(leaves)
-
-    def with_leaves(self, leaves: Sequence[LeafReport]) -> "GradientReport":
-        """The same report on other leaves, worst first; of those alike, what is known closer."""
-        by = lambda leaf: (-leaf.verdict.rank, not leaf.entries, leaf.digits)  # noqa: E731
-        ordered = tuple(sorted(leaves, key=by))
-        return dataclasses.replace(self, verdict=ordered[0].verdict, leaves=ordered)
-
-    def with_note(self, note: str) -> "GradientReport":
-        """The same report with one more note."""
-        return dataclasses.replace(self, notes=(*self.notes, note))
 
     @property
     def ok(self) -> bool:

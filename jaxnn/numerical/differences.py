@@ -34,7 +34,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from jaxnn._arguments import Partition, Role, Static, real_form, require_argnums
-from jaxnn._programs import kept, outermost
+from jaxnn._programs_old import kept, outermost
 from jaxnn._validate import (
     as_mesh,
     describe,

@@ -18,6 +18,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 from jaxtyping import PyTree
 
+from jaxnn._programs import Traced
 from jaxnn.numerical.interpret import (
     Equation,
     LinearSolve,
@@ -181,6 +182,23 @@ def widen(
         return jax.tree.unflatten(tree, Evaluation(dtype, by, set())(program, leaves))
 
     return Wide(call, shapes, program)
+
+
+def widened(
+    traced: Traced, dtype: Any, rules: Mapping[core.Primitive, Callable] | None = None
+) -> Callable[..., PyTree]:
+    """A traced function, evaluated in `dtype`: of the values of its constants and its arguments.
+
+    Call it inside `wide_arithmetic(dtype)`. `rules` is as for `widen`.
+    """
+    by, tree = {**RULES, **(rules or {})}, jax.tree.structure(traced.shapes)
+
+    def call(consts, *args):
+        program = core.ClosedJaxpr(traced.jaxpr, list(consts))
+        leaves = [widen_leaf(leaf, dtype) for leaf in jax.tree.leaves(args)]
+        return jax.tree.unflatten(tree, Evaluation(dtype, by, set())(program, leaves))
+
+    return call
 
 
 def narrow_dtypes(program: Program, dtype: Any) -> frozenset[Any]:

@@ -12,7 +12,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +49,8 @@ FLAT = frozenset(
     getattr(primitives, f"{name}_p")
     for name in "ceil floor nextafter round sign stop_gradient".split()
 )
+# Bytes of an array that is still compared by value.
+LARGE = 4096
 LOOPS = frozenset([primitives.while_p, primitives.scan_p])
 # Primitives whose outputs have, at each place, what their inputs make of that place alone.
 ELEMENTWISE = frozenset(
@@ -224,6 +226,74 @@ def branches(eqn: Equation) -> Sequence[Program]:
     return eqn.params["branches"]
 
 
+def fingerprint(program: Program) -> Hashable:
+    """A key that two programs share if they compute the same: equations, shapes, parameters.
+
+    Left out are the values of constants, lines of code, and derivative rules, which play no part in
+    a value.
+
+    Raises:
+      TypeError: something in the program cannot be compared by value: a host callback, say.
+    """
+    jaxpr, _ = opened(program)
+    numbers: dict[Any, int] = {}
+
+    def atom(x):
+        if isinstance(x, core.Literal):
+            value = np.asarray(x.val)
+            return x.aval, value.dtype.str, value.tobytes()
+        return numbers.setdefault(x, len(numbers))
+
+    def given(variables):
+        return tuple((atom(v), v.aval) for v in variables)
+
+    inputs = given(jaxpr.constvars), given(jaxpr.invars)
+    body = tuple(
+        (
+            eqn.primitive,
+            tuple(map(atom, eqn.invars)),
+            given(eqn.outvars),
+            _fingerprint_of_parameters(eqn),
+            getattr(eqn.ctx, "compute_type", None),
+        )
+        for eqn in jaxpr.eqns
+    )
+    return inputs, body, tuple(map(atom, jaxpr.outvars))
+
+
+def without_rules(program: Program) -> Program:
+    """The same program with its custom rules gone: their functions are evaluated in its place."""
+    if not any(eqn.primitive in CUSTOM_RULES for eqn in equations(program)):
+        return program
+
+    def step(eqn, inputs):
+        if eqn.primitive in CUSTOM_RULES:
+            return evaluate(called(eqn), inputs, step)
+        changed = {
+            name: jax.tree.map(inner, value, is_leaf=is_program)
+            for name, value in eqn.params.items()
+            if any(map(is_program, jax.tree.leaves(value, is_leaf=is_program)))
+        }
+        return bind(eqn, inputs, **changed)
+
+    def inner(value):
+        return replaced(value, without_rules) if is_program(value) else value
+
+    avals = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in program.in_avals
+    ]
+    jaxpr, consts = opened(program)
+    plain = lambda consts, args: evaluate(core.ClosedJaxpr(jaxpr, consts), args, step)  # noqa: E731
+    of_consts = [jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in consts]
+    traced = jax.make_jaxpr(plain)(of_consts, avals)
+    n = len(consts)
+    bare = traced.jaxpr.replace(
+        constvars=[*traced.jaxpr.constvars, *traced.jaxpr.invars[:n]],
+        invars=traced.jaxpr.invars[n:],
+    )
+    return core.ClosedJaxpr(bare, [*traced.consts, *consts])
+
+
 def same_program(first: Program, second: Program) -> bool:
     """Whether two traces of a function are of one function: alike in equations and constants."""
     consts = [opened(program)[1] for program in (first, second)]
@@ -381,6 +451,34 @@ def _same_array(a: Any, b: Any) -> bool:
         return is_key(b) and _same_array(jax.random.key_data(a), jax.random.key_data(b))
     a, b = np.asarray(a), np.asarray(b)
     return np.array_equal(a, b, equal_nan=a.dtype.kind in "fc" and b.dtype.kind in "fc")
+
+
+def _fingerprint_of_parameters(eqn: Equation) -> Hashable:
+    if is_foreign(eqn.primitive):
+        raise TypeError(f"`{eqn.primitive.name}` runs code that is not JAX's")
+    if eqn.primitive in CUSTOM_RULES:
+        return fingerprint(called(eqn))
+    return tuple((name, _fingerprint_of(value)) for name, value in sorted(eqn.params.items()))
+
+
+def _fingerprint_of(value: Any) -> Hashable:
+    """A parameter of an equation by value; what is JAX's own is compared as it is."""
+    if is_program(value):
+        consts = opened(value)[1]
+        arrays = [np.asarray(x) for x in consts if not isinstance(x, Tracer)]
+        if len(arrays) < len(consts) or any(x.nbytes > LARGE for x in arrays):
+            raise TypeError("a program inside has constants of its own")
+        return fingerprint(value), tuple((x.shape, x.dtype.str, x.tobytes()) for x in arrays)
+    if isinstance(value, tuple | list):
+        return type(value), tuple(map(_fingerprint_of, value))
+    if isinstance(value, dict):
+        return tuple((name, _fingerprint_of(x)) for name, x in sorted(value.items()))
+    if callable(value) and not isinstance(value, type | np.dtype | core.Primitive):
+        whose = str(getattr(value, "__module__", "")).partition(".")[0]
+        if whose not in ("jax", "numpy") or getattr(value, "__closure__", None):
+            raise TypeError("a function of the user's is a parameter")
+    hash(value)
+    return type(value), value
 
 
 def _programs_in(params: Any) -> Iterator[Program]:

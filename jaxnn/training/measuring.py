@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from jaxnn._programs import kept
+from jaxnn._programs_old import kept
 from jaxnn.training.objective import Objective
 from jaxnn.training.steps import shard_batch
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jaxnn._programs import kept
+from jaxnn._programs_old import kept
 from jaxnn._validate import is_differentiable, is_key
 from jaxnn.data import count_examples, shuffled
 from jaxnn.training.objective import Objective

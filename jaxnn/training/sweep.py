@@ -19,7 +19,7 @@ from jax.tree_util import treedef_is_leaf
 from jaxtyping import Array, Key, PyTree
 
 from jaxnn._arguments import Skeleton, arrays_of
-from jaxnn._programs import kept
+from jaxnn._programs_old import kept
 from jaxnn._validate import (
     describe,
     is_key,

@@ -11,17 +11,17 @@ from jaxnn._terminal import erase_line, is_open, takes_codes, write
 SILENCE, BETWEEN = 2.0, 1.0
 
 
-class Watch:
+class Status:
     """Told what is done; writes one line, from a thread, which it takes back at the end."""
 
     def __init__(self, stream: TextIO | None):
         self.stream, self.doing = stream, "reading the function"
         self.known, self.leaves = 0, 0
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._write, name="jaxnn watch", daemon=True)
+        self._thread = threading.Thread(target=self._write, name="jaxnn status", daemon=True)
 
     @classmethod
-    def of(cls, progress: bool | None) -> "Watch":
+    def of(cls, progress: bool | None) -> "Status":
         """On stderr, if that is asked for, or if it is a terminal and nothing is said."""
         if progress not in (None, True, False):
             raise ValueError(f"`progress` must be True, False or None. Got {progress!r}.")
@@ -29,7 +29,7 @@ class Watch:
         wanted = is_open(stream) and (stream.isatty() if progress is None else progress)
         return cls(stream if wanted else None)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Status":
         if self.stream is not None:
             self._thread.start()
         return self

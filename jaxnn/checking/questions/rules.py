@@ -1,9 +1,9 @@
-"""Which derivative rule is wrong? The one whose derivative is not that of the values, by the inputs
-and the cotangents that its equation really has.
+"""Which derivative rule is wrong?
 
-All equations are asked along one line each; a suspect is then examined as a gradient is, and what
-is inside of it is asked in its turn: the innermost is to blame. If it is a primitive, its JVP is
-told from the transpose of what that is made of.
+It is the one that does not give the derivative of the values, at the inputs and the cotangents that
+its equation really has. Every equation is checked along one line; a suspect is then examined as a
+gradient is, and so is what is inside it: the innermost is to blame. For a primitive, a wrong JVP
+is told apart from a wrong transpose.
 """
 
 import functools
@@ -16,13 +16,25 @@ import numpy as np
 from jax.extend.core import primitives
 
 from jaxnn._arguments import as_complex, real_form
-from jaxnn.checking.evidence import ROUNDINGS, Verdict, reach, relative_error
-from jaxnn.checking.findings import RuleReport, SourceLine
+from jaxnn.checking.evidence import (
+    OF_SERIES,
+    ROUNDINGS,
+    ROUNDINGS_BETWEEN_CALLS,
+    Evidence,
+    Verdict,
+    explained,
+    judge,
+    reach,
+    relative_error,
+)
+from jaxnn.checking.findings import LINES, LeafReport, RuleReport, SourceLine
+from jaxnn.checking.further import LOOSE
 from jaxnn.checking.line import Direction, Line, along_program
 from jaxnn.checking.locate import Claimed, examine, verdict_of
+from jaxnn.checking.measure import Checked
 from jaxnn.checking.moves import Question, drawer
+from jaxnn.checking.questions.solvers import within_approximation
 from jaxnn.checking.slope import HALF, estimate_slope, ladder
-from jaxnn.checking.solvers import LOOSE
 from jaxnn.checking.tape import (
     Record,
     Site,
@@ -32,8 +44,9 @@ from jaxnn.checking.tape import (
     evaluated,
     is_inexact,
     of_active,
+    seeds_of,
 )
-from jaxnn.numerical.float64 import wide_arithmetic, widen, widen_leaf
+from jaxnn.numerical.float64 import wide_arithmetic, wide_dtype, widen, widen_leaf
 from jaxnn.numerical.interpret import (
     CUSTOM_RULES,
     bind,
@@ -44,15 +57,73 @@ from jaxnn.numerical.interpret import (
     source,
 )
 
-# Roundings of the function's dtype that a rule may be off by: constants in it are rounded, and
-# what is computed twice is rounded twice.
-OF_RULES = 100
-# In float64 the rules of special functions are series, cut off: to so many digits.
-OF_SERIES = 1e-9
 # Primitives that see one half of a symmetric matrix: it is moved symmetrically.
 SYMMETRIC = frozenset([primitives.cholesky_p, primitives.eigh_p])
 # Iterations of one loop whose rules are checked.
 SAMPLE = 32
+
+
+def applies(checked: Checked) -> bool:
+    """Whether a rule may decide what the slope of a leaf could not."""
+    suspicious = any(map(_is_suspicious, checked.leaves))
+    return checked.is_automatic and (suspicious or _has_another_value(checked))
+
+
+def ask(checked: Checked) -> list[RuleReport]:
+    """The rules that are wrong."""
+    programs = checked.programs
+    tape = programs.tape(checked.check.point, wide_dtype())
+    return wrong_rules(tape, checked.values, seeds_of(programs.program))
+
+
+def say(checked: Checked, found: list[RuleReport]) -> Checked:
+    """The first few; and what a wrong rule, or none, says about the leaves."""
+    leaves = checked.leaves
+    if found:
+        leaves = [_wrong_by_rule(leaf) if _is_suspicious(leaf) else leaf for leaf in leaves]
+    else:
+        leaves = [within_approximation(leaf, checked.programs.program) for leaf in leaves]
+    checked = checked.with_leaves(leaves)._replace(rules=tuple(found[:LINES]))
+    if not _has_another_value(checked):
+        return checked
+    note = (
+        f"where it is differentiated the function has another value, {checked.claims.forward:.6g} "
+        f"instead of {checked.centre:.6g}: the forward pass of a custom rule"
+    )
+    return checked.with_note(note)._replace(least=Verdict.DIFFERS)
+
+
+def _is_suspicious(leaf: LeafReport) -> bool:
+    """Whether a leaf differs, is unresolved, or is off by more than its dtype explains, though by
+    less than is called wrong.
+    """
+    return leaf.verdict in (Verdict.DIFFERS, Verdict.UNRESOLVED) or leaf.is_slightly_off
+
+
+def _wrong_by_rule(leaf: LeafReport) -> LeafReport:
+    """A leaf that a wrong rule leads to, with the entries that are off by more than is explained,
+    though by less than is called wrong otherwise.
+    """
+    if leaf.verdict is Verdict.DIFFERS:
+        return leaf
+    entries = tuple(
+        entry._replace(verdict=Verdict.DIFFERS)
+        for entry in leaf.entries
+        if abs(entry.autodiff - entry.numerical)
+        > max(entry.bound, explained(leaf.dtype) * abs(entry.numerical))
+    )
+    hint = "a rule that it comes from is wrong by more than its dtype explains"
+    return leaf._replace(verdict=Verdict.DIFFERS, hint=hint, entries=entries)
+
+
+def _has_another_value(checked: Checked) -> bool:
+    """Whether the function has another value where it is differentiated."""
+    forward, centre = checked.claims.forward, checked.centre
+    if not (np.isfinite(forward) and np.isfinite(centre)):
+        return False
+    bound = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps) * abs(centre)
+    tolerance = min(reach(x.dtype) for x in checked.check.point.leaves)
+    return judge(Evidence(forward, centre, centre, bound), tolerance).wrong
 
 
 def wrong_rules(tape: Tape, inputs: Sequence[Any], seeds: Sequence[Any]) -> list[RuleReport]:
@@ -216,13 +287,13 @@ def _examined(tape: Tape, record: Record, number: int) -> RuleReport | None:
     tolerances = [tolerance] * len(sizes)
     claims = [np.asarray(c, np.float64) for c in asked.claims]
     worst = None
-    for k, found in examine(line, Claimed(claims, tolerances, asked.paired), together=False):
-        if not found.asked:
-            continue
-        verdict, entries = verdict_of(found, line.centre, tolerance)
+    alike = (tolerances, tolerances, [0.0] * len(sizes))
+    claimed = Claimed(claims, tolerances, asked.paired, *alike)
+    for k, found in examine(line, claimed, reference=lambda: None, together=False):
+        verdict = verdict_of(found, line.centre, tolerance)
         if not verdict.wrong:
             continue
-        best, wrong = found.best, [e for e in entries if e.verdict.wrong]
+        best, wrong = found.best, [e for e in found.entries if e.verdict.wrong]
         at, off = None, abs(best.difference) / max(best.size, abs(best.slope.value))
         if wrong:
             most = max(wrong, key=lambda e: abs(e.autodiff - e.numerical))
@@ -269,11 +340,6 @@ def _explained(site: Site) -> float:
     kinds = [v.aval.dtype for v in site.eqn.invars if is_inexact(v.aval)]
     own = max(kinds, key=lambda kind: float(jnp.finfo(kind).eps))
     return min(reach(own), explained(own))
-
-
-def explained(dtype: Any) -> float:
-    """How far, relative, roundings and series in a dtype explain that a derivative is off."""
-    return max(OF_RULES * float(jnp.finfo(dtype).eps), OF_SERIES)
 
 
 def _named(site: Site, asked: _Asked, line: Line, worst: _Worst, dtype: Any) -> RuleReport:

@@ -1,9 +1,8 @@
-"""Where is NaN or infinity born? In the equation whose inputs are finite and whose output is not,
-or whose output has a finite cotangent and whose inputs have none.
+"""Where is NaN or infinity born?
 
-The tape has how finite everything is; what comes from a value that was not finite before is traced
-back to where that began, or to the argument that it came in with. What is inside of a loop or a
-branch is asked in its turn.
+It is born in the equation whose inputs are finite and whose output is not, or whose output has a
+finite cotangent and whose inputs do not. A value that was not finite before is traced back to where
+that began, or to the argument it came in with. Loops and branches are looked into in turn.
 """
 
 from collections.abc import Sequence
@@ -12,10 +11,30 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives
 
-from jaxnn.checking.causes import cure_unmasked, usual_cause
+from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import LINES, Birth, SourceLine
-from jaxnn.checking.tape import Record, Site, Tape, is_inexact
+from jaxnn.checking.measure import Checked
+from jaxnn.checking.nan_causes import cure_unmasked, usual_cause
+from jaxnn.checking.tape import Record, Site, Tape, is_inexact, seeds_of
 from jaxnn.numerical.interpret import CUSTOM_RULES
+
+
+def applies(checked: Checked) -> bool:
+    """Whether the value or a gradient is not finite."""
+    finite = Verdict.NOT_FINITE not in checked.verdicts and np.isfinite(checked.claims.value)
+    return checked.is_automatic and not finite
+
+
+def ask(checked: Checked) -> list[Birth]:
+    """Where it is born, nearest to the result first."""
+    programs, check = checked.programs, checked.check
+    tape, seeds = programs.tape(check.point), seeds_of(programs.program)
+    return births(tape, checked.values, seeds, check.call.traced_paths)
+
+
+def say(checked: Checked, found: list[Birth]) -> Checked:
+    """The first few of them."""
+    return checked._replace(births=tuple(found[:LINES]))
 
 
 def births(

@@ -1,8 +1,8 @@
-"""Where do the digits go? Up to one place the walk in the user's own dtypes may be replaced by the
-exact one and nothing is gained; from the next on, the gradient is right.
+"""Which lines cost the gradient its digits?
 
-The error that is left is halved towards the places where it drops: an equation, its derivative, or
-a sum of cotangents that cancel.
+Up to such a line the walk in the user's dtypes can be replaced by the exact one without any gain;
+from the next on, the gradient is correct. The places where the remaining error drops are found by
+bisection: an equation, its derivative, or a sum of cotangents that cancel.
 """
 
 import functools
@@ -11,15 +11,51 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import primitives
 
-from jaxnn.checking.evidence import digits_shared, relative_error
+from jaxnn.checking.evidence import Verdict, digits_shared, relative_error
 from jaxnn.checking.findings import LINES, DigitsLost, SourceLine
-from jaxnn.checking.tape import Cut, Place, Record, Site, Tape, is_inexact
+from jaxnn.checking.measure import Checked
+from jaxnn.checking.tape import Cut, Place, Record, Site, Tape, is_inexact, seeds_of
+from jaxnn.numerical.float64 import wide_dtype
 
-# The part of what is lost that one place has to answer for to be named.
+# A place is named if it answers for this fraction of the loss.
 SHARE = 0.25
-# Points where digits are counted, and how many roundings they are away.
+# Digits are counted at so many points, each so many roundings away.
 POINTS, AWAY = 4, 64
+# Equations that sum.
+SUMS = frozenset(
+    [
+        primitives.reduce_sum_p,
+        primitives.dot_general_p,
+        primitives.cumsum_p,
+        primitives.reduce_window_sum_p,
+    ]
+)
+
+
+def applies(checked: Checked) -> bool:
+    """Whether a leaf lost digits that matter."""
+    lost = any(loss.lost is not None for loss in checked.losses.values())
+    matters = checked.verdicts & {Verdict.IMPRECISE, Verdict.DIFFERS}
+    return checked.is_automatic and lost and bool(matters)
+
+
+def ask(checked: Checked) -> list[DigitsLost]:
+    """The lines, worst first."""
+    programs, point = checked.programs, checked.check.point
+    lost = [
+        checked.losses[k].lost if k in checked.losses else None for k in range(len(point.leaves))
+    ]
+    if all(mask is None for mask in lost):
+        return []
+    own, wide = (programs.tape(point, kind, unrolled=True) for kind in (None, wide_dtype()))
+    return digits_lost(own, wide, checked.values, seeds_of(programs.program), lost)
+
+
+def say(checked: Checked, found: list[DigitsLost]) -> Checked:
+    """They stand in the report."""
+    return checked._replace(digits_lost=tuple(found))
 
 
 def digits_lost(
@@ -134,22 +170,20 @@ def _first_narrow(tape: Tape, record: Record, number: int) -> int:
 
 def _how_lost(site: Site, record: Record, place: Place) -> str:
     """What an equation does to digits, in words."""
-    name = site.eqn.primitive.name
+    primitive = site.eqn.primitive
     if place.slots:
-        return "on the way back what it is given from two sides cancels"
+        return "in the backward pass what it receives from two sides cancels"
     if place.back:
         return "in its derivative"
-    if name == "convert_element_type":
+    if primitive is primitives.convert_element_type_p:
         return f"a cast to {site.eqn.params['new_dtype'].name}"
     inputs = [np.asarray(record.values[s]) for s in site.inputs if is_inexact(record.values[s])]
-    if name in ("sub", "add") and len(inputs) == 2:
+    if primitive in (primitives.sub_p, primitives.add_p) and len(inputs) == 2:
         a, b = (x.astype(np.float64) for x in inputs)
-        result = a - b if name == "sub" else a + b
+        result = a - b if primitive is primitives.sub_p else a + b
         with np.errstate(all="ignore"):
             same = np.log10(np.maximum(np.abs(a), np.abs(b)) / np.abs(result))
         digits = float(np.median(same))
         if digits >= 1:
             return f"two values equal to {digits:.0f} digits" if digits < np.inf else "equal values"
-    if name in ("reduce_sum", "dot_general", "cumsum", "reduce_window_sum"):
-        return "a sum whose terms cancel"
-    return ""
+    return "a sum whose terms cancel" if primitive in SUMS else ""

@@ -1,13 +1,13 @@
-"""What is detached by intent: `stop_gradient`, and custom rules that are meant to differ.
+"""Programs in which what `stop_gradient` stops, or a trusted rule, is held at the point.
 
-A gradient that passes through `stop_gradient` is not the derivative of the function, but that of
-another: one in which what is stopped is held at its value at the point. That one is evaluated here,
-at the point and beside it in step, so that what is stopped there can be taken from the point. A
-custom rule that is trusted (straight-through, say) is held likewise: its function goes on from the
-point along the derivative that the rule claims.
+A gradient that passes through `stop_gradient` is the derivative of another function: one in which
+what is stopped keeps its value at the point. That function is evaluated here at the point and
+next to it in step, so that what is stopped there can be taken from the point. A custom rule that is
+trusted (straight-through, say) is held likewise: its function goes on from the point along the
+derivative that the rule claims.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,8 +16,7 @@ from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
 
-from jaxnn.checking.evidence import Verdict
-from jaxnn.checking.findings import LeafReport, SourceLine
+from jaxnn.checking.findings import SourceLine
 from jaxnn.numerical.float64 import Evaluation
 from jaxnn.numerical.interpret import (
     CUSTOM_RULES,
@@ -30,12 +29,12 @@ from jaxnn.numerical.interpret import (
     source,
 )
 
-# The axis along which the point and what is beside it are evaluated.
+# The axis along which the point and a point next to it are evaluated.
 _AXIS = "jaxnn_held"
 
 
 def stops(program: Program) -> tuple[str, ...]:
-    """Where a program holds `stop_gradient`: file, line and function, each once."""
+    """Where a program calls `stop_gradient`: file, line and function, each once."""
     found = (e for e in equations(program) if e.primitive is primitives.stop_gradient_p)
     lines = filter(None, map(line_of, found))
     return tuple(dict.fromkeys(str(SourceLine.of(line)) for line in lines))
@@ -44,7 +43,7 @@ def stops(program: Program) -> tuple[str, ...]:
 def holding(
     stopped: bool, trust: Sequence[str]
 ) -> dict[core.Primitive, Callable[[Equation, list[Any], Evaluation], Any]]:
-    """Rules of evaluation for `beside`, that hold what is stopped, and rules that are trusted."""
+    """Evaluation rules for `beside` that hold what is stopped, and the rules that are trusted."""
 
     def trusted(eqn, inputs, evaluation):
         if source(eqn)[0] not in trust:
@@ -60,7 +59,7 @@ def holding(
 
 
 def beside(value: Callable) -> Callable:
-    """`value` as a function of a point, what is beside it, and data: in step with the point."""
+    """`value` as a function of a point, a point next to it, and data: both evaluated in step."""
 
     def held(point, moved, data):
         both = [jnp.stack(pair) for pair in zip(point, moved, strict=True)]
@@ -69,25 +68,14 @@ def beside(value: Callable) -> Callable:
     return held
 
 
-def as_detached(leaf: LeafReport, held: LeafReport, places: Iterable[str]) -> LeafReport:
-    """What is known of a wrong leaf once what is stopped is held."""
-    if leaf.verdict is not Verdict.DIFFERS or not held.verdict.ok:
-        return leaf
-    hint = (
-        f"with what `stop_gradient` stops held at the point, values and gradient agree to "
-        f"{held.digits:.1f} digits ({', '.join(places)})"
-    )
-    return leaf._replace(verdict=Verdict.DETACHED, hint=hint)
-
-
 def _at_point(x: Any) -> Any:
-    """What stands here at the point, for the point and what is beside it."""
+    """The value here at the point, for both points."""
     return lax.all_gather(x, _AXIS)[0]
 
 
 def _continued(eqn: Equation) -> Program:
-    """The function of a call with a rule, from one set of inputs to another along the derivative
-    that the rule claims at the first.
+    """The function of a call with a rule, continued from one set of inputs to another along the
+    derivative that the rule claims at the first.
     """
     avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
     moving = [i for i, aval in enumerate(avals) if jnp.issubdtype(aval.dtype, jnp.inexact)]
@@ -114,7 +102,7 @@ def _continued(eqn: Equation) -> Program:
 
 
 def _transposed(eqn: Equation, back: Callable, outputs: Any, steps: Any) -> Any:
-    """How outputs change with inputs, by a rule for the way back."""
+    """How outputs change with inputs, according to a rule for the backward pass."""
     try:
         return jax.linear_transpose(back, outputs)(steps)
     except Exception as error:  # of a rule: JAX and its users raise anything

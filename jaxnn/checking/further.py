@@ -1,0 +1,116 @@
+"""Programs whose iterative solvers run further than they ask to.
+
+Loops that have nearly converged go on, and linear solves are refined. That is not the function as
+it is, but what it would be with a tighter tolerance.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+from jax.extend.core import primitives
+
+from jaxnn.numerical.float64 import RULES, Evaluation, scan_step, solved, while_step
+from jaxnn.numerical.interpret import (
+    Equation,
+    Program,
+    equations,
+    linear_solve_parts,
+    only_carries,
+    scan_parts,
+    while_parts,
+)
+
+# How many more steps a loop takes; a contraction by 0.8 gains six digits in them.
+MORE_STEPS = 64
+# Each refinement gains the digits that the solver's tolerance asks for.
+REFINEMENTS = 4
+# A result that may still move by this fraction, or a linear solve with a relative residual of it,
+# counts as a loose solution: tolerances are smaller, mistakes larger.
+LOOSE = 5e-3
+
+
+def has_solver(program: Program) -> bool:
+    """Whether a program contains a linear solve, or a loop that only carries values."""
+    return any(
+        eqn.primitive in (primitives.linear_solve_p, primitives.while_p)
+        or (eqn.primitive is primitives.scan_p and only_carries(eqn))
+        for eqn in equations(program)
+    )
+
+
+def _once(evaluation: Evaluation) -> Evaluation:
+    """Only the outermost solver runs further; nested ones would multiply."""
+    return evaluation._replace(rules=RULES)
+
+
+def _size(values: Sequence[Any]) -> Any:
+    squares = [jnp.sum(jnp.abs(x) ** 2) for x in values if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return functools.reduce(jnp.add, squares, jnp.zeros(()))
+
+
+def _further(step: Callable, end: Sequence[Any]) -> list[Any]:
+    """What a loop carries after more steps, if it was about to converge.
+
+    Steps are taken as long as they are finite and small: adaptive solvers can change course.
+    """
+    scale = _size(end)
+
+    def more(_, state):
+        carry, going = state
+        new = step(carry)
+        inexact = [
+            (a, b) for a, b in zip(carry, new, strict=True) if jnp.issubdtype(a.dtype, jnp.inexact)
+        ]
+        going &= _size([b - a for a, b in inexact]) <= LOOSE**2 * scale  # not of NaN
+        return [jnp.where(going, b, a) for a, b in zip(carry, new, strict=True)], going
+
+    return lax.fori_loop(0, MORE_STEPS, more, (list(end), jnp.bool_(True)))[0]
+
+
+def _while(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
+    parts, inner = while_parts(eqn.params, inputs), _once(evaluation)
+    end = lax.while_loop(*while_step(parts, inner), parts.carry)
+    return _further(lambda carry: inner(parts.body, [*parts.body_consts, *carry]), end)
+
+
+def _scan(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
+    parts = scan_parts(eqn.params, inputs)
+    if not only_carries(eqn):
+        carry, ys = lax.scan(scan_step(parts, evaluation), parts.carry, parts.xs, **parts.options)
+        return [*carry, *ys]
+    step = scan_step(parts, _once(evaluation))
+    carry, _ = lax.scan(step, parts.carry, parts.xs, **parts.options)
+    return _further(lambda carry: step(carry, [])[0], carry)
+
+
+def _linear_solve(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
+    parts, inner = linear_solve_parts(eqn.params, inputs), _once(evaluation)
+    start = solved(parts, parts.rhs, inner)
+
+    def residual(x):
+        product = inner(parts.matvec, [*parts.matvec_consts, *x])
+        return [b - y for b, y in zip(parts.rhs, product, strict=True)]
+
+    # A large residual is a mistake, not a tolerance, and stays as it is.
+    loose = _size(residual(start)) < LOOSE**2 * _size(parts.rhs)
+
+    def refined(_, x):
+        rest = residual(x)
+        # Scaled to the size of the right-hand side, in case the tolerance is absolute.
+        scale = jnp.sqrt(_size(rest) / _size(parts.rhs))
+        scale = jnp.where(scale > 0, scale, 1)
+        correction = solved(parts, [r / scale for r in rest], inner)
+        return [jnp.where(loose, a + scale * d, a) for a, d in zip(x, correction, strict=True)]
+
+    return lax.fori_loop(0, REFINEMENTS, refined, start)
+
+
+RUN_FURTHER: Mapping[core.Primitive, Callable] = {
+    primitives.while_p: _while,
+    primitives.scan_p: _scan,
+    primitives.linear_solve_p: _linear_solve,
+}

@@ -1,0 +1,143 @@
+"""The report on one leaf, made from everything that is known about it."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.checking import patterns
+from jaxnn.checking.evidence import ALL_DIGITS, Verdict, digits_shared, reach
+from jaxnn.checking.findings import LEAST_DIGITS, Entry, LeafReport
+from jaxnn.checking.locate import Located, verdict_of
+from jaxnn.checking.packed import count_not_finite
+from jaxnn.checking.precision import Loss
+
+# Worst entries first; those that pass last.
+_ORDER = (Verdict.NOT_FINITE, Verdict.DIFFERS, Verdict.IMPRECISE, Verdict.KINK)
+
+
+class Place(NamedTuple):
+    """A leaf, as the report shows it.
+
+    Attributes:
+      path: in the arguments.
+      x: its values, in their real form.
+      paired: whether it is complex.
+    """
+
+    path: str
+    x: Any
+    paired: bool
+
+    @property
+    def dtype(self) -> str:
+        """The name of its dtype in JAX."""
+        return _name_of(self.x.dtype, self.paired)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the user gave it."""
+        return self.x.shape[:-1] if self.paired else self.x.shape
+
+
+@functools.cache
+def _name_of(dtype: Any, paired: bool) -> str:
+    return (jnp.promote_types(dtype, jnp.complex64) if paired else jnp.dtype(dtype)).name
+
+
+def leaf_report(
+    place: Place,
+    gradient: Any,
+    centre: float,
+    located: Located,
+    loss: Loss,
+    counts: frozenset[int],
+) -> LeafReport:
+    """Everything that can be said about one leaf.
+
+    Args:
+      place: the leaf.
+      gradient: its claims, in float64.
+      centre: the function's value.
+      located: what the values say about the claims.
+      loss: what the gradient loses in the leaf's own dtype.
+      counts: numbers of examples that the function's data have.
+    """
+    best = located.best
+    slope, entries = best.slope, list(located.entries)
+    verdict = by_values = verdict_of(located, centre, reach(place.x.dtype))
+    pattern, hint = patterns.describe(located, gradient, counts, place.paired)
+    if verdict is Verdict.DIFFERS and not any(e.verdict.wrong for e in entries):
+        pattern = pattern or "the slope is wrong, but no single entry is by enough to be named"
+    elif beyond := patterns.beyond_the_domain(entries, slope, centre):
+        hint = beyond
+    elif verdict is Verdict.UNRESOLVED:
+        hint = f"an error below {slope.bound:.1e} along this direction could not have been seen"
+    if loss.outweighs(verdict):
+        verdict, entries = loss.verdict, list(loss.entries)
+        hint = _hint_on_loss(loss, place.x.dtype, by_values)
+    immovable = count_not_finite(place.x)
+    if immovable and (not verdict.wrong or not math.isfinite(centre)):
+        verdict = Verdict.UNRESOLVED
+        hint = f"{immovable} of {place.x.size} entries are not finite: no step leads from there"
+    if verdict is Verdict.AGREES:
+        hint = patterns.nothing_there(slope, best.scale, gradient) or loss.hint or hint
+        hint = hint or _hint_on_digits(loss.digits, place.dtype)
+    else:
+        entries = sorted(entries, key=_by_weight)
+    if count_not_finite(gradient) and not immovable:
+        best = best._replace(claim=math.nan)  # the line was compared with what it should be
+    off = float(np.maximum(abs(best.difference), slope.bound))  # NaN if either is
+    return LeafReport(
+        path=place.path,
+        shape=place.shape,
+        dtype=place.dtype,
+        verdict=verdict,
+        autodiff=best.claim,
+        numerical=slope.value,
+        bound=slope.bound,
+        step=slope.step,
+        noise=slope.noise,
+        digits=digits_shared(off, best.scale or slope.size),
+        own_dtype_digits=loss.digits,
+        entries=Entry.joined(entries) if place.paired else tuple(entries),
+        pattern=pattern,
+        hint=hint,
+        steps=tuple(slope.steps.tolist()),
+        differences=tuple(slope.differences.tolist()),
+    )
+
+
+def bare_report(place: Place, verdict: Verdict, hint: str) -> LeafReport:
+    """A leaf without evidence."""
+    digits = ALL_DIGITS if verdict.ok else 0.0
+    nothing = (0.0, 0.0, 0.0 if verdict.ok else math.inf, 0.0, 0.0, digits, digits, (), "")
+    return LeafReport(place.path, place.shape, place.dtype, verdict, *nothing, hint, (), ())
+
+
+def _hint_on_loss(loss: Loss, dtype: Any, by_values: Verdict) -> str:
+    """What is lost in the leaf's own dtype, and whether the gradient in float64 is known."""
+    if not loss.keeps:
+        return loss.hint
+    kind, keeps = _name_of(dtype, False), f"it keeps {loss.keeps} of the gradient"
+    if by_values is Verdict.AGREES:
+        return f"in {kind} only: {keeps} computed in float64, which is correct"
+    return f"in {kind} {keeps} computed in float64, and the values say too little to judge that one"
+
+
+def _hint_on_digits(digits: float, dtype: str) -> str:
+    """A hint if a gradient that agrees in float64 has few digits in its own dtype, else ""."""
+    if digits >= LEAST_DIGITS:
+        return ""
+    return (
+        f"only {digits:.1f} digits of it are correct in {dtype}: as many as rounding the arguments "
+        "explains"
+    )
+
+
+def _by_weight(entry: Entry) -> tuple[int, float]:
+    """Worst verdict first, and the largest error first."""
+    rank = _ORDER.index(entry.verdict) if entry.verdict in _ORDER else len(_ORDER)
+    return rank, -abs(entry.autodiff - entry.numerical)

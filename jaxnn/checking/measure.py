@@ -1,0 +1,246 @@
+"""The stages of a check up to a verdict on each leaf: programs, claims, lines, entries, precision.
+
+Each stage is a function of the results before it. What is known so far is one value, `Checked`,
+which the follow-up questions take and return.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxnn._arguments import Partition, Role
+from jaxnn._programs import outermost
+from jaxnn.checking.evidence import (
+    ROUNDINGS_BETWEEN_CALLS,
+    Verdict,
+    explained,
+    reach,
+    same_value,
+)
+from jaxnn.checking.findings import Birth, DigitsLost, LeafReport, RuleReport
+from jaxnn.checking.held import stops
+from jaxnn.checking.leaf import Place, bare_report, leaf_report
+from jaxnn.checking.line import Line
+from jaxnn.checking.locate import Claimed, Located, examine
+from jaxnn.checking.precision import Loss, losses
+from jaxnn.checking.programs import Claims, Point, Programs, Settings, Untraced, prepare
+from jaxnn.checking.status import Status
+from jaxnn.numerical.float64 import wide_dtype
+
+# Errors next to the largest entry of a gradient that are its rounding: in roundings of the leaf's
+# dtype, and at least this for what is computed in float64.
+OF_CLAIMS, LEAST_ROUNDING = 16, ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps)
+# Arguments that are not differentiated: so many are named.
+NAMED = 8
+
+
+class Check(NamedTuple):
+    """What is checked, and how.
+
+    Attributes:
+      call: the function and its arguments.
+      point: where it is differentiated.
+      settings: how the gradient is computed.
+      together: whether leaves may be checked together.
+      status: who is told how far the check is.
+    """
+
+    call: Partition
+    point: Point
+    settings: Settings
+    together: bool
+    status: Status
+
+    def with_settings(self, **changed: Any) -> "Check":
+        """The same check with other settings."""
+        return self._replace(settings=self.settings._replace(**changed))
+
+
+class Checked(NamedTuple):
+    """What is known so far.
+
+    Attributes:
+      check: what was asked.
+      programs: `Programs` of the function, or `Untraced`.
+      claims: the gradient that is checked.
+      centre: the function's value at the point, in float64.
+      losses: what each leaf loses in its own dtype.
+      leaves: a report on each leaf, worst first.
+      notes: what is unusual.
+      deterministic: whether two calls of the function gave the same.
+      evaluations: how many values were computed.
+      interrupted: whether the check was ended early.
+      least: the best verdict that is still possible.
+      births: where NaN or infinity is born.
+      rules: the derivative rules that are wrong.
+      digits_lost: the lines that cost digits.
+    """
+
+    check: Check
+    programs: Any
+    claims: Claims
+    centre: float
+    losses: dict[int, Loss] = {}
+    leaves: tuple[LeafReport, ...] = ()
+    notes: tuple[str, ...] = ()
+    deterministic: bool = True
+    evaluations: int = 0
+    interrupted: bool = False
+    least: Verdict = Verdict.AGREES
+    births: tuple[Birth, ...] = ()
+    rules: tuple[RuleReport, ...] = ()
+    digits_lost: tuple[DigitsLost, ...] = ()
+
+    def with_leaves(self, leaves: Sequence[LeafReport]) -> "Checked":
+        """The same with other reports on leaves."""
+        return self._replace(leaves=tuple(leaves))
+
+    def with_note(self, note: str) -> "Checked":
+        """The same with one more note."""
+        return self._replace(notes=(*self.notes, note))
+
+    @property
+    def paths(self) -> list[str]:
+        """Of the leaves in their order, as `jax.tree_util.keystr` writes them: `[0]['W1']`."""
+        return [path.removeprefix("args") for path in self.check.call.point_paths]
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether the gradient is JAX's, of a function that JAX can trace."""
+        return self.check.settings.by_hand is None and self.programs.program is not None
+
+    @property
+    def accuses(self) -> bool:
+        """Whether a leaf is said to differ."""
+        return any(leaf.verdict is Verdict.DIFFERS for leaf in self.leaves)
+
+    @property
+    def verdicts(self) -> set[Verdict]:
+        """Of the leaves."""
+        return {leaf.verdict for leaf in self.leaves}
+
+    @property
+    def values(self) -> list[Any]:
+        """What the program of the function is given."""
+        return jax.tree.leaves(self.check.point)
+
+
+def require_outermost(name: str, *values: PyTree) -> None:
+    """Refuse traced arguments, in a function that looks at values."""
+    if not outermost(values):
+        raise TypeError(
+            f"`{name}` must be called outside `jax.jit`, `jax.grad` and `jax.vmap`, as it looks at "
+            "values. Got traced arguments."
+        )
+
+
+def measure(check: Check) -> Checked:
+    """The stages in their order."""
+    call, point, dtype = check.call, check.point, wide_dtype()
+    programs = prepare(call, point, check.settings)
+    claims = programs.claims(point, dtype)
+    line = programs.line(point, dtype, check.status.tell, not claims.in_float64)
+    located, interrupted = _located(check, programs, claims, line)
+    checked = Checked(check, programs, claims, line.centre, evaluations=line.evaluations)
+    checked = checked._replace(notes=_notes(checked), interrupted=interrupted)
+    if line.centres and not _is_repeatable(programs, line):
+        return checked._replace(deterministic=False)
+    # A solver that runs further is not what the user's dtypes were asked for.
+    lost = {k: Loss(0.0) for k in located}
+    if not check.settings.further:
+        known = [k for k in located if located[k].asked]
+        lost = losses(point, programs, claims, line.centre, known)
+    data = jax.tree.leaves(point.data)
+    counts = programs.counts | {n for leaf in data for n in np.shape(leaf)[:1]}
+    leaves = []
+    for k, (path, paired) in enumerate(zip(checked.paths, _paired(call), strict=True)):
+        place = Place(path, point.leaves[k], paired)
+        if not place.x.size:
+            leaves.append(bare_report(place, Verdict.AGREES, "the leaf has no entries"))
+        elif k not in located:
+            leaves.append(bare_report(place, Verdict.UNRESOLVED, "interrupted"))
+        else:
+            gradient = claims.wide[k]
+            leaves.append(leaf_report(place, gradient, line.centre, located[k], lost[k], counts))
+    return checked._replace(leaves=tuple(leaves), losses=lost)
+
+
+def _located(
+    check: Check, programs: Programs | Untraced, claims: Claims, line: Line
+) -> tuple[dict[int, Located], bool]:
+    """The wrong entries of each leaf, as far as they are known when the user interrupts."""
+    point, found = check.point, {}
+    dtypes = [x.dtype for x in point.leaves]
+    tolerances = list(map(reach, dtypes))
+    # A formula evaluated in float64 has no approximation of JAX's own in it, and no solver.
+    exact = claims.in_float64 and check.settings.by_hand and not programs.has_solver
+    slight = [min(explained(dtype), reach(dtype)) for dtype in dtypes]
+    closer = slight if exact else tolerances
+    # Constants in the gradient are rounded in its own dtype, and its sums in float64.
+    own = [min(OF_CLAIMS * float(jnp.finfo(dtype).eps), reach(dtype)) for dtype in dtypes]
+    rounding = [max(epsilon, LEAST_ROUNDING) for epsilon in own]
+    paired = _paired(check.call)
+    claimed = Claimed(claims.wide, tolerances, paired, closer, slight, rounding)
+    reference: Callable = lambda: programs.reference(point, wide_dtype())  # noqa: E731
+    check.status.done(0, len(point.leaves))
+    try:
+        for k, located in examine(line, claimed, reference, check.together):
+            found[k] = located
+            check.status.done(len(found), len(point.leaves))
+    except KeyboardInterrupt:
+        return found, True
+    return found, False
+
+
+def _paired(call: Partition) -> list[bool]:
+    """Whether the entries of each leaf are real and imaginary parts."""
+    return [role is Role.COMPLEX for role in call.roles if role.moves]
+
+
+def _is_repeatable(programs: Programs | Untraced, line: Line) -> bool:
+    """Whether the function gives the same each time, as it is traced and as it is evaluated."""
+    values = (same_value(line.centre, again, line.epsilon) for again in line.centres)
+    return programs.deterministic and all(values)
+
+
+def _notes(checked: Checked) -> tuple[str, ...]:
+    check, programs, centre = checked.check, checked.programs, checked.centre
+    notes = list(programs.notes)
+    if check.settings.order > 1:
+        notes.append(
+            "the gradient itself agrees; these are the slopes of a random projection of it"
+        )
+    if check.settings.held and programs.program is not None:
+        places = ", ".join(stops(programs.program)) or "nowhere"
+        notes.append(f"held at the point, as stopped: {places}")
+    if not programs.deterministic:
+        notes.append("not deterministic: tracing the function twice gives two functions")
+    if constant := check.call.held_fixed:
+        named = [f"{path.removeprefix('args')} ({_kind(leaf)})" for path, leaf in constant]
+        notes.append(f"treated as constant: {', '.join(first_of(named))}")
+    if programs.narrow:
+        coarsest = max(programs.narrow, key=lambda kind: jnp.finfo(kind).eps)
+        notes.append(
+            f"parts of the function were evaluated in {jnp.dtype(coarsest).name}: a host callback, "
+            "or the like"
+        )
+    if checked.evaluations and not np.isfinite(centre):
+        notes.append(f"the function itself is {centre} here")
+    return tuple(notes)
+
+
+def _kind(leaf: Any) -> str:
+    """What a leaf that is treated as constant is, in a word."""
+    if hasattr(leaf, "dtype"):
+        return str(leaf.dtype)
+    return "function" if callable(leaf) else type(leaf).__name__
+
+
+def first_of(named: Sequence[str]) -> tuple[str, ...]:
+    """The first of many, and how many more there are."""
+    more = (f"{len(named) - NAMED} more",) if len(named) > NAMED else ()
+    return (*named[:NAMED], *more)

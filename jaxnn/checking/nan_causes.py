@@ -1,0 +1,191 @@
+"""What usually makes a primitive's value or slope infinite or NaN, and what helps: a table.
+
+The keys are primitives as objects: a user's own primitive may have any name.
+"""
+
+from typing import Literal, NamedTuple
+
+from jax.extend import core
+from jax.extend.core import primitives
+
+from jaxnn.numerical.interpret import Equation
+
+
+class Cause(NamedTuple):
+    """Why a primitive's value or slope is not finite, and what helps; empty if there is nothing to
+    say.
+    """
+
+    value: str
+    slope: str
+    cure: str
+
+
+_SAFE = "choose a safe argument before it"
+_EIGENVALUES = "make equal ones different: add a small diagonal of different numbers to the matrix"
+_SINGULAR = "add a small multiple of the identity"
+_EQUAL = "eigenvectors have no derivative where eigenvalues are equal"
+_OVERFLOW = Cause(
+    "it overflows",
+    "it overflows",
+    "subtract the largest first, or use `jnp.logaddexp`, `jax.nn.logsumexp`, `jax.nn.softmax`",
+)
+_GAMMA = Cause("at 0, or a negative integer", "it has no slope at 0 and negative integers", "")
+_ARC = Cause(
+    "outside of -1 to 1",
+    "its slope at -1 and 1 is infinite",
+    "keep the argument off them, or take the angle by `jnp.arctan2`",
+)
+# `integer_pow` with a positive exponent.
+_POSITIVE_POWER = Cause("it overflows", "it overflows", "scale what is taken to a power")
+
+NOT_FINITE: dict[core.Primitive, Cause] = {
+    primitives.sqrt_p: Cause(
+        "the root of a negative number",
+        "its slope at 0 is infinite",
+        f"{_SAFE}, as in `jnp.sqrt(jnp.where(x > 0, x, 1))`",
+    ),
+    primitives.rsqrt_p: Cause(
+        "one over the root of 0, or of a negative number",
+        "its slope at 0 is infinite",
+        f"{_SAFE}, as in `lax.rsqrt(jnp.where(x > 0, x, 1))`",
+    ),
+    primitives.cbrt_p: Cause(
+        "",
+        "its slope at 0 is infinite",
+        f"{_SAFE}, as in `jnp.cbrt(jnp.where(x != 0, x, 1))`",
+    ),
+    primitives.log_p: Cause(
+        "the logarithm of 0, or of a negative number",
+        "its slope at 0 is infinite",
+        "for probabilities take `jax.nn.log_softmax` of the scores; else "
+        f"{_SAFE}, as in `jnp.log(jnp.where(x > 0, x, 1))`",
+    ),
+    primitives.log1p_p: Cause(
+        "the logarithm of 0, or of a negative number",
+        "its slope at -1 is infinite",
+        f"{_SAFE}, as in `jnp.log1p(jnp.where(x > -1, x, 0))`",
+    ),
+    primitives.div_p: Cause(
+        "a division by 0",
+        "its slope is infinite where it divides by 0",
+        f"{_SAFE}, as in `a / jnp.where(b != 0, b, 1)`",
+    ),
+    primitives.pow_p: Cause(
+        "a power that is too large, of 0, or of a negative number",
+        "its slope at 0 is infinite, for an exponent below 1",
+        f"{_SAFE}, as in `jnp.where(x > 0, x, 1) ** k`",
+    ),
+    primitives.integer_pow_p: Cause(
+        "a negative power of 0",
+        "its slope is infinite where a negative power of 0 is taken",
+        f"{_SAFE}, as in `jnp.where(x != 0, x, 1) ** k`",
+    ),
+    primitives.square_p: Cause(
+        "it overflows",
+        "it overflows",
+        "scale what is squared",
+    ),
+    primitives.exp_p: _OVERFLOW,
+    primitives.eigh_p: Cause(
+        "",
+        _EQUAL,
+        _EIGENVALUES,
+    ),
+    primitives.eig_p: Cause(
+        "",
+        _EQUAL,
+        _EIGENVALUES,
+    ),
+    primitives.svd_p: Cause(
+        "",
+        "singular vectors have no derivative where singular values are equal, or 0",
+        _EIGENVALUES,
+    ),
+    primitives.acos_p: _ARC,
+    primitives.asin_p: _ARC,
+    primitives.acosh_p: Cause(
+        "below 1",
+        "its slope at 1 is infinite",
+        "keep the argument above 1",
+    ),
+    primitives.atanh_p: Cause(
+        "at -1 or 1, or beyond",
+        "its slope at -1 and 1 is infinite",
+        "keep the argument between them",
+    ),
+    primitives.atan2_p: Cause(
+        "",
+        "it has no slope where both arguments are 0",
+        "keep the two from both being 0",
+    ),
+    primitives.erf_inv_p: Cause(
+        "at -1 or 1, or beyond",
+        "its slope at -1 and 1 is infinite",
+        "",
+    ),
+    primitives.sub_p: Cause(
+        "infinity less infinity, or too large",
+        "",
+        "mask with a large finite number instead of `-jnp.inf`",
+    ),
+    primitives.add_p: Cause(
+        "infinity less infinity, or too large",
+        "",
+        "",
+    ),
+    primitives.mul_p: Cause(
+        "0 times infinity, or too large",
+        "",
+        "",
+    ),
+    primitives.cholesky_p: Cause(
+        "the matrix is not positive definite",
+        "the matrix is singular",
+        _SINGULAR,
+    ),
+    primitives.lu_p: Cause(
+        "the matrix is singular",
+        "the matrix is singular",
+        "",
+    ),
+    primitives.triangular_solve_p: Cause(
+        "the matrix is singular",
+        "the matrix is singular",
+        _SINGULAR,
+    ),
+    primitives.lgamma_p: _GAMMA,
+    primitives.digamma_p: _GAMMA,
+    primitives.reduce_prod_p: Cause(
+        "it overflows",
+        "",
+        "",
+    ),
+    primitives.dot_general_p: Cause(
+        "it overflows, or infinity less infinity",
+        "",
+        "",
+    ),
+    primitives.reduce_sum_p: Cause(
+        "it overflows, or infinity less infinity",
+        "",
+        "",
+    ),
+    primitives.exp2_p: _OVERFLOW,
+    primitives.expm1_p: _OVERFLOW,
+    primitives.cosh_p: _OVERFLOW,
+    primitives.sinh_p: _OVERFLOW,
+}
+
+
+def usual_cause(eqn: Equation, which: Literal["value", "slope"]) -> tuple[str, str]:
+    """Why an equation's value or slope is not finite, and what helps; empty if not known."""
+    cause = NOT_FINITE.get(eqn.primitive, Cause("", "", ""))
+    if eqn.primitive is primitives.integer_pow_p and eqn.params["y"] > 0:
+        cause = _POSITIVE_POWER
+    return (cause.value if which == "value" else cause.slope), cause.cure
+
+
+def cure_unmasked(cure: str) -> str:
+    """What helps if nothing chooses the value afterwards, which a safe argument changes."""
+    return f"{cure},\nand the value after it by another `jnp.where`" if _SAFE in cure else cure

@@ -1,0 +1,232 @@
+"""What the wrong entries of a leaf have in common, and the likely cause: words, not verdicts."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxnn.checking.evidence import NOTHING, Evidence, Verdict, judge
+from jaxnn.checking.findings import Entry
+from jaxnn.checking.locate import Located
+from jaxnn.checking.slope import Slope
+
+# Two numbers this close are the same but for the errors of single entries: 1 % wrong is shown as
+# 1 %, and 32 examples are told from 33.
+ALIKE = 1e-3
+
+
+class Wrong(NamedTuple):
+    """The wrong entries of one leaf.
+
+    Attributes:
+      index: one row an entry, one column an axis.
+      autodiff: what the gradient claims, and
+      numerical: what the values show.
+      bounds: on the error of the latter.
+      claims: the whole gradient.
+      counts: how many examples the function's data have.
+      complete: whether these are all that are wrong.
+    """
+
+    index: np.ndarray
+    autodiff: np.ndarray
+    numerical: np.ndarray
+    bounds: np.ndarray
+    claims: np.ndarray
+    counts: frozenset[int]
+    complete: bool
+
+    @classmethod
+    def of(cls, located: Located, claims: np.ndarray, counts: frozenset[int]) -> "Wrong":
+        """All of them if the reference gives them, else those that were checked one by one."""
+        if located.wrong is not None and located.reference is not None:
+            which = located.wrong
+            index = _unravelled(which, claims.shape)
+            pair = claims.ravel()[which], located.reference[which]
+            return cls(index, *pair, np.zeros(len(which)), claims, counts, True)
+        wrong = [entry for entry in located.entries if entry.verdict.wrong]
+        index = np.array([entry.index for entry in wrong], int).reshape(len(wrong), claims.ndim)
+        autodiff, numerical, bounds = (
+            np.array([getattr(entry, name) for entry in wrong], np.float64)
+            for name in ("autodiff", "numerical", "bound")
+        )
+        return cls(index, autodiff, numerical, bounds, claims, counts, located.explained)
+
+    @property
+    def ratio(self) -> float | None:
+        """autodiff / numerical, if it is the same for all."""
+        usable = np.isfinite(self.autodiff) & (self.numerical != 0)
+        ratios = self.autodiff[usable] / self.numerical[usable]
+        if not len(ratios) or np.ptp(ratios) > ALIKE * np.max(np.abs(ratios)):
+            return None
+        return float(np.median(ratios))
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether every entry of the leaf is wrong."""
+        return len(self.index) == self.claims.size > 1
+
+
+def describe(
+    located: Located, claims: Any, counts: frozenset[int], paired: bool = False
+) -> tuple[str, str]:
+    """The pattern of a leaf's wrong entries, and the likely cause.
+
+    Args:
+      located: what is known about the leaf.
+      claims: its gradient, as claimed.
+      counts: numbers of examples that the function's data have.
+      paired: whether the last axis is that of real and imaginary parts.
+    """
+    found = Wrong.of(located, claims := np.asarray(claims, np.float64), counts)
+    missing = _unravelled(np.flatnonzero(~np.isfinite(claims)), claims.shape)
+    if len(missing) > 1:
+        return _of_missing(found._replace(index=missing), paired), _cause(found)
+    if not len(found.index):
+        return "", ""
+    pattern = "; ".join(_patterns(found, paired))
+    if paired and _alike(found.ratio, -1) and found.index[:, -1].all():
+        return pattern, "the complex conjugate"
+    return pattern, _cause(found)
+
+
+def _unravelled(flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Flat positions as indices, one row each."""
+    if not shape:  # a scalar has one entry, without an index
+        return np.zeros((len(flat), 0), int)
+    return np.stack(np.unravel_index(flat, shape), axis=-1)
+
+
+def _of_missing(found: Wrong, paired: bool) -> str:
+    """The pattern of entries that are not finite: all are known, though few were looked at."""
+    count, size = len(found.index), found.claims.size
+    axes = _common_index(found, paired) if count < size else []
+    return "; ".join([f"{count:,} of {size:,} entries are not finite", *axes])
+
+
+def _patterns(found: Wrong, paired: bool) -> list[str]:
+    count, size = len(found.index), found.claims.size
+    patterns = []
+    if found.everywhere:
+        patterns.append(f"all {size:,} entries")
+    elif count > 1:
+        all_known = "" if found.complete else "at least "
+        patterns += [f"{all_known}{count:,} of {size:,} entries", *_common_index(found, paired)]
+    if paired and np.ptp(found.index[:, -1]) == 0:
+        patterns.append(f"{('real', 'imaginary')[found.index[0, -1]]} parts alone")
+    if found.ratio is not None and count > 1 and np.any(found.autodiff != 0):
+        where = "throughout" if found.everywhere else "at each of them"
+        patterns.append(_off_by(found.ratio, where))
+    return patterns
+
+
+def _common_index(found: Wrong, paired: bool) -> list[str]:
+    """The axes on which all wrong entries have the same index."""
+    if len(found.index) < 3:
+        return []
+    return [
+        f"all have index {found.index[0, axis]} on axis {axis}"
+        for axis, length in enumerate(found.claims.shape[: found.claims.ndim - paired])
+        if length > 1 and np.ptp(found.index[:, axis]) == 0
+    ]
+
+
+def _off_by(ratio: float, where: str) -> str:
+    """A ratio that all these entries have, with enough digits to tell it from 1."""
+    text = f"{ratio:.6g}"
+    return f"autodiff / numerical = {text if text != '1' else f'1 {ratio - 1:+.1e}'} {where}"
+
+
+def beyond_the_domain(entries: Sequence[Entry], slope: Slope, centre: float) -> str:
+    """A hint if there is no evidence because there are no values to take it from, else ""."""
+    wrong = [entry for entry in entries if entry.verdict.wrong]
+    if any(entry.verdict is Verdict.NOT_FINITE for entry in wrong):
+        # Compared with itself, what the values say is unresolved if it says too little.
+        blind = all(
+            judge(
+                Evidence(e.numerical, e.left, e.right, e.bound),
+                1.0,
+                counts=max(abs(e.numerical), NOTHING * abs(centre)),
+            )
+            > Verdict.KINK
+            for e in wrong
+        )
+    else:
+        blind = not wrong and not math.isfinite(slope.bound)
+        if blind and np.all(np.isfinite(slope.differences)):
+            return "the function varies within the shortest steps, so that none shows its slope"
+    return "the function itself, or its slope, is not finite near this point" if blind else ""
+
+
+def nothing_there(slope: Slope, scale: float, claims: Any) -> str:
+    """A hint if a gradient agrees because there is none, else ""."""
+    if slope.constant and not np.any(claims):
+        return "the function does not depend on this leaf here"
+    if slope.bound > scale:
+        return (
+            "the slope is nothing next to the function's values: less than "
+            f"{slope.bound:.1e} is claimed, and less than that could not have been seen"
+        )
+    return ""
+
+
+def _detached(wrong: Wrong) -> str | None:
+    if np.all(wrong.autodiff == 0):
+        return (
+            "autodiff is 0: detached (stop_gradient, a rounded or integer step), or left out of a "
+            "custom rule"
+        )
+    return None
+
+
+def _factor(wrong: Wrong) -> str | None:
+    words = {-1.0: "the sign", 2.0: "a factor of 2 too many", 0.5: "a factor of 2 lost"}
+    near = [text for value, text in words.items() if _alike(wrong.ratio, value)]
+    return near[0] if near else None
+
+
+def _number_of_examples(wrong: Wrong) -> str | None:
+    for count in sorted(wrong.counts - {1, 2}):
+        if _alike(wrong.ratio, count):
+            return (
+                f"{count} times too large, a number of examples: a sum where the function takes a "
+                "mean"
+            )
+        if _alike(wrong.ratio, 1 / count):
+            return (
+                f"{count} times too small, a number of examples: a mean where the function takes a "
+                "sum"
+            )
+    return None
+
+
+def _transposed(wrong: Wrong) -> str | None:
+    shape = wrong.claims.shape
+    if len(shape) != 2 or shape[0] != shape[1] or len(wrong.index) < 3:
+        return None
+    off = wrong.index[:, 0] != wrong.index[:, 1]
+    mirrored = wrong.claims[wrong.index[:, 1], wrong.index[:, 0]]
+    slack = ALIKE * np.abs(wrong.numerical) + wrong.bounds
+    if off.any() and np.all((np.abs(mirrored - wrong.numerical) <= slack)[off]):
+        return "autodiff's entry (j, i) is correct for (i, j): transposed"
+    return None
+
+
+# The first that fits is named.
+CAUSES: tuple[Callable[[Wrong], str | None], ...] = (
+    _detached,
+    _factor,
+    _number_of_examples,
+    _transposed,
+)
+
+
+def _cause(found: Wrong) -> str:
+    if not len(found.index):
+        return ""
+    return next(filter(None, (cause(found) for cause in CAUSES)), "")
+
+
+def _alike(ratio: float | None, value: float | int) -> bool:
+    return ratio is not None and math.isclose(ratio, value, rel_tol=ALIKE)

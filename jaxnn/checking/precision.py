@@ -1,0 +1,328 @@
+"""What a gradient that is correct in float64 loses in the user's own dtype.
+
+A gradient is good if it is the exact gradient of a point a few roundings away: an ill-conditioned
+function is not the fault of its program. An error beyond what such roundings explain, and beyond
+half the digits, is lost by the program: `imprecise`. The gradient is wrong only if no digit is
+left, or NaN stands in place of a number. This is the one definition of lost digits: the check,
+`explain` and the report all use it.
+"""
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.checking.evidence import (
+    BLIND,
+    ROUNDINGS,
+    ROUNDINGS_BETWEEN_CALLS,
+    Evidence,
+    Verdict,
+    digits_shared,
+    judge,
+    judge_all,
+    reach_of,
+)
+from jaxnn.checking.findings import HANDFUL, Entry
+from jaxnn.checking.line import Direction
+from jaxnn.checking.moves import entry_sizes, usual_size
+from jaxnn.checking.packed import on_one_cpu
+from jaxnn.checking.programs import Claims, Point, Programs, Untraced
+from jaxnn.numerical.float64 import wide_dtype
+
+# An entry that is wrong by more than half keeps no digit.
+NO_DIGIT = 0.5
+# An entry may be off by this many times the change that one rounding of each argument causes: the
+# steps of the program round as its arguments do.
+SHAKES = 10
+# Entries below this fraction of the largest, each times its scale, are not judged by themselves.
+BESIDE = 1e-2
+
+
+class Loss(NamedTuple):
+    """What a leaf's gradient loses in its own dtype.
+
+    Attributes:
+      digits: that it shares with the gradient in float64; if entries lost digits, those that the
+        worst of them has left.
+      verdict: "imprecise" if digits are lost, "differs" if none is left, "not finite" if there is
+        no number; else "agrees".
+      entries: the worst entries that lost digits, compared with the gradient in float64.
+      lost: which entries lost digits, as a flat mask; None if none did.
+      keeps: how many digits they keep, in words; empty if that is not what happened.
+      hint: what happened otherwise.
+    """
+
+    digits: float
+    verdict: Verdict = Verdict.AGREES
+    entries: tuple[Entry, ...] = ()
+    lost: np.ndarray | None = None
+    keeps: str = ""
+    hint: str = ""
+
+    def outweighs(self, verdict: Verdict) -> bool:
+        """Whether this is worse than what the slope says about the leaf."""
+        if self.verdict.wrong:
+            return not verdict.wrong
+        return verdict is Verdict.AGREES and self.verdict > verdict
+
+
+class _Rounding(NamedTuple):
+    """How a function rounds.
+
+    Attributes:
+      coarsest: the largest relative rounding error, of a leaf's dtype or inside the function.
+      value: of the function in the user's dtypes, and
+      centre: in float64.
+      overall: the size of the whole gradient, each entry times its scale.
+    """
+
+    coarsest: float
+    value: float
+    centre: float
+    overall: float
+
+    @property
+    def tolerance(self) -> float:
+        """The largest relative error that costs no more than half the digits."""
+        return reach_of(self.coarsest)
+
+    @property
+    def has_no_value(self) -> bool:
+        """Whether the value is finite in float64 alone."""
+        return math.isfinite(self.centre) and not math.isfinite(self.value)
+
+    @property
+    def has_another_value(self) -> bool:
+        """Whether the values in both dtypes differ by more than rounding."""
+        size = max(abs(self.value), abs(self.centre))
+        return abs(self.value - self.centre) > ROUNDINGS_BETWEEN_CALLS * self.coarsest * size
+
+
+@np.errstate(invalid="ignore")  # infinity minus itself is among what is looked for
+def losses(
+    point: Point,
+    programs: Programs | Untraced,
+    claims: Claims,
+    centre: float,
+    leaves: Sequence[int],
+) -> dict[int, Loss]:
+    """What the gradient of each leaf loses in its own dtype.
+
+    Args:
+      point: where the gradient is taken.
+      programs: of the function.
+      claims: the gradient in both dtypes.
+      centre: the function's value in float64.
+      leaves: which leaves to look at.
+    """
+    if not leaves:
+        return {}
+    scales = functools.cache(lambda k: _scales(point.leaves[k]))
+    parts = lambda k: np.asarray(claims.wide[k], np.float64) * scales(k)  # noqa: E731
+    found, far = {}, []
+    for k in leaves:
+        epsilon = float(jnp.finfo(point.leaves[k].dtype).eps)
+        gap, size, is_near = _distance(claims.own[k], claims.wide[k], reach_of(epsilon))
+        found[k] = Loss(digits_shared(float(np.maximum(gap, epsilon * size)), size))
+        if not is_near or (math.isfinite(centre) and not math.isfinite(claims.value)):
+            far.append(k)
+    if not far:
+        return found
+    overall = math.sqrt(sum(_finite_square(parts(k)) for k in range(len(point.leaves))))
+    shaken = functools.cache(lambda: _shaken(point, programs, claims))
+    moves = lambda k: shaken()[k] if claims.in_float64 else 0.0  # noqa: E731
+    for k in far:
+        dtype = point.leaves[k].dtype
+        own, wide = (np.asarray(g[k], np.float64).ravel() for g in (claims.own, claims.wide))
+        leaf = _Leaf(own, wide, scales(k).ravel(), np.shape(claims.wide[k]), jnp.dtype(dtype))
+        coarsest = max(programs.rounding, leaf.epsilon)
+        rounding = _Rounding(coarsest, claims.value, centre, overall)
+        lost = leaf.lost(rounding, functools.partial(moves, k))
+        differs = lost.verdict is Verdict.DIFFERS and rounding.has_another_value
+        if differs and _own_values_agree(point, programs, claims, k):
+            hint = (
+                f"in {leaf.dtype.name} the function has another value, {claims.value:.6g} "
+                f"instead of {centre:.6g}; its gradient agrees with that value"
+            )
+            found[k] = found[k]._replace(hint=hint)
+            continue
+        found[k] = leaf.loss(found[k], lost, rounding)
+        if found[k].lost is None and coarsest > leaf.epsilon:
+            finer = leaf.lost(rounding._replace(coarsest=leaf.epsilon), functools.partial(moves, k))
+            found[k] = leaf.loss_to_shorter(found[k], finer)
+    return found
+
+
+class _Lost(NamedTuple):
+    """Entries that lost digits, worst first; the verdict on them, and what rounding explains."""
+
+    verdict: Verdict
+    which: np.ndarray
+    bound: np.ndarray
+
+
+class _Leaf(NamedTuple):
+    """The gradient of one leaf in both dtypes, flat, and the sizes of the leaf's entries."""
+
+    own: np.ndarray
+    wide: np.ndarray
+    size: np.ndarray
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def epsilon(self) -> float:
+        """Relative rounding error of the leaf's dtype."""
+        return float(jnp.finfo(self.dtype).eps)
+
+    def lost(self, rounding: _Rounding, moves: Callable[[], Any]) -> _Lost:
+        """The entries that rounding does not explain; `moves` is what one of each argument does."""
+        bound = _roundings(self, rounding)
+        verdict, which = judge_all(self.own, self.wide, bound, rounding.tolerance)
+        if verdict is Verdict.DIFFERS:
+            bound = np.maximum(bound, SHAKES * moves())
+            verdict, which = judge_all(self.own, self.wide, bound, rounding.tolerance)
+        return _Lost(verdict, which, bound)
+
+    def loss(self, shared: Loss, lost: _Lost, rounding: _Rounding) -> Loss:
+        """What this leaf loses, given the entries that rounding does not explain."""
+        kind = self.dtype.name
+        if not (lost.verdict.wrong or rounding.has_no_value):
+            least = float(jnp.finfo(self.dtype).tiny)
+            zeros = self.wide[self.own == 0]
+            underflows = bool(np.any((zeros != 0) & (np.abs(zeros) < least)))
+            hint = f"below {least:.1e}, the smallest number of {kind}, it is 0 there"
+            return shared._replace(hint=hint if underflows else "")
+        verdict, left, keeps = lost.verdict, 0.0, ""
+        hint = f"in {kind} only: computed in float64 the same gradient is finite"
+        if verdict is Verdict.DIFFERS:
+            verdict, left = self.what_is_left(lost)
+            keeps = "no digit" if verdict is Verdict.DIFFERS else f"{left:.1f} digits"
+        if rounding.has_no_value:
+            verdict, keeps = Verdict.NOT_FINITE, ""
+            hint = (
+                f"in {kind} only: there the function itself is {rounding.value}, computed in "
+                f"float64 it is {rounding.centre:.6g}"
+            )
+        entries, mask = self.entries(lost, verdict), self.mask(lost)
+        return Loss(min(shared.digits, left), verdict, entries, mask, keeps, hint)
+
+    def loss_to_shorter(self, shared: Loss, lost: _Lost) -> Loss:
+        """What this leaf loses to shorter dtypes inside the function: reported, and not judged."""
+        if lost.verdict is not Verdict.DIFFERS:
+            return shared
+        hint = (
+            f"only {shared.digits:.1f} digits of it are correct in {self.dtype.name}: parts of the "
+            "function are computed in a shorter dtype"
+        )
+        return shared._replace(lost=self.mask(lost), hint=hint)
+
+    def mask(self, lost: _Lost) -> np.ndarray:
+        """The entries that lost digits."""
+        mask = np.zeros(self.own.shape, bool)
+        mask[lost.which] = True
+        return mask
+
+    def entries(self, lost: _Lost, verdict: Verdict) -> tuple[Entry, ...]:
+        """The worst entries that lost digits, at most a handful."""
+        entries = []
+        for i in lost.which[:HANDFUL]:
+            claim, value, bound = (float(x[i]) for x in (self.own, self.wide, lost.bound))
+            one = Evidence(claim, value, value, bound)
+            judged = verdict if verdict is Verdict.IMPRECISE else judge(one, NO_DIGIT)
+            entries.append(Entry.of(i, self.shape, one, judged))
+        return tuple(entries)
+
+    def what_is_left(self, lost: _Lost) -> tuple[Verdict, float]:
+        """The verdict, and how many digits are left.
+
+        Small entries lose their digits next to large ones; what counts is what is left of those.
+        """
+        parts = np.abs(self.wide * self.size)
+        large = lost.which[parts[lost.which] >= BESIDE * np.max(parts)]
+        counts = large if len(large) else lost.which
+        sizes = np.maximum(np.abs(self.own), np.abs(self.wide))[counts]
+        left = digits_shared(float(np.max(np.abs(self.own - self.wide)[counts] / sizes)), 1.0)
+        verdict, _ = judge_all(self.own[large], self.wide[large], lost.bound[large], NO_DIGIT)
+        return (verdict if verdict is Verdict.DIFFERS else Verdict.IMPRECISE), left
+
+
+def _roundings(leaf: _Leaf, rounding: _Rounding) -> np.ndarray:
+    """What the rounding of the terms that each entry is summed from explains.
+
+    An error below the rounding of the leaf's whole gradient is not a loss. If an entry is zero but
+    for the rounding of float64, its terms cancel, and are as large as the whole gradient or value.
+    """
+    own, wide, size = leaf.own, leaf.wide, leaf.size
+    least = float(jnp.finfo(leaf.dtype).tiny)
+    value = abs(rounding.centre) if math.isfinite(rounding.centre) else 0.0
+    everything = max(value, rounding.overall)
+    part = min(ROUNDINGS * rounding.coarsest, rounding.tolerance)
+    zero = np.abs(wide) * size <= ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * everything
+    whole = math.sqrt(_finite_square(wide * size))
+    bound = np.maximum(part * np.maximum(np.where(zero, everything, 0.0), whole) / size, least)
+    if not own.any():  # if all of it underflows, that is a loss whatever the size
+        bound[~zero & (np.abs(wide) == np.max(np.abs(wide))) & (np.abs(wide) > least)] = 0.0
+    return bound
+
+
+def _shaken(point: Point, programs: Any, claims: Claims) -> list[np.ndarray]:
+    """By how much one rounding of each argument, up or down, changes the gradient in float64."""
+    moved = [programs.in_float64(point, wide_dtype(), shake)[1] for shake in (1.0, -1.0)]
+    return [
+        np.max([np.abs(np.asarray(g) - np.asarray(exact)).ravel() for g in pair], axis=0)
+        for *pair, exact in zip(*moved, claims.wide, strict=True)
+    ]
+
+
+def _own_values_agree(
+    point: Point, programs: Programs | Untraced, claims: Claims, leaf: int
+) -> bool:
+    """Whether the gradient in the user's dtypes agrees with the values in those dtypes.
+
+    In another dtype a function can be another one: a sign that is chosen by rounding, say.
+    """
+    if not isinstance(programs, Programs):
+        return False
+    line = programs.own_line(point)
+    asked = line.compare(claims.own, Direction((line.whole(leaf),)))
+    return asked.slope.known_to(BLIND) and not asked.excess
+
+
+def _scales(x: Any) -> np.ndarray:
+    """The size of each entry of a leaf."""
+    flat = np.asarray(x, np.float64)
+    return entry_sizes(flat, usual_size(flat))
+
+
+def _finite_square(x: np.ndarray) -> float:
+    return float(np.sum(x[np.isfinite(x)] ** 2))
+
+
+def _distance(own: Any, wide: Any, tolerance: float) -> tuple[float, float, bool]:
+    """The distance to the gradient in float64, the norm of that, and whether every entry is within
+    the tolerance. Large arrays stay where they are.
+    """
+    if on_one_cpu(wide):
+        found = _distances(np.asarray(own, np.float64), np.asarray(wide, np.float64), tolerance, np)
+    else:
+        with jax.enable_x64(True):
+            found = _ON_DEVICE(own, wide, tolerance)
+    gap, size, is_near = found
+    return float(gap), float(size), bool(is_near)
+
+
+def _distances(own: Any, wide: Any, tolerance: float, xp: Any) -> tuple[Any, Any, Any]:
+    own, wide = own.astype(wide.dtype).ravel(), wide.ravel()
+    error = own - wide
+    is_near = (xp.abs(error) <= tolerance * xp.abs(wide)).all()
+    return xp.linalg.norm(error), xp.linalg.norm(wide), is_near
+
+
+_ON_DEVICE = jax.jit(functools.partial(_distances, xp=jnp))

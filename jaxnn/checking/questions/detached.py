@@ -1,0 +1,33 @@
+"""Is a wrong gradient that of the function with what `stop_gradient` stops held at the point?"""
+
+from jaxnn.checking.evidence import Verdict
+from jaxnn.checking.held import stops
+from jaxnn.checking.measure import Checked, measure
+
+
+def applies(checked: Checked) -> bool:
+    """Whether a leaf is accused, and something is stopped that is not held yet."""
+    settings = checked.check.settings
+    first = checked.is_automatic and settings.order == 1 and not settings.held
+    return first and checked.accuses and bool(stops(checked.programs.program))
+
+
+def ask(checked: Checked) -> Checked:
+    """The same check with what is stopped held at the point."""
+    return measure(checked.check.with_settings(held=True))
+
+
+def say(checked: Checked, held: Checked) -> Checked:
+    """Leaves that are right then are detached by intent."""
+    again = {leaf.path: leaf for leaf in held.leaves}
+    places = ", ".join(stops(checked.programs.program))
+    leaves = []
+    for leaf in checked.leaves:
+        if leaf.verdict is Verdict.DIFFERS and again[leaf.path].verdict.ok:
+            hint = (
+                "with what `stop_gradient` stops held at the point, values and gradient share "
+                f"{again[leaf.path].digits:.1f} digits ({places})"
+            )
+            leaf = leaf._replace(verdict=Verdict.DETACHED, hint=hint)
+        leaves.append(leaf)
+    return checked.with_leaves(leaves)

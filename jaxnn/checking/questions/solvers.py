@@ -1,0 +1,99 @@
+"""Is a wrong gradient right to the tolerance of a solver inside?
+
+A gradient by implicit differentiation is that of the exact solution; the values are those of a
+loose one. Where the two disagree, the function is measured again with its solvers run further.
+"""
+
+from typing import Any
+
+import numpy as np
+from jax.extend.core import primitives
+
+from jaxnn.checking.evidence import Verdict
+from jaxnn.checking.findings import LeafReport
+from jaxnn.checking.further import LOOSE
+from jaxnn.checking.measure import Checked, measure
+from jaxnn.numerical.interpret import CUSTOM_RULES, Program, called, equations
+
+# A leaf's gradient may change by this fraction when the solver runs further, and still be the
+# gradient of the solution rather than of the steps taken.
+STEADY = 0.1
+
+
+def applies(checked: Checked) -> bool:
+    """Whether a leaf is accused, and a solver is inside."""
+    return checked.is_automatic and checked.accuses and checked.programs.has_solver
+
+
+def ask(checked: Checked) -> Checked:
+    """The same check with solvers that run further."""
+    return measure(checked.check.with_settings(further=True))
+
+
+def say(checked: Checked, further: Checked) -> Checked:
+    """Leaves that are right once the solver runs further are right to its tolerance."""
+    again = {leaf.path: leaf for leaf in further.leaves}
+    gradients = dict(
+        zip(checked.paths, zip(checked.claims.wide, further.claims.wide, strict=True), strict=True)
+    )
+    leaves = [
+        _within_tolerance(leaf, again[leaf.path], *gradients[leaf.path]) for leaf in checked.leaves
+    ]
+    return checked.with_leaves(leaves)
+
+
+def _within_tolerance(
+    leaf: LeafReport, further: LeafReport, gradient: Any, gradient_further: Any
+) -> LeafReport:
+    """What is known about a leaf once the solver inside was run further."""
+    closer = further.digits > max(leaf.digits + 1, -np.log10(LOOSE))
+    if leaf.verdict is not Verdict.DIFFERS or not (further.verdict.ok or closer):
+        return leaf
+    gradient, gradient_further = (
+        np.asarray(g, np.float64).ravel() for g in (gradient, gradient_further)
+    )
+    moved = np.linalg.norm(gradient - gradient_further)
+    if not moved <= STEADY * np.linalg.norm(gradient_further):
+        return leaf
+    if not further.verdict.ok:
+        hint = (
+            f"values and gradient share {leaf.digits:.1f} digits, and {further.digits:.1f} if the "
+            "solver inside is run further: the rest may be its tolerance"
+        )
+        return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
+    hint = (
+        "correct to the tolerance of the solver inside; with the solver run further, to "
+        f"{further.digits:.1f} digits"
+    )
+    return further._replace(hint=hint, own_dtype_digits=leaf.own_dtype_digits)
+
+
+def within_approximation(leaf: LeafReport, program: Program) -> LeafReport:
+    """What is known about a wrong leaf of a program with an approximation that cannot be tightened
+    from here: only that it may be to blame.
+
+    Such are adaptive steps behind a custom rule, as in `odeint`, and the draws of
+    `jax.random.gamma`, whose gradient is that of the distribution.
+    """
+    if leaf.verdict is not Verdict.DIFFERS:
+        return leaf
+    if any(eqn.primitive is primitives.random_gamma_p for eqn in equations(program)):
+        hint = (
+            "draws from a gamma distribution have an implicit gradient, at a fixed value of the "
+            "distribution function: it is that of the distribution, not of the draw"
+        )
+        return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
+    off = [abs(e.autodiff - e.numerical) / abs(e.numerical) for e in leaf.entries if e.numerical]
+    close = leaf.digits > -np.log10(LOOSE) and max(off, default=0.0) < LOOSE
+    loops = any(
+        eqn.primitive in CUSTOM_RULES
+        and any(inner.primitive is primitives.while_p for inner in equations(called(eqn)))
+        for eqn in equations(program)
+    )
+    if not (close and loops):
+        return leaf
+    hint = (
+        f"values and gradient share {leaf.digits:.1f} digits; the rest may be the tolerance of the "
+        "solver inside"
+    )
+    return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
