@@ -21,7 +21,6 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
-from jaxnn._programs_old import Reference
 from jaxnn._validate import (
     describe,
     is_array,
@@ -67,7 +66,7 @@ class Skeleton(NamedTuple):
 
         def leaf(role):
             if role is Role.STATIC:
-                return _named(next(static))
+                return next(static)
             if role is Role.COMPLEX:
                 return as_complex(next(points))
             return next(points if role is Role.DIFFERENTIATED else dynamic)
@@ -77,7 +76,7 @@ class Skeleton(NamedTuple):
     def fill(self, arrays: PyTree) -> PyTree:
         """The tree put together again, of what `arrays_of` left of it."""
         found, static = iter(jax.tree.leaves(arrays)), iter(self.leaves)
-        leaves = [_named(next(static)) if r is Role.STATIC else next(found) for r in self.roles]
+        leaves = [next(static if r is Role.STATIC else found) for r in self.roles]
         return jax.tree.unflatten(self.tree, leaves)
 
     def split(self, arrays: PyTree) -> tuple[PyTree, PyTree]:
@@ -329,11 +328,6 @@ def as_complex(x: jax.Array) -> jax.Array:
 def real_form(x: Any) -> jax.Array:
     """Complex numbers as real ones: a last axis of two, real and imaginary part."""
     return jnp.stack([jnp.real(x), jnp.imag(x)], -1)
-
-
-def _named(x: Any) -> Any:
-    """A static leaf itself, where a program holds it weakly."""
-    return x.referent if isinstance(x, Reference) else x
 
 
 def _skeleton(tree: PyTree, leaves: Sequence[Any], roles: Sequence[Role]) -> Skeleton:

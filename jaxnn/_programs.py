@@ -71,22 +71,49 @@ class Traced(NamedTuple):
         return jax.tree.unflatten(jax.tree.structure(self.shapes), outputs)
 
 
+class Jitted:
+    """Like `jax.jit(f)`, but functions that trace to the same program share one compilation."""
+
+    def __init__(self, f: Callable, donate_argnums: tuple[int, ...] = ()):
+        self._f, self._donate = f, donate_argnums
+        self._programs: dict[Hashable, tuple[Any, Sequence[Any]]] = {}
+
+    def __call__(self, *args: PyTree) -> PyTree:
+        """`f(*args)`; traced once for each form of the arguments."""
+        program, consts = self._program(args)
+        return program(consts, *args)
+
+    def lower(self, *args: PyTree) -> jax.stages.Lowered:
+        """The program for such arguments, before compilation."""
+        program, consts = self._program(args)
+        return program.lower(consts, *args)
+
+    def _program(self, args: Sequence[PyTree]) -> tuple[Any, Sequence[Any]]:
+        leaves, tree = jax.tree.flatten(args)
+        form = tree, tuple(map(jax.typeof, leaves))
+        if form not in self._programs:
+            traced = Traced.of(self._f, *args)
+            key = None if traced.key is None else (traced.key, self._donate)
+            program = kept(key, lambda: jitted(traced.bare, self._donate))
+            self._programs[form] = program, traced.consts
+        return self._programs[form]
+
+
 def compiled(f: Callable, *args: PyTree) -> PyTree:
     """`f(*args)`, in a program that is compiled once for functions that trace to the same one."""
-    traced = Traced.of(f, *args)
-    return kept(traced.key, lambda: jitted(traced.bare))(traced.consts, *args)
+    return Jitted(f)(*args)
 
 
-def jitted(traced: Traced) -> Callable:
-    """A traced function, compiled; it takes the values of its constants first."""
-    return jax.jit(lambda consts, *args: traced(consts, *args))
+def jitted(traced: Traced, donate_argnums: tuple[int, ...] = ()) -> Any:
+    """A traced function, jitted; it takes the values of its constants first."""
+    donated = tuple(number + 1 for number in donate_argnums)
+    return jax.jit(lambda consts, *args: traced(consts, *args), donate_argnums=donated)
 
 
 def kept(key: Hashable, build: Callable[[], Any]) -> Any:
     """What `build` returns, built once for equal keys; anew each time if the key is None."""
     if key is None:
         return build()
-    key = typed(key)
     with _lock:
         if key in _kept:
             _kept.move_to_end(key)
@@ -102,10 +129,3 @@ def kept(key: Hashable, build: Callable[[], Any]) -> Any:
 def outermost(values: PyTree) -> bool:
     """Whether neither the values nor the place of the call are traced."""
     return is_concrete(values, jnp.zeros(()))
-
-
-def typed(value: Any) -> Any:
-    """A key that distinguishes 1 from True and 1.0, which are equal."""
-    if isinstance(value, tuple):
-        return type(value), *map(typed, value)
-    return type(value), value

@@ -7,6 +7,7 @@ once per function object: pass data that changes by a new function.
 """
 
 import enum
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxnn._arguments import Skeleton, take_apart
-from jaxnn._programs_old import kept
+from jaxnn._programs import compiled
 from jaxnn._validate import (
     is_concrete,
     require_arguments,
@@ -90,8 +91,9 @@ def gradient_descent(
     require_count("step_num", step_num, most=2**31 - 1)
     steps = step_num if not is_concrete(step_num) else np.int32(step_num)
     skeleton, points, dynamic = take_apart(init_x)
-    descend = kept(_descent, f, grad, skeleton, values=init_x)
-    end, before, after, lower = descend(points, dynamic, _typed(lr, points), steps)
+    descend = functools.partial(_descend, f, grad, skeleton)
+    given = points, dynamic, _typed(lr, points), steps
+    end, before, after, lower = compiled(descend, *given)
     if is_concrete(lower) and not bool(lower):
         warnings.warn(
             f"gradient_descent diverged: the loss went from {float(before):.6g} to "
@@ -156,8 +158,8 @@ def descent_path(
     _require_descent(f, init_x, lr, grad)
     require_count("step_num", step_num, most=2**31 - 2)
     skeleton, points, dynamic = take_apart(init_x)
-    follow = kept(_path, f, grad, skeleton, int(step_num), values=init_x)
-    points, losses = follow(points, dynamic, _typed(lr, points))
+    follow = functools.partial(_follow, f, grad, skeleton, int(step_num))
+    points, losses = compiled(follow, points, dynamic, _typed(lr, points))
     fixed = [jnp.broadcast_to(x, (step_num + 1, *x.shape)) for x in dynamic]
     return DescentPath(skeleton.join(points, fixed), losses)
 
@@ -259,38 +261,37 @@ def minimize(
         require_same_form("opt_state", opt_state, "optimizer.init(...)", shapes)
     most = np.int32(max_steps) if is_concrete(max_steps) else max_steps
     extra = isinstance(optimizer, optax.GradientTransformationExtraArgs)
-    minimise = kept(_minimization, f, grad, optimizer.update, extra, skeleton, values=init_x)
-    found = minimise(points, dynamic, opt_state, most, _typed(tolerance, points))
+    minimise = functools.partial(_minimise, f, grad, optimizer.update, extra, skeleton)
+    given = points, dynamic, opt_state, most, _typed(tolerance, points)
+    found = compiled(minimise, *given)
     return found._replace(x=skeleton.join(found.x, dynamic))
 
 
-def _descent(f: Callable, grad: Callable, skeleton: Skeleton) -> Callable:
-    @jax.jit
-    def descend(start, dynamic, lr, step_num):
-        value, gradient = _value_and_gradient(f, grad, skeleton, dynamic)
-        step = lambda _, x: _step(x, gradient(x), lr)  # noqa: E731
-        end = jax.lax.fori_loop(0, step_num, step, start)
-        before, after = value(start), value(end)
-        return end, before, after, after <= before
+def _descend(
+    f: Callable, grad: Callable, skeleton: Skeleton, start: Any, dynamic: Any, lr: Any, steps: Any
+) -> tuple[Any, Any, Any, Any]:
+    """The end of a descent, the loss before and after, and whether it is lower."""
+    value, gradient = _value_and_gradient(f, grad, skeleton, dynamic)
+    step = lambda _, x: _step(x, gradient(x), lr)  # noqa: E731
+    end = jax.lax.fori_loop(0, steps, step, start)
+    before, after = value(start), value(end)
+    return end, before, after, after <= before
 
-    return descend
 
+def _follow(
+    f: Callable, grad: Callable, skeleton: Skeleton, steps: int, start: Any, dynamic: Any, lr: Any
+) -> tuple[Any, Any]:
+    """Every point of a descent, and the losses there."""
+    value, gradient = _value_and_gradient(f, grad, skeleton, dynamic)
 
-def _path(f: Callable, grad: Callable, skeleton: Skeleton, step_num: int) -> Callable:
-    @jax.jit
-    def follow(start, dynamic, lr):
-        value, gradient = _value_and_gradient(f, grad, skeleton, dynamic)
+    def body(x, _):
+        new = _step(x, gradient(x), lr)
+        return new, (new, value(new))
 
-        def body(x, _):
-            new = _step(x, gradient(x), lr)
-            return new, (new, value(new))
-
-        _, (points, losses) = jax.lax.scan(body, start, length=step_num)
-        pairs = zip(start, points, strict=True)
-        points = [jnp.concatenate([x[None], later]) for x, later in pairs]
-        return points, jnp.concatenate([value(start)[None], losses])
-
-    return follow
+    _, (points, losses) = jax.lax.scan(body, start, length=steps)
+    pairs = zip(start, points, strict=True)
+    points = [jnp.concatenate([x[None], later]) for x, later in pairs]
+    return points, jnp.concatenate([value(start)[None], losses])
 
 
 class _Look(NamedTuple):
@@ -303,39 +304,45 @@ class _Look(NamedTuple):
     opt_state: Any
 
 
-def _minimization(
-    f: Callable, grad: Callable, update: Callable, extra: bool, skeleton: Skeleton
-) -> Callable:
-    @jax.jit
-    def minimise(start, dynamic, opt_state, max_steps, tolerance):
-        value, gradient = _value_and_gradient(f, grad, skeleton, dynamic)
+def _minimise(
+    f: Callable,
+    grad: Callable,
+    update: Callable,
+    extra: bool,
+    skeleton: Skeleton,
+    start: Any,
+    dynamic: Any,
+    opt_state: Any,
+    max_steps: Any,
+    tolerance: Any,
+) -> Minimum:
+    """Where an optimiser ends; `extra`: whether its `update` takes the loss and its gradient."""
+    value, gradient = _value_and_gradient(f, grad, skeleton, dynamic)
 
-        def look(x, opt_state):
-            g = gradient(x)
-            return _Look(x, value(x), g, optax.tree.norm(g), opt_state)
+    def look(x, opt_state):
+        g = gradient(x)
+        return _Look(x, value(x), g, optax.tree.norm(g), opt_state)
 
-        def going(carry):
-            at, steps, finite = carry
-            return finite & (at.norm > tolerance) & (steps < max_steps)
+    def going(carry):
+        at, steps, finite = carry
+        return finite & (at.norm > tolerance) & (steps < max_steps)
 
-        def step(carry):
-            at, steps, _ = carry
-            more = {"value": at.loss, "grad": at.gradient, "value_fn": value} if extra else {}
-            updates, opt_state = update(at.gradient, at.opt_state, at.x, **more)
-            new = look(optax.apply_updates(at.x, updates), opt_state)
-            finite = jnp.isfinite(new.loss) & jnp.isfinite(new.norm) & _all_finite(new.x)
-            kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, at)
-            return kept, steps + 1, finite
+    def step(carry):
+        at, steps, _ = carry
+        more = {"value": at.loss, "grad": at.gradient, "value_fn": value} if extra else {}
+        updates, opt_state = update(at.gradient, at.opt_state, at.x, **more)
+        new = look(optax.apply_updates(at.x, updates), opt_state)
+        finite = jnp.isfinite(new.loss) & jnp.isfinite(new.norm) & _all_finite(new.x)
+        last = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, at)
+        return last, steps + 1, finite
 
-        first = look(start, opt_state)
-        finite = jnp.isfinite(first.loss) & jnp.isfinite(first.norm)
-        carry = first, jnp.zeros((), jnp.int32), finite
-        at, steps, finite = jax.lax.while_loop(going, step, carry)
-        status = jnp.where(at.norm <= tolerance, Stop.SMALL_GRADIENT, Stop.MAX_STEPS)
-        status = jnp.where(finite, status, Stop.NOT_FINITE).astype(jnp.int32)
-        return Minimum(at.x, at.loss, at.norm, steps, status, at.opt_state)
-
-    return minimise
+    first = look(start, opt_state)
+    finite = jnp.isfinite(first.loss) & jnp.isfinite(first.norm)
+    carry = first, jnp.zeros((), jnp.int32), finite
+    at, steps, finite = jax.lax.while_loop(going, step, carry)
+    status = jnp.where(at.norm <= tolerance, Stop.SMALL_GRADIENT, Stop.MAX_STEPS)
+    status = jnp.where(finite, status, Stop.NOT_FINITE).astype(jnp.int32)
+    return Minimum(at.x, at.loss, at.norm, steps, status, at.opt_state)
 
 
 def _value_and_gradient(

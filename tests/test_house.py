@@ -8,9 +8,9 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxnn"
 # From the ground up; a module imports from rooms below its own, or from its own.
 ROOMS = (
-    ("_validate", "_terminal", "_surroundings"),
+    ("_validate", "_terminal"),
     ("numerical.interpret",),
-    ("_files", "_programs", "_programs_old", "_arguments"),
+    ("_files", "_programs", "_arguments"),
     ("losses", "surfaces", "data", "_chapter"),
     ("network",),
     ("numerical",),

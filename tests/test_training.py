@@ -173,26 +173,18 @@ def test_the_callers_arrays_survive_and_a_second_or_resumed_run_compiles_nothing
     tmp_path, compilations
 ):
     params, data = linear_case()
-    traces = []
-
-    def counted(params, x, t):
-        traces.append(1)
-        return linear(params, x, t)
-
+    counted = lambda params, x, t: linear(params, x, t)  # noqa: E731
     optimizer = optax.inject_hyperparams(optax.adam)(
         learning_rate=optax.linear_schedule(0.1, 0.0, 100)
     )
     first = fit(counted, params, data, optimizer, key=KEY, epochs=2, batch_size=10, test=data)
-    before, compiled = len(traces), compilations()
+    compiled = compilations()
     second = fit(counted, params, data, optimizer, key=KEY, epochs=5, batch_size=10, test=data)
-    assert len(traces) - before <= 1  # the look at what it returns
     assert compilations() == compiled
     call = dict(key=KEY, batch_size=10, test=data, checkpoint=tmp_path, every=1)
     fit(counted, params, data, optimizer, epochs=1, **call)
     resumed = fit(counted, params, data, optimizer, epochs=5, resume=True, **call)
-    assert len(traces) - before <= 3 and np.array_equal(
-        resumed.history.step_loss, second.history.step_loss
-    )
+    np.testing.assert_array_equal(resumed.history.step_loss, second.history.step_loss)
     assert np.array_equal(first.history.step_loss, second.history.step_loss[:6])
     assert params["w"].tolist() == [0, 0, 0] and data[0].shape == (25, 3)
 
@@ -581,7 +573,7 @@ def test_what_measures_is_compiled_once_while_the_steps_are(compilations, compil
     params, (x, t) = linear_case()
     measured = {"one": (x, t), "other": (x[:7], t[:7])}
     call = dict(key=KEY, epochs=2, batch_size=10, test=measured)
-    new = lambda params, x, t: linear(params, x, t)  # noqa: E731
+    new = lambda params, x, t: 1.25 * linear(params, x, t)  # noqa: E731
     fit(linear, params, (x, t), optax.sgd(0.1), **call)  # so that the order's program is there
     before, apart = compilations(), compiled_apart()
     optimizer = optax.sgd(0.1)
@@ -592,19 +584,16 @@ def test_what_measures_is_compiled_once_while_the_steps_are(compilations, compil
     assert compilations() - before == 2 + 1
 
 
-def test_what_is_held_fixed_may_change_without_a_compilation():
-    traces = []
-
+def test_what_is_treated_as_constant_may_change_without_a_compilation(compilations):
     def loss(p, x):
-        traces.append(0)
         return jnp.mean((p["w"] * p["count"] - x) ** 2)
 
     optimizer, data = optax.sgd(0.1), (jnp.ones((8, 3)),)
     run = {"key": KEY, "epochs": 100}
     first = fit(loss, {"w": jnp.ones(3), "count": jnp.array(2)}, data, optimizer, **run)
-    seen = len(traces)
+    before = compilations()
     second = fit(loss, {"w": jnp.ones(3), "count": jnp.array(4)}, data, optimizer, **run)
-    assert len(traces) <= seen + 1  # the shapes are looked at before each run
+    assert compilations() == before
     np.testing.assert_allclose(first.params["w"], 2 * second.params["w"], rtol=1e-3)
 
 

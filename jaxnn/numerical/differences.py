@@ -33,8 +33,8 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from jaxnn._arguments import Partition, Role, Static, real_form, require_argnums
-from jaxnn._programs_old import kept, outermost
+from jaxnn._arguments import Partition, Role, real_form, require_argnums
+from jaxnn._programs import Traced, kept, outermost
 from jaxnn._validate import (
     as_mesh,
     describe,
@@ -49,7 +49,7 @@ from jaxnn._validate import (
     require_scalar,
     tracing,
 )
-from jaxnn.numerical.float64 import wide_arithmetic, wide_dtype, widen, widen_leaf
+from jaxnn.numerical.float64 import wide_arithmetic, wide_dtype, widen_leaf, widened
 from jaxnn.numerical.float64_call import float64_call
 from jaxnn.numerical.loop import Ends, by_entry, by_entry_dense
 
@@ -459,18 +459,22 @@ def _options(
 
 
 def _run(call: Partition, measure: Callable, options: _Options, h: Any, *extra: Any) -> Any:
-    """`measure` in one program, kept for the next call with this function and such arguments."""
+    """`measure` in one program, compiled once for functions that trace to the same program."""
     points, dynamic = call.points, call.dynamic
     if h is not None and is_concrete(h, points):
         _require_steps_that_move(call, points, h, options)
-    x64 = jnp.result_type(float) == jnp.float64
-    program = kept(_program, measure, options, call.static, x64, values=(points, dynamic))
+    with tracing("f"):
+        f = Traced.of(call.static.value, points, dynamic)
     dtype = None if options.evaluation == "own" else wide_dtype()
-    if dtype == jnp.float64 and not x64 and not outermost((points, dynamic)):
-        return float64_call(program, dtype, points, dynamic, h, *extra)
+    key = None if f.key is None else (measure, options, f.key, dtype)
+    program = kept(key, lambda: _program(measure, options, f.bare, dtype))
+    given = f.consts, points, dynamic, h, *extra
+    x64 = jnp.result_type(float) == jnp.float64
+    if dtype == jnp.float64 and not x64 and not outermost(given[:3]):
+        return float64_call(program, dtype, *given)
     # Lowering, which comes after tracing, has to see the wide dtype as well.
     with wide_arithmetic(dtype):
-        return program(points, dynamic, h, *extra)
+        return program(*given)
 
 
 def _require_steps_that_move(call: Partition, points: Leaves, h: Any, options: _Options) -> None:
@@ -485,24 +489,15 @@ def _require_steps_that_move(call: Partition, points: Leaves, h: Any, options: _
             )
 
 
-def _program(measure: Callable, options: _Options, static: Static, x64: bool) -> Callable:
-    """A jitted function of (points, dynamic, h), for one kind of arguments and one measure."""
+def _program(measure: Callable, options: _Options, f: Traced, dtype: Any) -> Callable:
+    """A function of the traced function's constants, (points, dynamic, h), for one measure."""
+    value = f if dtype is None else widened(f, dtype)
 
-    def program(points, dynamic, h, *extra):
-        # Traced outside `wide_arithmetic`, with the settings and dtypes that the user runs `f`
-        # with.
-        if options.evaluation == "own":
-            dtype, value = None, static.value
-            with tracing("f"):
-                shapes = jax.eval_shape(static.value, points, dynamic)
-        else:
-            dtype = wide_dtype()
-            with jax.enable_x64(x64), tracing("f"):
-                value, shapes, _ = widen(static.value, (points, dynamic), dtype)
+    def program(consts, points, dynamic, h, *extra):
         with wide_arithmetic(dtype):
             wide_points = points if dtype is None else [widen_leaf(p, dtype) for p in points]
-            of_points = lambda leaves: value(leaves, dynamic)  # noqa: E731
-            result, dtypes = measure(of_points, wide_points, h, options, shapes, *extra)
+            of_points = lambda leaves: value(consts, leaves, dynamic)  # noqa: E731
+            result, dtypes = measure(of_points, wide_points, h, options, f.shapes, *extra)
             like = dtypes(points)
             return jax.tree.map(lambda out, x: lax.convert_element_type(out, x.dtype), result, like)
 

@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from jaxnn._programs_old import kept
+from jaxnn._programs import Jitted
 from jaxnn.training.objective import Objective
 from jaxnn.training.steps import shard_batch
 
@@ -76,7 +76,7 @@ class Measure(NamedTuple):
                 sums = lax.cond(short, small, lambda sums: sums, sums)
             return sums
 
-        return cls(begin, add)
+        return cls(begin, Jitted(add))
 
 
 def compensated(sum: tuple[Any, Any], value: Any) -> tuple[Any, Any]:
@@ -94,7 +94,7 @@ def measures(objective: Objective, mesh: Mesh | None = None) -> Callable[[int, i
       objective: what is measured.
       mesh: devices that share each batch.
     """
-    return functools.cache(lambda size, rest: kept(_compiled, objective, size, rest, mesh))
+    return functools.cache(lambda size, rest: Measure.of(objective, size, rest, mesh))
 
 
 def mean_over(
@@ -156,8 +156,3 @@ def loss_first(record: dict[str, Any]) -> dict[str, Any]:
 def _as_number(value: Any) -> Any:
     """A float, or an array of NumPy's."""
     return float(value) if np.shape(value) == () else np.asarray(value)
-
-
-def _compiled(objective: Objective, batch_size: int, rest: int, mesh: Mesh | None) -> Measure:
-    begin, add = Measure.of(objective, batch_size, rest, mesh)
-    return Measure(begin, jax.jit(add))

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jaxnn._programs_old import kept
+from jaxnn._programs import Jitted
 from jaxnn._validate import is_differentiable, is_key
 from jaxnn.data import count_examples, shuffled
 from jaxnn.training.objective import Objective
@@ -366,11 +366,11 @@ def is_large(state: State) -> bool:
 def compiled(
     objective: Objective, optimizer: Any, way: Way, across: Plan | None = None
 ) -> Callable[..., Chunk]:
-    """`take` for one optimiser, which takes the place of its state, or takes steps `across` the
-    epochs of a plan; kept.
-    """
-    shape = across and across._replace(epochs=0, most=None)
-    return kept(_compiled, objective, optimizer.update, way, shape)
+    """`take` for one optimiser, or one that takes steps `across` the epochs of a plan, compiled."""
+    take = make_chunk(objective, way)
+    take = make_stretch(take, across) if across else take
+    donated = (0,) if way.guarded else ()  # a small state may be needed again
+    return Jitted(functools.partial(take, optimizer.update), donated)
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -428,15 +428,6 @@ def shard_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
         return batch
     parts = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     return jax.tree.map(lambda a: lax.with_sharding_constraint(a, parts), batch)
-
-
-def _compiled(
-    objective: Objective, update: Callable, way: Way, across: Plan | None
-) -> Callable[..., Chunk]:
-    take = make_chunk(objective, way)
-    take = make_stretch(take, across) if across else take
-    donated = 0 if way.guarded else ()  # a small state may be needed again
-    return jax.jit(functools.partial(take, update), donate_argnums=donated)
 
 
 def _floating(params: PyTree) -> list[Any]:

@@ -19,7 +19,7 @@ from jax.tree_util import treedef_is_leaf
 from jaxtyping import Array, Key, PyTree
 
 from jaxnn._arguments import Skeleton, arrays_of
-from jaxnn._programs_old import kept
+from jaxnn._programs import Jitted
 from jaxnn._validate import (
     describe,
     is_key,
@@ -137,7 +137,7 @@ def sweep(
     plan = Plan(count := count_examples(data), min(batch_size, count), epochs, replacement)
     batch = batch_form(sets["train"], plan.batch_size)
     objective.require(_one(starts, 0), model_state, keys[0], batch)
-    programs = kept(_compiled, objective, optimizer, Way.of(plan, made), plan, key.ndim)
+    programs = _compiled(objective, optimizer, Way.of(plan, made), plan, key.ndim)
 
     def begin(params, value):
         return State(params, optimizer(value).init(skeleton.split(params)[0]), model_state)
@@ -245,15 +245,15 @@ def _compiled(
         sums = measure.add(*given, measure.begin(*given), 0, full + (rest > 0), rest > 0)
         return {name: total / count for name, (total, _) in sums.items()}
 
-    @jax.jit
     def order(key, epoch):
         """One for all runs where they share a key."""
         of = functools.partial(plan.order, epoch=epoch)
         return lax.map(of, key) if own_keys else of(key)
 
-    keys = jax.jit(jax.vmap(plan.key_of, (0, None)))
+    keys = jax.vmap(plan.key_of, (0, None))
     programs = jax.vmap(take, axes), jax.vmap(evaluate, (0, 0, None))
-    return _Programs(jax.jit(programs[0]), jax.jit(programs[1]), order, keys)
+    take_all, evaluate_all = map(Jitted, programs)
+    return _Programs(take_all, evaluate_all, Jitted(order), Jitted(keys))
 
 
 def _require_keys(key: Any, runs: int) -> Key[Array, "runs"]:  # noqa: F821

@@ -23,7 +23,7 @@ import numpy as np
 
 import jaxnn.checking
 from jaxnn import _programs, check_gradient
-from jaxnn.checking import report, solvers
+from jaxnn.checking import further, report
 
 sys.path += [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1])]
 import calibration  # noqa: E402
@@ -32,8 +32,8 @@ from gradient_cases import CASES  # noqa: E402
 from test_check import HARD  # noqa: E402
 
 MODULES = [
-    importlib.import_module(f"jaxnn.checking.{module.name}")
-    for module in pkgutil.iter_modules(jaxnn.checking.__path__)
+    importlib.import_module(module.name)
+    for module in pkgutil.walk_packages(jaxnn.checking.__path__, "jaxnn.checking.")
 ]
 
 
@@ -128,14 +128,14 @@ def replaced(name, modules, other):
     value = getattr(modules[0], name)
     for module in modules:
         setattr(module, name, other)
-    if solvers in modules:  # its constants are compiled in
+    if further in modules:  # its constants are compiled in
         _programs._kept.clear()
     try:
         yield
     finally:
         for module in modules:
             setattr(module, name, value)
-        if solvers in modules:
+        if further in modules:
             _programs._kept.clear()
 
 
