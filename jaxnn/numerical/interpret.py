@@ -458,6 +458,9 @@ def _fingerprint_of_parameters(eqn: Equation) -> Hashable:
         raise TypeError(f"`{eqn.primitive.name}` runs code that is not JAX's")
     if eqn.primitive in CUSTOM_RULES:
         return fingerprint(called(eqn))
+    batched = eqn.primitive is _private("custom_batching", "custom_vmap_p")
+    if batched and str(getattr(eqn.params["rule"], "__module__", "")).startswith("jaxnn."):
+        return _fingerprint_of(eqn.params["call"])  # this package's own batching rule
     return tuple((name, _fingerprint_of(value)) for name, value in sorted(eqn.params.items()))
 
 
