@@ -459,7 +459,8 @@ def _fingerprint_of_parameters(eqn: Equation) -> Hashable:
     if eqn.primitive in CUSTOM_RULES:
         return fingerprint(called(eqn))
     batched = eqn.primitive is _private("custom_batching", "custom_vmap_p")
-    if batched and str(getattr(eqn.params["rule"], "__module__", "")).startswith("jaxnn."):
+    package = __name__.partition(".")[0]
+    if batched and str(getattr(eqn.params["rule"], "__module__", "")).startswith(f"{package}."):
         return _fingerprint_of(eqn.params["call"])  # this package's own batching rule
     return tuple((name, _fingerprint_of(value)) for name, value in sorted(eqn.params.items()))
 

@@ -35,7 +35,7 @@ from jaxnn.numerical.interpret import (
     scan_sizes,
 )
 from jaxnn.numerical.slab import Slab, any_index, base_of, cut, dense, unravel, write
-from jaxnn.numerical.slab_rules import RULES, carried_change
+from jaxnn.numerical.slab_rules import RULES
 from jaxnn.numerical.vmap_last import Batched
 
 
@@ -185,8 +185,6 @@ class _Walked:
             results = _RULES[step.primitive](step.bind, ins, outs, **step.params)
         if results is None:
             results = [(None, x) for x in step.bind(*map(dense, ins), **step.params)]
-        elif level is Level.SLAB and len(results[0]) == 2:
-            results = carried_change(step.primitive, step.bind, ins, outs, results, step.params)
         slabs = [Slab.of(out, *result) for out, result in zip(outs, results, strict=True)]
         return slabs if level is Level.SLAB else [slab._replace(change=None) for slab in slabs]
 

@@ -1,11 +1,11 @@
-"""How each primitive passes a one-entry change on: the rules that `propagate.py` walks a program
-with.
+"""How each primitive passes a one-entry change on: the rules that `propagate.py` uses.
 
-A rule takes arrays and slabs and says where the output changed and what stands there now.
-Elementwise functions keep the place, rules that move axes move it, a sum over the changed axis adds
-the difference to the unperturbed sum, and a product does so for the one term that changed. A rule
-returns None for what it does not cover, which is then made dense, as is every primitive without a
-rule. Sums and products also give the change itself, and linear operations after them pass it on.
+A rule takes arrays and slabs, and returns where the output changed and its new values there; None
+if it does not cover the case, which is then made dense, like every primitive without a rule. Rules
+are registered by what an operation is: elementwise functions keep the place of a change, what moves
+data moves it, what works along an axis is dense along that axis, and products are linear in each
+operand. A linear operation also passes the change itself on, which has digits that new minus old
+has lost.
 """
 
 import functools
@@ -43,7 +43,8 @@ def rule(*on: core.Primitive) -> Callable:
     """Register a rule: `(bind, ins, outs, **params) -> [(index, new), ...]`, or None for dense.
 
     `ins` are arrays or slabs, `outs` the unperturbed outputs, `bind(*args, **params)` evaluates the
-    primitive and returns a list. A rule that knows the change itself gives `(index, new, change)`.
+    primitive and returns a list. A rule that knows the change itself returns `(index, new,
+    change)`.
     """
 
     def register(function):
@@ -53,48 +54,49 @@ def rule(*on: core.Primitive) -> Callable:
     return register
 
 
-# Operations that are linear in their slabs; with more than one slab, those in all operands
-# together.
-_SUMS = frozenset(
-    [
-        primitives.add_p,
-        primitives.sub_p,
-        primitives.neg_p,
-        primitives.copy_p,
-        primitives.convert_element_type_p,
-        primitives.reshape_p,
-        primitives.squeeze_p,
-        primitives.transpose_p,
-        primitives.broadcast_in_dim_p,
-    ]
-)
-_SCALINGS = frozenset([primitives.mul_p, primitives.div_p])
-
-
-def carried_change(
-    primitive: core.Primitive, bind: Callable, ins: list, outs: list, results: list, params: dict
-) -> list:
-    """What a rule found, with the change of the output where the inputs know theirs.
-
-    That is so where the operation is linear: on changes it is itself, on slabs of arrays that are
-    zero elsewhere.
+def linear(*on: core.Primitive) -> Callable:
+    """Register a rule for operations that are linear in all their floating operands together: on
+    changes they are themselves, so that the rule gives the change as well.
     """
-    slabs = [x for x in ins if isinstance(x, Slab)]
-    is_sum, is_scaling = primitive in _SUMS, primitive in _SCALINGS and len(slabs) == 1
-    if primitive is primitives.div_p:
-        is_scaling = is_scaling and isinstance(ins[0], Slab)  # linear above the bar alone
-    if not (is_sum or is_scaling) or any(x.change is None for x in slabs):
-        return results
-    dtype = outs[0].dtype
-    if not jnp.issubdtype(dtype, jnp.inexact):
+
+    def register(function):
+        @rule(*on)
+        @functools.wraps(function)
+        def with_change(bind, ins, outs, **params):
+            return _with_change(function, jnp.zeros_like, bind, ins, outs, params)
+
+        return function
+
+    return register
+
+
+def _with_change(
+    function: Callable, others: Callable, bind: Callable, ins: list, outs: list, params: dict
+) -> Result:
+    """What a rule returns, with the change of the output if all slabs know theirs.
+
+    `others` makes of an unperturbed floating operand what it is next to changes: zero in a sum.
+    """
+    results = function(bind, ins, outs, **params)
+    slabs, dtype = [x for x in ins if isinstance(x, Slab)], outs[0].dtype
+    known = all(x.change is not None for x in slabs) and jnp.issubdtype(dtype, jnp.inexact)
+    if results is None or not known:
         return results
     if any(jnp.promote_types(x.base.dtype, dtype) != dtype for x in slabs):
         return results  # a narrowing cast rounds what the change is added to
-    others = jnp.zeros_like if is_sum else lambda x: x
-    changes = [x.difference if isinstance(x, Slab) else others(x) for x in ins]
-    moved = RULES[primitive](bind, changes, [jnp.zeros_like(out) for out in outs], **params)
-    pairs = zip(results, moved, strict=True)
+
+    def change(x):
+        if isinstance(x, Slab):
+            return x.difference
+        return others(x) if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else x
+
+    zeros = [jnp.zeros_like(out) for out in outs]
+    moved = function(bind, list(map(change, ins)), zeros, **params)
+    pairs = zip(results, moved or [], strict=True)
     return [(index, new, change) for (index, new), (_, change) in pairs]
+
+
+# Elementwise functions.
 
 
 @rule(*ELEMENTWISE)
@@ -108,10 +110,35 @@ def _elementwise(bind: Callable, ins: list[Any], outs: list[Any], **params: Any)
     return [(index, x) for x in bind(*args, **params)]
 
 
-# Rules that move axes about.
+linear(
+    primitives.add_p,
+    primitives.sub_p,
+    primitives.neg_p,
+    primitives.copy_p,
+    primitives.convert_element_type_p,
+)(_elementwise)
 
 
-@rule(primitives.broadcast_in_dim_p)
+def _scaled(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
+    """A slab times or over what does not change."""
+    return _with_change(_elementwise, lambda x: x, bind, ins, outs, params)
+
+
+@rule(primitives.mul_p)
+def _mul(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
+    both = isinstance(ins[0], Slab) and isinstance(ins[1], Slab)
+    return (_elementwise if both else _scaled)(bind, ins, outs, **params)
+
+
+@rule(primitives.div_p)
+def _div(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
+    return (_elementwise if isinstance(ins[1], Slab) else _scaled)(bind, ins, outs, **params)
+
+
+# What moves data.
+
+
+@linear(primitives.broadcast_in_dim_p)
 def _broadcast_in_dim(
     bind: Callable,
     ins: list[Any],
@@ -129,12 +156,12 @@ def _broadcast_in_dim(
     return [(tuple(index), lax.broadcast_in_dim(x.new, sizes, broadcast_dimensions))]
 
 
-@rule(primitives.transpose_p)
+@linear(primitives.transpose_p)
 def _transpose(bind: Callable, ins: list[Any], outs: list[Any], *, permutation: Axes) -> Result:
     return [(tuple(ins[0].index[a] for a in permutation), lax.transpose(ins[0].new, permutation))]
 
 
-@rule(primitives.reshape_p, primitives.squeeze_p)
+@linear(primitives.reshape_p, primitives.squeeze_p)
 def _reshape(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
     """Axes are matched in groups of equal size: an index of a group is split or joined, if the
     group has it whole.
@@ -173,7 +200,7 @@ def _groups(old: Shape, new: Shape) -> Iterator[tuple[range, range]]:
         yield range(i, a), range(j, b)
 
 
-@rule(primitives.rev_p)
+@linear(primitives.rev_p)
 def _rev(bind: Callable, ins: list[Any], outs: list[Any], *, dimensions: Axes) -> Result:
     (x,) = ins
     flipped = [
@@ -207,7 +234,7 @@ def _window(x: Slab, out: Any, start: Sequence[Any], stride: Shape) -> tuple[Ind
     return tuple(index), part if inside is True else jnp.where(inside, part, cut(out, tuple(index)))
 
 
-@rule(primitives.slice_p)
+@linear(primitives.slice_p)
 def _slice(
     bind: Callable,
     ins: list[Any],
@@ -220,7 +247,7 @@ def _slice(
     return [_window(ins[0], outs[0], start_indices, strides or (1,) * outs[0].ndim)]
 
 
-@rule(lax.split_p)
+@linear(lax.split_p)
 def _split(
     bind: Callable, ins: list[Any], outs: list[Any], *, sizes: Sequence[Any], axis: int
 ) -> Result:
@@ -233,7 +260,7 @@ def _split(
     ]
 
 
-@rule(primitives.dynamic_slice_p)
+@linear(primitives.dynamic_slice_p)
 def _dynamic_slice(
     bind: Callable, ins: list[Any], outs: list[Any], *, slice_sizes: Shape
 ) -> Result:
@@ -250,7 +277,7 @@ def _dynamic_slice(
     return [_window(x, outs[0], start, (1,) * outs[0].ndim)]
 
 
-@rule(primitives.concatenate_p)
+@linear(primitives.concatenate_p)
 def _concatenate(bind: Callable, ins: list[Any], outs: list[Any], *, dimension: int) -> Result:
     slabs = [k for k, x in enumerate(ins) if isinstance(x, Slab)]
     only, offset = ins[slabs[0]], sum(jnp.shape(base_of(x))[dimension] for x in ins[: slabs[0]])
@@ -265,6 +292,116 @@ def _concatenate(bind: Callable, ins: list[Any], outs: list[Any], *, dimension: 
         ]
     index = drop(common(ins), [dimension])
     return [(index, x) for x in bind(*(fit(x, index) for x in ins), dimension=dimension)]
+
+
+@linear(primitives.pad_p)
+def _pad(bind: Callable, ins: list[Any], outs: list[Any], *, padding_config: Any) -> Result:
+    x, value = ins
+    if not isinstance(x, Slab) or isinstance(value, Slab):
+        return None
+    keep, index, padding = list(x.index), [], []
+    for a, (low, high, inside) in enumerate(padding_config):
+        i = jnp.int32(0) if x.base.shape[a] == 1 else x.index[a]
+        if i is None or low < 0 or high < 0:  # what is cut off may be what changed
+            keep[a] = None
+            index.append(None)
+            padding.append((low, high, inside))
+        else:
+            index.append(low + i * (inside + 1))
+            padding.append((0, 0, 0))
+    return [(tuple(index), *bind(fit(x, tuple(keep)), value, padding_config=tuple(padding)))]
+
+
+@linear(primitives.dynamic_update_slice_p)
+def _dynamic_update_slice(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
+    """Along an axis that the update covers whole, a change keeps its index; where only the update
+    changes, along any axis.
+    """
+    (x, part, *start), (out,) = ins, outs
+    if any(isinstance(s, Slab) for s in start):
+        return None
+    sizes = jnp.shape(base_of(part))
+    whole = [n == m for n, m in zip(out.shape, sizes, strict=True)]
+    pairs = zip(start, out.shape, sizes, strict=True)
+    start = [jnp.clip(jnp.asarray(s, jnp.int32), 0, n - m) for s, n, m in pairs]
+    if isinstance(x, Slab):
+        index = tuple(i if w else None for i, w in zip(common(ins[:2]), whole, strict=True))
+        fitted = [fit(y, index) for y in (x, part)]
+    else:
+        place = [jnp.int32(0) if m == 1 else i for i, m in zip(part.index, sizes, strict=True)]
+        pairs = zip(place, start, whole, strict=True)
+        index = tuple(i if w or i is None else s + i for i, s, w in pairs)
+        fitted = [cut(x, index), part.new]
+    at = [s if i is None else jnp.zeros_like(s) for s, i in zip(start, index, strict=True)]
+    return [(index, *bind(*fitted, *at, **params))]
+
+
+def _scatter(
+    bind: Callable, ins: list[Any], outs: list[Any], *, dimension_numbers: Any, **params: Any
+) -> Result:
+    """By unperturbed indices: along an axis that each update covers whole, a change keeps its
+    index.
+    """
+    x, indices, updates = ins
+    if isinstance(indices, Slab) or dimension_numbers.operand_batching_dims:
+        return None
+    shape, own = outs[0].shape, jnp.shape(base_of(updates))
+    inside = [a for a in range(len(shape)) if a not in dimension_numbers.inserted_window_dims]
+    axes = dict(zip(inside, dimension_numbers.update_window_dims, strict=True))
+    moved = dimension_numbers.scatter_dims_to_operand_dims
+    axes = {a: u for a, u in axes.items() if shape[a] == own[u] and a not in moved}
+    places = [
+        {a: y.index[by[a]] for a in axes}
+        for y, by in ((x, {a: a for a in axes}), (updates, axes))
+        if isinstance(y, Slab)
+    ]
+    same = {a: i for a, i in places[0].items() if all(p[a] is i for p in places)}
+    index = tuple(same.get(a) for a in range(len(shape)))
+    of_updates = {axes[a]: i for a, i in same.items()}
+    part = fit(updates, tuple(of_updates.get(u) for u in range(len(own))))
+    params |= {"dimension_numbers": dimension_numbers}
+    return [(index, *bind(fit(x, index), indices, part, **params))]
+
+
+linear(primitives.scatter_p, primitives.scatter_add_p)(_scatter)
+rule(primitives.scatter_mul_p, primitives.scatter_min_p, primitives.scatter_max_p)(_scatter)
+
+
+# What works along an axis is dense along it.
+
+
+def _along(
+    bind: Callable, ins: list[Any], outs: list[Any], along: Axes, params: dict[str, Any]
+) -> Result:
+    index = drop(common(ins), along)
+    return [(index, x) for x in bind(*(fit(x, index) for x in ins), **params)]
+
+
+@rule(
+    primitives.cumprod_p,
+    primitives.cummax_p,
+    primitives.cummin_p,
+    primitives.cumlogsumexp_p,
+)
+@linear(primitives.cumsum_p)
+def _cumulative(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
+    return _along(bind, ins, outs, [params["axis"]], params)
+
+
+@rule(primitives.sort_p)
+def _sort(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
+    return _along(bind, ins, outs, [params["dimension"]], params)
+
+
+@rule(primitives.reduce_window_max_p, primitives.reduce_window_min_p)
+@linear(primitives.reduce_window_sum_p)
+def _reduce_window(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
+    """Axes along which a window is one entry, and leaves nothing out, keep an index."""
+    names = "window_dimensions", "window_strides", "base_dilation", "window_dilation"
+    ones = zip(*(params[name] for name in names), strict=True)
+    pairs = enumerate(zip(ones, params["padding"], strict=True))
+    along = [a for a, (one, pad) in pairs if set(one) != {1} or tuple(pad) != (0, 0)]
+    return _along(bind, ins, outs, along, params)
 
 
 # Reductions: a slab along other axes stays one.
@@ -450,7 +587,7 @@ def _seen(lhs: Any, channel: Any, tap: Sequence[Any], out: Any, params: dict[str
     )
 
 
-@rule(primitives.gather_p)
+@linear(primitives.gather_p)
 def _gather(
     bind: Callable,
     ins: list[Any],

@@ -91,7 +91,10 @@ def _mapped(size: int, eqn: Equation, inputs: list[Any]) -> list[Any]:
         return bind(eqn, [_spread(x, size, shape) for x in inputs])
     if primitive in _SAME_AXES:
         return bind(eqn, arrays)
-    if primitive is primitives.concatenate_p:
+    if primitive is primitives.pad_p and not isinstance(inputs[1], Mapped):
+        operand, value = arrays
+        return [lax.pad(operand, value, (*params["padding_config"], (0, 0, 0)))]
+    if primitive in (primitives.concatenate_p, primitives.sort_p):
         return bind(eqn, [_spread(x, size) for x in inputs])
     if primitive is primitives.broadcast_in_dim_p and len(inputs) == 1:
         axes = (*params["broadcast_dimensions"], len(shape))
