@@ -41,7 +41,6 @@ result = jaxnn.fit(
     optax.sgd(0.5),
     key=jax.random.key(1),
     epochs=100,
-    test=(digits.x_test, digits.t_test),
-    metrics=metrics,
+    measuring=jaxnn.Measuring(test=(digits.x_test, digits.t_test), metrics=metrics),
 )
 print(f"after 1,500 steps: test accuracy {result.history.metrics['test_accuracy'][-1]:.3f}")

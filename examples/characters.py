@@ -120,10 +120,9 @@ def main(steps, checkpoint):
         optax.MultiSteps(optimizer, 2).gradient_transformation(),
         key=jax.random.key(1),
         epochs=10,
-        test=batches(10, len(CODES) - HELD_OUT, len(CODES)),
-        checkpoint=checkpoint,
-        resume=checkpoint is not None,
-        on_progress=jaxnn.show_progress(),
+        measuring=jaxnn.Measuring(test=batches(10, len(CODES) - HELD_OUT, len(CODES))),
+        saving=jaxnn.Saving(checkpoint, resume=checkpoint is not None),
+        reporting=jaxnn.Reporting(jaxnn.show_progress()),
     )
     print(f"{result.status.step} steps in {result.history.seconds.sum():.0f} s; it writes:")
     print(textwrap.indent(written(result.params, jax.random.key(2)).strip("\n"), "    "))

@@ -77,10 +77,9 @@ def main(epochs):
         key=jax.random.key(1),
         epochs=epochs,
         batch_size=100,
-        model_state=state,
-        test=(DIGITS.x_test, DIGITS.t_test),
-        metrics=metrics,
-        on_progress=jaxnn.show_progress(),
+        start=jaxnn.Start(model_state=state),
+        measuring=jaxnn.Measuring(test=(DIGITS.x_test, DIGITS.t_test), metrics=metrics),
+        reporting=jaxnn.Reporting(jaxnn.show_progress()),
     )
     y, _ = scores(result.params, result.model_state, DIGITS.x_test)
     wrong = jnp.sum(jnp.argmax(y, 1) != DIGITS.t_test)

@@ -34,9 +34,8 @@ def main():
         key=jax.random.key(1),
         epochs=30,
         batch_size=64,
-        test=(DIGITS.x_test, DIGITS.t_test),
-        metrics=metrics,
-        on_progress=jaxnn.show_progress(),
+        measuring=jaxnn.Measuring(test=(DIGITS.x_test, DIGITS.t_test), metrics=metrics),
+        reporting=jaxnn.Reporting(jaxnn.show_progress()),
     )
     best = int(result.history.metrics["test_loss"].argmin()) + 1
     print(f"{len(result.history.step_loss)} steps; the test loss was lowest after epoch {best}")

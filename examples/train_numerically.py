@@ -33,8 +33,7 @@ def train(grad):
         key=jax.random.key(1),
         epochs=EPOCHS,
         grad=grad,
-        test=(DIGITS.x_test, DIGITS.t_test),
-        metrics=metrics,
+        measuring=jaxnn.Measuring(test=(DIGITS.x_test, DIGITS.t_test), metrics=metrics),
     )
     return (
         result.history.metrics["test_accuracy"][-1],

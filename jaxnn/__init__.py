@@ -7,7 +7,8 @@ Check        check_gradient, assert_gradient, explain
 Descent      gradient_descent, descent_path, minimize
 Network      init_network, predict, loss
 Data         load_digits, load_mnist, one_hot, sample_batch
-Training     fit, sweep, show_progress, progress_log, save_checkpoint, load_checkpoint
+Training     fit (with Start, Feeding, Measuring, Saving, Reporting), sweep, show_progress,
+             progress_log, save_checkpoint, load_checkpoint
 Results      GradientReport (and GradientError, Verdict, LeafReport, Entry), Explanation (and
              SourceLine, Birth, RuleReport, DigitsLost), DescentPath, Minimum (and Stop),
              Fit, History, Status, Progress, Checkpoint

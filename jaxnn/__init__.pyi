@@ -54,6 +54,13 @@ from jaxnn.training.checkpoint import (
 )
 from jaxnn.training.fit import fit as fit
 from jaxnn.training.history import Fit as Fit, History as History, Status as Status
+from jaxnn.training.options import (
+    Feeding as Feeding,
+    Measuring as Measuring,
+    Reporting as Reporting,
+    Saving as Saving,
+    Start as Start,
+)
 from jaxnn.training.progress import (
     Progress as Progress,
     progress_log as progress_log,

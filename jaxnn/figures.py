@@ -28,6 +28,7 @@ from jaxnn.numerical.differences import numerical_diff, numerical_grad
 from jaxnn.surfaces import bowl, parabola, plateau, saddle, two_valleys
 from jaxnn.training.fit import fit
 from jaxnn.training.history import Fit
+from jaxnn.training.options import Measuring
 
 # On a page of light or dark ground; the dark one is that of a repository's page.
 STYLES: dict[str, dict[Any, Any]] = {
@@ -463,8 +464,7 @@ def _fit(data: tuple[jax.Array, jax.Array], epochs: int, batch_size: int) -> Fit
         key=jax.random.key(1),
         epochs=epochs,
         batch_size=batch_size,
-        test=(digits.x_test, digits.t_test),
-        metrics=metrics,
+        measuring=Measuring(test=(digits.x_test, digits.t_test), metrics=metrics),
     )
 
 

@@ -34,6 +34,10 @@ def pytest_configure(config):
     """
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(datetime.date.today().toordinal())
+    # For programs that tests start.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(HOUSE / "tests"), os.environ.get("PYTHONPATH")))
+    )
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         programs = config.rootpath / ".pytest_cache" / "d" / "programs"
         jax.config.update("jax_compilation_cache_dir", str(programs))

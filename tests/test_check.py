@@ -644,3 +644,106 @@ def test_a_rule_that_raises_says_what_jax_says(bwd, kind, told):
     for ask in (check_gradient, explain):
         with pytest.raises(kind, match=told):
             ask(lambda x: jnp.sum(twice(x)), jnp.arange(3.0))
+
+
+# ---------------------------------------------------------------- what a reference might hide
+
+SMALL = np.r_[1.0, np.full(1000, 0.02)]
+SCALES = np.array([1e6, 1.0, 1.0, 1.0])
+HALVES = np.geomspace(1, 0.01, 20)
+
+
+@pytest.mark.parametrize(
+    "dtype, weights, gradient, x, pattern",
+    [
+        # Entries that are small in a gradient, and not in the function.
+        ("float32", SCALES, SCALES * [1, 2, 2, 2], [1e-6, 1, 1, 1], "3 of 4 entries; autodiff"),
+        ("bfloat16", SMALL, np.r_[1, 2 * SMALL[1:]], np.ones(1001), "1,000 of 1,001 entries; auto"),
+        (
+            "float16",
+            HALVES,
+            1.2 * HALVES,
+            np.ones(20),
+            "all 20 entries; autodiff / numerical = 1.2",
+        ),
+    ],
+)
+def test_wrong_entries_are_counted_whatever_their_size(dtype, weights, gradient, x, pattern):
+    weights = jnp.asarray(weights, "float32")
+    hand = lambda x: jnp.asarray(gradient, x.dtype)  # noqa: E731
+    (leaf,) = check_gradient(
+        lambda x: jnp.sum(weights * x), jnp.asarray(x, dtype), gradient=hand
+    ).leaves
+    assert leaf.verdict == "differs" and leaf.pattern.startswith(pattern)
+
+
+def test_an_embedding_whose_rare_tokens_are_wrong_beside_a_frequent_one():
+    twice = jax.custom_vjp(lambda x: x)
+    rare = jnp.ones((50, 8)).at[0].set(0)
+    twice.defvjp(lambda x: (x, None), lambda _, g: (g * (1 + rare).astype(g.dtype),))
+    tokens = jnp.concatenate([jnp.zeros(100, int), jnp.arange(1, 50)])
+    table = jnp.linspace(0.5, 1.5, 400).reshape(50, 8).astype(jnp.bfloat16)
+    f = lambda table: jnp.sum(twice(table)[tokens].astype(jnp.float32))  # noqa: E731
+    (leaf,) = check_gradient(f, table).leaves
+    assert leaf.verdict == "differs" and leaf.pattern.startswith("392 of 400 entries")
+
+
+def looped(x):
+    """Without a reverse mode."""
+    return jax.lax.while_loop(lambda c: c[0] < 1, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, x))[1]
+
+
+def test_without_a_reverse_mode_the_reference_is_computed_forwards():
+    x = jnp.linspace(0.1, 1, 90)
+    hand = lambda x: jnp.cos(x).at[::3].multiply(1.1)  # noqa: E731
+    (leaf,) = check_gradient(lambda x: jnp.sum(looped(x)), x, gradient=hand).leaves
+    assert leaf.pattern == "30 of 90 entries; autodiff / numerical = 1.1 at each of them"
+
+
+def test_a_wrong_leaf_is_not_passed_over_once_enough_entries_are_named():
+    points = [jnp.linspace(0.1, 1, 9), jnp.linspace(0.1, 1, 5000)]
+    f = lambda p: sum(jnp.sum(looped(x)) for x in p)  # noqa: E731
+    for factor in (1.005, 1.2):
+        hand = lambda p, k=factor: [1.1 * jnp.cos(p[0]), jnp.cos(p[1]).at[5].multiply(k)]  # noqa: E731
+        leaves = check_gradient(f, points, gradient=hand).leaves
+        assert {leaf.verdict for leaf in leaves} == {"differs"}
+        for leaf in leaves:
+            assert leaf.entries or "entries were not looked at" in leaf.pattern
+
+
+def test_order_two_by_forward_mode():
+    f = lambda x: jnp.sum(looped(x) * x)  # noqa: E731
+    report = check_gradient(f, jnp.ones(4), order=2)
+    assert report.verdict == "agrees" and report.order == 2
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-7])
+def test_a_gradient_that_nearly_cancels_beside_others_has_lost_nothing(epsilon):
+    """A scale before a normalisation, whose gradient is almost nothing: rounding explains it."""
+    x, target = draw(0, 32, 16), draw(1, 32, 16)
+
+    def f(p):
+        h = p["scale"] * x
+        h = (h - h.mean(-1, keepdims=True)) * jax.lax.rsqrt(h.var(-1, keepdims=True) + epsilon)
+        return jnp.mean((h * p["gain"] - target) ** 2)
+
+    assert check_gradient(f, {"scale": jnp.float32(1), "gain": draw(2, 16)}).verdict == "agrees"
+
+
+def test_lost_digits_are_the_same_for_the_check_and_for_explain():
+    """Another part of the function is larger, and has nothing to do with it."""
+    f = lambda a, b, c: 1e6 * jnp.sum(a**2) + jnp.sum(((c + b) - c) ** 2)  # noqa: E731
+    point = jnp.ones(3), jnp.array([0.012345, 0.02]), jnp.full(2, 1e4)
+    report = check_gradient(f, *point, argnums=(0, 1))
+    verdicts = {leaf.path: leaf.verdict for leaf in report.leaves}
+    assert verdicts == {"[0]": "agrees", "[1]": "imprecise"} and not report.ok
+    found = explain(f, *point, argnums=(0, 1))
+    assert [line.operation for line in found.digits_lost] == ["sub"]
+    assert found.digits_lost == report.digits_lost
+
+
+def test_few_digits_that_are_not_judged_are_told():
+    f = lambda x: jnp.sum(jnp.sin(1e6 * x))  # noqa: E731
+    leaf = check_gradient(f, jnp.array([0.7, 1.9])).leaves[0]
+    assert leaf.verdict == "agrees" and leaf.own_dtype_digits < 2
+    assert "digits of it are correct in float32" in leaf.hint

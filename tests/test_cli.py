@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flat import fit
 
-from jaxnn import Fit, History, Status, fit, load_checkpoint
+from jaxnn import Fit, History, Status, load_checkpoint
 from jaxnn.cli import main, train
 
 

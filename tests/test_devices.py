@@ -14,7 +14,7 @@ PROGRAM = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-import jaxnn
+import jaxnn, flat
 
 if len(sys.argv) > 1:
     address, number = sys.argv[1], int(sys.argv[2])
@@ -65,7 +65,7 @@ def test_the_entries_are_shared_by_eight_devices_with_the_same_numbers():
 TRAINING = """
 import importlib, pathlib, sys, time
 import jax, jax.numpy as jnp, numpy as np, optax
-import jaxnn
+import jaxnn, flat
 
 if len(sys.argv) > 3:
     jax.distributed.initialize(sys.argv[3], 2, int(sys.argv[4]))
@@ -79,11 +79,11 @@ batch_size = int(sys.argv[2])
 epochs = -(-100 // -(-230 // batch_size))
 call = {"key": jax.random.key(1), "batch_size": batch_size, "mesh": mesh}
 train, adam = (x, t), optax.adam(0.01)
-result = jaxnn.fit(jaxnn.loss, params, train, adam, epochs=epochs, test=(x[:23], t[:23]), **call)
+result = flat.fit(jaxnn.loss, params, train, adam, epochs=epochs, test=(x[:23], t[:23]), **call)
 assert len(result.history.step_loss) >= 100
 def falls(params, x, t):  # below 0 its slope is not finite
     return jnp.sqrt(jnp.maximum(params["b"][0], 0.0)) + jnp.mean(0 * x)
-fallen = jaxnn.fit(falls, {"b": jnp.array([2.0])}, train, optax.sgd(0.25), epochs=9, **call)
+fallen = flat.fit(falls, {"b": jnp.array([2.0])}, train, optax.sgd(0.25), epochs=9, **call)
 assert fallen.status == jaxnn.Status("not finite", len(fallen.history.step_loss) - 1, "params['b']")
 assert fallen.params["b"] <= 0
 saves = importlib.import_module("jaxnn.training.saves")
@@ -95,9 +95,9 @@ saves.save_checkpoint = late
 directory = pathlib.Path(sys.argv[1]).parent / f"on {jax.device_count()}"
 for epochs in (1, 2):
     saved = {"checkpoint": directory, "resume": True}
-    resumed = jaxnn.fit(jaxnn.loss, params, train, adam, epochs=epochs, **saved, **call)
+    resumed = flat.fit(jaxnn.loss, params, train, adam, epochs=epochs, **saved, **call)
     assert jaxnn.load_checkpoint(directory).step == resumed.status.step
-whole = jaxnn.fit(jaxnn.loss, params, train, adam, epochs=2, **call)
+whole = flat.fit(jaxnn.loss, params, train, adam, epochs=2, **call)
 assert np.array_equal(resumed.history.step_loss, whole.history.step_loss)
 np.savez(sys.argv[1], loss=result.history.step_loss, test=result.history.metrics["test_loss"],
          fallen=fallen.history.step_loss, kept=np.asarray(fallen.params["b"]),
@@ -180,7 +180,7 @@ def test_the_entries_are_shared_by_two_processes_with_the_same_numbers():
 WHERE_THEY_LIE = """
 import jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-import jaxnn
+import jaxnn, flat
 mesh = jax.make_mesh((8,), ("parts",), (AxisType.Auto,))
 w = jax.device_put(jnp.linspace(0.1, 1, 8 * 20_000), NamedSharding(mesh, PartitionSpec("parts")))
 brought, array = [], type(w).__array__

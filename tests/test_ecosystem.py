@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flat import fit
 from jax.experimental import sparse
 
-from jaxnn import check_gradient, fit, gradient_descent, minimize, numerical_grad, sweep
+from jaxnn import check_gradient, gradient_descent, minimize, numerical_grad, sweep
 
 pytestmark = pytest.mark.ecosystem
 X = jnp.linspace(-1, 1, 15).reshape(5, 3)

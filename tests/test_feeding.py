@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flat import fit
 from slow import slow_but
 
-from jaxnn import Status, fit
+from jaxnn import Status
 from jaxnn.training.examples import Examples
 
 KEY = jax.random.key(0)

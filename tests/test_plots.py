@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import optax
 import pytest
+from flat import fit
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
@@ -24,7 +25,6 @@ from jaxnn import (
     cross_entropy_error,
     descent_path,
     figures,
-    fit,
     init_network,
     loss,
     mean_squared_error,

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 TOGETHER = """
 import os, sys, time
 import jax, jax.numpy as jnp, numpy as np, optax
-import jaxnn
+import jaxnn, flat
 import jaxnn.training.saves as saves
 directory, case, address, number = sys.argv[1:]
 patient = {"heartbeat_timeout_seconds": 10} if case == "death" else {}
@@ -52,7 +52,7 @@ if case in ("batches", "death"):
 if case == "death": call |= {"checkpoint": directory, "every": 1, "epochs": 10**6}
 began = time.monotonic()
 try:
-    jaxnn.fit(loss, params, data, optimizer, **call)
+    flat.fit(loss, params, data, optimizer, **call)
     print("ended well")
 except Exception as error:
     print(f"{type(error).__name__}: {error}")
@@ -114,7 +114,7 @@ SHARDED = """
 import sys
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import NamedSharding, PartitionSpec
-import jaxnn
+import jaxnn, flat
 mesh = jax.make_mesh((8,), ("fsdp",))
 spec = NamedSharding(mesh, PartitionSpec("fsdp"))
 rng = np.random.default_rng(0)
@@ -123,7 +123,7 @@ start = jaxnn.init_network(jax.random.key(0), (16, 32, 8), 0.1)
 parts = jax.tree.map(lambda a: jax.device_put(a, spec), start)
 run = {"key": jax.random.key(1), "batch_size": 16, "epochs": 6, "test": (x, t), "patience": 9}
 adam = optax.adam(0.01)
-whole = jaxnn.fit(jaxnn.loss, start, (x, t), adam, **run)
+whole = flat.fit(jaxnn.loss, start, (x, t), adam, **run)
 def is_in_parts(tree):
     leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim]
     return all(leaf.addressable_shards[0].data.size == leaf.size // 8 for leaf in leaves)
@@ -131,12 +131,12 @@ def watch(progress):
     assert is_in_parts(progress.params) and is_in_parts(progress.opt_state)
 told = {"record": ("params", "opt_state"), "on_progress": watch}
 for more in ({}, {"mesh": mesh}, {"mesh": mesh, "max_steps": 99}):
-    result = jaxnn.fit(jaxnn.loss, parts, (x, t), adam, **run, **told, **more)
+    result = flat.fit(jaxnn.loss, parts, (x, t), adam, **run, **told, **more)
     assert is_in_parts(result.params) and is_in_parts(result.opt_state)
     np.testing.assert_allclose(result.params["W1"], whole.params["W1"], rtol=1e-4, atol=1e-6)
 half = {**run, "epochs": 3, "checkpoint": sys.argv[1]}
-jaxnn.fit(jaxnn.loss, parts, (x, t), adam, **half)
-rest = jaxnn.fit(jaxnn.loss, parts, (x, t), adam, **half | {"epochs": 6, "resume": True}, **told)
+flat.fit(jaxnn.loss, parts, (x, t), adam, **half)
+rest = flat.fit(jaxnn.loss, parts, (x, t), adam, **half | {"epochs": 6, "resume": True}, **told)
 assert is_in_parts(rest.params)
 np.testing.assert_array_equal(rest.params["W1"], result.params["W1"])
 assert not parts["W1"].is_deleted()
@@ -152,7 +152,7 @@ APART = """
 import sys
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import NamedSharding, PartitionSpec
-import jaxnn
+import jaxnn, flat
 directory, address, number = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(number))
 mesh = jax.make_mesh((2,), ("fsdp",))
@@ -163,10 +163,10 @@ w = jax.make_array_from_callback((4,), spec, lambda index: np.zeros(4, np.float3
 def loss(params, x, t): return jnp.mean((x @ params["w"] - t) ** 2)
 run = {"key": jax.random.key(0), "batch_size": 8, "mesh": mesh}
 adam = optax.adam(0.1)
-whole = jaxnn.fit(loss, {"w": w}, (x, t), adam, epochs=4, **run)
+whole = flat.fit(loss, {"w": w}, (x, t), adam, epochs=4, **run)
 saved = {"checkpoint": directory, **run}
-jaxnn.fit(loss, {"w": w}, (x, t), adam, epochs=2, **saved)
-rest = jaxnn.fit(loss, {"w": w}, (x, t), adam, epochs=4, resume=True, **saved)
+flat.fit(loss, {"w": w}, (x, t), adam, epochs=2, **saved)
+rest = flat.fit(loss, {"w": w}, (x, t), adam, epochs=4, resume=True, **saved)
 one, other = (r.params["w"].addressable_data(0) for r in (rest, whole))
 np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 assert one.shape == (2,)

@@ -10,6 +10,7 @@ import types
 import weakref
 from types import SimpleNamespace as Space
 
+import flat
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +52,7 @@ USES = {
     ),
     "descent_path": lambda f: jaxnn.descent_path(f, X, 0.01, 3),
     "minimize": lambda f: jaxnn.minimize(f, X, SGD, max_steps=3),
-    "fit": lambda f: jaxnn.fit(loss=loss_of(f), optimizer=SGD, **RUN),
+    "fit": lambda f: flat.fit(loss=loss_of(f), optimizer=SGD, **RUN),
     "sweep": lambda f: jaxnn.sweep(loss=loss_of(f), optimizer=optax.sgd, values=X / 100, **RUN),
 }
 
@@ -258,6 +259,20 @@ def test_programs_that_are_not_the_same_are_told_apart(make):
     assert not np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_written_around_an_operation_is_seen(first):
+    def noisy(way):
+        def f(x):
+            with jax.threefry_partitionable(way):
+                return jnp.sum(x * jax.random.uniform(jax.random.key(0), (3,)))
+
+        return f
+
+    for way in (first, not first):
+        right = jax.grad(noisy(way))(X)
+        np.testing.assert_allclose(jaxnn.numerical_grad(noisy(way))(X), right, rtol=1e-4)
+
+
 def test_a_rule_of_jaxs_own_that_was_changed_is_seen():
     f = lambda x: jnp.sum(jnp.tan(x))  # noqa: E731
     assert jaxnn.check_gradient(f, X / 9).ok
@@ -274,7 +289,7 @@ def test_a_loss_without_a_hash_is_trained():
         def __call__(self, params, x):
             return self.scale * jnp.mean((x @ params) ** 2)
 
-    done = jaxnn.fit(loss=Loss(0.5), optimizer=SGD, **RUN)
+    done = flat.fit(loss=Loss(0.5), optimizer=SGD, **RUN)
     assert done.status.step == 2 and np.all(np.asarray(done.params) < np.asarray(X))
 
 

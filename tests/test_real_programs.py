@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flat import fit
 from gradient_cases import draw
 from jax import lax
 from jax._src import api_util, linear_util
@@ -21,7 +22,6 @@ from jax.test_util import check_grads
 from jaxnn import (
     check_gradient,
     descent_path,
-    fit,
     gradient_descent,
     minimize,
     numerical_grad,

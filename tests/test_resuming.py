@@ -1,6 +1,7 @@
 """Runs that are saved and gone on with: what may change, what may not, what a directory holds."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flat import fit
 
-from jaxnn import fit, load_checkpoint, save_checkpoint
+from jaxnn import load_checkpoint, save_checkpoint
 from jaxnn.training import together
 from jaxnn.training.optimizers import kind_of, program_of
-from jaxnn.training.saves import HistoryFile
 
 KEY = jax.random.key(0)
 X = jnp.linspace(-1, 1, 12).reshape(12, 1)
@@ -120,8 +121,11 @@ def test_what_was_not_measured_before_is_nan_there(tmp_path):
         ({"batch_size": 6}, "`batch_size` must be 4, as in the checkpoint. Got 6."),
         ({"replacement": True}, "`replacement` must be False, as in the checkpoint. Got True."),
         ({"key": jax.random.key(1)}, "`key` must be"),
-        ({"optimizer": optax.adamw(0.1)}, "`optimizer` must be .*scale_by_adam.*add_decayed"),
-        ({"optimizer": optax.rmsprop(0.1)}, "`optimizer` must be .*scale_by_adam.*scale_by_rms"),
+        (
+            {"optimizer": optax.adamw(0.1)},
+            "`optimizer` must be .*ScaleByAdam.*EmptyState EmptyState",
+        ),
+        ({"optimizer": optax.rmsprop(0.1)}, "`optimizer` must be .*ScaleByAdam.*ScaleByRms"),
     ],
 )
 def test_another_run_is_refused_by_name(own_errors, begun, change, message):
@@ -147,7 +151,7 @@ def test_another_run_is_refused_by_name(own_errors, begun, change, message):
     ],
 )
 def test_optimisers_are_told_apart_by_their_parts(one, other, same):
-    kinds = [kind_of(optimizer, optimizer.init(START)) for optimizer in (one, other)]
+    kinds = [kind_of(optimizer.init(START)) for optimizer in (one, other)]
     assert (kinds[0] == kinds[1]) == same
 
 
@@ -160,30 +164,17 @@ def test_notes_are_in_each_checkpoint(tmp_path):
     assert load_checkpoint(tmp_path).info["notes"] == notes
 
 
-@pytest.mark.slow
-def test_the_history_lies_beside_the_checkpoints_and_is_only_added_to(tmp_path):
-    saved = {"checkpoint": tmp_path, "every": 1, **RUN}
-    sizes = []
-    for epochs in (10, 20, 40):
-        fit(linear, START, PAIRS, optax.sgd(0.1), epochs=epochs, resume=True, **saved)
-        newest = sorted(tmp_path.glob("*.npz"))[-1]
-        sizes.append(newest.stat().st_size)
-        assert (tmp_path / "history").stat().st_size > 4 * 3 * epochs
-    assert max(sizes) - min(sizes) < 64  # digits in the header
-    assert len(load_checkpoint(tmp_path).records) == 1
-
-
-def test_a_history_that_does_not_belong_to_the_checkpoint_is_refused(own_errors, begun):
-    path = begun["checkpoint"] / "history"
-    content = path.read_bytes()
-    for broken in (content[:-1], bytes([content[0] ^ 1]) + content[1:]):
-        path.write_bytes(broken)
-        with pytest.raises(ValueError, match="history: must be the history of the checkpoint"):
-            fit(noisy, START, PAIRS, optax.adam(0.1), **begun, **RUN)
-    path.write_bytes(content + b"half of what a killed run wrote")
-    rest = fit(noisy, START, PAIRS, optax.adam(0.1), **begun, **RUN)
-    whole = fit(noisy, START, PAIRS, optax.adam(0.1), epochs=4, **RUN)
-    np.testing.assert_array_equal(rest.history.step_loss, whole.history.step_loss)
+def test_a_checkpoint_stands_alone(tmp_path):
+    """Any of them can be gone on from, moved to another place."""
+    saved = {"checkpoint": tmp_path / "run", "every": 1, "keep": 9, **RUN}
+    whole = fit(linear, START, PAIRS, optax.sgd(0.1), epochs=3, **saved)
+    for path in sorted((tmp_path / "run").glob("*.npz")):
+        other = tmp_path / path.stem
+        other.mkdir()
+        shutil.copy(path, other)
+        again = saved | {"checkpoint": other, "resume": True}
+        rest = fit(linear, START, PAIRS, optax.sgd(0.1), epochs=3, **again)
+        np.testing.assert_array_equal(rest.history.step_loss, whole.history.step_loss)
 
 
 def test_rows_of_any_dtype_and_shape_come_back(tmp_path):
@@ -193,11 +184,9 @@ def test_rows_of_any_dtype_and_shape_come_back(tmp_path):
         "evaluated": np.array([1, 2, 3]),
         "nothing": np.zeros(0),
     }
-    history = HistoryFile(tmp_path / "history")
-    history.add({name: values[:2] for name, values in rows.items()})
-    part = history.add(rows)
-    back = HistoryFile(tmp_path / "history").read(part)
-    assert back.keys() == rows.keys() - {"nothing"}
+    save_checkpoint(tmp_path, 1, {"params": START}, records=rows)
+    back = load_checkpoint(tmp_path).records
+    assert back.keys() == rows.keys()
     for name, values in back.items():
         assert values.dtype == rows[name].dtype
         np.testing.assert_array_equal(values, rows[name])
@@ -267,7 +256,7 @@ def test_a_save_that_fails_ends_the_run_with_its_error(tmp_path, monkeypatch):
 
 CHILDREN = """
 import sys, time, multiprocessing
-import jax, jax.numpy as jnp, optax, jaxnn
+import jax, jax.numpy as jnp, optax, jaxnn, flat
 def sleep(): time.sleep(60)
 def watch(progress):
     if not hasattr(watch, "child"):
@@ -276,7 +265,7 @@ def watch(progress):
         print(watch.child.pid, flush=True)
 x = jnp.ones((8, 1))
 run = {"key": jax.random.key(0), "epochs": 10**6, "batch_size": 1, "every": 1000}
-jaxnn.fit(lambda p, x: jnp.mean((p - x) ** 2), jnp.zeros(()), (x,), optax.sgd(1e-9),
+flat.fit(lambda p, x: jnp.mean((p - x) ** 2), jnp.zeros(()), (x,), optax.sgd(1e-9),
           checkpoint=sys.argv[1], on_progress=watch, **run)
 """
 

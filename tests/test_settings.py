@@ -6,6 +6,7 @@ import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import flat
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -233,7 +234,7 @@ def sample_batch():
 
 def fit():
     params, data = line_case()
-    result = jaxnn.fit(
+    result = flat.fit(
         line,
         params,
         data,
@@ -256,7 +257,7 @@ def fit():
 def fit_by_numerical_gradients():
     params, data = line_case()
     ends = [
-        jaxnn.fit(
+        flat.fit(
             line, params, data, OPTIMIZER, key=jax.random.key(0), epochs=2, batch_size=3, grad=grad
         ).params
         for grad in (jax.grad, jaxnn.numerical_grad)
@@ -270,7 +271,7 @@ def sweep():
     runs = jaxnn.sweep(
         line, params, data, optax.sgd, rates, key=jax.random.key(0), epochs=2, batch_size=3
     )
-    alone = jaxnn.fit(
+    alone = flat.fit(
         line, params, data, optax.sgd(0.2), key=jax.random.key(0), epochs=2, batch_size=3
     )
     close(runs[1].params, alone.params)
@@ -426,7 +427,7 @@ CALLS_OF_F = {
     "check_gradient": lambda f: jaxnn.check_gradient(f, X),
     "gradient_descent": lambda f: jaxnn.gradient_descent(f, X, grad=jaxnn.numerical_grad),
     "minimize": lambda f: jaxnn.minimize(f, X, OPTIMIZER, grad=jaxnn.numerical_grad),
-    "fit": lambda f: jaxnn.fit(
+    "fit": lambda f: flat.fit(
         f, X, (ROWS,), OPTIMIZER, key=jax.random.key(0), grad=jaxnn.numerical_grad
     ),
 }
@@ -548,7 +549,7 @@ def test_training_keeps_the_dtype_of_the_parameters(dtype):
         params, data = jax.tree.map(lambda a: a.astype(dtype), line_case())
         options = {"key": jax.random.key(0), "epochs": 2, "batch_size": 3}
         runs = jaxnn.sweep(line, params, data, optax.sgd, jnp.array([0.25], dtype), **options)
-        alone = jaxnn.fit(line, params, data, optax.sgd(0.25), **options)
+        alone = flat.fit(line, params, data, optax.sgd(0.25), **options)
         for run in (alone, runs[0]):
             assert (run.params["w"].dtype, run.history.step_loss.dtype) == (dtype, dtype)
         close(alone.params, runs[0].params, rtol=ROUNDING[dtype], atol=ROUNDING[dtype])
@@ -562,7 +563,7 @@ def test_under_debug_nans_a_users_own_nan_still_raises():
         with pytest.raises(FloatingPointError):
             jaxnn.numerical_diff(lambda x: jnp.log(-x), 2.0)
         with pytest.raises(FloatingPointError):
-            jaxnn.fit(
+            flat.fit(
                 lambda p, x: jnp.log(-jnp.sum(p**2)),
                 X,
                 (ROWS,),

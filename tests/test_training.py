@@ -1,5 +1,6 @@
 """Training: whole epochs, what the history says, and that the network learns."""
 
+import inspect
 import itertools
 import signal
 
@@ -8,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flat import fit
 from slow import slow_but
 
+import jaxnn
 from jaxnn import (
     DivergenceWarning,
     Status,
     accuracy,
-    fit,
     init_network,
     load_checkpoint,
     load_digits,
@@ -376,9 +378,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, own_errors):
         match=r"`params\['w'\]` must be as in the checkpoint.* float32\[3\]. Got float32\[2\].",
     ):
         fit(lambda p, x, t: jnp.sum(p["w"]), {"w": jnp.ones(2)}, data, optax.adam(0.1), **call)
-    with pytest.raises(
-        ValueError, match="`optimizer` must be scale_by_adam scale with .* Got trace"
-    ):
+    with pytest.raises(ValueError, match="`optimizer` must be ScaleByAdam.* Got Trace"):
         fit(linear, params, data, optax.sgd(0.1, momentum=0.9), **call)
 
 
@@ -595,6 +595,44 @@ def test_what_is_treated_as_constant_may_change_without_a_compilation(compilatio
     second = fit(loss, {"w": jnp.ones(3), "count": jnp.array(4)}, data, optimizer, **run)
     assert compilations() == before
     np.testing.assert_allclose(first.params["w"], 2 * second.params["w"], rtol=1e-3)
+
+
+OLD = {
+    "test": ((jnp.ones((4, 3)),), "measuring=jaxnn.Measuring"),
+    "patience": (3, "measuring=jaxnn.Measuring"),
+    "checkpoint": ("run", "saving=jaxnn.Saving"),
+    "replacement": (True, "feeding=jaxnn.Feeding"),
+    "donate": (False, "start=jaxnn.Start"),
+    "on_interrupt": ("return", "reporting=jaxnn.Reporting"),
+}
+
+
+@pytest.mark.parametrize("field", OLD)
+def test_an_option_by_itself_still_counts_and_warns_where_it_has_moved(field, tmp_path):
+    value, place = OLD[field]
+    value = tmp_path / value if field == "checkpoint" else value
+    call = (lambda w, x: jnp.mean((x - w) ** 2)), jnp.zeros(3), (jnp.ones((8, 3)),), optax.sgd(0.1)
+    with pytest.warns(DeprecationWarning, match=f"`{field}` of `fit` has moved: {place}.{field}="):
+        old = jaxnn.fit(*call, key=KEY, epochs=2, **{field: value})
+    if field == "checkpoint":
+        assert list((tmp_path / "run").glob("*.npz"))
+        return
+    new = fit(*call, key=KEY, epochs=2, **{field: value})
+    np.testing.assert_array_equal(old.params, new.params)
+    assert old.history.metrics.keys() == new.history.metrics.keys()
+
+
+def test_a_name_that_is_no_option_is_refused(own_errors):
+    call = (lambda w, x: jnp.mean((x - w) ** 2)), jnp.zeros(3), (jnp.ones((8, 3)),), optax.sgd(0.1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'patients'"):
+        jaxnn.fit(*call, key=KEY, patients=3)
+    with pytest.raises(TypeError, match="`saving` must be a Saving. Got "):
+        jaxnn.fit(*call, key=KEY, saving="runs/first")
+
+
+def test_fit_takes_no_more_than_fifteen_arguments():
+    parameters = inspect.signature(jaxnn.fit).parameters
+    assert len([name for name in parameters if name != "old"]) <= 15
 
 
 # ---------------------------------------------------------------- what a loss may take and return

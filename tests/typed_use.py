@@ -41,7 +41,7 @@ result: jaxnn.Fit = jaxnn.fit(
     optax.adam(0.01),
     key=jax.random.key(1),
     epochs=1,
-    on_progress=jaxnn.show_progress(),
+    reporting=jaxnn.Reporting(jaxnn.show_progress()),
 )
 losses: np.ndarray = result.history.step_loss
 runs: list[jaxnn.Fit] = jaxnn.sweep(

@@ -14,6 +14,11 @@ from jaxnn.checking.locate import Located, verdict_of
 from jaxnn.checking.packed import count_not_finite
 from jaxnn.checking.precision import Loss
 
+# Why no entry of a wrong leaf is named: whether entries were looked for.
+_NAMELESS = {
+    True: "the slope is wrong, but no single entry is by enough to be named",
+    False: "the slope is wrong; its entries were not looked at, as other leaves are wrong too",
+}
 # Worst entries first; those that pass last.
 _ORDER = (Verdict.NOT_FINITE, Verdict.DIFFERS, Verdict.IMPRECISE, Verdict.KINK)
 
@@ -70,7 +75,7 @@ def leaf_report(
     verdict = by_values = verdict_of(located, centre, reach(place.x.dtype))
     pattern, hint = patterns.describe(located, gradient, counts, place.paired)
     if verdict is Verdict.DIFFERS and not any(e.verdict.wrong for e in entries):
-        pattern = pattern or "the slope is wrong, but no single entry is by enough to be named"
+        pattern = pattern or _NAMELESS[located.searched]
     elif beyond := patterns.beyond_the_domain(entries, slope, centre):
         hint = beyond
     elif verdict is Verdict.UNRESOLVED:

@@ -6,6 +6,7 @@ evaluated from coarse to fine, a few at a time, and no finer than necessary. A s
 once per direction: comparing it with other claims costs no further values.
 """
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxnn.checking.evidence import excess
-from jaxnn.checking.moves import Along, Question
+from jaxnn.checking.moves import Along, Question, scales_of
 from jaxnn.checking.slope import HALF, RUNGS, Slope, estimate_slope, ladder
 from jaxnn.numerical.float64 import widen_leaf
 
@@ -106,6 +107,7 @@ class Line:
 
     Attributes:
       sizes: number of entries of each leaf.
+      scales: the scale of each entry of a leaf, flat.
       epsilon: relative rounding error of the values.
       evaluations: how many values have been computed.
       centres: the function's value at the point, each time it was computed.
@@ -115,7 +117,7 @@ class Line:
         self,
         draw: Callable[[Sequence[Any], Question], tuple[list[Any], Along]],
         values: Callable[[list[Any], np.ndarray], np.ndarray],
-        sizes: Sequence[int],
+        points: Sequence[Any],
         epsilon: float,
         roundings: Sequence[float],
         watch: Callable[["Line"], None] = lambda line: None,
@@ -125,12 +127,13 @@ class Line:
         Args:
           draw: maps claims and a question to the movement of each leaf and the sums along it.
           values: phi at steps along such a movement.
-          sizes: number of entries of each leaf.
+          points: the leaves.
           epsilon: relative rounding error of the values.
           roundings: relative rounding error of the claims, leaf by leaf; 0 if they are in float64.
           watch: called with the line before values are computed.
         """
-        self.sizes, self.epsilon, self.evaluations = sizes, epsilon, 0
+        self.sizes, self.epsilon, self.evaluations = [x.size for x in points], epsilon, 0
+        self.scales = functools.cache(lambda leaf: scales_of(points[leaf]))
         self.centres: list[float] = []
         self._draw, self._values, self._watch = draw, values, watch
         self._roundings = np.asarray(roundings)

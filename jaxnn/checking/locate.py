@@ -17,6 +17,7 @@ import numpy as np
 from jaxnn.checking.evidence import (
     BLIND,
     NOTHING,
+    ROUNDINGS_BETWEEN_CALLS,
     Evidence,
     Verdict,
     differs,
@@ -33,6 +34,8 @@ CLASS = 1e3
 # A line confirms a leaf if its bound is below this fraction of the leaf's claim: an error of 5 % in
 # one of a hundred million similar entries would still be seen.
 SHARP = 1e-6
+# The relative error of what is summed in float64.
+LEAST_ROUNDING = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps)
 # While bisecting, a slope known to this fraction of the difference tells which half is off.
 ENOUGH = 8
 # Of two lines the first is reported unless the bound of the second is much closer, so that rounding
@@ -48,14 +51,18 @@ class Located(NamedTuple):
         as correct.
       entries: those checked by values one at a time.
       explained: whether the wrong entries account for the whole difference along the lines.
+      searched: whether entries were looked for.
       wrong: flat positions of all wrong entries, if the reference gives them.
+      complete: whether no entry is undecided because its error could be rounding.
       reference: the leaf's reference gradient, if the values support it.
     """
 
     asked: tuple[Comparison, ...]
     entries: tuple[Entry, ...] = ()
     explained: bool = True
+    searched: bool = True
     wrong: np.ndarray | None = None
+    complete: bool = True
     reference: np.ndarray | None = None
 
     @property
@@ -75,7 +82,8 @@ class Claimed(NamedTuple):
       paired: whether a leaf's entries come in pairs, real and imaginary part.
       exact: the same as `tolerances`, for comparison with a reference that the values support.
       slight: the relative error that rounding explains; entries between are looked at.
-      rounding: the error, relative to a leaf's largest entry, that is its rounding.
+      rounding: the error that is rounding: relative to the largest entry of a leaf's gradient, each
+        times its scale.
     """
 
     gradient: Sequence[Any]
@@ -210,29 +218,35 @@ def _by_reference(
 ) -> Located | None:
     """Every entry where the claims are not the reference; None if values contradict it there."""
     claims, tolerance = np.asarray(claimed.gradient[leaf], np.float64), claimed.exact[leaf]
-    flat = claims.ravel()
-    rounding = claimed.rounding[leaf] * np.max(np.abs(right), initial=0)
-    off, slightly = (
-        differs(flat, right, right, rounding, part) | ~np.isfinite(flat)
-        for part in (tolerance, claimed.slight[leaf])
+    flat, size = claims.ravel(), line.scales(leaf)
+    rounding = claimed.rounding[leaf] * np.max(np.abs(right) * size, initial=0) / size
+    off, slightly, undecided = (
+        differs(flat, right, right, bound, part) | ~np.isfinite(flat)
+        for bound, part in (
+            (rounding, tolerance),
+            (rounding, claimed.slight[leaf]),
+            (LEAST_ROUNDING * np.max(np.abs(right), initial=0), tolerance),
+        )
     )
     wrong, suspects = order[off[order]], order[slightly[order]]
     filled = np.where(np.isfinite(claims), claims, right.reshape(claims.shape))
     gradient = claimed.with_leaf(leaf, filled).gradient
     asked = tuple(_with_claims(line, gradient, leaf, comparison) for comparison in supported)
-    unexplained = Located(asked, (), not len(wrong), np.sort(wrong), right)
-    if not few and verdict_of(unexplained, line.centre, tolerance) is Verdict.AGREES:
+    found = Located(
+        asked, (), False, bool(few), np.sort(wrong), not np.any(undecided & ~off), right
+    )
+    if not few and verdict_of(found, line.centre, tolerance) is Verdict.AGREES:
         few = 1  # what the line does not show is shown by an entry
     exact, entries = claimed._replace(tolerances=claimed.exact), []
     for index in _with_pairs(suspects[:few], claimed.paired[leaf]):
         entry = examine_entry(line, leaf, index, exact)
-        slack = entry.bound + rounding + tolerance * abs(right[index])
+        slack = entry.bound + rounding[index] + tolerance * abs(right[index])
         if math.isfinite(slack) and not abs(entry.numerical - right[index]) <= slack:
             return None
         entries.append(entry)
     known = tuple(entry for entry in entries if entry.verdict is not Verdict.UNRESOLVED)
-    explained = not len(wrong) or any(entry.verdict.wrong for entry in known)
-    return unexplained._replace(entries=known, explained=explained)
+    explained = any(entry.verdict.wrong for entry in known)
+    return found._replace(entries=known, explained=explained)
 
 
 def _one_by_one(
@@ -257,6 +271,10 @@ def _one_by_one(
     asked = rest = _ask_leaf(line, leaf, claimed, known)
     if len(bad) > max(few, 1):
         return Located(asked, tuple(known.values()))
+    unsearched = Located(asked, (), False, False)
+    off = any(comparison.excess for comparison in asked)
+    if not few and off and verdict_of(unsearched, line.centre, claimed.tolerances[leaf]).ok:
+        few = 1  # what the line does not show is shown by an entry
     holding, most = [0, 1], len(known) + few
     while len(known) < most and (off := [i for i in holding if rest[i].excess]):
         which = max(off, key=lambda i: rest[i].excess)
@@ -273,7 +291,8 @@ def _one_by_one(
     entries = [
         entry for i, entry in known.items() if i in bad or entry.verdict is not Verdict.UNRESOLVED
     ]
-    return Located(tuple(asked[i] for i in holding or (0, 1)), tuple(entries), explained)
+    asked = tuple(asked[i] for i in holding or (0, 1))
+    return Located(asked, tuple(entries), explained, bool(few))
 
 
 def examine_entry(line: Line, leaf: int, index: int, claimed: Claimed) -> Entry:

@@ -14,26 +14,20 @@ from jaxtyping import PyTree
 
 from jaxnn._arguments import Partition, Role
 from jaxnn._programs import outermost
-from jaxnn.checking.evidence import (
-    ROUNDINGS_BETWEEN_CALLS,
-    Verdict,
-    explained,
-    reach,
-    same_value,
-)
+from jaxnn.checking.evidence import Verdict, explained, reach, same_value
 from jaxnn.checking.findings import Birth, DigitsLost, LeafReport, RuleReport
 from jaxnn.checking.held import stops
 from jaxnn.checking.leaf import Place, bare_report, leaf_report
 from jaxnn.checking.line import Line
-from jaxnn.checking.locate import Claimed, Located, examine
+from jaxnn.checking.locate import LEAST_ROUNDING, Claimed, Located, examine
 from jaxnn.checking.precision import Loss, losses
 from jaxnn.checking.programs import Claims, Point, Programs, Settings, Untraced, prepare
 from jaxnn.checking.status import Status
 from jaxnn.numerical.float64 import wide_dtype
 
-# Errors next to the largest entry of a gradient that are its rounding: in roundings of the leaf's
-# dtype, and at least this for what is computed in float64.
-OF_CLAIMS, LEAST_ROUNDING = 16, ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps)
+# Errors of this many roundings, next to the largest entry of a gradient, are its rounding: of one
+# computed in its own dtype, and of constants in one that is evaluated in float64.
+OF_CLAIMS, OF_CONSTANTS, FLOAT32 = 16, 4, float(np.finfo(np.float32).eps)
 # Arguments that are not differentiated: so many are named.
 NAMED = 8
 
@@ -180,9 +174,14 @@ def _located(
     exact = claims.in_float64 and check.settings.by_hand and not programs.has_solver
     slight = [min(explained(dtype), reach(dtype)) for dtype in dtypes]
     closer = slight if exact else tolerances
-    # Constants in the gradient are rounded in its own dtype, and its sums in float64.
-    own = [min(OF_CLAIMS * float(jnp.finfo(dtype).eps), reach(dtype)) for dtype in dtypes]
-    rounding = [max(epsilon, LEAST_ROUNDING) for epsilon in own]
+    # Constants in the gradient are rounded: at worst in its own dtype, if it could not be evaluated
+    # in float64.
+    own = [float(jnp.finfo(dtype).eps) for dtype in dtypes]
+    if claims.in_float64:
+        rounding = [OF_CONSTANTS * min(epsilon, FLOAT32) for epsilon in own]
+    else:
+        rounding = [min(OF_CLAIMS * e, reach(d)) for e, d in zip(own, dtypes, strict=True)]
+    rounding = [max(part, LEAST_ROUNDING) for part in rounding]
     paired = _paired(check.call)
     claimed = Claimed(claims.wide, tolerances, paired, closer, slight, rounding)
     reference: Callable = lambda: programs.reference(point, wide_dtype())  # noqa: E731

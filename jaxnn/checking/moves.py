@@ -181,6 +181,12 @@ def entry_sizes(x: Any, usual: Any, xp: Any = np) -> Any:
     return xp.where(size > 0, size, usual)
 
 
+def scales_of(x: Any) -> np.ndarray:
+    """The size of each entry of a leaf, flat."""
+    flat = np.asarray(x, np.float64).ravel()
+    return entry_sizes(flat, usual_size(flat))
+
+
 def _moves(
     x: Any, usual: Any, index: Any, claim: Any, span: _Span, relative: Any, up: Any, xp: Any
 ) -> tuple[Any, Any]:

@@ -44,7 +44,7 @@ class Wrong(NamedTuple):
             which = located.wrong
             index = _unravelled(which, claims.shape)
             pair = claims.ravel()[which], located.reference[which]
-            return cls(index, *pair, np.zeros(len(which)), claims, counts, True)
+            return cls(index, *pair, np.zeros(len(which)), claims, counts, located.complete)
         wrong = [entry for entry in located.entries if entry.verdict.wrong]
         index = np.array([entry.index for entry in wrong], int).reshape(len(wrong), claims.ndim)
         autodiff, numerical, bounds = (
@@ -106,13 +106,15 @@ def _of_missing(found: Wrong, paired: bool) -> str:
 
 
 def _patterns(found: Wrong, paired: bool) -> list[str]:
-    count, size = len(found.index), found.claims.size
     patterns = []
+    count, size = len(found.index), found.claims.size
+    numbers = len(np.unique(found.index[:, :-1], axis=0)) if paired else count
     if found.everywhere:
-        patterns.append(f"all {size:,} entries")
-    elif count > 1:
-        all_known = "" if found.complete else "at least "
-        patterns += [f"{all_known}{count:,} of {size:,} entries", *_common_index(found, paired)]
+        patterns.append(f"all {size // (1 + paired):,} entries")
+    elif numbers > 1 or not found.complete:
+        at_least = "" if found.complete else "at least "
+        patterns.append(f"{at_least}{numbers:,} of {size // (1 + paired):,} entries")
+        patterns += _common_index(found, paired)
     if paired and np.ptp(found.index[:, -1]) == 0:
         patterns.append(f"{('real', 'imaginary')[found.index[0, -1]]} parts alone")
     if found.ratio is not None and count > 1 and np.any(found.autodiff != 0):

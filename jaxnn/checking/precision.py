@@ -30,7 +30,7 @@ from jaxnn.checking.evidence import (
 )
 from jaxnn.checking.findings import HANDFUL, Entry
 from jaxnn.checking.line import Direction
-from jaxnn.checking.moves import entry_sizes, usual_size
+from jaxnn.checking.moves import scales_of
 from jaxnn.checking.packed import on_one_cpu
 from jaxnn.checking.programs import Claims, Point, Programs, Untraced
 from jaxnn.numerical.float64 import wide_dtype
@@ -40,6 +40,8 @@ NO_DIGIT = 0.5
 # An entry may be off by this many times the change that one rounding of each argument causes: the
 # steps of the program round as its arguments do.
 SHAKES = 10
+# How many roundings other leaves are moved by to see whether a gradient depends on them.
+AWAY = 64.0
 # Entries below this fraction of the largest, each times its scale, are not judged by themselves.
 BESIDE = 1e-2
 
@@ -80,12 +82,14 @@ class _Rounding(NamedTuple):
       value: of the function in the user's dtypes, and
       centre: in float64.
       overall: the size of the whole gradient, each entry times its scale.
+      whole: of the part of it whose rounding errors a leaf shares.
     """
 
     coarsest: float
     value: float
     centre: float
     overall: float
+    whole: float
 
     @property
     def tolerance(self) -> float:
@@ -123,8 +127,8 @@ def losses(
     """
     if not leaves:
         return {}
-    scales = functools.cache(lambda k: _scales(point.leaves[k]))
-    parts = lambda k: np.asarray(claims.wide[k], np.float64) * scales(k)  # noqa: E731
+    scales = functools.cache(lambda k: scales_of(point.leaves[k]))
+    parts = lambda k: np.ravel(np.asarray(claims.wide[k], np.float64)) * scales(k)  # noqa: E731
     found, far = {}, []
     for k in leaves:
         epsilon = float(jnp.finfo(point.leaves[k].dtype).eps)
@@ -140,10 +144,15 @@ def losses(
     for k in far:
         dtype = point.leaves[k].dtype
         own, wide = (np.asarray(g[k], np.float64).ravel() for g in (claims.own, claims.wide))
-        leaf = _Leaf(own, wide, scales(k).ravel(), np.shape(claims.wide[k]), jnp.dtype(dtype))
+        leaf = _Leaf(own, wide, scales(k), np.shape(claims.wide[k]), jnp.dtype(dtype))
         coarsest = max(programs.rounding, leaf.epsilon)
-        rounding = _Rounding(coarsest, claims.value, centre, overall)
+        rounding = _Rounding(coarsest, claims.value, centre, overall, overall)
         lost = leaf.lost(rounding, functools.partial(moves, k))
+        if lost.verdict is Verdict.AGREES and claims.in_float64:
+            by_itself = rounding._replace(whole=math.sqrt(_finite_square(parts(k))))
+            more = leaf.lost(by_itself, functools.partial(moves, k))
+            if more.verdict.wrong and _is_apart(point, programs, claims, k):
+                lost = more
         differs = lost.verdict is Verdict.DIFFERS and rounding.has_another_value
         if differs and _own_values_agree(point, programs, claims, k):
             hint = (
@@ -256,8 +265,9 @@ class _Leaf(NamedTuple):
 def _roundings(leaf: _Leaf, rounding: _Rounding) -> np.ndarray:
     """What the rounding of the terms that each entry is summed from explains.
 
-    An error below the rounding of the leaf's whole gradient is not a loss. If an entry is zero but
-    for the rounding of float64, its terms cancel, and are as large as the whole gradient or value.
+    An error below the rounding of the whole gradient is not a loss: the terms of an entry may be as
+    large, and cancel. If an entry is zero but for the rounding of float64, they do, and may be as
+    large as the value, too.
     """
     own, wide, size = leaf.own, leaf.wide, leaf.size
     least = float(jnp.finfo(leaf.dtype).tiny)
@@ -265,8 +275,8 @@ def _roundings(leaf: _Leaf, rounding: _Rounding) -> np.ndarray:
     everything = max(value, rounding.overall)
     part = min(ROUNDINGS * rounding.coarsest, rounding.tolerance)
     zero = np.abs(wide) * size <= ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * everything
-    whole = math.sqrt(_finite_square(wide * size))
-    bound = np.maximum(part * np.maximum(np.where(zero, everything, 0.0), whole) / size, least)
+    whole = np.where(zero, everything, rounding.whole)
+    bound = np.maximum(part * whole / size, least)
     if not own.any():  # if all of it underflows, that is a loss whatever the size
         bound[~zero & (np.abs(wide) == np.max(np.abs(wide))) & (np.abs(wide) > least)] = 0.0
     return bound
@@ -274,11 +284,21 @@ def _roundings(leaf: _Leaf, rounding: _Rounding) -> np.ndarray:
 
 def _shaken(point: Point, programs: Any, claims: Claims) -> list[np.ndarray]:
     """By how much one rounding of each argument, up or down, changes the gradient in float64."""
-    moved = [programs.in_float64(point, wide_dtype(), shake)[1] for shake in (1.0, -1.0)]
+    roundings = [[sign] * len(point.leaves) for sign in (1.0, -1.0)]
+    moved = [programs.in_float64(point, wide_dtype(), shakes)[1] for shakes in roundings]
     return [
         np.max([np.abs(np.asarray(g) - np.asarray(exact)).ravel() for g in pair], axis=0)
         for *pair, exact in zip(*moved, claims.wide, strict=True)
     ]
+
+
+def _is_apart(point: Point, programs: Any, claims: Claims, leaf: int) -> bool:
+    """Whether the gradient of a leaf does not depend on other leaves: then it is no sum of their
+    terms.
+    """
+    shakes = [AWAY * (k != leaf) for k in range(len(point.leaves))]
+    moved = programs.in_float64(point, wide_dtype(), shakes)[1][leaf]
+    return np.array_equal(np.asarray(moved), np.asarray(claims.wide[leaf]))
 
 
 def _own_values_agree(
@@ -293,12 +313,6 @@ def _own_values_agree(
     line = programs.own_line(point)
     asked = line.compare(claims.own, Direction((line.whole(leaf),)))
     return asked.slope.known_to(BLIND) and not asked.excess
-
-
-def _scales(x: Any) -> np.ndarray:
-    """The size of each entry of a leaf."""
-    flat = np.asarray(x, np.float64)
-    return entry_sizes(flat, usual_size(flat))
 
 
 def _finite_square(x: np.ndarray) -> float:

@@ -50,6 +50,10 @@ from jaxnn.numerical.interpret import (
 OF_CLAIMS = 16
 
 
+# With up to so many entries the reference is computed by forward mode if there is no reverse mode.
+MOST_FORWARD = 4096
+
+
 class Settings(NamedTuple):
     """How the gradient is computed.
 
@@ -114,7 +118,8 @@ class Compiled(NamedTuple):
       own: value and packed gradient in the user's dtypes.
       wide: the same in float64.
       along: the values along a line.
-      reference: the gradient of the values, packed: no custom rule plays a part in it.
+      references: the gradient of the values, packed, by reverse and by forward mode: no custom rule
+        plays a part in it.
       packing: how leaves share the arrays of a packed gradient.
       narrow: dtypes in which parts of the function are evaluated all the same.
     """
@@ -122,7 +127,7 @@ class Compiled(NamedTuple):
     own: Callable
     wide: Callable
     along: Callable
-    reference: Callable
+    references: tuple[Callable, Callable]
     packing: Packing
     narrow: frozenset[Any]
 
@@ -191,9 +196,8 @@ class Programs:
                 except Exception:  # a host callback may raise anything
                     return one_by_one(lambda t: run(np.array([t]))[0], steps)
 
-        sizes = [x.size for x in point.leaves]
         epsilon, draw = float(jnp.finfo(dtype).eps), drawer(point.leaves, dtype)
-        return Line(draw, values, sizes, epsilon, _roundings(point, own), watch)
+        return Line(draw, values, point.leaves, epsilon, _roundings(point, own), watch)
 
     def own_line(self, point: Point) -> Line:
         """The same in the function's own dtypes."""
@@ -208,9 +212,8 @@ class Programs:
             steps = jnp.asarray(steps, dtype)
             return np.asarray(along(point.leaves, moves, steps, point.data), np.float64)
 
-        draw, sizes = drawer(point.leaves, dtype), [x.size for x in point.leaves]
-        epsilon = max(self.rounding, float(jnp.finfo(dtype).eps))
-        return Line(draw, values, sizes, epsilon, _roundings(point, True))
+        draw, epsilon = drawer(point.leaves, dtype), max(self.rounding, float(jnp.finfo(dtype).eps))
+        return Line(draw, values, point.leaves, epsilon, _roundings(point, True))
 
     def claims(self, point: Point, dtype: Any) -> Claims:
         """Value and gradient at a point, in the user's dtypes and in float64."""
@@ -224,11 +227,14 @@ class Programs:
             return Claims(float(value), own, own, False)
         return Claims(float(value), own, self.in_float64(point, dtype)[1], True)
 
-    def in_float64(self, point: Point, dtype: Any, shake: float = 0.0) -> tuple[float, list[Any]]:
-        """Value and gradient in float64; `shake` moves the point, in roundings of its dtypes."""
+    def in_float64(
+        self, point: Point, dtype: Any, shakes: Sequence[float] | None = None
+    ) -> tuple[float, list[Any]]:
+        """Value and gradient in float64; `shakes` moves each leaf, in roundings of its dtype."""
         leaves = point.leaves
-        if shake:
-            leaves = [_shaken(x, shake, np.random.default_rng(k)) for k, x in enumerate(leaves)]
+        if shakes is not None:
+            rngs = map(np.random.default_rng, range(len(leaves)))
+            leaves = list(map(_shaken, leaves, shakes, rngs))
         with wide_arithmetic(dtype):
             if self.by_hand is not None:
                 assert self.by_hand.wide is not None
@@ -238,13 +244,15 @@ class Programs:
 
     def reference(self, point: Point, dtype: Any) -> list[Any] | None:
         """The gradient of the values at a point; None if the values cannot be differentiated."""
-        try:
-            with wide_arithmetic(dtype):
-                leaves = [widen_leaf(x, dtype) for x in point.leaves]
-                gradient = self.compiled.reference(self.consts, leaves, point.data)
-        except Exception:  # a loop without a reverse mode, a host callback, or a rule that raises
-            return None
-        return self._unpacked(gradient)
+        few = sum(x.size for x in point.leaves) <= MOST_FORWARD
+        for way in self.compiled.references[: 1 + few]:
+            try:
+                with wide_arithmetic(dtype):
+                    leaves = [widen_leaf(x, dtype) for x in point.leaves]
+                    return self._unpacked(way(self.consts, leaves, point.data))
+            except Exception:  # a loop without a reverse mode, a host callback, or a rule's mistake
+                continue
+        return None
 
     def _unpacked(self, gradient: Sequence[Any]) -> list[Any]:
         return [_looked_at(g) for g in self.compiled.packing.unpack(gradient)]
@@ -298,8 +306,8 @@ class Untraced:
             return np.array([at(t) for t in steps])
 
         epsilon = max(float(jnp.finfo(x.dtype).eps) for x in leaves)
-        draw, sizes = drawer(point.leaves, dtype), [x.size for x in point.leaves]
-        return Line(draw, values, sizes, epsilon, _roundings(point, True), watch)
+        draw = drawer(point.leaves, dtype)
+        return Line(draw, values, point.leaves, epsilon, _roundings(point, True), watch)
 
     def claims(self, point: Point, dtype: Any) -> Claims:
         """Value and gradient at a point, in the user's dtypes."""
@@ -345,7 +353,6 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
         notes.append("the output is no real scalar: a random projection of it was checked")
     _require_output(shapes, point.data[1], settings)
     _require_known(settings.trust, program)
-    scalar = _scalar(program, shapes, form, settings)
     packing = Packing.of(point.leaves)
     for forward in (False, True) if settings.forward is None else (settings.forward,):
         if forward and settings.forward is None:
@@ -354,6 +361,7 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
             )
         chosen = settings._replace(forward=forward)
         try:
+            scalar = _scalar(program, shapes, form, chosen)
             both = Traced.of(_both(scalar, chosen, packing), *form)
             compiled = _compiled(scalar, both, form, chosen, packing)
             if forward and automatic:
@@ -391,7 +399,7 @@ def _looked_at(x: Any) -> Any:
 def _shaken(x: Any, shake: float, rng: np.random.Generator) -> np.ndarray:
     """A leaf moved by so many roundings of its dtype, up or down at random."""
     rounding = shake * float(jnp.finfo(x.dtype).eps)
-    return np.asarray(x, np.float64) * (1 + rounding * rng.choice([-1, 1], x.shape))
+    return np.asarray(np.asarray(x, np.float64) * (1 + rounding * rng.choice([-1, 1], x.shape)))
 
 
 def projection(tree: PyTree, weights: Sequence[Any]) -> jax.Array:
@@ -492,16 +500,18 @@ def _compile(
     if settings.held or settings.trust:
         moving = beside(value)
 
-    def gradient(consts, leaves, data):
-        of = lambda moved: moving(leaves, moved, (consts, data))  # noqa: E731
-        derive = _forward_gradient(lambda x, _: of(x)) if settings.forward else None
-        return packing.pack(derive(leaves, data)[1] if derive else jax.grad(of)(leaves))
+    def by(derive):
+        def gradient(consts, leaves, data):
+            of = lambda moved, _: moving(leaves, moved, (consts, data))  # noqa: E731
+            return packing.pack(derive(of)(leaves, data)[1])
+
+        return jax.jit(gradient)
 
     return Compiled(
         own=jitted(both),
         wide=jax.jit(widened(both, dtype, rules)),
         along=along_program(moving, dtype),
-        reference=jax.jit(gradient),
+        references=(by(jax.value_and_grad), by(_forward_gradient)),
         packing=packing,
         narrow=narrow_dtypes(scalar, dtype),
     )
@@ -587,6 +597,9 @@ def _forward_gradient(value: Callable) -> Callable:
 
     def both(leaves, data):
         def by_leaf(k):
+            if not leaves[k].size:
+                return jnp.zeros_like(leaves[k])
+
             def one(i):
                 tangents = [jnp.zeros_like(x) for x in leaves]
                 tangents[k] = tangents[k].ravel().at[i].set(1).reshape(leaves[k].shape)

@@ -29,6 +29,7 @@ from jaxnn.training.fit import fit
 from jaxnn.training.history import Fit, Log
 from jaxnn.training.measuring import mean_over, measures
 from jaxnn.training.objective import Form, Objective
+from jaxnn.training.options import Feeding, Measuring, Reporting, Saving
 from jaxnn.training.progress import Progress, progress_log, show_progress, silent
 from jaxnn.training.sweep import sweep
 
@@ -120,16 +121,22 @@ def _on_progress(args: argparse.Namespace, say: Callable) -> Callable[[Progress]
 
 
 def _results(
-    args: argparse.Namespace, error: Callable, params: Any, data: Any, **options: Any
+    args: argparse.Namespace,
+    error: Callable,
+    params: Any,
+    data: Any,
+    key: Any,
+    on_progress: Callable,
+    **measured: Any,
 ) -> list[Fit]:
     """One run for each learning rate."""
     optimizer = _optimizer(args)
     epochs = args.epochs or (None if args.max_steps else EPOCHS)
-    options |= {"epochs": epochs, "batch_size": args.batch_size}
+    options = {"key": key, "epochs": epochs, "batch_size": args.batch_size}
     options |= {"grad": numerical_grad if args.grad == "numerical" else jax.grad}
-    options |= {"replacement": args.replacement}
     if len(args.lr) > 1:
-        return sweep(error, params, data, optimizer, jnp.array(args.lr), **options)
+        options |= {"replacement": args.replacement, "on_progress": on_progress}
+        return sweep(error, params, data, optimizer, jnp.array(args.lr), **options, **measured)
     devices = jax.device_count()
     result = _quietly(
         fit,
@@ -138,15 +145,19 @@ def _results(
         data,
         optimizer(args.lr[0]),
         **options,
-        patience=args.patience,
-        checkpoint=args.checkpoint,
-        resume={"newest": True, "previous": "previous", None: False}[args.resume],
-        every=args.every,
         max_steps=args.max_steps,
-        evaluate_every=args.evaluate_every,
-        notes={"run": _asked(args)},
-        mesh=jax.make_mesh((devices,), ("devices",)) if devices > 1 else None,
-        on_interrupt="return",
+        feeding=Feeding(
+            replacement=args.replacement,
+            mesh=jax.make_mesh((devices,), ("devices",)) if devices > 1 else None,
+        ),
+        measuring=Measuring(**measured, evaluate_every=args.evaluate_every, patience=args.patience),
+        saving=Saving(
+            checkpoint=args.checkpoint,
+            resume={"newest": True, "previous": "previous", None: False}[args.resume],
+            every=args.every,
+            notes={"run": _asked(args)},
+        ),
+        reporting=Reporting(on_progress=on_progress, on_interrupt="return"),
     )
     return [result]
 
@@ -319,7 +330,7 @@ def evaluate(args: argparse.Namespace) -> int:
             pieces = Examples.of(name, data, MEASURED, None, False).measuring()
             means = mean_over(pieces, measure_of, (params, None, None)) or {}
             record |= {f"{name}_{what}": float(value) for what, value in means.items()}
-    step = Log.of(found.step, found.records["numbers"], {}).best_step if best else found.step
+    step = Log.of(found.step, found.records).best_step if best else found.step
     if args.json:
         print_json({"step": step, "steps": found.step, **record}, args.stdout)
         return 0

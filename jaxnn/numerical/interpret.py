@@ -254,7 +254,7 @@ def fingerprint(program: Program) -> Hashable:
             tuple(map(atom, eqn.invars)),
             given(eqn.outvars),
             _fingerprint_of_parameters(eqn),
-            getattr(eqn.ctx, "compute_type", None),
+            _fingerprint_of_context(eqn.ctx),
         )
         for eqn in jaxpr.eqns
     )
@@ -465,6 +465,12 @@ def _fingerprint_of_parameters(eqn: Equation) -> Hashable:
     return tuple((name, _fingerprint_of(value)) for name, value in sorted(eqn.params.items()))
 
 
+def _fingerprint_of_context(context: Any) -> Hashable:
+    """What the user wrote around an operation: a device, a mesh, how random bits are drawn."""
+    names = "compute_type", "threefry_partitionable", "cur_abstract_mesh", "xla_metadata"
+    return tuple(_fingerprint_of(getattr(context, name, None)) for name in names)
+
+
 def _fingerprint_of(value: Any) -> Hashable:
     """A parameter of an equation by value; what is JAX's own is compared as it is."""
     if is_program(value):
@@ -481,6 +487,8 @@ def _fingerprint_of(value: Any) -> Hashable:
         whose = str(getattr(value, "__module__", "")).partition(".")[0]
         if whose not in ("jax", "numpy") or getattr(value, "__closure__", None):
             raise TypeError("a function of the user's is a parameter")
+    if isinstance(value, float):  # 0.0 and -0.0 are equal
+        return float, value.hex()
     hash(value)
     return type(value), value
 

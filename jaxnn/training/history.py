@@ -138,9 +138,9 @@ class Log:
     waited: int = 0
 
     @classmethod
-    def of(cls, step: int, numbers: np.ndarray, rows: Mapping[str, np.ndarray]) -> "Log":
-        """As it was when it was saved: `numbers` and `rows` of then."""
-        begun, spent, total, examples, best, best_step, waited = numbers.tolist()
+    def of(cls, step: int, rows: Mapping[str, np.ndarray]) -> "Log":
+        """As it was when `records_to_save` were saved after a step."""
+        begun, spent, total, examples, best, best_step, waited = rows["numbers"].tolist()
         named = lambda prefix: {  # noqa: E731
             name.removeprefix(prefix): values
             for name, values in rows.items()
@@ -149,11 +149,11 @@ class Log:
         return cls(
             step=step,
             begun=int(begun),
-            losses=[rows["step_loss"]] if "step_loss" in rows else [],
+            losses=[rows["step_loss"]],
             aux={name: [values] for name, values in named("aux/").items()},
             records={name: list(values) for name, values in named("metrics/").items()},
-            evaluated=rows["evaluated"].tolist() if "evaluated" in rows else [],
-            seconds=rows["seconds"].tolist() if "seconds" in rows else [],
+            evaluated=rows["evaluated"].tolist(),
+            seconds=rows["seconds"].tolist(),
             spent=spent,
             total=total,
             examples=int(examples),
@@ -163,18 +163,14 @@ class Log:
         )
 
     @property
-    def numbers(self) -> np.ndarray:
-        """What `of` reads, of a length that does not grow."""
+    def records_to_save(self) -> dict[str, np.ndarray]:
+        """What `of` reads."""
         watched = self.best, self.best_step, self.waited
-        return np.array([self.begun, self.spent, self.total, self.examples, *watched])
-
-    @property
-    def rows(self) -> dict[str, np.ndarray]:
-        """What `of` reads besides: what a run adds to."""
         history = self.history()
         metrics = {f"metrics/{name}": values for name, values in history.metrics.items()}
         metrics |= {f"aux/{name}": values[: self.step] for name, values in history.aux.items()}
         return {
+            "numbers": np.array([self.begun, self.spent, self.total, self.examples, *watched]),
             "step_loss": history.step_loss[: self.step],
             "seconds": history.seconds,
             "evaluated": history.evaluated,

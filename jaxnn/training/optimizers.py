@@ -1,6 +1,5 @@
 """What a run has to know of an optimiser of optax: its parts, and the numbers that it keeps."""
 
-import contextlib
 from typing import Any
 
 import jax
@@ -8,35 +7,15 @@ import optax
 from jaxtyping import PyTree
 
 
-def kind_of(optimizer: Any, start: PyTree) -> str:
-    """What an optimiser is made of, without its numbers: the names of its parts, and of those of
-    its state.
-    """
-    parts = [name for name in _parts(optimizer.update) if name not in WRAPPERS]
-    return " ".join([*parts, "with", *_states(start)])
-
-
-# Of optax, what says nothing of how it steps.
-WRAPPERS = ("chain", "with_extra_args_support")
-
-
-def _parts(update: Any, depth: int = 0) -> list[str]:
-    """The functions that an update closes over, and so on, by the names of those that made them."""
-    names = [getattr(update, "__qualname__", type(update).__qualname__).split(".")[0]]
-    for cell in getattr(update, "__closure__", None) or ():
-        with contextlib.suppress(ValueError):  # an empty cell
-            content = cell.cell_contents
-            for part in content if isinstance(content, tuple | list) else (content,):
-                inner = "update" in getattr(part, "__qualname__", "")
-                names += _parts(part, depth + 1) if inner and depth < 20 else []
-    return names
+def kind_of(opt_state: PyTree) -> str:
+    """What an optimiser is made of, without its numbers: the names of the parts of its state."""
+    return " ".join(_states(opt_state)) or "no state"
 
 
 def _states(node: Any) -> list[str]:
     names = [type(node).__name__] if hasattr(node, "_fields") else []
-    return (
-        names + [name for part in node for name in _states(part)] if isinstance(node, tuple) else []
-    )
+    parts = node if isinstance(node, tuple) else ()
+    return names + [name for part in parts for name in _states(part)]
 
 
 def program_of(optimizer: Any, params: PyTree, opt_state: PyTree) -> str:

@@ -5,15 +5,11 @@ log.
 `progress_log` make such functions; any other will do.
 """
 
-import errno
 import json
 import math
 import os
-import pathlib
-import stat
 import sys
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from io import TextIOBase
@@ -164,11 +160,10 @@ def silent(*_: Any, **__: Any) -> None:
 def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
     """One line of JSON for each `Progress`, with its numbers and the `time` in seconds since 1970.
 
-    What is there already stays: lines are added behind it. Those of steps that a resumed run takes
-    again are marked by `"repeated": true`.
+    Lines are appended to what is there already.
 
     Args:
-      path: a file, a link to one, a device, or a pipe that somebody reads.
+      path: a file.
 
     Returns:
       A function for `on_progress`.
@@ -185,15 +180,10 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
       ...     print(pathlib.Path(directory, "log").read_text()[:45])
       {"epoch": 1, "epochs": 1, "step": 15, "steps"
     """
-    path = as_path("path", path)
-    number, last = None, 0
+    path, begun = as_path("path", path), False
 
     def log(progress: Progress) -> None:
-        nonlocal number, last
-        if number is None:
-            last = _last_step(path) if progress.resumed else 0
-            number = _opened(path)
-            weakref.finalize(log, os.close, number)
+        nonlocal begun
         numbers = {
             name: _json(value)
             for name, value in progress._asdict().items()
@@ -201,56 +191,20 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
             and (value is not None or name in ("epochs", "steps"))
         }
         record = progress.record and {k: _json(v) for k, v in progress.record.items()}
-        repeated = {"repeated": True} if progress.step <= last else {}
-        line = {**numbers, "record": record, "time": time.time(), **repeated}
-        _write(number, json.dumps(line) + "\n")
+        line = json.dumps({**numbers, "record": record, "time": time.time()})
+        try:
+            before = path.read_bytes() if not begun and path.is_file() else b""
+            cut_off = bool(before) and not before.endswith(b"\n")  # a killed run's last line
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n" * cut_off + line + "\n")
+        except OSError as error:
+            raise type(error)(
+                f"`path` must be a file in a directory that is there. Got {str(path)!r}: "
+                f"{error.strerror}."
+            ) from None
+        begun = True
 
     return log
-
-
-def _opened(path: pathlib.Path) -> int:
-    """A file to add lines to, whatever it is; the first of them stands on a line of its own."""
-    try:
-        # A pipe that nobody reads is an error, and not to be waited for.
-        number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        nobody = "a pipe that nobody reads" if error.errno == errno.ENXIO else error.strerror
-        raise type(error)(
-            f"`path` must be a file in a directory that is there. Got {str(path)!r}: {nobody}."
-        ) from None
-    os.set_blocking(number, True)
-    if _is_regular(path) and (size := path.stat().st_size):
-        with path.open("rb") as written:
-            written.seek(size - 1)
-            if written.read() != b"\n":  # a line that a killed run did not finish
-                _write(number, "\n")
-    return number
-
-
-def _write(number: int, text: str) -> None:
-    content = text.encode()
-    while content:
-        content = content[os.write(number, content) :]
-
-
-def _last_step(path: pathlib.Path) -> int:
-    """The highest step that a file tells of, in its last part."""
-    if not _is_regular(path):
-        return 0
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 2**16))
-        lines = file.read().decode(errors="replace").splitlines()
-    steps = [0]
-    for line in lines:
-        try:
-            steps.append(int(json.loads(line)["step"]))
-        except (ValueError, KeyError, TypeError):
-            continue  # somebody else's line, or half of one
-    return max(steps)
-
-
-def _is_regular(path: pathlib.Path) -> bool:
-    return path.exists() and stat.S_ISREG(path.stat().st_mode)
 
 
 def _short(number: float) -> str:

@@ -1,5 +1,5 @@
-"""A run under way: stretches of steps on the device, and between them what the host does: measure,
-tell, listen, save.
+"""A run under way: stretches of steps on the device, and what the host does between them: measure,
+report, listen, save.
 
 In several processes each does the same, and what one alone wants or meets (a signal, an exception,
 a slow clock) is agreed on between two stretches, in `listen`.
@@ -98,9 +98,8 @@ class Saves:
         return waited > ANYWHERE or (log.at_end_of_epoch and waited > AT_EPOCHS)
 
 
-@dataclasses.dataclass
-class Run:
-    """A run under way.
+class Config(NamedTuple):
+    """What does not change during a run.
 
     Attributes:
       plan: how its epochs are cut into steps.
@@ -110,26 +109,12 @@ class Run:
       optimizer: by which.
       way: what its steps are compiled for.
       across: whether stretches go across epochs.
-      sets: examples by name; those to train on are called "train".
-      schedule: when what is measured.
+      sets: examples by name; the training data are called "train".
+      schedule: what is measured when.
       saves: when and where the run is saved, or None.
-      on_progress: what is told.
-      record: what it is told besides.
+      on_progress: the callback.
+      record: what it is given besides.
       eval_params: makes the parameters that are measured.
-      state: the arrays of the parameters, the optimiser's state, and the model's own.
-      best: the best so far.
-      log: what else is remembered.
-      resumed: the step after which this part of it began.
-      pace: steps in the next stretch.
-      feed: gives the pieces of examples.
-      piece: that which is used.
-      at: how many of its steps were taken.
-      norm: of the last gradient, if it is recorded.
-      broken: what was not finite.
-      reason: why the run ends, once it does.
-      failure: what was raised in this process.
-      caught: the signals that were caught.
-      compiling: programs that measure, until they are compiled.
     """
 
     plan: Plan
@@ -145,30 +130,71 @@ class Run:
     on_progress: Callable[[Progress], Any] | None
     record: tuple[str, ...]
     eval_params: Callable | None
+
+
+@dataclasses.dataclass
+class Reached:
+    """What a run has reached.
+
+    Attributes:
+      state: the arrays of the parameters, the optimiser's state, and the model's own.
+      best: the best state so far.
+      log: what else is remembered.
+      resumed: the step after which this part of it began.
+      pace: steps in the next stretch.
+      at: how many steps of the current piece were taken.
+      norm: of the last gradient, if it is recorded.
+      broken: what was not finite.
+      reason: why the run ends, once it does.
+    """
+
     state: State
     best: State | None = None
     log: Log = dataclasses.field(default_factory=Log)
     resumed: int = 0
     pace: int = 1
-    feed: Generator[Piece, None, None] | None = None
-    piece: Piece | None = None
     at: int = 0
     norm: float | None = None
     broken: str | None = None
     reason: Reason | None = None
+
+
+@dataclasses.dataclass
+class Host:
+    """What runs beside the steps.
+
+    Attributes:
+      feed: yields the pieces of examples.
+      piece: the current one.
+      failure: what was raised in this process.
+      caught: the signals that were caught.
+      compiling: programs that measure, until they are compiled.
+    """
+
+    feed: Generator[Piece, None, None] | None = None
+    piece: Piece | None = None
     failure: BaseException | None = None
     caught: list[int] = dataclasses.field(default_factory=list)
     compiling: list[concurrent.futures.Future] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Run:
+    """A run under way: its configuration, what it has reached, and what runs beside it."""
+
+    config: Config
+    now: Reached
+    host: Host = dataclasses.field(default_factory=Host)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """The run's directory, held against other runs; its signals; its thread of examples."""
         with contextlib.ExitStack() as stack:
-            if self.saves is not None:
+            if self.config.saves is not None:
                 with self._own():
-                    stack.enter_context(self.saves.place.held())
-            stack.enter_context(noted(self.caught))
-            stack.callback(lambda: self.feed and self.feed.close())
+                    stack.enter_context(self.config.saves.place.held())
+            stack.enter_context(noted(self.host.caught))
+            stack.callback(lambda: self.host.feed and self.host.feed.close())
             yield
 
     @contextlib.contextmanager
@@ -177,27 +203,36 @@ class Run:
         try:
             yield
         except BaseException as error:
-            self.failure = self.failure or error
+            self.host.failure = self.host.failure or error
 
     def begin(self, resume: bool | str) -> None:
         """See that all processes begin alike; go on from the last checkpoint, if there is one."""
         require_same(self._settings())
         self._end_if_failed(self._vote())
-        if self.saves is not None:
-            found = self.saves.place.found(resume, self.identity, self.state, self.mesh)
+        if self.config.saves is not None:
+            found = self.config.saves.place.found(
+                resume, self.identity, self.now.state, self.config.mesh
+            )
             if found is not None:
                 # Another learning rate that the optimiser keeps in its state takes effect.
                 renewed = lambda state: state._replace(  # noqa: E731
-                    opt_state=with_new_numbers(state.opt_state, self.state.opt_state)
+                    opt_state=with_new_numbers(state.opt_state, self.now.state.opt_state)
                 )
-                self.log, self.state, self.best = found.log, renewed(found.state), found.best
+                self.now.log, self.now.state, self.now.best = (
+                    found.log,
+                    renewed(found.state),
+                    found.best,
+                )
                 self._lose_patience()
-            self.resumed = self.log.step
-            self.saves.step, self.saves.time = self.log.step or None, time.perf_counter()
-        if self.schedule.patience is None:
-            self.best = None
-        elif self.best is None:
-            self.best = self._copied(self.state)
+            self.now.resumed = self.now.log.step
+            self.config.saves.step, self.config.saves.time = (
+                self.now.log.step or None,
+                time.perf_counter(),
+            )
+        if self.config.schedule.patience is None:
+            self.now.best = None
+        elif self.now.best is None:
+            self.now.best = self._copied(self.now.state)
         self._compile_measures()
         self.prepare()
         self._end_if_failed(self._vote())
@@ -205,52 +240,52 @@ class Run:
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """What has to be the same for a resumed run to be the same run."""
-        train = self.sets["train"]
+        train = self.config.sets["train"]
         return {
             "layout": LAYOUT,
-            "batch_size": self.plan.batch_size,
-            "replacement": self.plan.replacement,
-            "key": np.asarray(jax.random.key_data(self.key)).tolist(),
+            "batch_size": self.config.plan.batch_size,
+            "replacement": self.config.plan.replacement,
+            "key": np.asarray(jax.random.key_data(self.config.key)).tolist(),
             "data": _told(train),
-            "optimizer": kind_of(self.optimizer, self.state.opt_state),
+            "optimizer": kind_of(self.now.state.opt_state),
         }
 
     def _settings(self) -> dict[str, Any]:
         """What has to be the same in all processes."""
         if jax.process_count() == 1:
             return {}
-        named = self.sets.items()
+        named = self.config.sets.items()
         tests = {name: checksum(s.data) for name, s in named if isinstance(s, Examples)}
-        moving, _ = self.objective.skeleton.split(self.state.params)
-        program = program_of(self.optimizer, moving, self.state.opt_state)
-        schedule = self.schedule._asdict() | {"watch": None, "names": None}
+        moving, _ = self.config.objective.skeleton.split(self.now.state.params)
+        program = program_of(self.config.optimizer, moving, self.now.state.opt_state)
+        schedule = self.config.schedule._asdict() | {"watch": None, "names": None}
         renamed = {"epochs": "evaluate_every", "steps": "evaluate_steps"}
         return {
             **self.identity,
-            "epochs": self.plan.epochs,
-            "max_steps": self.plan.most,
+            "epochs": self.config.plan.epochs,
+            "max_steps": self.config.plan.most,
             **{renamed.get(name, name): value for name, value in schedule.items()},
-            "measure": self.schedule.names,
-            "checkpoint": self.saves is not None,
-            "every": self.saves and self.saves.every,
+            "measure": self.config.schedule.names,
+            "checkpoint": self.config.saves is not None,
+            "every": self.config.saves and self.config.saves.every,
             "test": tests,
-            "params": checksum(self.state.params),
+            "params": checksum(self.now.state.params),
             "optimizer": program,
         }
 
     @property
     def done(self) -> bool:
         """Whether all steps were taken."""
-        plan, log = self.plan, self.log
+        plan, log = self.config.plan, self.now.log
         over = plan.epochs is not None and len(log.seconds) >= plan.epochs
         return over or (plan.most is not None and log.step >= plan.most)
 
     @property
     def owes(self) -> bool:
         """Whether it is time to measure, and that was not done yet."""
-        log, schedule = self.log, self.schedule
+        log, schedule = self.now.log, self.config.schedule
         measured = bool(log.evaluated) and log.evaluated[-1] == log.step
-        if not schedule.names or self.broken is not None or log.step == 0 or measured:
+        if not schedule.names or self.now.broken is not None or log.step == 0 or measured:
             return False
         if schedule.steps:
             due = log.step % schedule.steps == 0
@@ -261,80 +296,82 @@ class Run:
     @property
     def ended(self) -> bool:
         """Whether there is nothing more to do."""
-        return self.reason is not None or (self.done and not self.owes)
+        return self.now.reason is not None or (self.done and not self.owes)
 
     def _compile_measures(self) -> None:
         """Begin to compile what will measure, in a thread, while the first steps are compiled."""
-        sets = [self.sets[name] for name in self.schedule.names]
+        sets = [self.config.sets[name] for name in self.config.schedule.names]
         here = [x for x in sets if isinstance(x, Examples) and not x.streamed]
-        if self.mesh is not None or self.ended or not here:
+        if self.config.mesh is not None or self.ended or not here:
             return
-        given = self.state.params, self.state.model_state, self._key_of(0)
+        given = self.now.state.params, self.now.state.model_state, self._key_of(0)
         pieces = (piece for examples in here for piece in examples.measuring())
         programs = [lowered(piece, self._measure_of, given) for piece in pieces]
         pool = concurrent.futures.ThreadPoolExecutor(1)
-        self.compiling = [pool.submit(program.compile) for program in programs]
+        self.host.compiling = [pool.submit(program.compile) for program in programs]
         pool.shutdown(wait=False)
 
     def prepare(self) -> None:
         """Have the examples of the next steps."""
-        used_up = self.piece is None or self.at >= self.piece.steps
-        if self.across or self.done or self.reason is not None or not used_up:
+        used_up = self.host.piece is None or self.now.at >= self.host.piece.steps
+        if self.config.across or self.done or self.now.reason is not None or not used_up:
             return
-        position = self.log.step - self.log.begun
+        position = self.now.log.step - self.now.log.begun
         with self._own():
-            if self.feed is None:
-                epoch = len(self.log.seconds) + 1
-                self.feed = self.sets["train"].training(self.plan, self.key, epoch, position)
-            self.piece = next(self.feed)
-            self.at = position - self.piece.first
+            if self.host.feed is None:
+                epoch = len(self.now.log.seconds) + 1
+                self.host.feed = self.config.sets["train"].training(
+                    self.config.plan, self.config.key, epoch, position
+                )
+            self.host.piece = next(self.host.feed)
+            self.now.at = position - self.host.piece.first
 
     def take_steps(self) -> None:
         """Take some steps, as many as the host can wait for."""
         if self.owes:  # a resumed run may have to measure first
             return
-        began, before = time.perf_counter(), self.log.step
-        stretch = self._across_epochs() if self.across else self._within_piece()
+        began, before = time.perf_counter(), self.now.log.step
+        stretch = self._across_epochs() if self.config.across else self._within_piece()
         chunk, first, offset, sizes, ends = stretch
-        self.state, self.broken = chunk.state, chunk.not_finite()
+        self.now.state, self.now.broken = chunk.state, chunk.not_finite()
         taken = int(chunk.reached) - first
         of_steps = lambda x: np.asarray(x).reshape(-1)[offset : offset + taken]  # noqa: E731
         losses, aux = of_steps(chunk.losses), jax.tree.map(of_steps, chunk.aux)
         seconds = time.perf_counter() - began
-        good = taken - (self.broken is not None)
-        if self.way.norm and good:
-            self.norm = float(aux[NORM][good - 1])
+        good = taken - (self.now.broken is not None)
+        if self.config.way.norm and good:
+            self.now.norm = float(aux[NORM][good - 1])
         ends = [end for end in ends if end <= before + good]
-        self.log.add(losses, aux, sizes[:taken], good, ends, seconds)
-        self.at += taken
-        if self.broken is not None:
-            self.reason = "not finite"
-        self.pace = paced(self.pace, taken, seconds)
+        self.now.log.add(losses, aux, sizes[:taken], good, ends, seconds)
+        self.now.at += taken
+        if self.now.broken is not None:
+            self.now.reason = "not finite"
+        self.now.pace = paced(self.now.pace, taken, seconds)
 
     def _across_epochs(self) -> tuple[Chunk, int, int, np.ndarray, Any]:
         """A chunk of steps across epochs; what it calls the first, and its place in what it
         recorded; the examples of each; and after which steps of the run an epoch ends.
         """
-        begin, plan, per_epoch = self.log.step, self.plan, self.plan.per_epoch
+        begin, plan, per_epoch = self.now.log.step, self.config.plan, self.config.plan.per_epoch
         longest = rows_of(plan) * per_epoch - begin % per_epoch
         stop = min(begin + min(self._length(), longest), plan.steps or begin)
-        (piece,) = self.sets["train"].measuring()
-        key = replicate(self.key, self.mesh)
+        (piece,) = self.config.sets["train"].measuring()
+        key = replicate(self.config.key, self.config.mesh)
         limits = {"start": np.int32(begin), "stop": np.int32(stop), "short": np.bool_(False)}
-        take = self._take_of(self.way, plan)
+        take = self._take_of(self.config.way, plan)
         chunk = self._chunk(take, piece.data, key, **limits)
         ends = range((begin // per_epoch + 1) * per_epoch, stop + 1, per_epoch)
         return chunk, begin, begin % per_epoch, np.full(stop - begin, plan.batch_size), ends
 
     def _within_piece(self) -> tuple[Chunk, int, int, np.ndarray, Any]:
         """Steps of one piece, likewise."""
-        piece, at, before = self.piece, self.at, self.log.step
+        piece, at, before = self.host.piece, self.now.at, self.now.log.step
         assert piece is not None
         stop = min(piece.steps, at + self._length())
-        if self.plan.most is not None:
-            stop = min(stop, at + self.plan.most - before)
+        if self.config.plan.most is not None:
+            stop = min(stop, at + self.config.plan.most - before)
         short = piece.rest > 0 and stop == piece.steps
-        way = self.way._replace(batch_size=piece.batch_size)
+        way = self.config.way._replace(batch_size=piece.batch_size)
         take = self._take_of(way)
         given = piece.data, piece.order, self._key_of(piece.epoch), np.int32(piece.first)
         limits = {"start": np.int32(at), "stop": np.int32(stop), "short": np.bool_(short)}
@@ -348,30 +385,32 @@ class Run:
     @functools.cached_property
     def _take_of(self) -> Callable[..., Callable[..., Chunk]]:
         """The program that takes steps one way, looked for once."""
-        return functools.cache(functools.partial(compiled, self.objective, self.optimizer))
+        return functools.cache(
+            functools.partial(compiled, self.config.objective, self.config.optimizer)
+        )
 
     @functools.cached_property
     def _measure_of(self) -> Callable[[int, int], Measure]:
-        return measures(self.objective, self.mesh)
+        return measures(self.config.objective, self.config.mesh)
 
     def _key_of(self, epoch: int) -> Any:
         """An epoch's key, if the loss asks for keys."""
-        if not self.objective.form.keyed:
+        if not self.config.objective.form.keyed:
             return np.uint32(0)
-        return replicate(self.plan.key_of(self.key, epoch), self.mesh)
+        return replicate(self.config.plan.key_of(self.config.key, epoch), self.config.mesh)
 
     def _chunk(self, take: Callable[..., Chunk], *given: Any, **limits: Any) -> Chunk:
-        chunk = run_chunk(take, self.state, *given, **limits, guarded=self.way.guarded)
+        chunk = run_chunk(take, self.now.state, *given, **limits, guarded=self.config.way.guarded)
         return jax.block_until_ready(chunk)
 
     def measured_state(self) -> State:
         """What is measured: the parameters as they are, or as `eval_params` makes them."""
-        if self.eval_params is None:
-            return self.state
-        params = self.objective.skeleton.fill(self.state.params)
-        made = arrays_of(self.eval_params(params, self.state.opt_state))[1]
-        require_same_form("eval_params(...)", made, "params", self.state.params)
-        return self.state._replace(params=made)
+        if self.config.eval_params is None:
+            return self.now.state
+        params = self.config.objective.skeleton.fill(self.now.state.params)
+        made = arrays_of(self.config.eval_params(params, self.now.state.opt_state))[1]
+        require_same_form("eval_params(...)", made, "params", self.now.state.params)
+        return self.now.state._replace(params=made)
 
     def measurements(self) -> dict[str, Any] | None:
         """What is measured where that is due; None, too, where a signal came before its end."""
@@ -380,125 +419,129 @@ class Run:
         began, record = time.perf_counter(), {}
         state = self.measured_state()
         given = state.params, state.model_state, self._key_of(0)
-        concurrent.futures.wait(self.compiling)
-        for name in self.schedule.names:
-            with contextlib.closing(self.sets[name].measuring()) as pieces:
+        concurrent.futures.wait(self.host.compiling)
+        for name in self.config.schedule.names:
+            with contextlib.closing(self.config.sets[name].measuring()) as pieces:
                 means = mean_over(pieces, self._measure_of, given, self._goes_on)
             if means is None:
                 return None
             record |= {f"{name}_{what}": value for what, value in means.items()}
-        self.log.add_seconds(time.perf_counter() - began)
+        self.now.log.add_seconds(time.perf_counter() - began)
         return record
 
     def _goes_on(self, pace: int) -> tuple[bool, int]:
-        vote = Vote(False, bool(self.caught), False, False, pace).agreed()
+        vote = Vote(False, bool(self.host.caught), False, False, pace).agreed()
         return not vote.interrupted, vote.pace
 
     def report(self, record: dict[str, Any] | None) -> None:
         """Remember what was measured, and say where the run stands."""
-        if self.broken is not None:
+        if self.now.broken is not None:
             return
         if record is not None:
-            self.log.measured(record)
-            if self.schedule.patience is not None:
-                if self.log.watch(self._watched(record)):
-                    self.best = self._copied(self.measured_state())
+            self.now.log.measured(record)
+            if self.config.schedule.patience is not None:
+                if self.now.log.watch(self._watched(record)):
+                    self.now.best = self._copied(self.measured_state())
                 self._lose_patience()
-        if self.on_progress is None:
+        if self.config.on_progress is None:
             return
         with self._own():
-            wish = self.on_progress(self._progress(record))
+            wish = self.config.on_progress(self._progress(record))
             if np.size(wish) != 1:
                 raise TypeError(
                     f"`on_progress` must return nothing, or whether to stop. Got {describe(wish)}."
                 )
             if wish:
-                self.reason = self.reason or "stopped"
+                self.now.reason = self.now.reason or "stopped"
 
     def _progress(self, record: dict[str, Any] | None) -> Progress:
         """Where the run stands."""
-        plan, log, state = self.plan, self.log, self.state
+        plan, log, state = self.config.plan, self.now.log, self.now.state
         asked: dict[str, Callable[[], Any]] = {
-            "params": lambda: self.objective.skeleton.fill(state.params),
+            "params": lambda: self.config.objective.skeleton.fill(state.params),
             "opt_state": lambda: state.opt_state,
             "learning_rate": lambda: float(learning_rate(state.opt_state)),
-            "gradient_norm": lambda: self.norm,
+            "gradient_norm": lambda: self.now.norm,
         }
-        more = {name: asked[name]() for name in self.record}
+        more = {name: asked[name]() for name in self.config.record}
         where = log.epoch, plan.epochs, log.step, plan.steps, log.mean_loss, record
-        more |= {"resumed": self.resumed, "reason": self.reason}
-        return Progress(*where, measures=bool(self.schedule.names), **more)
+        more |= {"resumed": self.now.resumed, "reason": self.now.reason}
+        return Progress(*where, measures=bool(self.config.schedule.names), **more)
 
     def listen(self) -> None:
         """Hear what the system, and the other processes, want."""
         vote = self._vote()
-        self.pace = vote.pace
+        self.now.pace = vote.pace
         if vote.stopped:
-            self.reason = "stopped"
+            self.now.reason = "stopped"
         if vote.interrupted and not self.ended:
-            self.reason = "interrupted"
+            self.now.reason = "interrupted"
         self._end_if_failed(vote)
-        if self.saves is not None and (vote.due or self.ended):
+        if self.config.saves is not None and (vote.due or self.ended):
             self._save()
 
     def _vote(self) -> Vote:
-        due = self.saves is not None and self.log.step > 0 and self.saves.is_due(self.log)
-        stopped, failed = self.reason == "stopped", self.failure is not None
-        return Vote(stopped, bool(self.caught), failed, due, self.pace).agreed()
+        due = (
+            self.config.saves is not None
+            and self.now.log.step > 0
+            and self.config.saves.is_due(self.now.log)
+        )
+        stopped, failed = self.now.reason == "stopped", self.host.failure is not None
+        return Vote(stopped, bool(self.host.caught), failed, due, self.now.pace).agreed()
 
     def _end_if_failed(self, vote: Vote) -> None:
         """Raise what was raised in this process, or that another one failed, once all is saved."""
         if not vote.failed:
             return
-        others = failure_of_others(self.failure)
-        failure = self.failure or others
-        if self.log.step > self.resumed:
+        others = failure_of_others(self.host.failure)
+        failure = self.host.failure or others
+        if self.now.log.step > self.now.resumed:
             self._save()
         with contextlib.suppress(BaseException):  # the first failure is the one to tell
-            if self.saves is not None:
-                self.saves.place.wait()
+            if self.config.saves is not None:
+                self.config.saves.place.wait()
         assert failure is not None
         raise failure
 
     def _save(self) -> None:
         """Write a checkpoint of this step."""
-        saves = self.saves
-        if saves is None or self.log.step == saves.step:
+        saves = self.config.saves
+        if saves is None or self.now.log.step == saves.step:
             return
         info = {"run": self.identity, "notes": saves.notes}
         with self._own():
             if isinstance(saves.place, Manager):
-                saves.place.save(Saved(self.state, self.best, self.log, info))
-            elif is_apart(self.state) or jax.process_index() == 0:
-                best = None if self.best is None else on_host(self.best)
-                saves.place.save(Saved(on_host(self.state), best, self.log, info))
-        saves.step, saves.time = self.log.step, time.perf_counter()
+                saves.place.save(Saved(self.now.state, self.now.best, self.now.log, info))
+            elif is_apart(self.now.state) or jax.process_index() == 0:
+                best = None if self.now.best is None else on_host(self.now.best)
+                saves.place.save(Saved(on_host(self.now.state), best, self.now.log, info))
+        saves.step, saves.time = self.now.log.step, time.perf_counter()
 
     def finish(self) -> None:
         """Wait until all is written, and for the other processes."""
         with self._own():
-            if self.saves is not None:
-                self.saves.place.wait()
+            if self.config.saves is not None:
+                self.config.saves.place.wait()
         self._end_if_failed(self._vote())
 
     def result(self) -> Fit:
         """What the user gets."""
-        status = Status(self.reason or "finished", self.log.step, self.broken)
-        state = self.state if self.best is None else self.best
-        params = self.objective.skeleton.fill(state.params)
-        return Fit(params, state.opt_state, self.log.history(), status, state.model_state)
+        status = Status(self.now.reason or "finished", self.now.log.step, self.now.broken)
+        state = self.now.state if self.now.best is None else self.now.best
+        params = self.config.objective.skeleton.fill(state.params)
+        return Fit(params, state.opt_state, self.now.log.history(), status, state.model_state)
 
     def _copied(self, state: State) -> State:
         """A state that guarded steps do not take the memory of."""
-        return copied(state) if self.way.guarded else state
+        return copied(state) if self.config.way.guarded else state
 
     def _watched(self, record: dict[str, Any]) -> float:
         """What is to become smaller; NaN never is, and is told of."""
-        number = float(self.schedule.watch(record))
+        number = float(self.config.schedule.watch(record))
         if number != number:
             warnings.warn(
-                f"what `fit` watches is NaN after epoch {self.log.epoch}: no epoch is better for "
-                "that",
+                f"what `fit` watches is NaN after epoch {self.now.log.epoch}: no epoch is better "
+                "for that",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -506,20 +549,20 @@ class Run:
 
     def _length(self) -> int:
         """How many steps the next stretch may have."""
-        longest, step = self.pace, self.log.step
-        if self.schedule.names and self.schedule.steps:
-            longest = min(longest, self.schedule.steps - step % self.schedule.steps)
-        elif self.schedule.names and self.across:
-            between = self.schedule.epochs * self.plan.per_epoch
+        longest, step = self.now.pace, self.now.log.step
+        if self.config.schedule.names and self.config.schedule.steps:
+            longest = min(longest, self.config.schedule.steps - step % self.config.schedule.steps)
+        elif self.config.schedule.names and self.config.across:
+            between = self.config.schedule.epochs * self.config.plan.per_epoch
             longest = min(longest, between - step % between)
-        if self.saves is not None and self.saves.every:
-            longest = min(longest, self.saves.every - step % self.saves.every)
+        if self.config.saves is not None and self.config.saves.every:
+            longest = min(longest, self.config.saves.every - step % self.config.saves.every)
         return longest
 
     def _lose_patience(self) -> None:
-        patience = self.schedule.patience
-        if patience is not None and self.log.waited >= patience:
-            self.reason = "no improvement"
+        patience = self.config.schedule.patience
+        if patience is not None and self.now.log.waited >= patience:
+            self.now.reason = "no improvement"
 
 
 def _told(examples: Examples | Batches) -> str:

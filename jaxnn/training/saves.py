@@ -1,17 +1,14 @@
 """Where a run is saved, and how it is found again: in files of our own, or by Orbax.
 
-A checkpoint holds what a step changes, and numbers. What a run adds to with each step, its history,
-lies beside the checkpoints in one file that is only ever added to; a checkpoint says how much of it
-is its own. Files are written by a thread, one at a time, from a copy on the host.
+A checkpoint stands alone: what a step changes, and the history so far. Files are written by a
+thread, one at a time, from a copy on the host.
 """
 
 import contextlib
-import json
 import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -28,7 +25,7 @@ from jaxnn.training.history import Log
 from jaxnn.training.steps import State, is_sharded, replicate
 
 # Of what a checkpoint of a run holds; one of another is none that can be gone on with.
-LAYOUT = 3
+LAYOUT = 4
 # Without `every`, checkpoints at the ends of epochs are so many seconds apart at least, and those
 # anywhere at most.
 AT_EPOCHS, ANYWHERE = 10, 600
@@ -73,7 +70,6 @@ class Files:
 
     def __init__(self, directory: str | os.PathLike, keep: int):
         self.directory, self.keep = as_path("checkpoint", directory), keep
-        self.history = HistoryFile(self.directory / "history")
         self.thread: threading.Thread | None = None
         self.failure: BaseException | None = None
 
@@ -108,26 +104,19 @@ class Files:
             placed = {name: _as(part, getattr(like, name), mesh) for name, part in parts.items()}
             return State(**{"model_state": None, **placed})
 
-        def log():
-            rows = self.history.read(found.info["history"])
-            return Log.of(found.step, found.records["numbers"], rows)
-
         best = state("best_") if "best_params" in found.leaves else None
-        return Found(state(""), best, log())
+        return Found(state(""), best, Log.of(found.step, found.records))
 
     def save(self, run: Saved) -> None:
         """Write a checkpoint in the background, once the one before is written."""
         self.wait()
         if jax.process_index() != 0:
             return
-        rows, numbers, step = run.log.rows, run.log.numbers, run.log.step
+        records, step = run.log.records_to_save, run.log.step
 
         def write():
             try:
-                self.directory.mkdir(parents=True, exist_ok=True)
-                info = {**run.info, "history": self.history.add(rows)}
-                records = {"numbers": numbers}
-                keep = {"info": info, "keep": self.keep}
+                keep = {"info": run.info, "keep": self.keep}
                 save_checkpoint(self.directory, step, run.parts, records=records, **keep)
             except BaseException as error:
                 self.failure = error
@@ -152,7 +141,6 @@ class Manager:
 
     def __init__(self, manager: Any):
         self.manager = manager
-        self.history = HistoryFile(Path(manager.directory) / "history")
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -185,17 +173,16 @@ class Manager:
             placed = {name: parts[f"{prefix}{name}"] for name in names}
             return State(**{"model_state": None, **placed})
 
-        rows = self.history.read(info["history"])
-        log = Log.of(step, np.array(info["numbers"], float), rows)
-        return Found(state(""), state("best_") if best else None, log)
+        records = {name: np.array(values, kind) for name, kind, values in info["records"]}
+        return Found(state(""), state("best_") if best else None, Log.of(step, records))
 
     def save(self, run: Saved) -> None:
         """Hand a checkpoint over."""
         import orbax.checkpoint as ocp  # pyright: ignore[reportMissingImports]
 
-        written = self.history.add(run.log.rows) if jax.process_index() == 0 else None
-        info = {**run.info, "history": written, "best": run.best is not None}
-        info["numbers"] = [float(number) for number in run.log.numbers]
+        records = run.log.records_to_save.items()
+        info = {**run.info, "best": run.best is not None}
+        info["records"] = [[name, str(x.dtype), x.tolist()] for name, x in records]
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(run.parts), info=ocp.args.JsonSave(info)
         )
@@ -204,62 +191,6 @@ class Manager:
     def wait(self) -> None:
         """Until what was to be written is."""
         self.manager.wait_until_finished()
-
-
-class HistoryFile:
-    """A file of arrays that grow; what was written is never changed."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.lengths: dict[str, int] = {}
-        self.size, self.checksum = 0, 0
-
-    def add(self, rows: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Write what is new, and say what belongs to it so far."""
-        head, body = [], b""
-        for name, values in rows.items():
-            new = np.ascontiguousarray(values[self.lengths.get(name, 0) :])
-            if len(new):
-                head.append({"name": name, "dtype": str(new.dtype), "shape": new.shape})
-                body += new.tobytes()
-        if head:
-            frame = json.dumps(head).encode() + b"\n" + body
-            with open(self.path, "r+b" if self.path.exists() else "w+b") as file:
-                file.seek(self.size)
-                file.write(frame)
-                file.truncate()
-                file.flush()
-                os.fsync(file.fileno())
-            self.size, self.checksum = self.size + len(frame), zlib.crc32(frame, self.checksum)
-            self.lengths = {name: len(values) for name, values in rows.items()}
-        return {"bytes": self.size, "crc": self.checksum}
-
-    def read(self, part: Mapping[str, int]) -> dict[str, np.ndarray]:
-        """The rows that belong to a checkpoint; what follows them will be written over."""
-        content = b""
-        if part["bytes"]:
-            with open(self.path, "rb") as file:
-                content = file.read(part["bytes"])
-        if len(content) != part["bytes"] or zlib.crc32(content) != part["crc"]:
-            raise ValueError(
-                f"{self.path}: must be the history of the checkpoint beside it. Got a file that is "
-                "cut off or changed."
-            )
-        pieces: dict[str, list[np.ndarray]] = {}
-        at = 0
-        while at < len(content):
-            end = content.index(b"\n", at)
-            head, at = json.loads(content[at:end]), end + 1
-            for entry in head:
-                dtype, shape = jnp.dtype(entry["dtype"]), entry["shape"]
-                count = int(np.prod(shape))
-                values = np.frombuffer(content, dtype, count, at).reshape(shape)
-                pieces.setdefault(entry["name"], []).append(values)
-                at += count * dtype.itemsize
-        rows = {name: np.concatenate(parts) for name, parts in pieces.items()}
-        self.size, self.checksum = part["bytes"], part["crc"]
-        self.lengths = {name: len(values) for name, values in rows.items()}
-        return rows
 
 
 def as_place(checkpoint: Any, keep: int) -> Files | Manager:

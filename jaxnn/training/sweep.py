@@ -30,10 +30,11 @@ from jaxnn._validate import (
     require_optimizer,
 )
 from jaxnn.data import count_examples, require_batches
-from jaxnn.training.fit import require_counts, require_run
-from jaxnn.training.history import Fit, History, Status
+from jaxnn.training.fit import require_run
+from jaxnn.training.history import Fit, Log, Status
 from jaxnn.training.measuring import Measure, loss_first
 from jaxnn.training.objective import Objective
+from jaxnn.training.options import require_counts
 from jaxnn.training.progress import Progress
 from jaxnn.training.steps import (
     Chunk,
@@ -106,7 +107,9 @@ def sweep(
     require_batches("data", data)
     if test is not None:
         require_batches("test", test, data)
-    require_run(loss, grad, data, test, on_progress)
+    require_run(loss, grad, data, test)
+    if on_progress is not None:
+        require_arguments("on_progress", on_progress, None)
     require_counts(epochs=epochs, batch_size=batch_size)
     if isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
@@ -143,12 +146,12 @@ def sweep(
         return State(params, optimizer(value).init(skeleton.split(params)[0]), model_state)
 
     states = jax.vmap(begin)(replicate(starts, None), values)
-    log = _Log([None] * runs, [], [], [], [])
+    logs, broken = [Log() for _ in range(runs)], [None] * runs
     measured_by = programs.keys(keys, 0)
     for epoch in range(1, epochs + 1):
         began = time.perf_counter()
         # A run that is no longer finite stands still: it takes no steps any more.
-        going = np.array([leaf is None for leaf in log.broken])
+        going = np.array([leaf is None for leaf in broken])
         stop, short = np.where(going, np.int32(plan.per_epoch), 0), going & (plan.rest > 0)
         start, order = np.zeros(runs, np.int32), programs.order(key, epoch)
         examples = values, sets["train"], order, programs.keys(keys, epoch), np.int32(0)
@@ -159,10 +162,38 @@ def sweep(
             for name, examples in sets.items()
             for what, value in loss_first(programs.evaluate(states, measured_by, examples)).items()
         }
-        log = log.after(chunk, going, measured, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        for i, log in enumerate(logs):
+            if going[i]:
+                broken[i] = _one(chunk, i).not_finite()
+            _add(log, _one(chunk, i), broken[i], bool(going[i]), plan, seconds)
+            log.measured({name: value[i] for name, value in measured.items()})
         if on_progress is not None:
             on_progress(_progress(plan, epoch, measured))
-    return [log.fit(skeleton, _one(states, i), i) for i in range(runs)]
+    return [_fit(log, broken[i], skeleton, _one(states, i)) for i, log in enumerate(logs)]
+
+
+def _add(
+    log: Log, chunk: Chunk, broken: str | None, going: bool, plan: Plan, seconds: float
+) -> None:
+    """Note what one run did in an epoch, which ends for all of them."""
+    taken = int(chunk.reached)
+    good = taken - (going and broken is not None)
+    sizes = np.full(taken, plan.batch_size)
+    if plan.rest and taken == plan.per_epoch:
+        sizes[-1] = plan.rest
+    rows = lambda x: np.asarray(x)[:taken]  # noqa: E731
+    end = log.step + good
+    log.add(rows(chunk.losses), jax.tree.map(rows, chunk.aux), sizes, good, [end], 0.0)
+    log.add_seconds(seconds)
+
+
+def _fit(log: Log, broken: str | None, skeleton: Skeleton, state: State) -> Fit:
+    """The result of one run."""
+    status = Status("finished" if broken is None else "not finite", log.step, broken)
+    params = skeleton.fill(state.params)
+    history = log.history()._replace(evaluated=np.zeros(0, np.int64))
+    return Fit(params, state.opt_state, history, status, state.model_state)
 
 
 class _Programs(NamedTuple):
@@ -172,57 +203,6 @@ class _Programs(NamedTuple):
     evaluate: Callable
     order: Callable[[Any, Any], Any]
     keys: Callable[[Any, Any], Any]
-
-
-class _Log(NamedTuple):
-    """What is known of all runs after some epochs.
-
-    Attributes:
-      broken: what was not finite, for each run.
-      losses: for each epoch the losses of each run's steps.
-      aux: and what else the loss returned there, by name.
-      records: for each epoch what was measured, as arrays over the runs.
-      seconds: of each epoch.
-    """
-
-    broken: list[str | None]
-    losses: list[list[np.ndarray]]
-    aux: list[dict[str, list[np.ndarray]]]
-    records: list[dict[str, np.ndarray]]
-    seconds: list[float]
-
-    def after(
-        self, chunk: Chunk, going: np.ndarray, record: dict[str, np.ndarray], seconds: float
-    ) -> "_Log":
-        """The same after one more epoch."""
-        lost = going & ~np.asarray(chunk.finite).all(-1)
-        broken = [
-            _one(chunk, i).not_finite() if lost[i] else leaf for i, leaf in enumerate(self.broken)
-        ]
-        ends = np.asarray(chunk.reached)
-        taken = lambda x: [row[:end] for row, end in zip(np.asarray(x), ends, strict=True)]  # noqa: E731
-        losses, aux = taken(chunk.losses), {name: taken(x) for name, x in chunk.aux.items()}
-        return _Log(
-            broken,
-            [*self.losses, losses],
-            [*self.aux, aux],
-            [*self.records, record],
-            [*self.seconds, seconds],
-        )
-
-    def fit(self, skeleton: Skeleton, state: State, i: int) -> Fit:
-        """The result of one run."""
-        losses = np.concatenate([rows[i] for rows in self.losses])
-        broken = self.broken[i]
-        reason = "finished" if broken is None else "not finite"
-        status = Status(reason, len(losses) - (broken is not None), broken)
-        metrics = {
-            name: np.array([record[name][i] for record in self.records]) for name in self.records[0]
-        }
-        aux = {name: np.concatenate([epoch[name][i] for epoch in self.aux]) for name in self.aux[0]}
-        history = History(losses, metrics, np.array(self.seconds), aux)
-        params = skeleton.fill(state.params)
-        return Fit(params, state.opt_state, history, status, state.model_state)
 
 
 def _compiled(

@@ -169,8 +169,8 @@ train, test = (digits.x_train, digits.t_train), (digits.x_test, digits.t_test)
 params, optimizer = jaxnn.init_network(jax.random.key(0), (64, 50, 10)), optax.adam(0.01)
 def metrics(params, x, t): return {"accuracy": jaxnn.accuracy(jaxnn.predict(params, x), t)}
 if sys.argv[1] == "fit":
-    jaxnn.fit(jaxnn.loss, params, train, optimizer, key=jax.random.key(1), epochs=20, test=test,
-              metrics=metrics)
+    jaxnn.fit(jaxnn.loss, params, train, optimizer, key=jax.random.key(1), epochs=20,
+              measuring=jaxnn.Measuring(test=test, metrics=metrics))
 else:
     state = optimizer.init(params)
     def step(carry, rows):
@@ -226,7 +226,7 @@ if sys.argv[1] == "hand":
     jax.block_until_ready(params)
 else:
     jaxnn.fit(loss, params, (x,), optimizer, key=jax.random.key(0), epochs=3, batch_size=16,
-              donate=sys.argv[1] == "donated")
+              start=jaxnn.Start(donate=sys.argv[1] == "donated"))
 print(most() - before)
 """
 

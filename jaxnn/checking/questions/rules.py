@@ -282,7 +282,7 @@ def _examined(tape: Tape, record: Record, number: int) -> RuleReport | None:
             return np.asarray(along(asked.points, moves, steps, (asked.rest, asked.cts)))
 
     draw, sizes = drawer(asked.points, dtype), [x.size for x in asked.points]
-    line = Line(draw, values, sizes, float(jnp.finfo(dtype).eps), [0.0] * len(sizes))
+    line = Line(draw, values, asked.points, float(jnp.finfo(dtype).eps), [0.0] * len(sizes))
     tolerance = LOOSE if _is_iterative(site) else _explained(site)
     tolerances = [tolerance] * len(sizes)
     claims = [np.asarray(c, np.float64) for c in asked.claims]
