@@ -13,7 +13,8 @@ from jaxnn._arguments import Partition
 from jaxnn.checking import moves
 from jaxnn.checking.moves import Question
 from jaxnn.checking.packed import Packing
-from jaxnn.checking.programs import Point, Settings, prepare
+from jaxnn.checking.programs import prepare
+from jaxnn.checking.settings import Point, Settings
 
 LEAVES, WIDTH = 30, 8
 

@@ -34,9 +34,9 @@ from jaxnn._validate import (
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import LeafReport
 from jaxnn.checking.measure import Check, Checked, first_of, measure, require_outermost
-from jaxnn.checking.programs import Point, Settings
 from jaxnn.checking.questions import QUESTIONS
 from jaxnn.checking.report import GradientReport
+from jaxnn.checking.settings import Point, Settings
 from jaxnn.checking.status import Status
 
 Mode = Literal["fwd", "rev"]

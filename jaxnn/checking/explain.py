@@ -12,9 +12,10 @@ from jaxnn._validate import how_to_be_traced, require_callable, require_mapping
 from jaxnn.checking.findings import Birth, DigitsLost, RuleReport
 from jaxnn.checking.measure import Check, Checked, require_outermost
 from jaxnn.checking.precision import losses
-from jaxnn.checking.programs import Point, Programs, Settings, prepare
+from jaxnn.checking.programs import Programs, prepare
 from jaxnn.checking.questions import births, digits, rules
 from jaxnn.checking.report import plain
+from jaxnn.checking.settings import Point, Settings
 from jaxnn.checking.status import Status
 from jaxnn.numerical.float64 import wide_dtype
 

@@ -21,8 +21,10 @@ from jaxnn.checking.leaf import Place, bare_report, leaf_report
 from jaxnn.checking.line import Line
 from jaxnn.checking.locate import LEAST_ROUNDING, Claimed, Located, examine
 from jaxnn.checking.precision import Loss, losses
-from jaxnn.checking.programs import Claims, Point, Programs, Settings, Untraced, prepare
+from jaxnn.checking.programs import Programs, prepare
+from jaxnn.checking.settings import Claims, Point, Settings
 from jaxnn.checking.status import Status
+from jaxnn.checking.untraced import Untraced
 from jaxnn.numerical.float64 import wide_dtype
 
 # Errors of this many roundings, next to the largest entry of a gradient, are its rounding: of one

@@ -32,7 +32,9 @@ from jaxnn.checking.findings import HANDFUL, Entry
 from jaxnn.checking.line import Direction
 from jaxnn.checking.moves import scales_of
 from jaxnn.checking.packed import on_one_cpu
-from jaxnn.checking.programs import Claims, Point, Programs, Untraced
+from jaxnn.checking.programs import Programs
+from jaxnn.checking.settings import Claims, Point
+from jaxnn.checking.untraced import Untraced
 from jaxnn.numerical.float64 import wide_dtype
 
 # An entry that is wrong by more than half keeps no digit.

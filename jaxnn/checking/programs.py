@@ -19,14 +19,22 @@ from jaxtyping import PyTree
 
 from jaxnn._arguments import Partition, Static
 from jaxnn._programs import Traced, jitted, kept
-from jaxnn._validate import describe
 from jaxnn.checking.by_hand import gradient_by_hand
 from jaxnn.checking.further import RUN_FURTHER, has_solver
 from jaxnn.checking.held import beside, holding
 from jaxnn.checking.line import Line, along_program, one_by_one
 from jaxnn.checking.moves import drawer
-from jaxnn.checking.packed import Packing, on_one_cpu
+from jaxnn.checking.packed import Packing
+from jaxnn.checking.scalar import (
+    forward_gradient,
+    is_real_scalar,
+    require_known,
+    require_output,
+    scalar_of,
+)
+from jaxnn.checking.settings import Claims, Point, Settings, looked_at, roundings
 from jaxnn.checking.tape import Tape
+from jaxnn.checking.untraced import Untraced, untraced
 from jaxnn.numerical.float64 import (
     narrow_dtypes,
     wide_arithmetic,
@@ -35,80 +43,16 @@ from jaxnn.numerical.float64 import (
     widened,
 )
 from jaxnn.numerical.interpret import (
-    CUSTOM_RULES,
     Program,
     equations,
     prints,
     pruned,
     same_program,
-    source,
     with_own_constants,
 )
 
-# Relative error, in roundings, that a gradient in its own dtype has along a random direction if no
-# digits are lost. A larger error is looked into, at a cost; it is not wrong for that.
-OF_CLAIMS = 16
-
-
 # With up to so many entries the reference is computed by forward mode if there is no reverse mode.
 MOST_FORWARD = 4096
-
-
-class Settings(NamedTuple):
-    """How the gradient is computed.
-
-    Attributes:
-      by_hand: the user's gradient function; None for JAX's.
-      projected: whether the output is projected on a cotangent, and
-      random: whether that is drawn at random.
-      seed: of random projections.
-      order: n for the gradient of a projection of the gradient of order n - 1.
-      forward: by forward mode; None for reverse mode where there is one.
-      further: whether solvers inside run further than they ask for.
-      held: whether what `stop_gradient` stops is held at its value at the point.
-      trust: names of functions whose custom rules are meant to differ from them; held too.
-    """
-
-    by_hand: Callable | None = None
-    projected: bool = False
-    random: bool = False
-    seed: int = 0
-    order: int = 1
-    forward: bool | None = None
-    further: bool = False
-    held: bool = False
-    trust: tuple[str, ...] = ()
-
-
-class Point(NamedTuple):
-    """Where a function is checked.
-
-    Attributes:
-      leaves: those that are differentiated, in their real form.
-      data: the other arrays, and the cotangent or None.
-    """
-
-    leaves: list[jax.Array]
-    data: tuple[list[jax.Array], PyTree | None]
-
-
-class Claims(NamedTuple):
-    """What is checked.
-
-    Attributes:
-      value: of the function, in the user's dtypes.
-      own: the gradient leaf by leaf, in the user's dtypes.
-      wide: the same evaluated in float64: this is compared with values.
-      in_float64: whether it could be; else `wide` is `own`.
-      forward: the value of the function where it is differentiated, in float64; NaN if the gradient
-        is written by hand.
-    """
-
-    value: float
-    own: list[Any]
-    wide: list[Any]
-    in_float64: bool = True
-    forward: float = math.nan
 
 
 class Compiled(NamedTuple):
@@ -197,7 +141,7 @@ class Programs:
                     return one_by_one(lambda t: run(np.array([t]))[0], steps)
 
         epsilon, draw = float(jnp.finfo(dtype).eps), drawer(point.leaves, dtype)
-        return Line(draw, values, point.leaves, epsilon, _roundings(point, own), watch)
+        return Line(draw, values, point.leaves, epsilon, roundings(point, own), watch)
 
     def own_line(self, point: Point) -> Line:
         """The same in the function's own dtypes."""
@@ -213,7 +157,7 @@ class Programs:
             return np.asarray(along(point.leaves, moves, steps, point.data), np.float64)
 
         draw, epsilon = drawer(point.leaves, dtype), max(self.rounding, float(jnp.finfo(dtype).eps))
-        return Line(draw, values, point.leaves, epsilon, _roundings(point, True))
+        return Line(draw, values, point.leaves, epsilon, roundings(point, True))
 
     def claims(self, point: Point, dtype: Any) -> Claims:
         """Value and gradient at a point, in the user's dtypes and in float64."""
@@ -222,7 +166,7 @@ class Programs:
             own = self._unpacked(gradient)
             forward, wide = self.in_float64(point, dtype)
             return Claims(float(value), own, wide, True, forward)
-        own = [_looked_at(g) for g in self.by_hand.own()]
+        own = [looked_at(g) for g in self.by_hand.own()]
         if self.by_hand.wide is None:
             return Claims(float(value), own, own, False)
         return Claims(float(value), own, self.in_float64(point, dtype)[1], True)
@@ -255,7 +199,7 @@ class Programs:
         return None
 
     def _unpacked(self, gradient: Sequence[Any]) -> list[Any]:
-        return [_looked_at(g) for g in self.compiled.packing.unpack(gradient)]
+        return [looked_at(g) for g in self.compiled.packing.unpack(gradient)]
 
 
 class ByHand(NamedTuple):
@@ -270,74 +214,6 @@ class ByHand(NamedTuple):
     wide: Callable | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Untraced:
-    """A function that JAX cannot trace, called step by step.
-
-    Attributes:
-      value: the function.
-      gradient: computes value and gradient in the user's dtypes.
-    """
-
-    value: Callable
-    gradient: Callable
-    narrow: frozenset[Any] = frozenset()
-    rounding: float = 0.0
-    counts: frozenset[int] = frozenset()
-    has_solver: bool = False
-    deterministic: bool = True
-    program: None = None
-    notes: tuple[str, ...] = ("the function cannot be traced: it was called step by step",)
-
-    def line(self, point: Point, dtype: Any, watch: Callable[[Line], None], own: bool) -> Line:
-        """The function along lines: on float64 leaves if it takes them, else in its own dtypes."""
-        leaves, kind = self._accepted(point, dtype)
-        origin = [np.asarray(x, np.float64) for x in leaves]
-
-        def values(moves, steps):
-            moves = [np.asarray(v) for v in moves]
-
-            def at(t):
-                with wide_arithmetic(kind):
-                    triples = zip(origin, moves, leaves, strict=True)
-                    moved = [jnp.asarray(x + t * v, leaf.dtype) for x, v, leaf in triples]
-                    return float(self.value(moved, point.data))
-
-            return np.array([at(t) for t in steps])
-
-        epsilon = max(float(jnp.finfo(x.dtype).eps) for x in leaves)
-        draw = drawer(point.leaves, dtype)
-        return Line(draw, values, point.leaves, epsilon, _roundings(point, True), watch)
-
-    def claims(self, point: Point, dtype: Any) -> Claims:
-        """Value and gradient at a point, in the user's dtypes."""
-        value, gradient = self.gradient(point.leaves, point.data)
-        value = np.asarray(value)
-        if not (value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)):
-            raise TypeError(
-                "`f` must return a real scalar, or `cotangent` must say how to project. Got "
-                f"{describe(value)}."
-            )
-        own = [_looked_at(g) for g in gradient]
-        return Claims(float(value), own, own, False)
-
-    def reference(self, point: Point, dtype: Any) -> None:
-        """None: values that cannot be traced cannot be differentiated."""
-        return None
-
-    def _accepted(self, point: Point, dtype: Any) -> tuple[Sequence[Any], Any]:
-        """The leaves that the function accepts, and the dtype they need, if it is another."""
-        with wide_arithmetic(dtype):
-            leaves = [widen_leaf(x, dtype) for x in point.leaves]
-        try:
-            with wide_arithmetic(dtype):
-                out = np.asarray(self.value(leaves, point.data))
-        except (TypeError, ValueError):
-            return point.leaves, None
-        wide = out.dtype == np.float64 and bool(np.isfinite(out))
-        return (leaves, dtype) if wide else (point.leaves, None)
-
-
 def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Untraced:
     """The programs for a call: traced anew, compiled once for equal programs."""
     form = jax.tree.map(_form, point)
@@ -346,13 +222,13 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
         program, shapes = _trace(call.static, form)
         same = same_program(pruned(program), pruned(_trace(call.static, form)[0]))
     except jax.errors.JAXTypeError:
-        return _untraced(call, settings)
+        return untraced(call, settings)
     automatic = settings.by_hand is None
-    if not settings.projected and automatic and not _is_real_scalar(shapes):
+    if not settings.projected and automatic and not is_real_scalar(shapes):
         settings = settings._replace(projected=True, random=True)
         notes.append("the output is no real scalar: a random projection of it was checked")
-    _require_output(shapes, point.data[1], settings)
-    _require_known(settings.trust, program)
+    require_output(shapes, point.data[1], settings)
+    require_known(settings.trust, program)
     packing = Packing.of(point.leaves)
     for forward in (False, True) if settings.forward is None else (settings.forward,):
         if forward and settings.forward is None:
@@ -367,7 +243,7 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
             if forward and automatic:
                 compiled.own.lower(both.consts, *form)  # a rule for reverse mode alone shows here
         except jax.errors.JAXTypeError:
-            return _untraced(call, settings)
+            return untraced(call, settings)
         except Exception as mistake:  # of a rule: JAX and its users raise anything
             mistakes.append(mistake)
             if not automatic:
@@ -391,43 +267,10 @@ def _form(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False))
 
 
-def _looked_at(x: Any) -> Any:
-    """An array as NumPy has it, if it is on one CPU."""
-    return np.asarray(x) if on_one_cpu(x) else x
-
-
 def _shaken(x: Any, shake: float, rng: np.random.Generator) -> np.ndarray:
     """A leaf moved by so many roundings of its dtype, up or down at random."""
     rounding = shake * float(jnp.finfo(x.dtype).eps)
     return np.asarray(np.asarray(x, np.float64) * (1 + rounding * rng.choice([-1, 1], x.shape)))
-
-
-def projection(tree: PyTree, weights: Sequence[Any]) -> jax.Array:
-    """The sum of the products of weights and an output's leaves; of complex ones the real part.
-
-    What is infinite is left out: masks are, and no slope can be taken of them.
-    """
-    pairs = zip(weights, jax.tree.leaves(tree), strict=True)
-    terms = [
-        jnp.sum(jnp.real(w * jnp.where(jnp.isinf(x), 0, x)))
-        for w, x in pairs
-        if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-    ]
-    return functools.reduce(jnp.add, terms)
-
-
-def random_like(tree: PyTree, seed: int) -> list[jax.Array]:
-    """Weights for a projection, drawn by NumPy, so that they are the same with x64 on or off."""
-    rng = np.random.default_rng(seed)
-
-    def drawn(x):
-        shape, dtype = jnp.shape(x), jnp.result_type(x)
-        size = rng.uniform(0.5, 1.5, shape) * rng.choice([-1, 1], shape)
-        if jnp.issubdtype(dtype, jnp.complexfloating):
-            size = size * np.exp(1j * rng.uniform(0, 2 * np.pi, shape))
-        return jnp.asarray(size, dtype if jnp.issubdtype(dtype, jnp.inexact) else float)
-
-    return [drawn(x) for x in jax.tree.leaves(tree)]
 
 
 def _trace(static: Static, form: Point) -> tuple[Program, PyTree]:
@@ -450,7 +293,7 @@ def _scalar(traced: Program, shapes: PyTree, form: Point, settings: Settings) ->
         out = core.jaxpr_as_fun(traced)(*jax.tree.leaves((leaves, data)))
         return jax.tree.unflatten(jax.tree.structure(shapes), out)
 
-    return with_own_constants(jax.make_jaxpr(_scalar_of(user, settings))(*form))
+    return with_own_constants(jax.make_jaxpr(scalar_of(user, settings))(*form))
 
 
 def _both(scalar: Program, settings: Settings, packing: Packing) -> Callable:
@@ -463,7 +306,7 @@ def _both(scalar: Program, settings: Settings, packing: Packing) -> Callable:
 
     if settings.by_hand is not None:
         return lambda leaves, data: (value(leaves, data), [])
-    derive = _forward_gradient(value) if settings.forward else jax.value_and_grad(value)
+    derive = forward_gradient(value) if settings.forward else jax.value_and_grad(value)
 
     def both(leaves, data):
         value, gradient = derive(leaves, data)
@@ -511,7 +354,7 @@ def _compile(
         own=jitted(both),
         wide=jax.jit(widened(both, dtype, rules)),
         along=along_program(moving, dtype),
-        references=(by(jax.value_and_grad), by(_forward_gradient)),
+        references=(by(jax.value_and_grad), by(forward_gradient)),
         packing=packing,
         narrow=narrow_dtypes(scalar, dtype),
     )
@@ -536,128 +379,3 @@ def _by_hand(
         traced.key and (traced.key, packing, dtype), lambda: jax.jit(widened(traced.bare, dtype))
     )
     return ByHand(own, functools.partial(wide, traced.consts))
-
-
-def _untraced(call: Partition, settings: Settings) -> Untraced:
-    static = call.static
-    value = _scalar_of(lambda leaves, data: static.value(leaves, data[0]), settings)
-    if settings.by_hand is None:
-        return Untraced(value, _eager_gradient(value))
-    own = functools.partial(gradient_by_hand, settings.by_hand, call)
-    return Untraced(value, lambda leaves, data: (value(leaves, data), own()))
-
-
-def _scalar_of(value: Callable, settings: Settings) -> Callable:
-    """The function whose gradient is checked, of the leaves and the data; `value` is the user's."""
-
-    def scalar(leaves, data):
-        out = value(leaves, data)
-        if not settings.projected:
-            return out
-        return projection(
-            out, random_like(out, settings.seed) if settings.random else _weights(data)
-        )
-
-    def projected_gradient(f, seed):
-        def projected(leaves, data):
-            if settings.forward:
-                gradient = _forward_gradient(f)(leaves, data)[1]
-            else:
-                gradient = jax.grad(f)(leaves, data)
-            return projection(gradient, random_like(gradient, seed))
-
-        return projected
-
-    function = scalar
-    for level in range(1, settings.order):
-        function = projected_gradient(function, settings.seed + level)
-    return function
-
-
-def _weights(data: Any) -> list[Any]:
-    return jax.tree.leaves(data[1])
-
-
-def _eager_gradient(value: Callable) -> Callable:
-    def both(leaves, data):
-        try:
-            return jax.value_and_grad(value)(leaves, data)
-        except jax.errors.JAXTypeError as error:
-            reason = str(error).partition("\n")[0]
-            raise TypeError(
-                "`f` must be differentiable by JAX (made of `jax.numpy`, not of NumPy), or "
-                f"`gradient` must be given. Got {reason}"
-            ) from None
-
-    return both
-
-
-def _forward_gradient(value: Callable) -> Callable:
-    """Value and gradient with one jvp for each entry."""
-
-    def both(leaves, data):
-        def by_leaf(k):
-            if not leaves[k].size:
-                return jnp.zeros_like(leaves[k])
-
-            def one(i):
-                tangents = [jnp.zeros_like(x) for x in leaves]
-                tangents[k] = tangents[k].ravel().at[i].set(1).reshape(leaves[k].shape)
-                return jax.jvp(lambda leaves: value(leaves, data), (leaves,), (tangents,))[1]
-
-            return jax.lax.map(one, jnp.arange(leaves[k].size)).reshape(leaves[k].shape)
-
-        return value(leaves, data), [by_leaf(k) for k in range(len(leaves))]
-
-    return both
-
-
-def _is_real_scalar(shapes: PyTree) -> bool:
-    real = hasattr(shapes, "dtype") and jnp.issubdtype(shapes.dtype, jnp.floating)
-    return real and shapes.shape == ()
-
-
-def _require_known(trust: Sequence[str], program: Program) -> None:
-    """Refuse names that no rule in the function has."""
-    rules = {source(e)[0] for e in equations(program) if e.primitive in CUSTOM_RULES}
-    for name in trust:
-        if name not in rules:
-            there = ", ".join(sorted(rules)) or "none"
-            raise ValueError(
-                "`trust` must name functions with custom rules (`jax.custom_jvp`, "
-                f"`jax.custom_vjp`) that `f` calls: {there}. Got {name!r}; what is stopped by "
-                "`stop_gradient` is held by stop_gradient='held'."
-            )
-
-
-def _require_output(shapes: PyTree, cotangent: PyTree, settings: Settings) -> None:
-    leaves, got = jax.tree.leaves(shapes), jax.tree.map(describe, shapes)
-    if not any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves):
-        raise TypeError(f"`f` must return floating-point output. Got {got}.")
-    if not settings.projected:
-        if not _is_real_scalar(shapes):
-            raise TypeError(
-                "`f` must return a scalar, or `cotangent` must say how to project its output (a "
-                f"pytree like it, or 'random'). Got {got}."
-            )
-    elif not settings.random:
-        if jax.tree.structure(cotangent) != jax.tree.structure(shapes):
-            raise ValueError(
-                "`cotangent` must have the structure of the output of `f`, "
-                f"{jax.tree.structure(shapes)}. Got {jax.tree.structure(cotangent)}."
-            )
-        wanted = [leaf.shape for leaf in leaves]
-        if (given := [np.shape(c) for c in jax.tree.leaves(cotangent)]) != wanted:
-            raise ValueError(
-                f"`cotangent` must have the shapes of the output of `f`, {wanted}. Got {given}."
-            )
-        for c, leaf in zip(jax.tree.leaves(cotangent), leaves, strict=True):
-            if jnp.iscomplexobj(c) and not jnp.iscomplexobj(leaf):
-                raise TypeError(
-                    f"`cotangent` must be real where the output of `f` is. Got {describe(c)}."
-                )
-
-
-def _roundings(point: Point, own: bool) -> list[float]:
-    """How far off, relative, a gradient may be for being in its own dtypes, leaf by leaf."""
-    return [OF_CLAIMS * float(jnp.finfo(x.dtype).eps) if own else 0.0 for x in point.leaves]

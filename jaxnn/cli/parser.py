@@ -1,4 +1,4 @@
-"""The parser: what may be said at a shell; `train`, `check` and `pictures` do it.
+"""The parser: a table of commands and their options; `train`, `check` and `pictures` run them.
 
 Arguments are parsed before JAX is imported, so `--help`, `--version` and mistakes answer at once.
 Mistakes are one line on standard error and exit code 2; `--debug` shows the traceback.
@@ -10,10 +10,10 @@ import pathlib
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from jaxnn.cli.choices import ACTIVATIONS, FIGURES, OPTIMIZERS
 from jaxnn.cli.output import kept_free, passing
@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with passing("loading JAX"):
             import_module("jax")
         if not args.json:
-            return args.run(args)
+            return _run(args)
         with kept_free(sys.stdout) as args.stdout:
-            return args.run(args)
+            return _run(args)
     except KeyboardInterrupt:
         print("jaxnn: interrupted", file=sys.stderr)
         return 130
@@ -72,43 +72,10 @@ def _place(error: BaseException) -> list[str]:
     return [f"(at {users[-1].filename}:{users[-1].lineno}; --debug shows the traceback)"]
 
 
-# Each command is imported when it runs.
-
-
-def _train(args: argparse.Namespace) -> int:
-    from jaxnn.cli.train import train
-
-    return train(args)
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    from jaxnn.cli.train import evaluate
-
-    return evaluate(args)
-
-
-def _check(args: argparse.Namespace) -> int:
-    from jaxnn.cli.check import check
-
-    return check(args)
-
-
-def _explain(args: argparse.Namespace) -> int:
-    from jaxnn.cli.check import explain
-
-    return explain(args)
-
-
-def _figures(args: argparse.Namespace) -> int:
-    from jaxnn.cli.pictures import figures
-
-    return figures(args)
-
-
-def _tour(args: argparse.Namespace) -> int:
-    from jaxnn.cli.pictures import tour
-
-    return tour(args)
+def _run(args: argparse.Namespace) -> int:
+    """Import a command and run it."""
+    module, _, function = COMMANDS[args.command].run.partition(":")
+    return getattr(import_module(f"{__package__}.{module}"), function)(args)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -126,240 +93,73 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"jaxnn {version('jaxnn')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    train = _command(
-        commands,
-        "train",
-        _train,
-        "train a network on handwritten digits",
-        "Train a network on the 1,797 real 8x8 digits that ship with the package, or on MNIST's "
-        "files, after holding its numerical and automatic gradients against each other.",
-        "jaxnn train --layers 100 --epochs 50 --lr 0.3",
-    )
-    train.add_argument(
-        "--data",
-        metavar="DIR",
-        help="directory with MNIST's four IDX files, plain or .gz (default: the digits)",
-    )
-    train.add_argument(
-        "--layers",
-        type=_sizes,
-        default=(50,),
-        metavar="N,N,...",
-        help="units of the hidden layers (default: 50)",
-    )
-    train.add_argument(
-        "--activation",
-        choices=ACTIVATIONS,
-        default="sigmoid",
-        help="between the layers (default: sigmoid)",
-    )
-    train.add_argument(
-        "--dropout",
-        type=_part,
-        default=0.0,
-        metavar="X",
-        help="part of the hidden units that each step leaves out (default: 0)",
-    )
-    train.add_argument(
-        "--epochs",
-        type=_count,
-        metavar="N",
-        help="times through the data (default: 100, or as --max-steps takes)",
-    )
-    train.add_argument(
-        "--max-steps", type=_count, metavar="N", help="steps after which the run ends"
-    )
-    train.add_argument(
-        "--evaluate-every",
-        type=_count,
-        default=1,
-        metavar="N",
-        help="epochs between measurements (default: 1)",
-    )
-    train.add_argument(
-        "--batch-size", type=_count, default=100, metavar="N", help="examples a step (default: 100)"
-    )
-    train.add_argument(
-        "--lr",
-        type=_rates,
-        default=(0.5,),
-        metavar="X,X,...",
-        help="learning rate; several train at once (default: 0.5)",
-    )
-    train.add_argument(
-        "--optimizer", choices=OPTIMIZERS, default="sgd", help="from optax (default: sgd)"
-    )
-    train.add_argument(
-        "--weight-scale",
-        type=_rate,
-        default=0.01,
-        metavar="X",
-        help="of the weights that it begins with (default: 0.01)",
-    )
-    train.add_argument(
-        "--seed", type=_seed, default=0, metavar="N", help="of weights and batches (default: 0)"
-    )
-    train.add_argument(
-        "--grad", choices=("automatic", "numerical"), default="automatic", help="default: automatic"
-    )
-    train.add_argument(
-        "--replacement",
-        action="store_true",
-        help="draw batches with replacement, as the chapter does",
-    )
-
-    left_alone = train.add_argument_group("runs that are left alone")
-    left_alone.add_argument(
-        "--checkpoint", metavar="DIR", help="save the run there; `jaxnn eval DIR` measures it"
-    )
-    left_alone.add_argument(
-        "--resume",
-        nargs="?",
-        const="newest",
-        choices=("newest", "previous"),
-        help="go on from the newest checkpoint in DIR, with the same flags but for --epochs and "
-        "those that say when something is done; `previous`: from the newest that is whole",
-    )
-    left_alone.add_argument(
-        "--every",
-        type=_count,
-        metavar="N",
-        help="steps between checkpoints (default: at ends of epochs, and every ten minutes)",
-    )
-    left_alone.add_argument(
-        "--patience",
-        type=_count,
-        metavar="N",
-        help="stop after N measurements without a lower test loss",
-    )
-    left_alone.add_argument(
-        "--log",
-        metavar="FILE",
-        help="append a line of JSON about twice a second and after each measurement",
-    )
-    machines = train.add_argument_group(
-        "several machines",
-        "All devices share each batch. The same command is started once a process.",
-    )
-    machines.add_argument(
-        "--distributed",
-        action="store_true",
-        help="find the others through SLURM, Kubernetes, TPU pods or MPI",
-    )
-    machines.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    machines.add_argument(
-        "--num-processes", type=_count, metavar="N", help="how many processes there are"
-    )
-    machines.add_argument(
-        "--process-id", type=_seed, metavar="I", help="which of them this is, from 0"
-    )
-
-    evaluate = _command(
-        commands,
-        "eval",
-        _evaluate,
-        "measure a run that `train --checkpoint DIR` saved",
-        "Loss and accuracy of the newest checkpoint in DIR, on the data that it was trained on and "
-        "on the test images. With --patience, of the best parameters so far.",
-        "jaxnn eval runs/first --json",
-    )
-    evaluate.add_argument(
-        "directory", metavar="DIR", help="what `jaxnn train --checkpoint` was given"
-    )
-    evaluate.add_argument(
-        "--data", metavar="DIR", help="other images to measure (default: those of the run)"
-    )
-
-    check = _command(
-        commands,
-        "check",
-        _check,
-        "hold a function's gradient against its values",
-        "Check the gradients of functions of yours. TARGET is FILE.py:NAME or MODULE:NAME, and the "
-        "file is run, as by `python -m`. NAME, which may be Class.method, is a function whose "
-        "arguments all have defaults, which are the point; or one without arguments that returns "
-        "(function, arguments). All arguments are differentiated, and a method's module (made "
-        "without arguments) with its weights is the first. FILE.py alone: all functions "
-        "check_... and loss... that have defaults. FILE.py::TEST runs a test. Exit code 0: right, "
-        "or at a kink between the slopes from both sides; 1: wrong, not finite, or cut off by "
-        "stop_gradient; 2: the evidence cannot tell, or bad input.",
-        "jaxnn check model.py:loss --order 2",
-    )
-    check.add_argument(
-        "targets",
-        metavar="TARGET",
-        nargs="+",
-        help="FILE.py:NAME, MODULE:NAME, FILE.py, or FILE.py::TEST; the file is run",
-    )
-    check.add_argument(
-        "--order",
-        type=int,
-        choices=(1, 2, 3, 4),
-        default=1,
-        help="2 checks the Hessian too, 3 and 4 go on like that (default: 1)",
-    )
-    check.add_argument(
-        "--seed", type=_seed, default=0, metavar="N", help="of random projections (default: 0)"
-    )
-    check.add_argument("--plot", metavar="FILE", help="draw the evidence on the worst leaf")
-    check.add_argument("--html", metavar="FILE", help="write the report as a page of its own")
-
-    explain = _command(
-        commands,
-        "explain",
-        _explain,
-        "name the line where a gradient goes bad",
-        "Name the lines of a function of yours where its gradient becomes NaN, where a derivative "
-        "rule is wrong, or where its digits are lost. TARGET is as for `jaxnn check`, but no test. "
-        "Exit code 0: all finite, and no rule wrong; 1: a line is named for that; 2: bad input.",
-        "jaxnn explain model.py:loss",
-    )
-    explain.add_argument(
-        "targets", metavar="TARGET", nargs="+", help="as for `jaxnn check`, but no test"
-    )
-
-    figures = _command(
-        commands,
-        "figures",
-        _figures,
-        "draw the pictures",
-        "Compute and draw the pictures of losses, derivatives, descent, training and the gradient "
-        "check, as PNG and SVG files; an animation of descent, as GIF; and a page with a slider "
-        f"for the learning rate. All, or those whose NAMEs are given, of {', '.join(FIGURES)}.",
-        "jaxnn figures --out figures",
-    )
-    figures.add_argument("names", metavar="NAME", nargs="*", help="which (default: all)")
-    figures.add_argument(
-        "--style", choices=("light", "dark"), default="light", help="of the page (default: light)"
-    )
-    figures.add_argument(
-        "--out", metavar="DIR", required=True, help="directory to write to; made if it is not there"
-    )
-
-    tour = _command(
-        commands,
-        "tour",
-        _tour,
-        "the chapter's numbers beside ours",
-        "Compute every number of the chapter, section by section, and print it beside the printed "
-        "one.",
-        "jaxnn tour --figures figures",
-    )
-    tour.add_argument("--figures", metavar="DIR", help="draw the chapter's pictures there as well")
+    for name, command in COMMANDS.items():
+        one = commands.add_parser(
+            name,
+            help=command.summary,
+            description=command.description,
+            epilog=f"example: {command.example}",
+        )
+        one.add_argument("--json", action="store_true", help="print JSON instead of text")
+        one.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        for title, options in command.options.items():
+            group = one.add_argument_group(*title) if title else one
+            for option in options:
+                option.add_to(group)
     return parser
 
 
-def _command(
-    commands: Any, name: str, run: Callable, summary: str, description: str, example: str
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=summary, description=description, epilog=f"example: {example}"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run)
-    return parser
+class Option(NamedTuple):
+    """An option or an argument: a row of the table.
+
+    Attributes:
+      name: as it is written.
+      kind: what makes a value of its text; its choices; or bool for a switch.
+      default: of what is not given.
+      metavar: what stands for the value in the help.
+      help: in a line; the default is added.
+      more: what argparse takes besides.
+    """
+
+    name: str
+    kind: Any = str
+    default: Any = None
+    metavar: str | None = None
+    help: str = ""
+    more: dict[str, Any] = {}
+
+    def add_to(self, group: Any) -> None:
+        """Tell argparse."""
+        told = self.default
+        if isinstance(told, tuple):
+            told = ",".join(map(str, told))
+        shown = told is not None and self.kind is not bool
+        text = "; ".join(filter(None, (self.help, f"default: {told}" if shown else "")))
+        if self.kind is bool:
+            group.add_argument(self.name, action="store_true", help=text)
+            return
+        how = {"choices": self.kind} if isinstance(self.kind, tuple) else {"type": self.kind}
+        default = {"default": self.default} if self.name.startswith("-") else {}
+        metavar = {"metavar": self.metavar} if self.metavar else {}
+        group.add_argument(self.name, **how, **default, **metavar, help=text, **self.more)
+
+
+class Command(NamedTuple):
+    """A command: a row of the table.
+
+    Attributes:
+      run: module and function in this package.
+      summary: in the list of commands.
+      description: in its own help.
+      example: of a call.
+      options: by the title and the text of their group; the first group has none.
+    """
+
+    run: str
+    summary: str
+    description: str
+    example: str
+    options: dict[tuple[str, ...], tuple[Option, ...]]
 
 
 def _number(kind: type, text: str, least: int, what: str) -> Any:
@@ -403,3 +203,138 @@ def _rates(text: str) -> tuple[float, ...]:
 
 def _sizes(text: str) -> tuple[int, ...]:
     return tuple(_count(part) for part in text.split(","))
+
+
+_TARGETS = Option("targets", str, None, "TARGET", more={"nargs": "+"})
+
+COMMANDS = {
+    "train": Command(
+        "train:train",
+        "train a network on handwritten digits",
+        "Train a network on the 1,797 real 8x8 digits that ship with the package, or on MNIST's "
+        "files, after comparing its numerical and automatic gradients.",
+        "jaxnn train --layers 100 --epochs 50 --lr 0.3",
+        {
+            (): (
+                Option("--data", str, None, "DIR", "MNIST's four IDX files, instead of the digits"),
+                Option("--layers", _sizes, (50,), "N,N,...", "units of the hidden layers"),
+                Option("--activation", ACTIVATIONS, "sigmoid", help="between the layers"),
+                Option("--dropout", _part, 0.0, "X", "part of the hidden units left out each step"),
+                Option("--epochs", _count, None, "N", "100 by default, or as --max-steps takes"),
+                Option("--max-steps", _count, None, "N", "steps after which the run ends"),
+                Option("--evaluate-every", _count, 1, "N", "epochs between measurements"),
+                Option("--batch-size", _count, 100, "N", "examples per step"),
+                Option("--lr", _rates, (0.5,), "X,X,...", "learning rate; several train at once"),
+                Option("--optimizer", OPTIMIZERS, "sgd", help="from optax"),
+                Option("--weight-scale", _rate, 0.01, "X", "of the initial weights"),
+                Option("--seed", _seed, 0, "N", "of weights and batches"),
+                Option("--grad", ("automatic", "numerical"), "automatic"),
+                Option("--replacement", bool, help="draw batches with replacement, as the chapter"),
+            ),
+            ("runs that are left alone",): (
+                Option("--checkpoint", str, None, "DIR", "save the run for `jaxnn eval DIR`"),
+                Option(
+                    "--resume",
+                    ("newest", "previous"),
+                    None,
+                    help="go on from the newest checkpoint in DIR, with the same flags but for "
+                    "--epochs and those that say when something is done; `previous`: from the "
+                    "newest that is intact",
+                    more={"nargs": "?", "const": "newest"},
+                ),
+                Option(
+                    "--every",
+                    _count,
+                    None,
+                    "N",
+                    "steps between checkpoints; by default at ends of epochs, and every ten "
+                    "minutes",
+                ),
+                Option("--patience", _count, None, "N", "measurements without a lower test loss"),
+                Option("--log", str, None, "FILE", "append lines of JSON on the progress"),
+            ),
+            (
+                "several machines",
+                "All devices share each batch. Start the same command once per process.",
+            ): (
+                Option("--distributed", bool, help="find the others (SLURM, Kubernetes, TPU, MPI)"),
+                Option("--coordinator", str, None, "HOST:PORT", "where process 0 listens"),
+                Option("--num-processes", _count, None, "N", "how many processes there are"),
+                Option("--process-id", _seed, None, "I", "which of them this is, from 0"),
+            ),
+        },
+    ),
+    "eval": Command(
+        "train:evaluate",
+        "measure a run that `train --checkpoint DIR` saved",
+        "Loss and accuracy of the newest checkpoint in DIR, on the data that it was trained on and "
+        "on the test images. With --patience, of the best parameters so far.",
+        "jaxnn eval runs/first --json",
+        {
+            (): (
+                Option("directory", str, None, "DIR", "what `jaxnn train --checkpoint` was given"),
+                Option("--data", str, None, "DIR", "other images; by default those of the run"),
+            )
+        },
+    ),
+    "check": Command(
+        "check:check",
+        "compare a function's gradient with its values",
+        "Check the gradients of your functions. TARGET is FILE.py:NAME or MODULE:NAME; the file is "
+        "run, as by `python -m`. NAME, which may be Class.method, is a function whose arguments "
+        "all have defaults, which are the point; or one without arguments that returns (function, "
+        "arguments). All arguments are differentiated; a method's module (made without arguments) "
+        "with its weights is the first. FILE.py alone: all functions check_... and loss... that "
+        "have defaults. FILE.py::TEST runs a test. Exit code 0: correct, or at a kink between the "
+        "slopes from both sides; 1: wrong, not finite, or cut off by stop_gradient; 2: the "
+        "evidence cannot tell, or bad input.",
+        "jaxnn check model.py:loss --order 2",
+        {
+            (): (
+                _TARGETS._replace(help="FILE.py:NAME, MODULE:NAME, FILE.py, or FILE.py::TEST"),
+                Option(
+                    "--order",
+                    int,
+                    1,
+                    help="2 checks the Hessian too, 3 and 4 the derivatives after it",
+                    more={"choices": (1, 2, 3, 4)},
+                ),
+                Option("--seed", _seed, 0, "N", "of random projections"),
+                Option("--plot", str, None, "FILE", "draw the evidence on the worst leaf"),
+                Option("--html", str, None, "FILE", "write the report as a page of its own"),
+            )
+        },
+    ),
+    "explain": Command(
+        "check:explain",
+        "name the line where a gradient goes bad",
+        "Name the lines of your function where its gradient becomes NaN, where a derivative rule "
+        "is wrong, or where digits are lost. TARGET is as for `jaxnn check`, but not a test. Exit "
+        "code 0: all finite, and no rule wrong; 1: a line is named; 2: bad input.",
+        "jaxnn explain model.py:loss",
+        {(): (_TARGETS._replace(help="as for `jaxnn check`, but not a test"),)},
+    ),
+    "figures": Command(
+        "pictures:figures",
+        "draw the pictures",
+        "Compute and draw the pictures of losses, derivatives, descent, training and the gradient "
+        "check, as PNG and SVG files; an animation of descent, as GIF; and a page with a slider "
+        f"for the learning rate. All, or those whose NAMEs are given, of {', '.join(FIGURES)}.",
+        "jaxnn figures --out figures",
+        {
+            (): (
+                Option("names", str, None, "NAME", "which (default: all)", {"nargs": "*"}),
+                Option("--style", ("light", "dark"), "light", help="of the page"),
+                Option("--out", str, None, "DIR", "directory to write to", {"required": True}),
+            )
+        },
+    ),
+    "tour": Command(
+        "pictures:tour",
+        "the chapter's numbers beside ours",
+        "Compute every number of the chapter, section by section, and print it beside the printed "
+        "one.",
+        "jaxnn tour --figures figures",
+        {(): (Option("--figures", str, None, "DIR", "draw the chapter's pictures there as well"),)},
+    ),
+}

@@ -15,7 +15,7 @@ from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import LINES, Birth, SourceLine
 from jaxnn.checking.measure import Checked
 from jaxnn.checking.nan_causes import cure_unmasked, usual_cause
-from jaxnn.checking.tape import Record, Site, Tape, is_inexact, seeds_of
+from jaxnn.checking.tape import Record, Site, Tape, insides, is_inexact, seeds_of, tape_of
 from jaxnn.numerical.interpret import CUSTOM_RULES
 
 
@@ -142,9 +142,9 @@ def _came_in(
 
 
 def _born_in_values(tape: Tape, record: Record, number: int) -> list[Birth]:
-    for inside in tape.inside(number, record):
+    for inside in insides(tape, number, record):
         nothing = [None] * len(inside.seeds)
-        if inner := births(tape.tape_of(inside), inside.inputs, nothing):
+        if inner := births(tape_of(tape, inside), inside.inputs, nothing):
             return [birth.within(inside.name) for birth in inner]
     site = tape.sites[number]
     outputs = [np.asarray(record.values[s]) for s in site.outputs]
@@ -168,9 +168,9 @@ def _born_in_values(tape: Tape, record: Record, number: int) -> list[Birth]:
 def _born_in_cotangents(tape: Tape, record: Record, number: int) -> list[Birth]:
     site = tape.sites[number]
     if site.eqn.primitive not in CUSTOM_RULES:
-        for inside in reversed(tape.inside(number, record)):
+        for inside in reversed(insides(tape, number, record)):
             finite = all(s is None or np.all(np.isfinite(s)) for s in inside.seeds)
-            if finite and (inner := births(tape.tape_of(inside), inside.inputs, inside.seeds)):
+            if finite and (inner := births(tape_of(tape, inside), inside.inputs, inside.seeds)):
                 return [birth.within(inside.name) for birth in inner]
     back = [np.asarray(x) for x in record.pulled[number]]
     bad = [~np.isfinite(x) for x in back]

@@ -1,0 +1,117 @@
+"""What a wrong rule is called, where it stands, and whether a JVP or a transpose is to blame."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn._arguments import as_complex
+from jaxnn.checking.evidence import OF_SERIES, Verdict
+from jaxnn.checking.findings import RuleReport, SourceLine
+from jaxnn.checking.line import Direction, Line
+from jaxnn.checking.moves import drawer
+from jaxnn.checking.site import SYMMETRIC, SiteQuestion, of_site, symmetric, whole
+from jaxnn.checking.tape import Site, Tape, arithmetic, avals_of
+from jaxnn.numerical.float64 import wide_arithmetic, widen, widen_leaf
+from jaxnn.numerical.interpret import CUSTOM_RULES, rule_consts, rule_source, source
+
+
+class Worst(NamedTuple):
+    """The argument that a rule is off by most in, as `RuleReport` has it."""
+
+    argument: int
+    entry: tuple[int, ...] | None
+    difference: float
+    verdict: Verdict
+
+
+def named(site: Site, asked: SiteQuestion, line: Line, worst: Worst, dtype: Any) -> RuleReport:
+    """What a wrong rule is called, and where it stands."""
+    name, where, place = site.name, "", SourceLine.of(site.line)
+    argument = worst.argument
+    if site.eqn.primitive in CUSTOM_RULES:
+        kind, where = kind_of_rule(site), line_of_rule(site)
+        argument -= rule_consts(site.eqn)
+    else:
+        kind = "jvp"
+        if _forward_fits(site, asked, line, dtype):
+            name, kind = _wrong_transpose(site, asked, dtype) or name, "transpose"
+    return RuleReport(
+        name, place, kind, worst.verdict, argument, worst.difference, where, worst.entry
+    )
+
+
+def line_of_rule(site: Site) -> str:
+    """Where a rule stands; else where the function does that it is for."""
+    name, place = source(site.eqn)
+    return str(SourceLine.of(rule_source(site.eqn) or f"{place} ({name})"))
+
+
+def kind_of_rule(site: Site) -> str:
+    return site.eqn.primitive.name.removesuffix("_call")
+
+
+def _changes(site: Site) -> Callable:
+    """How a site's outputs change with its active inputs, by the JVP rule."""
+
+    def changes(full, tangents):
+        return jax.jvp(of_site(site, full), ([full[i] for i in site.active],), (tangents,))[1]
+
+    return changes
+
+
+def _forward_fits(site: Site, asked: SiteQuestion, line: Line, dtype: Any) -> bool:
+    """Whether the JVP rule says what the values do: then it is the transpose that does not."""
+    avals = avals_of(site.eqn.invars)
+    tangents = [avals[i] for i in site.active]
+    with wide_arithmetic(dtype):
+        moves, _ = drawer(asked.points, dtype)(asked.claims, whole(line.sizes))
+        given = [as_complex(v) if pair else v for v, pair in zip(moves, asked.paired, strict=True)]
+        if site.eqn.primitive in SYMMETRIC:
+            given = [symmetric(v) for v in given]
+        given = [jnp.asarray(v) for v in given]
+    try:
+        forward = widen(_changes(site), (avals, tangents), dtype).call
+        with wide_arithmetic(dtype):
+            dys = forward(asked.rest, given)
+    except Exception:  # there is no JVP, which JAX may notice late: inside of a loop
+        return False
+    pairs = zip(asked.cts, dys, strict=True)
+    claim = sum(float(np.sum(np.real(np.asarray(ct) * np.asarray(dy)))) for ct, dy in pairs)
+    direction = Direction(tuple(line.whole(k) for k in range(len(asked.points))))
+    comparison = line.compare(asked.claims, direction)
+    off, slope = abs(claim - comparison.slope.value), comparison.slope
+    return off <= slope.bound + OF_SERIES * max(abs(claim), abs(slope.value))
+
+
+def _wrong_transpose(site: Site, asked: SiteQuestion, dtype: Any) -> str | None:
+    """The primitive whose transpose does not fit it, in how a site changes: <ct, L t> is not
+    <L^T ct, t>.
+    """
+    avals = avals_of(site.eqn.invars)
+    tangents = [avals[i] for i in site.active]
+    program = jax.make_jaxpr(_changes(site))(avals, tangents)
+    moving = [False] * len(avals) + [True] * len(tangents)
+    linear = Tape(program, moving, dtype)
+    rng = np.random.default_rng(0)
+    given = [jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in tangents]
+    with arithmetic(dtype):
+        rest = [widen_leaf(x, dtype) for x in (*asked.rest, *given)]
+    record = linear.record(rest, asked.cts)
+    for number, inner in reversed(list(enumerate(linear.sites))):
+        if not inner.asked:
+            continue
+        there = [
+            np.sum(np.real(np.asarray(record.cotangents[s]) * np.asarray(record.values[s])))
+            for s in (inner.outputs[j] for j in inner.asked)
+        ]
+        back = [
+            np.real(np.asarray(ct) * np.asarray(record.values[inner.inputs[i]]))
+            for i, ct in zip(inner.active, record.pulled[number], strict=True)
+        ]
+        size = sum(float(np.linalg.norm(x)) for x in back) + sum(map(abs, there))
+        if abs(sum(there) - sum(np.sum(x) for x in back)) > OF_SERIES * size:
+            return inner.eqn.primitive.name
+    return None

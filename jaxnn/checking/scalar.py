@@ -1,0 +1,145 @@
+"""The scalar function whose gradient is checked.
+
+It is the user's function, projected on a cotangent if it is not scalar; or, for a higher order, a
+random projection of its gradient.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxnn._validate import describe
+from jaxnn.checking.settings import Settings
+from jaxnn.numerical.interpret import CUSTOM_RULES, Program, equations, source
+
+
+def projection(tree: PyTree, weights: Sequence[Any]) -> jax.Array:
+    """The sum of the products of weights and an output's leaves; of complex ones the real part.
+
+    What is infinite is left out: masks are, and no slope can be taken of them.
+    """
+    pairs = zip(weights, jax.tree.leaves(tree), strict=True)
+    terms = [
+        jnp.sum(jnp.real(w * jnp.where(jnp.isinf(x), 0, x)))
+        for w, x in pairs
+        if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+    ]
+    return functools.reduce(jnp.add, terms)
+
+
+def random_like(tree: PyTree, seed: int) -> list[jax.Array]:
+    """Weights for a projection, drawn by NumPy, so that they are the same with x64 on or off."""
+    rng = np.random.default_rng(seed)
+
+    def drawn(x):
+        shape, dtype = jnp.shape(x), jnp.result_type(x)
+        size = rng.uniform(0.5, 1.5, shape) * rng.choice([-1, 1], shape)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            size = size * np.exp(1j * rng.uniform(0, 2 * np.pi, shape))
+        return jnp.asarray(size, dtype if jnp.issubdtype(dtype, jnp.inexact) else float)
+
+    return [drawn(x) for x in jax.tree.leaves(tree)]
+
+
+def scalar_of(value: Callable, settings: Settings) -> Callable:
+    """The function whose gradient is checked, of the leaves and the data; `value` is the user's."""
+
+    def scalar(leaves, data):
+        out = value(leaves, data)
+        if not settings.projected:
+            return out
+        return projection(
+            out, random_like(out, settings.seed) if settings.random else _weights(data)
+        )
+
+    def projected_gradient(f, seed):
+        def projected(leaves, data):
+            if settings.forward:
+                gradient = forward_gradient(f)(leaves, data)[1]
+            else:
+                gradient = jax.grad(f)(leaves, data)
+            return projection(gradient, random_like(gradient, seed))
+
+        return projected
+
+    function = scalar
+    for level in range(1, settings.order):
+        function = projected_gradient(function, settings.seed + level)
+    return function
+
+
+def _weights(data: Any) -> list[Any]:
+    return jax.tree.leaves(data[1])
+
+
+def forward_gradient(value: Callable) -> Callable:
+    """Value and gradient with one jvp for each entry."""
+
+    def both(leaves, data):
+        def by_leaf(k):
+            if not leaves[k].size:
+                return jnp.zeros_like(leaves[k])
+
+            def one(i):
+                tangents = [jnp.zeros_like(x) for x in leaves]
+                tangents[k] = tangents[k].ravel().at[i].set(1).reshape(leaves[k].shape)
+                return jax.jvp(lambda leaves: value(leaves, data), (leaves,), (tangents,))[1]
+
+            return jax.lax.map(one, jnp.arange(leaves[k].size)).reshape(leaves[k].shape)
+
+        return value(leaves, data), [by_leaf(k) for k in range(len(leaves))]
+
+    return both
+
+
+def is_real_scalar(shapes: PyTree) -> bool:
+    """Whether an output is one real number."""
+    real = hasattr(shapes, "dtype") and jnp.issubdtype(shapes.dtype, jnp.floating)
+    return real and shapes.shape == ()
+
+
+def require_known(trust: Sequence[str], program: Program) -> None:
+    """Refuse names that no rule in the function has."""
+    rules = {source(e)[0] for e in equations(program) if e.primitive in CUSTOM_RULES}
+    for name in trust:
+        if name not in rules:
+            there = ", ".join(sorted(rules)) or "none"
+            raise ValueError(
+                "`trust` must name functions with custom rules (`jax.custom_jvp`, "
+                f"`jax.custom_vjp`) that `f` calls: {there}. Got {name!r}; what is stopped by "
+                "`stop_gradient` is held by stop_gradient='held'."
+            )
+
+
+def require_output(shapes: PyTree, cotangent: PyTree, settings: Settings) -> None:
+    """Refuse an output that is not differentiable, and a cotangent that does not fit it."""
+    leaves, got = jax.tree.leaves(shapes), jax.tree.map(describe, shapes)
+    if not any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves):
+        raise TypeError(f"`f` must return floating-point output. Got {got}.")
+    if not settings.projected:
+        if not is_real_scalar(shapes):
+            raise TypeError(
+                "`f` must return a scalar, or `cotangent` must say how to project its output (a "
+                f"pytree like it, or 'random'). Got {got}."
+            )
+    elif not settings.random:
+        if jax.tree.structure(cotangent) != jax.tree.structure(shapes):
+            raise ValueError(
+                "`cotangent` must have the structure of the output of `f`, "
+                f"{jax.tree.structure(shapes)}. Got {jax.tree.structure(cotangent)}."
+            )
+        wanted = [leaf.shape for leaf in leaves]
+        if (given := [np.shape(c) for c in jax.tree.leaves(cotangent)]) != wanted:
+            raise ValueError(
+                f"`cotangent` must have the shapes of the output of `f`, {wanted}. Got {given}."
+            )
+        for c, leaf in zip(jax.tree.leaves(cotangent), leaves, strict=True):
+            if jnp.iscomplexobj(c) and not jnp.iscomplexobj(leaf):
+                raise TypeError(
+                    f"`cotangent` must be real where the output of `f` is. Got {describe(c)}."
+                )

@@ -1,0 +1,182 @@
+"""What is inside an equation: the function of a custom rule, a branch, the iterations of a loop.
+
+Each is a program, with the inputs and cotangents that it really has.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.extend.core import primitives
+
+from jaxnn.checking.tape.layout import avals_of, is_inexact
+from jaxnn.checking.tape.walk import Record, Tape, arithmetic, run_program, vjp_of
+from jaxnn.numerical.interpret import (
+    CUSTOM_RULES,
+    Program,
+    branches,
+    called,
+    opened,
+    outputs_that_change,
+    scan_parts,
+    while_parts,
+)
+
+# Loops with more iterations than these are not looked into.
+ITERATIONS = 1000
+
+
+class Inside(NamedTuple):
+    """What is inside of a site: a program, and what it is given there.
+
+    Attributes:
+      name: which iteration; empty where there is one alone.
+      program: what is evaluated.
+      inputs: its values.
+      moving: which of them it is differentiated by.
+      seeds: the cotangents of its outputs, None for those without.
+    """
+
+    name: str
+    program: Program
+    inputs: list[Any]
+    moving: tuple[bool, ...]
+    seeds: list[Any]
+
+
+def insides(tape: Tape, number: int, record: Record) -> list[Inside]:
+    """What is inside of a site, as it is met; nothing for what has no inside."""
+    site = tape.sites[number]
+    eqn, kind = site.eqn, site.eqn.primitive
+    inputs = [record.values[s] for s in site.inputs]
+    moving = tuple(i in site.active for i in range(len(inputs)))
+    seeds = [
+        record.cotangents.get(s) if j in site.asked else None for j, s in enumerate(site.outputs)
+    ]
+    if kind in CUSTOM_RULES:
+        return [Inside("", called(eqn), inputs, moving, seeds)]
+    if kind is primitives.cond_p:
+        choices = branches(eqn)
+        index = min(max(int(inputs[0]), 0), len(choices) - 1)
+        return [Inside("", choices[index], inputs[1:], moving[1:], seeds)]
+    if kind is primitives.scan_p:
+        parts = scan_parts(eqn.params, inputs)
+        order = list(range(parts.options["length"]))[:: -1 if parts.options["reverse"] else 1]
+        loop = _Loop(parts.body, parts.consts, parts.carry, parts.xs, order)
+        return _iterations(tape, loop, moving, seeds)
+    if kind is primitives.while_p:
+        parts = while_parts(eqn.params, inputs)
+        if parts.condition.out_avals[0].shape == ():
+            first = len(parts.condition_consts)
+            loop = _Loop(parts.body, parts.body_consts, parts.carry, [], None)
+            going = lambda c: _run(tape, parts.condition, [*parts.condition_consts, *c])[0]  # noqa: E731
+            return _iterations(tape, loop, moving[first:], seeds, going)
+    return []
+
+
+def tape_of(tape: Tape, inside: Inside) -> Tape:
+    """The tape of what is inside; one for all iterations of a loop."""
+    key = id(inside.program), inside.moving
+    if key not in tape.kept:
+        tape.kept[key] = Tape(inside.program, inside.moving, tape.dtype), inside.program
+    return tape.kept[key][0]
+
+
+def _run(tape: Tape, program: Program, inputs: Sequence[Any]) -> list[Any]:
+    """A program of what is inside, compiled once."""
+    if id(program) not in tape.kept:
+        run = functools.partial(run_program, program, dtype=tape.dtype)
+        tape.kept[id(program)] = jax.jit(run), program
+    with arithmetic(tape.dtype):
+        return tape.kept[id(program)][0](list(inputs))
+
+
+def _iterations(
+    tape: Tape,
+    loop: "_Loop",
+    moving: Sequence[bool],
+    seeds: Sequence[Any],
+    going: Callable[[list[Any]], Any] = lambda carry: True,
+) -> list[Inside]:
+    """The iterations of a loop in their order, each with what its outputs have for cotangents;
+    none where there are too many.
+    """
+    n, m, body = len(loop.consts), len(loop.carry), loop.body
+    given, carry = _unrolled_inputs(tape, loop, going)
+    moving = _moving_in_loop(body, moving, n, m)
+    outputs = [v.aval for v in opened(body)[0].outvars]
+    asked = [
+        j
+        for j, aval in enumerate(outputs)
+        if is_inexact(aval) and (moving[n + j] if j < m else seeds[j] is not None)
+    ]
+    active = [i for i, moves in enumerate(moving) if moves]
+    back = _back_through(tape, body, active, asked)
+    cts = {j: _zeros_like(carry[j], seeds[j]) for j in asked if j < m}
+    found = []
+    for place, inputs in reversed(given):
+        here = {**cts, **{j: seeds[j][place] for j in asked if j >= m}}
+        every = [here.get(j) for j in range(len(outputs))]
+        found.append(Inside(f"iteration {place}", body, inputs, tuple(moving), every))
+        if asked and active:
+            with arithmetic(tape.dtype):
+                pulled = dict(zip(active, back(inputs, [here[j] for j in asked]), strict=True))
+            cts = {j: pulled[n + j] for j in cts}
+    return found[::-1]
+
+
+def _unrolled_inputs(
+    tape: Tape, loop: "_Loop", going: Callable[[list[Any]], Any]
+) -> tuple[list[tuple[int, list[Any]]], list[Any]]:
+    """What each iteration is given, behind its number, and what is carried at the end; nothing
+    of loops that are too long.
+    """
+    carry, given = list(loop.carry), []
+    for step in range(ITERATIONS + 1):
+        if (loop.order is not None and step == len(loop.order)) or not going(carry):
+            return given, carry
+        place = step if loop.order is None else loop.order[step]
+        inputs = [*loop.consts, *carry, *(x[place] for x in loop.xs)]
+        given.append((place, inputs))
+        carry = _run(tape, loop.body, inputs)[: len(carry)]
+    return [], carry
+
+
+def _back_through(
+    tape: Tape, body: Program, active: Sequence[int], asked: Sequence[int]
+) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
+    """The pullback of a loop's body; kept."""
+    key = "back", id(body), tuple(asked), tuple(active)
+    if key not in tape.kept:
+        call = lambda xs: core.jaxpr_as_fun(body)(*xs)  # noqa: E731
+        avals = avals_of(opened(body)[0].invars)
+        tape.kept[key] = jax.jit(vjp_of(call, avals, active, asked, tape.dtype)), body
+    return tape.kept[key][0]
+
+
+class _Loop(NamedTuple):
+    """What a loop is made of; `order` of its rows, or None for one that ends by itself."""
+
+    body: Program
+    consts: list[Any]
+    carry: list[Any]
+    xs: list[Any]
+    order: list[int] | None
+
+
+def _moving_in_loop(body: Program, moving: Sequence[bool], n: int, m: int) -> list[bool]:
+    """Which inputs of a loop's body move: what is carried does if an iteration makes it."""
+    moving, inexact = list(moving), [is_inexact(v.aval) for v in opened(body)[0].invars]
+    moving = [a and b for a, b in zip(moving, inexact, strict=True)]
+    for _ in range(m + 1):
+        changed = outputs_that_change(body, moving)[:m]
+        pairs = zip(moving[n : n + m], changed, inexact[n : n + m], strict=True)
+        moving[n : n + m] = [(a or b) and floats for a, b, floats in pairs]
+    return moving
+
+
+def _zeros_like(x: Any, seed: Any) -> Any:
+    return jnp.zeros_like(x) if seed is None else seed

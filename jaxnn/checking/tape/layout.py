@@ -1,0 +1,213 @@
+"""A program laid out flat: its equations in order, with calls entered.
+
+Each value has a slot. Loops, branches and functions with a custom rule stay single equations; short
+loops can be unrolled. The line of an equation is the user's: where JAX's own code stands between,
+the line that called it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core
+from jax.extend.core import primitives
+
+from jaxnn.numerical.interpret import (
+    CUSTOM_RULES,
+    FLAT,
+    Equation,
+    Program,
+    called,
+    line_of,
+    opened,
+    prints,
+    scan_parts,
+    source,
+)
+
+# A loop is unrolled to at most so many equations.
+UNROLLED = 600
+
+
+class Site(NamedTuple):
+    """An equation in its place.
+
+    Attributes:
+      eqn: the equation.
+      line: of the user's, as JAX sums it up.
+      inputs: the slots that it reads, and
+      outputs: those that it fills.
+      active: the numbers of the inputs that it is differentiated by.
+      asked: the numbers of the outputs that have a cotangent.
+    """
+
+    eqn: Equation
+    line: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    active: tuple[int, ...] = ()
+    asked: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What it is called: the primitive, or the function that carries a rule."""
+        if self.eqn.primitive in CUSTOM_RULES:
+            return source(self.eqn)[0]
+        return self.eqn.primitive.name
+
+    @property
+    def kind(self) -> Any:
+        """What is the same for sites that are compiled alike: all but where they stand."""
+        eqn = self.eqn
+        shapes = tuple((x.shape, x.dtype, x.weak_type) for x in avals_of(eqn.invars))
+        params = tuple(sorted(eqn.params.items()))
+        try:
+            hash(params)
+        except TypeError:
+            params = id(eqn)
+        return eqn.primitive, params, shapes, self.active, self.asked
+
+
+class Layout(NamedTuple):
+    """A program laid out.
+
+    Attributes:
+      sites: its equations, in the order of evaluation.
+      inputs: the slots of its inputs, and
+      outputs: of its results.
+      constants: the values of its constants, by slot.
+    """
+
+    sites: list[Site]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    constants: dict[int, Any]
+
+
+def lay_out(program: Program, moving: Sequence[bool], unrolled: bool = False) -> Layout:
+    """A program laid out, with its inputs that move marked through to its results.
+
+    Args:
+      program: what is laid out.
+      moving: whether each of its inputs is differentiated.
+      unrolled: whether short loops are unrolled.
+    """
+    layer = _Layer(unrolled)
+    variables = opened(program)[0]
+    inputs = tuple(layer.slot() for _ in variables.invars)
+    outputs = layer.lay(program, inputs, "")
+    inexact = [is_inexact(v.aval) for v in variables.outvars]
+    ends = {s for s, floats in zip(outputs, inexact, strict=True) if floats}
+    starts = {s for s, moves in zip(inputs, moving, strict=True) if moves}
+    return Layout(_differentiated(layer.sites, starts, ends), inputs, outputs, layer.constants)
+
+
+class _Layer:
+    """Collects sites and constants while a program is laid out."""
+
+    def __init__(self, unrolled: bool):
+        self.sites: list[Site] = []
+        self.constants: dict[int, Any] = {}
+        self._unrolled, self._count = unrolled, 0
+
+    def slot(self) -> int:
+        """A new slot."""
+        self._count += 1
+        return self._count - 1
+
+    def _constant(self, value: Any) -> int:
+        slot = self.slot()
+        self.constants[slot] = value
+        return slot
+
+    def lay(self, program: Program, arguments: Sequence[int], line: str) -> tuple[int, ...]:
+        """Add a program's equations to the sites; returns the slots of its outputs."""
+        jaxpr, consts = opened(program)
+        slots = dict(zip(jaxpr.constvars, map(self._constant, consts), strict=True))
+        slots |= dict(zip(jaxpr.invars, arguments, strict=True))
+
+        def read(atom):
+            return self._constant(atom.val) if isinstance(atom, core.Literal) else slots[atom]
+
+        for eqn in jaxpr.eqns:
+            if eqn.primitive in prints():
+                continue
+            inputs, here = tuple(map(read, eqn.invars)), line_of(eqn) or line
+            inner = None if eqn.primitive in CUSTOM_RULES else called(eqn)
+            if inner is not None:
+                outputs = self.lay(inner, inputs, here)
+            elif self._unrolled and _is_short(eqn):
+                outputs = self._lay_loop(eqn, inputs, here)
+            else:
+                outputs = tuple(self.slot() for _ in eqn.outvars)
+                self.sites.append(Site(eqn, here, inputs, outputs))
+            slots |= dict(zip(eqn.outvars, outputs, strict=True))
+        return tuple(map(read, jaxpr.outvars))
+
+    def _lay_loop(self, eqn: Equation, inputs: Sequence[int], line: str) -> tuple[int, ...]:
+        """A scan, iteration by iteration."""
+        parts = scan_parts(eqn.params, inputs)
+        n, m, length = len(parts.consts), len(parts.carry), parts.options["length"]
+        avals = avals_of(eqn.invars)[n + m :]
+        row = lambda x, i: lax.dynamic_index_in_dim(x, i, keepdims=False)  # noqa: E731
+        rows = [jax.make_jaxpr(row)(x, np.int32(0)) for x in avals]
+        carry, ys = list(parts.carry), []
+        order = range(length)[:: -1 if parts.options["reverse"] else 1]
+        for place in order:
+            index = self._constant(np.int32(place))
+            pairs = zip(rows, parts.xs, strict=True)
+            xs = [self.lay(one, (x, index), line)[0] for one, x in pairs]
+            outputs = self.lay(parts.body, [*parts.consts, *carry, *xs], line)
+            carry, ys = list(outputs[:m]), [*ys, outputs[m:]]
+        in_place = ys if not parts.options["reverse"] else ys[::-1]
+        stacked = []
+        for k, aval in enumerate(avals_of(opened(parts.body)[0].outvars[m:])):
+            together = jax.make_jaxpr(lambda *x: jnp.stack(x))(*[aval] * length)
+            stacked += self.lay(together, [y[k] for y in in_place], line)
+        return (*carry, *stacked)
+
+
+def is_inexact(x: Any) -> bool:
+    """Whether it is of floating or complex numbers."""
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def avals_of(variables: Sequence[Any]) -> list[Any]:
+    """Shapes and dtypes of a program's variables."""
+    return [
+        jax.ShapeDtypeStruct(
+            v.aval.shape, v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False)
+        )
+        for v in variables
+    ]
+
+
+def _differentiated(sites: Sequence[Site], starts: set[int], ends: set[int]) -> list[Site]:
+    """The sites, knowing which of their inputs and outputs a derivative goes through."""
+    moving, found = set(starts), []
+    for site in sites:
+        variables = zip(site.inputs, site.eqn.invars, strict=True)
+        active = tuple(
+            i for i, (s, v) in enumerate(variables) if s in moving and is_inexact(v.aval)
+        )
+        if active and site.eqn.primitive not in FLAT:
+            outputs = zip(site.outputs, site.eqn.outvars, strict=True)
+            moving.update(s for s, v in outputs if is_inexact(v.aval))
+            site = site._replace(active=active)
+        found.append(site)
+    needed = moving & ends
+    for number, site in reversed(list(enumerate(found))):
+        asked = tuple(j for j, s in enumerate(site.outputs) if site.active and s in needed)
+        if asked:
+            needed.update(site.inputs[i] for i in site.active)
+        found[number] = site._replace(asked=asked, active=site.active if asked else ())
+    return found
+
+
+def _is_short(eqn: Equation) -> bool:
+    if eqn.primitive is not primitives.scan_p:
+        return False
+    return eqn.params["length"] * len(opened(eqn.params["jaxpr"])[0].eqns) <= UNROLLED

@@ -1,0 +1,328 @@
+"""Walks through a program that is laid out: the values of every equation, and carried back from the
+result, the cotangent of each of its outputs and what its derivative makes of that.
+
+A walk is one compiled program; for a long program, one for each kind of equation.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core
+
+from jaxnn.checking.tape.layout import Site, avals_of, is_inexact, lay_out
+from jaxnn.numerical.float64 import RULES, Evaluation, wide_arithmetic, widen, widen_leaf
+from jaxnn.numerical.interpret import Equation, Program, bind, opened
+
+# A walk through more equations than these is compiled by kinds of equations.
+TOGETHER = 100
+
+
+class Record(NamedTuple):
+    """What a walk found.
+
+    Attributes:
+      values: of each slot.
+      cotangents: of each slot that has one.
+      pulled: for each site, what it makes of the cotangents of its outputs, for each active input.
+    """
+
+    values: dict[int, Any]
+    cotangents: dict[int, Any]
+    pulled: list[list[Any]]
+
+
+class Cut(NamedTuple):
+    """Up to `place` of a walk, there and back, what it finds is replaced by what is exact.
+
+    Attributes:
+      place: how many of the walk's `places` are exact.
+      exact: what another walk found.
+    """
+
+    place: Any
+    exact: Record
+
+    def chosen(self, number: int, own: Any, exact: Any) -> Any:
+        """What goes on behind a place of the walk."""
+        return jnp.where(number < self.place, exact.astype(own.dtype), own)
+
+
+class Place(NamedTuple):
+    """A place of a walk.
+
+    Attributes:
+      site: number of the site.
+      back: whether it is its pullback.
+      slots: whose cotangents are summed there, if it is that.
+    """
+
+    site: int
+    back: bool = False
+    slots: tuple[int, ...] = ()
+
+
+class Tape:
+    """A program laid out, and the walks through it.
+
+    Attributes:
+      sites: its equations, in the order of evaluation.
+      kinds: a number for each, the same for those that are compiled alike.
+      together: whether a walk is one program.
+      kept: what else is compiled for this program, by what it is.
+      inputs: the slots of its inputs, and
+      outputs: of its results.
+      places: the steps of a walk in order: each site; then backwards each again, and where the last
+        of several cotangents of one slot is added.
+      dtype: that it is evaluated in; None for its own.
+    """
+
+    def __init__(
+        self, program: Program, moving: Sequence[bool], dtype: Any = None, unrolled: bool = False
+    ):
+        """Lay out a program.
+
+        Args:
+          program: what is evaluated.
+          moving: whether each of its inputs is differentiated.
+          dtype: that it is evaluated in.
+          unrolled: whether short loops are unrolled.
+        """
+        self.dtype = dtype
+        self.kept: dict[Any, Any] = {}
+        self.sites, self.inputs, self.outputs, self._consts = lay_out(program, moving, unrolled)
+        ones = self._kinds()
+        pulls = [pull_of(site, dtype) if site.asked else None for site in ones]
+        values = [functools.partial(evaluated, site.eqn, dtype=dtype) for site in ones]
+        self.together = len(self.sites) <= TOGETHER
+        if not self.together:
+            values = list(map(jax.jit, values))
+            pulls = [pull and jax.jit(pull) for pull in pulls]
+        self._values = [values[k] for k in self.kinds]
+        self._pulls = [pulls[k] for k in self.kinds]
+        pairs = zip(self.sites, self._pulls, strict=True)  # where there is no way back, it ends
+        self.sites = [s if pull else s._replace(active=(), asked=()) for s, pull in pairs]
+        self.places = self._places()
+        self._walk, self._levels = self._walked, _levels_one_by_one
+        if self.together:
+            self._walk, self._levels = jax.jit(self._walked), jax.jit(_levels)
+
+    def record(self, inputs: Sequence[Any], seeds: Sequence[Any], cut: Cut | None = None) -> Record:
+        """Walk. `seeds` are the cotangents of the outputs; None for those without."""
+        with arithmetic(self.dtype):
+            record = self._walk(list(inputs), list(seeds), cut)
+        given = dict(zip(self.inputs, inputs, strict=True))
+        return record._replace(values={**self._consts, **given, **record.values})
+
+    def levels(self, record: Record) -> Record:
+        """In the place of each array how finite it is: 0 finite, 1 with infinities, 2 with NaN."""
+        return jax.device_get(self._levels(record))
+
+    def _walked(self, inputs: list[Any], seeds: list[Any], cut: Cut | None) -> Record:
+        given = {slot: self._lifted(x) for slot, x in self._consts.items()}
+        given |= dict(zip(self.inputs, map(self._lifted, inputs), strict=True))
+        values = self._there(dict(given), cut)
+        found = {slot: x for slot, x in values.items() if slot not in given}
+        return Record(found, *self._back(values, seeds, cut))
+
+    def _lifted(self, x: Any) -> Any:
+        return x if self.dtype is None else widen_leaf(x, self.dtype)
+
+    def _there(self, values: dict[int, Any], cut: Cut | None) -> dict[int, Any]:
+        """The values of all slots, out of those that are given."""
+        for number, site in enumerate(self.sites):
+            outputs = self._values[number]([values[s] for s in site.inputs])
+            if cut is not None:
+                outputs = [
+                    cut.chosen(number, x, cut.exact.values[s]) if is_inexact(x) else x
+                    for s, x in zip(site.outputs, outputs, strict=True)
+                ]
+            values |= dict(zip(site.outputs, outputs, strict=True))
+        return values
+
+    def _back(
+        self, values: dict[int, Any], seeds: list[Any], cut: Cut | None
+    ) -> tuple[dict[int, Any], list[list[Any]]]:
+        """The cotangents of slots, and what each site makes of those of its outputs."""
+        cotangents: dict[int, Any] = {}
+        pulled: list[list[Any]] = [[] for _ in self.sites]
+
+        def add(slot, x):
+            cotangents[slot] = x if slot not in cotangents else cotangents[slot] + x
+
+        for slot, seed in zip(self.outputs, seeds, strict=True):
+            if seed is not None:
+                add(slot, self._lifted(seed))
+        for place, (number, back, slots) in enumerate(self.places):
+            if slots and cut is not None:
+                for slot in slots:
+                    exact = cut.exact.cotangents[slot]
+                    cotangents[slot] = cut.chosen(place, cotangents[slot], exact)
+            site, pull = self.sites[number], self._pulls[number]
+            if slots or not back or pull is None:
+                continue
+            given = [site.outputs[j] for j in site.asked]
+            cts = [cotangents.setdefault(s, jnp.zeros_like(values[s])) for s in given]
+            pulled[number] = pull([values[s] for s in site.inputs], cts)
+            if cut is not None:
+                pairs = zip(pulled[number], cut.exact.pulled[number], strict=True)
+                pulled[number] = [cut.chosen(place, *pair) for pair in pairs]
+            for i, x in zip(site.active, pulled[number], strict=True):
+                add(site.inputs[i], x)
+        return cotangents, pulled
+
+    def _kinds(self) -> list[Site]:
+        """One site of each kind; notes which kind each is of."""
+        first: dict[Any, int] = {}
+        self.kinds = [first.setdefault(site.kind, len(first)) for site in self.sites]
+        one = dict(zip(reversed(self.kinds), reversed(self.sites), strict=True))
+        return [one[k] for k in range(len(first))]
+
+    def _places(self) -> list[Place]:
+        """The places of a walk."""
+        uses: dict[int, list[int]] = {}
+        for number, site in enumerate(self.sites):
+            for slot in (site.inputs[i] for i in site.active):
+                uses.setdefault(slot, []).append(number)
+        summed: dict[int, tuple[int, ...]] = {}
+        for slot, numbers in uses.items():
+            if len(numbers) > 1:
+                summed[min(numbers)] = (*summed.get(min(numbers), ()), slot)
+        places = [Place(number) for number in range(len(self.sites))]
+        for number in reversed(range(len(self.sites))):
+            if self._pulls[number] is not None:
+                places.append(Place(number, True))
+                if number in summed:
+                    places.append(Place(number, True, summed[number]))
+        return places
+
+    def meeting(self, slot: int) -> int:
+        """The first site where two ways from a slot come together again."""
+        ways: dict[int, frozenset[Any]] = {}
+        for number, site in enumerate(self.sites):
+            found = [ways.get(s, frozenset()) for s in site.inputs]
+            used = [
+                frozenset([(number, i)]) if s == slot and i in site.active else way
+                for i, (s, way) in enumerate(zip(site.inputs, found, strict=True))
+            ]
+            every = frozenset().union(*used)
+            if sum(map(bool, used)) > 1 and len(every) > 1:
+                return number
+            ways |= dict.fromkeys(site.outputs, every)
+        return max(n for n, site in enumerate(self.sites) if slot in site.inputs)
+
+
+def arithmetic(dtype: Any) -> Any:
+    """JAX's settings for a walk in a wide dtype; those that are, for one in its own."""
+    return jax.default_matmul_precision(None) if dtype is None else wide_arithmetic(dtype)
+
+
+def level(x: Any) -> Any:
+    """How finite an array is: 0 finite, 1 with infinities, 2 with NaN."""
+    if not is_inexact(x):
+        return np.int8(0)
+    worst = jnp.where(jnp.any(jnp.isnan(x)), 2, jnp.where(jnp.any(jnp.isinf(x)), 1, 0))
+    return worst.astype(jnp.int8)
+
+
+def _levels(record: Record) -> Record:
+    return jax.tree.map(level, record)
+
+
+def _levels_one_by_one(record: Record) -> Record:
+    return jax.tree.map(jax.jit(level), record)
+
+
+def evaluated(eqn: Equation, inputs: Sequence[Any], dtype: Any) -> list[Any]:
+    """The outputs of an equation, in its own dtypes or in a wide one."""
+    if dtype is None:
+        return bind(eqn, inputs)
+    return Evaluation(dtype, RULES, set()).step(eqn, list(inputs))
+
+
+def run_program(program: Program, inputs: Sequence[Any], dtype: Any) -> list[Any]:
+    """The outputs of a program, in its own dtypes or in a wide one."""
+    if dtype is None:
+        return core.jaxpr_as_fun(program)(*inputs)
+    return Evaluation(dtype, RULES, set())(program, inputs)
+
+
+def of_active(
+    call: Callable[[Sequence[Any]], Sequence[Any]],
+    active: Sequence[int],
+    asked: Sequence[int],
+    full: Sequence[Any],
+) -> Callable[[Sequence[Any]], list[Any]]:
+    """The outputs of a function that are `asked` for, by its `active` inputs; `full` has all."""
+
+    def of(points):
+        moved = list(full)
+        for i, x in zip(active, points, strict=True):
+            moved[i] = x
+        outputs = call(moved)
+        return [outputs[j] for j in asked]
+
+    return of
+
+
+def vjp_of(
+    call: Callable[[Sequence[Any]], Sequence[Any]],
+    avals: Sequence[Any],
+    active: Sequence[int],
+    asked: Sequence[int],
+    dtype: Any,
+) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
+    """A function of a function's inputs and of cotangents of the outputs `asked` for: what they are
+    for its `active` inputs.
+
+    The function is differentiated in its own dtypes, and that evaluated in `dtype`; by forward mode
+    where there is no reverse.
+    """
+    of = functools.partial(of_active, call, active, asked)
+
+    def reverse(full, cts):
+        return jax.vjp(of(full), [full[i] for i in active])[1](cts)[0]
+
+    def forward(full, cts):
+        points = [full[i] for i in active]
+
+        def along(k, flat):
+            tangents = [jnp.zeros_like(x) for x in points]
+            tangents[k] = tangents[k].ravel().at[flat].set(1).reshape(points[k].shape)
+            changes = jax.jvp(of(full), (points,), (tangents,))[1]
+            return functools.reduce(jnp.add, map(lambda ct, dy: jnp.sum(ct * dy), cts, changes))
+
+        return [
+            lax.map(functools.partial(along, k), jnp.arange(x.size)).reshape(x.shape)
+            for k, x in enumerate(points)
+        ]
+
+    shapes = jax.eval_shape(lambda full: of(full)([full[i] for i in active]), list(avals))
+    for way in (reverse, forward):
+        try:
+            if dtype is not None:
+                return widen(way, (list(avals), list(shapes)), dtype).call
+            jax.eval_shape(way, list(avals), list(shapes))
+            return way
+        except Exception:  # of a rule: JAX and its users raise anything
+            if way is forward:
+                raise
+    raise AssertionError
+
+
+def seeds_of(program: Program) -> list[Any]:
+    """The cotangents of a program's outputs that begin the way back: 1 for its scalar."""
+    return [jnp.ones(aval.shape, aval.dtype) for aval in avals_of(opened(program)[0].outvars)]
+
+
+def pull_of(site: Site, dtype: Any) -> Callable | None:
+    """The pullback of a site; None where it has no derivative."""
+    call, avals = functools.partial(bind, site.eqn), avals_of(site.eqn.invars)
+    with contextlib.suppress(Exception):  # of a rule: JAX and its users raise anything
+        return vjp_of(call, avals, site.active, site.asked, dtype)
+    return None

@@ -1,0 +1,111 @@
+"""A function that JAX cannot trace, called step by step."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn._arguments import Partition
+from jaxnn._validate import describe
+from jaxnn.checking.by_hand import gradient_by_hand
+from jaxnn.checking.line import Line
+from jaxnn.checking.moves import drawer
+from jaxnn.checking.scalar import scalar_of
+from jaxnn.checking.settings import Claims, Point, Settings, looked_at, roundings
+from jaxnn.numerical.float64 import wide_arithmetic, widen_leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class Untraced:
+    """A function that JAX cannot trace, called step by step.
+
+    Attributes:
+      value: the function.
+      gradient: computes value and gradient in the user's dtypes.
+    """
+
+    value: Callable
+    gradient: Callable
+    narrow: frozenset[Any] = frozenset()
+    rounding: float = 0.0
+    counts: frozenset[int] = frozenset()
+    has_solver: bool = False
+    deterministic: bool = True
+    program: None = None
+    notes: tuple[str, ...] = ("the function cannot be traced: it was called step by step",)
+
+    def line(self, point: Point, dtype: Any, watch: Callable[[Line], None], own: bool) -> Line:
+        """The function along lines: on float64 leaves if it takes them, else in its own dtypes."""
+        leaves, kind = self._accepted(point, dtype)
+        origin = [np.asarray(x, np.float64) for x in leaves]
+
+        def values(moves, steps):
+            moves = [np.asarray(v) for v in moves]
+
+            def at(t):
+                with wide_arithmetic(kind):
+                    triples = zip(origin, moves, leaves, strict=True)
+                    moved = [jnp.asarray(x + t * v, leaf.dtype) for x, v, leaf in triples]
+                    return float(self.value(moved, point.data))
+
+            return np.array([at(t) for t in steps])
+
+        epsilon = max(float(jnp.finfo(x.dtype).eps) for x in leaves)
+        draw = drawer(point.leaves, dtype)
+        return Line(draw, values, point.leaves, epsilon, roundings(point, True), watch)
+
+    def claims(self, point: Point, dtype: Any) -> Claims:
+        """Value and gradient at a point, in the user's dtypes."""
+        value, gradient = self.gradient(point.leaves, point.data)
+        value = np.asarray(value)
+        if not (value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)):
+            raise TypeError(
+                "`f` must return a real scalar, or `cotangent` must say how to project. Got "
+                f"{describe(value)}."
+            )
+        own = [looked_at(g) for g in gradient]
+        return Claims(float(value), own, own, False)
+
+    def reference(self, point: Point, dtype: Any) -> None:
+        """None: values that cannot be traced cannot be differentiated."""
+        return None
+
+    def _accepted(self, point: Point, dtype: Any) -> tuple[Sequence[Any], Any]:
+        """The leaves that the function accepts, and the dtype they need, if it is another."""
+        with wide_arithmetic(dtype):
+            leaves = [widen_leaf(x, dtype) for x in point.leaves]
+        try:
+            with wide_arithmetic(dtype):
+                out = np.asarray(self.value(leaves, point.data))
+        except (TypeError, ValueError):
+            return point.leaves, None
+        wide = out.dtype == np.float64 and bool(np.isfinite(out))
+        return (leaves, dtype) if wide else (point.leaves, None)
+
+
+def untraced(call: Partition, settings: Settings) -> Untraced:
+    """A function that JAX cannot trace, with its gradient: the user's, or JAX's if that can be had."""
+    static = call.static
+    value = scalar_of(lambda leaves, data: static.value(leaves, data[0]), settings)
+    if settings.by_hand is None:
+        return Untraced(value, _eager_gradient(value))
+    own = functools.partial(gradient_by_hand, settings.by_hand, call)
+    return Untraced(value, lambda leaves, data: (value(leaves, data), own()))
+
+
+def _eager_gradient(value: Callable) -> Callable:
+    def both(leaves, data):
+        try:
+            return jax.value_and_grad(value)(leaves, data)
+        except jax.errors.JAXTypeError as error:
+            reason = str(error).partition("\n")[0]
+            raise TypeError(
+                "`f` must be differentiable by JAX (made of `jax.numpy`, not of NumPy), or "
+                f"`gradient` must be given. Got {reason}"
+            ) from None
+
+    return both
