@@ -88,7 +88,7 @@ class Untraced:
 
 
 def untraced(call: Partition, settings: Settings) -> Untraced:
-    """A function that JAX cannot trace, with its gradient: the user's, or JAX's if that can be had."""
+    """A function that JAX cannot trace, with its gradient: the user's, or JAX's if there is one."""
     static = call.static
     value = scalar_of(lambda leaves, data: static.value(leaves, data[0]), settings)
     if settings.by_hand is None:
