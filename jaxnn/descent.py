@@ -110,7 +110,7 @@ class DescentPath(NamedTuple):
 
     Attributes:
       points: like `init_x`, with a leading axis of step_num + 1, from the first point to the last.
-      losses: f at each point, an array of step_num + 1.
+      losses: f at each point, an array of length step_num + 1.
 
     Example:
       >>> path = descent_path(lambda x: jnp.sum(x**2), jnp.array([1.0]), 0.25, 2)

@@ -39,7 +39,7 @@ _PAPER = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.fac
 STYLES["dark"] = (
     STYLES["light"] | dict.fromkeys(_INK, plots.INK[1]) | dict.fromkeys(_PAPER, plots.PAPER[1])
 )
-# Twice the density of a page that shows a picture at its own size.
+# Twice the pixel density of a page that shows a picture at its own size.
 DENSITY = 160
 
 

@@ -143,7 +143,7 @@ def accuracy(
     y: Float[ArrayLike, "*batch classes"],
     t: Num[ArrayLike, "*batch classes"] | Int[ArrayLike, "*batch"],
 ) -> Float[Array, ""]:
-    """Fraction of examples whose largest output is the true class. It is no loss to train on: its
+    """Fraction of examples whose largest output is the true class. Not a loss to train on: its
     gradient is zero almost everywhere.
 
     Args:

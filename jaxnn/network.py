@@ -91,10 +91,9 @@ def predict(
       Unnormalised scores; `jax.nn.softmax` converts them to probabilities.
 
     Raises:
-      TypeError: what is not an array, or is of another dtype (the parameter is named).
-      TypeError: a parameter is not an array or has the wrong dtype; the message names it.
-      ValueError: there is no `W1`, or the shape of a parameter does not match; the message names
-        it.
+      TypeError: a parameter is not an array, or `x` does not hold numbers.
+      ValueError: there is no `W1`, or a parameter has the wrong shape; the message names it.
+
     Source:
       the chapter, 4.5.1.
 

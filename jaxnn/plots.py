@@ -212,8 +212,8 @@ def step_errors(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """The error of numerical derivatives against their step: round-off to the left, truncation to
-    the right.
+    """The error of numerical derivatives against their step: rounding error to the left,
+    truncation to the right.
 
     Args:
       curves: pairs of steps and errors, by the name of the method.

@@ -40,7 +40,6 @@ def by_entry(
 
     Returns:
       For each leaf, the output pytree of f with arrays of shape (*leaf, *out).
-      For each leaf the pytree that f returns, with arrays of shape (*leaf, *out).
     """
     try:
         return _by_change(f, leaves, ends, batch_size, mesh)

@@ -95,7 +95,7 @@ def write(background: Any, index: Index, part: Any) -> Any:
 
 
 def common(xs: list[Any]) -> Index:
-    """The indices that all slabs among `xs` share: the same tracers, as values are traced."""
+    """The indices that all slabs among `xs` share; only identical tracers count as equal."""
     indices = [x.index for x in xs if isinstance(x, Slab)]
     return tuple(i[0] if all(j is i[0] for j in i) else None for i in zip(*indices, strict=True))
 

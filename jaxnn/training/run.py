@@ -1,8 +1,8 @@
 """A run under way: stretches of steps on the device, and the host's work between them: measure,
 report, handle signals, save.
 
-Every process does the same. Signals, exceptions and timings that concern one process are agreed on
-by all of them between two stretches, in `listen`.
+Every process does the same. Between stretches, in `listen`, all processes agree on the signals,
+exceptions and timings of each of them.
 """
 
 import concurrent.futures
