@@ -36,8 +36,8 @@ def paced(pace: int, taken: int, seconds: float) -> int:
 class Measure(NamedTuple):
     """Sums of the loss and the metrics over batches, weighted by batch size.
 
-    A sum is a pair: the total and the rounding error of the last addition, which the next term
-    corrects. So the result depends only on the order of the batches.
+    A sum is a pair: the total and the rounding error of the last addition, which is subtracted from
+    the next term. So the result depends only on the order of the batches.
 
     Attributes:
       begin: `begin(params, model_state, key, data)`, empty sums.
