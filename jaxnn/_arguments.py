@@ -1,14 +1,14 @@
-"""A call's arguments, sorted by what happens to them: differentiated, dynamic, or static.
+"""The arguments of a call, partitioned into differentiated, dynamic and static leaves.
 
-Numerical derivatives, the gradient check and descent take functions of any pytree: arrays, modules
-of a neural-network library, what a user has registered. Here a tree is taken apart: floating and
-complex leaves of what is chosen are differentiated, other arrays and floats are dynamic (traced,
-never baked into a compilation), and everything else (integers, strings, functions) is static: part
-of what is compiled. Nothing that is not differentiated is touched. Paths are those of
-`jax.tree_util.keystr`.
+Numerical derivatives, the gradient check and descent accept functions of any pytree: arrays,
+modules of neural-network libraries, registered classes. This module partitions such a tree. In the
+chosen arguments, floating and complex leaves are differentiated. Other arrays and floats are
+dynamic: traced, never constants of a compilation. All remaining leaves (integers, strings,
+functions) are static: part of what is compiled. Leaves that are not differentiated are never
+changed. Paths are those of `jax.tree_util.keystr`.
 
-A complex leaf is two real ones: it is differentiated as an array with a last axis of two, real and
-imaginary part. By JAX's convention the gradient of a real f is df/dx - i df/dy.
+A complex leaf is differentiated as a real array with a last axis of two: real and imaginary part.
+By JAX's convention the gradient of a real f is df/dx - i df/dy.
 """
 
 import enum
@@ -34,26 +34,26 @@ Where = Any  # a function of a leaf that returns a bool, or a pytree of bools
 
 
 class Role(enum.Enum):
-    """What happens to a leaf of the arguments."""
+    """How a leaf of the arguments is treated."""
 
     DIFFERENTIATED = enum.auto()
-    COMPLEX = enum.auto()  # differentiated too, in its real form
+    COMPLEX = enum.auto()  # differentiated in its real form
     DYNAMIC = enum.auto()
     STATIC = enum.auto()
 
     @property
     def moves(self) -> bool:
-        """Whether there is a derivative by such a leaf."""
+        """Whether the leaf is differentiated."""
         return self in (Role.DIFFERENTIATED, Role.COMPLEX)
 
 
 class Skeleton(NamedTuple):
-    """A tree without the values of its arrays; it can be hashed if the static leaves can.
+    """A tree without the values of its arrays, hashable if its static leaves are.
 
     Attributes:
-      tree: its structure.
+      tree: the tree's structure.
       roles: of each leaf.
-      leaves: the static ones.
+      leaves: the static leaves.
     """
 
     tree: Any
@@ -61,7 +61,7 @@ class Skeleton(NamedTuple):
     leaves: tuple[Any, ...]
 
     def join(self, points: Iterable[Any], dynamic: Iterable[Any]) -> PyTree:
-        """The tree put together again, of points in their real form and the dynamic leaves."""
+        """Rebuild the tree from points in their real form and dynamic leaves."""
         points, dynamic, static = iter(points), iter(dynamic), iter(self.leaves)
 
         def leaf(role):
@@ -74,13 +74,13 @@ class Skeleton(NamedTuple):
         return jax.tree.unflatten(self.tree, [leaf(role) for role in self.roles])
 
     def fill(self, arrays: PyTree) -> PyTree:
-        """The tree put together again, of what `arrays_of` left of it."""
+        """Rebuild the tree from the output of `arrays_of`."""
         found, static = iter(jax.tree.leaves(arrays)), iter(self.leaves)
         leaves = [next(static if r is Role.STATIC else found) for r in self.roles]
         return jax.tree.unflatten(self.tree, leaves)
 
     def split(self, arrays: PyTree) -> tuple[PyTree, PyTree]:
-        """The leaves that move, and the other arrays, each with None in the place of the rest."""
+        """The leaves that move and the other arrays, as two trees with None elsewhere."""
         found = iter(jax.tree.leaves(arrays))
         leaves = [None if role is Role.STATIC else next(found) for role in self.roles]
         pairs = list(zip(leaves, self.roles, strict=True))
@@ -88,7 +88,7 @@ class Skeleton(NamedTuple):
         return jax.tree.unflatten(self.tree, of(True)), jax.tree.unflatten(self.tree, of(False))
 
     def merge(self, moving: PyTree, held: PyTree) -> PyTree:
-        """What `split` took apart."""
+        """Undo `split`."""
         one, other = iter(jax.tree.leaves(moving)), iter(jax.tree.leaves(held))
         sources = {Role.DIFFERENTIATED: one, Role.COMPLEX: one, Role.DYNAMIC: other}
         leaves = [None if role is Role.STATIC else next(sources[role]) for role in self.roles]
@@ -96,11 +96,11 @@ class Skeleton(NamedTuple):
 
 
 class Static(NamedTuple):
-    """What a program is compiled for: everything of a call but the values of its arrays.
+    """The part of a call that a program is compiled for: all but the values of its arrays.
 
     Attributes:
       f: the function.
-      has_aux: whether it returns `(value, aux)`.
+      has_aux: whether `f` returns `(value, aux)`.
       skeleton: of `(args, kwargs)`.
     """
 
@@ -109,7 +109,7 @@ class Static(NamedTuple):
     skeleton: Skeleton
 
     def value(self, points: Iterable[Any], dynamic: Iterable[Any]) -> PyTree:
-        """`f` of the arguments put together again."""
+        """The value of `f` at the rebuilt arguments."""
         args, kwargs = self.skeleton.join(points, dynamic)
         value = self.f(*args, **kwargs)
         if self.has_aux:
@@ -122,14 +122,14 @@ class Static(NamedTuple):
 
 
 class Partition(NamedTuple):
-    """A call taken apart.
+    """The arguments of a call, partitioned.
 
     Attributes:
-      static: what it is compiled for.
-      argnums: which arguments are differentiated, as they were given.
+      static: the part that a program is compiled for.
+      argnums: the arguments to differentiate, as passed.
       leaves: of all arguments, in the order of `static.skeleton`.
       paths: of the leaves.
-      chosen: whether each leaf is of an argument to differentiate.
+      chosen: whether each leaf belongs to an argument to differentiate.
     """
 
     static: Static
@@ -149,21 +149,22 @@ class Partition(NamedTuple):
         name: str = "x",
         where: Where = None,
     ) -> "Partition":
-        """Sort the arguments of a call.
+        """Partition the arguments of a call.
 
         Args:
           f: the function.
-          argnums: which positional arguments are differentiated.
-          args: the positional arguments, and
-          kwargs: the others.
+          argnums: the positional arguments to differentiate.
+          args: the positional arguments.
+          kwargs: the keyword arguments.
           has_aux: whether `f` returns `(value, aux)`.
-          name: of a single argument in errors; several are called `args[i]`.
-          where: which leaves of them: a function of a leaf, or booleans in a pytree like the
-            differentiated argument (a tuple of them, as `argnums` is one), or a prefix of it.
+          name: what errors call a single argument; several are called `args[i]`.
+          where: which leaves to differentiate: a function from a leaf to a boolean, or a pytree of
+            booleans like the differentiated argument or a prefix of it (a tuple of them if
+            `argnums` is one).
 
         Raises:
-          TypeError: no leaf to differentiate; `where` holds anything but booleans.
-          ValueError: `argnums` out of range; `where` does not fit.
+          TypeError: there is no leaf to differentiate, or `where` holds anything but booleans.
+          ValueError: `argnums` is out of range, or the structure of `where` does not match.
         """
         numbers = argnums if isinstance(argnums, tuple) else (argnums,)
         if not args:
@@ -202,56 +203,56 @@ class Partition(NamedTuple):
 
     @property
     def points(self) -> list[jax.Array]:
-        """The leaves that are differentiated, as real arrays."""
+        """The differentiated leaves, as real arrays."""
         return _points(self.leaves, self.static.skeleton.roles)
 
     @property
     def dynamic(self) -> list[jax.Array]:
-        """The leaves that are only traced, as arrays."""
+        """The leaves that are traced but not differentiated, as arrays."""
         return _dynamic(self.leaves, self.static.skeleton.roles)
 
     @property
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The positional arguments and the others, put together again."""
+        """The positional and the keyword arguments, rebuilt."""
         return jax.tree.unflatten(self.static.skeleton.tree, self.leaves)
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        """What happens to each leaf."""
+        """The role of each leaf."""
         return self.static.skeleton.roles
 
     def at(self, points: Iterable[Any], dynamic: Iterable[Any]) -> "Partition":
-        """The same call with other values of what is traced."""
+        """The same call with other values of its traced leaves."""
         return self._replace(leaves=jax.tree.leaves(self.static.skeleton.join(points, dynamic)))
 
     @property
     def moving(self) -> list[tuple[str, Any]]:
-        """The leaves that are differentiated as they came, each behind its path."""
+        """The path and the original value of each differentiated leaf."""
         return [(path, leaf) for path, leaf, role, _ in self._all if role.moves]
 
     @property
     def point_paths(self) -> list[str]:
-        """The paths of the leaves that are differentiated."""
+        """The paths of the differentiated leaves."""
         return [path for path, _ in self.moving]
 
     @property
     def traced_paths(self) -> list[str]:
-        """The paths of all that a trace is given: those of `points`, then those of `dynamic`."""
+        """The paths of all traced leaves: those of `points`, then those of `dynamic`."""
         of_others = [path for path, _, role, _ in self._all if role is Role.DYNAMIC]
         return [*self.point_paths, *of_others]
 
     @property
     def held_fixed(self) -> list[tuple[str, Any]]:
-        """The other leaves of the arguments that are differentiated, each behind its path."""
+        """The path and value of each leaf of a differentiated argument treated as constant."""
         return [(path, x) for path, x, role, chosen in self._all if chosen and not role.moves]
 
     @property
     def beside(self) -> list[tuple[str, Any]]:
-        """The leaves of the arguments that are not differentiated, each behind its path."""
+        """The path and value of each leaf of the arguments that are not differentiated."""
         return [(path, x) for path, x, _, chosen in self._all if not chosen]
 
     def require_one_leaf(self, name: str) -> None:
-        """Refuse an only argument that is a pytree, where it is to be one number or array."""
+        """Refuse a pytree as the only argument; it must be one number or array."""
         if len(self.leaves) != 1 or self.paths != (name,):
             raise TypeError(
                 f"`{name}` must be one number or array. Got a pytree, with leaves "
@@ -259,16 +260,16 @@ class Partition(NamedTuple):
             )
 
     def require_real(self) -> None:
-        """Refuse complex leaves, where there is no convention for a derivative by them."""
+        """Refuse complex leaves, for which this derivative has no convention."""
         for path, leaf, role, _ in self._all:
             if role is Role.COMPLEX:
                 got = describe(leaf)
                 raise TypeError(f"`{path}` must be real, for a second derivative. Got {got}.")
 
     def in_place_of_arguments(self, derivatives: Iterable[Any]) -> PyTree:
-        """Derivatives by the points, in the structure of the differentiated arguments.
+        """The derivatives in the structure of the differentiated arguments.
 
-        Arrays and numbers that are held fixed are replaced by `float0` zeros, other things by None.
+        Constant arrays and numbers become `float0` zeros, other constant leaves None.
         """
         values = iter(derivatives)
 
@@ -292,7 +293,7 @@ class Partition(NamedTuple):
 
 
 def require_argnums(argnums: Any) -> None:
-    """Refuse what cannot name arguments, before there are any."""
+    """Refuse an invalid type of `argnums`, before there are any arguments."""
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
         raise TypeError(
@@ -302,16 +303,16 @@ def require_argnums(argnums: Any) -> None:
 
 
 def take_apart(tree: PyTree) -> tuple[Skeleton, list[jax.Array], list[jax.Array]]:
-    """A tree's skeleton, the leaves that can be differentiated, and its other arrays."""
+    """A tree's skeleton, its differentiable leaves, and its other arrays."""
     leaves = jax.tree.leaves(tree)
     roles = _roles(tree)
     return _skeleton(tree, leaves, roles), _points(leaves, roles), _dynamic(leaves, roles)
 
 
 def arrays_of(tree: PyTree) -> tuple[Skeleton, PyTree]:
-    """A tree's skeleton, and the tree with its arrays alone: None in the place of static leaves.
+    """A tree's skeleton, and the tree with None in place of its static leaves.
 
-    Unlike `take_apart` it keeps the structure, and with it the paths that an optimiser may go by.
+    Unlike `take_apart` it keeps the structure, and so the paths that an optimiser may use.
     """
     leaves = jax.tree.leaves(tree)
     roles = _roles(tree)
@@ -321,12 +322,12 @@ def arrays_of(tree: PyTree) -> tuple[Skeleton, PyTree]:
 
 
 def as_complex(x: jax.Array) -> jax.Array:
-    """Complex numbers out of their real form."""
+    """Convert real form to complex numbers."""
     return jax.lax.complex(x[..., 0], x[..., 1])
 
 
 def real_form(x: Any) -> jax.Array:
-    """Complex numbers as real ones: a last axis of two, real and imaginary part."""
+    """Convert complex numbers to real form: a last axis of two, real and imaginary part."""
     return jnp.stack([jnp.real(x), jnp.imag(x)], -1)
 
 
@@ -350,15 +351,15 @@ def _dynamic(leaves: Sequence[Any], roles: Sequence[Role]) -> list[jax.Array]:
 
 
 def _as_array(leaf: Any) -> jax.Array:
-    """`jnp.asarray`, without what that costs of an array: models have a thousand."""
+    """As `jnp.asarray`, without its overhead for arrays: models have a thousand leaves."""
     return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
 
 
 def _roles(tree: PyTree, moves: Sequence[bool] | None = None, settings: bool = True) -> list[Role]:
-    """What becomes of each leaf of an argument, of which all or those that may are to move.
+    """The role of each leaf of an argument; `moves` marks those to differentiate (default: all).
 
-    A Python number in a module (an object of a class that is registered as a pytree) that has
-    arrays is a setting of it, such as a rate of dropout, and is held fixed.
+    A Python number in a module (an object of a class registered as a pytree) that has arrays is a
+    setting, such as a dropout rate, and is static.
     """
     leaves = jax.tree.leaves(tree)
     moves = [True] * len(leaves) if moves is None else moves
@@ -371,7 +372,7 @@ def _roles(tree: PyTree, moves: Sequence[bool] | None = None, settings: bool = T
 
 
 def _in_modules(tree: Any, inside: bool = False) -> list[bool]:
-    """Whether each leaf is in an object of a registered class, and not in containers alone."""
+    """Whether each leaf is inside an object of a registered class, not only in containers."""
     node = tree.node_data()
     if node is None:
         return [inside] * tree.num_leaves
@@ -391,7 +392,7 @@ def _role(leaf: Any, moves: bool) -> Role:
 
 
 def _wanted(where: Where, argnums: int | tuple[int, ...], args: Sequence[Any]) -> dict[int, list]:
-    """For each argument that is differentiated, whether each of its leaves is."""
+    """For each differentiated argument, whether each of its leaves is chosen."""
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
     numbers = [number % len(args) for number in numbers]
     chosen = [args[i] for i in numbers]
@@ -400,7 +401,7 @@ def _wanted(where: Where, argnums: int | tuple[int, ...], args: Sequence[Any]) -
     elif callable(where) and not all(isinstance(x, bool) for x in jax.tree.leaves(where)):
         require_arguments("where", where, None)
         flags = [jax.tree.map(where, argument) for argument in chosen]
-    else:  # a module of booleans can be called as well
+    else:  # a tree of booleans, which may be a callable module
         given: Any = where if isinstance(argnums, tuple) else (where,)
         over = lambda flag, part: jax.tree.map(lambda _: flag, part)  # noqa: E731
         try:

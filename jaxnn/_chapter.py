@@ -1,8 +1,8 @@
-"""The chapter's examples, which its numbers and its pictures share."""
+"""The chapter's examples, shared by its numbers and its pictures."""
 
 from typing import Any
 
-# Ten outputs for a picture of a 2, once confident that it is a 2, once that it is a 7.
+# Outputs for an image of a 2: first, a confident 2; second, a confident 7.
 SAYS_TWO = (0.1, 0.05, 0.6, 0.0, 0.05, 0.1, 0.0, 0.1, 0.0, 0.0)
 SAYS_SEVEN = (0.1, 0.05, 0.1, 0.0, 0.05, 0.1, 0.0, 0.6, 0.0, 0.0)
 # The smallest network: two inputs, three scores, fixed weights.
@@ -12,5 +12,5 @@ TARGET = (0, 0, 1)
 
 
 def braking(t: Any) -> Any:
-    """The way in km of a car that does 300 km in 3 hours, ever slower."""
+    """The distance in km of a car that brakes steadily and covers 300 km in 3 hours."""
     return 150.0 * t - 50.0 * t**2 / 3

@@ -1,4 +1,4 @@
-"""Files that others rely on: replaced whole or not at all, and directories that one run holds."""
+"""Files that are replaced atomically, and directories that one run at a time may lock."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from jaxnn._validate import describe
 
 
 def as_path(name: str, value: Any) -> Path:
-    """A path, out of a string or a path; anything else is refused."""
+    """Convert a string or path to a `Path`; refuse anything else."""
     try:
         path = Path(value)
     except TypeError:
@@ -21,7 +21,7 @@ def as_path(name: str, value: Any) -> Path:
 
 
 def made_directory(name: str, value: Any) -> Path:
-    """A directory, made if it is not there."""
+    """A directory, created if it does not exist."""
     path = as_path(name, value)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -35,10 +35,10 @@ def made_directory(name: str, value: Any) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes the place of `path` when complete, and leaves no trace when not.
+    """Write a new file that replaces `path` once complete, and is deleted on failure.
 
-    Both the file and its directory are synced, so that a reader after a crash finds the old file or
-    the new one.
+    Both the file and its directory are synced, so after a crash a reader finds either the old file
+    or the new one.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -57,19 +57,19 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         os.close(folder)
 
 
-# The directories that runs of this process hold: the system's locks are between processes.
+# Directories locked by runs of this process; the system's locks only work between processes.
 _held: set[tuple[int, int]] = set()
 
 
 @contextlib.contextmanager
 def locked(name: str, directory: str | os.PathLike) -> Iterator[Path]:
-    """Hold a directory for this run alone; the system lets go of it when the process ends, whatever
-    its children do.
+    """Lock a directory for this run. The system releases the lock when the process ends, even if
+    its children live on.
 
     Raises:
-      BlockingIOError: another run holds it.
+      BlockingIOError: another run has locked it.
     """
-    import fcntl  # POSIX; imported here so that the rest works without it
+    import fcntl  # POSIX only; imported here so that the rest works without it
 
     folder = made_directory(name, directory)
     with (folder / ".lock").open("a+") as file:
@@ -96,11 +96,11 @@ def locked(name: str, directory: str | os.PathLike) -> Iterator[Path]:
 
 
 def is_alive(number: str) -> bool:
-    """Whether a process of this machine, by its number, is there."""
+    """Whether a process with this number exists on this machine."""
     try:
         os.kill(int(number), 0)
     except (ValueError, OverflowError, ProcessLookupError):
         return False
     except OSError:
-        pass  # somebody else's
+        pass  # another user's process
     return True

@@ -1,16 +1,16 @@
-"""What a terminal can be told: a line that is taken back when it has served."""
+"""Terminal output: immediate writes, and erasing the current line."""
 
 import os
 from typing import Any
 
 
 def is_open(stream: Any) -> bool:
-    """Whether there is a stream that can be written to."""
+    """Whether a stream exists and can be written to."""
     return stream is not None and not getattr(stream, "closed", False)
 
 
 def takes_codes(stream: Any) -> bool:
-    """Whether it is a terminal that understands more than plain text, by TERM and NO_COLOR
+    """Whether a stream is a terminal that accepts escape codes, by TERM and NO_COLOR
     (https://no-color.org).
     """
     plain = os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
@@ -18,11 +18,11 @@ def takes_codes(stream: Any) -> bool:
 
 
 def write(stream: Any, text: str) -> None:
-    """Text that is seen at once."""
+    """Write text and flush it."""
     stream.write(text)
     stream.flush()
 
 
 def erase_line(stream: Any) -> None:
-    """Take the last line back."""
+    """Erase the current line."""
     write(stream, "\r\033[K")

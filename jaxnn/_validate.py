@@ -1,7 +1,7 @@
-"""What public functions ask of their arguments, and the one form in which they refuse: name,
-requirement, what came.
+"""Checks of arguments to public functions, with error messages in one form: name, requirement,
+actual value.
 
-Shapes, dtypes and structure are looked at under `jit` as well; values only where they can be seen.
+Shapes, dtypes and structure are checked under `jit` as well; values only if they are concrete.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 
 
 def is_differentiable(leaf: Any) -> bool:
-    """Whether a leaf is a real floating array or number: what a gradient is taken for."""
+    """Whether a leaf is a real floating array or number, so that it has a gradient."""
     return jnp.issubdtype(getattr(leaf, "dtype", None) or jnp.result_type(leaf), jnp.floating)
 
 
@@ -33,12 +33,12 @@ def is_inexact(leaf: Any) -> bool:
 
 
 def is_concrete(*values: Any) -> bool:
-    """Whether none of the leaves is traced, so that their values can be looked at."""
+    """Whether no leaf is traced, so that the values are known."""
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
 
 
 def describe(leaf: Any) -> str:
-    """A leaf in an error message: dtype and shape of arrays, the value of anything else."""
+    """A leaf for an error message: dtype and shape of an array, the value of anything else."""
     if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
         return f"{leaf.dtype}{list(leaf.shape)}"
     if isinstance(leaf, list | tuple) and not is_concrete(leaf):
@@ -47,9 +47,7 @@ def describe(leaf: Any) -> str:
 
 
 def require_arrays(name: str, tree: Any) -> None:
-    """Refuse leaves that are not arrays or numbers (strings and arrays of them, None-like objects,
-    functions).
-    """
+    """Refuse leaves that are not arrays or numbers, such as strings, string arrays, functions."""
     for path, leaf in tree_flatten_with_path(tree)[0]:
         if not is_array(leaf) and not isinstance(leaf, bool | int | float | complex):
             raise TypeError(
@@ -58,7 +56,7 @@ def require_arrays(name: str, tree: Any) -> None:
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf is an array of a kind that JAX has: numbers, truth values, keys."""
+    """Whether a leaf is an array of a dtype that JAX has: numbers, booleans, keys."""
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or not hasattr(leaf, "shape"):
         return False
@@ -68,7 +66,7 @@ def is_array(leaf: Any) -> bool:
 
 
 def as_array(name: str, value: Any, asarray: Callable = jnp.asarray) -> Any:
-    """One array, out of an array, a number or lists of numbers; anything else is refused."""
+    """Convert an array, a number or lists of numbers to one array; refuse anything else."""
     require_arrays(name, value)
     try:
         array = asarray(value)
@@ -80,8 +78,8 @@ def as_array(name: str, value: Any, asarray: Callable = jnp.asarray) -> Any:
 
 
 def as_mesh(name: str, mesh: Mesh | None) -> Mesh | None:
-    """The mesh with axes over which the compiler shares the work; `jax.make_mesh` makes another
-    kind by default.
+    """The mesh with axis types Auto, over which the compiler shares the work; `jax.make_mesh` uses
+    another type by default.
     """
     if mesh is None:
         return None
@@ -91,12 +89,12 @@ def as_mesh(name: str, mesh: Mesh | None) -> Mesh | None:
 
 
 def is_key(value: Any) -> bool:
-    """Whether it is a typed PRNG key, or an array of them."""
+    """Whether a value is a typed PRNG key or an array of them."""
     return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def require_key(name: str, key: Any) -> None:
-    """Refuse anything but one PRNG key: a typed one, or what `jax.random.PRNGKey` gives."""
+    """Refuse anything but one PRNG key: typed, or from `jax.random.PRNGKey`."""
     shape = getattr(key, "shape", None)
     bits = (
         getattr(key, "dtype", None) == jnp.uint32
@@ -109,9 +107,7 @@ def require_key(name: str, key: Any) -> None:
 
 
 def require_differentiable(name: str, tree: Any) -> None:
-    """Refuse a tree in which no leaf is floating or complex, naming the first leaf; other leaves
-    are held fixed by the caller.
-    """
+    """Refuse a tree without floating or complex leaves, naming its first leaf."""
     leaves = tree_flatten_with_path(tree)[0]
     if not leaves:
         raise TypeError(
@@ -127,7 +123,7 @@ def require_differentiable(name: str, tree: Any) -> None:
 
 
 def require_mapping(name: str, value: Any) -> None:
-    """Refuse anything but names and values."""
+    """Refuse anything but a mapping."""
     if not isinstance(value, Mapping):
         raise TypeError(
             f"`{name}` must be a dictionary of names and values. Got {describe(value)}."
@@ -141,7 +137,7 @@ def require_callable(name: str, f: Any) -> None:
 
 
 def require_arguments(name: str, f: Any, *args: Any, **kwargs: Any) -> None:
-    """Refuse a function that does not take these arguments, where its signature can be seen."""
+    """Refuse a function whose signature, if known, does not take these arguments."""
     require_callable(name, f)
     try:
         signature = inspect.signature(f)
@@ -158,7 +154,7 @@ def require_arguments(name: str, f: Any, *args: Any, **kwargs: Any) -> None:
 
 @contextlib.contextmanager
 def tracing(name: str) -> Iterator[None]:
-    """While a function is traced; if JAX cannot, what to do is said."""
+    """Add a note on how to write traceable code to the errors that JAX raises while tracing."""
     try:
         yield
     except jax.errors.JAXTypeError as error:
@@ -167,7 +163,7 @@ def tracing(name: str) -> Iterator[None]:
 
 
 def how_to_be_traced(name: str) -> str:
-    """What to do about a function that JAX cannot trace."""
+    """Advice for a function that JAX cannot trace."""
     return (
         f"JAX runs `{name}` once, without values, so Python's `if`, `float()` and NumPy's "
         "functions cannot look at them: take `jnp.where` or `jax.lax.cond`, and `jax.numpy`."
@@ -175,7 +171,7 @@ def how_to_be_traced(name: str) -> str:
 
 
 def require_scalar(name: str, value: Any) -> None:
-    """Refuse what a function returned, if it is not a real scalar."""
+    """Refuse a function's return value unless it is a real scalar."""
     if isinstance(value, float) or (
         getattr(value, "shape", None) == () and jnp.issubdtype(value.dtype, jnp.floating)
     ):
@@ -206,7 +202,7 @@ def require_floating_dtype(name: str, dtype: Any) -> None:
 
 
 def require_optimizer(name: str, optimizer: Any) -> None:
-    """Refuse what is not made like an optax optimiser."""
+    """Refuse anything but an optax optimiser."""
     if not all(callable(getattr(optimizer, part, None)) for part in ("init", "update")):
         called, module = (getattr(optimizer, part, "") for part in ("__name__", "__module__"))
         uncalled = called and module.startswith("optax")
@@ -217,8 +213,8 @@ def require_optimizer(name: str, optimizer: Any) -> None:
 
 
 def require_count(name: str, value: Any, least: int = 0, most: int | None = None) -> None:
-    """Refuse anything but an integer from `least` to `most`; of a traced one only the dtype is
-    seen.
+    """Refuse anything but an integer from `least` to `most`; for a traced one, check only dtype
+    and shape.
     """
     if not is_concrete(value):
         if not jnp.issubdtype(value.dtype, jnp.integer) or value.shape != ():
@@ -235,8 +231,8 @@ def require_count(name: str, value: Any, least: int = 0, most: int | None = None
 
 
 def require_number(name: str, value: Any, *, positive: bool = False, dtype: Any = None) -> None:
-    """Refuse anything but one real number; if its value can be seen, it must be finite, in `dtype`
-    too (and positive).
+    """Refuse anything but a real number; a concrete one must also be finite, in `dtype` too (and
+    positive if asked).
     """
     own = getattr(value, "dtype", None)
     number = isinstance(value, int | float) or any(
@@ -258,7 +254,7 @@ def require_number(name: str, value: Any, *, positive: bool = False, dtype: Any 
 
 
 def require_classes(name: str, t: Any, classes: int) -> None:
-    """Refuse class indices out of range, where their values can be seen."""
+    """Refuse class indices out of range, if their values are known."""
     if not is_concrete(t):
         return
     t = np.asarray(t)
@@ -268,7 +264,7 @@ def require_classes(name: str, t: Any, classes: int) -> None:
 
 
 def require_same_form(name: str, tree: Any, like_name: str, like: Any) -> None:
-    """Refuse a tree whose structure or shapes differ from those of another one, naming the leaf."""
+    """Refuse a tree whose structure or shapes differ from those of `like`, naming the leaf."""
     require_arrays(name, tree)
     require_arrays(like_name, like)
     require_same_structure(name, tree, like_name, like)
@@ -278,7 +274,7 @@ def require_same_form(name: str, tree: Any, like_name: str, like: Any) -> None:
 
 
 def require_same_structure(name: str, tree: Any, like_name: str, like: Any) -> None:
-    """Refuse a tree whose structure is not that of another one."""
+    """Refuse a tree whose structure differs from that of `like`."""
     if jax.tree.structure(tree) != jax.tree.structure(like):
         raise ValueError(
             f"`{name}` must have the structure of `{like_name}`, {jax.tree.structure(like)}. Got "
@@ -287,7 +283,7 @@ def require_same_structure(name: str, tree: Any, like_name: str, like: Any) -> N
 
 
 def require_same_shape(name: str, leaf: Any, like_name: str, like: Any) -> None:
-    """Refuse an array whose shape is not that of another one."""
+    """Refuse an array whose shape differs from that of `like`."""
     if jnp.shape(leaf) != jnp.shape(like):
         raise ValueError(
             f"`{name}` must have shape {jnp.shape(like)}, like `{like_name}`. Got shape "

@@ -1,8 +1,8 @@
-"""Data: real handwritten digits, MNIST's files, and mini-batches drawn from a key.
+"""Data: real handwritten digits, MNIST files, and mini-batches drawn from a key.
 
 A data set is four arrays (`Digits`): images as rows of floats in [0, 1], labels as class indices.
-The digits that ship with the package and MNIST are the same kind of file (IDX), so one reader
-serves both; it trusts nothing that a file says of itself.
+The bundled digits and MNIST share a file format (IDX), so one reader serves both. The reader
+validates everything that a file claims about itself.
 """
 
 import gzip
@@ -42,12 +42,12 @@ _MNIST = {
 
 
 class Digits(NamedTuple):
-    """Images and labels to train on, and others to test with.
+    """A training set and a test set of images and labels.
 
     Attributes:
       x_train: images as rows, pixels scaled to [0, 1], float32.
       t_train: their labels, class indices, int32.
-      x_test: images that training does not see.
+      x_test: images that are not trained on.
       t_test: their labels.
 
     Example:
@@ -65,14 +65,14 @@ def load_digits(seed: int = 0, test_size: int = 297) -> Digits:
     """The 1,797 real 8x8 digits that ship with the package, shuffled and split.
 
     Args:
-      seed: of the shuffle before the split; the same seed gives the same split everywhere.
-      test_size: how many of them are for testing.
+      seed: for the shuffle before the split; the same seed gives the same split everywhere.
+      test_size: number of images held out for testing.
 
     Returns:
-      `Digits` with 64 pixels an image.
+      `Digits` with 64 pixels per image.
 
     Raises:
-      ValueError: `test_size` leaves nothing to train on, or nothing to test with.
+      ValueError: `test_size` leaves no image for training or none for testing.
 
     Source:
       "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, CC BY 4.0
@@ -100,21 +100,20 @@ def load_digits(seed: int = 0, test_size: int = 297) -> Digits:
 
 
 def load_mnist(directory: str | Path) -> Digits:
-    """MNIST (or Fashion-MNIST, KMNIST, ...) from its four IDX files in a directory of yours, plain
-    or .gz.
+    """Load MNIST (or Fashion-MNIST, KMNIST, ...) from its four IDX files, plain or gzipped.
 
     Args:
       directory: holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`,
-        `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`, each of them as it is or with `.gz`
-        behind its name.
+        `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`, each with or without the suffix
+        `.gz`.
 
     Returns:
-      `Digits` with 784 pixels an image.
+      `Digits` with 784 pixels per image.
 
     Raises:
-      FileNotFoundError: the directory or one of the files is not there.
-      ValueError: a file is truncated, mislabelled, or does not fit the others; the message says
-        what and where.
+      FileNotFoundError: the directory or one of the files does not exist.
+      ValueError: a file is truncated or mislabelled, or does not match the others; the message says
+        which one and how.
 
     Source:
       LeCun, Bottou, Bengio and Haffner, Proc. IEEE 86 (1998) 2278.
@@ -173,20 +172,19 @@ def load_mnist(directory: str | Path) -> Digits:
 def read_idx(
     path: str | Path | Traversable, axes: int, limit: int = 2**31
 ) -> UInt8[np.ndarray, "..."]:
-    """An IDX file of unsigned bytes, the format of MNIST: magic number, sizes, then the bytes.
+    """Read an IDX file of unsigned bytes, the format of MNIST: magic number, sizes, then the bytes.
 
     Args:
-      path: the file; read through gzip if it begins as a gzip file does, whatever its name.
-      axes: how many axes the array must have: 3 for images, 1 for labels.
-      limit: the most bytes of data that are accepted, so that a forged size cannot exhaust the
-        memory.
+      path: the file; gzip is detected by its first bytes, whatever the name.
+      axes: number of axes that the array must have: 3 for images, 1 for labels.
+      limit: maximum number of bytes of data, so that a forged size cannot exhaust the memory.
 
     Returns:
       The array, uint8.
 
     Raises:
-      ValueError: wrong magic number, number of axes or length; the message says which, expected and
-        found.
+      ValueError: wrong magic number, number of axes or length; the message gives the expected and
+        the actual value.
 
     Example:
       >>> read_idx(files("jaxnn") / "digits" / "images-idx3-ubyte.gz", 3).shape
@@ -243,12 +241,12 @@ def one_hot(
 
     Args:
       t: class indices, 0 to classes - 1.
-      classes: how many classes there are.
+      classes: number of classes.
       dtype: of the result.
 
     Returns:
-      An array with one axis more than `t`. Under `jit`, where an index out of range cannot be
-      refused, its row is NaN.
+      An array with one axis more than `t`. Under `jit` an index out of range cannot raise; its row
+      is NaN.
 
     Raises:
       TypeError: `t` is not an integer array.
@@ -267,7 +265,7 @@ def one_hot(
     index: Any = as_array("t", t)
     if not jnp.issubdtype(index.dtype, jnp.integer):
         raise TypeError(f"`t` must be class indices (integers). Got {describe(index)}.")
-    require_classes("t", t, classes)  # as given: JAX would cut a 64-bit index to 32 bits
+    require_classes("t", t, classes)  # before conversion, which would truncate 64 bits
     inside = ((index >= 0) & (index < classes))[..., None]
     rows = jax.nn.one_hot(index, classes, dtype=dtype)
     return jnp.where(inside, rows, np.asarray(np.nan, dtype))
@@ -279,13 +277,13 @@ def sample_batch(key: Key[Array, ""], data: PyTree, batch_size: int) -> PyTree:
     Args:
       key: a PRNG key; the same key draws the same examples.
       data: a pytree of arrays whose first axis is the examples, for instance `(x, t)`.
-      batch_size: how many are drawn.
+      batch_size: number of examples to draw.
 
     Returns:
-      The examples drawn, in the structure of `data`.
+      The drawn examples, in the structure of `data`.
 
     Raises:
-      ValueError: the arrays differ in length, or are empty; `batch_size` is under 1.
+      ValueError: the arrays differ in length or are empty, or `batch_size` is below 1.
 
     Source:
       the chapter, 4.2.3.
@@ -301,8 +299,7 @@ def sample_batch(key: Key[Array, ""], data: PyTree, batch_size: int) -> PyTree:
 
 
 def shuffled(key: Key[Array, ""], count: int) -> Int[Array, "count"]:  # noqa: F821
-    """The numbers 0 to count - 1 in an order drawn from a key: each example once, as an epoch wants
-    it.
+    """The numbers 0 to count - 1 in random order: each example once, as in an epoch.
 
     Example:
       >>> sorted(shuffled(jax.random.key(0), 4).tolist())
@@ -310,9 +307,9 @@ def shuffled(key: Key[Array, ""], count: int) -> Int[Array, "count"]:  # noqa: F
     """
     require_key("key", key)
     require_count("count", count, least=1, most=2**31 - 1)
-    # To sort single integers takes a fifth of the time of `jax.random.permutation`, which sorts
-    # pairs, twice. So each is a draw and, in its lowest bits, a number; the draw has at least 33
-    # bits, so equal ones, whose numbers stay in order, are rare.
+    # Sorting single integers takes a fifth of the time of `jax.random.permutation`, which sorts
+    # pairs, twice. Each integer is a random draw with an index in its lowest bits. The draw has at
+    # least 33 bits, so ties, whose indices keep their order, are rare.
     width = (count - 1).bit_length()
     draws = jax.random.bits(key, (2, count), jnp.uint32)
     with jax.enable_x64(True):
@@ -322,11 +319,10 @@ def shuffled(key: Key[Array, ""], count: int) -> Int[Array, "count"]:  # noqa: F
 
 
 def count_examples(data: PyTree, name: str = "data") -> int:
-    """The common length of the first axis of all arrays in `data`; `name` is what an error calls
-    it.
+    """The common length of the first axis of all arrays in `data`; errors call the data `name`.
 
     Raises:
-      ValueError: there are no arrays, an array has no first axis, or the lengths differ, or are
+      ValueError: there are no arrays, an array has no first axis, or the lengths differ or are
         zero.
 
     Example:
@@ -348,8 +344,8 @@ def count_examples(data: PyTree, name: str = "data") -> int:
 
 
 def require_batches(name: str, data: PyTree, like: PyTree = None) -> None:
-    """Refuse what is not a tuple of arrays with examples, or not of the form of `like`, the data
-    that are trained on.
+    """Refuse data that are not a tuple of arrays of examples, or whose examples differ in form from
+    those of `like`, the training data.
     """
     optimizer = hasattr(data, "init") and hasattr(data, "update")
     if isinstance(data, list) and data and all(isinstance(part, tuple | list) for part in data):

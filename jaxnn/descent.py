@@ -1,9 +1,9 @@
-"""Descent: following the negative gradient of a function, as one compiled loop on the device.
+"""Gradient descent on a function, as one compiled loop on the device.
 
-The loss and the gradient come in as functions (`grad=jax.grad`, or `grad=numerical_grad`); the
-point is any pytree, whose floating and complex leaves move and whose other leaves stay. `lr` and
-`step_num` are traced, so other values compile nothing. As under `jax.jit`, a function is compiled
-once per function object: pass data that changes by a new function.
+Callers choose the gradient (`grad=jax.grad` or `grad=numerical_grad`). The point is any pytree: its
+floating and complex leaves move, its other leaves are constant. `lr` and `step_num` are traced, so
+new values do not recompile. A function is traced at each call and compiled once for all functions
+that trace to the same program.
 """
 
 import enum
@@ -36,7 +36,7 @@ Loss = Callable[[Any], Float[Array, ""]]
 
 
 class DivergenceWarning(RuntimeWarning):
-    """The loss ended above where it began, or is not finite.
+    """The loss ended above its initial value, or is not finite.
 
     Example:
       >>> import warnings
@@ -56,27 +56,27 @@ def gradient_descent(
     *,
     grad: Callable = jax.grad,
 ) -> PyTree:
-    """`step_num` steps of x <- x - lr df/dx from `init_x`, in one jitted `lax.fori_loop`.
+    """Take `step_num` steps x <- x - lr df/dx from `init_x`, in one jitted `lax.fori_loop`.
 
     Args:
-      f: a scalar function of `init_x`'s structure.
-      init_x: where to start; any pytree. It is not overwritten.
+      f: a scalar function of a pytree like `init_x`.
+      init_x: the starting point; any pytree. It is not overwritten.
       lr: learning rate, in the unit of x^2 over that of f.
       step_num: number of steps.
-      grad: makes the gradient out of `f`: `jax.grad`, `numerical_grad`, or anything with their
-        calling form.
+      grad: maps `f` to its gradient function: `jax.grad`, `numerical_grad`, or anything with their
+        signature.
 
     Returns:
-      Where the descent ends, like `init_x`.
+      The last point, in the structure of `init_x`.
 
     Raises:
       TypeError: `init_x` has no floating leaf, `step_num` is not an integer.
       ValueError: `lr` is not finite, `step_num` is negative.
 
     Warns:
-      DivergenceWarning: the loss at the end is above that at the start, or not finite. Not seen
-        under `jit` or `vmap`, where values cannot be looked at: there, compare f at both ends, or
-        take `descent_path`.
+      DivergenceWarning: the last loss is above the first or not finite. There is no warning under
+        `jit` or `vmap`, where values are unknown; there, compare f at both ends or use
+        `descent_path`.
 
     Source:
       the chapter, 4.4.1.
@@ -106,12 +106,11 @@ def gradient_descent(
 
 
 class DescentPath(NamedTuple):
-    """Every point of a descent and the loss there.
+    """Every point of a descent and its loss.
 
     Attributes:
-      points: like `init_x`, arrays with a first axis of step_num + 1: the start first, the end
-        last.
-      losses: f at each point; one axis of step_num + 1.
+      points: like `init_x`, with a leading axis of step_num + 1, from the first point to the last.
+      losses: f at each point, an array of length step_num + 1.
 
     Example:
       >>> path = descent_path(lambda x: jnp.sum(x**2), jnp.array([1.0]), 0.25, 2)
@@ -131,14 +130,14 @@ def descent_path(
     *,
     grad: Callable = jax.grad,
 ) -> DescentPath:
-    """As `gradient_descent`, but every point and its loss are kept, through one jitted `lax.scan`.
+    """Run `gradient_descent` and keep every point and its loss, in one jitted `lax.scan`.
 
     Args:
-      f: a scalar function of `init_x`'s structure.
-      init_x: where to start.
+      f: a scalar function of a pytree like `init_x`.
+      init_x: the starting point.
       lr: learning rate; traced.
-      step_num: number of steps. It decides the shape of the result, so another one compiles again.
-      grad: makes the gradient out of `f`.
+      step_num: number of steps. It sets the shape of the result, so a new value recompiles.
+      grad: maps `f` to its gradient function.
 
     Returns:
       A `DescentPath`.
@@ -165,7 +164,7 @@ def descent_path(
 
 
 class Stop(enum.IntEnum):
-    """Why `minimize` ended: a small gradient, max_steps, or values that are not finite.
+    """Why `minimize` stopped: a small gradient, max_steps, or values that are not finite.
 
     Example:
       >>> [stop.name for stop in Stop]
@@ -178,16 +177,16 @@ class Stop(enum.IntEnum):
 
 
 class Minimum(NamedTuple):
-    """Where `minimize` ended, and why.
+    """The result of `minimize`.
 
     Attributes:
-      x: the last point at which the loss and its gradient are finite (the start, if they never
-        were).
+      x: the last point at which the loss and its gradient are finite (the starting point if they
+        never were).
       loss: f at that point.
-      grad_norm: the Euclidean norm of its gradient there.
-      steps: how many steps were taken.
+      grad_norm: the Euclidean norm of the gradient at that point.
+      steps: number of steps taken.
       status: a `Stop`, as an integer array.
-      opt_state: the optimiser's state, to go on with.
+      opt_state: the optimiser's state, from which a later call can continue.
 
     Example:
       >>> minimize(lambda x: jnp.sum(x**2), jnp.array([1.0]), optax.sgd(0.1), max_steps=3).reason
@@ -203,7 +202,7 @@ class Minimum(NamedTuple):
 
     def __repr__(self) -> str:
         known = isinstance(self.status, jax.Array | np.ndarray) and is_concrete(self)
-        if not known or np.ndim(self.status):  # traced, or several of them
+        if not known or np.ndim(self.status):  # traced or batched
             return tuple.__repr__(self)
         told = f"loss {float(self.loss):.4g}, gradient norm {float(self.grad_norm):.2g}"
         return f"<Minimum: {self.reason} after {int(self.steps)} steps; {told}>"
@@ -224,23 +223,21 @@ def minimize(
     grad: Callable = jax.grad,
     opt_state: PyTree | None = None,
 ) -> Minimum:
-    """Minimise with an optax optimiser in one jitted `lax.while_loop`, until there is a reason to
-    stop.
+    """Minimise `f` with an optax optimiser, in one jitted `lax.while_loop`.
 
     Args:
-      f: a scalar function of `init_x`'s structure.
-      init_x: where to start; any pytree. It is not overwritten.
-      optimizer: from optax. Keep the object: a new one, though equal, compiles again.
-      max_steps: stop after so many steps; traced.
-      tolerance: stop when the Euclidean norm of the gradient is at most this; traced, in the unit
-        of f over that of x. The default may be below what float32 can reach, where the
-        gradient is large beside it all around the minimum: it ends with "max steps" then.
-      grad: makes the gradient out of `f`.
-      opt_state: a state to go on from; `optimizer.init` of the leaves that move by default.
+      f: a scalar function of a pytree like `init_x`.
+      init_x: the starting point; any pytree. It is not overwritten.
+      optimizer: from optax.
+      max_steps: maximum number of steps; traced.
+      tolerance: stop once the Euclidean norm of the gradient is at most this; traced, in the unit
+        of f over that of x. Rounding error in float32 can keep the norm above the default
+        everywhere near the minimum; the status is then "max steps".
+      grad: maps `f` to its gradient function.
+      opt_state: the state to continue from; by default `optimizer.init` of the leaves that move.
 
     Returns:
-      A `Minimum`; its `status` says which of small gradient, max_steps or not-finite values ended
-      it.
+      A `Minimum`, whose `status` says why the loop stopped.
 
     Raises:
       TypeError: `init_x` has no floating leaf, `max_steps` is not an integer.
@@ -270,7 +267,7 @@ def minimize(
 def _descend(
     f: Callable, grad: Callable, skeleton: Skeleton, start: Any, dynamic: Any, lr: Any, steps: Any
 ) -> tuple[Any, Any, Any, Any]:
-    """The end of a descent, the loss before and after, and whether it is lower."""
+    """The last point, the loss before and after, and whether it did not rise."""
     value, gradient = _value_and_gradient(f, grad, skeleton, dynamic)
     step = lambda _, x: _step(x, gradient(x), lr)  # noqa: E731
     end = jax.lax.fori_loop(0, steps, step, start)
@@ -281,7 +278,7 @@ def _descend(
 def _follow(
     f: Callable, grad: Callable, skeleton: Skeleton, steps: int, start: Any, dynamic: Any, lr: Any
 ) -> tuple[Any, Any]:
-    """Every point of a descent, and the losses there."""
+    """Every point of a descent, and its losses."""
     value, gradient = _value_and_gradient(f, grad, skeleton, dynamic)
 
     def body(x, _):
@@ -295,7 +292,7 @@ def _follow(
 
 
 class _Look(NamedTuple):
-    """A point of a minimisation, and what is known there."""
+    """A point of a minimisation, with its loss, gradient and optimiser state."""
 
     x: list[Any]
     loss: Any
@@ -316,7 +313,7 @@ def _minimise(
     max_steps: Any,
     tolerance: Any,
 ) -> Minimum:
-    """Where an optimiser ends; `extra`: whether its `update` takes the loss and its gradient."""
+    """The `Minimum`; `extra` is whether `update` takes the loss and its gradient as keywords."""
     value, gradient = _value_and_gradient(f, grad, skeleton, dynamic)
 
     def look(x, opt_state):
@@ -348,7 +345,7 @@ def _minimise(
 def _value_and_gradient(
     f: Callable, grad: Callable, skeleton: Skeleton, dynamic: Sequence[Any]
 ) -> tuple[Callable, Callable]:
-    """The loss and its gradient as functions of the leaves that move, their results checked."""
+    """The loss and its gradient as functions of the leaves that move, with checked results."""
 
     def value(x):
         out = f(skeleton.join(x, dynamic))
@@ -379,7 +376,7 @@ def _all_finite(leaves: Sequence[jax.Array]) -> Bool[Array, ""]:
 
 
 def _typed(number: Any, points: Sequence[Any]) -> Any:
-    """A number with the points' widest dtype: a Python float beside them would compile twice."""
+    """A number in the widest dtype of the points; a Python float would compile a second time."""
     dtype = jnp.result_type(*points)
     return np.asarray(number, dtype) if is_concrete(number) else jnp.asarray(number, dtype)
 

@@ -1,5 +1,5 @@
-"""The chapter in pictures: everything they show is computed here, by the library's own functions;
-`plots` draws it.
+"""The chapter's pictures: this module computes their data with the library's own functions, and
+`plots` draws them.
 """
 
 import functools
@@ -30,7 +30,7 @@ from jaxnn.training.fit import fit
 from jaxnn.training.history import Fit
 from jaxnn.training.options import Measuring
 
-# On a page of light or dark ground; the dark one is that of a repository's page.
+# For light and dark pages; the dark colours are those of a GitHub page.
 STYLES: dict[str, dict[Any, Any]] = {
     "light": {"axes.spines.top": False, "axes.spines.right": False},
 }
@@ -39,7 +39,7 @@ _PAPER = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.fac
 STYLES["dark"] = (
     STYLES["light"] | dict.fromkeys(_INK, plots.INK[1]) | dict.fromkeys(_PAPER, plots.PAPER[1])
 )
-# Twice as dense as the pixels of a page that shows a picture at its size.
+# Twice the pixel density of a page that shows a picture at its own size.
 DENSITY = 160
 
 
@@ -50,22 +50,22 @@ def draw(
     style: Literal["light", "dark"] = "light",
     on_picture: Callable[[Path], Any] | None = None,
 ) -> list[Path]:
-    """Draw pictures of the chapter, in its order, each as PNG and as SVG; an animation of descent,
-    `film`, as GIF; and a page with a slider for the learning rate, `slider`.
+    """Draw pictures of the chapter, in its order, each as PNG and SVG; also `film`, an animation of
+    descent as GIF, and `slider`, an HTML page with a slider for the learning rate.
 
     Args:
-      directory: where the files go; it is made if it is not there.
-      names: which, of `figures.NAMES`; all by default.
-      style: for a light or for a dark page; the names of files for the latter end in `_dark`,
-        but that of the slider's page, which is for both.
-      on_picture: called with the path of each file before it is drawn; of a PNG's, its SVG has the
-        same name.
+      directory: where the files go; it is created if it does not exist.
+      names: the pictures to draw, from `figures.NAMES`; all by default.
+      style: for a light or a dark page. Files for a dark page end in `_dark`, except the slider
+        page, which serves both.
+      on_picture: called with the path of each file before it is drawn; for a PNG and its SVG,
+        once, with the path of the PNG.
 
     Returns:
       Those paths.
 
     Raises:
-      ValueError: there is no picture of such a name.
+      ValueError: there is no picture with such a name.
 
     Example:
       >>> [path.name for path in draw("pictures", ["losses"])]  # doctest: +SKIP
@@ -114,8 +114,8 @@ def _losses(figure: Figure) -> None:
 
 
 def _loss_and_accuracy(figure: Figure) -> None:
-    """From the initial weights to the trained ones, on few examples, so that the stairs can be
-    seen.
+    """Loss and accuracy on the line from the initial to the trained weights; few examples make the
+    steps of the accuracy visible.
     """
     digits, start, end = load_digits(), _start(), _trained().params
     x, t = digits.x_test[:20], digits.t_test[:20]
@@ -147,7 +147,7 @@ def _activations(figure: Figure) -> None:
         left, right = (diff(f, x, scheme=scheme) for scheme in ("backward", "forward"))
         derivatives[name] = jnp.where(
             abs(left - right) < 1e-3, (left + right) / 2, jnp.nan
-        )  # step and ReLU have none at 0
+        )  # step and ReLU have no derivative at 0
     panels = plots.activations(
         x, {name: f(x) for name, f in functions.items()}, derivatives, axes=figure.subplots(1, 2)
     )
@@ -161,7 +161,7 @@ def _activations(figure: Figure) -> None:
 
 
 def _derivative(figure: Figure) -> None:
-    """The chapter's two tangents; and on e^x, which bends more, how secants close in on one."""
+    """The chapter's two tangents, and secants of e^x, which curves more, approaching a tangent."""
     chapter, *closing = figure.subplots(1, 3)
     x = jnp.linspace(0, 20, 201)
     tangents = {
@@ -184,7 +184,7 @@ def _derivative(figure: Figure) -> None:
             ax.annotate(
                 name,
                 (place, ax.get_ylim()[0]),
-                (-3 if name == "x - h" else 3, 2),  # beside the dotted line, away from the curve
+                (-3 if name == "x - h" else 3, 2),  # clear of the dotted line and the curve
                 textcoords="offset points",
                 ha="right" if name == "x - h" else "left",
                 va="bottom",
@@ -195,8 +195,8 @@ def _derivative(figure: Figure) -> None:
 
 def _step_errors(figure: Figure) -> None:
     def error(slopes, x):
-        """Of the derivative of e^x, as a mean over points near 1, that luck at one of them is not
-        seen.
+        """The error of the derivative of e^x, averaged over points near 1, so that chance at one
+        point does not show.
         """
         exact = np.exp(np.asarray(x, np.float64))
         return np.sqrt(np.mean((np.asarray(slopes, np.float64) / exact - 1) ** 2, -1))
@@ -208,7 +208,7 @@ def _step_errors(figure: Figure) -> None:
             for scheme in ("forward", "central"):
                 own = functools.partial(numerical_diff, scheme=scheme, evaluation="own")
                 diff = jax.jit(own, static_argnums=0)
-                h = 2.0 ** jnp.arange(finest, 1, dtype=dtype)  # as the default is a power of two
+                h = 2.0 ** jnp.arange(finest, 1, dtype=dtype)  # powers of two, like the default
                 each = jax.vmap(lambda h, diff=diff, x=x: diff(jnp.exp, x, h))(h)
                 name = f"{scheme}, in {dtype}"
                 curves[name] = (h, error(each, x))
@@ -219,7 +219,7 @@ def _step_errors(figure: Figure) -> None:
 
 
 def _default_step(diff: Callable, x: jax.Array, scheme: str) -> float:
-    """Told by powers of the distance from x: (h^2 - 0) / h is h, and (h^3 - (-h)^3) / 2h is h^2."""
+    """The default step, inferred from powers: (h^2 - 0) / h is h, (h^3 - (-h)^3) / 2h is h^2."""
     if scheme == "forward":
         return float(diff(lambda z: (z - x) ** 2, x))
     return float(diff(lambda z: (z - x) ** 3, x)) ** 0.5
@@ -248,7 +248,7 @@ def _descent(figure: Figure) -> None:
         points, bowl(points), {"lr = 0.1, from square to star": paths["lr = 0.1"]}, ax=left
     )
     left.set_aspect("equal")
-    # Else the colour bar's label would touch the next axis's.
+    # Without this space, the colour bar's label would touch the next axis.
     figure.set_layout_engine("constrained", wspace=0.1)
     plots.path_losses(paths, ax=right)
 
@@ -351,9 +351,7 @@ def _mistakes(figure: Figure) -> None:
 
 
 def _evidence(figure: Figure) -> None:
-    """The gradient of a network that is right, and the same with 1 % more in one entry of its first
-    layer.
-    """
+    """A correct gradient, and the same one with one entry of its first layer 1 % too large."""
     digits, params = load_digits(), _start(weight_scale=0.1)
     x, t = digits.x_train[:20], digits.t_train[:20]
 
@@ -377,7 +375,7 @@ def _evidence(figure: Figure) -> None:
 
 
 def _speed(figure: Figure) -> None:
-    """The chapter's car: on average, and at a moment."""
+    """The chapter's car: average speed and speed at one moment."""
     t, axes = jnp.linspace(0, 3, 61), figure.subplots()
     lines = {"on average, in 3 hours": ((0.0, 3.0), float(braking(3.0) - braking(0.0)) / 3)}
     for at in (0.0, 3.0):
@@ -387,7 +385,7 @@ def _speed(figure: Figure) -> None:
 
 
 def _flat_places(figure: Figure) -> None:
-    """Where the slope of a function of one variable is 0."""
+    """Points at which the slope of a function of one variable is 0."""
 
     def f(x):
         local = jnp.exp(-4 * (x + 1) ** 2)
@@ -407,7 +405,7 @@ def _flat_places(figure: Figure) -> None:
 
 
 def _weight_gradient(figure: Figure) -> None:
-    """The chapter's 2x3 network: each weight's share in the loss."""
+    """The chapter's 2x3 network: how the loss depends on each weight."""
     weights, x, t = jnp.array(WEIGHTS), jnp.array(INPUT), jnp.array(TARGET)
     gradient = numerical_grad(loss)({"W1": weights}, x, t)["W1"]
     left, right = figure.subplots(1, 2)
@@ -494,7 +492,7 @@ _PICTURES = {
     _flat_places: (7, 4),
     _weight_gradient: (9, 3),
 }
-# What moves, and is therefore no picture: an animation, and a page.
+# Files other than pictures: an animation and a page.
 _MOVING = {"film": (_film, "descent{}.gif"), "slider": (_slider, "learning_rate.html")}
-# What each is called.
+# Names that `draw` accepts.
 NAMES = (*(picture.__name__[1:] for picture in _PICTURES), *_MOVING)

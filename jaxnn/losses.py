@@ -1,9 +1,9 @@
-"""Losses: how far a network's output is from what it should have said.
+"""Losses: how far the output of a network is from its target.
 
-One rule holds for all of them: the last axis is the classes, the loss of one example is a sum over
-that axis, and a batch gets the mean over its examples. Targets are one-hot (any array with the
-shape of the output) or class indices (integers, one axis less). Under `jit` a class index out of
-range cannot be refused; it makes the result NaN, never a wrong number.
+All of them follow one rule: the last axis is the classes, the loss of an example is a sum over it,
+and the loss of a batch is the mean over its examples. Targets are one-hot (any array with the shape
+of the output) or class indices (integers, one axis less). Under `jit` a class index out of range
+cannot raise; the result is NaN instead.
 """
 
 from typing import Any
@@ -40,8 +40,8 @@ def mean_squared_error(
       Scalar in the squared unit of `y`, with the dtype of `y`; 0 is perfect.
 
     Raises:
-      ValueError: the shapes do not fit, the batch is empty, or (outside `jit`) a class index is out
-        of range.
+      ValueError: the shapes do not match, the batch is empty, or (outside `jit`) a class index is
+        out of range.
       TypeError: `y` is not floating-point.
 
     Source:
@@ -57,7 +57,7 @@ def mean_squared_error(
     return jnp.mean(0.5 * jnp.sum((y - t) ** 2, axis=-1))
 
 
-# So far beyond 0 and 1 a probability may be by rounding, or by the step of a difference.
+# Probabilities may exceed [0, 1] by this much, from rounding error or a finite-difference step.
 PROBABLE = 0.01
 
 
@@ -78,12 +78,12 @@ def cross_entropy_error(
       Scalar in nats with the dtype of `y`; about 0 is perfect, `log(classes)` is guessing.
 
     Raises:
-      ValueError: the shapes do not fit, the batch is empty, or (outside `jit`) a class index is out
-        of range, or `y` are no probabilities.
+      ValueError: the shapes do not match, the batch is empty, or (outside `jit`) a class index is
+        out of range, or `y` does not hold probabilities.
       TypeError: `y` is not floating-point.
 
     Source:
-      the chapter, 4.2.2 and, of a batch, 4.2.4.
+      the chapter, 4.2.2 and, for a batch, 4.2.4.
 
     Example:
       >>> cross_entropy_error(jnp.array([0.1, 0.6, 0.3]), jnp.array(1)).round(4)
@@ -106,15 +106,15 @@ def softmax_cross_entropy(
     logits: Float[ArrayLike, "*batch classes"],
     t: Num[ArrayLike, "*batch classes"] | Int[ArrayLike, "*batch"],
 ) -> Float[Array, ""]:
-    """Cross-entropy of softmax(logits), from the logits: minus the sum of t log_softmax(logits),
-    averaged over the batch.
+    """Cross-entropy of softmax(logits): minus the sum of t log_softmax(logits), averaged over the
+    batch.
 
-    The same loss as `cross_entropy_error(softmax(logits), t)`, without its delta and without its
-    rounding: the logarithm is taken before the exponential can underflow, so value and gradient,
+    The same loss as `cross_entropy_error(softmax(logits), t)`, without its delta and its rounding
+    error: the logarithm is taken before the exponential can underflow. The value and the gradient,
     softmax(logits) - t, are finite for all finite logits.
 
     Args:
-      logits: unnormalised scores; the last axis is the classes. -inf (a class ruled out) is allowed
+      logits: unnormalised scores; the last axis is the classes. -inf (an excluded class) is allowed
         where t is 0.
       t: one-hot (or any distribution) with the shape of `logits`, or class indices with one axis
         less.
@@ -123,8 +123,8 @@ def softmax_cross_entropy(
       Scalar in nats with the dtype of `logits`; 0 is perfect, `log(classes)` is guessing.
 
     Raises:
-      ValueError: the shapes do not fit, the batch is empty, or (outside `jit`) a class index is out
-        of range.
+      ValueError: the shapes do not match, the batch is empty, or (outside `jit`) a class index is
+        out of range.
       TypeError: `logits` is not floating-point.
 
     Source:
@@ -143,8 +143,8 @@ def accuracy(
     y: Float[ArrayLike, "*batch classes"],
     t: Num[ArrayLike, "*batch classes"] | Int[ArrayLike, "*batch"],
 ) -> Float[Array, ""]:
-    """Fraction of examples whose largest output is the true class. Not a loss: its gradient is zero
-    wherever it has one.
+    """Fraction of examples whose largest output is the true class. Not a loss to train on: its
+    gradient is zero almost everywhere.
 
     Args:
       y: scores or probabilities; the last axis is the classes.
@@ -154,12 +154,12 @@ def accuracy(
       Scalar between 0 and 1, mean over the batch, float32.
 
     Raises:
-      ValueError: the shapes do not fit, the batch is empty, or (outside `jit`) a class index is out
-        of range.
+      ValueError: the shapes do not match, the batch is empty, or (outside `jit`) a class index is
+        out of range.
       TypeError: `y` is not floating-point.
 
     Source:
-      the chapter, 4.2.5, on why it is no loss.
+      the chapter, 4.2.5, on why accuracy is not a loss.
 
     Example:
       >>> accuracy(jnp.array([[0.9, 0.1], [0.8, 0.2]]), jnp.array([0, 1]))
@@ -172,7 +172,7 @@ def accuracy(
 
 
 def _require_loss_arguments(name: str, y: Any, t: Any) -> tuple[Array, Array]:
-    """Output and targets as arrays whose shapes fit each other."""
+    """Outputs and targets as arrays of matching shapes."""
     given, y, t = t, as_array(name, y), as_array("t", t)
     if not is_differentiable(y):
         raise TypeError(f"`{name}` must be floating-point. Got {describe(y)}.")
@@ -194,19 +194,19 @@ def _require_loss_arguments(name: str, y: Any, t: Any) -> tuple[Array, Array]:
             f"`t` must be class indices (integers) where it has one axis less than `{name}`. Got "
             f"{describe(t)}."
         )
-    require_classes("t", given, y.shape[-1])  # as given: JAX would cut a 64-bit index to 32 bits
+    require_classes("t", given, y.shape[-1])  # before conversion, which would truncate 64 bits
     return y, t
 
 
 def _one_hot(t: Array, classes: int, dtype: Any) -> Array:
-    """One-hot rows; NaN for an index out of range, which only a traced index can be."""
-    # NumPy's NaN: one that JAX computes, though nothing takes it, raises under jax_debug_nans.
+    """One-hot rows; NaN for an index out of range, possible only if the index is traced."""
+    # A NaN computed by JAX would raise under jax_debug_nans even if unused; NumPy's does not.
     rows = jax.nn.one_hot(t, classes, dtype=dtype)
     return jnp.where(((t >= 0) & (t < classes))[..., None], rows, np.asarray(np.nan, dtype))
 
 
 def _expected(log_y: Array, t: Array) -> Array:
-    """Sum over classes of t log_y. A class with t = 0 adds nothing, even where log_y is -inf."""
+    """Sum over classes of t log_y; a class with t = 0 adds nothing, even if log_y is -inf."""
     if t.shape == log_y.shape:
         return jnp.sum(jnp.where(t == 0, 0, t * jnp.where(t == 0, 0, log_y)), axis=-1)
     classes = log_y.shape[-1]

@@ -1,9 +1,8 @@
 """A fully connected network as pure functions over a pytree of parameters.
 
 The parameters are a dictionary with the chapter's names: `W1`, `b1`, `W2`, `b2`, ... Layer i
-computes x @ Wi + bi; all layers but the last are followed by the activation, and the last one gives
-scores (logits), which `softmax_cross_entropy` turns into a loss. A layer whose bias is absent has
-none: the chapter's 2x3 network is `{"W1": W}`.
+computes x @ Wi + bi. The activation follows every layer but the last, which returns scores
+(logits) for `softmax_cross_entropy`. Biases are optional: the chapter's 2x3 network is `{"W1": W}`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,14 +38,14 @@ def init_network(
       key: a PRNG key, from `jax.random.key`.
       sizes: number of units of each layer, input first: `(784, 50, 10)` has one hidden layer.
       weight_scale: standard deviation of the weights.
-      dtype: floating dtype of the parameters. Given explicitly, so that the draw is the same
-        whether x64 is on or not.
+      dtype: floating dtype of the parameters. It is explicit, so that the draw does not depend on
+        the x64 setting.
 
     Returns:
       `{"W1": (sizes[0], sizes[1]), "b1": (sizes[1],), "W2": ...}`.
 
     Raises:
-      ValueError: fewer than two sizes, or a size under 1.
+      ValueError: fewer than two sizes, or a size below 1.
       TypeError: a size is not an integer, or `dtype` is not floating.
 
     Source:
@@ -89,11 +88,11 @@ def predict(
       activation: applied after every layer but the last; the chapter's is the sigmoid.
 
     Returns:
-      Unnormalised scores; `jax.nn.softmax` makes them probabilities.
+      Unnormalised scores; `jax.nn.softmax` converts them to probabilities.
 
     Raises:
-      TypeError: what is not an array, or is of another dtype (the parameter is named).
-      ValueError: no `W1`, or shapes that do not fit (the parameter is named).
+      TypeError: a parameter is not an array, or `x` does not hold numbers.
+      ValueError: there is no `W1`, or a parameter has the wrong shape; the message names it.
 
     Source:
       the chapter, 4.5.1.
@@ -130,7 +129,7 @@ def predict(
                 raise ValueError(
                     f"`params['b{i}']` must have shape {weight.shape[1:]}. Got {describe(bias)}."
                 )
-            # Written out, so that it also holds under jax_numpy_rank_promotion="raise".
+            # The explicit broadcast also works under jax_numpy_rank_promotion="raise".
             y = y + jnp.broadcast_to(bias, y.shape)
         if i < depth:
             y = as_array("activation(...)", activation(y))
@@ -155,7 +154,7 @@ def loss(
       Scalar; `log(classes)` is guessing.
 
     Raises:
-      ValueError: shapes that do not fit, as `predict` and `softmax_cross_entropy` say.
+      ValueError: shapes do not match, as for `predict` and `softmax_cross_entropy`.
 
     Source:
       the chapter, 4.4.2 and 4.5.1.

@@ -1,10 +1,10 @@
-"""Pictures: results in, Matplotlib Axes out. Nothing is computed here that a function of the
-library could give.
+"""Plots: results in, Matplotlib Axes out. This module computes nothing that another function of the
+library could provide.
 
-Each function draws into the Axes that it is handed (`ax` for one, `axes` for several), or into
-those of a new figure, and returns them; arrays that do not fit each other are a ValueError that
-names them. Curves differ in lightness, dash and marker, and maps of a quantity run evenly in
-lightness, so that the pictures can be read in grey and by the colour-blind.
+Each function draws into the Axes that it is passed (`ax` for one, `axes` for several), or into
+those of a new figure, and returns them. Arrays of mismatched shapes raise a ValueError that names
+them. Curves differ in lightness, dash and marker, and colour maps of a quantity are uniform in
+lightness, so the plots can be read in grey and by colour-blind readers.
 """
 
 import html
@@ -37,32 +37,32 @@ Curve = Float[ArrayLike, " points"]
 Grid = Float[ArrayLike, "rows columns 2"]
 Heights = Float[ArrayLike, "rows columns"]
 
-# Colours that the colour-blind can tell apart, at least 3 to 1 on their ground; each curve has a
-# dash and a marker of its own besides.
+# Colours that colour-blind readers can tell apart, with a contrast of at least 3 to 1 to the
+# background; each curve also has its own dash and marker.
 _ON_LIGHT = ("#08306b", "#b03a06", "#87155f", "#0d8f66", "#b08400")
 _ON_DARK = ("#6aa9f7", "#e8793a", "#f4e4f4", "#5cc8a0", "#e9cf62")
 INK, PAPER, _SOFT = ("#000000", "#e6edf3"), ("#ffffff", "#0d1117"), ("#b3b3b3", "#737373")
 _DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), ":")
 _MARKERS = ("o", "s", "^", "D", "v")
 _MAP = "cividis"
-_SIGNED = "RdBu_r"  # of quantities that have a sign: its middle is 0
-_SMALLEST = 1e-17  # what is drawn of a difference of zero on a logarithmic axis
+_SIGNED = "RdBu_r"  # for signed quantities, with 0 in the middle
+_SMALLEST = 1e-17  # stands for a difference of zero on a logarithmic axis
 
 
 def losses(
     probability: Curve, cross_entropy: Curve, squared_error: Curve, *, axes: Panels = None
 ) -> np.ndarray:
-    """Two losses against the probability that an answer gives to the true class and, before that,
-    cross-entropy over -log x.
+    """Two losses against the probability of the true class; in a first panel, cross-entropy over
+    -log x.
 
-    The first panel goes down to the smallest probability: where the cross-entropy leaves the
-    logarithm, its delta shows.
+    The first panel extends to the smallest probability, where delta makes the cross-entropy leave
+    the logarithm.
 
     Args:
-      probability: given to the true class, ascending, in (0, 1].
-      cross_entropy: of such an answer, in nats.
-      squared_error: half the sum of squares of the same answer.
-      axes: two, to draw into.
+      probability: of the true class, ascending, in (0, 1].
+      cross_entropy: of such an output, in nats.
+      squared_error: half the sum of squares of the same output.
+      axes: two Axes to draw into.
 
     Example:
       >>> p = jnp.linspace(0.01, 1, 100)
@@ -93,14 +93,14 @@ def losses(
 def loss_and_accuracy(
     distance: Curve, loss: Curve, accuracy: Curve, *, axes: Panels = None
 ) -> np.ndarray:
-    """Loss and accuracy along a line in weight space: one has a slope to follow, the other is a
-    staircase that has none.
+    """Loss and accuracy along a line in weight space: the loss has a slope to follow, the accuracy
+    is a staircase without one.
 
     Args:
       distance: position on the line, ascending.
-      loss: there, in nats.
-      accuracy: there, a fraction.
-      axes: two, to draw into.
+      loss: at each position, in nats.
+      accuracy: at each position, a fraction.
+      axes: two Axes to draw into.
 
     Example:
       >>> s = jnp.linspace(0, 1, 50)
@@ -125,10 +125,10 @@ def activations(
     """Functions of one variable and, beside them, their derivatives.
 
     Args:
-      x: where, ascending.
+      x: the points, ascending.
       values: of each function, by its name.
       derivatives: of the same functions.
-      axes: two, to draw into.
+      axes: two Axes to draw into.
 
     Example:
       >>> x = jnp.linspace(-3, 3, 61)
@@ -146,7 +146,7 @@ def activations(
         lines = {}
         for i, (name, y) in enumerate(curves.items()):
             require_same_form(f"values[{name!r}]", y, "x", x)
-            # The first lie on top, and are thinner: what runs along with them can be seen.
+            # Earlier curves are on top and thinner, so that curves beneath them stay visible.
             width = 1.5 + 1.5 * i
             (line,) = panel.plot(x, y, **_line(i), lw=width, zorder=3 - i / len(curves))
             lines[line] = name
@@ -162,15 +162,14 @@ def slopes(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """A curve with straight lines laid on it: secants, each through two of its points, or tangents,
-    where the two are one.
+    """A curve with straight lines on it: secants through two of its points, or tangents, whose two
+    points coincide.
 
     Args:
       x: of the curve, ascending.
       y: of the curve.
-      lines: by their names, the two places on the x axis where a line meets the curve, and its
-        slope.
-      ax: to draw into; it keeps to the curve, though the lines go on.
+      lines: by name, the two x values at which a line meets the curve, and the line's slope.
+      ax: Axes to draw into; the limits are those of the curve, even if the lines extend further.
 
     Example:
       >>> x = jnp.linspace(0, 20, 50)
@@ -200,7 +199,7 @@ def slopes(
             **_line(i),
             label=f"{name}: slope {f'{slope:#.3g}'.rstrip('.')}",
         )
-        # The first line's points lie on top; each stands over its place on the x axis.
+        # The first line's points are on top; each is drawn above its position on the x axis.
         ax.plot(places, heights, **_point(i), zorder=4 - i / len(lines))
         ax.vlines(places, ax.get_ylim()[0], heights, color=_color(i), lw=0.6, ls=":")
     ax.legend(fontsize="small")
@@ -213,14 +212,13 @@ def step_errors(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """The error of numerical derivatives against their step: round-off to the left, truncation to
-    the right.
+    """The error of numerical derivatives against their step: rounding error to the left,
+    truncation to the right.
 
     Args:
-      curves: steps and errors, by a name of how they were computed.
-      defaults: by the same names, the step that is taken if none is given and its error; marked by
-        a star.
-      ax: to draw into.
+      curves: pairs of steps and errors, by the name of the method.
+      defaults: by the same names, the default step and its error, marked by a star.
+      ax: Axes to draw into.
 
     Example:
       >>> h = jnp.logspace(-8, 0, 9)
@@ -256,8 +254,8 @@ def surface(points: Grid, values: Heights, *, ax: Axes | None = None) -> Axes:
 
     Args:
       points: a grid of (x0, x1).
-      values: of the function there.
-      ax: to draw into; made with `projection="3d"`.
+      values: of the function at each point.
+      ax: Axes to draw into, made with `projection="3d"`.
 
     Example:
       >>> points = jnp.stack(jnp.meshgrid(jnp.linspace(-2, 2, 9), jnp.linspace(-2, 2, 9)), axis=-1)
@@ -284,13 +282,12 @@ def surface(points: Grid, values: Heights, *, ax: Axes | None = None) -> Axes:
 
 
 def gradient_field(points: Grid, gradient: Grid, *, ax: Axes | None = None) -> Axes:
-    """The negative gradient of a function of two variables: arrows downhill, as long as it is
-    steep.
+    """The negative gradient of a function of two variables, as arrows whose length is the slope.
 
     Args:
       points: a grid of (x0, x1).
-      gradient: of the function there.
-      ax: to draw into.
+      gradient: of the function at each point.
+      ax: Axes to draw into.
 
     Example:
       >>> points = jnp.stack(jnp.meshgrid(jnp.linspace(-2, 2, 9), jnp.linspace(-2, 2, 9)), axis=-1)
@@ -302,7 +299,7 @@ def gradient_field(points: Grid, gradient: Grid, *, ax: Axes | None = None) -> A
     ax = _one(ax)
     d0, d1 = np.moveaxis(-np.asarray(gradient), -1, 0)
     lengths = np.hypot(d0, d1)
-    # The longest arrow reaches over one and a half cells of the grid.
+    # The longest arrow spans one and a half cells of the grid.
     scale = float(lengths.max()) / (1.5 * np.ptp(x0) / max(1, x0.shape[1] - 1)) or 1
     arrows = ax.quiver(
         *(x0, x1, d0, d1, lengths),
@@ -313,7 +310,7 @@ def gradient_field(points: Grid, gradient: Grid, *, ax: Axes | None = None) -> A
         width=0.005,
         minlength=0,
     )
-    arrows.set(edgecolor="0.3", linewidth=0.3)  # else the lightest would be lost on white
+    arrows.set(edgecolor="0.3", linewidth=0.3)  # keeps the lightest arrows visible on white
     ax.figure.colorbar(arrows, ax=ax, label="length of the gradient (units of f / units of x)")
     ax.set(xlabel="x0", ylabel="x1", title="The negative gradient", aspect="equal")
     return ax
@@ -328,17 +325,17 @@ def descent_paths(
     colorbar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Paths of descents on a function of two variables, over its heights: from a square to a star.
+    """Descent paths of a function of two variables, over its contours, from a square to a star.
 
     Args:
       points: a grid of (x0, x1).
-      values: of the function there.
-      paths: from `descent_path`, by the names that the legend gives them; one alone gives the
+      values: of the function at each point.
+      paths: from `descent_path`, by their names in the legend; the name of a single path is the
         title.
-      levels: where the shades of the heights meet, or how many shades: evenly spaced, or by powers
-        where that would give the lowest to almost half of the ground.
-      colorbar: whether to say what the shades are.
-      ax: to draw into; it shows the grid, whatever leaves it.
+      levels: boundaries between the shades of the contours, or their number. A number gives even
+        spacing, or logarithmic if even spacing would put over 40 % of the grid in the lowest shade.
+      colorbar: whether to draw a colour bar.
+      ax: Axes to draw into; the limits are those of the grid, even if a path leaves it.
 
     Example:
       >>> points = jnp.stack(jnp.meshgrid(jnp.linspace(-4, 4, 9), jnp.linspace(-4, 4, 9)), axis=-1)
@@ -353,7 +350,7 @@ def descent_paths(
         _require_axes("levels", levels, "levels")
     ax = _one(ax)
     z, norm = np.asarray(values), None
-    # Where even shades would give half of the ground the same, a valley could not be seen.
+    # If even spacing gives most of the grid one shade, valleys are invisible.
     crowded = isinstance(levels, int) and np.mean(z < z.max() / levels) > 0.4
     if isinstance(levels, int) and crowded and z.min() >= 0 and z.max() > 0:
         low = max(z.max() * 1e-5, z[z > 0].min())
@@ -368,7 +365,7 @@ def descent_paths(
             raise ValueError(
                 f"`paths[{name!r}].points` must have shape (steps, 2). Got shape {along.shape}."
             )
-        # Ever thinner and smaller: paths that run, start or end in one place can be told apart.
+        # Later paths are thinner and smaller, so that overlapping ones can be told apart.
         size = 0.6 ** min(i, 2)
         over: dict[str, Any] = {"lw": 3 * size, "zorder": 2 + i / 10}
         x, y = along.T
@@ -397,15 +394,15 @@ def animate_descent(
 
     Args:
       points: a grid of (x0, x1).
-      values: of the function there.
+      values: of the function at each point.
       path: from `descent_path`.
-      title: what stands before the step and its value, such as "lr = 0.1".
+      title: text before the step and its value, such as "lr = 0.1".
       interval: milliseconds between steps.
-      ax: to draw into.
+      ax: Axes to draw into.
 
     Returns:
-      A Matplotlib animation: `.save("descent.gif", "pillow")` writes it, and `.to_jshtml()` is a
-      page with buttons. It must be kept for as long as it plays.
+      A Matplotlib animation: `.save("descent.gif", "pillow")` writes it, `.to_jshtml()` returns a
+      page with buttons. Keep a reference to it while it plays.
 
     Example:
       >>> points = jnp.stack(jnp.meshgrid(jnp.linspace(-4, 4, 9), jnp.linspace(-4, 4, 9)), axis=-1)
@@ -436,17 +433,17 @@ def animate_descent(
 def learning_rate_page(
     points: Grid, values: Heights, paths: Mapping[float, DescentPath], *, title: str = "Descent"
 ) -> str:
-    """A page by itself, with a slider for the learning rate: the path of each, drawn in the
-    browser.
+    """A self-contained HTML page with a slider for the learning rate; the browser draws the path of
+    each.
 
     Args:
       points: a grid of (x0, x1).
-      values: of the function there.
-      paths: from `descent_path`, by their learning rates, ascending.
+      values: of the function at each point.
+      paths: from `descent_path`, by learning rate, ascending.
       title: of the page.
 
     Returns:
-      HTML, which needs no network.
+      HTML that needs no network access.
 
     Example:
       >>> points = jnp.stack(jnp.meshgrid(jnp.linspace(-4, 4, 9), jnp.linspace(-4, 4, 9)), axis=-1)
@@ -463,11 +460,11 @@ def learning_rate_page(
     ax = ground.add_axes(room)
     ax.contour(x0, x1, np.asarray(values), 12, colors=_SOFT[0], linewidths=1)
     ax.set(xlabel="x0", ylabel="x1")
-    # Where the axes are in the picture, in points from its upper left corner.
+    # The position of the axes in the picture, in points from its upper left corner.
     width, height = (72 * length for length in size)
     left, low, wide, high = room
     box = [left * width, (1 - low - high) * height, wide * width, high * height]
-    # What is far away no further than a browser can draw.
+    # Clip points to a distance that browsers can draw.
     far = 1e6
     data = {
         "range": [*map(float, (x0.min(), x0.max(), x1.min(), x1.max()))],
@@ -535,13 +532,13 @@ def matrix(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """A small matrix, such as the gradient by a layer's weights, with its numbers in place.
+    """A small matrix, such as the gradient by a layer's weights, with its numbers in the cells.
 
     Args:
       values: of the matrix.
-      name: of its entries: `w` names them w11, w12, ...
-      title: of the picture.
-      ax: to draw into.
+      name: of its entries: `w` gives w11, w12, ...
+      title: of the plot.
+      ax: Axes to draw into.
 
     Example:
       >>> matrix(jnp.array([[0.2, -0.4]]), title="dL/dW").get_title()
@@ -561,11 +558,11 @@ def matrix(
 
 
 def path_losses(paths: Mapping[str, DescentPath], *, ax: Axes | None = None) -> Axes:
-    """The loss at each step of some descents; on a logarithmic axis, if none is negative.
+    """The loss at each step of some descents; the axis is logarithmic if no loss is negative.
 
     Args:
-      paths: from `descent_path`, by the names that the legend gives them.
-      ax: to draw into.
+      paths: from `descent_path`, by their names in the legend.
+      ax: Axes to draw into.
 
     Example:
       >>> path = jaxnn.descent_path(jaxnn.surfaces.bowl, jnp.array([-3.0, 4.0]), lr=0.1)
@@ -581,21 +578,21 @@ def path_losses(paths: Mapping[str, DescentPath], *, ax: Axes | None = None) -> 
     values = [np.asarray(path.losses) for path in paths.values()]
     positive = all(np.all(v >= 0) for v in values) and any(np.any(v > 0) for v in values)
     ax.set(xlabel="step", ylabel="loss: the value of f", title="Loss by step")
-    ax.set_yscale("log" if positive else "linear")  # a loss of 0 is below every axis
+    ax.set_yscale("log" if positive else "linear")  # a logarithmic axis omits losses of 0
     _name_lines(ax, lines)
     return ax
 
 
 def training(history: History, *, axes: Panels = None) -> np.ndarray:
-    """A training run: losses and, beside them, accuracies, both by epoch.
+    """A training run: losses and accuracies by epoch, side by side.
 
-    Drawn are the loss of each step's mini-batch, and those metrics whose names end in "loss" or
-    "accuracy". Where `test_loss` is among them and rises again, its minimum is marked: what comes
-    after it is overfitting.
+    The loss panel includes the loss of each step's mini-batch. Metrics are drawn if their names end
+    in "loss" or "accuracy". If `test_loss` is among them and rises again, its minimum is marked:
+    later epochs overfit.
 
     Args:
       history: from `fit`.
-      axes: two, to draw into.
+      axes: two Axes to draw into.
 
     Example:
       >>> data = jnp.eye(3), jnp.arange(3)
@@ -632,7 +629,7 @@ def training(history: History, *, axes: Panels = None) -> np.ndarray:
         if chosen and len(test) and test[-1] > RISEN * test.min():
             best = when[test.argmin()]
             panel.axvline(best, color=_soft(), lw=1, ls=(0, (1, 3)))
-            # Away from the curves: a loss falls, an accuracy rises.
+            # Put the text clear of the curves: a loss falls, an accuracy rises.
             height, va = (0.98, "top") if kind == "loss" else (0.02, "bottom")
             at = {"transform": panel.get_xaxis_transform(), "va": va}
             panel.text(best, height, f" lowest test loss: epoch {best:g}", **at)
@@ -644,18 +641,18 @@ def training(history: History, *, axes: Panels = None) -> np.ndarray:
     return panels
 
 
-# A test loss that ends so much above its lowest has risen: what is learned is learned by heart.
+# A test loss that ends above this multiple of its minimum indicates overfitting.
 RISEN = 1.05
 
 
 def gradients(numerical: PyTree, automatic: PyTree, *, axes: Panels = None) -> np.ndarray:
     """A numerical and an automatic gradient as images, and their difference: a row for each array,
-    one entry a pixel.
+    a pixel for each entry.
 
     Args:
-      numerical: a pytree of arrays; all axes but the last are rows of the image.
+      numerical: a pytree of arrays; all axes but the last become rows of the image.
       automatic: the same, from `jax.grad`.
-      axes: three for each array, to draw into.
+      axes: three Axes for each array, to draw into.
 
     Example:
       >>> gradient = {"W1": jnp.eye(3), "b1": jnp.ones(3)}
@@ -700,14 +697,13 @@ def mistakes(
     *,
     axes: Panels = None,
 ) -> np.ndarray:
-    """The images whose largest output is not the true class, each with what it is and what it was
-    taken for.
+    """The misclassified images, each with its true and its predicted class.
 
     Args:
       x: square images as rows.
       t: their classes.
-      y: the probabilities that the network gives to each class.
-      axes: one for each image, to draw into; those left over stay empty. By default as many as
+      y: the network's probabilities of the classes.
+      axes: Axes to draw into, one for each image; surplus ones stay empty. By default as many as
         needed, up to 24.
 
     Example:
@@ -743,18 +739,19 @@ def mistakes(
 
 
 def gradient_evidence(leaf: LeafReport, ax: Axes | None = None) -> Axes:
-    """What a gradient check saw of one leaf: numerical slopes against the step, and how far they
-    are from the gradient's.
+    """The evidence of a gradient check for one leaf: numerical slopes by step, and their distance
+    from the gradient's slope.
 
-    Above, the slopes, with the gradient's as a line and the best one with its bound. Below, the
-    differences: coarse steps are off by truncation, fine ones by the noise of the function's
-    values. A right gradient is met by the steps in between, down to the bound (dashed); a wrong one
-    leaves a floor that no step goes below. Of a kink, and of a gradient that is not finite, the
-    slopes on both sides are drawn instead; of one that is imprecise, the digits.
+    The upper panel shows the slopes, the gradient's slope as a line, and the best numerical slope
+    with its bound. The lower panel shows the differences: truncation dominates at coarse steps, the
+    noise of the function's values at fine ones. For a correct gradient the steps in between reach
+    the bound (dashed); a wrong one leaves a floor that no step goes below. For a kink, and for a
+    gradient that is not finite, the plot shows the slopes on both sides instead; for an imprecise
+    gradient, the number of digits.
 
     Args:
       leaf: from `GradientReport.leaves`.
-      ax: to draw the differences into, alone; by default a new figure shows both.
+      ax: Axes to draw only the differences into; by default a new figure shows both panels.
 
     Returns:
       The Axes of the differences.
@@ -818,9 +815,7 @@ def gradient_evidence(leaf: LeafReport, ax: Axes | None = None) -> Axes:
 
 
 def _slopes_of(leaf: LeafReport, entry: Entry, ax: Axes) -> Axes:
-    """What the function does on both sides of an entry's value, and the gradient there, if it has
-    one.
-    """
+    """The function on both sides of an entry's value, and the gradient there if it is finite."""
     left, right = float(entry.left), float(entry.right)
     claim = float(np.real(entry.autodiff))
     ax.plot([-1, 0], [-left, 0], **_line(0), lw=2.5)
@@ -856,7 +851,7 @@ def _slopes_of(leaf: LeafReport, entry: Entry, ax: Axes) -> Axes:
 
 
 def _digits_of(leaf: LeafReport, ax: Axes) -> Axes:
-    """How many digits the dtype has, the derivative agrees to, and the gradient keeps."""
+    """Three numbers of digits: of the dtype, of rule and values agreeing, and of the gradient."""
     has = -np.log10(float(jnp.finfo(leaf.dtype).eps))
     bars = {
         f"{leaf.dtype} has": has,
@@ -874,7 +869,7 @@ def _digits_of(leaf: LeafReport, ax: Axes) -> Axes:
 
 
 def as_svg(figure: Figure) -> str:
-    """A figure as SVG, the same each time it is drawn.
+    """A figure as SVG, identical each time it is drawn.
 
     Example:
       >>> as_svg(Figure())[:5]
@@ -887,7 +882,7 @@ def as_svg(figure: Figure) -> str:
 
 
 def svg_for_page(figure: Figure) -> str:
-    """A figure of the light palette as a part of an HTML page, in the colours of the page's scheme.
+    """A figure in the light palette as part of an HTML page, adapting to the page's colour scheme.
 
     Example:
       >>> svg_for_page(Figure())[:4]
@@ -900,13 +895,13 @@ def svg_for_page(figure: Figure) -> str:
         lambda color: f"light-dark({color[0]}, {schemes.get(color[0], color[0])})",
         drawn[drawn.index("<svg") :],
     )
-    # Letters have no colour of their own.
+    # Text has no colour of its own, so it takes the fill.
     return drawn.replace("<svg", f"<svg fill='light-dark({', '.join(INK)})'", 1)
 
 
 def _panels(axes: Panels, rows: int, columns: int, exact: bool = True, **layout: Any) -> np.ndarray:
-    """The Axes given, if they are (exactly) as many as the picture has panels; or those of a new
-    figure; in one row.
+    """The Axes passed in, checked to be (exactly) as many as the plot has panels, or those of a new
+    figure, as a flat array.
     """
     if axes is None:
         width = min(10, max(6, 4.6 * columns))
@@ -926,7 +921,7 @@ def _panels(axes: Panels, rows: int, columns: int, exact: bool = True, **layout:
 
 
 def _require_axes(name: str, x: Any, *axes: str) -> None:
-    """Refuse all but real arrays with these axes, none of them empty."""
+    """Refuse anything but a non-empty real array with these axes."""
     array = as_array(name, x, np.asarray)
     if array.ndim != len(axes) or not array.size or np.iscomplexobj(array):
         raise ValueError(
@@ -935,7 +930,7 @@ def _require_axes(name: str, x: Any, *axes: str) -> None:
 
 
 def _require_curves(curves: Mapping[str, Any]) -> None:
-    """Refuse all but real arrays of points, as many in each as in the first."""
+    """Refuse anything but real arrays of points, all as long as the first."""
     first = next(iter(curves))
     _require_axes(first, curves[first], "points")
     for name, curve in curves.items():
@@ -943,7 +938,7 @@ def _require_curves(curves: Mapping[str, Any]) -> None:
 
 
 def _require_grid(points: Any) -> np.ndarray:
-    """Refuse all but a grid of (x0, x1); x0 and x1 by themselves."""
+    """Refuse anything but a grid of (x0, x1); return x0 and x1 separately."""
     _require_axes("points", points, "rows", "columns", "2")
     if min(np.shape(points)) < 2 or np.shape(points)[2] != 2:
         raise ValueError(
@@ -954,13 +949,13 @@ def _require_grid(points: Any) -> np.ndarray:
 
 
 def _require_names(name: str, curves: Any) -> None:
-    """Refuse all but dictionaries."""
+    """Refuse anything but a dictionary."""
     if not isinstance(curves, Mapping):
         raise TypeError(f"`{name}` must be a dictionary. Got {describe(curves)}.")
 
 
 def _require_paths(paths: Any) -> None:
-    """Refuse all but dictionaries of descents."""
+    """Refuse anything but a dictionary of descents."""
     if isinstance(paths, DescentPath):
         raise TypeError(
             "`paths` must be a dictionary of descents by name, as in {'lr = 0.1': path}. Got one "
@@ -984,7 +979,7 @@ def _one(ax: Any, **options: Any) -> Axes:
 
 
 def _is_dark() -> bool:
-    """Whether pictures are drawn on a dark ground at the moment."""
+    """Whether plots are currently drawn on a dark background."""
     return float(np.mean(to_rgb(plt.rcParams["axes.facecolor"]))) < 0.5
 
 
@@ -994,18 +989,18 @@ def _color(i: int) -> str:
 
 
 def _soft() -> str:
-    """Of what stands behind the curves."""
+    """The colour of lines behind the curves."""
     return _SOFT[_is_dark()]
 
 
 def _ground() -> LinearSegmentedColormap:
-    """Of heights, even enough to draw paths on."""
+    """The colour map of contours, pale enough to draw paths on."""
     ends = ["0.12", "0.35"] if _is_dark() else ["1.0", "0.72"]
     return LinearSegmentedColormap.from_list("ground", ends)
 
 
 def _line(i: int) -> dict[str, Any]:
-    turn = i // len(_ON_LIGHT)  # beyond the colours, the dashes differ
+    turn = i // len(_ON_LIGHT)  # once the colours repeat, the dashes differ
     return {"color": _color(i), "ls": _DASHES[(i + turn) % len(_DASHES)]}
 
 
@@ -1014,8 +1009,8 @@ def _point(i: int, marker: str | None = None) -> dict[str, Any]:
 
 
 def _name_lines(ax: Axes, names: Mapping[Any, str], apart: float = 0.075) -> None:
-    """Write the names of curves at their right ends, in their colours, apart from each other."""
-    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())  # names do not move what is drawn
+    """Write the names of curves at their right ends, in their colours, without overlap."""
+    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())  # fix the limits before adding text
     to_axes = ax.transData + ax.transAxes.inverted()
     ends = []
     for line, name in names.items():

@@ -1,8 +1,8 @@
-"""Functions to descend on: the chapter's of one and two variables, and the hard ones, where the
-gradient is zero elsewhere.
+"""Functions to descend on: the chapter's functions of one and two variables, and harder ones with
+saddle points, plateaus, local minima or curved valleys.
 
-Each takes one array whose last axis is the variables (`parabola` takes numbers) and reduces that
-axis, so a grid of points goes through in one call.
+Each takes an array whose last axis is the variables and reduces that axis, so one call evaluates a
+whole grid of points. `parabola` is elementwise.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from jaxnn._validate import describe
 
 
 def parabola(x: float | Float[Array, "*points"]) -> float | Float[Array, "*points"]:
-    """The chapter's function of one variable, 0.01 x^2 + 0.1 x; its derivative is 0.02 x + 0.1.
+    """The chapter's function of one variable, 0.01 x^2 + 0.1 x, with derivative 0.02 x + 0.1.
 
     Source:
       the chapter, 4.3.2.
@@ -27,8 +27,8 @@ def parabola(x: float | Float[Array, "*points"]) -> float | Float[Array, "*point
 
 
 def bowl(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
-    """The chapter's function of two variables, x0^2 + x1^2 (of any number of them); its gradient is
-    2 x.
+    """The chapter's function of two variables, x0^2 + x1^2, for any number of variables; its
+    gradient is 2 x.
 
     Source:
       the chapter, 4.3.3.
@@ -42,8 +42,7 @@ def bowl(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
 
 
 def saddle(x: Float[Array, "*points 2"]) -> Float[Array, "*points"]:
-    """x0^2 - x1^2 + x1^4 / 4: the gradient is zero at the origin, which is no minimum; the minima
-    are at (0, +-sqrt 2).
+    """x0^2 - x1^2 + x1^4 / 4: a saddle point at the origin, and minima at (0, +-sqrt 2).
 
     Example:
       >>> saddle(jnp.array([[0.0, 0.0], [0.0, 2.0]]))
@@ -54,8 +53,7 @@ def saddle(x: Float[Array, "*points 2"]) -> Float[Array, "*points"]:
 
 
 def plateau(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
-    """1 - exp(-|x|^2 / 2): one minimum at the origin, and all but no slope a few units away from
-    it.
+    """1 - exp(-|x|^2 / 2): one minimum at the origin, and almost no slope a few units away.
 
     Example:
       >>> plateau(jnp.array([[0.0, 0.0], [9.0, 9.0]]))
@@ -66,7 +64,7 @@ def plateau(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
 
 
 def two_valleys(x: Float[Array, "*points 2"]) -> Float[Array, "*points"]:
-    """(x0^2 - 1)^2 + 0.3 x0 + x1^2: a minimum near (-1.04, 0) and a local one, higher, near (0.96,
+    """(x0^2 - 1)^2 + 0.3 x0 + x1^2: a global minimum near (-1.04, 0) and a local one near (0.96,
     0).
 
     Example:
@@ -78,8 +76,8 @@ def two_valleys(x: Float[Array, "*points 2"]) -> Float[Array, "*points"]:
 
 
 def rosenbrock(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
-    """sum 100 (x[i+1] - x[i]^2)^2 + (1 - x[i])^2: a bent, nearly flat valley that leads to the
-    minimum at (1, ..., 1).
+    """sum 100 (x[i+1] - x[i]^2)^2 + (1 - x[i])^2: a curved, nearly flat valley with its minimum at
+    (1, ..., 1).
 
     Source:
       Rosenbrock, Computer Journal 3 (1960) 175.
@@ -93,7 +91,7 @@ def rosenbrock(x: Float[Array, "*points variables"]) -> Float[Array, "*points"]:
 
 
 def _require_variables(x: Any, least: int, most: int | None = None) -> None:
-    """Refuse too few variables, or too many: JAX would take others without a word."""
+    """Refuse too few or too many variables, since indexing would silently ignore or clamp them."""
     variables = (getattr(x, "shape", None) or (0,))[-1]
     if variables < least or (most is not None and variables > most):
         wanted = f"{least} variables" if most else f"at least {least} variable{'s' * (least > 1)}"

@@ -1,24 +1,23 @@
-"""Difference quotients: the derivative of a function from its values alone.
+"""Finite differences: derivatives of a function from its values alone.
 
-Each public function is the twin of one of JAX's: `numerical_grad` of `jax.grad`,
-`numerical_jacobian` of `jax.jacobian`, `numerical_hessian` of `jax.hessian`,
-`directional_derivative` of `jax.jvp`; `numerical_diff`, `partial_derivative` and
-`numerical_gradient` are the chapter's calling forms. They compile one program per function, in
-which an entry index is an array: entries are changed one at a time, in batches of bounded size, so
-memory does not grow with their number, and only what such a change can touch is computed again
-(`propagate.py`). `numerical_diff` and `partial_derivative`, of one number, call the function step
-by step, so that the chapter's digits come out to the last one. Values are computed in float64
-(`float64.py`), and results come back in the dtype of the input.
+Each public function mirrors one of JAX's: `numerical_grad` mirrors `jax.grad`,
+`numerical_jacobian` `jax.jacobian`, `numerical_hessian` `jax.hessian`, and `directional_derivative`
+`jax.jvp`. `numerical_diff`, `partial_derivative` and `numerical_gradient` follow the chapter's
+signatures. A function is evaluated in one compiled program that perturbs one entry at a time, in
+batches of bounded size, so memory does not grow with the number of entries. Only values that depend
+on the perturbed entry are recomputed (`propagate.py`). `numerical_diff` and `partial_derivative`
+are not compiled, so they reproduce the chapter's digits exactly. Values are computed in float64
+(`float64.py`); results have the dtype of the input.
 
-The default step of a central difference is four cube roots of the dtype's epsilon times the entry's
-scale, which balances truncation against round-off where a function is large beside its slope, as
-losses are (for second derivatives a fourth root, for one-sided schemes a square root); rounded to a
-power of two, so that the step itself is exact. The scale is the entry's own size, but at least 1,
-or 128 times the root mean square of the entries of its array where those are all small.
+The default step of a central difference is 4 eps^(1/3) times the entry's scale. It balances
+truncation against rounding error for functions that are large relative to their slope, as losses
+are. Second derivatives use eps^(1/4), one-sided schemes eps^(1/2). Steps are rounded to a power of
+two, so they are exact. The scale is the entry's magnitude, but at least 1; if all entries of the
+array are small, the lower limit is 128 times their root mean square instead.
 
-As under `jax.jit`, a function is compiled once per function object; once more where a variable that
-it reads was set to something else. Pass data that changes as further arguments, which compiles
-nothing anew; what changes inside a list or a large NumPy array is not seen.
+A function is traced at each call and compiled once for all functions that trace to the same
+program. Arguments and closed-over arrays are inputs of the compiled program, so new values for them
+do not recompile it.
 """
 
 import functools
@@ -70,39 +69,39 @@ def numerical_grad(
     method: Method = "propagation",
     mesh: Mesh | None = None,
 ) -> Callable[..., Any]:
-    """The gradient of a scalar function by finite differences; the twin of `jax.grad`.
+    """The gradient of a scalar function by finite differences; mirrors `jax.grad`.
 
-    df/dx_i = (f(x + h e_i) - f(x - h e_i)) / 2h for each entry i of each floating leaf; by a
-    complex entry df/dx - i df/dy, as `jax.grad` has it. Everything else is held fixed: the place of
-    integers, truth values and keys in the result holds `float0` zeros, as in `jax.grad(...,
-    allow_int=True)`, that of functions and other objects None.
+    df/dx_i = (f(x + h e_i) - f(x - h e_i)) / 2h for each entry i of each floating leaf. For a
+    complex entry it is df/dx - i df/dy, as in `jax.grad`. All other leaves are treated as constant:
+    in the result, integers, booleans and keys become `float0` zeros, as in `jax.grad(...,
+    allow_int=True)`, and functions and other objects become None.
 
     Args:
       f: returns a scalar (with `has_aux`, a pair of a scalar and anything). Arrays and floats among
-        its arguments are traced; integers, strings and functions stay as they are.
+        its arguments are traced; integers, strings and functions are static.
       argnums: the argument or arguments to differentiate.
-      has_aux: whether `f` returns `(value, aux)`; the gradient is then returned as `(gradient,
-        aux)`.
-      h: step, in the unit of x, used as given; a traced number, so that another one does not
-        compile again. By default it is derived from each entry, as this module's first paragraphs
-        say.
+      has_aux: whether `f` returns `(value, aux)`; if so, the result is `(gradient, aux)`.
+      h: step, in the unit of x. It is traced, so a new value does not recompile. By default it is
+        derived from each entry, as the module docstring describes.
       scheme: "central" (error O(h^2)), or "forward" and "backward" (error O(h)).
       evaluation: "float64" evaluates narrower functions in float64; "own" keeps the dtypes of the
         arguments.
-      batch_size: entries evaluated at once, on all devices together; by default what fits the
-        machine.
-      method: "propagation" computes again only what a changed entry changes (`propagate.py`);
-        "dense" evaluates `f` as a whole for each entry. Both give the same up to rounding.
-      mesh: devices that share the entries, also of several processes; the arguments must be on all
-        (with axis types Auto).
+      batch_size: number of entries evaluated at once, over all devices; by default chosen to fit
+        the machine.
+      method: "propagation" recomputes only the values that depend on the perturbed entry
+        (`propagate.py`); "dense" evaluates all of `f` for each entry. The results agree up to
+        rounding error.
+      mesh: devices that share the entries, possibly of several processes; the arguments must be on
+        all of them (with axis types Auto).
 
     Returns:
-      A function of the arguments of `f` that returns what `jax.grad(f, argnums, has_aux)` would,
-      with the dtypes of the arguments.
+      A function of the arguments of `f` that returns what `jax.grad(f, argnums, has_aux)` would
+      return, in the dtypes of the arguments.
 
     Raises:
-      TypeError: an argument to differentiate has no floating leaf; `f` returns no real scalar.
-      ValueError: `argnums` out of range; `h` not positive, or so small that x + h is x.
+      TypeError: an argument to differentiate has no floating leaf, or `f` does not return a real
+        scalar.
+      ValueError: `argnums` is out of range, `h` is not positive, or `h` is too small to change x.
 
     Source:
       the chapter, 4.4; Press et al., Numerical Recipes, 5.7, on steps.
@@ -134,7 +133,7 @@ def numerical_gradient(
     method: Method = "propagation",
     mesh: Mesh | None = None,
 ) -> PyTree:
-    """The gradient of `f` at `x` by finite differences, in the chapter's calling form:
+    """The gradient of `f` at `x` by finite differences, with the chapter's signature:
     `numerical_grad(f)(x)`.
 
     Source:
@@ -165,7 +164,7 @@ def numerical_jacobian(
     method: Method = "propagation",
     mesh: Mesh | None = None,
 ) -> Callable[..., Any]:
-    """The Jacobian by finite differences; the twin of `jax.jacobian`.
+    """The Jacobian by finite differences; mirrors `jax.jacobian`.
 
     Args:
       f: returns a pytree of arrays.
@@ -178,9 +177,9 @@ def numerical_jacobian(
       mesh: as for `numerical_grad`.
 
     Returns:
-      A function of the arguments of `f`: for each leaf of the output, with shape (*out), the
-      structure of the differentiated argument with leaves of shape (*out, *in), in the output's
-      dtype.
+      A function of the arguments of `f`. For each leaf of the output, with shape (*out), it returns
+      the structure of the differentiated argument with leaves of shape (*out, *in), in the dtype of
+      the output.
 
     Raises:
       TypeError: as `numerical_grad`; `f` may return arrays of any shape.
@@ -199,7 +198,7 @@ def numerical_jacobian(
 
     def jacobian(*args, **kwargs):
         call = Partition.of(f, argnums, args, kwargs)
-        columns = _run(call, _jacobian, options, h)  # a list over leaves of trees like the output
+        columns = _run(call, _jacobian, options, h)  # for each input leaf, a tree like the output
         return jax.tree.map(lambda *leaves: call.in_place_of_arguments(leaves), *columns)
 
     return jacobian
@@ -215,22 +214,21 @@ def numerical_hessian(
     method: Method = "propagation",
     mesh: Mesh | None = None,
 ) -> Callable[..., Any]:
-    """The Hessian of a scalar function from its values: central differences of central differences;
-    twin of `jax.hessian`.
+    """The Hessian of a scalar function by central differences of central differences; mirrors
+    `jax.hessian`.
 
     Args:
       f: returns a scalar.
       argnums: the argument or arguments to differentiate.
-      h: step, used for both differences; by default from the fourth root of epsilon.
+      h: step of both differences; by default derived from the fourth root of epsilon.
       evaluation: as for `numerical_grad`.
       batch_size: as for `numerical_grad`.
-      method: of the inner difference, as for `numerical_grad`; the outer one is dense.
+      method: for the inner difference, as for `numerical_grad`; the outer one is always dense.
       mesh: as for `numerical_grad`.
 
     Returns:
-      A function of the arguments of `f`: the structure of the differentiated argument, in each leaf
-      of which the same structure stands again, with leaves of shape (*outer, *inner), in the dtype
-      of the inner argument.
+      A function of the arguments of `f`. It returns the structure of the differentiated argument,
+      nested in itself, with leaves of shape (*outer, *inner) in the dtype of the inner argument.
 
     Raises:
       TypeError: as `numerical_grad`.
@@ -264,24 +262,24 @@ def directional_derivative(
     scheme: Scheme = "central",
     evaluation: Evaluation = "float64",
 ) -> PyTree:
-    """The derivative of `f` at `x` along `v`: (f(x + h v) - f(x - h v)) / 2h; the twin of
-    `jax.jvp`. Two evaluations.
+    """The derivative of `f` at `x` along `v`: (f(x + h v) - f(x - h v)) / 2h; mirrors `jax.jvp`.
+    It takes two evaluations.
 
     Args:
       f: returns a pytree of arrays.
       x: point; any pytree with floating leaves.
       v: direction, with the structure and shapes of `x`; not normalised.
-      h: step along `v`; by default such that the largest change of an entry is the default step at
-        its scale.
+      h: step along `v`; by default the largest step that changes no entry by more than its own
+        default step.
       scheme: as for `numerical_grad`.
       evaluation: as for `numerical_grad`.
 
     Returns:
-      What `f` returns, with each leaf replaced by its rate of change per unit of `v`.
+      The output of `f` with each leaf replaced by its rate of change per unit of `v`.
 
     Raises:
       TypeError: as `numerical_grad`.
-      ValueError: `v` does not fit `x`, or `h` is not positive.
+      ValueError: the structure or shapes of `v` differ from those of `x`, or `h` is not positive.
 
     Source:
       Press et al., Numerical Recipes, 5.7.
@@ -323,10 +321,10 @@ def numerical_diff(
     """The derivative of a function of one variable: (f(x + h) - f(x - h)) / 2h, as in the chapter.
 
     Args:
-      f: a function of one number. If `x` is an array, `f` must act on each entry by itself, and
-        each gets its derivative.
-      x: where; a number or an array.
-      h: step; by default derived from `x` and the dtype (the chapter's is 1e-4).
+      f: a function of one number. If `x` is an array, `f` must be elementwise, and the derivative
+        is taken for each entry.
+      x: the point; a number or an array.
+      h: step; by default derived from `x` and the dtype (the chapter uses 1e-4).
       scheme: "central", "forward" or "backward".
       evaluation: as for `numerical_grad`.
 
@@ -334,8 +332,8 @@ def numerical_diff(
       df/dx with the shape of `x`.
 
     Raises:
-      TypeError: `x` is an integer array, or `f` changes its shape.
-      ValueError: `h` is not positive, or so small that x + h is x.
+      TypeError: `x` is an integer array, or the output of `f` differs in shape from `x`.
+      ValueError: `h` is not positive, or too small to change x.
 
     Source:
       the chapter, 4.3.1.
@@ -344,11 +342,11 @@ def numerical_diff(
       >>> numerical_diff(lambda x: 0.01 * x**2 + 0.1 * x, 5)
       Array(0.2, dtype=float32)
     """
-    # Two evaluations are not worth a compilation, and a compiler that fuses products into sums
-    # would change the last digits.
+    # Two evaluations are not worth a compilation, and a compiler that fuses multiply-adds would
+    # change the last digits.
     options = _options(f, scheme, evaluation, None, h)._replace(compiled=False)
     if isinstance(x, int) and not isinstance(x, bool):
-        x = float(x)  # the chapter writes numerical_diff(f, 5); an integer array is refused
+        x = float(x)  # the chapter writes numerical_diff(f, 5); integer arrays are refused
     call = Partition.of(f, 0, (x,), {})
     call.require_one_leaf("x")
     return _run(call, _diff, options, h)
@@ -363,13 +361,13 @@ def partial_derivative(
     scheme: Scheme = "central",
     evaluation: Evaluation = "float64",
 ) -> Float[Array, ""]:
-    """The partial derivative of `f` by one entry of `x`, the rest held constant.
+    """The partial derivative of `f` by one entry of `x`; the others are treated as constant.
 
     Args:
       f: a scalar function of one array.
-      x: where.
-      index: the entry: an integer for a vector, a tuple for more axes; negative ones count from the
-        end.
+      x: the point.
+      index: the entry: an integer for a vector, a tuple for more axes; negative indices count from
+        the end.
       h: step; by default derived from the entry.
       scheme: as for `numerical_grad`.
       evaluation: as for `numerical_grad`.
@@ -378,9 +376,9 @@ def partial_derivative(
       Scalar: df/dx[index].
 
     Raises:
-      IndexError: no such entry.
+      IndexError: `index` is out of range.
       TypeError: as `numerical_grad`.
-      ValueError: `h` is not positive, or so small that x + h is x.
+      ValueError: `h` is not positive, or too small to change x.
 
     Source:
       the chapter, 4.3.3.
@@ -416,13 +414,13 @@ def partial_derivative(
 
 
 Leaves = Sequence[Any]
-# A result, and its dtypes as a function of the points.
+# A result, and a function from the points to its dtypes.
 Measured = tuple[Any, Callable[[Leaves], Any]]
 
 
 class _Options(NamedTuple):
-    """What a program is compiled for, beside the function: none of it is a number that changes
-    between calls.
+    """Options that a program is compiled for; numbers that change between calls are not among
+    them.
     """
 
     scheme: str
@@ -459,7 +457,7 @@ def _options(
 
 
 def _run(call: Partition, measure: Callable, options: _Options, h: Any, *extra: Any) -> Any:
-    """`measure` in one program, compiled once for functions that trace to the same program."""
+    """The result of `measure`, in one program compiled once per traced program."""
     points, dynamic = call.points, call.dynamic
     if h is not None and is_concrete(h, points):
         _require_steps_that_move(call, points, h, options)
@@ -472,7 +470,7 @@ def _run(call: Partition, measure: Callable, options: _Options, h: Any, *extra: 
     x64 = jnp.result_type(float) == jnp.float64
     if dtype == jnp.float64 and not x64 and not outermost(given[:3]):
         return float64_call(program, dtype, *given)
-    # Lowering, which comes after tracing, has to see the wide dtype as well.
+    # Lowering happens after tracing and must see the wide dtype too.
     with wide_arithmetic(dtype):
         return program(*given)
 
@@ -490,7 +488,7 @@ def _require_steps_that_move(call: Partition, points: Leaves, h: Any, options: _
 
 
 def _program(measure: Callable, options: _Options, f: Traced, dtype: Any) -> Callable:
-    """A function of the traced function's constants, (points, dynamic, h), for one measure."""
+    """A function of the traced function's constants and of (points, dynamic, h), for `measure`."""
     value = f if dtype is None else widened(f, dtype)
 
     def program(consts, points, dynamic, h, *extra):
@@ -524,9 +522,9 @@ def _jacobian(f: Callable, leaves: Leaves, h: Any, options: _Options, shapes: Py
 
 def _hessian(f: Callable, leaves: Leaves, h: Any, options: _Options, shapes: PyTree) -> Measured:
     require_scalar("f", shapes)
-    # Once: the inner difference must not change its step where the outer one moves it.
+    # Computed once: moving the outer point must not change the inner step.
     steps = _steps(leaves, h, options)
-    outer = options._replace(method="dense")  # what propagates is the inner difference
+    outer = options._replace(method="dense")  # propagation applies to the inner difference
     rows = _by_entry(lambda leaves: _by_entry(f, leaves, steps, options), leaves, steps, outer)
     return rows, lambda points: [points] * len(points)
 
@@ -537,7 +535,7 @@ def _directional(
     _require_rates(shapes)
     direction = [jnp.asarray(v, x.dtype) for v, x in zip(direction, leaves, strict=True)]
     if h is None:
-        # Of the steps along v at which one entry changes by its own default step, the smallest.
+        # Each candidate changes one entry by its own default step; the smallest one is used.
         steps = [
             jnp.min(jnp.where(v == 0, jnp.inf, step / jnp.abs(v)), initial=jnp.inf)
             for v, step in zip(direction, _steps(leaves, None, options), strict=True)
@@ -575,10 +573,10 @@ def _partial(
 
 
 def _by_entry(f: Callable, leaves: Leaves, steps: Leaves, options: _Options) -> list[PyTree]:
-    """For each leaf, the derivative of f's outputs by each of its entries: arrays of shape (*leaf,
+    """For each leaf, the derivatives of the outputs of `f` by its entries, of shape (*leaf,
     *out).
     """
-    if not all(x.size for x in leaves):  # an empty leaf has no entry to change
+    if not all(x.size for x in leaves):  # an empty leaf has no entry to perturb
         full = [x for x in leaves if x.size]
 
         def of_full(points):
@@ -599,7 +597,7 @@ def _by_entry(f: Callable, leaves: Leaves, steps: Leaves, options: _Options) -> 
 
 
 def _changed_entry(f: Callable, leaves: Leaves, k: int) -> Callable:
-    """`(index, value) -> f`, with one entry of leaf k replaced."""
+    """A function `(index, value) -> f` with one entry of leaf k replaced."""
 
     def change(index, value):
         changed = leaves[k].ravel().at[index].set(value).reshape(leaves[k].shape)
@@ -609,26 +607,26 @@ def _changed_entry(f: Callable, leaves: Leaves, k: int) -> Callable:
 
 
 def _quotient(f: Callable, x: jax.Array, h: jax.Array, options: _Options) -> PyTree:
-    """(f(x + h) - f(x - h)) / 2h, or one-sided; entry by entry where x is an array."""
+    """(f(x + h) - f(x - h)) / 2h, or one-sided; elementwise if x is an array."""
     up, down, taken = _ends(x, h, options)
-    # One copy of f for both ends: two would be compiled apart, and could round differently.
+    # Both ends share one copy of f: two copies could be compiled to round differently.
     ends = jax.vmap(f)(jnp.stack([up, down]))
     return jax.tree.map(lambda a: (a[0] - a[1]) / taken.astype(jnp.result_type(a)), ends)
 
 
 def _ends(x: jax.Array, h: jax.Array, options: _Options) -> Ends:
-    """Where f is evaluated, and what the difference of its values is divided by."""
+    """The two points at which f is evaluated, and the divisor of the difference of its values."""
     up = x + h if options.scheme != "backward" else x
     down = x - h if options.scheme != "forward" else x
-    # A step that we chose is divided by as it was taken, after rounding; a step that was given, as
-    # it was given. A traced step too small to change x gives NaN: a zero would pass for a
+    # A default step is divided by as it was taken, after rounding; a step from the user, as it was
+    # passed. A traced step too small to change x gives NaN, since a zero would look like a
     # derivative.
     taken = up - down if not options.given_step else 2 * h if options.scheme == "central" else h
     return up, down, jnp.where(up == down, jnp.nan, taken)
 
 
 def _steps(leaves: Leaves, h: Any, options: _Options) -> list[jax.Array]:
-    """The step of each entry: as given, or a power of two near its scale * eps^(1/root)."""
+    """The step of each entry: `h`, or a power of two near its scale * eps^(1/root)."""
     if h is not None:
         return [jnp.full(x.shape, h, x.dtype) for x in leaves]
     return [_default_step(x, options.root) for x in leaves]
@@ -639,12 +637,12 @@ def _default_step(x: jax.Array, root: int) -> jax.Array:
     floor = jnp.where(rms == 0, 1, jnp.minimum(1, 128 * rms)).astype(x.dtype)
     balanced = jnp.finfo(x.dtype).eps ** (1 / root) * (4 if root == 3 else 1)
     wanted = jnp.asarray(balanced, x.dtype) * jnp.maximum(jnp.abs(x), floor)
-    # Without mantissa bits, what is left of a number is the nearest power of two.
+    # Dropping all mantissa bits rounds a number to the nearest power of two.
     return lax.reduce_precision(wanted, jnp.finfo(x.dtype).nexp, 0)
 
 
 def _require_rates(shapes: PyTree) -> None:
-    """Refuse integer outputs: a rate of change in their dtype would be cut to an integer."""
+    """Refuse integer outputs: a rate of change in their dtype would be truncated to an integer."""
     if not all(jnp.issubdtype(shape.dtype, jnp.inexact) for shape in jax.tree.leaves(shapes)):
         raise TypeError(f"`f` must return floating-point output. Got {_forms(shapes)}.")
 

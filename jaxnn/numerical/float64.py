@@ -1,10 +1,10 @@
-"""The same function in wider arithmetic: traced as its user runs it, evaluated in float64.
+"""Functions traced in their own dtypes and evaluated in float64.
 
-A difference quotient in float32 keeps three digits; in float64 it keeps ten. Calling `f` on float64
-arguments is not the same function any more: draws of random numbers change, a scan whose carry
-starts in float32 refuses, a cast inside goes back to float32. So `f` is traced once with the dtypes
-it was given, and its program is evaluated with every narrower float replaced by the wide one, casts
-included. What cannot be widened (a host callback, bits reinterpreted) keeps its own dtype.
+A difference quotient keeps three significant digits in float32 and ten in float64. Calling `f` on
+float64 arguments would change the function: random draws differ, a scan whose carry starts in
+float32 fails, and an internal cast goes back to float32. So `f` is traced once with its own dtypes,
+and its program is evaluated with every narrower float, casts included, replaced by the wide dtype.
+Operations that cannot be widened (host callbacks, bitcasts) keep their own dtypes.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from jaxnn.numerical.interpret import (
     with_own_constants,
 )
 
-# Defined on bits, or drawing random numbers that would differ: these see what they were traced
+# These are defined on bits or draw random numbers, so they must run in the dtypes they were traced
 # with.
 _OWN_DTYPE = frozenset(
     [
@@ -57,9 +57,9 @@ def wide_dtype() -> Any:
 
 @contextlib.contextmanager
 def wide_arithmetic(dtype: Any) -> Iterator[None]:
-    """JAX's settings under which `dtype` exists, and products are exact to its rounding.
+    """Set up JAX so that `dtype` exists and products are exact to its rounding.
 
-    A float32 product runs in TF32 on a GPU, and in bfloat16 on a TPU, unless told otherwise.
+    By default a float32 product runs in TF32 on a GPU and in bfloat16 on a TPU.
     """
     x64 = jax.enable_x64(True) if dtype == jnp.float64 else contextlib.nullcontext()
     with x64, jax.default_matmul_precision("highest"):
@@ -67,7 +67,7 @@ def wide_arithmetic(dtype: Any) -> Iterator[None]:
 
 
 def widen_leaf(leaf: Any, dtype: Any) -> Any:
-    """A leaf in the wide dtype if it is a narrower float or complex; else as it is."""
+    """A leaf, cast to the wide dtype if it is a narrower float or complex."""
     leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
     wide = _widened_dtype(leaf.dtype, dtype)
     return leaf if wide == leaf.dtype else lax.convert_element_type(leaf, wide)
@@ -77,10 +77,10 @@ class Wide(NamedTuple):
     """A function in wide arithmetic.
 
     Attributes:
-      call: takes arguments like those it was traced with, narrow or wide, and returns the pytree
-        that the function returns, widened. Call it inside `wide_arithmetic(dtype)`.
-      shapes: what the function itself returns, as shapes and dtypes.
-      program: the function itself, traced.
+      call: takes arguments like those of the trace, narrow or wide, and returns the function's
+        output pytree, widened. Call it inside `wide_arithmetic(dtype)`.
+      shapes: the shapes and dtypes of the original function's output.
+      program: the original function, traced.
     """
 
     call: Callable[..., PyTree]
@@ -89,7 +89,7 @@ class Wide(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Evaluates programs in `dtype`, by `rules` where there is one; notes what stays narrow."""
+    """Evaluate programs in `dtype`, by `rules` if there is one; collect dtypes left narrow."""
 
     dtype: Any
     rules: Mapping[core.Primitive, Callable]
@@ -100,7 +100,7 @@ class Evaluation(NamedTuple):
         return evaluate(program, args, self.step, self._widen)
 
     def widened(self, program: Program) -> Program:
-        """A program that takes and gives the wide dtype where it took and gave narrower ones."""
+        """A program that takes and returns the wide dtype in place of narrower ones."""
         avals = [
             aval.update(dtype=_widened_dtype(aval.dtype, self.dtype)) for aval in program.in_avals
         ]
@@ -114,7 +114,7 @@ class Evaluation(NamedTuple):
         elif (program := called(eqn)) is not None:
             outputs = self(program, inputs)
         elif (mapped := shard_map_parts(eqn)) is not None:
-            # Traced anew on the mesh: the axis names inside mean nothing elsewhere.
+            # Traced again on its mesh: its axis names mean nothing elsewhere.
             body = lambda *args: self(mapped.body, args)  # noqa: E731
             outputs = jax.shard_map(body, **mapped.options)(*inputs)
         else:
@@ -122,16 +122,16 @@ class Evaluation(NamedTuple):
         return [self._widen(x) for x in outputs]
 
     def _bind(self, eqn: Equation, inputs: list[Any]) -> list[Any]:
-        """A primitive without a rule: on wide inputs if it takes them, else in its own dtypes."""
+        """Bind a primitive without a rule: wide if it accepts that, else in its own dtypes."""
         narrow = [v for v in (*eqn.invars, *eqn.outvars) if self._is_narrow(v.aval)]
         if not narrow:
             return bind(eqn, inputs)
         if eqn.primitive not in _OWN_DTYPE and not is_foreign(eqn.primitive):
-            # Which primitives take float64 is written nowhere but in their own checks: ask them.
+            # JAX lists nowhere which primitives take float64, so try: binding checks the dtypes.
             with contextlib.suppress(TypeError, ValueError, NotImplementedError):
                 params = {name: self._widened_param(value) for name, value in eqn.params.items()}
                 return bind(eqn, inputs, **params)
-        if any(self._is_narrow(v.aval) for v in eqn.invars):  # else it is a constant
+        if any(self._is_narrow(v.aval) for v in eqn.invars):  # otherwise the output is a constant
             self.narrow.update(v.aval.dtype for v in eqn.outvars if self._is_narrow(v.aval))
         pairs = zip(inputs, eqn.invars, strict=True)
         return bind(
@@ -145,7 +145,7 @@ class Evaluation(NamedTuple):
         return _widened_dtype(aval.dtype, self.dtype) != aval.dtype
 
     def _widened_param(self, value: Any) -> Any:
-        """A parameter: dtypes and programs in it are widened, precision settings dropped."""
+        """A parameter with its dtypes and programs widened and precision settings dropped."""
         if is_program(value):
             return replaced(value, self.widened)
         if isinstance(value, lax.Precision | lax.DotAlgorithm | lax.DotAlgorithmPreset):
@@ -161,18 +161,18 @@ def widen(
     dtype: Any,
     rules: Mapping[core.Primitive, Callable] | None = None,
 ) -> Wide:
-    """`f` as traced at `args`, evaluated in `dtype`.
+    """Trace `f` at `args`, to be evaluated in `dtype`.
 
     Args:
       f: a traceable function of `args`.
-      args: example arguments; their dtypes and shapes decide what is traced.
-      dtype: the floating dtype that narrower ones are replaced by.
-      rules: `(equation, inputs, evaluation) -> outputs` for primitives that are to be evaluated in
-        another way than usual.
+      args: example arguments; their dtypes and shapes determine the trace.
+      dtype: the floating dtype that replaces narrower ones.
+      rules: `(equation, inputs, evaluation) -> outputs`, overrides of how primitives are
+        evaluated.
     """
-    # Traced through a function that goes at once, with constants of our own: JAX remembers of each
-    # NumPy array that a living trace closes over which precision it had there, and a later trace
-    # under the other one would get that.
+    # Trace a temporary function whose constants are copies: for each NumPy array that a living
+    # trace closes over, JAX remembers its precision, and a later trace under the other x64 setting
+    # would reuse it.
     program, shapes = jax.make_jaxpr(lambda *args: f(*args), return_shape=True)(*args)
     program = with_own_constants(program)
     tree, by = jax.tree.structure(shapes), {**RULES, **(rules or {})}
@@ -187,9 +187,9 @@ def widen(
 def widened(
     traced: Traced, dtype: Any, rules: Mapping[core.Primitive, Callable] | None = None
 ) -> Callable[..., PyTree]:
-    """A traced function, evaluated in `dtype`: of the values of its constants and its arguments.
+    """Evaluate a traced function in `dtype`, given its constants and its arguments.
 
-    Call it inside `wide_arithmetic(dtype)`. `rules` is as for `widen`.
+    Call the result inside `wide_arithmetic(dtype)`. `rules` is as for `widen`.
     """
     by, tree = {**RULES, **(rules or {})}, jax.tree.structure(traced.shapes)
 
@@ -202,7 +202,7 @@ def widened(
 
 
 def narrow_dtypes(program: Program, dtype: Any) -> frozenset[Any]:
-    """The dtypes that cannot be widened, where host callbacks and the like ask for them."""
+    """The narrow dtypes that host callbacks and similar primitives require."""
     evaluation = Evaluation(dtype, RULES, set())
     with wide_arithmetic(dtype):
         evaluation.widened(program)
@@ -218,7 +218,7 @@ def _widened_dtype(dtype: Any, wide: Any) -> Any:
 
 
 def _reduce_precision(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
-    """A cast to a narrower format and back: like every cast here, it rounds nothing."""
+    """Skip the rounding to a narrower format, as all narrowing casts here do."""
     return inputs
 
 
@@ -228,7 +228,7 @@ def _cond(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]
 
 
 def while_step(parts: While, evaluation: Evaluation) -> tuple[Callable, Callable]:
-    """The condition and the body of a while loop as functions of what it carries."""
+    """The condition and the body of a while loop as functions of its carry."""
 
     def going(carry):
         return evaluation(parts.condition, [*parts.condition_consts, *carry])[0]
@@ -243,7 +243,7 @@ def while_step(parts: While, evaluation: Evaluation) -> tuple[Callable, Callable
             for old, new in zip(carry, step(carry), strict=True)
         ]
 
-    # Under `vmap` the loops of a batch are one, whose condition has the batch's shape.
+    # Under `vmap` a batch of loops is one loop whose condition has the batch's shape.
     batched = parts.condition.out_avals[0].shape != ()
     return (lambda carry: jnp.any(going(carry))), (step_of_those_that_go_on if batched else step)
 
@@ -254,7 +254,7 @@ def _while(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any
 
 
 def scan_step(parts: Scan, evaluation: Evaluation) -> Callable:
-    """The body of a scan as `lax.scan` takes it."""
+    """The body of a scan in the form that `lax.scan` takes."""
 
     def step(carry, x):
         outputs = evaluation(parts.body, [*parts.consts, *carry, *x])
@@ -270,7 +270,7 @@ def _scan(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]
 
 
 def solved(parts: LinearSolve, rhs: Sequence[Any], evaluation: Evaluation) -> list[Any]:
-    """What the solver of a `custom_linear_solve` gives for right-hand sides."""
+    """The output of a `custom_linear_solve`'s solver for right-hand sides."""
     return evaluation(parts.solve, [*parts.solve_consts, *rhs])
 
 

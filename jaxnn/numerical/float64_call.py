@@ -1,10 +1,9 @@
-"""A call that is traced, batched and lowered in wide arithmetic, wherever it stands.
+"""Calls that are traced, batched and lowered in wide arithmetic, even inside a user's `jit`.
 
-With x64 off, float64 exists only inside `wide_arithmetic`. A program of our own is compiled there;
-but inside somebody else's `jit` it is lowered with the rest, outside, where some primitives
-(`argmax`, incomplete beta and gamma functions) look at the setting again and refuse float64. One
-equation that holds the whole program, and enters the setting when it is lowered, mends that for
-every primitive at once.
+With x64 off, float64 exists only inside `wide_arithmetic`. Our own programs are compiled inside it.
+A user's `jit` lowers everything outside it, where some primitives (`argmax`, the incomplete beta
+and gamma functions) check the setting again and refuse float64. Wrapping the whole program in one
+equation that enables the setting during lowering fixes this for every primitive.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +21,8 @@ _float64_call_p.multiple_results = True
 
 
 def float64_call(f: Callable, dtype: Any, *args: Any) -> Any:
-    """`f(*args)` as one equation that is evaluated inside `wide_arithmetic(dtype)`; the results
-    have dtypes of the caller's.
+    """Evaluate `f(*args)` as one equation inside `wide_arithmetic(dtype)`; `f` must return dtypes
+    that exist outside it.
     """
     with wide_arithmetic(dtype):
         closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)

@@ -1,9 +1,9 @@
-"""All that is known here of JAX's programs (jaxprs): how one is walked, what its calls, loops and
-branches hold, and how an equation is bound again.
+"""Access to JAX's programs (jaxprs): walking them, the programs inside calls, loops and branches,
+and binding equations again.
 
-JAX promises no compatibility in these matters, and its releases do differ; each fact that this
-module relies on is stated in `tests/test_jax.py`. Primitives are compared as objects, never by
-name: a user's own primitive may be called anything.
+JAX promises no compatibility here, and its releases do differ; `tests/test_jax.py` states each fact
+that this module relies on. Primitives are compared as objects, never by name, since a user's own
+primitive may have any name.
 """
 
 import functools
@@ -24,16 +24,16 @@ from jax.extend.core import primitives
 
 from jaxnn._validate import is_key
 
-# Lines that JAX names are where a function is written: not its own code, which it leaves out
-# anyway, nor the parts of this package that only pass functions on.
+# Source lines should point into the user's code. JAX skips its own files; these parts of this
+# package only pass functions on, so they are skipped too.
 for _part in ("checking/", "numerical/", "_arguments.py", "_programs.py", "descent.py"):
     source_info_util.register_exclusion(str(pathlib.Path(__file__).parents[1] / _part))
 
 Program = Any  # a ClosedJaxpr; since JAX 0.12 one class with Jaxpr
 Equation = Any  # a JaxprEqn, whose variables have shapes and dtypes
 
-# Primitives that stand for the program they hold, and the parameter that holds it. For a value,
-# custom derivative rules play no part.
+# Primitives that stand for a program, and the parameter that holds it. Custom derivative rules do
+# not affect values.
 _CALLS = {
     primitives.jit_p: "jaxpr",
     primitives.remat_p: "jaxpr",
@@ -44,15 +44,15 @@ _CALLS = {
 }
 _NUMBER = jax.ShapeDtypeStruct((), np.float32)
 CUSTOM_RULES = frozenset([primitives.custom_jvp_call_p, primitives.custom_vjp_call_p])
-# Primitives whose derivative is nothing, by JAX's rules: no cotangent passes.
+# Primitives whose derivative is zero by JAX's rules: no cotangent passes through them.
 FLAT = frozenset(
     getattr(primitives, f"{name}_p")
     for name in "ceil floor nextafter round sign stop_gradient".split()
 )
-# Bytes of an array that is still compared by value.
+# The largest array, in bytes, that is compared by value.
 LARGE = 4096
 LOOPS = frozenset([primitives.while_p, primitives.scan_p])
-# Primitives whose outputs have, at each place, what their inputs make of that place alone.
+# Primitives whose output at each position depends on their inputs at that position alone.
 ELEMENTWISE = frozenset(
     getattr(primitives, f"{name}_p")
     for name in (
@@ -63,7 +63,7 @@ ELEMENTWISE = frozenset(
         "square stop_gradient sub tan tanh xor"
     ).split()
 )
-# Primitives whose output has the entries of their input in their order, where it has as many.
+# Primitives that keep the entries and their order if input and output have the same size.
 _IN_ORDER = frozenset(
     getattr(primitives, f"{name}_p")
     for name in "broadcast_in_dim convert_element_type copy reshape squeeze".split()
@@ -71,7 +71,7 @@ _IN_ORDER = frozenset(
 
 
 class Scan(NamedTuple):
-    """The parts of a scan: its body, its inputs by what they are to it, and its options."""
+    """The parts of a scan: its body, its inputs by role, and its options."""
 
     body: Program
     consts: list[Any]
@@ -81,7 +81,7 @@ class Scan(NamedTuple):
 
 
 class While(NamedTuple):
-    """The parts of a while loop: two programs, the constants of each, and what is carried."""
+    """The parts of a while loop: two programs, the constants of each, and the carry."""
 
     condition: Program
     body: Program
@@ -91,7 +91,7 @@ class While(NamedTuple):
 
 
 class LinearSolve(NamedTuple):
-    """The parts of a `custom_linear_solve`: A as a function, a solver, and the right-hand sides."""
+    """The parts of a `custom_linear_solve`: A as a function, a solver, the right-hand sides."""
 
     matvec: Program
     solve: Program
@@ -101,7 +101,7 @@ class LinearSolve(NamedTuple):
 
 
 class ShardMap(NamedTuple):
-    """The parts of a `shard_map`: what each device runs, and the arguments of `jax.shard_map`."""
+    """The parts of a `shard_map`: the per-device program, and the arguments of `jax.shard_map`."""
 
     body: Program
     options: dict[str, Any]
@@ -118,13 +118,13 @@ def evaluate(
     step: Callable[[Equation, list[Any]], Sequence[Any]],
     lift: Callable[[Any], Any] = lambda constant: constant,
 ) -> list[Any]:
-    """Walk a program once, in any arithmetic.
+    """Evaluate a program once, in any arithmetic.
 
     Args:
-      program: what to evaluate.
-      args: its inputs, whatever stands for an array in this arithmetic.
+      program: the program.
+      args: its inputs, in whatever form represents arrays in this arithmetic.
       step: `(equation, inputs) -> outputs`.
-      lift: makes an input out of a constant or a literal.
+      lift: converts a constant or a literal to an input.
 
     Returns:
       The outputs.
@@ -137,14 +137,14 @@ def evaluate(
         return lift(atom.val) if isinstance(atom, core.Literal) else values[atom]
 
     for eqn in jaxpr.eqns:
-        with eqn.ctx.manager:  # what the user wrote around the operation: compute_on, a mesh
+        with eqn.ctx.manager:  # the user's contexts around the operation: compute_on, a mesh
             outputs = step(eqn, [read(atom) for atom in eqn.invars])
         values |= dict(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
 def bind(eqn: Equation, inputs: Sequence[Any], **changed: Any) -> list[Any]:
-    """The outputs of an equation's primitive for other inputs, and parameters where `changed`."""
+    """Bind an equation's primitive to other inputs, with the parameters in `changed` replaced."""
     with eqn.ctx.manager:
         params = eqn.primitive.get_bind_params(eqn.params | changed)
         outputs = eqn.primitive.bind(*inputs, **params)
@@ -152,10 +152,10 @@ def bind(eqn: Equation, inputs: Sequence[Any], **changed: Any) -> list[Any]:
 
 
 def called(eqn: Equation) -> Program | None:
-    """The program that an equation stands for, or None if it is no call."""
+    """The program that an equation stands for, or None if it is not a call."""
     if (name := _CALLS.get(eqn.primitive)) is not None:
         return eqn.params[name]
-    composite: Any = eqn.params.get("_prim")  # since JAX 0.12, what `custom_root` becomes
+    composite: Any = eqn.params.get("_prim")  # since JAX 0.12, how `custom_root` is traced
     if not hasattr(composite, "expand"):
         return None
 
@@ -167,7 +167,7 @@ def called(eqn: Equation) -> Program | None:
 
 
 def equations(program: Program) -> Iterator[Equation]:
-    """The equations of a program and of all programs inside it."""
+    """Yield the equations of a program and of all programs inside it."""
     for eqn in opened(program)[0].eqns:
         yield eqn
         for inner in _programs_in(list(eqn.params.values())):
@@ -180,9 +180,9 @@ def is_program(value: Any) -> bool:
 
 
 def replaced(program: Program, change: Callable[[Program], Program]) -> Program:
-    """A parameter's program changed, in the form that the parameter has: with constants or without.
+    """Apply `change` to a parameter's program, keeping its form: with constants or without.
 
-    One that takes its constants from elsewhere stays as it is.
+    A program whose constants are passed in from elsewhere is returned unchanged.
     """
     if isinstance(program, core.ClosedJaxpr):
         return change(program)
@@ -192,7 +192,7 @@ def replaced(program: Program, change: Callable[[Program], Program]) -> Program:
 
 
 def pruned(program: Program) -> Program:
-    """The same program without the equations that no output needs."""
+    """The program without the equations that no output needs."""
     jaxpr, consts = opened(program)
     needed, needful = set(_variables(jaxpr.outvars)), []
     for eqn in reversed(jaxpr.eqns):
@@ -203,7 +203,7 @@ def pruned(program: Program) -> Program:
 
 
 def with_own_constants(program: Program) -> Program:
-    """The same program with copies of the NumPy arrays that it closes over."""
+    """The program with copies of the NumPy arrays that it closes over."""
     jaxpr, consts = opened(program)
     pairs = zip(jaxpr.constvars, consts, strict=True)
     own: Callable[[Any, Any], Any] = lambda v, c: np.array(c, v.aval.dtype)  # noqa: E731
@@ -212,7 +212,7 @@ def with_own_constants(program: Program) -> Program:
 
 
 def outputs_that_change(program: Program, changing: Sequence[bool]) -> list[bool]:
-    """Which outputs of a program depend on an input that changes."""
+    """Whether each output of a program depends on a changing input."""
     jaxpr, _ = opened(program)
     reached = {v for v, changes in zip(jaxpr.invars, changing, strict=True) if changes}
     for eqn in jaxpr.eqns:
@@ -222,18 +222,19 @@ def outputs_that_change(program: Program, changing: Sequence[bool]) -> list[bool
 
 
 def branches(eqn: Equation) -> Sequence[Program]:
-    """The programs that a `cond` chooses from."""
+    """The branch programs of a `cond`."""
     return eqn.params["branches"]
 
 
 def fingerprint(program: Program) -> Hashable:
     """A key that two programs share if they compute the same: equations, shapes, parameters.
 
-    Left out are the values of constants, lines of code, and derivative rules, which play no part in
-    a value.
+    It leaves out the values of constants, source lines, and derivative rules, none of which affect
+    the computation.
 
     Raises:
-      TypeError: something in the program cannot be compared by value: a host callback, say.
+      TypeError: the program contains something that cannot be compared by value, such as a host
+        callback.
     """
     jaxpr, _ = opened(program)
     numbers: dict[Any, int] = {}
@@ -262,7 +263,7 @@ def fingerprint(program: Program) -> Hashable:
 
 
 def without_rules(program: Program) -> Program:
-    """The same program with its custom rules gone: their functions are evaluated in its place."""
+    """The program with each custom-rule call replaced by the function that it wraps."""
     if not any(eqn.primitive in CUSTOM_RULES for eqn in equations(program)):
         return program
 
@@ -295,7 +296,7 @@ def without_rules(program: Program) -> Program:
 
 
 def same_program(first: Program, second: Program) -> bool:
-    """Whether two traces of a function are of one function: alike in equations and constants."""
+    """Whether two traces are of the same function: equal equations and constants."""
     consts = [opened(program)[1] for program in (first, second)]
     if len(consts[0]) != len(consts[1]) or not all(map(_same_array, *consts)):
         return False
@@ -304,7 +305,7 @@ def same_program(first: Program, second: Program) -> bool:
 
 
 def scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
-    """How many of a scan's inputs are constants, and how many are carried."""
+    """The number of constants and the number of carries among a scan's inputs."""
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()  # since JAX 0.12
@@ -312,7 +313,7 @@ def scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def scan_parts(params: Mapping[str, Any], inputs: Sequence[Any]) -> Scan:
-    """A scan's parameters and inputs, sorted."""
+    """The parts of a scan, from its parameters and inputs."""
     n, m = scan_sizes(params)
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
     inputs = list(inputs)
@@ -320,13 +321,13 @@ def scan_parts(params: Mapping[str, Any], inputs: Sequence[Any]) -> Scan:
 
 
 def only_carries(eqn: Equation) -> bool:
-    """Whether a scan neither takes nor gives anything step by step: a `fori_loop`."""
+    """Whether a scan has no per-step inputs or outputs, as a `fori_loop` has none."""
     n, m = scan_sizes(eqn.params)
     return n + m == len(eqn.invars) and m == len(eqn.outvars)
 
 
 def while_parts(params: Mapping[str, Any], inputs: Sequence[Any]) -> While:
-    """A while loop's parameters and inputs, sorted."""
+    """The parts of a while loop, from its parameters and inputs."""
     n, m = params["cond_nconsts"], params["body_nconsts"]
     inputs = list(inputs)
     programs = params["cond_jaxpr"], params["body_jaxpr"]
@@ -334,7 +335,7 @@ def while_parts(params: Mapping[str, Any], inputs: Sequence[Any]) -> While:
 
 
 def linear_solve_parts(params: Mapping[str, Any], inputs: Sequence[Any]) -> LinearSolve:
-    """A linear solve's parameters and inputs, sorted."""
+    """The parts of a linear solve, from its parameters and inputs."""
     lengths, programs, inputs = params["const_lengths"], params["jaxprs"], list(inputs)
     start = lengths.matvec + lengths.vecmat
     consts = inputs[: lengths.matvec], inputs[start : start + lengths.solve]
@@ -342,7 +343,7 @@ def linear_solve_parts(params: Mapping[str, Any], inputs: Sequence[Any]) -> Line
 
 
 def shard_map_parts(eqn: Equation) -> ShardMap | None:
-    """The parts of a `shard_map`, or None if the equation is another."""
+    """The parts of a `shard_map`, or None for any other equation."""
     if eqn.primitive is not _private("shard_map", "shard_map_p"):
         return None
     names = {"mesh": "mesh", "check_vma": "check_vma", "newly_manual_axes": "axis_names"}
@@ -353,7 +354,7 @@ def shard_map_parts(eqn: Equation) -> ShardMap | None:
 
 
 def is_end_to_end(eqn: Equation) -> bool:
-    """Whether an equation gives the entries of its inputs end to end, as they are, and no more."""
+    """Whether the flat output is the flat inputs concatenated: every entry once, in order."""
     given, made = eqn.invars[0].aval, eqn.outvars[0].aval
     if eqn.primitive is primitives.concatenate_p:
         return math.prod(made.shape[: eqn.params["dimension"]]) == 1
@@ -365,29 +366,31 @@ def is_end_to_end(eqn: Equation) -> bool:
 
 
 def is_foreign(primitive: core.Primitive) -> bool:
-    """Whether a primitive's code is not JAX's: a host callback, a foreign function, a kernel."""
+    """Whether a primitive runs code outside JAX: a host callback, a foreign function, a kernel."""
     kernel = _private("pallas.pallas_call", "pallas_call_p")
     return primitive is kernel or primitive in _callbacks()
 
 
 @functools.cache
 def prints() -> frozenset[core.Primitive]:
-    """The primitives of `jax.debug.callback` and `jax.debug.print`, which give nothing back."""
+    """The primitives of `jax.debug.callback` and `jax.debug.print`, which return nothing."""
     return _first_primitives(
         lambda x: jax.debug.callback(lambda x: None, x), lambda x: jax.debug.print("{}", x)
     )
 
 
 def source(eqn: Equation) -> tuple[str, str]:
-    """The name of the function that a call with a custom rule stands for, and its file and line."""
+    """The name of the function that a custom-rule call wraps, and its file and line."""
     name, _, place = opened(called(eqn))[0].debug_info.func_src_info.partition(" at ")
     return name, place
 
 
 def rule_source(eqn: Equation) -> str:
-    """Where the rule of a call stands, as JAX sums lines up: the user's JVP, or the backward
-    function of the VJP, whose computations JAX takes for the line of the call. Empty if it is not
-    known, or JAX's own, as that of `defjvps` is.
+    """The source of a call's custom rule: the user's JVP, or the backward function of the VJP, as
+    file, line and name.
+
+    Empty if it is unknown or inside JAX, as for `defjvps`. JAX itself attributes a backward
+    function's computations to the line of the call.
     """
     rule = eqn.params.get("bwd", eqn.params.get("jvp_jaxpr_fun"))
     name, _, place = rule.debug_info.func_src_info.partition(" at ")
@@ -401,13 +404,13 @@ def line_of(eqn: Equation) -> str:
 
 
 def rule_consts(eqn: Equation) -> int:
-    """How many of the inputs of a call with a custom rule are closed over, not arguments."""
+    """The number of inputs of a custom-rule call that are closed over rather than arguments."""
     return eqn.params.get("num_consts", 0)
 
 
 @functools.cache
 def _callbacks() -> frozenset[core.Primitive]:
-    """Host callbacks and foreign functions."""
+    """The primitives of host callbacks and foreign functions."""
     return prints() | _first_primitives(
         lambda x: jax.pure_callback(lambda x: x, _NUMBER, x),
         lambda x: io_callback(lambda x: x, _NUMBER, x),
@@ -416,12 +419,12 @@ def _callbacks() -> frozenset[core.Primitive]:
 
 
 def _first_primitives(*calls: Callable) -> frozenset[core.Primitive]:
-    """Found in programs that hold one each, as JAX names none of them in public."""
+    """The first primitive of each call's trace, since JAX exports none of them publicly."""
     return frozenset(jax.make_jaxpr(call)(_NUMBER).eqns[0].primitive for call in calls)
 
 
 def _private(module: str, name: str) -> Any:
-    """A primitive that only a private module names; a program that holds one has loaded it."""
+    """A primitive that only a private module defines; a program that uses it has imported it."""
     return getattr(sys.modules.get(f"jax._src.{module}"), name, None)
 
 
@@ -461,18 +464,18 @@ def _fingerprint_of_parameters(eqn: Equation) -> Hashable:
     batched = eqn.primitive is _private("custom_batching", "custom_vmap_p")
     package = __name__.partition(".")[0]
     if batched and str(getattr(eqn.params["rule"], "__module__", "")).startswith(f"{package}."):
-        return _fingerprint_of(eqn.params["call"])  # this package's own batching rule
+        return _fingerprint_of(eqn.params["call"])  # our own batching rule
     return tuple((name, _fingerprint_of(value)) for name, value in sorted(eqn.params.items()))
 
 
 def _fingerprint_of_context(context: Any) -> Hashable:
-    """What the user wrote around an operation: a device, a mesh, how random bits are drawn."""
+    """The user's contexts around an operation: device, mesh, random bit generation."""
     names = "compute_type", "threefry_partitionable", "cur_abstract_mesh", "xla_metadata"
     return tuple(_fingerprint_of(getattr(context, name, None)) for name in names)
 
 
 def _fingerprint_of(value: Any) -> Hashable:
-    """A parameter of an equation by value; what is JAX's own is compared as it is."""
+    """A key for an equation's parameter by value; JAX's own objects are compared as they are."""
     if is_program(value):
         consts = opened(value)[1]
         arrays = [np.asarray(x) for x in consts if not isinstance(x, Tracer)]

@@ -1,9 +1,8 @@
 """Difference quotients by every entry of every leaf: the loop around `propagate.py`.
 
-Entries are taken in chunks of bounded size, both ends of each difference side by side, so that
-memory does not grow with their number and a mesh of devices can share each chunk. Where differences
-cannot be taken, because an unperturbed value is not finite or the function has side effects, it is
-evaluated as a whole, once per end.
+Entries are processed in chunks of bounded size, with both ends of each difference side by side, so
+memory does not grow with their number and a mesh of devices can share each chunk. The function is
+evaluated as a whole, once per end, if it has side effects or an unperturbed value is not finite.
 """
 
 import functools
@@ -18,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnn.numerical.propagate import perturbations
 
-Ends = tuple[Any, Any, Any]  # x + h, x - h, and what their difference is divided by, per entry
+Ends = tuple[Any, Any, Any]  # per entry: x + h, x - h, and the divisor of the difference
 
 
 def by_entry(
@@ -28,25 +27,24 @@ def by_entry(
     batch_size: int | None = None,
     mesh: Mesh | None = None,
 ) -> list[Any]:
-    """For each leaf, the difference quotients of f's outputs by each of its entries.
+    """For each leaf, the difference quotients of the outputs of `f` by each of its entries.
 
     Args:
       f: takes a list of arrays, returns a pytree of arrays.
       leaves: the point, a list of floating arrays.
       ends: for each leaf, arrays of its shape: the upper and the lower value of each entry, and the
-        difference to divide by.
-      batch_size: entries evaluated at once, on all devices together; by default as many as
-        `entries_at_once` says.
-      mesh: devices that share the entries, with axis types Auto; the point has to be on all of
-        them.
+        divisor of the difference.
+      batch_size: number of entries evaluated at once, over all devices; by default
+        `entries_at_once`.
+      mesh: devices that share the entries, with axis types Auto; the point must be on all of them.
 
     Returns:
-      For each leaf the pytree that f returns, with arrays of shape (*leaf, *out).
+      For each leaf, the output pytree of f with arrays of shape (*leaf, *out).
     """
     try:
         return _by_change(f, leaves, ends, batch_size, mesh)
     except (TypeError, ValueError, NotImplementedError):
-        # Somebody's primitive cannot be batched as slabs are; or f refuses, and will again.
+        # A user's primitive does not batch as slabs do; or f itself fails, and will fail again.
         return by_entry_dense(f, leaves, ends, batch_size, mesh)
 
 
@@ -57,9 +55,7 @@ def _by_change(
     batch_size: int | None,
     mesh: Mesh | None,
 ) -> list[Any]:
-    """As `by_entry`, by what a changed entry changes; where that is finite, and f has no side
-    effects.
-    """
+    """As `by_entry`, by propagation; dense if f has side effects or a value is not finite."""
     prepared = perturbations(f, leaves)
     if prepared is None:
         return by_entry_dense(f, leaves, ends, batch_size, mesh)
@@ -82,9 +78,7 @@ def _by_change(
 
 
 def entries_at_once(bytes_per_entry: int, mesh: Mesh | None = None) -> int:
-    """How many entries to evaluate at once: what fits the caches of a CPU, or keeps an accelerator
-    busy.
-    """
+    """How many entries to evaluate at once: enough to fill a CPU's caches or an accelerator."""
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     budget, most = (2**24, 64) if platform == "cpu" else (2**30, 4096)
     fitting = budget // max(1, 2 * bytes_per_entry)  # two ends
@@ -92,8 +86,8 @@ def entries_at_once(bytes_per_entry: int, mesh: Mesh | None = None) -> int:
 
 
 def in_chunks(function: Callable, size: int, batch: int, mesh: Mesh | None = None) -> Any:
-    """`function(jnp.arange(size))`, `batch` indices at a time, each chunk shared by the devices of
-    a mesh.
+    """The result of `function(jnp.arange(size))`, computed `batch` indices at a time; a mesh's
+    devices share each chunk.
     """
     devices = 1 if mesh is None else mesh.size
     batch = -(-max(1, min(batch, size)) // devices) * devices
@@ -112,7 +106,7 @@ def in_chunks(function: Callable, size: int, batch: int, mesh: Mesh | None = Non
             function(place(indices, mesh and mesh.axis_names)),
         )
 
-    # The last chunk is filled up with the last entry, so that one program evaluates all chunks.
+    # Padding the last chunk with the last entry lets one program evaluate all chunks.
     indices = jnp.minimum(jnp.arange(chunks * batch, dtype=jnp.int32), max(size - 1, 0)).reshape(
         chunks, batch
     )
@@ -123,8 +117,8 @@ def in_chunks(function: Callable, size: int, batch: int, mesh: Mesh | None = Non
 
 
 def _quotient(change: Callable, ends: Sequence[jax.Array], indices: jax.Array) -> Any:
-    """The quotients of some entries. The two ends of an entry are neighbours, so that they are on
-    the same device.
+    """The quotients of some entries. The two ends of an entry are adjacent, so they are on the same
+    device.
     """
     up, down, taken = (e[indices] for e in ends)
     both = change(jnp.repeat(indices, 2), jnp.stack([up, down], 1).ravel())
@@ -146,8 +140,8 @@ def by_entry_dense(
     batch_size: int | None = None,
     mesh: Mesh | None = None,
 ) -> list[Any]:
-    """As `by_entry`, by evaluating f as a whole for each end: f is a black box. One program serves
-    all leaves.
+    """As `by_entry`, with f as a black box that is evaluated in full for each end. One program
+    serves all leaves.
     """
     flat = [jnp.concatenate([e[side].ravel() for e in ends]) for side in range(3)]
     starts = [sum(x.size for x in leaves[:k]) for k in range(len(leaves))]
@@ -175,7 +169,7 @@ def by_entry_dense(
 
 
 def _batched(changed: Callable, flat: Sequence[jax.Array]) -> Callable:
-    """`changed` for many entries: at once, or one by one where a primitive has no batching rule."""
+    """Vectorise `changed` over entries; loop instead if a primitive has no batching rule."""
     batched = jax.vmap(changed)
     try:
         jax.eval_shape(batched, jnp.zeros(1, jnp.int32), flat[0][:1])
@@ -186,8 +180,8 @@ def _batched(changed: Callable, flat: Sequence[jax.Array]) -> Callable:
 
 @jax.custom_batching.custom_vmap
 def _unbatched(flag: jax.Array) -> jax.Array:
-    """A flag that stays one flag under `jax.vmap`: a batch of them would make a choice an
-    evaluation of both sides.
+    """A flag that stays a scalar under `jax.vmap`: with a batched predicate, a `cond` would
+    evaluate both branches.
     """
     return flag
 

@@ -1,12 +1,12 @@
-"""One-entry changes pushed through a program: only what changes is computed again.
+"""Propagation of one-entry changes through a program, recomputing only values that change.
 
 A numerical gradient evaluates a function once or twice per entry, each time with that one entry
-changed, and most of every evaluation repeats the last one. `perturbations` traces the function and
-walks it once with the unperturbed values; for each leaf it keeps the equations that depend on it,
-and per entry it runs only those, on slabs (`slab.py`), by the rules of `slab_rules.py`. What has no
-rule is made dense and evaluated as usual, so every function works. What comes back is the change of
-the function, not its value: where the last operation is a sum, that is the sum of the changes, free
-of the rounding of the value itself.
+changed, so most of each evaluation repeats the previous one. `perturbations` traces the function
+and evaluates it once at the unperturbed point. For each leaf it keeps the equations that depend on
+that leaf, and for each entry it runs only those, on slabs (`slab.py`), by the rules in
+`slab_rules.py`. An operation without a rule is evaluated on dense arrays, so every function works.
+The result is the change of the function, not its value: if the last operation is a sum, it is the
+sum of the changes, free of the rounding error of the value.
 """
 
 import enum
@@ -43,12 +43,12 @@ class Perturbation(NamedTuple):
     """`f` with one entry of one leaf changed, for many entries at once.
 
     Attributes:
-      change: `(indices, values) -> f(changed) - f(unchanged)`: both are vectors, of flat indices
-        into the leaf and of values to put there; the outputs have the batch as their first axis.
+      change: `(indices, values) -> f(changed) - f(unchanged)`: vectors of flat indices into the
+        leaf and of the values to put there; the batch is the first axis of the outputs.
       finite: scalar, whether `change` may be used. Differences need finite unperturbed values;
-        where they are not, the function has to be evaluated as a whole.
-      bytes_per_entry: what all intermediate values of one change take, in bytes: an upper bound,
-        as many of them are fused.
+        without them the function must be evaluated as a whole.
+      bytes_per_entry: upper bound on the bytes of all intermediate values of one change; many are
+        fused away.
     """
 
     change: Callable[[Any, Any], Any]
@@ -59,14 +59,14 @@ class Perturbation(NamedTuple):
 def perturbations(f: Callable, leaves: Sequence[Any]) -> list[Perturbation] | None:
     """Prepare the evaluation of `f(leaves)` with one entry of a leaf changed, for each leaf.
 
-    The unperturbed values are computed here, so call it outside the loop over entries.
+    This computes the unperturbed values, so call it outside the loop over entries.
 
     Args:
       f: takes a list of arrays, returns a pytree of arrays.
       leaves: the point, a list of arrays; they may be traced.
 
     Returns:
-      The perturbations, or None where `f` has side effects, which have to happen each time.
+      The perturbations, or None if `f` has side effects, which must happen at each evaluation.
     """
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     traced, out_shape = jax.make_jaxpr(f, return_shape=True)(leaves)
@@ -79,7 +79,7 @@ def perturbations(f: Callable, leaves: Sequence[Any]) -> list[Perturbation] | No
 def _perturbed(
     traced: Program, tree: Any, leaves: Sequence[jax.Array], which: int, known: "_Known"
 ) -> Perturbation:
-    """The program with one entry of one leaf changed; what it returns has the structure `tree`."""
+    """The program with one entry of one leaf changed; its output has the structure `tree`."""
     x = leaves[which]
     levels = [Level.SLAB if k == which else Level.FIXED for k in range(len(leaves))]
     walked = _Walked(traced, leaves, levels, known)
@@ -112,9 +112,9 @@ def _whole_change(x: Any) -> Any:
 
 
 class Level(enum.IntEnum):
-    """How much of a value changes; a step's is the highest of its inputs'.
+    """How much of a value changes; a step has the highest level of its inputs.
 
-    The unperturbed value of what is DENSE is never used, so the new one may stand in for it.
+    The unperturbed part of a DENSE value is never used, so the new value may stand in for it.
     """
 
     FIXED = 0
@@ -123,7 +123,7 @@ class Level(enum.IntEnum):
 
 
 class _Step(NamedTuple):
-    """An equation that depends on what changes, with the slots of its inputs and outputs."""
+    """An equation that depends on the change, with the slots of its inputs and outputs."""
 
     primitive: core.Primitive
     bind: Callable
@@ -132,18 +132,18 @@ class _Step(NamedTuple):
     outputs: list[int]
 
 
-# The rules of these add new - old, which needs a finite old.
+# The rules of these primitives add new - old, which needs a finite old value.
 _SUBTRACT = frozenset(
     [primitives.reduce_sum_p, primitives.dot_general_p, primitives.conv_general_dilated_p]
 )
 
 
-# What equations gave for unperturbed inputs, by both: it is the same whichever leaf changes.
+# Outputs of equations on unperturbed inputs, shared by all leaves; the key is equation and inputs.
 _Known = dict[tuple[int, ...], tuple[Equation, list[Any], list[Any]]]
 
 
 class _Walked:
-    """The unperturbed values of a program, one per slot, and the steps from what changes on."""
+    """The unperturbed values of a program, one per slot, and the steps that a change affects."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class _Walked:
         self.outputs = self._walk(program, self.inputs)
 
     def __call__(self, args: Sequence[Any]) -> list[Any]:
-        """The outputs, as arrays or slabs, for the inputs `args`, some of them slabs."""
+        """The outputs, as arrays or slabs, for inputs `args`, some of them slabs."""
         pairs = zip(self.inputs, args, strict=True)
         changed = {slot: x for slot, x in pairs if isinstance(x, Slab)}
         for step in self.steps:
@@ -169,7 +169,7 @@ class _Walked:
         return [changed.get(s, self.values[s]) for s in self.outputs]
 
     def finite(self, also: Sequence[int] = ()) -> Any:
-        """Whether what differences are taken of is finite, and what is in the slots `also`."""
+        """Whether all values that enter differences, and those in the slots `also`, are finite."""
         slots = set(also)
         for step in self.steps:
             if step.primitive in _SUBTRACT:
@@ -179,7 +179,7 @@ class _Walked:
         return functools.reduce(operator.and_, [*flags, *self.loops_finite], jnp.array(True))
 
     def _push(self, step: _Step, ins: list[Any], outs: list[Any]) -> list[Slab]:
-        """The outputs of a step: by its rule if it has one that covers this, else dense."""
+        """The outputs of a step: by its rule if the rule covers the case, else dense."""
         level, results = self._level(step.inputs), None
         if step.primitive in _RULES and all(jnp.size(base_of(x)) for x in ins + outs):
             results = _RULES[step.primitive](step.bind, ins, outs, **step.params)
@@ -219,13 +219,13 @@ class _Walked:
 
     def _evaluated(self, eqn: Equation, inputs: list[int]) -> list[Any]:
         values = [self.values[s] for s in inputs]
-        key = id(eqn), *map(id, values)  # which are held, so that nothing else gets their ids
+        key = id(eqn), *map(id, values)  # kept alive below, so the ids stay unique
         if key not in self.known:
             self.known[key] = eqn, values, bind(eqn, values)
         return self.known[key][-1]
 
     def _choose(self, branches: Sequence[Program], inputs: list[int]) -> list[int]:
-        """Small branches: all of them on slabs, then a choice, rather than one on dense arrays."""
+        """Evaluate all branches on slabs and select: cheaper than one branch on dense arrays."""
         results = [self._walk(branch, inputs[1:]) for branch in branches]
         choice = self._fixed(jnp.clip(self.values[inputs[0]], 0, len(results) - 1))
         select = lambda *args: [lax.select_n(*args)]  # noqa: E731
@@ -244,7 +244,7 @@ class _Walked:
         inputs: list[int],
         outputs: Sequence[Any],
     ) -> list[int]:
-        """The slots of a step's outputs, which are given for the unperturbed inputs."""
+        """The slots of a step's outputs, given their unperturbed values."""
         level = self._level(inputs)
         outs = [self._add(x, level) for x in outputs]
         if level:
@@ -252,8 +252,8 @@ class _Walked:
         return outs
 
 
-# A scan: what its body closes over stays a slab, so that a step multiplies by unperturbed weights;
-# what it carries is dense.
+# In a scan, values that the body closes over stay slabs, so a step multiplies by unperturbed
+# weights; the carry is dense.
 
 
 def _scan(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> list | None:
@@ -292,7 +292,7 @@ def _scan(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> lis
 
 
 def _scan_is_finite(params: dict[str, Any], args: list[Any], levels: list[Level]) -> Any:
-    """The unperturbed scan once more, asking each step whether differences may be taken in it."""
+    """Run the unperturbed scan again, checking that differences are finite at each step."""
     parts = scan_parts(params, args)
     levels = _scan_levels(params, levels)
 
@@ -306,11 +306,11 @@ def _scan_is_finite(params: dict[str, Any], args: list[Any], levels: list[Level]
 def _scan_levels(params: dict[str, Any], levels: list[Level]) -> list[Level]:
     """The level of each input of a scan's body.
 
-    Constants keep theirs, and all else that changes in any step is dense.
+    Constants keep theirs; every other input that changes in any step is dense.
     """
     n, m = scan_sizes(params)
     levels = [*levels[:n], *(Level.DENSE if level else Level.FIXED for level in levels[n:])]
-    for _ in range(m):  # what is carried may change what else is carried in the next step
+    for _ in range(m):  # a changed carry may change other carries in the next step
         changing = outputs_that_change(params["jaxpr"], [bool(level) for level in levels])
         for k in range(m):
             if changing[k]:

@@ -1,9 +1,9 @@
-"""What a one-entry change makes of an array: the unperturbed array, where it changed, and what
-stands there now.
+"""The effect of a one-entry change on an array: the unperturbed array, the index of the change, and
+the new values there.
 
-A changed weight touches one column of a product, and elementwise functions touch the same column: a
-`Slab` keeps that column and its place. The helpers here go between the slab and the whole array.
-Nothing here knows a primitive (`slab_rules.py`) or how a function is walked (`propagate.py`).
+A changed weight affects one column of a product, and elementwise functions preserve that column. A
+`Slab` stores the column and its index. The helpers here convert between slabs and whole arrays.
+They know nothing of primitives (`slab_rules.py`) or of evaluating programs (`propagate.py`).
 """
 
 import functools
@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-# Per axis: the one index that changed (a traced integer), or None where all may have changed.
+# Per axis: the one index that changed (a traced integer), or None if all may have changed.
 Index = tuple[Any, ...]
 
 
 class Slab(NamedTuple):
-    """A perturbed array: `base` except at `index`, where it is `new` (of size one on the axes that
-    have an index).
+    """A perturbed array: `base` except at `index`, where it is `new` (of size one on the indexed
+    axes).
 
-    `change` is `new - base` at `index` where it is known better than by that subtraction: a sum of
-    small differences has the digits that the difference of two sums has lost.
+    `change` is `new - base` at `index`, if it is known more precisely than by subtraction: a sum of
+    small differences keeps digits that the difference of two sums loses.
     """
 
     base: Any
@@ -33,8 +33,8 @@ class Slab(NamedTuple):
 
     @classmethod
     def of(cls, base: Any, index: Index | None, new: Any, change: Any = None) -> "Slab":
-        """A slab in its normal form: no index on an axis of size one; `index=None` is an array that
-        changed as a whole.
+        """A slab in normal form: axes of size one have no index; `index=None` means that the whole
+        array changed.
         """
         index = index or (None,) * jnp.ndim(base)
         return cls(
@@ -46,7 +46,7 @@ class Slab(NamedTuple):
 
     @property
     def difference(self) -> "Slab":
-        """The change as a slab of an array that was zero."""
+        """The change, as a slab over zeros."""
         change = self.new - cut(self.base, self.index) if self.change is None else self.change
         return Slab(jnp.zeros_like(self.base), self.index, change)
 
@@ -62,7 +62,7 @@ def dense(x: Any) -> Any:
 
 
 def fit(x: Any, index: Index) -> Any:
-    """The values of an array or a slab at `index`, whose axes are among the slab's own."""
+    """The values of an array or a slab at `index`, a subset of the slab's own indices."""
     index = tuple(None if n == 1 else i for i, n in zip(index, jnp.shape(base_of(x)), strict=True))
     if not isinstance(x, Slab):
         return cut(x, index)
@@ -71,7 +71,7 @@ def fit(x: Any, index: Index) -> Any:
 
 
 def cut(x: Any, index: Index) -> Any:
-    """The part of an array at `index`, size one on its axes; an axis of size one stays."""
+    """The part of an array at `index`, with size one on the indexed axes."""
     index = tuple(None if n == 1 else i for i, n in zip(index, jnp.shape(x), strict=True))
     if not any_index(index):
         return x
@@ -81,8 +81,8 @@ def cut(x: Any, index: Index) -> Any:
 
 
 def write(background: Any, index: Index, part: Any) -> Any:
-    """`part` where the axes of `background` are at `index`. A select: it fuses, and an update would
-    be a scatter.
+    """`background` with `part` written at `index`. It uses a select, which fuses; an update would
+    become a scatter.
     """
     shape = jnp.shape(background)
     axes = [(a, i.astype(jnp.int32)) for a, i in enumerate(index) if i is not None]
@@ -95,26 +95,24 @@ def write(background: Any, index: Index, part: Any) -> Any:
 
 
 def common(xs: list[Any]) -> Index:
-    """The indices that all slabs among `xs` share. Only the very same tracer counts: two are never
-    compared.
-    """
+    """The indices that all slabs among `xs` share; only identical tracers count as equal."""
     indices = [x.index for x in xs if isinstance(x, Slab)]
     return tuple(i[0] if all(j is i[0] for j in i) else None for i in zip(*indices, strict=True))
 
 
 def drop(index: Index, axes: Any) -> Index:
-    """`index`, dense along `axes`."""
+    """`index` without the entries of `axes`, which become dense."""
     return tuple(None if a in axes else i for a, i in enumerate(index))
 
 
 def any_index(index: Index) -> bool:
-    """Whether an array is unperturbed anywhere along any axis."""
+    """Whether any axis has an index, so that part of the array is unperturbed."""
     return any(i is not None for i in index)
 
 
 def unravel(index: Any, shape: tuple[int, ...]) -> Index:
-    """The index per axis of a flat index; int32 where that suffices, which is half the work of
-    int64 under x64.
+    """The per-axis indices of a flat index, in int32 if it suffices: under x64, int64 costs twice
+    as much.
     """
     index = jnp.asarray(index)
     if math.prod(shape) < 2**31:

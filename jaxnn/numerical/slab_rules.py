@@ -1,11 +1,11 @@
-"""How each primitive passes a one-entry change on: the rules that `propagate.py` uses.
+"""How each primitive propagates a one-entry change: the rules that `propagate.py` uses.
 
-A rule takes arrays and slabs, and returns where the output changed and its new values there; None
-if it does not cover the case, which is then made dense, like every primitive without a rule. Rules
-are registered by what an operation is: elementwise functions keep the place of a change, what moves
-data moves it, what works along an axis is dense along that axis, and products are linear in each
-operand. A linear operation also passes the change itself on, which has digits that new minus old
-has lost.
+A rule takes arrays and slabs and returns the index of the output's change and the new values there,
+or None for cases that it does not cover. Those are made dense, like primitives without a rule.
+Rules are grouped by kind of operation: elementwise functions keep the index of a change, data
+movement moves it, operations along an axis are dense along it, and products are linear in each
+operand. Linear operations also propagate the change itself, which keeps digits that new minus old
+loses.
 """
 
 import functools
@@ -42,7 +42,7 @@ RULES: dict[core.Primitive, Callable] = {}
 def rule(*on: core.Primitive) -> Callable:
     """Register a rule: `(bind, ins, outs, **params) -> [(index, new), ...]`, or None for dense.
 
-    `ins` are arrays or slabs, `outs` the unperturbed outputs, `bind(*args, **params)` evaluates the
+    `ins` are arrays or slabs, `outs` the unperturbed outputs; `bind(*args, **params)` evaluates the
     primitive and returns a list. A rule that knows the change itself returns `(index, new,
     change)`.
     """
@@ -55,8 +55,8 @@ def rule(*on: core.Primitive) -> Callable:
 
 
 def linear(*on: core.Primitive) -> Callable:
-    """Register a rule for operations that are linear in all their floating operands together: on
-    changes they are themselves, so that the rule gives the change as well.
+    """Register a rule for operations that are jointly linear in their floating operands. Applied to
+    changes, such a rule gives the change of the output as well.
     """
 
     def register(function):
@@ -73,9 +73,9 @@ def linear(*on: core.Primitive) -> Callable:
 def _with_change(
     function: Callable, others: Callable, bind: Callable, ins: list, outs: list, params: dict
 ) -> Result:
-    """What a rule returns, with the change of the output if all slabs know theirs.
+    """The result of a rule, with the change of the output if all slabs know their own.
 
-    `others` makes of an unperturbed floating operand what it is next to changes: zero in a sum.
+    `others` maps an unperturbed floating operand to its counterpart among changes: zero in a sum.
     """
     results = function(bind, ins, outs, **params)
     slabs, dtype = [x for x in ins if isinstance(x, Slab)], outs[0].dtype
@@ -83,7 +83,7 @@ def _with_change(
     if results is None or not known:
         return results
     if any(jnp.promote_types(x.base.dtype, dtype) != dtype for x in slabs):
-        return results  # a narrowing cast rounds what the change is added to
+        return results  # a narrowing cast rounds the value that the change is added to
 
     def change(x):
         if isinstance(x, Slab):
@@ -103,7 +103,7 @@ def _with_change(
 def _elementwise(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
     rank = outs[0].ndim
     index = (None,) * rank
-    # A perturbed scalar changes everything.
+    # A perturbed scalar changes every entry.
     if all(jnp.ndim(base_of(x)) == rank for x in ins if isinstance(x, Slab)):
         index = common(ins)
     args = [fit(x, index if jnp.ndim(base_of(x)) == rank else ()) for x in ins]
@@ -120,7 +120,7 @@ linear(
 
 
 def _scaled(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
-    """A slab times or over what does not change."""
+    """The rule for a slab times or divided by an unperturbed operand."""
     return _with_change(_elementwise, lambda x: x, bind, ins, outs, params)
 
 
@@ -135,7 +135,7 @@ def _div(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Resu
     return (_elementwise if isinstance(ins[1], Slab) else _scaled)(bind, ins, outs, **params)
 
 
-# What moves data.
+# Data movement.
 
 
 @linear(primitives.broadcast_in_dim_p)
@@ -163,9 +163,7 @@ def _transpose(bind: Callable, ins: list[Any], outs: list[Any], *, permutation: 
 
 @linear(primitives.reshape_p, primitives.squeeze_p)
 def _reshape(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
-    """Axes are matched in groups of equal size: an index of a group is split or joined, if the
-    group has it whole.
-    """
+    """Match axes in groups of equal size; split or join an index if it covers its whole group."""
     (x,), shape = ins, outs[0].shape
     if (order := params["dimensions"]) is not None and len(order) == x.base.ndim == len(shape):
         return None  # a reshape that moves axes first
@@ -187,7 +185,7 @@ def _reshape(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> 
 
 
 def _groups(old: Shape, new: Shape) -> Iterator[tuple[range, range]]:
-    """The finest split of two shapes, of equal product, into runs of axes of equal product."""
+    """The finest split of two shapes of equal product into runs of axes of equal product."""
     a = b = 0
     while a < len(old) or b < len(new):
         i, j = a, b
@@ -211,8 +209,8 @@ def _rev(bind: Callable, ins: list[Any], outs: list[Any], *, dimensions: Axes) -
 
 
 def _window(x: Slab, out: Any, start: Sequence[Any], stride: Shape) -> tuple[Index, Any]:
-    """A strided window of a slab. Where the changed index falls outside, the window has its own
-    values written in.
+    """A strided window of a slab. If the changed index is outside the window, its unperturbed
+    values are returned.
     """
     index, part, inside = list(x.index), x.new, True
     begin = [jnp.zeros((), jnp.int32)] * out.ndim
@@ -302,7 +300,7 @@ def _pad(bind: Callable, ins: list[Any], outs: list[Any], *, padding_config: Any
     keep, index, padding = list(x.index), [], []
     for a, (low, high, inside) in enumerate(padding_config):
         i = jnp.int32(0) if x.base.shape[a] == 1 else x.index[a]
-        if i is None or low < 0 or high < 0:  # what is cut off may be what changed
+        if i is None or low < 0 or high < 0:  # negative padding may cut the changed entry off
             keep[a] = None
             index.append(None)
             padding.append((low, high, inside))
@@ -314,8 +312,8 @@ def _pad(bind: Callable, ins: list[Any], outs: list[Any], *, padding_config: Any
 
 @linear(primitives.dynamic_update_slice_p)
 def _dynamic_update_slice(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
-    """Along an axis that the update covers whole, a change keeps its index; where only the update
-    changes, along any axis.
+    """Keep the index along an axis that the update covers whole; if only the update changes, along
+    any axis.
     """
     (x, part, *start), (out,) = ins, outs
     if any(isinstance(s, Slab) for s in start):
@@ -339,9 +337,7 @@ def _dynamic_update_slice(bind: Callable, ins: list[Any], outs: list[Any], **par
 def _scatter(
     bind: Callable, ins: list[Any], outs: list[Any], *, dimension_numbers: Any, **params: Any
 ) -> Result:
-    """By unperturbed indices: along an axis that each update covers whole, a change keeps its
-    index.
-    """
+    """With unperturbed indices, keep the index along each axis that the updates cover whole."""
     x, indices, updates = ins
     if isinstance(indices, Slab) or dimension_numbers.operand_batching_dims:
         return None
@@ -367,7 +363,7 @@ linear(primitives.scatter_p, primitives.scatter_add_p)(_scatter)
 rule(primitives.scatter_mul_p, primitives.scatter_min_p, primitives.scatter_max_p)(_scatter)
 
 
-# What works along an axis is dense along it.
+# Operations along an axis are dense along it.
 
 
 def _along(
@@ -396,7 +392,7 @@ def _sort(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Res
 @rule(primitives.reduce_window_max_p, primitives.reduce_window_min_p)
 @linear(primitives.reduce_window_sum_p)
 def _reduce_window(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
-    """Axes along which a window is one entry, and leaves nothing out, keep an index."""
+    """Keep the index along axes where each window is one entry and no entry is skipped."""
     names = "window_dimensions", "window_strides", "base_dilation", "window_dilation"
     ones = zip(*(params[name] for name in names), strict=True)
     pairs = enumerate(zip(ones, params["padding"], strict=True))
@@ -404,7 +400,7 @@ def _reduce_window(bind: Callable, ins: list[Any], outs: list[Any], **params: An
     return _along(bind, ins, outs, along, params)
 
 
-# Reductions: a slab along other axes stays one.
+# Reductions keep the indices of the remaining axes.
 
 
 @rule(
@@ -436,8 +432,8 @@ def _reduce_sum(
     return [(rest, cut(out, rest) + change, change)]
 
 
-# Products are linear in each operand, and a changed one is its unperturbed value plus a part that
-# is zero elsewhere.
+# Products are linear in each operand, and a changed operand is its unperturbed value plus a part
+# that is zero elsewhere.
 
 
 @rule(primitives.dot_general_p)
@@ -472,7 +468,7 @@ def _product_of_slabs(product: Callable, out: Any, lhs: Slab, rhs: Slab) -> Resu
 
 
 def _sum_of_changes(out: Any, terms: list[Any]) -> Result:
-    """The product where its changes, `(index, values)` each, are added; None if one is unknown."""
+    """The product plus its changes, `(index, values)` each; None if one is unknown."""
     if None in terms:
         return None
     places = [where for where, _ in terms]
@@ -492,8 +488,8 @@ def _difference(x: Any) -> Any:
 def _product(
     bind: Callable, dimension_numbers: Any, params: dict[str, Any], out: Any, lhs: Any, rhs: Any
 ) -> Any:
-    """`(index, values)` of a product whose operands, where they are slabs, are taken to be zero
-    outside.
+    """The `(index, values)` of a product; operands that are slabs count as zero outside their
+    index.
     """
     (left, right), (left_batch, right_batch) = dimension_numbers
     i = list(lhs.index) if isinstance(lhs, Slab) else [None] * lhs.ndim
@@ -510,7 +506,7 @@ def _product(
     index = tuple([i[a] for a in (*left_batch, *free[0])] + [j[b] for b in free[1]])
     if any(x.shape[a] != 1 for a in left):
         return index, bind(x, y, dimension_numbers=dimension_numbers, **params)[0]
-    # A contraction of length one is a product of numbers: far cheaper than a dot once it is batched
+    # A contraction of length one is an elementwise product, far cheaper than a dot once batched
     # over entries.
     x = lax.transpose(x, (*left_batch, *free[0], *left)).astype(out.dtype)
     y = lax.transpose(y, (*right_batch, *right, *free[1])).astype(out.dtype)
@@ -522,9 +518,7 @@ def _product(
 
 
 def _part(x: Any, index: Sequence[Any]) -> Any:
-    """An operand of a product at `index`, which has all the axes that the operand itself is a slab
-    along.
-    """
+    """An operand of a product at `index`, which includes the slab's own indices."""
     if not isinstance(x, Slab):
         return cut(x, tuple(index))
     return cut(
@@ -534,7 +528,7 @@ def _part(x: Any, index: Sequence[Any]) -> Any:
 
 @rule(primitives.conv_general_dilated_p)
 def _conv(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
-    """A changed image keeps its place in the batch; a changed kernel touches one output channel."""
+    """A changed image keeps its batch index; a changed kernel affects one output channel."""
     (out,), (lhs, rhs) = outs, ins
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
     index = [None] * out.ndim
@@ -547,7 +541,7 @@ def _conv(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Res
     if params["feature_group_count"] != 1:
         return None
     if all(n == 1 or i is not None for n, i in zip(rhs.base.shape, rhs.index, strict=True)):
-        # One weight: its change times the window of the padded input that it sees.
+        # One weight: its change times the window of the padded input that it multiplies.
         at = [jnp.int32(0) if rhs.index[a] is None else rhs.index[a] for a in rhs_spec]
         change = rhs.difference.new.reshape(()).astype(out.dtype) * _seen(
             lhs, at[1], at[2:], out, params
@@ -561,7 +555,7 @@ def _conv(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Res
 
 
 def _seen(lhs: Any, channel: Any, tap: Sequence[Any], out: Any, params: dict[str, Any]) -> Any:
-    """What one tap of a kernel sees of one channel, in the layout of the output."""
+    """The input entries that one kernel tap multiplies in one channel, in the output's layout."""
     spec, _, out_spec = params["dimension_numbers"]
     padding, step, start, size = (
         [(0, 0, 0)] * lhs.ndim,
@@ -597,8 +591,8 @@ def _gather(
     slice_sizes: Shape,
     **params: Any,
 ) -> Result:
-    """By unperturbed indices: an axis taken whole keeps its index; along the others each output
-    entry knows its origin.
+    """With unperturbed indices, keep the index along axes taken whole; along the others, compare
+    the origin of each output entry with the changed index.
     """
     (out,), (x, indices) = outs, ins
     if isinstance(indices, Slab) or dimension_numbers.operand_batching_dims:

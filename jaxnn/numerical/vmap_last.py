@@ -1,8 +1,8 @@
 """A function of scalars over a batch, computed with the batch as the last axis.
 
-`jax.vmap` puts the batch first, and code on a short last axis (ten classes) hardly vectorises on a
-CPU. Here the elementwise and axis-moving primitives are given the batch behind their own axes, and
-every other one goes through `jax.vmap`.
+`jax.vmap` puts the batch first, and loops over a short last axis (ten classes) hardly vectorise on
+a CPU. Here elementwise and axis-moving primitives run with the batch behind their own axes; every
+other primitive goes through `jax.vmap`.
 """
 
 import functools
@@ -24,7 +24,7 @@ from jaxnn.numerical.interpret import (
     pruned,
 )
 
-# These act along the axes they name, wherever the batch is, as long as it is last.
+# These act along the axes they name, so they need no change if the batch is last.
 _SAME_AXES = frozenset(
     [
         primitives.reduce_sum_p,
@@ -47,16 +47,17 @@ _SAME_AXES = frozenset(
 
 
 class Mapped(NamedTuple):
-    """An array that has the batch as its last axis; anything else is the same for all."""
+    """An array with the batch as its last axis; any other value is shared by the whole batch."""
 
     array: Any
 
 
 class Batched:
-    """A program of scalar inputs, for vectors of them.
+    """A program of scalar inputs, vectorised.
 
     Attributes:
-      bytes_per_entry: what the outputs of all equations take for one of the batch; a loop's once.
+      bytes_per_entry: total bytes of the outputs of all equations for one batch entry; loop bodies
+        count once.
     """
 
     def __init__(self, program: Program):
@@ -68,7 +69,7 @@ class Batched:
         )
 
     def __call__(self, *args: Any) -> list[Any]:
-        """The outputs for vectors in place of the scalars; the batch is their first axis."""
+        """The outputs for vectors in place of the scalars; the batch is the first axis."""
         (size,) = {x.shape[0] for x in args}
         step = functools.partial(_step, size)
         outputs = evaluate(self._program, [Mapped(x) for x in args], step)

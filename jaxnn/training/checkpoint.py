@@ -1,10 +1,11 @@
-"""Checkpoints: the state of a run on disk, written so that a kill at any moment leaves a whole one
-behind.
+"""Checkpoints: the state of a run on disk, written so that a kill at any moment leaves a complete
+one behind.
 
 A checkpoint is a ZIP of NumPy arrays (`numpy.load` opens it) with a JSON header that names every
-array, its dtype and its shape. It is written beside its place and renamed into it, both synced, so
-a reader sees the old one or the new one, never half of one. Reading trusts nothing: no pickle, no
-code, no more memory than the file has bytes, and every byte is covered by a checksum.
+array, its dtype and its shape. It is written to a temporary file and then renamed, with both file
+and directory synced, so a reader sees either the old or the new one, never a partial one. Reading
+trusts nothing: it uses no pickle, runs no code, allocates no more memory than the file has bytes,
+and verifies a checksum over every byte.
 """
 
 import io
@@ -33,14 +34,14 @@ _NAME = re.compile(r"step_(\d{12})\.npz")
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds.
+    """The contents of a checkpoint file.
 
     Attributes:
-      step: how many steps had been taken.
+      step: number of steps taken.
       leaves: for each part of the state, its arrays by path, for instance
         `leaves["params"]["['W1']"]`.
       records: arrays of any length, by name, for instance a history.
-      info: what else was to be remembered; JSON.
+      info: further information, as JSON.
 
     Example:
       >>> import tempfile
@@ -57,11 +58,11 @@ class Checkpoint(NamedTuple):
     info: dict[str, Any]
 
     def restore(self, part: str, like: PyTree) -> PyTree:
-        """One part of the state, in the structure of `like`, whose shapes and dtypes it must have.
+        """One part of the state, in the structure of `like`; shapes and dtypes must match.
 
         Raises:
-          ValueError: the part is not there, or a leaf is missing, left over, or of another shape or
-            dtype; named.
+          ValueError: the part does not exist, or a leaf is missing, unexpected, or of another shape
+            or dtype; the message names it.
         """
         if not isinstance(part, str) or part not in self.leaves:
             raise ValueError(
@@ -94,23 +95,23 @@ def save_checkpoint(
     info: Mapping[str, Any] | None = None,
     keep: int = 3,
 ) -> Path:
-    """Write a checkpoint, atomically, and delete all but the newest `keep`.
+    """Write a checkpoint atomically, and delete all but the newest `keep`.
 
     Args:
-      directory: where; made if it is not there.
-      step: names the file; one of the same step is replaced.
-      state: the parts of the state by name, each a pytree of arrays of any dtype, typed PRNG keys
-        included.
-      records: further arrays by name, whose length need not be known when they are read.
-      info: anything that JSON can hold.
-      keep: how many of the newest stay.
+      directory: where it goes; created if it does not exist.
+      step: names the file; an existing checkpoint of the same step is replaced.
+      state: the parts of the state by name, each a pytree of arrays of any dtype, including typed
+        PRNG keys.
+      records: further arrays by name; a reader need not know their lengths.
+      info: anything that JSON can represent.
+      keep: number of newest checkpoints to keep.
 
     Returns:
       The path of the file.
 
     Raises:
-      OSError: the directory cannot be written, or the disk is full; what was there before stays as
-        it was.
+      OSError: the directory cannot be written, or the disk is full; existing checkpoints stay as
+        they are.
       TypeError: a leaf of `state` is not an array.
 
     Example:
@@ -168,8 +169,8 @@ def save_checkpoint(
         archive.writestr("header.json", head)
         for number, array in enumerate(arrays):
             buffer = io.BytesIO()
-            # Dtypes that NumPy's format does not know (bfloat16, float8) are written as the bits
-            # they are.
+            # NumPy's format lacks some dtypes (bfloat16, float8), so those are written as unsigned
+            # integers with the same bits.
             known = array.dtype.isbuiltin == 1
             np.lib.format.write_array(
                 buffer,
@@ -187,16 +188,16 @@ def load_checkpoint(source: str | os.PathLike, *, previous: bool = False) -> Che
     """Read a checkpoint.
 
     Args:
-      source: a file, or a directory, of which the newest is read.
-      previous: if the newest in the directory is broken, take the newest that is whole.
+      source: a file, or a directory, whose newest checkpoint is read.
+      previous: if the newest in the directory is broken, read the newest that is complete.
 
     Returns:
       A `Checkpoint`.
 
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: the file is truncated, changed, renamed to another step, or no checkpoint; the
-        message says which and where.
+      FileNotFoundError: there is no checkpoint.
+      ValueError: the file is truncated, modified, renamed to another step, or not a checkpoint; the
+        message says which, and gives the path.
 
     Example:
       >>> load_checkpoint("nowhere")
@@ -237,14 +238,14 @@ def checkpoints(directory: str | os.PathLike) -> list[Path]:
 
 
 def delete_leftovers(folder: Path) -> None:
-    """Delete what processes that are gone had begun to write."""
+    """Delete partial files of processes that no longer exist."""
     for left in folder.glob(".step_*.tmp"):
         if not is_alive(left.name.split(".")[-2]):
             left.unlink(missing_ok=True)
 
 
 def _plain(leaf: Any) -> tuple[np.ndarray, str | None]:
-    """A leaf as a NumPy array, and the name of its generator if it is a typed key."""
+    """A leaf as a NumPy array and, for a typed key, the name of its generator."""
     if is_key(leaf):
         return np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf))
     return np.asarray(leaf), None
@@ -255,11 +256,11 @@ def _dtype(leaf: Any) -> Any:
 
 
 class _UnreadableError(Exception):
-    """What is wrong with a file that should be a checkpoint."""
+    """Describes the defect of a file that should be a checkpoint."""
 
 
 def _read(path: Path) -> Checkpoint:
-    content = path.read_bytes()  # what the system says of a bad disk is not mistaken for a bad file
+    content = path.read_bytes()  # outside `try`: an I/O error does not mean a broken file
     named = _NAME.fullmatch(path.name)
     try:
         found = _parsed(content)
@@ -278,10 +279,10 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _parsed(content: bytes) -> Checkpoint:
-    if not content.startswith(b"PK\x03\x04"):  # which the ZIP format allows
+    if not content.startswith(b"PK\x03\x04"):  # the ZIP format allows other bytes before it
         raise _UnreadableError("a file that is empty or begins with something else")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        # Stored, not packed, and within the file: what is read cannot be larger than what is there.
+        # Members must be uncompressed and fit in the file, so they cannot exhaust the memory.
         members = archive.infolist()
         packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
         if packed or sum(member.file_size for member in members) > len(content):
@@ -317,7 +318,7 @@ def _header(archive: zipfile.ZipFile) -> dict[str, Any]:
 
 
 def _typed(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """An array in the dtype that its header says: as it is, or stored as bits."""
+    """An array in the dtype of its header; it may be stored as unsigned integers instead."""
     if array.dtype == dtype:
         return array
     if array.dtype != f"u{dtype.itemsize}":
@@ -326,7 +327,7 @@ def _typed(array: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def _array(content: bytes) -> np.ndarray:
-    """An array in NumPy's format; its header may not promise more than there are bytes."""
+    """An array in NumPy's format, whose header must match the number of bytes."""
     buffer = io.BytesIO(content)
     version = np.lib.format.read_magic(buffer)
     read_header = (

@@ -1,7 +1,7 @@
-"""The examples of a run, in pieces that are on the device: arrays whole, arrays from the host part
-by part, or the batches that a function of the epoch gives.
+"""The examples of a run, in pieces on the device: whole arrays, arrays streamed from the host, or
+batches from a function of the epoch.
 
-What comes from the host is gathered by a thread, while the steps of the piece before it are taken.
+While the steps of one piece run, a thread gathers the next piece on the host.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from jaxnn._validate import describe, require_callable, require_same_form
 from jaxnn.data import count_examples, require_batches
 from jaxnn.training.steps import Plan, batch_form, send
 
-# Bytes of a piece: enough for many steps, and little enough for memory that was used before to be
-# used again, which is several times as fast as new memory; three pieces are there at once, of which
-# one is used, one waits, and one is gathered.
+# Bytes of a piece. It is large enough for many steps and small enough that freed memory is reused,
+# which is several times as fast as new memory. Three pieces exist at once: one in use, one waiting,
+# one being gathered.
 PIECE = 2**24
-# Examples that fill more of the device than this are streamed; parameters need the rest.
+# Arrays that fill more of the device than this fraction are streamed; parameters need the rest.
 MOST_OF_DEVICE = 0.5
-# Batches of a function that are sent together, at most; and for how many seconds the first of them
+# The most batches from a function that are sent together, and how many seconds the first of them
 # waits for the others.
 TOGETHER, WAIT = 256, 0.25
 
@@ -40,14 +40,14 @@ class Piece(NamedTuple):
     """The examples of some steps of one epoch.
 
     Attributes:
-      data: on the device.
-      order: which of them are used, in which order; None where all are, as they stand.
-      epoch: from 1.
-      first: the number in its epoch of the first step.
-      steps: how many.
-      batch_size: examples of a step.
-      rest: examples of the last step, where they are fewer; else 0.
-      ends: whether its epoch ends with it.
+      data: arrays on the device.
+      order: indices into `data`; None if all examples are used in order.
+      epoch: its number, from 1.
+      first: the number of the first step within the epoch.
+      steps: number of steps.
+      batch_size: examples per step.
+      rest: examples of the last step if it is smaller, else 0.
+      ends: whether this is the last piece of the epoch.
     """
 
     data: PyTree
@@ -61,15 +61,15 @@ class Piece(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """A set of examples that are arrays.
+    """A set of examples held in arrays.
 
     Attributes:
       data: the arrays.
-      count: how many examples.
-      batch_size: of a step.
-      steps: at most so many are in a piece.
+      count: number of examples.
+      batch_size: examples per step.
+      steps: maximum number of steps per piece.
       streamed: whether the arrays are on the host.
-      mesh: of the devices that they go to.
+      mesh: the devices that they are sent to.
     """
 
     data: PyTree
@@ -88,8 +88,8 @@ class Examples(NamedTuple):
         mesh: Mesh | None,
         stream: bool | None,
     ) -> "Examples":
-        """A set, streamed if `stream`, or by default where it would fill half of the device, or is
-        a memory map of more than a piece.
+        """A set of examples. By default it is streamed if it would fill half of the device, or is a
+        memory map larger than a piece.
         """
         count, leaves, size = count_examples(data, name), jax.tree.leaves(data), _bytes(data)
         if stream is None:
@@ -106,13 +106,13 @@ class Examples(NamedTuple):
 
     @property
     def batch(self) -> PyTree:
-        """The form of a batch, without its values."""
+        """The shapes and dtypes of a batch."""
         return batch_form(self.data, self.batch_size)
 
     def training(
         self, plan: Plan, key: Key[Array, ""], epoch: int, step: int
     ) -> Generator[Piece, None, None]:
-        """The pieces of a run from a step of an epoch on."""
+        """Yield the pieces of a run, starting at a step of an epoch."""
         if self.streamed:
             yield from _placed(_ahead(self._jobs(plan, key, epoch, step)), self.mesh)
             return
@@ -139,10 +139,10 @@ class Examples(NamedTuple):
         return Piece(data, None, epoch, first, stop - first, size, rest, stop == of_epoch)
 
     def measuring(self) -> Generator[Piece, None, None]:
-        """The pieces of the set, each example once, in its own order."""
+        """Yield the pieces of the set, each example once, in its own order."""
         size, total = self.batch_size, -(-self.count // self.batch_size)
         if not self.streamed and self.mesh is None and self.count % total == 0:
-            size = self.count // total  # where batches can be even, none is compiled for a rest
+            size = self.count // total  # equal batches avoid compiling a smaller one
 
         def piece(first):
             steps = min(self.steps, total - first)
@@ -158,21 +158,21 @@ class Examples(NamedTuple):
             yield from (job() for job in jobs)
 
     def _gathered(self, rows: np.ndarray) -> PyTree:
-        """Examples from the host, filled up to the size of a piece: one size, one compilation."""
+        """Examples from the host, padded to the size of a piece, so that one program serves all."""
         size = self.steps * self.batch_size
         filled = rows if len(rows) == size else np.resize(rows, size)
         return jax.tree.map(lambda a: a[filled], self.data)
 
 
 class Batches(NamedTuple):
-    """A set of examples that a function gives: for each epoch an iterable of batches.
+    """A set of examples from a function that returns an iterable of batches for each epoch.
 
     Attributes:
-      name: what an error calls it.
-      make: `make(epoch)`.
-      mesh: of the devices that they go to.
-      first: the batch that the others are to be like.
-      opened: the iterable of epoch 1, which was opened for that, until it is used.
+      name: what errors call the function.
+      make: the function, `make(epoch)`.
+      mesh: the devices that the batches are sent to.
+      first: the first batch, whose form the others must have.
+      opened: the iterable of epoch 1, from which `first` was taken, until it is used.
     """
 
     name: str
@@ -185,7 +185,7 @@ class Batches(NamedTuple):
 
     @classmethod
     def of(cls, name: str, make: Callable, mesh: Mesh | None) -> "Batches":
-        """A set, whose first batch is looked at."""
+        """A set whose first batch is read at once and validated."""
         require_callable(name, make)
         batches = _iterator(name, make, 1)
         first = next(batches, None)
@@ -197,14 +197,14 @@ class Batches(NamedTuple):
 
     @property
     def batch(self) -> PyTree:
-        """The form of the first batch, without its values."""
+        """The shapes and dtypes of the first batch."""
         return batch_form(self.first, count_examples(self.first))
 
     def training(
         self, plan: Plan, key: Key[Array, ""], epoch: int, step: int
     ) -> Generator[Piece, None, None]:
-        """The pieces of a run from a step of an epoch on; the batches before it are passed over."""
-        del key  # the function knows what it draws
+        """Yield the pieces of a run from a step of an epoch on, skipping earlier batches."""
+        del key  # the function does its own sampling
         return self._ahead(self._training(plan.epochs, epoch, step))
 
     def _training(self, epochs: int | None, epoch: int, step: int) -> Generator[Piece, None, None]:
@@ -213,7 +213,7 @@ class Batches(NamedTuple):
             epoch, step = epoch + 1, 0
 
     def measuring(self) -> Generator[Piece, None, None]:
-        """The pieces of the set."""
+        """Yield the pieces of the set."""
         return self._ahead(self._epoch(1, 0))
 
     def _ahead(self, pieces: Generator[Piece, None, None]) -> Generator[Piece, None, None]:
@@ -262,8 +262,9 @@ def _iterator(name: str, make: Callable, epoch: int) -> Iterator[Any]:
 
 
 def _grouped(batches: Iterable[Any], most: int) -> Iterator[tuple[list[Any], bool]]:
-    """Batches of one size, at most so many together, or those that came in time; and whether they
-    are the last.
+    """Yield groups of batches of one size, and whether each group is the last.
+
+    A group ends at `most` batches, or once the first has waited `WAIT` seconds.
     """
     group, began = [], 0.0
     for batch in batches:
@@ -281,13 +282,13 @@ def _grouped(batches: Iterable[Any], most: int) -> Iterator[tuple[list[Any], boo
 def _ahead(
     jobs: Iterable[Callable[[], Piece | None]], close: Callable[[], Any] = lambda: None
 ) -> Generator[Piece, None, None]:
-    """The pieces that jobs make, each by a thread while the one before it is used, until one is
-    None; `close` is the last job.
+    """Yield the pieces that jobs return, computing each in a thread while the previous one is in
+    use, until one is None; `close` is the last job.
     """
     wide = jnp.result_type(float) == jnp.float64
 
     def done(job):
-        with jax.enable_x64(wide):  # what is set for one thread alone is not set for another
+        with jax.enable_x64(wide):  # thread-local settings do not carry over to another thread
             return job()
 
     pool = ThreadPoolExecutor(1, "jaxnn examples")
@@ -311,7 +312,7 @@ def _ahead(
 def _placed(
     pieces: Generator[Piece, None, None], mesh: Mesh | None
 ) -> Generator[Piece, None, None]:
-    """The same pieces on the device, each sent there before the one before it is used up."""
+    """Yield the pieces on the device, sending each before the previous one is used up."""
     with contextlib.closing(pieces):
         last = None
         for piece in pieces:
@@ -332,7 +333,7 @@ def _bytes(tree: PyTree) -> int:
 
 
 def _memory() -> float:
-    """Bytes of the device, or of the host where that is the device."""
+    """Bytes of device memory, or of host memory on a CPU."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return float(stats["bytes_limit"])

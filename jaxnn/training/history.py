@@ -1,4 +1,4 @@
-"""What a run measured, how it ended, and what the host has to remember of it."""
+"""The history and the status of a run, and the log from which they are made."""
 
 import dataclasses
 import html
@@ -13,15 +13,14 @@ Reason = Literal["finished", "no improvement", "not finite", "interrupted", "sto
 
 
 class History(NamedTuple):
-    """What a run measured.
+    """The measurements of a run.
 
     Attributes:
       step_loss: the loss of each step's mini-batch, before that step's update.
-      metrics: what was measured after each epoch, as arrays over the epochs; or after each of
-        `evaluated`.
-      seconds: time of each epoch, its measurement included; the first contains compilation.
-      aux: what the loss returned besides at each step, by name.
-      evaluated: after which steps `metrics` were measured.
+      metrics: measurements by name, as arrays over the epochs, or over the steps in `evaluated`.
+      seconds: time of each epoch, including measurements; the first includes compilation.
+      aux: auxiliary outputs of the loss at each step, by name.
+      evaluated: the steps after which `metrics` were measured.
 
     Example:
       >>> run = History(np.array([2.0, 1.0]), {"train_loss": np.array([0.5])}, np.array([0.1]))
@@ -60,10 +59,11 @@ class Status(NamedTuple):
     """How a run ended.
 
     Attributes:
-      reason: "finished"; "no improvement" for as many epochs as `patience`; "not finite", where the
-        step after `step` would have made it so; or "interrupted" by Ctrl-C or SIGTERM.
-      step: how many steps were taken, all of them good.
-      leaf: what was not finite: `loss`, or for instance `params['W1']`.
+      reason: "finished"; "no improvement" for `patience` measurements; "not finite", if the next
+        step would have made a value non-finite; "interrupted" by Ctrl-C, SIGTERM or a scheduler
+        signal; or "stopped" by `on_progress`.
+      step: number of steps taken, all of them good.
+      leaf: the non-finite value: `loss`, or for instance `params['W1']`.
 
     Example:
       >>> Status("not finite", 12, "params['W1']").leaf
@@ -79,8 +79,8 @@ class Fit(NamedTuple):
     """The result of `fit`.
 
     Attributes:
-      params: after the last good step; with `patience`, after the best epoch, as measured.
-      opt_state: the optimiser's state after the same step, to go on with.
+      params: after the last good step; with `patience`, the best ones measured.
+      opt_state: the optimiser's state after the same step, from which a later run can continue.
       history: a `History`.
       status: a `Status`.
       model_state: the model's own state after the same step, if it has one.
@@ -105,22 +105,22 @@ class Fit(NamedTuple):
 
 @dataclasses.dataclass
 class Log:
-    """What the host remembers of a run; all of it is saved.
+    """The host's record of a run; all of it is saved in checkpoints.
 
     Attributes:
-      step: how many steps were taken.
-      begun: after which of them the epoch that is running began, or the last one ended.
+      step: number of steps taken.
+      begun: the step after which the current epoch began, or the last one ended.
       losses: of each step, in pieces.
-      aux: what else the loss returned, likewise, by name.
-      records: what was measured, each time.
-      evaluated: after which steps.
-      seconds: of each epoch that has ended.
-      spent: seconds of the epoch that is running.
-      total: its losses so far, each times its examples.
-      examples: of the epoch so far.
-      best: the smallest number that was watched.
-      best_step: after which step that was.
-      waited: measurements since then.
+      aux: auxiliary outputs of the loss, likewise, by name.
+      records: measurements by name, in order.
+      evaluated: the steps after which they were taken.
+      seconds: of each completed epoch.
+      spent: seconds of the current epoch.
+      total: sum of the current epoch's losses, weighted by examples.
+      examples: number of examples in the current epoch so far.
+      best: the smallest watched value.
+      best_step: the step after which it was measured.
+      waited: number of measurements since then.
     """
 
     step: int = 0
@@ -139,7 +139,7 @@ class Log:
 
     @classmethod
     def of(cls, step: int, rows: Mapping[str, np.ndarray]) -> "Log":
-        """As it was when `records_to_save` were saved after a step."""
+        """Restore a log from the `records_to_save` of a step."""
         begun, spent, total, examples, best, best_step, waited = rows["numbers"].tolist()
         named = lambda prefix: {  # noqa: E731
             name.removeprefix(prefix): values
@@ -164,7 +164,7 @@ class Log:
 
     @property
     def records_to_save(self) -> dict[str, np.ndarray]:
-        """What `of` reads."""
+        """The arrays from which `of` restores the log."""
         watched = self.best, self.best_step, self.waited
         history = self.history()
         metrics = {f"metrics/{name}": values for name, values in history.metrics.items()}
@@ -178,7 +178,7 @@ class Log:
         }
 
     def history(self) -> History:
-        """The same for the user."""
+        """The `History` for the user."""
         step_loss = np.concatenate(self.losses) if self.losses else np.zeros(0, np.float32)
         metrics = {name: np.array(values) for name, values in self.records.items()}
         aux = {name: np.concatenate(pieces) for name, pieces in self.aux.items()}
@@ -187,17 +187,17 @@ class Log:
 
     @property
     def mean_loss(self) -> float:
-        """Over the examples of this epoch so far, or of the last one where it has just ended."""
+        """The mean loss over the examples of the current epoch, or of one that has just ended."""
         return self.total / max(1, self.examples)
 
     @property
     def epoch(self) -> int:
-        """The epoch that is running or, between stretches, has just ended; from 1."""
+        """The current epoch or, between stretches, the one that has just ended; from 1."""
         return max(1, len(self.seconds) + (self.step > self.begun))
 
     @property
     def at_end_of_epoch(self) -> bool:
-        """Whether the last stretch was an epoch's last."""
+        """Whether the last stretch completed an epoch."""
         return self.step > 0 and self.step == self.begun
 
     def add(
@@ -209,17 +209,17 @@ class Log:
         ends: Iterable[int],
         seconds: float,
     ) -> None:
-        """Note a stretch of steps.
+        """Record a stretch of steps.
 
         Args:
-          losses: of each step, that which was not taken for what it would have done included.
-          aux: what else the loss returned there.
-          sizes: the examples of each step.
-          good: how many steps were taken.
-          ends: after which steps of the run an epoch ends.
-          seconds: that it all took, which the epochs share by steps.
+          losses: of each step, including one that was rejected as non-finite.
+          aux: auxiliary outputs of the loss at each step.
+          sizes: number of examples of each step.
+          good: number of steps taken.
+          ends: the steps of the run after which an epoch ends.
+          seconds: duration of the stretch, divided among the epochs by steps.
         """
-        for name in {**self.aux, **aux}:  # NaN where something was not recorded
+        for name in {**self.aux, **aux}:  # NaN if a value was not recorded
             values = aux.get(name, np.full(len(losses), np.nan))
             if name not in self.aux:
                 self.aux[name] = [np.full(self.step, np.nan)] if self.step else []
@@ -241,14 +241,14 @@ class Log:
                 self.begun, self.spent = end, 0.0
 
     def add_seconds(self, seconds: float) -> None:
-        """Add to the epoch that is running, or that has just ended."""
+        """Add time to the current epoch, or to one that has just ended."""
         if self.at_end_of_epoch and self.seconds:
             self.seconds[-1] += seconds
         else:
             self.spent += seconds
 
     def measured(self, record: dict[str, Any]) -> None:
-        """Note what was measured, and when; NaN stands where something was not."""
+        """Record a measurement and its step; missing values become NaN."""
         for name in {*record, *self.records}:
             values = self.records.setdefault(name, [])
             like = record.get(name, values[-1] if values else np.nan)
@@ -259,7 +259,7 @@ class Log:
         self.evaluated.append(self.step)
 
     def watch(self, number: float) -> bool:
-        """Whether a measurement was better than all before it."""
+        """Record a watched value; return whether it is the best so far."""
         better = number < self.best
         if better:
             self.best, self.best_step, self.waited = number, self.step, 0

@@ -1,7 +1,7 @@
-"""Measuring a set of examples: the loss and the metrics on all of it, as means.
+"""Measuring a set of examples: the loss and the metrics, as means over all of it.
 
-The device sums them over stretches of batches; the host comes back often enough to be interrupted,
-and what is measured does not depend on when.
+The device sums over stretches of batches. Control returns to the host often enough for signals to
+be handled, and the result does not depend on when it returns.
 """
 
 import functools
@@ -20,29 +20,30 @@ from jaxnn._programs import Jitted
 from jaxnn.training.objective import Objective
 from jaxnn.training.steps import shard_batch
 
-# The host comes back after about so many seconds, of steps or of measurements: often enough for a
-# person to watch, too seldom to cost anything.
+# Seconds between returns of control to the host, during steps and measurements: often enough for a
+# person to watch, rarely enough to cost nothing.
 PACE = 0.5
-# What is done at once grows by this at most: the first stretches contain compilation.
+# The largest factor between consecutive stretches, as the first ones include compilation.
 GROWTH = 10
 
 
 def paced(pace: int, taken: int, seconds: float) -> int:
-    """How many steps the next stretch should have, where the last one had so many."""
+    """The length of the next stretch in steps, given that `taken` steps took `seconds`."""
     fitting = int(max(taken, 1) * PACE / seconds) if seconds > 0 else GROWTH * pace
     return max(1, min(GROWTH * pace, fitting))
 
 
 class Measure(NamedTuple):
-    """Sums of the loss and the metrics over batches, each times its examples.
+    """Sums of the loss and the metrics over batches, weighted by batch size.
 
-    A sum is a pair: what it loses to rounding is beside it, and is added to the next term. So it
-    depends on nothing but the order of the batches.
+    A sum is a pair: the total and the rounding error of the last addition, which is subtracted from
+    the next term. So the result depends only on the order of the batches.
 
     Attributes:
-      begin: `begin(params, model_state, key, data)`, the sums over nothing.
-      add: `add(params, model_state, key, data, sums, start, stop, short)`, with the batches `start`
-        to `stop` of `data`; if `short`, the last is the smaller one at the end.
+      begin: `begin(params, model_state, key, data)`, empty sums.
+      add: `add(params, model_state, key, data, sums, start, stop, short)`, the sums after adding
+        batches `start` to `stop` of `data`; if `short`, the last one is the smaller batch at the
+        end.
     """
 
     begin: Callable[..., dict[str, Any]]
@@ -50,9 +51,9 @@ class Measure(NamedTuple):
 
     @classmethod
     def of(cls, objective: Objective, batch_size: int, rest: int, mesh: Mesh | None) -> "Measure":
-        """That of so many examples at once, and `rest` in the smaller batch, if there is one."""
+        """A measure for batches of `batch_size`, and a last one of `rest` examples if not 0."""
 
-        @functools.partial(jax.jit, static_argnames="size")  # traced once, for its shapes too
+        @functools.partial(jax.jit, static_argnames="size")  # one trace serves `eval_shape` as well
         def terms(params, model_state, key, data, i, size):
             batch = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, i * batch_size, size), data)
             record = objective.measured(params, model_state, key, tuple(shard_batch(batch, mesh)))
@@ -80,7 +81,7 @@ class Measure(NamedTuple):
 
 
 def compensated(sum: tuple[Any, Any], value: Any) -> tuple[Any, Any]:
-    """A sum with one more term, and what it lost to rounding."""
+    """Add a term to a compensated sum: the new total and its rounding error."""
     total, lost = sum
     term = value - lost
     new = total + term
@@ -88,7 +89,7 @@ def compensated(sum: tuple[Any, Any], value: Any) -> tuple[Any, Any]:
 
 
 def measures(objective: Objective, mesh: Mesh | None = None) -> Callable[[int, int], Measure]:
-    """`Measure`s by the size of a batch and of the smaller one, each looked for once.
+    """A cached function from (batch size, size of the smaller batch) to `Measure`.
 
     Args:
       objective: what is measured.
@@ -103,17 +104,17 @@ def mean_over(
     given: tuple[PyTree, PyTree, Any],
     goes_on: Callable[[int], tuple[bool, int]] = lambda pace: (True, pace),
 ) -> dict[str, Any] | None:
-    """The loss and the metrics on a set, as means over its examples, the loss first.
+    """The loss and the metrics as means over the examples of a set, the loss first.
 
     Args:
       pieces: of the set.
       measure_of: from `measures`.
       given: parameters, the model's state, and the key.
-      goes_on: asked after each stretch, with the number of batches in the next one: whether to go
-        on, and that number as all processes have it.
+      goes_on: called after each stretch with the proposed number of batches for the next one;
+        returns whether to continue and the number agreed by all processes.
 
     Returns:
-      Numbers and arrays by name; None if it did not go on to the end.
+      Numbers and arrays by name; None if `goes_on` stopped the measurement.
     """
     sums, count, pace = None, 0, 1
     for piece in pieces:
@@ -141,7 +142,7 @@ def mean_over(
 def lowered(
     piece: Any, measure_of: Callable[[int, int], Measure], given: tuple[PyTree, PyTree, Any]
 ) -> jax.stages.Lowered:
-    """The program that will measure such a piece, to be compiled ahead of its first call."""
+    """The lowered program that will measure such a piece, to compile before its first call."""
     measure = measure_of(piece.batch_size, piece.rest)
     sums = measure.begin(*given, piece.data)
     add: Any = measure.add
@@ -149,10 +150,10 @@ def lowered(
 
 
 def loss_first(record: dict[str, Any]) -> dict[str, Any]:
-    """A record in the order of a table: compilation sorts the names of a dictionary."""
+    """A record with the loss first, since compilation sorts the keys of a dictionary."""
     return {name: record[name] for name in sorted(record, key=lambda name: name != "loss")}
 
 
 def _as_number(value: Any) -> Any:
-    """A float, or an array of NumPy's."""
+    """A float, or a NumPy array."""
     return float(value) if np.shape(value) == () else np.asarray(value)

@@ -1,7 +1,7 @@
-"""What a run minimises and measures, in one form, whatever the user's functions take and return.
+"""The functions that a run minimises and measures, in one form for every signature of a loss.
 
-A loss is `loss(params, *batch)`. It may take a keyword `key`, which each step has its own of; the
-model's state besides its parameters, and return it changed; and return what else is to be recorded.
+A loss is `loss(params, *batch)`. It may also take a keyword `key`, which differs at each step, and
+the model's state, which it then returns updated. It may return auxiliary values to record.
 """
 
 import inspect
@@ -25,13 +25,13 @@ from jaxnn._validate import (
 
 
 class Form(NamedTuple):
-    """What a loss takes and returns besides parameters, batch and value.
+    """The optional inputs and outputs of a loss.
 
     Attributes:
-      keyed: it takes a `key`.
-      key_optional: it can do without one, and does where it is measured.
-      stateful: it takes the model's state, and returns it.
-      has_aux: it returns a dictionary of scalars.
+      keyed: whether it takes a `key`.
+      key_optional: whether `key` has a default, which is used for measurements.
+      stateful: whether it takes and returns the model's state.
+      has_aux: whether it returns a dictionary of scalars.
     """
 
     keyed: bool = False
@@ -41,7 +41,7 @@ class Form(NamedTuple):
 
     @classmethod
     def of(cls, loss: Callable, given: int, stateful: bool, has_aux: bool) -> "Form":
-        """Of a loss that is given so many positional arguments."""
+        """The form of a loss that is called with `given` positional arguments."""
         try:
             parameters = list(inspect.signature(loss).parameters.values())
         except (TypeError, ValueError):
@@ -57,14 +57,14 @@ class Form(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """The user's functions, of which a run is made.
+    """The user's functions for a run.
 
     Attributes:
-      loss: in its own form.
+      loss: as the user wrote it.
       metrics: `metrics(params, *batch)`, with the state after the parameters if there is one; None
-        for none.
-      grad: makes the gradient; None for `jax.grad`.
-      skeleton: of the parameters, of which only the arrays are at hand.
+        for no metrics.
+      grad: makes the gradient function; None for `jax.grad`.
+      skeleton: of the parameters; the methods take only their arrays.
       form: of the loss.
     """
 
@@ -85,7 +85,7 @@ class Objective(NamedTuple):
         model_state: PyTree,
         has_aux: bool,
     ) -> "Objective":
-        """Of what a run is given; whether there is a state decides how the loss is called."""
+        """The objective of a run; a `model_state` other than None makes the loss stateful."""
         stateful = model_state is not None
         form = Form.of(loss, 1 + stateful + len(data), stateful, has_aux)
         return cls(loss, metrics, None if grad is jax.grad else grad, skeleton, form)
@@ -93,7 +93,7 @@ class Objective(NamedTuple):
     def value(
         self, arrays: PyTree, model_state: PyTree, key: Any, batch: tuple[Any, ...]
     ) -> tuple[Any, tuple[PyTree, dict[str, Any]]]:
-        """The loss on a batch, and the state and the record that come with it."""
+        """The loss on a batch, with the new state and the recorded values."""
         keyword = {"key": key} if self.form.keyed and key is not None else {}
         out = self.loss(*self._given(arrays, model_state), *batch, **keyword)
         stateful, has_aux = self.form.stateful, self.form.has_aux
@@ -120,7 +120,7 @@ class Objective(NamedTuple):
     def value_and_gradient(
         self, arrays: PyTree, model_state: PyTree, key: Any, batch: tuple[Any, ...]
     ) -> tuple[Any, PyTree, PyTree, dict[str, Any]]:
-        """The loss, its gradient by what moves, the state and the record."""
+        """The loss, its gradient by the leaves that move, the new state and the recorded values."""
         moving, held = self.skeleton.split(arrays)
 
         def of_moving(moving, held, model_state, key, *batch):
@@ -136,7 +136,7 @@ class Objective(NamedTuple):
             require_callable("grad(loss)", gradient)
             gradient = gradient(*given)
         require_same_form("grad(loss)(...)", gradient, "params", moving)
-        # JAX's gradient by a complex number is the conjugate of where the loss rises.
+        # JAX's gradient by a complex number is the conjugate of the direction of steepest ascent.
         return value, jax.tree.map(jnp.conj, gradient), new_state, aux
 
     def measured(
@@ -149,7 +149,7 @@ class Objective(NamedTuple):
         return {"loss": value, **self.metrics(*self._given(arrays, model_state), *batch)}
 
     def require(self, arrays: PyTree, model_state: PyTree, key: Any, batch: PyTree) -> None:
-        """Refuse a loss that returns no scalar, and metrics that are no dictionary of numbers."""
+        """Refuse a loss that is not a scalar, and metrics that are not a dictionary of numbers."""
         given = self._given(arrays, model_state)
         keyword = {"key": key} if self.form.keyed else {}
         require_arguments("loss", self.loss, *given, *batch, **keyword)

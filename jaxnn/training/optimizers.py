@@ -1,4 +1,4 @@
-"""What a run has to know of an optimiser of optax: its parts, and the numbers that it keeps."""
+"""Facts about optax optimisers that a run needs: their parts and their hyperparameters."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 
 
 def kind_of(opt_state: PyTree) -> str:
-    """What an optimiser is made of, without its numbers: the names of the parts of its state."""
+    """The structure of an optimiser without its numbers: the names of the parts of its state."""
     return " ".join(_states(opt_state)) or "no state"
 
 
@@ -19,7 +19,7 @@ def _states(node: Any) -> list[str]:
 
 
 def program_of(optimizer: Any, params: PyTree, opt_state: PyTree) -> str:
-    """An optimiser's step as it is compiled, with all its numbers."""
+    """The text of an optimiser's lowered update, including all its numbers."""
     extra = isinstance(optimizer, optax.GradientTransformationExtraArgs)
 
     def step(gradient, opt_state, params):
@@ -31,8 +31,8 @@ def program_of(optimizer: Any, params: PyTree, opt_state: PyTree) -> str:
 
 
 def with_new_numbers(opt_state: PyTree, start: PyTree) -> PyTree:
-    """A state with the numbers that `optax.inject_hyperparams` keeps in it as they are asked for
-    now, and not as they were saved.
+    """A saved state with the hyperparameters of `optax.inject_hyperparams` replaced by those of
+    `start`.
     """
 
     def renewed(old: Any, new: Any) -> Any:
@@ -45,7 +45,7 @@ def with_new_numbers(opt_state: PyTree, start: PyTree) -> PyTree:
 
 
 def learning_rate(opt_state: PyTree) -> Any:
-    """What `optax.inject_hyperparams` keeps as the learning rate; None where it does not."""
+    """The learning rate kept by `optax.inject_hyperparams`, or None if there is none."""
     for node in jax.tree.leaves(opt_state, is_leaf=_is_injected):
         if _is_injected(node) and "learning_rate" in node.hyperparams:
             return node.hyperparams["learning_rate"]

@@ -1,8 +1,8 @@
-"""Watching a run: what `fit` tells after each stretch of steps, shown on a terminal or written to a
-log.
+"""Progress of a run: reports from `fit` after each stretch of steps, shown on a terminal or logged
+to a file.
 
-`fit(..., on_progress=f)` calls `f` with a `Progress` from process 0 alone. `show_progress` and
-`progress_log` make such functions; any other will do.
+`fit(..., on_progress=f)` calls `f` with a `Progress`, in process 0 only. `show_progress` and
+`progress_log` make such callbacks; any other function works too.
 """
 
 import json
@@ -21,23 +21,23 @@ from jaxnn._validate import describe
 
 
 class Progress(NamedTuple):
-    """Where a run stands.
+    """The progress of a run.
 
     Attributes:
-      epoch: the epoch that is running or has just ended, from 1.
-      epochs: how many there will be, if that is known.
-      step: steps taken since the beginning of the run, earlier parts of a resumed one included.
-      steps: how many there will be, if that is known.
-      loss: mean over the examples of this epoch so far, each measured before the update that it
-        took part in.
-      record: what was measured, or None where nothing was.
-      params: the parameters, where they were asked for; lent for the call.
+      epoch: the current epoch or the one that has just ended, from 1.
+      epochs: total number of epochs, if known.
+      step: number of steps taken, including those before a resumption.
+      steps: total number of steps, if known.
+      loss: mean over the examples of this epoch so far, each measured before the update of its own
+        step.
+      record: the measurements, or None if nothing was measured.
+      params: the parameters, if recorded; valid only during the call.
       opt_state: the optimiser's state, likewise.
-      learning_rate: where it was asked for.
-      gradient_norm: of the last step, where it was asked for.
-      resumed: the step after which the run went on; 0 if it is not a resumed one.
-      reason: why the run ends before its time, if that is known.
-      measures: whether anything is measured in this run.
+      learning_rate: if recorded.
+      gradient_norm: of the last step, if recorded.
+      resumed: the step from which the run resumed; 0 if it did not.
+      reason: why the run ends early, if known.
+      measures: whether the run measures anything.
 
     Example:
       >>> Progress(epoch=1, epochs=2, step=15, steps=30, loss=2.3, record=None).step
@@ -62,18 +62,19 @@ class Progress(NamedTuple):
 def show_progress(
     lines: TextIOBase | None = None, bar: TextIOBase | None = None
 ) -> Callable[[Progress], None]:
-    """A line for each tenth of the run, with what was measured or else the loss of the steps, or
-    fewer where a run that measures nothing is done before the host has come back so often; and
-    between them tqdm's bar where that is installed (`pip install 'jaxnn[progress]'`) and `bar` is a
-    terminal.
+    """A callback that prints a line for each tenth of the run, and shows a progress bar between.
+
+    A line has the measurements, or the loss of the steps if the run measures nothing; such a run
+    may end before control has returned to the host ten times, and then prints fewer lines. The bar
+    needs tqdm (`pip install 'jaxnn[progress]'`) and a terminal.
 
     Args:
       lines: where the lines go; standard output by default.
-      bar: where the bar goes; standard error by default. There is none where it is no terminal, or
-        one that asks for plain text by TERM=dumb or NO_COLOR.
+      bar: where the bar goes; standard error by default. There is no bar if this is not a terminal,
+        or if TERM=dumb or NO_COLOR asks for plain text.
 
     Returns:
-      A function for `on_progress`.
+      A callback for `on_progress`.
 
     Raises:
       TypeError: `lines` or `bar` is not a text stream.
@@ -96,7 +97,7 @@ def show_progress(
         told = []
         record = progress.record if progress.measures else {"loss": progress.loss}
         if record is not None and not headed:
-            recent.clear()  # until here the time was spent on compilation
+            recent.clear()  # the time so far was compilation
             names = (f"{name.replace('_', ' '):>14}" for name in _scalars(record))
             column = "epoch" if _in_epochs(progress) else " step"
             told.append(f" {column}  {'  '.join(names)} steps/s")
@@ -122,12 +123,12 @@ def show_progress(
 
 
 def _in_epochs(progress: Progress) -> bool:
-    """Whether a line is of an epoch; else of a step."""
+    """Whether a line reports an epoch rather than a step."""
     return bool(progress.epochs) and progress.measures
 
 
 def _mark(progress: Progress, last: tuple[int, int]) -> tuple[int, int]:
-    """Of the tenth of a run in which a line was told last; another one is told where it changes."""
+    """A mark that changes when the next line is due, about once per tenth of the run."""
     epochs, steps = progress.epochs, progress.steps
     epoch, tenth = last
     if progress.reason is not None:
@@ -142,35 +143,34 @@ def _mark(progress: Progress, last: tuple[int, int]) -> tuple[int, int]:
 
 
 def _scalars(record: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a record, without its arrays."""
+    """The scalars of a record, without its arrays."""
     return {name: value for name, value in record.items() if isinstance(value, float)}
 
 
 def _json(value: Any) -> Any:
-    """A number or an array as JSON has it, which knows no NaN."""
+    """A number or an array as JSON, which has no NaN: non-finite numbers become None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return [_json(part) for part in value.tolist()] if hasattr(value, "tolist") else value
 
 
 def silent(*_: Any, **__: Any) -> None:
-    """Takes the place of what is shown, where nobody looks."""
+    """Ignore all arguments; a callback for runs that nobody watches."""
 
 
 def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
-    """One line of JSON for each `Progress`, with its numbers and the `time` in seconds since 1970.
-
-    Lines are appended to what is there already.
+    """A callback that appends each `Progress` to a file as a line of JSON: its numbers, and the
+    `time` in seconds since 1970.
 
     Args:
-      path: a file.
+      path: the file; existing lines are kept.
 
     Returns:
-      A function for `on_progress`.
+      A callback for `on_progress`.
 
     Raises:
       TypeError: `path` is not a path.
-      OSError: at the first line, where there is no such place for a file.
+      OSError: at the first line, if the file cannot be written.
 
     Example:
       >>> import pathlib, tempfile
@@ -194,7 +194,7 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
         line = json.dumps({**numbers, "record": record, "time": time.time()})
         try:
             before = path.read_bytes() if not begun and path.is_file() else b""
-            cut_off = bool(before) and not before.endswith(b"\n")  # a killed run's last line
+            cut_off = bool(before) and not before.endswith(b"\n")  # the last line of a killed run
             with path.open("a", encoding="utf-8") as file:
                 file.write("\n" * cut_off + line + "\n")
         except OSError as error:
@@ -212,7 +212,7 @@ def _short(number: float) -> str:
 
 
 class _Bar:
-    """tqdm's bar, where it is installed and there is a terminal for it."""
+    """tqdm's progress bar, if tqdm is installed and the stream is a terminal."""
 
     def __init__(self, stream: Any):
         self.stream, self.bar, self.tqdm, self.begun = stream, None, None, False
@@ -225,13 +225,13 @@ class _Bar:
         self.tqdm = tqdm
 
     def begin(self) -> None:
-        """Say what comes first, and takes its time."""
+        """Announce the compilation, which comes first and takes time."""
         if self.tqdm is not None:
             write(self.stream, "compiling the first steps ")
             self.begun = True
 
     def clear(self) -> None:
-        """Make room for a line."""
+        """Clear the current line for other output."""
         if self.begun and is_open(self.stream):
             erase_line(self.stream)
         self.begun = False
@@ -239,7 +239,7 @@ class _Bar:
             self.bar.clear()
 
     def draw(self, progress: Progress) -> None:
-        """The bar as it is now."""
+        """Draw the bar in its current state."""
         if self.begun:
             self.clear()
         if self.tqdm is None or not is_open(self.stream):

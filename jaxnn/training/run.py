@@ -1,8 +1,8 @@
-"""A run under way: stretches of steps on the device, and what the host does between them: measure,
-report, listen, save.
+"""A run under way: stretches of steps on the device, and the host's work between them: measure,
+report, handle signals, save.
 
-In several processes each does the same, and what one alone wants or meets (a signal, an exception,
-a slow clock) is agreed on between two stretches, in `listen`.
+Every process does the same. Between stretches, in `listen`, all processes agree on the signals,
+exceptions and timings of each of them.
 """
 
 import concurrent.futures
@@ -55,14 +55,14 @@ from jaxnn.training.together import Vote, failure_of_others, require_same
 
 
 class Schedule(NamedTuple):
-    """When what is measured, and what ends the run.
+    """When to measure, and when to stop early.
 
     Attributes:
-      names: of the sets that are measured.
+      names: the sets to measure.
       epochs: between measurements.
-      steps: between measurements, in the place of epochs.
-      watch: of a record, what is to become smaller.
-      patience: for how many measurements to wait until it does.
+      steps: between measurements, instead of epochs.
+      watch: maps a record to the value that should decrease.
+      patience: the number of measurements to wait for a decrease.
     """
 
     names: tuple[str, ...]
@@ -79,9 +79,9 @@ class Saves:
     Attributes:
       place: where.
       every: steps between checkpoints, or None.
-      notes: what is kept in each.
-      step: of the last one, or None.
-      time: of the last one.
+      notes: the user's information, stored in each checkpoint.
+      step: of the last checkpoint, or None.
+      time: of the last checkpoint.
     """
 
     place: Files | Manager
@@ -91,7 +91,7 @@ class Saves:
     time: float = 0.0
 
     def is_due(self, log: Log) -> bool:
-        """Whether a run that has come so far should be saved."""
+        """Whether a run should be saved now, given its log."""
         if self.every:
             return log.step % self.every == 0
         waited = time.perf_counter() - self.time
@@ -99,22 +99,22 @@ class Saves:
 
 
 class Config(NamedTuple):
-    """What does not change during a run.
+    """The parts of a run that do not change while it runs.
 
     Attributes:
-      plan: how its epochs are cut into steps.
-      key: of the order of its examples, and of its steps.
+      plan: how its epochs are divided into steps.
+      key: for the order of its examples, and for its steps.
       mesh: devices that share each batch.
       objective: what is minimised.
-      optimizer: by which.
-      way: what its steps are compiled for.
-      across: whether stretches go across epochs.
+      optimizer: the optax optimiser.
+      way: options that its steps are compiled for.
+      across: whether stretches span epochs.
       sets: examples by name; the training data are called "train".
-      schedule: what is measured when.
-      saves: when and where the run is saved, or None.
+      schedule: when to measure and when to stop early.
+      saves: where and when the run is saved, or None.
       on_progress: the callback.
-      record: what it is given besides.
-      eval_params: makes the parameters that are measured.
+      record: the names of optional `Progress` fields to fill in.
+      eval_params: maps parameters and optimiser state to the parameters that are measured.
     """
 
     plan: Plan
@@ -134,17 +134,17 @@ class Config(NamedTuple):
 
 @dataclasses.dataclass
 class Reached:
-    """What a run has reached.
+    """The parts of a run that change as it proceeds.
 
     Attributes:
       state: the arrays of the parameters, the optimiser's state, and the model's own.
       best: the best state so far.
-      log: what else is remembered.
-      resumed: the step after which this part of it began.
-      pace: steps in the next stretch.
-      at: how many steps of the current piece were taken.
+      log: the host's record of the run.
+      resumed: the step from which the run resumed.
+      pace: number of steps in the next stretch.
+      at: number of steps taken in the current piece.
       norm: of the last gradient, if it is recorded.
-      broken: what was not finite.
+      broken: the name of the non-finite value.
       reason: why the run ends, once it does.
     """
 
@@ -161,14 +161,14 @@ class Reached:
 
 @dataclasses.dataclass
 class Host:
-    """What runs beside the steps.
+    """Host resources that accompany the steps.
 
     Attributes:
       feed: yields the pieces of examples.
       piece: the current one.
-      failure: what was raised in this process.
-      caught: the signals that were caught.
-      compiling: programs that measure, until they are compiled.
+      failure: the exception raised in this process.
+      caught: the signals received.
+      compiling: measuring programs being compiled.
     """
 
     feed: Generator[Piece, None, None] | None = None
@@ -180,7 +180,7 @@ class Host:
 
 @dataclasses.dataclass
 class Run:
-    """A run under way: its configuration, what it has reached, and what runs beside it."""
+    """A run under way: its configuration, what it has reached, and its host resources."""
 
     config: Config
     now: Reached
@@ -188,7 +188,7 @@ class Run:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """The run's directory, held against other runs; its signals; its thread of examples."""
+        """Lock the run's directory, catch signals, and close the examples' thread at the end."""
         with contextlib.ExitStack() as stack:
             if self.config.saves is not None:
                 with self._own():
@@ -199,14 +199,14 @@ class Run:
 
     @contextlib.contextmanager
     def _own(self) -> Iterator[None]:
-        """What this process does alone. What it raises ends the run, for all at once."""
+        """Hold back an exception in code of this process alone, so that all end together."""
         try:
             yield
         except BaseException as error:
             self.host.failure = self.host.failure or error
 
     def begin(self, resume: bool | str) -> None:
-        """See that all processes begin alike; go on from the last checkpoint, if there is one."""
+        """Check that all processes start alike, and resume from the last checkpoint, if any."""
         require_same(self._settings())
         self._end_if_failed(self._vote())
         if self.config.saves is not None:
@@ -214,7 +214,8 @@ class Run:
                 resume, self.identity, self.now.state, self.config.mesh
             )
             if found is not None:
-                # Another learning rate that the optimiser keeps in its state takes effect.
+                # Hyperparameters that the optimiser keeps in its state, such as the learning rate,
+                # take the values of this call.
                 renewed = lambda state: state._replace(  # noqa: E731
                     opt_state=with_new_numbers(state.opt_state, self.now.state.opt_state)
                 )
@@ -239,7 +240,7 @@ class Run:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """What has to be the same for a resumed run to be the same run."""
+        """The settings that a resumed run must share with its checkpoint."""
         train = self.config.sets["train"]
         return {
             "layout": LAYOUT,
@@ -251,7 +252,7 @@ class Run:
         }
 
     def _settings(self) -> dict[str, Any]:
-        """What has to be the same in all processes."""
+        """The settings that all processes must share."""
         if jax.process_count() == 1:
             return {}
         named = self.config.sets.items()
@@ -275,14 +276,14 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether all steps were taken."""
+        """Whether all steps have been taken."""
         plan, log = self.config.plan, self.now.log
         over = plan.epochs is not None and len(log.seconds) >= plan.epochs
         return over or (plan.most is not None and log.step >= plan.most)
 
     @property
     def owes(self) -> bool:
-        """Whether it is time to measure, and that was not done yet."""
+        """Whether a measurement is due and has not been taken yet."""
         log, schedule = self.now.log, self.config.schedule
         measured = bool(log.evaluated) and log.evaluated[-1] == log.step
         if not schedule.names or self.now.broken is not None or log.step == 0 or measured:
@@ -295,11 +296,11 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing more to do."""
+        """Whether nothing is left to do."""
         return self.now.reason is not None or (self.done and not self.owes)
 
     def _compile_measures(self) -> None:
-        """Begin to compile what will measure, in a thread, while the first steps are compiled."""
+        """Start compiling the measuring programs in a thread while the first steps compile."""
         sets = [self.config.sets[name] for name in self.config.schedule.names]
         here = [x for x in sets if isinstance(x, Examples) and not x.streamed]
         if self.config.mesh is not None or self.ended or not here:
@@ -312,7 +313,7 @@ class Run:
         pool.shutdown(wait=False)
 
     def prepare(self) -> None:
-        """Have the examples of the next steps."""
+        """Fetch the piece of examples for the next steps."""
         used_up = self.host.piece is None or self.now.at >= self.host.piece.steps
         if self.config.across or self.done or self.now.reason is not None or not used_up:
             return
@@ -327,7 +328,7 @@ class Run:
             self.now.at = position - self.host.piece.first
 
     def take_steps(self) -> None:
-        """Take some steps, as many as the host can wait for."""
+        """Run the next stretch of steps and record it."""
         if self.owes:  # a resumed run may have to measure first
             return
         began, before = time.perf_counter(), self.now.log.step
@@ -349,8 +350,8 @@ class Run:
         self.now.pace = paced(self.now.pace, taken, seconds)
 
     def _across_epochs(self) -> tuple[Chunk, int, int, np.ndarray, Any]:
-        """A chunk of steps across epochs; what it calls the first, and its place in what it
-        recorded; the examples of each; and after which steps of the run an epoch ends.
+        """Run a chunk of steps across epochs; returns the chunk, the number of its first step, that
+        step's offset in the losses, the batch sizes, and the steps after which an epoch ends.
         """
         begin, plan, per_epoch = self.now.log.step, self.config.plan, self.config.plan.per_epoch
         longest = rows_of(plan) * per_epoch - begin % per_epoch
@@ -364,7 +365,7 @@ class Run:
         return chunk, begin, begin % per_epoch, np.full(stop - begin, plan.batch_size), ends
 
     def _within_piece(self) -> tuple[Chunk, int, int, np.ndarray, Any]:
-        """Steps of one piece, likewise."""
+        """Run a chunk of steps within one piece; returns the same as `_across_epochs`."""
         piece, at, before = self.host.piece, self.now.at, self.now.log.step
         assert piece is not None
         stop = min(piece.steps, at + self._length())
@@ -384,7 +385,7 @@ class Run:
 
     @functools.cached_property
     def _take_of(self) -> Callable[..., Callable[..., Chunk]]:
-        """The program that takes steps one way, looked for once."""
+        """A cached function from options to the compiled program that takes steps."""
         return functools.cache(
             functools.partial(compiled, self.config.objective, self.config.optimizer)
         )
@@ -394,7 +395,7 @@ class Run:
         return measures(self.config.objective, self.config.mesh)
 
     def _key_of(self, epoch: int) -> Any:
-        """An epoch's key, if the loss asks for keys."""
+        """The key of an epoch, if the loss takes keys."""
         if not self.config.objective.form.keyed:
             return np.uint32(0)
         return replicate(self.config.plan.key_of(self.config.key, epoch), self.config.mesh)
@@ -404,7 +405,7 @@ class Run:
         return jax.block_until_ready(chunk)
 
     def measured_state(self) -> State:
-        """What is measured: the parameters as they are, or as `eval_params` makes them."""
+        """The state to measure: the current one, or with parameters from `eval_params`."""
         if self.config.eval_params is None:
             return self.now.state
         params = self.config.objective.skeleton.fill(self.now.state.params)
@@ -413,7 +414,7 @@ class Run:
         return self.now.state._replace(params=made)
 
     def measurements(self) -> dict[str, Any] | None:
-        """What is measured where that is due; None, too, where a signal came before its end."""
+        """The measurements, if due; None if they are not, or a signal interrupted them."""
         if not self.owes:
             return None
         began, record = time.perf_counter(), {}
@@ -434,7 +435,7 @@ class Run:
         return not vote.interrupted, vote.pace
 
     def report(self, record: dict[str, Any] | None) -> None:
-        """Remember what was measured, and say where the run stands."""
+        """Record the measurements, and call `on_progress`."""
         if self.now.broken is not None:
             return
         if record is not None:
@@ -455,7 +456,7 @@ class Run:
                 self.now.reason = self.now.reason or "stopped"
 
     def _progress(self, record: dict[str, Any] | None) -> Progress:
-        """Where the run stands."""
+        """The `Progress` to report."""
         plan, log, state = self.config.plan, self.now.log, self.now.state
         asked: dict[str, Callable[[], Any]] = {
             "params": lambda: self.config.objective.skeleton.fill(state.params),
@@ -469,7 +470,7 @@ class Run:
         return Progress(*where, measures=bool(self.config.schedule.names), **more)
 
     def listen(self) -> None:
-        """Hear what the system, and the other processes, want."""
+        """Handle signals and the votes of the other processes, and save if due."""
         vote = self._vote()
         self.now.pace = vote.pace
         if vote.stopped:
@@ -490,14 +491,14 @@ class Run:
         return Vote(stopped, bool(self.host.caught), failed, due, self.now.pace).agreed()
 
     def _end_if_failed(self, vote: Vote) -> None:
-        """Raise what was raised in this process, or that another one failed, once all is saved."""
+        """If any process failed, save, then raise this process's exception or the other's."""
         if not vote.failed:
             return
         others = failure_of_others(self.host.failure)
         failure = self.host.failure or others
         if self.now.log.step > self.now.resumed:
             self._save()
-        with contextlib.suppress(BaseException):  # the first failure is the one to tell
+        with contextlib.suppress(BaseException):  # report the first failure, not later ones
             if self.config.saves is not None:
                 self.config.saves.place.wait()
         assert failure is not None
@@ -518,25 +519,25 @@ class Run:
         saves.step, saves.time = self.now.log.step, time.perf_counter()
 
     def finish(self) -> None:
-        """Wait until all is written, and for the other processes."""
+        """Wait for pending writes and for the other processes."""
         with self._own():
             if self.config.saves is not None:
                 self.config.saves.place.wait()
         self._end_if_failed(self._vote())
 
     def result(self) -> Fit:
-        """What the user gets."""
+        """The `Fit` for the user."""
         status = Status(self.now.reason or "finished", self.now.log.step, self.now.broken)
         state = self.now.state if self.now.best is None else self.now.best
         params = self.config.objective.skeleton.fill(state.params)
         return Fit(params, state.opt_state, self.now.log.history(), status, state.model_state)
 
     def _copied(self, state: State) -> State:
-        """A state that guarded steps do not take the memory of."""
+        """A state whose memory is not donated to guarded steps."""
         return copied(state) if self.config.way.guarded else state
 
     def _watched(self, record: dict[str, Any]) -> float:
-        """What is to become smaller; NaN never is, and is told of."""
+        """The value that should decrease; NaN never counts as better, and gives a warning."""
         number = float(self.config.schedule.watch(record))
         if number != number:
             warnings.warn(
@@ -548,7 +549,7 @@ class Run:
         return number
 
     def _length(self) -> int:
-        """How many steps the next stretch may have."""
+        """The maximum number of steps in the next stretch."""
         longest, step = self.now.pace, self.now.log.step
         if self.config.schedule.names and self.config.schedule.steps:
             longest = min(longest, self.config.schedule.steps - step % self.config.schedule.steps)
@@ -566,7 +567,7 @@ class Run:
 
 
 def _told(examples: Examples | Batches) -> str:
-    """What tells the data of one run from those of another."""
+    """A description that distinguishes the data of different runs."""
     if isinstance(examples, Batches):
         return "a function"
     return f"{examples.count} examples of checksum {checksum(examples.data)}"

@@ -1,7 +1,7 @@
-"""Where a run is saved, and how it is found again: in files of our own, or by Orbax.
+"""Saving and finding a run: in our own files, or by Orbax.
 
-A checkpoint stands alone: what a step changes, and the history so far. Files are written by a
-thread, one at a time, from a copy on the host.
+A checkpoint is complete in itself: the state that steps update, and the history so far. A thread
+writes files one at a time, from a copy on the host.
 """
 
 import contextlib
@@ -24,20 +24,20 @@ from jaxnn.training.checkpoint import checkpoints, load_checkpoint, save_checkpo
 from jaxnn.training.history import Log
 from jaxnn.training.steps import State, is_sharded, replicate
 
-# Of what a checkpoint of a run holds; one of another is none that can be gone on with.
+# The version of a run's checkpoint contents; a run cannot resume from another version.
 LAYOUT = 4
-# Without `every`, checkpoints at the ends of epochs are so many seconds apart at least, and those
-# anywhere at most.
+# Seconds between checkpoints if `every` is not set: the minimum at ends of epochs, and the maximum
+# anywhere.
 AT_EPOCHS, ANYWHERE = 10, 600
 
 
 class Found(NamedTuple):
-    """A run as it was saved.
+    """A run as restored from a checkpoint.
 
     Attributes:
       state: of the run.
       best: the best state, if it was saved.
-      log: what else is remembered.
+      log: the host's record of the run.
     """
 
     state: State
@@ -46,7 +46,7 @@ class Found(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A run as it is to be saved, on the host."""
+    """A run to be saved, on the host."""
 
     state: State
     best: State | None
@@ -75,7 +75,7 @@ class Files:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """The directory, held against other runs."""
+        """Lock the directory against other runs."""
         if jax.process_index() != 0:
             yield
             return
@@ -85,7 +85,7 @@ class Files:
     def found(
         self, resume: bool | str, identity: dict[str, Any], like: State, mesh: Mesh | None
     ) -> Found | None:
-        """The checkpoint to go on from, if there is one; of the run of that identity."""
+        """The checkpoint to resume from, if there is one; it must be of the run `identity`."""
         there = checkpoints(self.directory)
         if there and not resume:
             _refuse(self.directory, there[-1].name)
@@ -108,7 +108,7 @@ class Files:
         return Found(state(""), best, Log.of(found.step, found.records))
 
     def save(self, run: Saved) -> None:
-        """Write a checkpoint in the background, once the one before is written."""
+        """Write a checkpoint in the background, after waiting for the previous one."""
         self.wait()
         if jax.process_index() != 0:
             return
@@ -125,7 +125,7 @@ class Files:
         self.thread.start()
 
     def wait(self) -> None:
-        """Until what was to be written is; raises what went wrong."""
+        """Wait until pending writes are complete; raise the exception of a failed one."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
@@ -135,8 +135,8 @@ class Files:
 
 
 class Manager:
-    """Checkpoints by an `orbax.checkpoint.CheckpointManager`, which knows when, where and how many;
-    arrays go there from each device as they are.
+    """Checkpoints by an `orbax.checkpoint.CheckpointManager`, which decides when, where and how
+    many to write; each device's arrays are saved as they are.
     """
 
     def __init__(self, manager: Any):
@@ -144,13 +144,13 @@ class Manager:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Nothing is held: it has its own rules."""
+        """Lock nothing, as Orbax has its own rules."""
         yield
 
     def found(
         self, resume: bool | str, identity: dict[str, Any], like: State, mesh: Mesh | None
     ) -> Found | None:
-        """The checkpoint to go on from, if there is one; of the run of that identity."""
+        """The checkpoint to resume from, if there is one; it must be of the run `identity`."""
         import orbax.checkpoint as ocp  # pyright: ignore[reportMissingImports]
 
         step = self.manager.latest_step()
@@ -177,7 +177,7 @@ class Manager:
         return Found(state(""), state("best_") if best else None, Log.of(step, records))
 
     def save(self, run: Saved) -> None:
-        """Hand a checkpoint over."""
+        """Pass a checkpoint to the manager."""
         import orbax.checkpoint as ocp  # pyright: ignore[reportMissingImports]
 
         records = run.log.records_to_save.items()
@@ -189,20 +189,20 @@ class Manager:
         self.manager.save(run.log.step, args=args, force=True)
 
     def wait(self) -> None:
-        """Until what was to be written is."""
+        """Wait until pending writes are complete."""
         self.manager.wait_until_finished()
 
 
 def as_place(checkpoint: Any, keep: int) -> Files | Manager:
-    """Where a run is saved: a directory, or what manages one."""
+    """The destination of checkpoints: a directory, or an Orbax manager."""
     if hasattr(checkpoint, "latest_step") and hasattr(checkpoint, "wait_until_finished"):
         return Manager(checkpoint)
     return Files(checkpoint, keep)
 
 
 def on_host(state: State) -> State:
-    """A copy of a state that steps cannot take away; of arrays that other processes have parts of,
-    too, leaf by leaf.
+    """A copy of a state on the host, unaffected by donation; leaves that are sharded over processes
+    are gathered one at a time.
     """
 
     def copy(leaf):
@@ -221,20 +221,20 @@ def on_host(state: State) -> State:
 
 
 def is_apart(state: State) -> bool:
-    """Whether processes have parts of a state, so that all are needed to save it."""
+    """Whether a state is sharded over processes, so that all of them are needed to save it."""
     leaves = [leaf for leaf in jax.tree.leaves(state) if not is_key(leaf)]
     return any(not leaf.is_fully_addressable and not leaf.is_fully_replicated for leaf in leaves)
 
 
 def _refuse(directory: Any, there: str) -> NoReturn:
-    """Refuse to begin a run where there is one."""
+    """Refuse to start a new run in a directory that holds one."""
     raise FileExistsError(
         f"`checkpoint` must be empty unless `resume` is set. Got {str(directory)!r}, with {there}."
     )
 
 
 def _require_run(directory: Any, info: Any, asked: Mapping[str, Any]) -> None:
-    """Refuse to go on with something else than a run, or with another one, by name."""
+    """Refuse to resume from anything but the same run, naming the first setting that differs."""
     found = info.get("run") if isinstance(info, dict) else None
     if not isinstance(found, dict):
         raise ValueError(
@@ -251,7 +251,7 @@ def _require_run(directory: Any, info: Any, asked: Mapping[str, Any]) -> None:
 
 
 def checksum(data: PyTree) -> str:
-    """Of arrays: of their shapes and dtypes, and of a sample of their values."""
+    """A checksum of the shapes, dtypes and a sample of the values of arrays."""
     total = 0
     for leaf in jax.tree.leaves(data):
         leaf = jax.random.key_data(leaf) if is_key(leaf) else leaf
@@ -264,12 +264,12 @@ def checksum(data: PyTree) -> str:
     return f"{total:08x}"
 
 
-# Examples that a checksum looks at.
+# The number of examples that a checksum samples.
 SAMPLED = 1000
 
 
 def _as(part: PyTree, like: PyTree, mesh: Mesh | None) -> PyTree:
-    """Arrays of the host where others are."""
+    """Place host arrays on devices, sharded like the arrays of `like`."""
 
     def place(leaf, other):
         if not is_key(leaf) and is_sharded(other):

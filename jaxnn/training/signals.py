@@ -1,11 +1,11 @@
-"""Signals that end a run: noted while it goes on, and heard between its stretches."""
+"""Signals that end a run: recorded when they arrive, handled between stretches of steps."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
 
-# What the system may send to end a run: Ctrl-C, and what schedulers and closed terminals do.
+# Signals that end a run: Ctrl-C, and those sent by schedulers and closing terminals.
 SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
@@ -15,12 +15,12 @@ SIGNALS = tuple(
 
 @contextlib.contextmanager
 def noted(caught: list[int]) -> Iterator[None]:
-    """Signals that end a run are noted in a list; a second one does what it did before.
+    """Record signals that end a run in `caught`; a second one has its original effect.
 
-    Those that are ignored, as under `nohup`, stay so; and those whose handler is not Python's.
+    Signals that are ignored, as under `nohup`, or whose handler is not Python's are left alone.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python leaves signals to the main thread
+        yield  # Python delivers signals to the main thread only
         return
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     before = {n: h for n, h in handlers.items() if h not in (None, signal.SIG_IGN)}

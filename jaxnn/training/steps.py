@@ -1,10 +1,10 @@
-"""The device's part of training: one compiled program that takes any chunk of an epoch's steps.
+"""Training steps on the device: one compiled program that runs any chunk of an epoch's steps.
 
-Where a chunk begins and ends is traced, so the host can come back after one step or a million
-without a compilation. The loop stops by itself behind a step that made the loss or a parameter not
-finite. To keep the state before each step, in case that step is the one, would cost up to a quarter
-of the time; so a chunk that went wrong is taken again, from its beginning to the step before. A
-large state is not kept for that: there a step is looked at before it is taken.
+The bounds of a chunk are traced, so control can return to the host after one step or a million
+without recompiling. The loop stops after a step that makes the loss or a parameter non-finite.
+Keeping the state before each step would cost up to a quarter of the time, so a chunk that fails is
+rerun from its start, up to the step before the failure. For a large state no copy is kept; instead
+each step is checked before it is taken.
 """
 
 import functools
@@ -27,7 +27,7 @@ from jaxnn.training.objective import Objective
 
 
 class State(NamedTuple):
-    """What a step changes: parameters, the optimiser's state, and the model's own if it has one."""
+    """The values that a step updates: parameters, optimiser state, and the model's own, if any."""
 
     params: PyTree
     opt_state: PyTree
@@ -35,15 +35,15 @@ class State(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How the epochs of a run are cut into steps.
+    """How the epochs of a run are divided into steps.
 
     Attributes:
-      count: how many examples there are; None where batches come from a function, which alone knows
-        how many are in an epoch.
-      batch_size: of a step.
-      epochs: how many there are; None for as many as `most` steps take.
+      count: number of examples; None if batches come from a function, which alone determines the
+        length of an epoch.
+      batch_size: examples per step.
+      epochs: number of epochs; None for as many as `most` steps take.
       replacement: whether each batch is drawn from all examples.
-      most: the number of steps after which the run ends, if epochs do not end it before.
+      most: maximum number of steps, if the epochs do not end the run earlier.
     """
 
     count: int | None
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
 
     @property
     def per_epoch(self) -> int:
-        """Steps in an epoch; at least 1, where no more is known."""
+        """Steps per epoch; 1 if the number of examples is unknown."""
         return 1 if self.count is None else -(-self.count // self.batch_size)
 
     @property
@@ -64,7 +64,7 @@ class Plan(NamedTuple):
 
     @property
     def steps(self) -> int | None:
-        """Steps of the whole run, if that is known."""
+        """Steps of the whole run, if known."""
         if self.count is None or self.epochs is None:
             return self.most
         steps = self.per_epoch * self.epochs
@@ -72,17 +72,15 @@ class Plan(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether a step takes all examples, each once, so that their order means nothing."""
+        """Whether a step takes all examples, each once, so that their order does not matter."""
         return self.batch_size == self.count and not self.replacement
 
     def key_of(self, key: Key[Array, ""], epoch: Any) -> Key[Array, ""]:
-        """An epoch's key, of which its order is drawn, and the keys of its steps; 0 is that of what
-        is measured.
-        """
+        """The key of an epoch, for its order and its steps; epoch 0 is for measurements."""
         return jax.random.fold_in(key, epoch)
 
     def order(self, key: Key[Array, ""], epoch: Any) -> Int[Array, "examples"]:  # noqa: F821
-        """Which examples an epoch uses, in which order: from the key and its number alone."""
+        """The indices of an epoch's examples in order, determined by the key and epoch alone."""
         count = self.count or 0
         if self.whole:
             return jnp.arange(count, dtype=jnp.int32)
@@ -91,15 +89,15 @@ class Plan(NamedTuple):
 
 
 class Way(NamedTuple):
-    """What steps are compiled for, besides the functions and the forms of what they take.
+    """Options that steps are compiled for, besides the functions and the forms of their arguments.
 
     Attributes:
-      batch_size: examples a step.
+      batch_size: examples per step.
       rest: examples of the smaller step at the end of an epoch; 0 if there is none.
       whole: whether a step takes all examples as they are.
-      extra: whether the optimiser takes the loss, its gradient and its function besides.
-      guarded: whether a step is looked at before it is taken: no earlier state is kept then,
-        but the update is computed twice.
+      extra: whether the optimiser also takes the loss, its gradient and its function.
+      guarded: whether a step is checked before it is taken. Then no earlier state is kept, but the
+        update is computed twice.
       norm: whether the norm of the gradient is recorded.
       mesh: devices that share each batch.
     """
@@ -114,20 +112,20 @@ class Way(NamedTuple):
 
     @classmethod
     def of(cls, plan: Plan, optimizer: Any, **more: Any) -> "Way":
-        """That of a plan and an optimiser."""
+        """The options for a plan and an optimiser."""
         extra = isinstance(optimizer, optax.GradientTransformationExtraArgs)
         return cls(plan.batch_size, plan.rest, plan.whole, extra, **more)
 
 
 class Chunk(NamedTuple):
-    """What came of some steps.
+    """The result of a chunk of steps.
 
     Attributes:
-      reached: the number behind the last step that was taken.
-      state: after that step.
+      reached: the number of the next step.
+      state: after the last step.
       finite: whether the loss and each floating leaf of the parameters are finite there.
       losses: entry i is the loss before step i.
-      aux: and what else it returned there, by name.
+      aux: the auxiliary outputs of the loss at each step, by name.
     """
 
     reached: Int[Array, ""]
@@ -137,7 +135,7 @@ class Chunk(NamedTuple):
     aux: dict[str, Any]
 
     def not_finite(self) -> str | None:
-        """The name of what was not finite first, if anything was."""
+        """The name of the first non-finite value, or None."""
         leaves = tree_flatten_with_path(self.state.params)[0]
         paths = [keystr(path) for path, leaf in leaves if is_differentiable(leaf)]
         names = ["loss", *(f"params{path}" for path in paths)]
@@ -145,23 +143,23 @@ class Chunk(NamedTuple):
         return next((name for name, fine in pairs if not fine), None)
 
 
-# What the norm of the gradient is called among what is recorded of each step.
+# The name under which the norm of the gradient is recorded.
 NORM = "gradient_norm"
 
 
 def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
-    """A function that takes a chunk of steps.
+    """A function that runs a chunk of steps.
 
     Args:
       objective: what is minimised.
-      way: how.
+      way: the options that the steps are compiled for.
 
     Returns:
-      `take(update, state, data, order, key, first, start, stop, short)`: a `Chunk` of the steps
-      `start` to `stop` of an order of examples, or, where that is None, of examples as they stand;
-      step i takes the i-th `batch_size` of them; if `short`, the last takes `rest`. The key of step
-      i is number `first` + i of the epoch's `key`. It ends behind the first step whose loss was not
-      finite, or, if it is guarded, whose parameters were not. `update` is the optimiser's.
+      `take(update, state, data, order, key, first, start, stop, short)`, which returns a `Chunk`.
+      It takes the steps `start` to `stop` over `order`, or over `data` in order if that is None.
+      Step i uses the i-th `batch_size` examples; if `short`, the last step uses `rest`. Step i
+      folds `first` + i into the epoch's `key`. The loop ends after the first step whose loss is not
+      finite or, if guarded, whose parameters are not. `update` is the optimiser's.
     """
     skeleton, batch_size = objective.skeleton, way.batch_size
 
@@ -181,7 +179,7 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
             given = state.model_state, key_of(i), batch
             value, gradient, model_state, aux = objective.value_and_gradient(state.params, *given)
 
-            asked = []  # whether the optimiser evaluates the function itself, as a line search does
+            asked = []  # non-empty if the optimiser evaluates the function, as a line search does
 
             def of_moving(moving, held):
                 asked.append(True)
@@ -232,14 +230,14 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
             chunk = lax.cond(due, lambda c: step(c, way.rest), lambda c: c, chunk)
         if way.guarded:
             return chunk
-        # An update is added, so that what is not finite once is not finite here.
+        # Steps add updates to parameters, so a non-finite parameter stays so until the end.
         return chunk._replace(finite=chunk.finite.at[1:].set(_finite(chunk.state.params)))
 
     return take
 
 
 def batch_form(data: PyTree, size: int) -> PyTree:
-    """The form of so many examples, without their values, as they are on the device."""
+    """The shapes and dtypes of `size` examples on the device."""
 
     def form(a):
         dtype = a.dtype if isinstance(a, jax.Array) else jax.dtypes.canonicalize_dtype(a.dtype)
@@ -249,7 +247,7 @@ def batch_form(data: PyTree, size: int) -> PyTree:
 
 
 def _require_free(aux: dict[str, Any]) -> None:
-    """Refuse a loss that records something else by the name of the gradient's norm."""
+    """Refuse a loss whose aux uses the name of the gradient norm."""
     if NORM in aux:
         raise ValueError(
             f"`record` must leave {NORM!r} out where the aux of the loss has that name. Got both."
@@ -259,7 +257,7 @@ def _require_free(aux: dict[str, Any]) -> None:
 def _noted(
     objective: Objective, norm: bool, params: PyTree, model_state: PyTree, key: Any, batch: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """The loss of a step, and what is recorded beside it."""
+    """The loss of a step and its recorded outputs."""
     value, (_, aux) = objective.value(params, model_state, key, batch)
     if norm:
         gradient = objective.skeleton.split(params)[0]
@@ -268,16 +266,16 @@ def _noted(
 
 
 def make_stretch(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk]:
-    """A function that takes steps across epochs, in which nothing has to be measured.
+    """A function that takes steps across epochs, without measurements in between.
 
     Args:
-      take: takes a chunk of one epoch's steps.
+      take: runs a chunk of one epoch's steps.
       plan: of epochs without a smaller step at their end.
 
     Returns:
-      `across(update, state, data, key, start, stop, short)`: a `Chunk` of the steps `start` to
-      `stop` of the run, which touch at most `rows_of` epochs; its losses have one row an epoch.
-      `short` is False.
+      `across(update, state, data, key, start, stop, short)`, which returns a `Chunk` of the steps
+      `start` to `stop` of the run. They touch at most `rows_of` epochs; the losses have one row per
+      epoch. `short` is False.
     """
     size = plan.per_epoch
 
@@ -307,12 +305,12 @@ def make_stretch(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk]
     return across
 
 
-# Losses that come back from one stretch.
+# The target number of losses returned by one stretch.
 STRETCH = 8192
 
 
 def rows_of(plan: Plan) -> int:
-    """So many epochs a stretch may touch."""
+    """The maximum number of epochs that a stretch may touch."""
     return max(2, STRETCH // plan.per_epoch)
 
 
@@ -325,15 +323,15 @@ def run_chunk(
     short: Any,
     guarded: bool = False,
 ) -> Chunk:
-    """A chunk of steps by `take`, with the state after its last good step.
+    """Run a chunk of steps by `take`, and return the state after its last good step.
 
-    A guarded `take` has that state already, and may have the memory of `state`. Under `vmap`,
-    `start`, `stop` and `short` are arrays with one entry a run.
+    A guarded `take` returns that state itself, and `state` is donated to it. Under `vmap`, `start`,
+    `stop` and `short` are arrays with one entry per run.
     """
     if guarded:
         return take(state, *examples, start, stop, short)
-    # Good after `good` steps, not so after `bad`, as far as is known. What was not finite stays so:
-    # the last good step is looked for from the end, back by steps that double, then halved.
+    # The state is known to be finite after `good` steps and non-finite after `bad`. Non-finite
+    # states stay so: search back from the end by doubling steps, then bisect.
     known, good, bad, probe, back = None, start, stop + 1, stop, 1
     while True:
         chunk = take(state, *examples, start, probe, short & (probe == stop))
@@ -341,7 +339,7 @@ def run_chunk(
         outcome = chunk._replace(state=None)
         known = outcome if known is None else _of_the_broken(fine, known, outcome)
         bad = np.where(fine, bad, np.asarray(chunk.reached))
-        good = np.minimum(np.where(fine, probe, good), bad - 1)  # a GPU's arithmetic may differ
+        good = np.minimum(np.where(fine, probe, good), bad - 1)  # GPU reruns may round differently
         if fine.all() and np.all(good == bad - 1):
             return known._replace(state=chunk.state)
         probe, back = np.maximum(bad - back, (good + bad) // 2), 2 * back
@@ -349,33 +347,33 @@ def run_chunk(
 
 @jax.jit
 def copied(state: State) -> State:
-    """A copy, in one program: it is compiled faster than one for each shape."""
+    """Copy a state in one program, which compiles faster than one program per shape."""
     return jax.tree.map(jnp.copy, state)
 
 
-# A state of so many bytes is guarded: a second one would be felt, and a step takes so long that
-# computing the update twice is not.
+# Bytes from which a state is guarded: a second copy would cost too much memory, and a step takes so
+# long that computing the update twice is cheap in comparison.
 LARGE = 2**26
 
 
 def is_large(state: State) -> bool:
-    """Whether a state is too large for an earlier one to be kept beside it."""
+    """Whether a state is too large to keep an earlier one beside it."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state) if not is_key(leaf)) >= LARGE
 
 
 def compiled(
     objective: Objective, optimizer: Any, way: Way, across: Plan | None = None
 ) -> Callable[..., Chunk]:
-    """`take` for one optimiser, or one that takes steps `across` the epochs of a plan, compiled."""
+    """Compile `take` for one optimiser, within an epoch or, with a plan, `across` epochs."""
     take = make_chunk(objective, way)
     take = make_stretch(take, across) if across else take
-    donated = (0,) if way.guarded else ()  # a small state may be needed again
+    donated = (0,) if way.guarded else ()  # a small state may be needed for a rerun
     return Jitted(functools.partial(take, optimizer.update), donated)
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """Arrays of our own, on the default device or whole on each device of a mesh; what comes cut
-    into parts for the devices of the mesh stays so.
+    """Copies of arrays, on the default device or replicated over a mesh; arrays that are already
+    sharded over a mesh stay sharded.
     """
 
     def place(leaf):
@@ -396,8 +394,8 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
 
 
 def send(tree: PyTree, mesh: Mesh | None, ours: bool = False) -> PyTree:
-    """Arrays that are only read, on the devices: as they are where they are there already, and
-    where the host's are `ours`, without a copy if that can be.
+    """Read-only arrays on the devices, copied only if they are not there yet. If the host's arrays
+    are `ours`, the device may share their memory.
     """
 
     def there(leaf):
@@ -409,20 +407,20 @@ def send(tree: PyTree, mesh: Mesh | None, ours: bool = False) -> PyTree:
 
 
 def is_sharded(leaf: Any) -> bool:
-    """Whether an array is cut into parts, by a mesh."""
+    """Whether an array is sharded over a mesh."""
     sharding = getattr(leaf, "sharding", None)
     return isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated
 
 
 def in_parts(leaf: Any, mesh: Mesh) -> jax.Array:
-    """An array that comes cut into parts, as the mesh's: the same memory where that can be."""
+    """A sharded array on the given mesh, sharing memory if possible."""
     return jax.device_put(leaf, NamedSharding(mesh, leaf.sharding.spec))
 
 
 def shard_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
-    """A batch cut into as many parts as there are devices.
+    """A batch sharded over all devices of a mesh.
 
-    The compiler fills up uneven ones, and leaves the filling out.
+    The compiler pads uneven shards and ignores the padding.
     """
     if mesh is None:
         return batch
@@ -439,7 +437,7 @@ def _finite(params: PyTree) -> Bool[Array, "leaves"]:  # noqa: F821
 
 
 def _of_the_broken(fine: Any, known: Chunk, again: Chunk) -> Chunk:
-    """What was known of runs that are fine now, and what came again of those that are not."""
+    """Old results for runs that are finite now, new results for the others."""
 
     def latest(old, new):
         return jnp.where(fine.reshape(fine.shape + (1,) * (old.ndim - fine.ndim)), old, new)

@@ -1,7 +1,7 @@
-"""Sweeps: many training runs at once, in one compiled program, under `vmap`.
+"""Sweeps: many training runs at once, in one program compiled under `vmap`.
 
-A small network leaves most of a device idle; runs that differ in a learning rate or a seed fill it.
-Each run takes the steps that `fit` would take alone, and stops alone where it is no longer finite.
+A small network leaves most of a device idle; runs with different learning rates or seeds fill it.
+Each run takes the same steps as `fit` alone, and stops on its own once it is no longer finite.
 """
 
 import functools
@@ -66,30 +66,30 @@ def sweep(
     has_aux: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[Fit]:
-    """Train once for each of `values`, all at the same time.
+    """Train one run for each of `values`, all in parallel.
 
     Args:
       loss: as for `fit`.
-      params: where every run starts; or a function of a run's key that makes it, such as an
-        initialisation.
+      params: the initial parameters of every run; or a function from a run's key to them, such as
+        an initialisation.
       data: a tuple of arrays, such as (x, t).
-      optimizer: a function of one of `values` that returns an optimiser, such as `optax.sgd`.
-      values: an array of learning rates, or a pytree of arrays with one entry a run on the first
+      optimizer: a function from one of `values` to an optimiser, such as `optax.sgd`.
+      values: an array of learning rates, or a pytree of arrays with one entry per run on the first
         axis.
-      key: one for all runs, which then see the same batches; or an array of keys, one a run.
+      key: one key, so that all runs see the same batches; or an array of keys, one per run.
       epochs: as for `fit`.
       batch_size: as for `fit`.
       grad: as for `fit`.
       replacement: as for `fit`.
       test: a tuple of arrays like `data`.
       metrics: as for `fit`; the loss and the metrics are always measured after each epoch.
-      model_state: as for `fit`; where every run starts.
+      model_state: as for `fit`; shared by all runs at the start.
       has_aux: as for `fit`.
-      on_progress: called after each epoch; loss and record are of the run whose loss on `data` is
-        lowest.
+      on_progress: called after each epoch with the loss and the record of the run whose loss on
+        `data` is lowest.
 
     Returns:
-      One `Fit` a run, in the order of `values`; its seconds are those of all runs together.
+      One `Fit` per run, in the order of `values`; its seconds are those of all runs together.
 
     Raises:
       TypeError: as `fit`.
@@ -150,7 +150,7 @@ def sweep(
     measured_by = programs.keys(keys, 0)
     for epoch in range(1, epochs + 1):
         began = time.perf_counter()
-        # A run that is no longer finite stands still: it takes no steps any more.
+        # A run that is no longer finite takes no further steps.
         going = np.array([leaf is None for leaf in broken])
         stop, short = np.where(going, np.int32(plan.per_epoch), 0), going & (plan.rest > 0)
         start, order = np.zeros(runs, np.int32), programs.order(key, epoch)
@@ -176,7 +176,7 @@ def sweep(
 def _add(
     log: Log, chunk: Chunk, broken: str | None, going: bool, plan: Plan, seconds: float
 ) -> None:
-    """Note what one run did in an epoch, which ends for all of them."""
+    """Record one run's epoch, which ends at the same time for all runs."""
     taken = int(chunk.reached)
     good = taken - (going and broken is not None)
     sizes = np.full(taken, plan.batch_size)
@@ -197,7 +197,7 @@ def _fit(log: Log, broken: str | None, skeleton: Skeleton, state: State) -> Fit:
 
 
 class _Programs(NamedTuple):
-    """What a sweep runs: chunks of steps, measurements, the order of an epoch, and its keys."""
+    """The programs of a sweep: chunks of steps, measurements, orders of epochs, and their keys."""
 
     take: Callable[..., Chunk]
     evaluate: Callable
@@ -208,7 +208,7 @@ class _Programs(NamedTuple):
 def _compiled(
     objective: Objective, optimizer: Callable, way: Way, plan: Plan, own_keys: int
 ) -> _Programs:
-    """The programs; `own_keys` is 1 where each run has a key of its own, else 0."""
+    """Compile the programs; `own_keys` is 1 if each run has its own key, else 0."""
     one_chunk = make_chunk(objective, way)
 
     def take(state, value, data, order, key, first, *chunk):
@@ -226,7 +226,7 @@ def _compiled(
         return {name: total / count for name, (total, _) in sums.items()}
 
     def order(key, epoch):
-        """One for all runs where they share a key."""
+        """One order for all runs if they share a key."""
         of = functools.partial(plan.order, epoch=epoch)
         return lax.map(of, key) if own_keys else of(key)
 
@@ -237,7 +237,7 @@ def _compiled(
 
 
 def _require_keys(key: Any, runs: int) -> Key[Array, "runs"]:  # noqa: F821
-    """A key for each run; refused is what is not one key, or one a run."""
+    """A key for each run; refuse anything but one key, or one per run."""
     if not is_key(key) or key.ndim > 1:
         raise TypeError(
             f"`key` must be one typed PRNG key, or an array of them, one a run. Got "
@@ -267,7 +267,7 @@ def _starts(
     keys: Key[Array, "runs"],  # noqa: F821
     runs: int,
 ) -> tuple[Skeleton, PyTree]:
-    """Where each run starts: the skeleton that all share, and the arrays, stacked."""
+    """The skeleton that all runs share, and their initial arrays, stacked."""
     if not (callable(params) and treedef_is_leaf(jax.tree.structure(params))):  # a module is a tree
         require_differentiable("params", params)
         skeleton, arrays = arrays_of(params)
@@ -275,12 +275,12 @@ def _starts(
     require_arguments("params", params, key)
     first = params(keys[0])
     require_differentiable("params(...)", first)
-    # One key after the other: under `vmap`, what some generators draw for one depends on others.
+    # Map over keys one at a time: under `vmap`, draws of some generators depend on the other keys.
     return arrays_of(first)[0], lax.map(lambda key: arrays_of(params(key))[1], keys)
 
 
 def _progress(plan: Plan, epoch: int, measured: dict[str, np.ndarray]) -> Progress:
-    """Where the run with the lowest loss stands."""
+    """The progress of the run with the lowest loss."""
     losses = measured["train_loss"]
     best = int(np.nanargmin(np.append(losses, np.inf))) % len(losses)
     record = {
@@ -292,5 +292,5 @@ def _progress(plan: Plan, epoch: int, measured: dict[str, np.ndarray]) -> Progre
 
 
 def _one(runs: PyTree, i: int) -> PyTree:
-    """What belongs to run i."""
+    """The part of run i."""
     return jax.tree.map(operator.itemgetter(i), runs)

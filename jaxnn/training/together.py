@@ -1,4 +1,4 @@
-"""The processes of one run: that they begin alike, decide together, and end together."""
+"""The processes of one run start from the same settings, decide together, and end together."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,19 +8,19 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# Bytes of what a process says of its failure to the others.
+# Bytes of a failure message that one process sends to the others.
 SAID = 400
 
 
 class Vote(NamedTuple):
-    """What a process wants between two stretches; the least or the most of all is done.
+    """What a process wants between two stretches; `agreed` combines the votes of all processes.
 
     Attributes:
-      stopped: whether somebody ended the run.
-      interrupted: whether a signal came.
-      failed: whether something was raised.
-      due: whether a checkpoint is.
-      pace: steps in the next stretch.
+      stopped: whether the user stopped the run.
+      interrupted: whether a signal arrived.
+      failed: whether an exception was raised.
+      due: whether a checkpoint is due.
+      pace: number of steps in the next stretch.
     """
 
     stopped: bool
@@ -30,7 +30,7 @@ class Vote(NamedTuple):
     pace: int
 
     def agreed(self) -> "Vote":
-        """What all processes do."""
+        """The joint decision: a flag is set if any process sets it; the smallest pace wins."""
         if jax.process_count() == 1:
             return self
         of_all = multihost_utils.process_allgather(np.array(self, np.int32))
@@ -39,7 +39,7 @@ class Vote(NamedTuple):
 
 
 def failure_of_others(mine: BaseException | None) -> RuntimeError | None:
-    """What the first process that failed says of it, told to all."""
+    """An error with the message of the first process that failed, shared with all processes."""
     if jax.process_count() == 1:
         return None
     said = "" if mine is None else f"{type(mine).__name__}: {mine}"
@@ -53,13 +53,13 @@ def failure_of_others(mine: BaseException | None) -> RuntimeError | None:
 
 
 def require_same(parts: Mapping[str, Any]) -> None:
-    """Refuse processes that begin a run differently, naming what differs and where.
+    """Refuse processes whose settings differ, naming the setting and the processes.
 
     Args:
-      parts: what has to be the same, by name; told apart by how it is printed.
+      parts: settings by name, compared by their `repr`.
 
     Raises:
-      ValueError: in all processes.
+      ValueError: the settings differ; raised in all processes.
     """
     if jax.process_count() == 1:
         return
@@ -78,5 +78,5 @@ def require_same(parts: Mapping[str, Any]) -> None:
 
 
 def digest(content: bytes) -> bytes:
-    """Eight bytes that differ where the content does."""
+    """An eight-byte hash of some content."""
     return hashlib.sha256(content).digest()[:8]
