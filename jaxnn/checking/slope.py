@@ -1,18 +1,18 @@
 """The slope of a line at 0, with a bound on its error, from values at +-t for a ladder of steps t.
 
-Central, right and left difference quotients are one problem asked three times: q(t) = slope +
-O(t^p) + noise / t, with p = 2 for central ones and 1 for those of one side. Quotients at steps a
+Central, right and left difference quotients are one problem solved three times: q(t) = slope +
+O(t^p) + noise / t, with p = 2 for central and p = 1 for one-sided quotients. Quotients at steps a
 factor of four apart are extrapolated to t = 0 (Richardson, Romberg). Coarse steps suffer from
-truncation, fine ones from noise, and coarse ones can agree with each other by chance. One rule
-settles all three: an estimate from step t is as good as its extrapolation disagrees with the column
-before it, plus what finer steps say against it. A finer step s that deviates by d shows either
-noise of d s in the values, or that the estimate is wrong; both are worth d s / t at step t. So the
-noise is measured, not assumed, and neither a step nor a tolerance is asked for.
+truncation, fine steps from noise, and coarse steps can agree with each other by chance. The bound
+of an estimate from step t covers all three: its distance to the previous column of the
+extrapolation, plus what finer steps say against it. A finer step s that deviates by d shows either
+noise of size d s in the values, or that the estimate is wrong; both are worth d s / t at step t. So
+the noise is measured, not assumed, and the user chooses neither a step nor a tolerance.
 
-Where two estimates exclude each other, the finer one holds if the coarser steps show why: a kink,
-or values that vary by more than rounding. Otherwise neither wins: a function that drowns in
-cancellation looks perfectly flat to the finest steps. The bound then covers both. A kink is where
-the slopes from both sides exclude each other.
+If a finer estimate excludes the best one, it wins if the coarser steps show why: a kink, or values
+that vary by more than rounding. Otherwise neither wins, because a function that drowns in
+cancellation looks perfectly flat to the finest steps: the bound then covers both. There is a kink
+where the slopes from both sides exclude each other.
 
 Sources: Ridders, Adv. Eng. Software 4 (1982) 75; on noise from differences, Moré and Wild, SIAM
 J. Sci. Comput. 33 (2011) 1292.
@@ -32,19 +32,17 @@ HALF, RUNGS = 14, 24  # down to where half the digits of float64 are noise; and 
 # Romberg's columns: the fourth removes t^6. One more gains nothing on steps that double precision
 # allows (`tests/benchmarks/ablation.py`).
 COLUMNS = 4
-# So many finer steps have to vouch for one; the noise that they show is a sample of the true one,
-# whose largest value it falls short of: CAUTION makes up for that.
+# An estimate needs this many finer steps. The noise they show is a sample of the true noise, and
+# falls short of its largest value: CAUTION makes up for that.
 WITNESSES = 3
 CAUTION = 3.0
-# Noise above this part of the values is no rounding but the function, on a finer scale.
+# Noise above this fraction of the values is not rounding but the function, on a finer scale.
 WILD = 1e-5
-# A bound is close below this part of the slope; a coarse estimate is a rival to a finer one if its
-# own neighbours vouch for it to this part of the distance between them.
+# A bound below this fraction of the slope is close.
 CLEAR = 1e-3
-# A slope that is known to this part of itself has more digits than any verdict asks for: even of
-# float64 the half.
+# A slope known to this fraction of itself has more digits than any verdict needs.
 TIGHT = 1e-9
-# Values that fit float32 and differ by so few of its roundings were rounded to it; counts fit it
+# Values that fit float32 and differ by this few of its roundings were rounded to it; counts fit it
 # too, but differ by more.
 FLOAT32_ROUNDINGS = 64
 
@@ -218,7 +216,6 @@ def limit(
     if n <= WITNESSES + 1:
         return NONE
     later = np.triu(np.ones((n, n), bool), 1)  # row: the step of an estimate; column: a finer one
-    next_ones = later & ~np.triu(np.ones((n, n), bool), WITNESSES + 1)
     rows, column = [], quotients
     for j in range(COLUMNS):
         before = column
@@ -228,30 +225,23 @@ def limit(
         coarser = np.concatenate([[np.nan], before[:-1]])
         truncation = np.maximum(np.abs(column - coarser), np.abs(column - before))
         off = np.abs(quotients - column[:, None]) * t
-        noise, own = (np.max(off * on, axis=1, initial=floor) for on in (later, next_ones))
-        bounds = truncation + CAUTION * noise / t, truncation + CAUTION * own / t
+        noise = np.max(off * later, axis=1, initial=floor)
         usable = slice(max(j, 1), n - WITNESSES)
-        rows.append(np.stack([column, *bounds, noise, own, np.arange(n)])[:, usable])
-    value, bound, own_bound, noise, own_noise, rung = np.concatenate(rows, axis=1)
+        estimates = column, truncation + CAUTION * noise / t, noise, np.arange(n)
+        rows.append(np.stack(estimates)[:, usable])
+    value, bound, noise, rung = np.concatenate(rows, axis=1)
     rung = rung.astype(int)
-
-    def explained(coarse, noise, apart):
-        """Whether coarse steps show why they are off: values that vary, or a kink nearby."""
-        return (noise > WILD * size) | (gap[rung[coarse] + WITNESSES] >= apart)
-
     best = int(np.argmin(bound))
     while True:
         apart = np.abs(value - value[best])
         finer = (rung > rung[best]) & (apart > bound + bound[best])
-        better = np.flatnonzero(finer & explained(best, noise[best], apart))
+        # Coarse steps show why they are off: the values vary, or there is a kink nearby.
+        shown = (noise[best] > WILD * size) | (gap[rung[best] + WITNESSES] >= apart)
+        better = np.flatnonzero(finer & shown)
         if not len(better):
             break
         best = int(better[np.argmin(bound[better])])
-    everywhere = np.arange(len(value))
-    rivals = (rung < rung[best]) & (own_bound < CLEAR * apart)
-    rivals &= (apart > own_bound + bound[best]) & ~explained(everywhere, own_noise, apart)
-    covered = np.concatenate([(apart + own_bound)[rivals], (apart + bound)[finer], [0.0]])
-    total = float(bound[best] + np.max(covered))
+    total = float(bound[best] + np.max((apart + bound)[finer], initial=0.0))
     return Limit(float(value[best]), total, float(t[rung[best]]), float(noise[best]))
 
 
