@@ -161,7 +161,7 @@ def test_the_wheel_carries_the_digits_and_works_alone(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("METADATA")]
         description = archive.read(name).decode()
-    assert "## Is this gradient right?" in description and "<picture>" not in description
+    assert "## Check a gradient" in description and "<picture>" not in description
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=300)
     python = str(tmp_path / "venv" / "bin" / "python")
     subprocess.run(
