@@ -18,7 +18,7 @@ from jax.extend import core
 from jaxtyping import PyTree
 
 from jaxnn._validate import is_concrete
-from jaxnn.numerical.interpret import Program, fingerprint, opened, without_rules
+from jaxnn.numerical.interpret import Program, emptied, fingerprint, opened, without_rules
 
 # How many compiled programs are kept; the least recently used goes first.
 KEPT = 256
@@ -51,13 +51,13 @@ class Traced(NamedTuple):
     @classmethod
     def of_program(cls, program: Program, shapes: PyTree) -> "Traced":
         """From a trace that has been made already."""
-        jaxpr, consts = opened(without_rules(program))
+        plain = without_rules(program)
         try:
             key = fingerprint(program), jax.tree.structure(shapes)
             hash(key)
         except TypeError:
             key = None
-        return cls(jaxpr, tuple(consts), shapes, key)
+        return cls(emptied(plain), tuple(opened(plain)[1]), shapes, key)
 
     @property
     def bare(self) -> "Traced":

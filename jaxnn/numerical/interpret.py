@@ -112,6 +112,13 @@ def opened(program: Program) -> tuple[core.Jaxpr, Sequence[Any]]:
     return getattr(program, "jaxpr", program), getattr(program, "consts", ())
 
 
+def emptied(program: Program) -> core.Jaxpr:
+    """A program's jaxpr without the values of its constants, which are inputs that come first."""
+    jaxpr, _ = opened(program)
+    # since JAX 0.12 a jaxpr holds its constants
+    return core.ClosedJaxpr(jaxpr, []) if getattr(jaxpr, "consts", ()) else jaxpr
+
+
 def evaluate(
     program: Program,
     args: Sequence[Any],
