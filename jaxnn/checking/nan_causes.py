@@ -83,7 +83,7 @@ NOT_FINITE: dict[core.Primitive, Cause] = {
     ),
     primitives.square_p: Cause(
         "it overflows",
-        "it overflows",
+        "",
         "scale what is squared",
     ),
     primitives.exp_p: _OVERFLOW,
@@ -141,11 +141,11 @@ NOT_FINITE: dict[core.Primitive, Cause] = {
     ),
     primitives.cholesky_p: Cause(
         "the matrix is not positive definite",
-        "the matrix is singular",
+        "",
         _SINGULAR,
     ),
     primitives.lu_p: Cause(
-        "the matrix is singular",
+        "",
         "the matrix is singular",
         "",
     ),

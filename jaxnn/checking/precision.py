@@ -318,12 +318,13 @@ def _own_values_agree(
 
 
 def _finite_square(x: np.ndarray) -> float:
-    return float(np.sum(x[np.isfinite(x)] ** 2))
+    with np.errstate(over="ignore"):
+        return float(np.sum(x[np.isfinite(x)] ** 2))
 
 
 def _distance(own: Any, wide: Any, tolerance: float) -> tuple[float, float, bool]:
-    """The distance to the gradient in float64, the norm of that, and whether every entry is within
-    the tolerance. Large arrays stay where they are.
+    """The distance to the gradient in float64 and the norm of that, in units of its largest entry,
+    and whether every entry is within the tolerance. Large arrays stay where they are.
     """
     if on_one_cpu(wide):
         found = _distances(np.asarray(own, np.float64), np.asarray(wide, np.float64), tolerance, np)
@@ -338,7 +339,9 @@ def _distances(own: Any, wide: Any, tolerance: float, xp: Any) -> tuple[Any, Any
     own, wide = own.astype(wide.dtype).ravel(), wide.ravel()
     error = own - wide
     is_near = (xp.abs(error) <= tolerance * xp.abs(wide)).all()
-    return xp.linalg.norm(error), xp.linalg.norm(wide), is_near
+    unit = xp.abs(wide).max(initial=0)
+    unit = xp.where((unit > 0) & xp.isfinite(unit), unit, 1)  # a square must not overflow
+    return xp.linalg.norm(error / unit), xp.linalg.norm(wide / unit), is_near
 
 
 _ON_DEVICE = jax.jit(functools.partial(_distances, xp=jnp))

@@ -1,0 +1,82 @@
+"""Each row of the table of causes is said of the primitive that it is about."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.scipy.linalg import lu, solve_triangular
+
+import jaxnn
+from jaxnn.checking.nan_causes import NOT_FINITE
+
+TWO_EQUAL = jnp.eye(2)
+SINGULAR = jnp.zeros((2, 2))
+HUGE, LARGEST = 1e200, 1.5e308
+
+
+def eigenvectors(x):
+    return jnp.abs(lax.linalg.eig(x, compute_left_eigenvectors=False, enable_eigvec_derivs=True)[1])
+
+
+# A function, and a point where its value, or its slope behind a mask, is not finite; None where the
+# table says nothing of it.
+EXAMPLES = {
+    "sqrt": (jnp.sqrt, -1.0, 0.0),
+    "rsqrt": (lax.rsqrt, 0.0, 0.0),
+    "cbrt": (jnp.cbrt, None, 0.0),
+    "log": (jnp.log, 0.0, 0.0),
+    "log1p": (jnp.log1p, -2.0, -1.0),
+    "div": (lambda x: 1 / x, 0.0, 0.0),
+    "pow": (lambda x: x**0.5, -1.0, 0.0),
+    "integer_pow": (lambda x: x**-2, 0.0, 0.0),
+    "square": (jnp.square, HUGE, None),
+    "exp": (jnp.exp, 1e4, 1e4),
+    "exp2": (jnp.exp2, 1e5, 1e5),
+    "expm1": (jnp.expm1, 1e4, 1e4),
+    "cosh": (jnp.cosh, 1e4, 1e4),
+    "sinh": (jnp.sinh, 1e4, 1e4),
+    "eigh": (lambda x: jnp.linalg.eigh(x)[1], None, TWO_EQUAL),
+    "eig": (eigenvectors, None, TWO_EQUAL),
+    "svd": (lambda x: jnp.linalg.svd(x)[0], None, TWO_EQUAL),
+    "acos": (jnp.arccos, 2.0, 1.0),
+    "asin": (jnp.arcsin, 2.0, 1.0),
+    "acosh": (jnp.arccosh, 0.5, 1.0),
+    "atanh": (jnp.arctanh, 2.0, 1.0),
+    "atan2": (lambda x: jnp.arctan2(x, 0 * x), None, 0.0),
+    "erf_inv": (lax.erf_inv, 2.0, 1.0),
+    "sub": (lambda x: x - (-x), LARGEST, None),
+    "add": (lambda x: x + x, LARGEST, None),
+    "mul": (lambda x: x * HUGE, HUGE, None),
+    "cholesky": (jnp.linalg.cholesky, -TWO_EQUAL, None),
+    "lu": (lambda x: lu(x)[2], None, SINGULAR),
+    "triangular_solve": (lambda x: solve_triangular(x, jnp.ones(2)), SINGULAR, SINGULAR),
+    "lgamma": (jax.scipy.special.gammaln, 0.0, 0.0),
+    "digamma": (jax.scipy.special.digamma, 0.0, 0.0),
+    "reduce_prod": (jnp.prod, np.full(2, HUGE), None),
+    "dot_general": (lambda x: x @ x, np.full(2, HUGE), None),
+    "reduce_sum": (jnp.sum, np.full(2, LARGEST), None),
+}
+ROWS = {primitive.name: cause for primitive, cause in NOT_FINITE.items()}
+KINDS = ("value", "slope")
+SAID = [(name, which) for name in ROWS for which in KINDS if getattr(ROWS[name], which)]
+
+
+def test_each_row_has_an_example_of_what_it_says():
+    points = {name: dict(zip(KINDS, of, strict=True)) for name, (_, *of) in EXAMPLES.items()}
+    shown = [(n, w) for n, of in points.items() for w, x in of.items() if x is not None]
+    assert sorted(shown) == sorted(SAID)
+
+
+@pytest.mark.parametrize("name, which", SAID)
+def test_the_cause_is_said_of_the_primitive(name, which):
+    f, of_value, of_slope = EXAMPLES[name]
+    masked = lambda x: jnp.where(jnp.arange(2) < 1, 0 * jnp.sum(x), jnp.sum(f(x)))[0]  # noqa: E731
+    with jax.enable_x64(True):
+        point = jnp.asarray(of_value if which == "value" else of_slope, jnp.float64)
+        loss = masked if which == "slope" else lambda x: jnp.sum(f(x))
+        (birth,) = jaxnn.explain(loss, point).births
+    assert birth.operation == name
+    assert f"`{name}`, {getattr(ROWS[name], which)}" in birth.what
+    assert ROWS[name].cure in birth.cure
+    assert birth.line.file == __file__
