@@ -18,7 +18,7 @@ from jax.extend import core
 from jaxtyping import PyTree
 
 from jaxnn._validate import is_concrete
-from jaxnn.numerical.interpret import Program, emptied, fingerprint, opened, without_rules
+from jaxnn.numerical.interpret import Program, emptied, fingerprint, opened, standalone
 
 # How many compiled programs are kept; the least recently used goes first.
 KEPT = 256
@@ -51,9 +51,9 @@ class Traced(NamedTuple):
     @classmethod
     def of_program(cls, program: Program, shapes: PyTree) -> "Traced":
         """From a trace that has been made already."""
-        plain = without_rules(program)
+        plain = standalone(program)
         try:
-            key = fingerprint(program), jax.tree.structure(shapes)
+            key = fingerprint(plain), jax.tree.structure(shapes)
             hash(key)
         except TypeError:
             key = None

@@ -223,6 +223,26 @@ def test_a_constant_is_an_input_and_no_part_of_the_program(use, compilations):
     assert compilations() == before and np.array_equal(found, again)
 
 
+INSIDE = {
+    "a jitted function": lambda g: jax.jit(g),
+    "a scan over one": lambda g: (
+        lambda x: jax.lax.scan(lambda c, _: (c + jax.jit(g)(x), None), 0.0, None, length=2)[0]
+    ),
+    "a rematerialised one": jax.checkpoint,
+}
+
+
+@pytest.mark.parametrize("use", ["numerical_grad", "check_gradient"])
+@pytest.mark.parametrize("inside", INSIDE)
+def test_a_large_constant_inside_a_call_is_an_input_too(inside, use, compilations):
+    weights = jnp.ones((1000, 3))
+    for _ in range(2):
+        f = INSIDE[inside](lambda x: jnp.sum(weights @ x**2))
+        found, before = numbers(USES[use](f)), compilations()
+    again = numbers(USES[use](f))
+    assert compilations() == before and np.array_equal(found, again)
+
+
 def test_no_more_programs_are_kept_than_is_said(monkeypatch):
     monkeypatch.setattr(_programs, "KEPT", 3)
     for power in range(2, 8):

@@ -13,7 +13,7 @@ from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
 
-from jaxnn.numerical.float64 import RULES, Evaluation, scan_step, solved, while_step
+from jaxnn.numerical.float64 import RULES, Evaluation
 from jaxnn.numerical.interpret import (
     Equation,
     Program,
@@ -21,7 +21,10 @@ from jaxnn.numerical.interpret import (
     linear_solve_parts,
     only_carries,
     scan_parts,
+    scan_step,
+    solved,
     while_parts,
+    while_step,
 )
 
 # How many more steps a loop takes; a contraction by 0.8 gains six digits in them.

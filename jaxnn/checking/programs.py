@@ -44,6 +44,7 @@ from jaxnn.numerical.float64 import (
 )
 from jaxnn.numerical.interpret import (
     Program,
+    emptied,
     equations,
     prints,
     pruned,
@@ -239,7 +240,8 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
         try:
             scalar = _scalar(program, shapes, form, chosen)
             both = Traced.of(_both(scalar, chosen, packing), *form)
-            compiled = _compiled(scalar, both, form, chosen, packing)
+            values = _values(scalar, form, chosen)
+            compiled = _compiled(values, both, scalar, chosen, packing)
             if forward and automatic:
                 compiled.own.lower(both.consts, *form)  # a rule for reverse mode alone shows here
         except jax.errors.JAXTypeError:
@@ -250,7 +252,7 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
                 break
             continue
         by_hand = _by_hand(call, form, settings.by_hand, packing)
-        return Programs(compiled, scalar, scalar.consts, both.consts, by_hand, same, tuple(notes))
+        return Programs(compiled, scalar, values.consts, both.consts, by_hand, same, tuple(notes))
     if settings.order > 1:
         reason = str(mistakes[0]).partition("\n")[0]
         raise TypeError(
@@ -315,17 +317,20 @@ def _both(scalar: Program, settings: Settings, packing: Packing) -> Callable:
     return both
 
 
+def _values(scalar: Program, form: Point, settings: Settings) -> Traced:
+    """The program that slopes are taken of."""
+    values = Traced.of_program(scalar, jax.ShapeDtypeStruct((), form.leaves[0].dtype))
+    if settings.trust:  # a trusted rule takes part; other rules do not, and are not kept alive
+        values = values._replace(jaxpr=emptied(scalar), consts=tuple(scalar.consts), key=None)
+    return values
+
+
 def _compiled(
-    scalar: Program, both: Traced, form: Point, settings: Settings, packing: Packing
+    values: Traced, both: Traced, scalar: Program, settings: Settings, packing: Packing
 ) -> Compiled:
     """The compiled programs of a scalar function and its gradient, kept for equal ones."""
-    dtype = wide_dtype()
-    # A trusted rule takes part in the values; other rules do not, and are not kept alive.
-    values = Traced.of_program(scalar, jax.ShapeDtypeStruct((), form.leaves[0].dtype))
-    if settings.trust:
-        values = values._replace(jaxpr=scalar.jaxpr, consts=tuple(scalar.consts), key=None)
     known = values.key is not None and both.key is not None
-    options = settings.further, settings.held, settings.forward, packing, dtype
+    options = settings.further, settings.held, settings.forward, packing, wide_dtype()
     key = (values.key, both.key, *options) if known else None
     return kept(key, lambda: _compile(values.bare, both.bare, scalar, settings, packing))
 

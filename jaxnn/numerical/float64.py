@@ -20,22 +20,16 @@ from jaxtyping import PyTree
 
 from jaxnn._programs import Traced
 from jaxnn.numerical.interpret import (
+    CONTROL_FLOW,
     Equation,
-    LinearSolve,
     Program,
-    Scan,
-    While,
     bind,
-    branches,
     called,
     evaluate,
     is_foreign,
     is_program,
-    linear_solve_parts,
     replaced,
-    scan_parts,
     shard_map_parts,
-    while_parts,
     with_own_constants,
 )
 
@@ -222,67 +216,7 @@ def _reduce_precision(eqn: Equation, inputs: list[Any], evaluation: Evaluation) 
     return inputs
 
 
-def _cond(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
-    choices = [lambda *args, branch=branch: evaluation(branch, args) for branch in branches(eqn)]
-    return lax.switch(inputs[0], choices, *inputs[1:])
-
-
-def while_step(parts: While, evaluation: Evaluation) -> tuple[Callable, Callable]:
-    """The condition and the body of a while loop as functions of its carry."""
-
-    def going(carry):
-        return evaluation(parts.condition, [*parts.condition_consts, *carry])[0]
-
-    def step(carry):
-        return evaluation(parts.body, [*parts.body_consts, *carry])
-
-    def step_of_those_that_go_on(carry):
-        on = going(carry)
-        return [
-            jnp.where(on.reshape(on.shape + (1,) * (old.ndim - on.ndim)), new, old)
-            for old, new in zip(carry, step(carry), strict=True)
-        ]
-
-    # Under `vmap` a batch of loops is one loop whose condition has the batch's shape.
-    batched = parts.condition.out_avals[0].shape != ()
-    return (lambda carry: jnp.any(going(carry))), (step_of_those_that_go_on if batched else step)
-
-
-def _while(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
-    parts = while_parts(eqn.params, inputs)
-    return lax.while_loop(*while_step(parts, evaluation), parts.carry)
-
-
-def scan_step(parts: Scan, evaluation: Evaluation) -> Callable:
-    """The body of a scan in the form that `lax.scan` takes."""
-
-    def step(carry, x):
-        outputs = evaluation(parts.body, [*parts.consts, *carry, *x])
-        return outputs[: len(carry)], outputs[len(carry) :]
-
-    return step
-
-
-def _scan(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
-    parts = scan_parts(eqn.params, inputs)
-    carry, ys = lax.scan(scan_step(parts, evaluation), parts.carry, parts.xs, **parts.options)
-    return [*carry, *ys]
-
-
-def solved(parts: LinearSolve, rhs: Sequence[Any], evaluation: Evaluation) -> list[Any]:
-    """The output of a `custom_linear_solve`'s solver for right-hand sides."""
-    return evaluation(parts.solve, [*parts.solve_consts, *rhs])
-
-
-def _linear_solve(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
-    parts = linear_solve_parts(eqn.params, inputs)
-    return solved(parts, parts.rhs, evaluation)
-
-
 RULES: Mapping[core.Primitive, Callable] = {
     primitives.reduce_precision_p: _reduce_precision,
-    primitives.cond_p: _cond,
-    primitives.while_p: _while,
-    primitives.scan_p: _scan,
-    primitives.linear_solve_p: _linear_solve,
+    **CONTROL_FLOW,
 }

@@ -16,7 +16,9 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jax.experimental import io_callback
 from jax.extend import core, source_info_util
@@ -31,6 +33,7 @@ for _part in ("checking/", "numerical/", "_arguments.py", "_programs.py", "desce
 
 Program = Any  # a ClosedJaxpr; since JAX 0.12 one class with Jaxpr
 Equation = Any  # a JaxprEqn, whose variables have shapes and dtypes
+Run = Callable[[Program, Sequence[Any]], list[Any]]  # evaluates a program in some arithmetic
 
 # Primitives that stand for a program, and the parameter that holds it. Custom derivative rules do
 # not affect values.
@@ -177,8 +180,7 @@ def equations(program: Program) -> Iterator[Equation]:
     """Yield the equations of a program and of all programs inside it."""
     for eqn in opened(program)[0].eqns:
         yield eqn
-        for inner in _programs_in(list(eqn.params.values())):
-            yield from equations(inner)
+        yield from _equations_inside(eqn)
 
 
 def is_program(value: Any) -> bool:
@@ -269,29 +271,32 @@ def fingerprint(program: Program) -> Hashable:
     return inputs, body, tuple(map(atom, jaxpr.outvars))
 
 
-def without_rules(program: Program) -> Program:
-    """The program with each custom-rule call replaced by the function that it wraps."""
-    if not any(eqn.primitive in CUSTOM_RULES for eqn in equations(program)):
+def standalone(program: Program) -> Program:
+    """The program with all constants its own, and with the function itself in place of each call
+    that has a derivative rule.
+
+    Constants and rules inside calls and control flow would be kept alive with the equations.
+    """
+    if not any(map(_holds_more, equations(program))):
         return program
 
     def step(eqn, inputs):
-        if eqn.primitive in CUSTOM_RULES:
-            return evaluate(called(eqn), inputs, step)
-        changed = {
-            name: jax.tree.map(inner, value, is_leaf=is_program)
-            for name, value in eqn.params.items()
-            if any(map(is_program, jax.tree.leaves(value, is_leaf=is_program)))
-        }
-        return bind(eqn, inputs, **changed)
+        if not any(map(_holds_more, [eqn, *_equations_inside(eqn)])):
+            return bind(eqn, inputs)
+        if eqn.primitive in _CALLS:
+            return run(called(eqn), inputs)
+        if eqn.primitive in CONTROL_FLOW:
+            return CONTROL_FLOW[eqn.primitive](eqn, inputs, run)
+        return bind(eqn, inputs)
 
-    def inner(value):
-        return replaced(value, without_rules) if is_program(value) else value
+    def run(program, inputs):
+        return evaluate(program, inputs, step)
 
     avals = [
         jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in program.in_avals
     ]
     jaxpr, consts = opened(program)
-    plain = lambda consts, args: evaluate(core.ClosedJaxpr(jaxpr, consts), args, step)  # noqa: E731
+    plain = lambda consts, args: run(core.ClosedJaxpr(jaxpr, consts), args)  # noqa: E731
     of_consts = [jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in consts]
     traced = jax.make_jaxpr(plain)(of_consts, avals)
     n = len(consts)
@@ -347,6 +352,72 @@ def linear_solve_parts(params: Mapping[str, Any], inputs: Sequence[Any]) -> Line
     start = lengths.matvec + lengths.vecmat
     consts = inputs[: lengths.matvec], inputs[start : start + lengths.solve]
     return LinearSolve(programs.matvec, programs.solve, *consts, inputs[sum(lengths) :])
+
+
+def _cond(eqn: Equation, inputs: list[Any], run: Run) -> list[Any]:
+    choices = [lambda *args, branch=branch: run(branch, args) for branch in branches(eqn)]
+    return lax.switch(inputs[0], choices, *inputs[1:])
+
+
+def while_step(parts: While, run: Run) -> tuple[Callable, Callable]:
+    """The condition and the body of a while loop as functions of its carry."""
+
+    def going(carry):
+        return run(parts.condition, [*parts.condition_consts, *carry])[0]
+
+    def step(carry):
+        return run(parts.body, [*parts.body_consts, *carry])
+
+    def step_of_those_that_go_on(carry):
+        on = going(carry)
+        return [
+            jnp.where(on.reshape(on.shape + (1,) * (old.ndim - on.ndim)), new, old)
+            for old, new in zip(carry, step(carry), strict=True)
+        ]
+
+    # Under `vmap` a batch of loops is one loop whose condition has the batch's shape.
+    batched = parts.condition.out_avals[0].shape != ()
+    return (lambda carry: jnp.any(going(carry))), (step_of_those_that_go_on if batched else step)
+
+
+def _while(eqn: Equation, inputs: list[Any], run: Run) -> list[Any]:
+    parts = while_parts(eqn.params, inputs)
+    return lax.while_loop(*while_step(parts, run), parts.carry)
+
+
+def scan_step(parts: Scan, run: Run) -> Callable:
+    """The body of a scan in the form that `lax.scan` takes."""
+
+    def step(carry, x):
+        outputs = run(parts.body, [*parts.consts, *carry, *x])
+        return outputs[: len(carry)], outputs[len(carry) :]
+
+    return step
+
+
+def _scan(eqn: Equation, inputs: list[Any], run: Run) -> list[Any]:
+    parts = scan_parts(eqn.params, inputs)
+    carry, ys = lax.scan(scan_step(parts, run), parts.carry, parts.xs, **parts.options)
+    return [*carry, *ys]
+
+
+def solved(parts: LinearSolve, rhs: Sequence[Any], run: Run) -> list[Any]:
+    """The output of a `custom_linear_solve`'s solver for right-hand sides."""
+    return run(parts.solve, [*parts.solve_consts, *rhs])
+
+
+def _linear_solve(eqn: Equation, inputs: list[Any], run: Run) -> list[Any]:
+    parts = linear_solve_parts(eqn.params, inputs)
+    return solved(parts, parts.rhs, run)
+
+
+# Control flow, traced anew with each of its programs run by `run(program, inputs)`.
+CONTROL_FLOW: Mapping[core.Primitive, Callable[[Equation, list[Any], Run], list[Any]]] = {
+    primitives.cond_p: _cond,
+    primitives.while_p: _while,
+    primitives.scan_p: _scan,
+    primitives.linear_solve_p: _linear_solve,
+}
 
 
 def shard_map_parts(eqn: Equation) -> ShardMap | None:
@@ -501,6 +572,17 @@ def _fingerprint_of(value: Any) -> Hashable:
         return float, value.hex()
     hash(value)
     return type(value), value
+
+
+def _equations_inside(eqn: Equation) -> Iterator[Equation]:
+    for inner in _programs_in(list(eqn.params.values())):
+        yield from equations(inner)
+
+
+def _holds_more(eqn: Equation) -> bool:
+    """Whether an equation holds a derivative rule, or a program with constants of its own."""
+    inner = _programs_in(list(eqn.params.values()))
+    return eqn.primitive in CUSTOM_RULES or any(opened(program)[1] for program in inner)
 
 
 def _programs_in(params: Any) -> Iterator[Program]:
