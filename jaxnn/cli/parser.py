@@ -1,7 +1,7 @@
 """The parser: a table of commands and their options; `train`, `check` and `pictures` run them.
 
-Arguments are parsed before JAX is imported, so `--help`, `--version` and mistakes answer at once.
-Mistakes are one line on standard error and exit code 2; `--debug` shows the traceback.
+Arguments are parsed before JAX is imported, so `--help`, `--version` and errors respond at once. An
+error prints one line on standard error and gives exit code 2; `--debug` shows the traceback.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 from jaxnn.cli.choices import ACTIVATIONS, FIGURES, OPTIMIZERS
 from jaxnn.cli.output import kept_free, passing
 
-# What the library's arguments are called on the command line, in its errors.
+# The command-line names of the library's arguments, for use in error messages.
 _FLAGS = {
     "train": {
         name: f"--{name.replace('_', '-')}"
@@ -48,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("jaxnn: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; Python would complain at exit
+        sys.stderr.close()  # the reader of our output has gone; avoids an error at exit
         return 141
     except (ValueError, TypeError, OSError, RuntimeError, AssertionError) as error:
         if args.debug:
             traceback.print_exc()
-        # JAX says in a note that it shortens tracebacks, of which there is none here.
+        # No traceback is shown, so JAX's note on shortened tracebacks is dropped.
         notes = [note for note in getattr(error, "__notes__", ()) if not note.startswith("---")]
         message = " ".join([*str(error).split(), *notes, *_place(error)])
         for argument, flag in _FLAGS[args.command].items():
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _place(error: BaseException) -> list[str]:
-    """Where in the user's code an error was raised, if it was raised there."""
+    """The line of the user's code that an error comes from, as a list; empty if there is none."""
     frames = traceback.extract_tb((error.__cause__ or error).__traceback__)
     ours = (sys.prefix, sys.base_prefix, str(pathlib.Path(__file__).parents[1]), sys.argv[0], "<")
     users = [frame for frame in frames if not frame.filename.startswith(ours)]
@@ -73,13 +73,13 @@ def _place(error: BaseException) -> list[str]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    """Import a command and run it."""
+    """Import and run a command; returns its exit code."""
     module, _, function = COMMANDS[args.command].run.partition(":")
     return getattr(import_module(f"{__package__}.{module}"), function)(args)
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line, without the usage before it."""
+    """A parser that reports errors in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help\n")
@@ -113,12 +113,12 @@ class Option(NamedTuple):
     """An option or an argument: a row of the table.
 
     Attributes:
-      name: as it is written.
-      kind: what makes a value of its text; its choices; or bool for a switch.
-      default: of what is not given.
-      metavar: what stands for the value in the help.
-      help: in a line; the default is added.
-      more: what argparse takes besides.
+      name: the option as the user writes it.
+      kind: a function that parses the value; a tuple of choices; or bool for a switch.
+      default: the default value.
+      metavar: placeholder for the value in the help.
+      help: one line of help, to which the default is added.
+      more: further arguments of argparse.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Option(NamedTuple):
     more: dict[str, Any] = {}
 
     def add_to(self, group: Any) -> None:
-        """Tell argparse."""
+        """Add the option to an argparse group."""
         told = self.default
         if isinstance(told, tuple):
             told = ",".join(map(str, told))
@@ -149,10 +149,10 @@ class Command(NamedTuple):
 
     Attributes:
       run: module and function in this package.
-      summary: in the list of commands.
-      description: in its own help.
-      example: of a call.
-      options: by the title and the text of their group; the first group has none.
+      summary: help text in the list of commands.
+      description: help text of the command itself.
+      example: an example of a call.
+      options: the options by title and text of their group; the first group has neither.
     """
 
     run: str
