@@ -81,8 +81,8 @@ def check_gradient(
         if `f` has no reverse mode.
       has_aux: whether `f` returns `(value, aux)`.
       cotangent: for an output that is not a scalar: a pytree like the output, or "random", the
-        default. The gradient of the inner product of cotangent and output (its real part, if
-        complex) is checked. Infinite entries of an output are skipped.
+        default. The gradient of sum(cotangent * output), or of its real part if it is complex, is
+        checked. Infinite entries of an output are skipped.
       stop_gradient: "held" treats the operands of `jax.lax.stop_gradient` as constant when values
         are computed; "report" does so only if the gradient is wrong otherwise, and then reports
         "detached".

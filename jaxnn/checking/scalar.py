@@ -19,7 +19,7 @@ from jaxnn.numerical.interpret import CUSTOM_RULES, Program, equations, source
 
 
 def projection(tree: PyTree, weights: Sequence[Any]) -> jax.Array:
-    """The inner product of weights and an output's leaves; its real part if they are complex.
+    """The sum of the products of weights and an output's leaves; its real part if complex.
 
     Infinite entries (masks) are skipped: they have no slope.
     """

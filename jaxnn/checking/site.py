@@ -61,7 +61,7 @@ class SiteQuestion(NamedTuple):
 
 
 def projected(site: Site, given: Any, points: Sequence[Any], dtype: Any) -> Any:
-    """The real part of the inner product of a site's cotangents and outputs."""
+    """The real part of the sum of the products of a site's cotangents and outputs."""
     rest, cts = given
     full = list(rest)
     for i, x in zip(site.active, points, strict=True):

@@ -219,27 +219,27 @@ COMMANDS = {
                 Option("--data", str, None, "DIR", "MNIST's four IDX files, instead of the digits"),
                 Option("--layers", _sizes, (50,), "N,N,...", "units of the hidden layers"),
                 Option("--activation", ACTIVATIONS, "sigmoid", help="between the layers"),
-                Option("--dropout", _part, 0.0, "X", "part of the hidden units left out each step"),
-                Option("--epochs", _count, None, "N", "100 by default, or as --max-steps takes"),
+                Option("--dropout", _part, 0.0, "X", "fraction of hidden units dropped per step"),
+                Option("--epochs", _count, None, "N", "100 by default, unlimited with --max-steps"),
                 Option("--max-steps", _count, None, "N", "steps after which the run ends"),
                 Option("--evaluate-every", _count, 1, "N", "epochs between measurements"),
                 Option("--batch-size", _count, 100, "N", "examples per step"),
                 Option("--lr", _rates, (0.5,), "X,X,...", "learning rate; several train at once"),
                 Option("--optimizer", OPTIMIZERS, "sgd", help="from optax"),
-                Option("--weight-scale", _rate, 0.01, "X", "of the initial weights"),
-                Option("--seed", _seed, 0, "N", "of weights and batches"),
+                Option("--weight-scale", _rate, 0.01, "X", "scale of the initial weights"),
+                Option("--seed", _seed, 0, "N", "seed of weights and batches"),
                 Option("--grad", ("automatic", "numerical"), "automatic"),
-                Option("--replacement", bool, help="draw batches with replacement, as the chapter"),
+                Option("--replacement", bool, help="draw with replacement, as in the chapter"),
             ),
-            ("runs that are left alone",): (
+            ("unattended runs",): (
                 Option("--checkpoint", str, None, "DIR", "save the run for `jaxnn eval DIR`"),
                 Option(
                     "--resume",
                     ("newest", "previous"),
                     None,
-                    help="go on from the newest checkpoint in DIR, with the same flags but for "
-                    "--epochs and those that say when something is done; `previous`: from the "
-                    "newest that is intact",
+                    help="continue from the newest checkpoint in DIR, with the same flags except "
+                    "--epochs and those for the times of measurements and checkpoints; `previous`: "
+                    "from the newest intact one",
                     more={"nargs": "?", "const": "newest"},
                 ),
                 Option(
@@ -247,11 +247,17 @@ COMMANDS = {
                     _count,
                     None,
                     "N",
-                    "steps between checkpoints; by default at ends of epochs, and every ten "
+                    "steps between checkpoints; by default at the end of epochs, and every ten "
                     "minutes",
                 ),
-                Option("--patience", _count, None, "N", "measurements without a lower test loss"),
-                Option("--log", str, None, "FILE", "append lines of JSON on the progress"),
+                Option(
+                    "--patience",
+                    _count,
+                    None,
+                    "N",
+                    "stop after N measurements without a lower test loss",
+                ),
+                Option("--log", str, None, "FILE", "append the progress as lines of JSON"),
             ),
             (
                 "several machines",
@@ -267,8 +273,8 @@ COMMANDS = {
     "eval": Command(
         "train:evaluate",
         "measure a run that `train --checkpoint DIR` saved",
-        "Loss and accuracy of the newest checkpoint in DIR, on the data that it was trained on and "
-        "on the test images. With --patience, of the best parameters so far.",
+        "Print loss and accuracy of the newest checkpoint in DIR, on its training data and on the "
+        "test images. If the run used --patience, the best parameters so far are measured.",
         "jaxnn eval runs/first --json",
         {
             (): (
@@ -281,13 +287,13 @@ COMMANDS = {
         "check:check",
         "compare a function's gradient with its values",
         "Check the gradients of your functions. TARGET is FILE.py:NAME or MODULE:NAME; the file is "
-        "run, as by `python -m`. NAME, which may be Class.method, is a function whose arguments "
-        "all have defaults, which are the point; or one without arguments that returns (function, "
-        "arguments). All arguments are differentiated; a method's module (made without arguments) "
-        "with its weights is the first. FILE.py alone: all functions check_... and loss... that "
-        "have defaults. FILE.py::TEST runs a test. Exit code 0: correct, or at a kink between the "
-        "slopes from both sides; 1: wrong, not finite, or cut off by stop_gradient; 2: the "
-        "evidence cannot tell, or bad input.",
+        "run, as by `python -m`. NAME, which may be Class.method, is a function with defaults for "
+        "all arguments, which give the point; or a function without arguments that returns "
+        "(function, arguments). All arguments are differentiated. For a method of a module with "
+        "weights, the module (made without arguments) is the first. FILE.py alone checks all "
+        "functions check_... and loss... with defaults. FILE.py::TEST runs a test. Exit code 0: "
+        "correct, or at a kink between the slopes from both sides; 1: wrong, not finite, or cut "
+        "off by stop_gradient; 2: the evidence cannot tell, or bad input.",
         "jaxnn check model.py:loss --order 2",
         {
             (): (
@@ -296,12 +302,12 @@ COMMANDS = {
                     "--order",
                     int,
                     1,
-                    help="2 checks the Hessian too, 3 and 4 the derivatives after it",
+                    help="2 also checks the Hessian; 3 and 4 also check higher derivatives",
                     more={"choices": (1, 2, 3, 4)},
                 ),
-                Option("--seed", _seed, 0, "N", "of random projections"),
+                Option("--seed", _seed, 0, "N", "seed of random projections"),
                 Option("--plot", str, None, "FILE", "draw the evidence on the worst leaf"),
-                Option("--html", str, None, "FILE", "write the report as a page of its own"),
+                Option("--html", str, None, "FILE", "write the report as an HTML page"),
             )
         },
     ),
@@ -310,7 +316,7 @@ COMMANDS = {
         "name the line where a gradient goes bad",
         "Name the lines of your function where its gradient becomes NaN, where a derivative rule "
         "is wrong, or where digits are lost. TARGET is as for `jaxnn check`, but not a test. Exit "
-        "code 0: all finite, and no rule wrong; 1: a line is named; 2: bad input.",
+        "code 0: everything is finite and no rule is wrong; 1: a line is to blame; 2: bad input.",
         "jaxnn explain model.py:loss",
         {(): (_TARGETS._replace(help="as for `jaxnn check`, but not a test"),)},
     ),
@@ -332,7 +338,7 @@ COMMANDS = {
     "tour": Command(
         "pictures:tour",
         "the chapter's numbers beside ours",
-        "Compute every number of the chapter, section by section, and print it beside the printed "
+        "Compute every number of the chapter, section by section, and show it next to the printed "
         "one.",
         "jaxnn tour --figures figures",
         {(): (Option("--figures", str, None, "DIR", "draw the chapter's pictures there as well"),)},
