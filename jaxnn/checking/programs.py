@@ -319,7 +319,7 @@ def _compiled(
 ) -> Compiled:
     """The compiled programs of a scalar function and its gradient, cached for equal programs."""
     dtype = wide_dtype()
-    # Values use trusted rules alone; without any, the cached program drops all custom rules.
+    # Only trusted rules affect the values; without any, the cached program drops all custom rules.
     values = Traced.of_program(scalar, jax.ShapeDtypeStruct((), form.leaves[0].dtype))
     if settings.trust:
         values = values._replace(jaxpr=scalar.jaxpr, consts=tuple(scalar.consts), key=None)

@@ -27,9 +27,7 @@ from jaxnn.checking.evidence import BLIND, Evidence
 # A smaller ratio wastes evaluations; a larger one misses the step at which truncation and noise
 # balance.
 RATIO = 4.0
-FIRST_STEP = (
-    0.125  # in units of the entries' scale; a larger step leaves the neighbourhood of the point
-)
+FIRST_STEP = 0.125  # of the entries' scale; a larger step leaves the neighbourhood of the point
 HALF, RUNGS = 14, 24  # steps until half the digits of float64 are noise, and until all are
 # Romberg's columns: the fourth removes t^6. One more gains nothing on steps that double precision
 # allows (`tests/benchmarks/ablation.py`).

@@ -274,7 +274,7 @@ def _measured(sets: Mapping[str, Examples | Batches], measuring: Measuring) -> t
 
 
 def _go_across(plan: Plan, schedule: Schedule, train: Examples | Batches) -> bool:
-    """Whether a stretch of steps may span several epochs."""
+    """Whether a chunk of steps may span several epochs."""
     between = schedule.steps or schedule.epochs * plan.per_epoch
     seldom = not schedule.names or between > plan.per_epoch
     return seldom and not (plan.rest or train.streamed)
