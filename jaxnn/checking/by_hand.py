@@ -1,8 +1,8 @@
-"""A hand-written gradient, matched to the leaves of the arguments.
+"""Matches a hand-written gradient to the leaves of the arguments.
 
-It may have the form of the arguments, as `jax.grad` returns it; leave out what is treated as
-constant, as `equinox.filter_grad` does; or be another container with the same names in it, like the
-state that `flax.nnx.grad` returns.
+The gradient may have the structure of the arguments, as from `jax.grad`; it may leave out leaves
+that are treated as constant, as from `equinox.filter_grad`; or it may be another container with the
+same names, like the state that `flax.nnx.grad` returns.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,22 +22,22 @@ from jaxnn._validate import (
     require_same_structure,
 )
 
-# What containers call the array inside a variable: not part of a leaf's name.
+# Names that containers give to the array inside a variable; they are not part of a leaf's name.
 _WRAPPERS = frozenset(["value", "raw_value"])
 
 
 def gradient_by_hand(gradient: Callable, call: Partition) -> list[Any]:
-    """What a hand-written gradient returns, leaf by leaf, complex leaves in their real form.
+    """The result of a hand-written gradient, leaf by leaf, with complex leaves in their real form.
 
     Raises:
-      TypeError: a complex derivative with respect to a real leaf, or none at all.
-      ValueError: the form is not that of the arguments.
+      TypeError: a derivative is not an array, or is complex although its leaf is real.
+      ValueError: the structure does not match that of the arguments.
     """
     args, kwargs = call.arguments
     require_arguments("gradient", gradient, *args, **kwargs)
     result = gradient(*args, **kwargs)
     if isinstance(call.argnums, tuple):
-        # In the order of the arguments, as the leaves are, whatever order was asked for.
+        # Leaves are in the order of the arguments, whatever the order of `argnums`.
         numbers = [number % len(args) for number in call.argnums]
         order = sorted(range(len(numbers)), key=numbers.__getitem__)
         name, chosen = "args", tuple(args[numbers[i]] for i in order)
@@ -61,7 +61,7 @@ def gradient_by_hand(gradient: Callable, call: Partition) -> list[Any]:
 
 
 def _matched(result: Any, name: str, chosen: Any, moving: Sequence[bool]) -> list[tuple[str, Any]]:
-    """The derivative by each leaf that moves, and its place in the result."""
+    """The derivative with respect to each differentiated leaf, and its path in the result."""
     given = tree_flatten_with_path(result)[0]
     wanted = [path for path, _ in tree_flatten_with_path(chosen)[0]]
     if jax.tree.structure(result) == jax.tree.structure(chosen):
@@ -82,6 +82,6 @@ def _place(path: Any) -> str:
 
 
 def _names(path: Any) -> tuple[str, ...]:
-    """A path as names alone: an attribute and a key of the same name are the same."""
+    """The names in a path, without distinguishing attributes from keys."""
     names = (jax.tree_util.keystr((key,), simple=True) for key in path)
     return tuple(name for name in names if name not in _WRAPPERS)

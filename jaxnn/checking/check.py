@@ -1,15 +1,15 @@
 """`check_gradient`: is this gradient correct? No step and no tolerance to choose.
 
-A check is one line of stages, each a pure function of the results before it:
+A check is a sequence of stages, each a pure function of the earlier results:
 
     check     what is differentiated, where and how      `measure.Check`
-    checked   a verdict on each leaf, by values          `measure.measure`
-    checked   the same after each follow-up question     `questions.QUESTIONS`
-    report    made once, from all of that                `report.GradientReport`
+    checked   a verdict on each leaf, from values        `measure.measure`
+    checked   refined by each follow-up question         `questions.QUESTIONS`
+    report    the result, built once                     `report.GradientReport`
 
-Values are computed in float64 whatever the dtype, and so is the gradient that is checked: the
-program that differentiates `f`, custom rules included, evaluated in float64. What the gradient
-loses in the user's own dtype is reported apart. Verdicts are made in `evidence` alone.
+Values are computed in float64 whatever the dtype. The gradient is, too: the program that
+differentiates `f`, including custom rules, is evaluated in float64. Digits that the gradient loses
+in the user's own dtype are reported separately. Only `evidence` makes verdicts.
 """
 
 import contextvars
@@ -63,50 +63,53 @@ def check_gradient(
     """Compare the gradient of `f` at `args` with the function's values.
 
     Args:
-      f: a function of pytrees, jitted or not; real and scalar, or projected on `cotangent`.
+      f: a function of pytrees, jitted or not. Its output is a real scalar, or is projected on
+        `cotangent`.
       *args: the point. Floating and complex leaves of the chosen arguments are differentiated;
         everything else is treated as constant.
       argnums: the argument or arguments whose gradient is checked, as in `jax.grad`.
       kwargs: keyword arguments of `f`, treated as constant.
-      where: which leaves to differentiate, if not all: a function of a leaf, or booleans in a
-        pytree like the argument (a tuple of them, if `argnums` is one), or a prefix of it.
-      gradient: a hand-written gradient, called as `jax.grad(f, argnums)` would be; JAX's own by
-        default. Leaves that are treated as constant may be missing in it, as in
+      where: which leaves to differentiate, by default all: a function of a leaf, or a pytree of
+        booleans with the argument's structure or a prefix of it (a tuple of such pytrees if
+        `argnums` is a tuple).
+      gradient: a hand-written gradient, called like `jax.grad(f, argnums)`; by default JAX's own.
+        Leaves that are treated as constant may be missing from its result, as in
         `eqx.filter_grad`.
-      order: 2 also checks the gradient of a random projection of the gradient: the Hessian; 3 and
-        4 likewise.
+      order: 2 also checks second derivatives, as the gradient of a random projection of the
+        gradient; 3 and 4 likewise.
       modes: "rev", "fwd" or both: how JAX differentiates; by default reverse mode, or forward mode
-        if there is no reverse mode.
+        if `f` has no reverse mode.
       has_aux: whether `f` returns `(value, aux)`.
-      cotangent: for an output that is not a scalar: a pytree like it, or "random", the default. The
-        gradient of the sum of its products with the output (of complex ones the real part) is
+      cotangent: for an output that is not a scalar: a pytree like the output, or "random", the
+        default. The gradient of sum(cotangent * output), or of its real part if it is complex, is
         checked. Infinite entries of an output are skipped.
-      stop_gradient: "held" computes values with what `jax.lax.stop_gradient` stops held at the
-        point; "report" does so if the gradient is wrong otherwise, and calls it "detached" then.
-      trust: names of functions whose custom rules differ from them on purpose (straight-through,
-        say): their values are computed along the derivative that the rule claims.
-      evidence: "together" checks leaves together where that says enough about each; "leaf" checks
-        each by itself.
-      progress: whether a line on stderr shows the progress of a check that takes longer than two
-        seconds; by default if stderr is a terminal.
-      seed: of the random projections.
+      stop_gradient: "held" treats the operands of `jax.lax.stop_gradient` as constant when values
+        are computed; "report" does so only if the gradient is wrong otherwise, and then reports
+        "detached".
+      trust: names of functions whose custom rules deliberately differ from their derivatives (such
+        as straight-through estimators). Their values follow the derivative that the rule claims.
+      evidence: "together" checks leaves together where that gives enough evidence on each; "leaf"
+        checks each leaf separately.
+      progress: whether checks that take longer than two seconds show their progress on stderr; by
+        default only if stderr is a terminal.
+      seed: seed of the random projections.
       digits: how many digits of each leaf's gradient must be correct for the report to be `ok`:
-        kept in its own dtype, and not contradicted by the values. By default two, for a leaf that
-        is "imprecise".
+        retained in the leaf's own dtype and not contradicted by the values. By default two, for a
+        leaf that is "imprecise".
 
     Returns:
       A `GradientReport`: `report.ok`, `print(report)`, `report.raise_if_wrong()`. Ctrl-C ends the
       check early, and the report says so.
 
     Raises:
-      TypeError: no floating leaf in the chosen arguments; no floating output; called with traced
-        arguments, under `jit`; JAX cannot differentiate `f` and no `gradient` is given.
-      ValueError: `argnums` or `order` out of range; `where`, `gradient` or `cotangent` does not
-        fit.
+      TypeError: the chosen arguments have no floating leaf, `f` has no floating output, the
+        arguments are traced, or JAX cannot differentiate `f` and no `gradient` is given.
+      ValueError: `argnums` or `order` is out of range, or the structure of `where`, `gradient` or
+        `cotangent` does not match.
 
     Source:
       Ridders, Adv. Eng. Software 4 (1982) 75, on extrapolated differences; Moré and Wild,
-      SIAM J. Sci. Comput. 33 (2011) 1292, on their noise.
+      SIAM J. Sci. Comput. 33 (2011) 1292, on noise in differences.
 
     Example:
       >>> report = check_gradient(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]))
@@ -139,8 +142,8 @@ def check_gradient(
     status, forward = Status.of(progress), _require_modes(modes)
     check = Check(call, point, settings, evidence == "together", status)
     report = None
-    # Values that are not finite are reported; beyond the domain of `f`, where coarse steps may
-    # lead, they are not a fault.
+    # JAX must not raise on non-finite values: the report covers them, and coarse steps may leave
+    # the domain of `f`.
     with jax.debug_nans(False), jax.debug_infs(False), status:
         for level in range(1, order + 1):
             for mode in forward:
@@ -155,7 +158,7 @@ def check_gradient(
 
 
 def asked(checked: Checked) -> Checked:
-    """What is known after all follow-up questions that apply."""
+    """The results after all follow-up questions that apply."""
     if checked.interrupted or not checked.deterministic:
         return checked
     for question in QUESTIONS:
@@ -165,14 +168,14 @@ def asked(checked: Checked) -> Checked:
         checked.check.status.say(about)
         try:
             checked = question.say(checked, question.ask(checked))
-        except Exception as error:  # of a rule that is run by itself: anything may be raised
+        except Exception as error:  # a user's rule, called separately, may raise anything
             reason = str(error).partition("\n")[0]
             checked = checked.with_note(f"not answered: {about} {type(error).__name__}: {reason}")
     return checked
 
 
 def _report(checked: Checked, digits: float | int | None) -> GradientReport:
-    """The report, worst leaf first; of leaves that are alike, the better known first."""
+    """The report, with the worst leaf first; on ties, leaves with entries come first."""
     by = lambda leaf: (-leaf.verdict.rank, not leaf.entries, leaf.digits)  # noqa: E731
     leaves = tuple(sorted(map(_with_hint_if_off, checked.leaves), key=by))
     verdict = max([checked.least, *(leaf.verdict for leaf in leaves)])
@@ -195,7 +198,7 @@ def _report(checked: Checked, digits: float | int | None) -> GradientReport:
 
 
 def _with_hint_if_off(leaf: LeafReport) -> LeafReport:
-    """The leaf, with a hint if it is slightly off and nothing else is said about it."""
+    """The leaf, with a hint if it is slightly off and has no other hint."""
     if leaf.hint or not leaf.is_slightly_off:
         return leaf
     return leaf._replace(
@@ -204,7 +207,7 @@ def _with_hint_if_off(leaf: LeafReport) -> LeafReport:
     )
 
 
-# Receives each report that is made, if a caller wants them: the command line, for tests.
+# A caller that sets a list, as the command line does for tests, receives every report in it.
 MADE: contextvars.ContextVar[list[GradientReport] | None] = contextvars.ContextVar(
     "made", default=None
 )
@@ -238,12 +241,12 @@ class Options(TypedDict, total=False):
 def assert_gradient(f: Callable, *args: Any, **options: Unpack[Options]) -> None:
     """Raise `GradientError` unless the gradient of `f` at `args` is correct; for tests.
 
-    Takes the options of `check_gradient`.
+    The options are those of `check_gradient`.
 
     Example:
       >>> assert_gradient(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]))
     """
-    __tracebackhide__ = True  # under pytest, the line that asks is the one to see
+    __tracebackhide__ = True  # pytest then shows the line that calls this function
     if unknown := sorted(options.keys() - Options.__annotations__.keys()):
         name = unknown[0]
         raise TypeError(
@@ -266,7 +269,7 @@ def _require_names(trust: Any) -> None:
 
 
 def _require_modes(modes: Any) -> tuple[bool | None, ...]:
-    """Whether forward mode is used, for each mode that is asked for; None for what there is."""
+    """For each requested mode, whether it is forward mode; None selects an available mode."""
     if modes is None:
         return (None,)
     given = (modes,) if isinstance(modes, str) else modes
@@ -277,7 +280,7 @@ def _require_modes(modes: Any) -> tuple[bool | None, ...]:
 
 
 def _require_cotangent(cotangent: Any) -> PyTree | None:
-    """The cotangent as arrays; None where there is none, or a random one."""
+    """The cotangent as arrays; None if it is missing or random."""
     if isinstance(cotangent, str) and cotangent != "random":
         raise ValueError(
             f"`cotangent` must be a pytree like the output of `f`, or 'random'. Got {cotangent!r}."

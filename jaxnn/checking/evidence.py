@@ -1,7 +1,7 @@
-"""Verdicts, and the one place where they are made.
+"""Verdicts; every verdict is made in this module.
 
 A gradient claims a number; the evidence is an interval that contains the true one. `judge` compares
-the two, in the same way for a whole leaf, one entry, a custom rule and a loss of precision.
+the two, in the same way for a whole leaf, an entry, a custom rule and a loss of digits.
 """
 
 import enum
@@ -13,21 +13,21 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-# A verdict is withheld if an error of this fraction of what matters could have gone unseen.
+# The verdict is "unresolved" if an error of this fraction of the relevant size could go unseen.
 BLIND = 0.1
 # Slopes below this fraction of the function value are treated as zero: changing the value by 100 %
 # would take a step a million times the entry's size.
 NOTHING = 1e-6
-# Digits that two equal numbers share.
+# How many digits two equal numbers share.
 ALL_DIGITS = -math.log10(sys.float_info.epsilon)
 # Relative error, in roundings, that a gradient computed in one dtype may have: summing ten thousand
 # terms with random rounding errors costs the square root of their number.
 ROUNDINGS = 100
-# The same for a derivative rule: constants in it are rounded, and what is computed twice is rounded
-# twice; and in float64 the derivatives of special functions are series, cut off at this error.
+# The error that a derivative rule may have: OF_RULES roundings, since its constants and repeated
+# computations are rounded; or OF_SERIES, where float64 series for special functions are truncated.
 OF_RULES, OF_SERIES = 100, 1e-9
-# Two evaluations of the same function may differ by this many roundings: the order of a sum that
-# is left to the machine (atomics on a GPU) changes many of them.
+# Two evaluations of the same function may differ by this many roundings, since the order of
+# summation can vary between runs (atomics on a GPU).
 ROUNDINGS_BETWEEN_CALLS = 1e3
 
 
@@ -35,9 +35,9 @@ class Verdict(enum.StrEnum):
     """What the evidence says about a gradient, from best to worst.
 
     Attributes:
-      kind: "good", "look" or "bad": how it is coloured.
-      exit_code: of a command: 0 correct, 1 wrong, 2 if the evidence cannot tell.
-      meaning: one sentence.
+      kind: "good", "look" or "bad"; selects the colour.
+      exit_code: exit code of the command: 0 correct, 1 wrong, 2 if the evidence cannot tell.
+      meaning: the verdict in one sentence.
 
     Example:
       >>> Verdict.AGREES < Verdict.DIFFERS, Verdict("kink").ok
@@ -58,7 +58,7 @@ class Verdict(enum.StrEnum):
     NOT_DETERMINISTIC = "not deterministic", "bad", 1, "two calls gave two different results"
 
     def __new__(cls, text: str, *data: Any) -> "Verdict":
-        """Members are written as a line of data, in order."""
+        """A member; each is written as one line of data, in the order of the attributes."""
         verdict = str.__new__(cls, text)
         verdict._value_ = text
         if data:
@@ -101,9 +101,9 @@ class Evidence(NamedTuple):
 
     Attributes:
       claim: the number that is judged.
-      left: the slope from the left, and
-      right: from the right; equal unless there is a kink.
-      bound: on the error of both; infinite if there is no evidence.
+      left: the slope from the left.
+      right: the slope from the right; equal to `left` unless there is a kink.
+      bound: the bound on the error of both; infinite if there is no evidence.
     """
 
     claim: float
@@ -114,17 +114,17 @@ class Evidence(NamedTuple):
 
 @functools.cache
 def reach(dtype: Any) -> float:
-    """The largest relative error in a dtype that is not called a mistake.
+    """The largest relative error in a dtype that does not count as a mistake.
 
-    Half of its digits, sqrt(eps): an iterative solver or an approximation inside a function costs
-    more than rounding, but nobody writes one with fewer than half the digits. For a dtype shorter
-    than float32, four roundings: half of bfloat16's digits would pass an error of 9 %.
+    It is sqrt(eps), half of the digits: an iterative solver or an approximation inside a function
+    costs more than rounding, but rarely leaves fewer than half the digits. For dtypes narrower than
+    float32 it is four roundings, because half of bfloat16's digits would pass an error of 9 %.
     """
     return reach_of(float(jnp.finfo(dtype).eps))
 
 
 def reach_of(epsilon: float) -> float:
-    """The same for a relative rounding error instead of a dtype."""
+    """`reach` for a relative rounding error instead of a dtype."""
     return min(epsilon**0.5, max(float(jnp.finfo(jnp.float32).eps) ** 0.5, 4 * epsilon))
 
 
@@ -137,14 +137,14 @@ def explained(dtype: Any) -> float:
 def judge(
     evidence: Evidence, tolerance: float, size: float = 0.0, counts: float = np.inf
 ) -> Verdict:
-    """What the evidence says about the claim.
+    """The verdict on a claim.
 
     Args:
       evidence: the claim and its interval.
       tolerance: the largest relative error that is not a mistake: `reach` of a dtype.
-      size: what the error is relative to, if larger than the numbers themselves: for a sum whose
-        terms cancel, its size without cancellation.
-      counts: the size next to which an error that went unseen would matter.
+      size: the size that the error is relative to, if larger than the numbers themselves: for a sum
+        whose terms cancel, its size without cancellation.
+      counts: the size relative to which an unseen error would matter.
     """
     claim, left, right, bound = evidence
     if not math.isfinite(claim):
@@ -164,12 +164,12 @@ def judge(
 def differs(
     claim: Any, left: Any, right: Any, bound: Any, tolerance: float, size: float = 0.0
 ) -> Any:
-    """Whether a claim, or each of an array of claims, is off by more than can be explained.
+    """Whether a claim, or each entry of an array of claims, is off by more than can be explained.
 
-    That is: outside the interval from `left` to `right` by more than the bound and by more than the
-    tolerance allows. The arguments are those of `Evidence` and `judge`.
+    Such a claim is outside the interval from `left` to `right` both by more than the bound and by
+    more than the tolerance allows. The arguments are those of `Evidence` and `judge`.
     """
-    with np.errstate(invalid="ignore"):  # infinity minus infinity accuses nobody
+    with np.errstate(invalid="ignore"):  # infinity minus infinity does not count as an error
         outside = np.maximum(np.minimum(left, right) - claim, claim - np.maximum(left, right))
         return (outside > bound) & (outside > _negligible(claim, left, right, tolerance, size))
 
@@ -179,12 +179,12 @@ def judge_all(
 ) -> tuple[Verdict, np.ndarray]:
     """The worst verdict on any entry of an array of claims, and the entries it applies to.
 
-    Where the values themselves are not finite, there is nothing to compare a claim with.
+    Entries whose values are not finite are "unresolved".
 
     Returns:
       The verdict, and the positions that it applies to, largest error first; none for "agrees".
     """
-    with np.errstate(invalid="ignore"):  # infinite values are looked at below
+    with np.errstate(invalid="ignore"):  # infinite values are handled below
         within = np.abs(claims - values) <= np.minimum(bounds, sys.float_info.max)
     if within.all():
         return Verdict.AGREES, np.array([], int)
@@ -204,9 +204,9 @@ def judge_all(
 
 
 def excess(difference: float, bound: float) -> float:
-    """How many bounds a difference exceeds the bound by: a guide for searching, not a verdict.
+    """By how many times the bound a difference exceeds it; guides the search and sets no verdict.
 
-    0 within the bound and where there is no evidence; infinite if the claim is not finite.
+    It is 0 within the bound or without evidence, and infinite if the difference is not finite.
     """
     if not math.isfinite(bound):
         return 0.0
@@ -216,13 +216,13 @@ def excess(difference: float, bound: float) -> float:
 
 
 def same_value(first: float, second: float, epsilon: float) -> bool:
-    """Whether two values at one point can be those of one function."""
+    """Whether two values at one point can come from the same function."""
     slack = ROUNDINGS_BETWEEN_CALLS * epsilon * max(abs(first), abs(second))
     return not abs(first - second) > slack
 
 
 def digits_shared(difference: float, size: float) -> float:
-    """Decimal digits that two numbers of a size share: 0 if none, 15.7 if they are equal."""
+    """The decimal digits that two numbers of this size share: 15.7 if they are equal."""
     if not (math.isfinite(difference) and math.isfinite(size)):
         return 0.0
     if difference == 0:
@@ -231,7 +231,7 @@ def digits_shared(difference: float, size: float) -> float:
 
 
 def relative_error(own: Any, exact: Any) -> float:
-    """The error of an array relative to its norm; 0 for arrays that do not hold numbers."""
+    """The error of an array relative to the norm of `exact`; 0 unless `exact` is inexact."""
     a, b = np.asarray(own), np.asarray(exact)
     if not jnp.issubdtype(b.dtype, jnp.inexact):
         return 0.0

@@ -1,4 +1,4 @@
-"""`explain`: which line of a function makes its gradient bad? Without comparing slopes."""
+"""`explain`: names the lines that make a gradient bad, without comparing slopes of the function."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -22,13 +22,13 @@ from jaxnn.numerical.float64 import wide_dtype
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What `explain` found. `print` it for the lines.
+    """The findings of `explain`; `print` shows the lines.
 
     Attributes:
-      function: its name.
-      births: where NaN or infinity is born, nearest to the result first.
+      function: name of the function.
+      births: where NaN or infinity first appears, nearest to the result first.
       rules: the derivative rules that do not give the derivative of the values.
-      digits_lost: the lines that cost the gradient digits in its own dtype, worst first.
+      digits_lost: the lines where the gradient loses digits in its own dtype, worst first.
 
     Example:
       >>> f = lambda x: jnp.sum(jnp.where(x > 0, jnp.sqrt(x), 0.0))
@@ -44,16 +44,16 @@ class Explanation:
 
     @property
     def ok(self) -> bool:
-        """Whether there is nothing to explain: all is finite, and no rule is wrong."""
+        """Whether everything is finite and no rule is wrong."""
         return not (self.births or self.rules)
 
     @property
     def exit_code(self) -> int:
-        """Of a command: 0 if `ok`, else 1."""
+        """The exit code of the command: 0 if `ok`, else 1."""
         return int(not self.ok)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as dictionaries, lists, strings and numbers, ready for `json.dumps`."""
+        """The findings as dictionaries, lists, strings and numbers, ready for `json.dumps`."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {"ok": self.ok, **plain(fields)}
 
@@ -78,16 +78,16 @@ def explain(
 ) -> Explanation:
     """Name the lines of `f` where its gradient at `args` goes bad.
 
-    Three questions are asked about the equations of `f`. Where is NaN or infinity born, in the
-    forward or the backward pass? Which derivative rule is wrong? And, if the gradient in the user's
-    dtypes has lost more than half its digits, which lines cost them? For a correct gradient every
-    equation is looked at, so that this can take longer than a check.
+    Three questions are asked about the equations of `f`. Where does NaN or infinity first appear,
+    in the forward or the backward pass? Which derivative rule is wrong? If the gradient in the
+    user's dtypes has lost more than half its digits, which lines lose them? For a correct gradient
+    every equation is examined, so this can take longer than a check.
 
     Args:
       f: a function of pytrees; its output is projected on random numbers unless it is a real
         scalar.
       *args: the point.
-      argnums: the argument or arguments that are differentiated; by default all that can be.
+      argnums: the argument or arguments to differentiate; by default all with floating leaves.
       kwargs: keyword arguments of `f`.
       where: which leaves are differentiated, as for `check_gradient`.
       has_aux: whether `f` returns `(value, aux)`.
@@ -97,9 +97,9 @@ def explain(
       An `Explanation`.
 
     Raises:
-      TypeError: no floating leaf in the chosen arguments; no floating output; called with traced
-        arguments; JAX cannot trace `f`.
-      ValueError: `argnums` out of range; `where` does not fit.
+      TypeError: the chosen arguments have no floating leaf, `f` has no floating output, the
+        arguments are traced, or JAX cannot trace `f`.
+      ValueError: `argnums` is out of range, or the structure of `where` does not match.
 
     Example:
       >>> loss = lambda x: jnp.log(jnp.sum(jnp.exp(x)))
@@ -134,7 +134,7 @@ def explain(
 
 
 def _untraceable(call: Partition, point: Point) -> TypeError:
-    """Why a function cannot be traced, and what to do."""
+    """An error that says why a function cannot be traced, and what to do."""
     refused = TypeError("`f` must be a function that JAX can trace. Got one that it cannot.")
     refused.add_note(how_to_be_traced("f"))
     f = lambda leaves, data: call.static.value(leaves, data)  # noqa: E731

@@ -1,4 +1,4 @@
-"""What a check finds of a leaf, an entry, and a custom rule: plain data, as reports hold them."""
+"""The findings of a check on leaves, entries, rules and lines: the plain data of reports."""
 
 import linecache
 import os
@@ -10,25 +10,24 @@ import numpy as np
 
 from jaxnn.checking.evidence import Evidence, Verdict, explained
 
-# How many lines are named for each question, and how many entries for a leaf: of more, the pattern
-# says more.
+# How many lines are named per question, and how many entries per leaf.
 LINES, HANDFUL = 3, 6
 # An imprecise gradient passes with this many digits left.
 LEAST_DIGITS = 2.0
 
 
 class Entry(NamedTuple):
-    """One entry of a leaf, differentiated by itself.
+    """One entry of a leaf, differentiated separately.
 
     Attributes:
-      index: multi-index in the leaf. By an entry of a complex leaf the derivatives are complex.
+      index: multi-index in the leaf. Derivatives with respect to complex entries are complex.
       autodiff: the entry of the gradient that is checked.
-      numerical: the derivative from values; at a kink the mean of both sides; of an entry that is
-        wrong in the leaf's own dtype alone, the gradient in float64, which the values vouch for.
-      bound: on the error of `numerical`.
-      verdict: "agrees", "kink", "differs", "not finite", or "unresolved" where nothing is known.
-      left: the slope from the left, and
-      right: from the right; both equal `numerical` unless there is a kink.
+      numerical: the derivative from values; at a kink the mean of both sides; for an entry that is
+        wrong only in the leaf's own dtype, the gradient in float64.
+      bound: the bound on the error of `numerical`.
+      verdict: "agrees", "kink", "imprecise", "differs", "not finite" or "unresolved".
+      left: the slope from the left.
+      right: the slope from the right; both equal `numerical` unless there is a kink.
 
     Example:
       >>> twos = lambda x: 2 * jnp.ones(2)
@@ -48,16 +47,16 @@ class Entry(NamedTuple):
 
     @classmethod
     def of(cls, flat: int, shape: Sequence[int], evidence: Evidence, verdict: Verdict) -> "Entry":
-        """An entry by its flat index, the evidence on it, and what that was judged to be."""
+        """An entry from its flat index, its evidence and its verdict."""
         claim, left, right, bound = evidence
         index = tuple(map(int, np.unravel_index(flat, shape)))
         return cls(index, claim, (left + right) / 2, bound, verdict, left, right)
 
     @classmethod
     def joined(cls, entries: Sequence["Entry"]) -> tuple["Entry", ...]:
-        """Entries of complex numbers, out of those of their real form: df/dx - i df/dy.
+        """The complex entries made of those in real form: df/dx - i df/dy.
 
-        Where only one part is among them, nothing is said of the other, which is 0 here.
+        If only one part of a number is among `entries`, the other part is 0 in the result.
         """
         parts: dict[tuple[int, ...], dict[int, Entry]] = {}
         for entry in entries:
@@ -88,26 +87,26 @@ class Entry(NamedTuple):
 class LeafReport(NamedTuple):
     """The evidence on one leaf.
 
-    Slopes are along a random direction through all of its entries, each moved by its own scale.
+    Slopes are along a random direction through all entries, each moved in proportion to its scale.
 
     Attributes:
-      path: of the leaf in the argument tuple.
-      shape: of the leaf.
-      dtype: of the leaf.
-      verdict: "agrees", "kink", "unresolved", "differs" or "not finite".
+      path: path of the leaf in the argument tuple.
+      shape: shape of the leaf.
+      dtype: dtype of the leaf.
+      verdict: the verdict on the leaf.
       autodiff: the slope that the gradient claims.
       numerical: the slope that the function's values show.
-      bound: on the error of `numerical`.
-      step: the step along the direction that it comes from.
-      noise: of the function's values, as measured.
-      digits: to which claim and values agree, as far as the evidence carries.
-      own_dtype_digits: to which the gradient computed in the leaf's own dtype agrees with the one
-        in float64.
-      entries: the entries that were singled out, worst first.
+      bound: the bound on the error of `numerical`.
+      step: the step along the direction that `numerical` comes from.
+      noise: the measured noise of the function's values.
+      digits: how many digits of claim and values agree, as far as the evidence can tell.
+      own_dtype_digits: how many digits agree between the gradients in the leaf's own dtype and in
+        float64.
+      entries: the entries that were checked separately, worst first.
       pattern: what the wrong entries have in common.
       hint: the likely cause.
-      steps: the ladder of steps, and
-      differences: the central difference at each of them.
+      steps: the ladder of steps.
+      differences: the difference quotient at each step.
 
     Example:
       >>> jaxnn.check_gradient(lambda x: jnp.sum(x**2), jnp.ones(3)).leaves[0].shape
@@ -133,7 +132,7 @@ class LeafReport(NamedTuple):
 
     @property
     def is_off(self) -> bool:
-        """Whether claim and values differ by more than the bound, called wrong or not."""
+        """Whether claim and values differ by more than the bound, whatever the verdict."""
         return abs(self.autodiff - self.numerical) > self.bound
 
     @property
@@ -147,10 +146,10 @@ class SourceLine(NamedTuple):
     """A line of the user's code.
 
     Attributes:
-      file: its path.
-      line: its number.
-      function: that it stands in.
-      text: what it says.
+      file: path of the file.
+      line: line number.
+      function: name of the function that contains the line.
+      text: source text of the line.
 
     Example:
       >>> print(SourceLine("model.py", 5, "loss", "return jnp.log(x)"))
@@ -164,10 +163,10 @@ class SourceLine(NamedTuple):
 
     @classmethod
     def of(cls, summary: str) -> "SourceLine":
-        """From `file:line:column (function)`, as JAX sums it up; the column may be missing."""
+        """A line from JAX's summary `file:line:column (function)`; the column may be missing."""
         place, _, function = summary.partition(" (")
         parts = place.split(":")
-        while len(parts) > 1 and not parts[1].isdigit():  # a drive's letter
+        while len(parts) > 1 and not parts[1].isdigit():  # the path contains a drive letter
             parts[:2] = [":".join(parts[:2])]
         file, number = parts[0], int(parts[1]) if len(parts) > 1 else 0
         text = linecache.getline(file, number).strip()
@@ -175,7 +174,7 @@ class SourceLine(NamedTuple):
 
     @property
     def quoted(self) -> str:
-        """What it says, indented; empty if that is not known."""
+        """The source text, indented; empty if it is not known."""
         return f"    {self.text}" if self.text else ""
 
     def __str__(self) -> str:
@@ -188,7 +187,7 @@ class SourceLine(NamedTuple):
         )
 
 
-# Why it does not help to choose the other value afterwards.
+# Why `jnp.where` after the operation does not help.
 MASKED = "masked after it, which does not help: 0 times infinity is NaN"
 
 
@@ -196,15 +195,15 @@ class Birth(NamedTuple):
     """Where a value or a derivative stops being finite.
 
     Attributes:
-      line: of the user's.
-      operation: the primitive, or the function that carries a rule.
-      what: happens there.
-      count: how many entries are not finite, of
-      total: so many.
+      line: the user's line.
+      operation: the primitive, or the function that has a custom rule.
+      what: what happens there.
+      count: how many entries are not finite.
+      total: how many entries there are.
       cure: what usually helps.
-      masked: whether it is multiplied by 0 after it.
-      iteration: of which loop.
-      given: the argument that it came in with, or "a constant"; empty where it was born.
+      masked: whether the non-finite entries are masked afterwards.
+      iteration: the loop iterations that contain it.
+      given: the argument that passed it in, or "a constant"; empty if it first appears here.
 
     Example:
       >>> found = jaxnn.explain(lambda x: jnp.sum(jnp.sqrt(x)), jnp.array([0.0, 1.0]))
@@ -223,7 +222,7 @@ class Birth(NamedTuple):
     given: str = ""
 
     def within(self, iteration: str) -> "Birth":
-        """The same inside of a loop."""
+        """The same finding, inside a loop iteration."""
         return self._replace(iteration=", ".join(filter(None, (iteration, self.iteration))))
 
     def __str__(self) -> str:
@@ -240,19 +239,19 @@ class Birth(NamedTuple):
 
 
 class RuleReport(NamedTuple):
-    """A derivative rule that is wrong by the inputs that it is called with.
+    """A derivative rule that is wrong at the inputs that it is called with.
 
     Attributes:
-      name: of the function that carries the rule, or of the primitive.
-      line: where it is called.
+      name: name of the function that has the rule, or of the primitive.
+      line: where the function is called.
       kind: "custom_jvp", "custom_vjp", "jvp" or "transpose".
       verdict: "differs" or "not finite".
-      argument: the position of the argument whose derivative is wrong; None where it is the value
-        that the function has where it is differentiated.
-      difference: relative difference to the derivative of the values: of the entry that is off by
-        most if one was singled out, else of the slope.
-      where: file and line of the rule, where it is the user's.
-      entry: the index of that entry in the argument; None where none was singled out.
+      argument: position of the argument whose derivative is wrong; None if instead the rule's
+        forward pass changes the function's value.
+      difference: relative difference from the derivative of the values, in the entry with the
+        largest error if one is known, else in the slope.
+      where: file and line of the rule, if it is the user's.
+      entry: index of that entry in the argument; None if no entry is known.
 
     Example:
       >>> @jax.custom_jvp
@@ -288,15 +287,15 @@ class RuleReport(NamedTuple):
 
 
 class DigitsLost(NamedTuple):
-    """An equation that costs digits.
+    """An equation that loses digits.
 
     Attributes:
-      line: of the user's.
-      operation: the primitive, or the function that carries a rule.
-      what: happens there.
-      before: digits of what goes in, and
-      after: of what comes out.
-      share: the part of the gradient's error that is gone if it is exact up to here.
+      line: the user's line.
+      operation: the primitive, or the function that has a custom rule.
+      what: what happens there.
+      before: correct digits of the inputs.
+      after: correct digits of the outputs.
+      share: by how much the gradient's relative error drops if this equation is exact, too.
 
     Example:
       >>> lost = jaxnn.explain(lambda x: (1 + x) - 1, jnp.array(1e-9)).digits_lost

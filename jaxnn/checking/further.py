@@ -1,7 +1,7 @@
-"""Programs whose iterative solvers run further than they ask to.
+"""Evaluation rules that run iterative solvers further than their tolerance requires.
 
-Loops that have nearly converged go on, and linear solves are refined. That is not the function as
-it is, but what it would be with a tighter tolerance.
+Loops that have nearly converged continue, and linear solves are refined. The result approximates
+the function with a tighter tolerance.
 """
 
 import functools
@@ -27,12 +27,12 @@ from jaxnn.numerical.interpret import (
     while_step,
 )
 
-# How many more steps a loop takes; a contraction by 0.8 gains six digits in them.
+# How many further steps a loop takes; a contraction by 0.8 gains six digits in this many.
 MORE_STEPS = 64
-# Each refinement gains the digits that the solver's tolerance asks for.
+# How many times a linear solve is refined; each time gains the digits of the solver's tolerance.
 REFINEMENTS = 4
-# A result that may still move by this fraction, or a linear solve with a relative residual of it,
-# counts as a loose solution: tolerances are smaller, mistakes larger.
+# A step of at most this relative size, or a relative residual below it, counts as a solver's
+# tolerance rather than a mistake.
 LOOSE = 5e-3
 
 
@@ -46,7 +46,7 @@ def has_solver(program: Program) -> bool:
 
 
 def _once(evaluation: Evaluation) -> Evaluation:
-    """Only the outermost solver runs further; nested ones would multiply."""
+    """The evaluation without further steps in nested solvers, whose costs would multiply."""
     return evaluation._replace(rules=RULES)
 
 
@@ -56,10 +56,7 @@ def _size(values: Sequence[Any]) -> Any:
 
 
 def _further(step: Callable, end: Sequence[Any]) -> list[Any]:
-    """What a loop carries after more steps, if it was about to converge.
-
-    Steps are taken as long as they are finite and small: adaptive solvers can change course.
-    """
+    """The carry of a loop after further steps, as long as these are finite and small."""
     scale = _size(end)
 
     def more(_, state):
@@ -68,7 +65,7 @@ def _further(step: Callable, end: Sequence[Any]) -> list[Any]:
         inexact = [
             (a, b) for a, b in zip(carry, new, strict=True) if jnp.issubdtype(a.dtype, jnp.inexact)
         ]
-        going &= _size([b - a for a, b in inexact]) <= LOOSE**2 * scale  # not of NaN
+        going &= _size([b - a for a, b in inexact]) <= LOOSE**2 * scale  # false for NaN
         return [jnp.where(going, b, a) for a, b in zip(carry, new, strict=True)], going
 
     return lax.fori_loop(0, MORE_STEPS, more, (list(end), jnp.bool_(True)))[0]
@@ -98,7 +95,7 @@ def _linear_solve(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> l
         product = inner(parts.matvec, [*parts.matvec_consts, *x])
         return [b - y for b, y in zip(parts.rhs, product, strict=True)]
 
-    # A large residual is a mistake, not a tolerance, and stays as it is.
+    # A large residual is a mistake, not a tolerance, so it is not refined.
     loose = _size(residual(start)) < LOOSE**2 * _size(parts.rhs)
 
     def refined(_, x):

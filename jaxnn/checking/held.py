@@ -1,10 +1,10 @@
-"""Programs in which what `stop_gradient` stops, or a trusted rule, is held at the point.
+"""Evaluation rules that hold the operands of `stop_gradient`, and trusted rules, at the point.
 
-A gradient that passes through `stop_gradient` is the derivative of another function: one in which
-what is stopped keeps its value at the point. That function is evaluated here at the point and
-next to it in step, so that what is stopped there can be taken from the point. A custom rule that is
-trusted (straight-through, say) is held likewise: its function goes on from the point along the
-derivative that the rule claims.
+With `stop_gradient`, autodiff gives the derivative of another function, in which the stopped
+operands keep their values at the point. That function is evaluated at the point and at a moved
+point together, so that the moved evaluation can use operands from the point. A function with a
+trusted custom rule (such as a straight-through estimator) is continued from the point linearly,
+along the derivative that the rule claims.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,12 +29,12 @@ from jaxnn.numerical.interpret import (
     source,
 )
 
-# The axis along which the point and a point next to it are evaluated.
+# The axis that joins the point and the moved point.
 _AXIS = "jaxnn_held"
 
 
 def stops(program: Program) -> tuple[str, ...]:
-    """Where a program calls `stop_gradient`: file, line and function, each once."""
+    """The distinct lines at which a program calls `stop_gradient`, as file, line and function."""
     found = (e for e in equations(program) if e.primitive is primitives.stop_gradient_p)
     lines = filter(None, map(line_of, found))
     return tuple(dict.fromkeys(str(SourceLine.of(line)) for line in lines))
@@ -43,7 +43,7 @@ def stops(program: Program) -> tuple[str, ...]:
 def holding(
     stopped: bool, trust: Sequence[str]
 ) -> dict[core.Primitive, Callable[[Equation, list[Any], Evaluation], Any]]:
-    """Evaluation rules for `beside` that hold what is stopped, and the rules that are trusted."""
+    """Evaluation rules, for use within `beside`, that hold stopped operands and trusted rules."""
 
     def trusted(eqn, inputs, evaluation):
         if source(eqn)[0] not in trust:
@@ -59,7 +59,9 @@ def holding(
 
 
 def beside(value: Callable) -> Callable:
-    """`value` as a function of a point, a point next to it, and data: both evaluated in step."""
+    """A function of a point, a moved point and data that evaluates `value` at both points together
+    and returns its value at the moved point.
+    """
 
     def held(point, moved, data):
         both = [jnp.stack(pair) for pair in zip(point, moved, strict=True)]
@@ -69,13 +71,13 @@ def beside(value: Callable) -> Callable:
 
 
 def _at_point(x: Any) -> Any:
-    """The value here at the point, for both points."""
+    """The value of `x` at the point, for both points."""
     return lax.all_gather(x, _AXIS)[0]
 
 
 def _continued(eqn: Equation) -> Program:
-    """The function of a call with a rule, continued from one set of inputs to another along the
-    derivative that the rule claims at the first.
+    """A program of start and end inputs that continues a function with a custom rule linearly from
+    the start, along the derivative that the rule claims there.
     """
     avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
     moving = [i for i, aval in enumerate(avals) if jnp.issubdtype(aval.dtype, jnp.inexact)]
@@ -102,10 +104,10 @@ def _continued(eqn: Equation) -> Program:
 
 
 def _transposed(eqn: Equation, back: Callable, outputs: Any, steps: Any) -> Any:
-    """How outputs change with inputs, according to a rule for the backward pass."""
+    """The change of the outputs for a change `steps` of the inputs, according to a VJP rule."""
     try:
         return jax.linear_transpose(back, outputs)(steps)
-    except Exception as error:  # of a rule: JAX and its users raise anything
+    except Exception as error:  # a derivative rule may raise anything
         name = source(eqn)[0]
         raise TypeError(
             "`trust` must name rules that are linear in the cotangent, as derivatives are. Got "

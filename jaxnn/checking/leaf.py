@@ -1,4 +1,4 @@
-"""The report on one leaf, made from everything that is known about it."""
+"""Builds the report on one leaf from all evidence."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ _NAMELESS = {
     True: "the slope is wrong, but no single entry is by enough to be named",
     False: "the slope is wrong; its entries were not looked at, as other leaves are wrong too",
 }
-# Worst entries first; those that pass last.
+# The order of entries: worst first, then those that pass.
 _ORDER = (Verdict.NOT_FINITE, Verdict.DIFFERS, Verdict.IMPRECISE, Verdict.KINK)
 
 
@@ -27,9 +27,9 @@ class Place(NamedTuple):
     """A leaf, as the report shows it.
 
     Attributes:
-      path: in the arguments.
-      x: its values, in their real form.
-      paired: whether it is complex.
+      path: path in the arguments.
+      x: the leaf in its real form.
+      paired: whether the leaf is complex.
     """
 
     path: str
@@ -43,7 +43,7 @@ class Place(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As the user gave it."""
+        """The shape of the user's leaf."""
         return self.x.shape[:-1] if self.paired else self.x.shape
 
 
@@ -60,15 +60,15 @@ def leaf_report(
     loss: Loss,
     counts: frozenset[int],
 ) -> LeafReport:
-    """Everything that can be said about one leaf.
+    """The report on one leaf.
 
     Args:
       place: the leaf.
-      gradient: its claims, in float64.
+      gradient: the leaf's claims, in float64.
       centre: the function's value.
-      located: what the values say about the claims.
-      loss: what the gradient loses in the leaf's own dtype.
-      counts: numbers of examples that the function's data have.
+      located: the evidence on the claims.
+      loss: the digits that the gradient loses in the leaf's own dtype.
+      counts: possible numbers of examples in the function's data.
     """
     best = located.best
     slope, entries = best.slope, list(located.entries)
@@ -93,7 +93,7 @@ def leaf_report(
     else:
         entries = sorted(entries, key=_by_weight)
     if count_not_finite(gradient) and not immovable:
-        best = best._replace(claim=math.nan)  # the line was compared with what it should be
+        best = best._replace(claim=math.nan)  # the line used replacements for non-finite claims
     off = float(np.maximum(abs(best.difference), slope.bound))  # NaN if either is
     return LeafReport(
         path=place.path,
@@ -116,14 +116,14 @@ def leaf_report(
 
 
 def bare_report(place: Place, verdict: Verdict, hint: str) -> LeafReport:
-    """A leaf without evidence."""
+    """The report on a leaf without evidence."""
     digits = ALL_DIGITS if verdict.ok else 0.0
     nothing = (0.0, 0.0, 0.0 if verdict.ok else math.inf, 0.0, 0.0, digits, digits, (), "")
     return LeafReport(place.path, place.shape, place.dtype, verdict, *nothing, hint, (), ())
 
 
 def _hint_on_loss(loss: Loss, dtype: Any, by_values: Verdict) -> str:
-    """What is lost in the leaf's own dtype, and whether the gradient in float64 is known."""
+    """A hint on the digits lost in the leaf's own dtype, and whether float64 agrees with values."""
     if not loss.keeps:
         return loss.hint
     kind, keeps = _name_of(dtype, False), f"it keeps {loss.keeps} of the gradient"
@@ -143,6 +143,6 @@ def _hint_on_digits(digits: float, dtype: str) -> str:
 
 
 def _by_weight(entry: Entry) -> tuple[int, float]:
-    """Worst verdict first, and the largest error first."""
+    """A sort key: worst verdict first, then largest error first."""
     rank = _ORDER.index(entry.verdict) if entry.verdict in _ORDER else len(_ORDER)
     return rank, -abs(entry.autodiff - entry.numerical)

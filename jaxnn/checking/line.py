@@ -1,9 +1,9 @@
 """The function restricted to a line: phi(t) = f(x + t v), where v moves any entries of any leaves.
 
-A gradient g claims that phi'(0) = <g, v>, a sum over leaves; the function's values show a slope of
-their own. One compiled program evaluates all steps in the memory of a single evaluation. Steps are
-evaluated from coarse to fine, a few at a time, and no finer than necessary. A slope is measured
-once per direction: comparing it with other claims costs no further values.
+A gradient g claims that phi'(0) = <g, v>, a sum over leaves; the measured slope comes from the
+function's values. One compiled program evaluates all steps in the memory of a single evaluation.
+Steps are evaluated from coarse to fine, a few at a time, and no finer than necessary. A slope is
+measured once per direction: comparing it with other claims costs no further evaluations.
 """
 
 import functools
@@ -20,7 +20,7 @@ from jaxnn.checking.moves import Along, Question, scales_of
 from jaxnn.checking.slope import HALF, RUNGS, Slope, estimate_slope, ladder
 from jaxnn.numerical.float64 import widen_leaf
 
-# Steps that are evaluated at a time; two lots make HALF.
+# How many steps are evaluated at a time; two lots make HALF.
 LOT = HALF // 2
 
 
@@ -38,9 +38,10 @@ class Direction(NamedTuple):
 
     Attributes:
       parts: the entries, leaf by leaf.
-      seed: of the random signs and sizes.
-      relative: move each entry by its own size, instead of at least its leaf's root mean square.
-      up: move every entry upwards.
+      seed: seed of the random signs and sizes.
+      relative: whether each entry moves in proportion to its own size, instead of by at least its
+        leaf's root mean square.
+      up: whether every entry moves upwards.
     """
 
     parts: tuple[Part, ...]
@@ -50,14 +51,14 @@ class Direction(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What a gradient claims along a direction, and what the function's values show.
+    """The slope along a direction according to the gradient and according to the values.
 
     Attributes:
       direction: the line.
       claim: the slope according to the gradient.
       slope: the slope according to the values.
-      size: of the claim if no terms cancelled: sqrt(sum (g_i v_i)^2).
-      slack: how far off the claim may be because of the gradient's own rounding.
+      size: the size of the claim if no terms cancelled: sqrt(sum (g_i v_i)^2).
+      slack: how far off the claim may be because of the gradient's own rounding error.
       along: the claim and the movement of each leaf.
     """
 
@@ -75,7 +76,7 @@ class Comparison(NamedTuple):
 
     @property
     def excess(self) -> float:
-        """How many bounds the difference exceeds the bound by."""
+        """By how many times the bound the difference exceeds the bound."""
         return excess(self.difference, self.slope.bound + self.slack)
 
     @property
@@ -94,7 +95,7 @@ class Comparison(NamedTuple):
         return math.sqrt(self.along.squares[leaf])
 
     def share(self, part: Part) -> "Comparison":
-        """The comparison for one leaf in its own unit, if the claims of all others are right."""
+        """The comparison for one leaf in its own unit, assuming that all other claims are right."""
         term, weight = float(self.along.terms[part.leaf]), part.weight
         slope = self.slope.of_part(self.claim - term, weight)
         direction = self.direction._replace(parts=(part._replace(weight=1.0),))
@@ -122,15 +123,15 @@ class Line:
         roundings: Sequence[float],
         watch: Callable[["Line"], None] = lambda line: None,
     ):
-        """A line from what it needs to know about the function.
+        """Set up a line; no values are computed yet.
 
         Args:
           draw: maps claims and a question to the movement of each leaf and the sums along it.
-          values: phi at steps along such a movement.
+          values: maps a movement and steps to the values of phi.
           points: the leaves.
           epsilon: relative rounding error of the values.
           roundings: relative rounding error of the claims, leaf by leaf; 0 if they are in float64.
-          watch: called with the line before values are computed.
+          watch: callback that receives the line before values are computed.
         """
         self.sizes, self.epsilon, self.evaluations = [x.size for x in points], epsilon, 0
         self.scales = functools.cache(lambda leaf: scales_of(points[leaf]))
@@ -161,8 +162,8 @@ class Line:
         Args:
           claims: the gradient, leaf by leaf.
           direction: the line.
-          quick: the slope need not be known to better than this fraction of itself.
-          enough: a bound that is small enough for the purpose.
+          quick: stop once the slope is known to this fraction of itself.
+          enough: stop once the bound is this small.
         """
         moves, along = self._draw(claims, self._question(direction))
         key = direction, quick, enough
@@ -177,19 +178,20 @@ class Line:
         return Comparison(direction, claim, slope, size, slack, along)
 
     def along(self, claims: Sequence[Any], direction: Direction) -> Along:
-        """The claims and the movement along a direction, leaf by leaf; needs no values."""
+        """The claims and the movement along a direction, leaf by leaf, without evaluations."""
         return self._draw(claims, self._question(direction))[1]
 
     def claimed_sizes(self, claims: Sequence[Any], leaves: Sequence[int]) -> dict[int, float]:
-        """The size of each leaf's claim along a line that moves all of them; needs no values."""
+        """The size of each leaf's claim along a line that moves all leaves, without evaluations."""
         direction = Direction(tuple(map(self.whole, leaves)))
         along = self.along(claims, direction)
         return {k: math.sqrt(along.squares[k]) for k in leaves}
 
     def _measure(self, moves: list[Any], quick: float, enough: float) -> Slope:
-        """The slope along a movement: half of the steps, and finer ones until the bound is close.
+        """The slope along a movement, from the coarser half of the steps and then finer steps until
+        the bound is close.
 
-        Values that are coarser than float64 show nothing more at finer steps.
+        Finer steps add nothing if the values are coarser than float64.
         """
         lots = []
         while True:
@@ -227,10 +229,10 @@ class Line:
 
 
 def along_program(value: Callable, dtype: Any) -> Callable:
-    """The jitted function behind a line: maps `(points, moves, steps, data)` to values.
+    """A jitted function that maps `(points, moves, steps, data)` to the values along a line.
 
     Args:
-      value: a function of widened points, moved points, and the data.
+      value: a function of widened points, moved points, and data.
       dtype: the wide dtype.
     """
 
@@ -248,9 +250,9 @@ def along_program(value: Callable, dtype: Any) -> Callable:
 
 
 def one_by_one(evaluate: Callable[[Any], float], steps: np.ndarray) -> np.ndarray:
-    """Values at single steps of a function that may raise outside its domain: NaN there.
+    """The values at each step; NaN where the function raises, as it may outside its domain.
 
-    A function that raises at the point itself cannot be checked.
+    At the point itself (step 0) the exception is passed on: such a function cannot be checked.
     """
 
     def at(step):

@@ -1,11 +1,11 @@
-"""From all leaves to the ones whose gradient is wrong, and from those to their wrong entries.
+"""Locates the leaves whose gradient is wrong, and the wrong entries of those leaves.
 
-Leaves are checked together along two random lines, each moved so that the claims are of similar
-size and none hides behind another. If the claims disagree with the values, the reference gradient,
-which contains no rule of the user's, is computed. Where the values support it, subtracting it from
-the claims gives every wrong entry. It never accuses by itself: the worst entries are checked by
-values one at a time. Where the values do not support it, or there is none, wrong entries are found
-one by one, by bisection if need be.
+Leaves are checked together along two random lines. Each leaf moves so that all claims are of
+similar size and none hides another. If the claims disagree with the values, the reference gradient
+is computed, which contains none of the user's rules. Where the values support the reference,
+subtracting it from the claims gives every wrong entry. The reference alone never makes a leaf
+wrong: the worst entries are checked against values one at a time. Without a supported reference,
+wrong entries are found one by one, by bisection if necessary.
 """
 
 import math
@@ -28,32 +28,31 @@ from jaxnn.checking.line import Comparison, Direction, Line, Part
 from jaxnn.checking.packed import count_not_finite
 from jaxnn.checking.slope import TIGHT
 
-# Leaves whose claims differ by more than this factor are not checked together: moved so that the
-# claims are alike, one of them would move too little or too much for the steps of the others.
+# Leaves whose claims differ by more than this factor are not checked together: to make the claims
+# similar, one leaf would move too little or too much for the steps of the others.
 CLASS = 1e3
 # A line confirms a leaf if its bound is below this fraction of the leaf's claim: an error of 5 % in
 # one of a hundred million similar entries would still be seen.
 SHARP = 1e-6
-# The relative error of what is summed in float64.
+# The relative error of a sum in float64.
 LEAST_ROUNDING = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps)
-# While bisecting, a slope known to this fraction of the difference tells which half is off.
+# While bisecting, a slope with a bound below 1 / ENOUGH of the difference tells which half is off.
 ENOUGH = 8
-# Of two lines the first is reported unless the bound of the second is much closer, so that rounding
-# does not decide.
+# The first of two lines is reported unless the second has a bound below this fraction of the
+# first's, so that rounding does not decide.
 MUCH_CLOSER = 0.5
 
 
 class Located(NamedTuple):
-    """What is known about the claims of one leaf.
+    """The evidence on the claims of one leaf.
 
     Attributes:
-      asked: lines through all entries, compared with the claims; entries that are not finite count
-        as correct.
-      entries: those checked by values one at a time.
+      asked: comparisons along lines through all entries; non-finite entries count as correct.
+      entries: the entries that were checked against values one at a time.
       explained: whether the wrong entries account for the whole difference along the lines.
-      searched: whether entries were looked for.
+      searched: whether wrong entries were searched for.
       wrong: flat positions of all wrong entries, if the reference gives them.
-      complete: whether no entry is undecided because its error could be rounding.
+      complete: whether no entry is undecided because its error could be rounding error.
       reference: the leaf's reference gradient, if the values support it.
     """
 
@@ -77,13 +76,14 @@ class Claimed(NamedTuple):
     """The claims that are checked.
 
     Attributes:
-      gradient: leaf by leaf.
+      gradient: the gradient, leaf by leaf.
       tolerances: for each leaf, the largest relative error of an entry that is not a mistake.
-      paired: whether a leaf's entries come in pairs, real and imaginary part.
-      exact: the same as `tolerances`, for comparison with a reference that the values support.
-      slight: the relative error that rounding explains; entries between are looked at.
-      rounding: the error that is rounding: relative to the largest entry of a leaf's gradient, each
-        times its scale.
+      paired: whether a leaf's entries come in pairs of real and imaginary part.
+      exact: like `tolerances`, but for comparison with a reference that the values support.
+      slight: the relative error that rounding explains; entries between `slight` and `exact` are
+        checked against values.
+      rounding: the error that counts as rounding error, relative to the largest entry of a leaf's
+        gradient, where each entry is multiplied by its scale.
     """
 
     gradient: Sequence[Any]
@@ -94,7 +94,7 @@ class Claimed(NamedTuple):
     rounding: Sequence[float]
 
     def with_leaf(self, leaf: int, claims: np.ndarray) -> "Claimed":
-        """Other claims for one leaf."""
+        """The same with other claims for one leaf."""
         gradient = [claims if k == leaf else g for k, g in enumerate(self.gradient)]
         return self._replace(gradient=gradient)
 
@@ -105,7 +105,7 @@ def examine(
     reference: Callable[[], Sequence[Any] | None],
     together: bool = True,
 ) -> Iterator[tuple[int, Located]]:
-    """Locate the wrong entries of every leaf that has entries; yields leaves as they are settled.
+    """Locate the wrong entries of each leaf that has entries; yields each leaf once it is settled.
 
     Args:
       line: measures slopes of the function.
@@ -142,12 +142,12 @@ def examine(
 def _supported(
     line: Line, claims: Sequence[Any], leaves: Sequence[int], bisect: bool = True
 ) -> Iterator[tuple[int, tuple[Comparison, ...]]]:
-    """The leaves whose claims the values support, with the evidence.
+    """Yield each leaf whose claims the values support, with the evidence.
 
     Args:
       line: measures slopes.
       claims: the gradient, leaf by leaf.
-      leaves: which leaves to look at.
+      leaves: which leaves to check.
       bisect: whether a group that the values do not support is split until every leaf is settled.
     """
     sizes = line.claimed_sizes(claims, leaves) if len(leaves) > 1 else dict.fromkeys(leaves, 1.0)
@@ -181,15 +181,15 @@ def examine_leaf(
     supported: tuple[Comparison, ...] | None = None,
     few: int = HANDFUL,
 ) -> Located:
-    """Which entries of a leaf explain that its claims disagree with the values.
+    """The entries of a leaf that explain why its claims disagree with the values.
 
     Args:
       line: measures slopes.
-      leaf: which leaf.
+      leaf: the number of the leaf.
       claimed: the gradient that is checked.
       reference: the gradient of the values, if there is one.
       supported: the lines that support the reference for this leaf, if any do.
-      few: how many entries to check by values.
+      few: how many entries to check against values.
     """
     if reference is None:
         return _one_by_one(line, leaf, claimed, [], few)
@@ -216,7 +216,7 @@ def _by_reference(
     supported: tuple[Comparison, ...],
     few: int,
 ) -> Located | None:
-    """Every entry where the claims are not the reference; None if values contradict it there."""
+    """Every entry where claims and reference differ; None if values contradict the reference."""
     claims, tolerance = np.asarray(claimed.gradient[leaf], np.float64), claimed.exact[leaf]
     flat, size = claims.ravel(), line.scales(leaf)
     rounding = claimed.rounding[leaf] * np.max(np.abs(right) * size, initial=0) / size
@@ -236,7 +236,7 @@ def _by_reference(
         asked, (), False, bool(few), np.sort(wrong), not np.any(undecided & ~off), right
     )
     if not few and verdict_of(found, line.centre, tolerance) is Verdict.AGREES:
-        few = 1  # what the line does not show is shown by an entry
+        few = 1  # an entry may show an error that the line does not
     exact, entries = claimed._replace(tolerances=claimed.exact), []
     for index in _with_pairs(suspects[:few], claimed.paired[leaf]):
         entry = examine_entry(line, leaf, index, exact)
@@ -252,10 +252,10 @@ def _by_reference(
 def _one_by_one(
     line: Line, leaf: int, claimed: Claimed, lead: list[int], few: int = HANDFUL
 ) -> Located:
-    """Wrong entries without a reference that the values support: those that `lead` names, and then
-    those that bisection leads to.
+    """Wrong entries without a supported reference: first those in `lead`, then those that bisection
+    finds.
 
-    A line that leads to an entry which turns out to be correct is not believed if the other holds.
+    A line is discarded if bisection along it ends at a correct entry, unless both lines do.
     """
     claims = np.asarray(claimed.gradient[leaf], np.float64)
     bad = np.flatnonzero(~np.isfinite(claims.ravel()))
@@ -274,7 +274,7 @@ def _one_by_one(
     unsearched = Located(asked, (), False, False)
     off = any(comparison.excess for comparison in asked)
     if not few and off and verdict_of(unsearched, line.centre, claimed.tolerances[leaf]).ok:
-        few = 1  # what the line does not show is shown by an entry
+        few = 1  # an entry may show an error that the line does not
     holding, most = [0, 1], len(known) + few
     while len(known) < most and (off := [i for i in holding if rest[i].excess]):
         which = max(off, key=lambda i: rest[i].excess)
@@ -296,7 +296,7 @@ def _one_by_one(
 
 
 def examine_entry(line: Line, leaf: int, index: int, claimed: Claimed) -> Entry:
-    """The derivative with respect to one entry by values, compared with its claim."""
+    """The derivative with respect to one entry from values, compared with its claim."""
     part = Part(leaf, index, index + 1)
     claims, shape = claimed.gradient, np.shape(claimed.gradient[leaf])
     claim = float(np.asarray(claims[leaf]).ravel()[index])
@@ -314,17 +314,17 @@ def examine_entry(line: Line, leaf: int, index: int, claimed: Claimed) -> Entry:
         best = min(evidence, key=lambda one: one.bound)
         apart = abs(coarse.slope.value / long - fine.slope.value / short)
         if apart > evidence[0].bound + evidence[1].bound:
-            # If all steps are too long, a function can look flat; if both saw the same range,
-            # neither is believed.
+            # If the coarse steps were all longer, the function may have looked flat to them, so the
+            # fine slope holds; if the ranges overlap, the bound must cover both slopes.
             unseen = coarse.slope.steps[-1] * abs(long) > fine.slope.step * abs(short)
             best = evidence[1]._replace(bound=evidence[1].bound + (0.0 if unseen else apart))
     return Entry.of(index, shape, best, judge(best, claimed.tolerances[leaf]))
 
 
 def verdict_of(located: Located, centre: float, tolerance: float) -> Verdict:
-    """The verdict on a leaf: the worst of its line's and its entries'."""
+    """The verdict on a leaf: the worst among its line and its entries."""
     best = located.best
-    # A slope can also be nothing next to the one over the coarsest step, which noise cannot raise.
+    # The slope over the coarsest step, where noise matters least, also sets what is negligible.
     coarse = abs(float(best.slope.differences[0])) if len(best.slope.differences) else 0.0
     coarse = coarse if math.isfinite(coarse) else 0.0
     counts = max(best.scale, NOTHING * max(abs(centre), best.slope.size, coarse))
@@ -332,7 +332,7 @@ def verdict_of(located: Located, centre: float, tolerance: float) -> Verdict:
     if not math.isfinite(centre):
         line = line._replace(claim=centre)  # without a value there is no slope to claim
     elif located.explained and math.isfinite(line.bound):
-        # What the entries explain is not evidence against the line as well.
+        # An error that the entries explain must not count against the line, too.
         middle = best.slope.value
         line = line._replace(claim=middle, left=middle, right=middle)
     whole = judge(line, tolerance, best.scale, counts)
@@ -340,8 +340,9 @@ def verdict_of(located: Located, centre: float, tolerance: float) -> Verdict:
 
 
 def _parts(line: Line, sizes: dict[int, float]) -> list[Part]:
-    """Leaves moved so that their claims are alike, as far as they are of one class, and by a random
-    factor each, so that errors in two leaves do not cancel.
+    """The parts of a direction in which the claims of all leaves in one class are of similar size.
+
+    A random factor for each leaf keeps errors in two leaves from cancelling.
     """
     if len(sizes) == 1:
         return [line.whole(leaf) for leaf in sizes]
@@ -354,19 +355,21 @@ def _parts(line: Line, sizes: dict[int, float]) -> list[Part]:
 
 
 def _nothing(line: Line, pair: Sequence[Comparison], most: float) -> float:
-    """A slope that is nothing next to the function, where no claim, at most `most`, is larger."""
+    """The slope that is negligible next to the function's value; 0 if `most`, the largest claim, is
+    not negligible itself.
+    """
     value = max(abs(line.centre), *(c.slope.size for c in pair))
     return BLIND * NOTHING * value if most <= NOTHING * value else 0.0
 
 
 def _confirms(pair: Sequence[Comparison], part: Part, nothing: float) -> bool:
-    """Whether no error that matters in this leaf could have gone unseen."""
+    """Whether the lines would have shown any error that matters in this leaf."""
     least = nothing * part.weight
     return all(c.slope.bound <= max(SHARP * c.size_of(part.leaf), least) for c in pair)
 
 
 def _shares(pair: tuple[Comparison, ...], part: Part) -> tuple[Comparison, ...]:
-    """What a group's lines say about one of its leaves."""
+    """The comparison for one leaf of a group, from the better of the group's lines."""
     return (Located(pair).best.share(part),)
 
 
@@ -383,7 +386,7 @@ def _with_claims(
 
 
 def _classes(sizes: dict[int, float]) -> list[dict[int, float]]:
-    """Leaves grouped by the size of their claims, largest first, zeros last."""
+    """The leaves grouped by the size of their claims, largest first, zeros last."""
     groups: list[dict[int, float]] = []
     most = math.nan
     for leaf, size in sorted(sizes.items(), key=lambda pair: -pair[1]):
@@ -400,16 +403,17 @@ def _halves(pairs: list[Any]) -> list[dict[int, float]]:
 
 
 def _with_pairs(indices: Any, paired: bool) -> list[int]:
-    """Flat positions; for complex leaves also that of the other part of each number."""
+    """The flat positions; for complex leaves, also the position of each number's other part."""
     found = [int(i) for i in indices]
     return list(dict.fromkeys(j for i in found for j in ((i, i ^ 1) if paired else (i,))))
 
 
 def _ask(line: Line, claims: Sequence[Any], parts: Sequence[Part]) -> tuple[Comparison, ...]:
-    """Two lines: entries moved by at least their leaf's usual size, and each by its own size.
+    """The comparisons along two lines. Along the first, each entry moves by at least its leaf's
+    usual size; along the second, by its own size.
 
-    If the function has no values along lines through one leaf, all entries are moved up: they may
-    lie on the lower border of its domain.
+    If the function has no values along either line through a single leaf, all entries move upwards:
+    they may lie on the lower border of the domain.
     """
     quick = TIGHT if len(parts) > 1 else 0.0
     for up in (False, True):
@@ -423,15 +427,13 @@ def _ask(line: Line, claims: Sequence[Any], parts: Sequence[Part]) -> tuple[Comp
 def _ask_leaf(
     line: Line, leaf: int, claimed: Claimed, known: dict[int, Entry]
 ) -> tuple[Comparison, ...]:
-    """Two lines through all entries of a leaf, compared with the claims once known entries are put
-    right.
-    """
+    """The comparisons along two lines through a leaf, after known entries are corrected."""
     right = _put_right(np.asarray(claimed.gradient[leaf], np.float64), known)
     return _ask(line, claimed.with_leaf(leaf, right).gradient, [line.whole(leaf)])
 
 
 def _put_right(claims: np.ndarray, known: dict[int, Entry]) -> np.ndarray:
-    """The claims, with the measured values of known entries in their place."""
+    """The claims, with known entries replaced by their measured derivatives."""
     mended = claims.copy()
     for index, entry in known.items():
         if np.isfinite(entry.numerical) and entry.verdict is not Verdict.UNRESOLVED:
@@ -440,10 +442,10 @@ def _put_right(claims: np.ndarray, known: dict[int, Entry]) -> np.ndarray:
 
 
 def _bisect(line: Line, claims: Sequence[Any], comparison: Comparison) -> int:
-    """An entry that the difference along a line through one leaf comes from.
+    """The flat index of an entry that causes the difference along a line through one leaf.
 
-    The difference between claim and slope is linear in what moves, so following the half with the
-    larger difference leads there in log2(entries) questions.
+    The difference between claim and slope is linear in the movement, so bisecting towards the
+    larger difference takes log2(entries) slopes.
     """
     (part,), difference = comparison.direction.parts, comparison.difference
     while part.high - part.low > 1:

@@ -1,7 +1,7 @@
 """The stages of a check up to a verdict on each leaf: programs, claims, lines, entries, precision.
 
-Each stage is a function of the results before it. What is known so far is one value, `Checked`,
-which the follow-up questions take and return.
+Each stage is a function of the earlier results. `Checked` holds all results so far; the follow-up
+questions take and return it.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,22 +27,22 @@ from jaxnn.checking.status import Status
 from jaxnn.checking.untraced import Untraced
 from jaxnn.numerical.float64 import wide_dtype
 
-# Errors of this many roundings, next to the largest entry of a gradient, are its rounding: of one
-# computed in its own dtype, and of constants in one that is evaluated in float64.
+# Errors of up to this many roundings of the gradient's largest entry count as rounding error:
+# OF_CLAIMS for a gradient in its own dtype, OF_CONSTANTS (rounded constants) for one in float64.
 OF_CLAIMS, OF_CONSTANTS, FLOAT32 = 16, 4, float(np.finfo(np.float32).eps)
-# Arguments that are not differentiated: so many are named.
+# How many of the arguments that are treated as constant a report names.
 NAMED = 8
 
 
 class Check(NamedTuple):
-    """What is checked, and how.
+    """The input of a check.
 
     Attributes:
       call: the function and its arguments.
-      point: where it is differentiated.
+      point: where the function is differentiated.
       settings: how the gradient is computed.
       together: whether leaves may be checked together.
-      status: who is told how far the check is.
+      status: shows the progress of the check.
     """
 
     call: Partition
@@ -57,23 +57,23 @@ class Check(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """What is known so far.
+    """The results of a check so far.
 
     Attributes:
-      check: what was asked.
+      check: the input of the check.
       programs: `Programs` of the function, or `Untraced`.
       claims: the gradient that is checked.
       centre: the function's value at the point, in float64.
-      losses: what each leaf loses in its own dtype.
+      losses: the digits that each leaf's gradient loses in its own dtype.
       leaves: a report on each leaf, worst first.
-      notes: what is unusual.
-      deterministic: whether two calls of the function gave the same.
+      notes: remarks on anything unusual.
+      deterministic: whether two calls of the function gave the same result.
       evaluations: how many values were computed.
-      interrupted: whether the check was ended early.
+      interrupted: whether the user ended the check early.
       least: the best verdict that is still possible.
-      births: where NaN or infinity is born.
+      births: where NaN or infinity first appears.
       rules: the derivative rules that are wrong.
-      digits_lost: the lines that cost digits.
+      digits_lost: the lines that lose digits.
     """
 
     check: Check
@@ -92,16 +92,16 @@ class Checked(NamedTuple):
     digits_lost: tuple[DigitsLost, ...] = ()
 
     def with_leaves(self, leaves: Sequence[LeafReport]) -> "Checked":
-        """The same with other reports on leaves."""
+        """The same results with other reports on leaves."""
         return self._replace(leaves=tuple(leaves))
 
     def with_note(self, note: str) -> "Checked":
-        """The same with one more note."""
+        """The same results with one more note."""
         return self._replace(notes=(*self.notes, note))
 
     @property
     def paths(self) -> list[str]:
-        """Of the leaves in their order, as `jax.tree_util.keystr` writes them: `[0]['W1']`."""
+        """The path of each leaf, in order, as `jax.tree_util.keystr` writes it: `[0]['W1']`."""
         return [path.removeprefix("args") for path in self.check.call.point_paths]
 
     @property
@@ -111,22 +111,22 @@ class Checked(NamedTuple):
 
     @property
     def accuses(self) -> bool:
-        """Whether a leaf is said to differ."""
+        """Whether the verdict on any leaf is "differs"."""
         return any(leaf.verdict is Verdict.DIFFERS for leaf in self.leaves)
 
     @property
     def verdicts(self) -> set[Verdict]:
-        """Of the leaves."""
+        """The verdicts on the leaves."""
         return {leaf.verdict for leaf in self.leaves}
 
     @property
     def values(self) -> list[Any]:
-        """What the program of the function is given."""
+        """The inputs of the function's program."""
         return jax.tree.leaves(self.check.point)
 
 
 def require_outermost(name: str, *values: PyTree) -> None:
-    """Refuse traced arguments, in a function that looks at values."""
+    """Refuse traced arguments: the function `name` needs concrete values."""
     if not outermost(values):
         raise TypeError(
             f"`{name}` must be called outside `jax.jit`, `jax.grad` and `jax.vmap`, as it looks at "
@@ -135,7 +135,7 @@ def require_outermost(name: str, *values: PyTree) -> None:
 
 
 def measure(check: Check) -> Checked:
-    """The stages in their order."""
+    """The results of all stages, run in order."""
     call, point, dtype = check.call, check.point, wide_dtype()
     programs = prepare(call, point, check.settings)
     claims = programs.claims(point, dtype)
@@ -145,7 +145,7 @@ def measure(check: Check) -> Checked:
     checked = checked._replace(notes=_notes(checked), interrupted=interrupted)
     if line.centres and not _is_repeatable(programs, line):
         return checked._replace(deterministic=False)
-    # A solver that runs further is not what the user's dtypes were asked for.
+    # A solver that runs further computes another result than the user's program in its own dtypes.
     lost = {k: Loss(0.0) for k in located}
     if not check.settings.further:
         known = [k for k in located if located[k].asked]
@@ -168,16 +168,15 @@ def measure(check: Check) -> Checked:
 def _located(
     check: Check, programs: Programs | Untraced, claims: Claims, line: Line
 ) -> tuple[dict[int, Located], bool]:
-    """The wrong entries of each leaf, as far as they are known when the user interrupts."""
+    """The wrong entries of each leaf, and whether the user interrupted the search for them."""
     point, found = check.point, {}
     dtypes = [x.dtype for x in point.leaves]
     tolerances = list(map(reach, dtypes))
-    # A formula evaluated in float64 has no approximation of JAX's own in it, and no solver.
+    # A hand-written formula in float64 without a solver contains no approximation by JAX.
     exact = claims.in_float64 and check.settings.by_hand and not programs.has_solver
     slight = [min(explained(dtype), reach(dtype)) for dtype in dtypes]
     closer = slight if exact else tolerances
-    # Constants in the gradient are rounded: at worst in its own dtype, if it could not be evaluated
-    # in float64.
+    # In float64, only the gradient's constants are rounded; otherwise everything is, to its dtype.
     own = [float(jnp.finfo(dtype).eps) for dtype in dtypes]
     if claims.in_float64:
         rounding = [OF_CONSTANTS * min(epsilon, FLOAT32) for epsilon in own]
@@ -203,7 +202,7 @@ def _paired(call: Partition) -> list[bool]:
 
 
 def _is_repeatable(programs: Programs | Untraced, line: Line) -> bool:
-    """Whether the function gives the same each time, as it is traced and as it is evaluated."""
+    """Whether repeated traces give the same program and repeated evaluations the same value."""
     values = (same_value(line.centre, again, line.epsilon) for again in line.centres)
     return programs.deterministic and all(values)
 
@@ -235,13 +234,13 @@ def _notes(checked: Checked) -> tuple[str, ...]:
 
 
 def _kind(leaf: Any) -> str:
-    """What a leaf that is treated as constant is, in a word."""
+    """The dtype or type of a leaf that is treated as constant."""
     if hasattr(leaf, "dtype"):
         return str(leaf.dtype)
     return "function" if callable(leaf) else type(leaf).__name__
 
 
 def first_of(named: Sequence[str]) -> tuple[str, ...]:
-    """The first of many, and how many more there are."""
+    """The first few of `named`, and how many more there are."""
     more = (f"{len(named) - NAMED} more",) if len(named) > NAMED else ()
     return (*named[:NAMED], *more)

@@ -1,9 +1,9 @@
-"""How far each entry moves along a direction, and what a gradient claims along that.
+"""How far each entry moves along a direction, and what a gradient claims along that direction.
 
-Entries move by random signs and sizes, in the scale of their leaf, so that errors of several cannot
-cancel by chance. They are drawn from a counter where the leaves are: on a device, and cut into
-parts as they are; few numbers that a CPU holds are not worth a compilation, and small leaves not a
-call each.
+Entries move by random signs and sizes, in the scale of their leaf, so that errors do not cancel by
+chance. The random numbers come from a counter and are drawn where the leaves are: on their devices,
+with the same sharding. NumPy draws those of small leaves on a CPU, together and without
+compilation.
 """
 
 import functools
@@ -19,21 +19,21 @@ import numpy as np
 from jaxnn.checking.packed import on_one_cpu
 from jaxnn.numerical.float64 import wide_arithmetic, widen_leaf
 
-# More entries of a leaf than these are drawn by a compiled program.
+# A compiled program draws for leaves with more entries than this.
 ON_HOST = 2**17
-# NumPy draws so many at once: what it computes on the way stays in a core's cache.
+# NumPy draws this many numbers at once, so that intermediate results stay in a core's cache.
 BLOCK = 2**15
-# A sum of squares from here on has lost no digit to the smallest numbers there are.
+# A sum of squares above this has lost no digits to underflow.
 _LEAST_SQUARE = sys.float_info.min / sys.float_info.epsilon
 
 
 class Along(NamedTuple):
-    """Sums along a direction, of the entries of each leaf.
+    """Sums over the entries of each leaf, along a direction.
 
     Attributes:
-      terms: g_i v_i: what the gradient claims.
-      squares: (g_i v_i)^2.
-      moves: v_i.
+      terms: sums of g_i v_i, the leaf's claim.
+      squares: sums of (g_i v_i)^2.
+      moves: sums of v_i.
     """
 
     terms: Any
@@ -53,8 +53,8 @@ class Question(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """What tells how the entries of leaves move: from `low` to `high`, each by a number of the
-    leaf's `salt` times its `weight`.
+    """How the entries of leaves move: those from `low` to `high`, by random numbers that depend on
+    the leaf's `salt`, times its `weight`.
     """
 
     low: Any
@@ -64,7 +64,7 @@ class _Span(NamedTuple):
 
 
 def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], Along]]:
-    """A function of claims and a question: what the leaves move by, and the sums along that.
+    """A function that maps claims and a question to each leaf's movement and the sums along it.
 
     Args:
       points: the leaves.
@@ -96,15 +96,15 @@ def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], 
 
 
 class _Small(NamedTuple):
-    """The small leaves that a CPU holds, end to end.
+    """The small leaves on a CPU, concatenated.
 
     Attributes:
-      leaves: which.
-      places: where each of them is.
-      begins: where each begins, and
-      ends: where it ends.
+      leaves: numbers of the small leaves.
+      places: the slice of `x` for each of them.
+      begins: where each leaf begins in `x`.
+      ends: where each leaf ends in `x`.
       x: their entries.
-      usual: the size of a leaf's entries.
+      usual: the usual size of each leaf's entries.
     """
 
     leaves: np.ndarray
@@ -116,7 +116,7 @@ class _Small(NamedTuple):
 
     @classmethod
     def of(cls, points: Sequence[Any]) -> "_Small":
-        """Those of all leaves."""
+        """The small leaves among all leaves."""
         small = [k for k, x in enumerate(points) if 0 < x.size <= ON_HOST and on_one_cpu(x)]
         flat = [np.asarray(points[k], np.float64).ravel() for k in small]
         sizes = np.array([x.size for x in flat], np.int64)
@@ -128,7 +128,7 @@ class _Small(NamedTuple):
     def moves(
         self, claims: Sequence[Any], spans: _Span, q: Question
     ) -> tuple[np.ndarray, np.ndarray]:
-        """By how much each entry moves, and for each leaf the sums along that."""
+        """The movement of each entry, and the sums along it for each leaf."""
         moves, sums = np.zeros(self.x.shape), np.zeros((len(self.leaves), 3))
         spans = _Span(*(of_leaf[self.leaves] for of_leaf in spans))
         for low in range(0, self.x.size, BLOCK):
@@ -147,7 +147,7 @@ class _Small(NamedTuple):
             span = _Span(*(spread(of_leaf[here]) for of_leaf in spans))
             v, terms = _moves(x, usual, index, claim, span, q.relative, q.up, np)
             moves[low:high] = v
-            with np.errstate(invalid="ignore"):  # of claims that are infinite, of both signs
+            with np.errstate(invalid="ignore"):  # claims may be infinite, of both signs
                 parts = [np.add.reduceat(a, begins - low) for a in (terms, terms**2, v)]
                 sums[here] += np.stack(parts, axis=-1)
         return moves, sums
@@ -163,10 +163,8 @@ def _moves_on_device(x: Any, claim: Any, span: _Span, relative: Any, up: Any, dt
 
 
 def usual_size(x: Any, xp: Any = np) -> Any:
-    """The size of a leaf's entries: the root of their mean square, of those that are finite; 1 if
-    that is 0.
-    """
-    if xp is np and _LEAST_SQUARE < (square := float(np.vdot(x, x))) < math.inf:  # as most are
+    """The root mean square of a leaf's entries, with non-finite entries as 0; 1 if that is 0."""
+    if xp is np and _LEAST_SQUARE < (square := float(np.vdot(x, x))) < math.inf:  # the common case
         return math.sqrt(square / x.size)
     size = xp.where(xp.isfinite(x), xp.abs(x), 0)
     most = xp.max(size, initial=0)
@@ -176,7 +174,7 @@ def usual_size(x: Any, xp: Any = np) -> Any:
 
 
 def entry_sizes(x: Any, usual: Any, xp: Any = np) -> Any:
-    """For each entry its own size, or its leaf's `usual` one for a zero and what is not finite."""
+    """The size of each entry, or its leaf's `usual` size if the entry is zero or non-finite."""
     size = xp.where(xp.isfinite(x), xp.abs(x), 0)
     return xp.where(size > 0, size, usual)
 
@@ -190,13 +188,13 @@ def scales_of(x: Any) -> np.ndarray:
 def _moves(
     x: Any, usual: Any, index: Any, claim: Any, span: _Span, relative: Any, up: Any, xp: Any
 ) -> tuple[Any, Any]:
-    """Numbers of random sign and size for the entries that move, the same ones in any range; and
-    those times the claims.
+    """The movement of each entry, and the movement times the claim. An entry moves by the same
+    random number in any range that contains it.
     """
     bits = _hashed(index ^ span.salt, xp)
     sign = xp.where(up | (bits & 1 == 0), 1.0, -1.0)
-    kind = xp.promote_types(x.dtype, np.float32)  # no shorter one counts as far
-    # Of all digits that there are: short steps would show less noise.
+    kind = xp.promote_types(x.dtype, np.float32)  # narrower floats cannot hold 24 bits
+    # All digits are random, because numbers with few digits would show less noise.
     size = 0.5 + (bits >> 8).astype(kind) / (2**25 + 1)
     moving = (index >= span.low) & (index < span.high) & xp.isfinite(x)
     own = entry_sizes(x, usual, xp)
@@ -207,7 +205,7 @@ def _moves(
 
 
 def _hashed(bits: Any, xp: Any) -> Any:
-    """32 bits mixed so that neighbours have nothing in common (the finaliser of MurmurHash3)."""
+    """32 bits, mixed so that neighbours are uncorrelated (the finaliser of MurmurHash3)."""
     bits = (bits ^ (bits >> 16)) * xp.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13)) * xp.uint32(0xC2B2AE35)
     return bits ^ (bits >> 16)

@@ -1,6 +1,6 @@
-"""What usually makes a primitive's value or slope infinite or NaN, and what helps: a table.
+"""A table of what usually makes a primitive's value or slope infinite or NaN, and what helps.
 
-The keys are primitives as objects: a user's own primitive may have any name.
+The keys are primitives, not names, because a user's primitive may have any name.
 """
 
 from typing import Literal, NamedTuple
@@ -12,9 +12,7 @@ from jaxnn.numerical.interpret import Equation
 
 
 class Cause(NamedTuple):
-    """Why a primitive's value or slope is not finite, and what helps; empty if there is nothing to
-    say.
-    """
+    """Why a primitive's value or slope is not finite, and what helps; empty if unknown."""
 
     value: str
     slope: str
@@ -179,7 +177,7 @@ NOT_FINITE: dict[core.Primitive, Cause] = {
 
 
 def usual_cause(eqn: Equation, which: Literal["value", "slope"]) -> tuple[str, str]:
-    """Why an equation's value or slope is not finite, and what helps; empty if not known."""
+    """Why an equation's value or slope is not finite, and what helps; empty if unknown."""
     cause = NOT_FINITE.get(eqn.primitive, Cause("", "", ""))
     if eqn.primitive is primitives.integer_pow_p and eqn.params["y"] > 0:
         cause = _POSITIVE_POWER
@@ -187,5 +185,5 @@ def usual_cause(eqn: Equation, which: Literal["value", "slope"]) -> tuple[str, s
 
 
 def cure_unmasked(cure: str) -> str:
-    """What helps if nothing chooses the value afterwards, which a safe argument changes."""
+    """What helps if the value is not masked afterwards: a safe argument alone would change it."""
     return f"{cure},\nand the value after it by another `jnp.where`" if _SAFE in cure else cure

@@ -1,8 +1,8 @@
-"""Leaves side by side in one array for each dtype, as compiled programs give a gradient.
+"""Packs the leaves of a gradient into one array per dtype, as the output of compiled programs.
 
-A compiler takes seconds over a thousand outputs, and no time over one. (For inputs it is the other
-way round: a thousand slices of one array take it minutes.) Only leaves on one CPU are packed:
-elsewhere that would gather what is spread over devices.
+A thousand outputs take seconds to compile; one output takes no time. (Inputs are not packed: a
+thousand slices of one array take minutes to compile.) Only leaves on one CPU are packed, because
+packing would gather sharded leaves.
 """
 
 import math
@@ -15,11 +15,11 @@ import numpy as np
 
 
 class Packing(NamedTuple):
-    """Which leaves share an array; it can be hashed.
+    """Which leaves share an array; hashable.
 
     Attributes:
-      groups: numbers of leaves.
-      shapes: of all leaves.
+      groups: the numbers of the leaves in each array.
+      shapes: the shapes of all leaves.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -27,19 +27,19 @@ class Packing(NamedTuple):
 
     @classmethod
     def of(cls, leaves: Sequence[Any]) -> "Packing":
-        """Leaves of one dtype together, if they are where they can be."""
+        """A packing that groups the leaves on one CPU by dtype."""
         together: dict[Any, list[int]] = {}
         for k, x in enumerate(leaves):
             together.setdefault(jnp.dtype(x.dtype) if on_one_cpu(x) else k, []).append(k)
         return cls(tuple(map(tuple, together.values())), tuple(x.shape for x in leaves))
 
     def pack(self, leaves: Sequence[Any], xp: Any = jnp) -> list[Any]:
-        """One array for each group, of the leaves' entries; of a single leaf the leaf itself."""
+        """A flat array for each group; the leaf itself for a group of one."""
         groups = ([leaves[k] for k in group] for group in self.groups)
         return [xp.concatenate(some, axis=None) if some[1:] else some[0] for some in groups]
 
     def unpack(self, arrays: Iterable[Any]) -> list[Any]:
-        """The leaves again."""
+        """The leaves from packed arrays."""
         leaves: list[Any] = [None] * len(self.shapes)
         for group, array in zip(self.groups, arrays, strict=True):
             if len(group) == 1:
@@ -53,7 +53,7 @@ class Packing(NamedTuple):
 
 
 def count_not_finite(x: Any) -> int:
-    """How many entries of an array are not finite; it stays where it lies."""
+    """How many entries of an array are not finite, computed on the array's devices."""
     if on_one_cpu(x):
         return x.size - int(np.count_nonzero(np.isfinite(x)))
     with jax.enable_x64(True):
@@ -61,7 +61,7 @@ def count_not_finite(x: Any) -> int:
 
 
 def on_one_cpu(x: Any) -> bool:
-    """Whether an array lies where NumPy can look at it."""
+    """Whether an array is on a single CPU device, or is not a JAX array."""
     if not isinstance(x, jax.Array):
         return True
     devices = x.devices()

@@ -1,5 +1,5 @@
-"""A report as an HTML page of its own: no script, no network; verdicts in colour and in words, the
-evidence on each leaf as a picture, and the line of code where one is named.
+"""Renders reports as self-contained HTML without scripts: verdicts in colour and in words, pictures
+of the evidence on leaves, and the lines of code that findings name.
 """
 
 import html
@@ -9,7 +9,7 @@ from typing import Any
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import LeafReport, SourceLine
 
-# Pictures take time and room; of so many leaves, the worst first, the evidence is drawn.
+# Evidence is drawn for at most this many leaves, worst first, because pictures take time and space.
 DRAWN = 12
 
 _STYLE = """
@@ -37,7 +37,7 @@ _BODY = "color-scheme: light dark; margin: 0; background: light-dark(#ffffff, #0
 
 
 def page(*reports: Any) -> str:
-    """A whole page, of one report or of several."""
+    """An HTML page with one or more reports."""
     titles = [f"{report.what} of {report.function}: {report.verdict}" for report in reports]
     title = html.escape("; ".join(titles))
     head = f'<meta charset="utf-8"><title>{title}</title>'
@@ -47,8 +47,8 @@ def page(*reports: Any) -> str:
 
 
 def fragment(report: Any, drawn: int = DRAWN) -> str:
-    """The same for a page that is there, such as a notebook; of so many leaves the evidence is
-    drawn.
+    """A report as HTML for an existing page, such as a notebook, with pictures for the first
+    `drawn` leaves.
     """
     return "".join(
         (f"<style>{_STYLE}</style><div class='jaxnn'>", *_parts(report, drawn), "</div>")
@@ -109,7 +109,7 @@ def _leaf(leaf: LeafReport, is_open: bool, is_drawn: bool) -> str:
 
 
 def _picture(leaf: LeafReport) -> str:
-    """The evidence as SVG, drawn apart from whatever pyplot is doing."""
+    """A picture of the evidence as SVG, independent of the state of pyplot."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
@@ -122,7 +122,7 @@ def _picture(leaf: LeafReport) -> str:
 
 
 def _code(line: SourceLine, around: int = 2) -> str:
-    """The lines of code around one, which stands out; nothing if the file cannot be read."""
+    """A line of code, highlighted, and the lines around it; empty if the file cannot be read."""
     import linecache
 
     numbers = range(max(1, line.line - around), line.line + around + 1)

@@ -1,4 +1,4 @@
-"""What the wrong entries of a leaf have in common, and the likely cause: words, not verdicts."""
+"""Describes what a leaf's wrong entries have in common, and the likely cause; sets no verdicts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,8 +11,8 @@ from jaxnn.checking.findings import Entry
 from jaxnn.checking.locate import Located
 from jaxnn.checking.slope import Slope
 
-# Two numbers this close are the same but for the errors of single entries: 1 % wrong is shown as
-# 1 %, and 32 examples are told from 33.
+# Ratios that differ by less than this are equal up to the errors of entries; it is small enough to
+# distinguish 32 examples from 33.
 ALIKE = 1e-3
 
 
@@ -20,13 +20,13 @@ class Wrong(NamedTuple):
     """The wrong entries of one leaf.
 
     Attributes:
-      index: one row an entry, one column an axis.
-      autodiff: what the gradient claims, and
-      numerical: what the values show.
-      bounds: on the error of the latter.
-      claims: the whole gradient.
-      counts: how many examples the function's data have.
-      complete: whether these are all that are wrong.
+      index: multi-indices, one row per entry, one column per axis.
+      autodiff: the entries of the gradient that is checked.
+      numerical: the derivatives from values.
+      bounds: bounds on the error of `numerical`.
+      claims: the leaf's whole gradient.
+      counts: possible numbers of examples in the function's data.
+      complete: whether these are all wrong entries.
     """
 
     index: np.ndarray
@@ -39,7 +39,7 @@ class Wrong(NamedTuple):
 
     @classmethod
     def of(cls, located: Located, claims: np.ndarray, counts: frozenset[int]) -> "Wrong":
-        """All of them if the reference gives them, else those that were checked one by one."""
+        """All wrong entries if the reference gives them, else those checked one by one."""
         if located.wrong is not None and located.reference is not None:
             which = located.wrong
             index = _unravelled(which, claims.shape)
@@ -55,7 +55,7 @@ class Wrong(NamedTuple):
 
     @property
     def ratio(self) -> float | None:
-        """autodiff / numerical, if it is the same for all."""
+        """autodiff / numerical, if it is the same for all entries; else None."""
         usable = np.isfinite(self.autodiff) & (self.numerical != 0)
         ratios = self.autodiff[usable] / self.numerical[usable]
         if not len(ratios) or np.ptp(ratios) > ALIKE * np.max(np.abs(ratios)):
@@ -74,10 +74,10 @@ def describe(
     """The pattern of a leaf's wrong entries, and the likely cause.
 
     Args:
-      located: what is known about the leaf.
-      claims: its gradient, as claimed.
-      counts: numbers of examples that the function's data have.
-      paired: whether the last axis is that of real and imaginary parts.
+      located: the evidence on the leaf.
+      claims: the leaf's gradient.
+      counts: possible numbers of examples in the function's data.
+      paired: whether the last axis holds real and imaginary parts.
     """
     found = Wrong.of(located, claims := np.asarray(claims, np.float64), counts)
     missing = _unravelled(np.flatnonzero(~np.isfinite(claims)), claims.shape)
@@ -99,7 +99,7 @@ def _unravelled(flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _of_missing(found: Wrong, paired: bool) -> str:
-    """The pattern of entries that are not finite: all are known, though few were looked at."""
+    """The pattern of all non-finite entries, including those that were not checked separately."""
     count, size = len(found.index), found.claims.size
     axes = _common_index(found, paired) if count < size else []
     return "; ".join([f"{count:,} of {size:,} entries are not finite", *axes])
@@ -124,7 +124,7 @@ def _patterns(found: Wrong, paired: bool) -> list[str]:
 
 
 def _common_index(found: Wrong, paired: bool) -> list[str]:
-    """The axes on which all wrong entries have the same index."""
+    """The axes along which all wrong entries have the same index, in words."""
     if len(found.index) < 3:
         return []
     return [
@@ -135,16 +135,16 @@ def _common_index(found: Wrong, paired: bool) -> list[str]:
 
 
 def _off_by(ratio: float, where: str) -> str:
-    """A ratio that all these entries have, with enough digits to tell it from 1."""
+    """The common ratio of the entries, with enough digits to distinguish it from 1."""
     text = f"{ratio:.6g}"
     return f"autodiff / numerical = {text if text != '1' else f'1 {ratio - 1:+.1e}'} {where}"
 
 
 def beyond_the_domain(entries: Sequence[Entry], slope: Slope, centre: float) -> str:
-    """A hint if there is no evidence because there are no values to take it from, else ""."""
+    """A hint if the values near the point give no evidence, else ""."""
     wrong = [entry for entry in entries if entry.verdict.wrong]
     if any(entry.verdict is Verdict.NOT_FINITE for entry in wrong):
-        # Compared with itself, what the values say is unresolved if it says too little.
+        # A numerical derivative compared with itself is unresolved if its bound is too large.
         blind = all(
             judge(
                 Evidence(e.numerical, e.left, e.right, e.bound),
@@ -162,7 +162,7 @@ def beyond_the_domain(entries: Sequence[Entry], slope: Slope, centre: float) -> 
 
 
 def nothing_there(slope: Slope, scale: float, claims: Any) -> str:
-    """A hint if a gradient agrees because there is none, else ""."""
+    """A hint if a gradient agrees only because it is zero or negligible, else ""."""
     if slope.constant and not np.any(claims):
         return "the function does not depend on this leaf here"
     if slope.bound > scale:
@@ -215,7 +215,7 @@ def _transposed(wrong: Wrong) -> str | None:
     return None
 
 
-# The first that fits is named.
+# The first cause that fits is reported.
 CAUSES: tuple[Callable[[Wrong], str | None], ...] = (
     _detached,
     _factor,

@@ -1,10 +1,10 @@
-"""What a gradient that is correct in float64 loses in the user's own dtype.
+"""The digits that a gradient loses in the user's own dtype, compared with float64.
 
-A gradient is good if it is the exact gradient of a point a few roundings away: an ill-conditioned
-function is not the fault of its program. An error beyond what such roundings explain, and beyond
-half the digits, is lost by the program: `imprecise`. The gradient is wrong only if no digit is
-left, or NaN stands in place of a number. This is the one definition of lost digits: the check,
-`explain` and the report all use it.
+A gradient is good if it is the exact gradient at a point a few roundings away: the program is not
+to blame if the function is ill-conditioned. If the error exceeds both what such roundings explain
+and half the digits, the program loses digits and the verdict is `imprecise`. The gradient is wrong
+only if no digit is left, or an entry is NaN that is finite in float64. The check, `explain` and the
+report all use this one definition.
 """
 
 import functools
@@ -39,27 +39,27 @@ from jaxnn.numerical.float64 import wide_dtype
 
 # An entry that is wrong by more than half keeps no digit.
 NO_DIGIT = 0.5
-# An entry may be off by this many times the change that one rounding of each argument causes: the
-# steps of the program round as its arguments do.
+# An entry may be off by this many times the change that one rounding of each argument causes, since
+# every step of the program rounds, too.
 SHAKES = 10
-# How many roundings other leaves are moved by to see whether a gradient depends on them.
+# How many roundings the other leaves are moved by to see whether a leaf's gradient depends on them.
 AWAY = 64.0
-# Entries below this fraction of the largest, each times its scale, are not judged by themselves.
+# Entries below this fraction of the largest (each multiplied by its scale) are not judged alone.
 BESIDE = 1e-2
 
 
 class Loss(NamedTuple):
-    """What a leaf's gradient loses in its own dtype.
+    """The digits that a leaf's gradient loses in its own dtype.
 
     Attributes:
-      digits: that it shares with the gradient in float64; if entries lost digits, those that the
-        worst of them has left.
-      verdict: "imprecise" if digits are lost, "differs" if none is left, "not finite" if there is
-        no number; else "agrees".
+      digits: how many digits agree with the gradient in float64; if entries lost digits, how many
+        the worst of them retains.
+      verdict: "imprecise" if digits are lost, "differs" if none is left, "not finite" if an entry
+        or the function's value is finite in float64 alone; else "agrees".
       entries: the worst entries that lost digits, compared with the gradient in float64.
       lost: which entries lost digits, as a flat mask; None if none did.
-      keeps: how many digits they keep, in words; empty if that is not what happened.
-      hint: what happened otherwise.
+      keeps: how many digits these entries retain, in words; empty if `hint` applies instead.
+      hint: what else happened.
     """
 
     digits: float
@@ -70,21 +70,21 @@ class Loss(NamedTuple):
     hint: str = ""
 
     def outweighs(self, verdict: Verdict) -> bool:
-        """Whether this is worse than what the slope says about the leaf."""
+        """Whether the loss is worse than `verdict`, the verdict from the slope."""
         if self.verdict.wrong:
             return not verdict.wrong
         return verdict is Verdict.AGREES and self.verdict > verdict
 
 
 class _Rounding(NamedTuple):
-    """How a function rounds.
+    """The sizes that determine the rounding error of a leaf's gradient.
 
     Attributes:
       coarsest: the largest relative rounding error, of a leaf's dtype or inside the function.
-      value: of the function in the user's dtypes, and
-      centre: in float64.
-      overall: the size of the whole gradient, each entry times its scale.
-      whole: of the part of it whose rounding errors a leaf shares.
+      value: the function's value in the user's dtypes.
+      centre: the function's value in float64.
+      overall: the norm of the whole gradient, each entry multiplied by its scale.
+      whole: the norm of the part of the gradient whose rounding errors a leaf shares.
     """
 
     coarsest: float
@@ -100,7 +100,7 @@ class _Rounding(NamedTuple):
 
     @property
     def has_no_value(self) -> bool:
-        """Whether the value is finite in float64 alone."""
+        """Whether the value is finite in float64 but not in the user's dtypes."""
         return math.isfinite(self.centre) and not math.isfinite(self.value)
 
     @property
@@ -110,7 +110,7 @@ class _Rounding(NamedTuple):
         return abs(self.value - self.centre) > ROUNDINGS_BETWEEN_CALLS * self.coarsest * size
 
 
-@np.errstate(invalid="ignore")  # infinity minus itself is among what is looked for
+@np.errstate(invalid="ignore")  # the gradients compared may be infinite
 def losses(
     point: Point,
     programs: Programs | Untraced,
@@ -118,14 +118,14 @@ def losses(
     centre: float,
     leaves: Sequence[int],
 ) -> dict[int, Loss]:
-    """What the gradient of each leaf loses in its own dtype.
+    """The digits that the gradient of each leaf loses in its own dtype.
 
     Args:
-      point: where the gradient is taken.
-      programs: of the function.
+      point: where the gradient is computed.
+      programs: the programs of the function.
       claims: the gradient in both dtypes.
       centre: the function's value in float64.
-      leaves: which leaves to look at.
+      leaves: which leaves to compare.
     """
     if not leaves:
         return {}
@@ -171,7 +171,7 @@ def losses(
 
 
 class _Lost(NamedTuple):
-    """Entries that lost digits, worst first; the verdict on them, and what rounding explains."""
+    """Entries that lost digits, worst first, the verdict on them, and the explained error."""
 
     verdict: Verdict
     which: np.ndarray
@@ -179,7 +179,7 @@ class _Lost(NamedTuple):
 
 
 class _Leaf(NamedTuple):
-    """The gradient of one leaf in both dtypes, flat, and the sizes of the leaf's entries."""
+    """The flat gradient of one leaf in both dtypes, and the scales of the leaf's entries."""
 
     own: np.ndarray
     wide: np.ndarray
@@ -193,7 +193,9 @@ class _Leaf(NamedTuple):
         return float(jnp.finfo(self.dtype).eps)
 
     def lost(self, rounding: _Rounding, moves: Callable[[], Any]) -> _Lost:
-        """The entries that rounding does not explain; `moves` is what one of each argument does."""
+        """The entries whose error rounding does not explain; `moves` computes the change that one
+        rounding of each argument causes.
+        """
         bound = _roundings(self, rounding)
         verdict, which = judge_all(self.own, self.wide, bound, rounding.tolerance)
         if verdict is Verdict.DIFFERS:
@@ -202,7 +204,7 @@ class _Leaf(NamedTuple):
         return _Lost(verdict, which, bound)
 
     def loss(self, shared: Loss, lost: _Lost, rounding: _Rounding) -> Loss:
-        """What this leaf loses, given the entries that rounding does not explain."""
+        """The loss of this leaf, given the entries that rounding does not explain."""
         kind = self.dtype.name
         if not (lost.verdict.wrong or rounding.has_no_value):
             least = float(jnp.finfo(self.dtype).tiny)
@@ -225,7 +227,7 @@ class _Leaf(NamedTuple):
         return Loss(min(shared.digits, left), verdict, entries, mask, keeps, hint)
 
     def loss_to_shorter(self, shared: Loss, lost: _Lost) -> Loss:
-        """What this leaf loses to shorter dtypes inside the function: reported, and not judged."""
+        """The loss of this leaf to narrower dtypes in the function, which sets no verdict."""
         if lost.verdict is not Verdict.DIFFERS:
             return shared
         hint = (
@@ -235,7 +237,7 @@ class _Leaf(NamedTuple):
         return shared._replace(lost=self.mask(lost), hint=hint)
 
     def mask(self, lost: _Lost) -> np.ndarray:
-        """The entries that lost digits."""
+        """The entries that lost digits, as a flat mask."""
         mask = np.zeros(self.own.shape, bool)
         mask[lost.which] = True
         return mask
@@ -253,7 +255,7 @@ class _Leaf(NamedTuple):
     def what_is_left(self, lost: _Lost) -> tuple[Verdict, float]:
         """The verdict, and how many digits are left.
 
-        Small entries lose their digits next to large ones; what counts is what is left of those.
+        Small entries lose digits next to large ones, so the large ones decide if any lost digits.
         """
         parts = np.abs(self.wide * self.size)
         large = lost.which[parts[lost.which] >= BESIDE * np.max(parts)]
@@ -265,11 +267,11 @@ class _Leaf(NamedTuple):
 
 
 def _roundings(leaf: _Leaf, rounding: _Rounding) -> np.ndarray:
-    """What the rounding of the terms that each entry is summed from explains.
+    """For each entry, the error that rounding in the terms of its sum explains.
 
-    An error below the rounding of the whole gradient is not a loss: the terms of an entry may be as
-    large, and cancel. If an entry is zero but for the rounding of float64, they do, and may be as
-    large as the value, too.
+    An error below the rounding error of the whole gradient is not a loss: an entry may be the sum
+    of terms of that size that cancel. If an entry is zero up to float64 rounding error, its terms
+    do cancel, and may be as large as the function's value, too.
     """
     own, wide, size = leaf.own, leaf.wide, leaf.size
     least = float(jnp.finfo(leaf.dtype).tiny)
@@ -279,13 +281,15 @@ def _roundings(leaf: _Leaf, rounding: _Rounding) -> np.ndarray:
     zero = np.abs(wide) * size <= ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * everything
     whole = np.where(zero, everything, rounding.whole)
     bound = np.maximum(part * whole / size, least)
-    if not own.any():  # if all of it underflows, that is a loss whatever the size
+    if not own.any():  # total underflow is a loss, whatever the size
         bound[~zero & (np.abs(wide) == np.max(np.abs(wide))) & (np.abs(wide) > least)] = 0.0
     return bound
 
 
 def _shaken(point: Point, programs: Any, claims: Claims) -> list[np.ndarray]:
-    """By how much one rounding of each argument, up or down, changes the gradient in float64."""
+    """For each entry, the change of the float64 gradient when each argument moves by one rounding,
+    up or down.
+    """
     roundings = [[sign] * len(point.leaves) for sign in (1.0, -1.0)]
     moved = [programs.in_float64(point, wide_dtype(), shakes)[1] for shakes in roundings]
     return [
@@ -295,8 +299,8 @@ def _shaken(point: Point, programs: Any, claims: Claims) -> list[np.ndarray]:
 
 
 def _is_apart(point: Point, programs: Any, claims: Claims, leaf: int) -> bool:
-    """Whether the gradient of a leaf does not depend on other leaves: then it is no sum of their
-    terms.
+    """Whether the gradient of a leaf is independent of all other leaves, so that no terms from
+    them can cancel in it.
     """
     shakes = [AWAY * (k != leaf) for k in range(len(point.leaves))]
     moved = programs.in_float64(point, wide_dtype(), shakes)[1][leaf]
@@ -308,7 +312,7 @@ def _own_values_agree(
 ) -> bool:
     """Whether the gradient in the user's dtypes agrees with the values in those dtypes.
 
-    In another dtype a function can be another one: a sign that is chosen by rounding, say.
+    A function can differ between dtypes, for instance if rounding decides a sign.
     """
     if not isinstance(programs, Programs):
         return False
@@ -323,8 +327,8 @@ def _finite_square(x: np.ndarray) -> float:
 
 
 def _distance(own: Any, wide: Any, tolerance: float) -> tuple[float, float, bool]:
-    """The distance to the gradient in float64 and the norm of that, in units of its largest entry,
-    and whether every entry is within the tolerance. Large arrays stay where they are.
+    """The distance to the float64 gradient and the norm of that gradient, both in units of its
+    largest entry, and whether every entry is within the tolerance. Arrays on devices stay there.
     """
     if on_one_cpu(wide):
         found = _distances(np.asarray(own, np.float64), np.asarray(wide, np.float64), tolerance, np)

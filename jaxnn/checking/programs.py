@@ -1,8 +1,8 @@
-"""What a check evaluates: a scalar function and its gradient, traced as the user runs them, then
-evaluated in float64.
+"""The programs that a check evaluates: a scalar function and its gradient, traced in the user's
+dtypes, then evaluated in float64.
 
-Compiled programs are kept for the next check of a function that traces to the same program. A
-function that cannot be traced is called step by step instead.
+Compiled programs are reused for every function that traces to the same program. A function that
+cannot be traced is called once per step instead.
 """
 
 import dataclasses
@@ -52,21 +52,21 @@ from jaxnn.numerical.interpret import (
     with_own_constants,
 )
 
-# With up to so many entries the reference is computed by forward mode if there is no reverse mode.
+# Without a reverse mode, the reference uses forward mode for up to this many entries.
 MOST_FORWARD = 4096
 
 
 class Compiled(NamedTuple):
-    """The compiled programs of a function: of the values of its constants, leaves, and data.
+    """The compiled programs of a function; their inputs are its constants, leaves, and data.
 
     Attributes:
       own: value and packed gradient in the user's dtypes.
-      wide: the same in float64.
+      wide: value and packed gradient in float64.
       along: the values along a line.
-      references: the gradient of the values, packed, by reverse and by forward mode: no custom rule
-        plays a part in it.
+      references: the packed gradient of the values by reverse and by forward mode, without custom
+        rules.
       packing: how leaves share the arrays of a packed gradient.
-      narrow: dtypes in which parts of the function are evaluated all the same.
+      narrow: narrower dtypes in which parts of the function are still evaluated.
     """
 
     own: Callable
@@ -82,14 +82,13 @@ class Programs:
     """A function that JAX can trace.
 
     Attributes:
-      compiled: its programs.
+      compiled: the compiled programs.
       program: the scalar function itself, with its custom rules.
-      consts: the values of the constants of the function, and
-      gradient_consts: of its gradient.
+      consts: the values of the function's constants.
+      gradient_consts: the values of the gradient's constants.
       by_hand: the user's gradient, if there is one.
-      forward: whether JAX differentiates it by forward mode.
       deterministic: whether tracing the function twice gives the same program.
-      notes: what is unusual about it.
+      notes: remarks on anything unusual.
     """
 
     compiled: Compiled
@@ -109,17 +108,17 @@ class Programs:
 
     @functools.cached_property
     def has_solver(self) -> bool:
-        """Whether an iterative solver may be inside."""
+        """Whether the function may contain an iterative solver."""
         return has_solver(self.program)
 
     @property
     def counts(self) -> frozenset[int]:
-        """The lengths of the first axes of the constants: numbers of examples, perhaps."""
+        """The lengths of the constants' first axes, which may be numbers of examples."""
         return frozenset(n for const in self.consts for n in np.shape(const)[:1])
 
     @property
     def narrow(self) -> frozenset[Any]:
-        """The dtypes in which parts of the function are evaluated all the same."""
+        """The narrower dtypes in which parts of the function are still evaluated."""
         return self.compiled.narrow
 
     def tape(self, point: Point, dtype: Any = None, unrolled: bool = False) -> Tape:
@@ -128,7 +127,7 @@ class Programs:
         return Tape(self.program, moving, dtype, unrolled)
 
     def line(self, point: Point, dtype: Any, watch: Callable[[Line], None], own: bool) -> Line:
-        """The function along lines through a point; `own`: of claims in the user's dtypes."""
+        """The function along lines through a point; `own` if claims are in the user's dtypes."""
         data = self.consts, point.data
 
         def values(moves, steps):
@@ -145,7 +144,7 @@ class Programs:
         return Line(draw, values, point.leaves, epsilon, roundings(point, own), watch)
 
     def own_line(self, point: Point) -> Line:
-        """The same in the function's own dtypes."""
+        """The function along lines through a point, in the function's own dtypes."""
         dtype = max((x.dtype for x in point.leaves), key=lambda kind: jnp.finfo(kind).bits)
         value = lambda _, moved, data: core.jaxpr_as_fun(self.program)(  # noqa: E731
             *jax.tree.leaves((moved, data))
@@ -175,7 +174,7 @@ class Programs:
     def in_float64(
         self, point: Point, dtype: Any, shakes: Sequence[float] | None = None
     ) -> tuple[float, list[Any]]:
-        """Value and gradient in float64; `shakes` moves each leaf, in roundings of its dtype."""
+        """Value and gradient in float64; `shakes`: how many roundings each leaf is moved by."""
         leaves = point.leaves
         if shakes is not None:
             rngs = map(np.random.default_rng, range(len(leaves)))
@@ -195,7 +194,7 @@ class Programs:
                 with wide_arithmetic(dtype):
                     leaves = [widen_leaf(x, dtype) for x in point.leaves]
                     return self._unpacked(way(self.consts, leaves, point.data))
-            except Exception:  # a loop without a reverse mode, a host callback, or a rule's mistake
+            except Exception:  # a loop without a reverse mode, a host callback, or a faulty rule
                 continue
         return None
 
@@ -207,8 +206,8 @@ class ByHand(NamedTuple):
     """A hand-written gradient.
 
     Attributes:
-      own: calls it as it is.
-      wide: the same evaluated in float64, packed; None if JAX cannot trace it.
+      own: calls it in the user's dtypes.
+      wide: the packed gradient evaluated in float64; None if JAX cannot trace it.
     """
 
     own: Callable[[], list[Any]]
@@ -216,7 +215,7 @@ class ByHand(NamedTuple):
 
 
 def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Untraced:
-    """The programs for a call: traced anew, compiled once for equal programs."""
+    """The programs for a call: traced at each call, compiled once for equal programs."""
     form = jax.tree.map(_form, point)
     notes, mistakes = [], []
     try:
@@ -243,10 +242,10 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
             values = _values(scalar, form, chosen)
             compiled = _compiled(values, both, scalar, chosen, packing)
             if forward and automatic:
-                compiled.own.lower(both.consts, *form)  # a rule for reverse mode alone shows here
+                compiled.own.lower(both.consts, *form)  # raises if a rule has no forward mode
         except jax.errors.JAXTypeError:
             return untraced(call, settings)
-        except Exception as mistake:  # of a rule: JAX and its users raise anything
+        except Exception as mistake:  # a derivative rule may raise anything
             mistakes.append(mistake)
             if not automatic:
                 break
@@ -265,21 +264,21 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
 
 
 def _form(x: Any) -> jax.ShapeDtypeStruct:
-    """A Python number stays one that takes the dtype of what it is added to."""
+    """The shape and dtype of `x`; Python numbers stay weakly typed."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False))
 
 
 def _shaken(x: Any, shake: float, rng: np.random.Generator) -> np.ndarray:
-    """A leaf moved by so many roundings of its dtype, up or down at random."""
+    """A leaf with each entry moved by `shake` roundings of its dtype, up or down at random."""
     rounding = shake * float(jnp.finfo(x.dtype).eps)
     return np.asarray(np.asarray(x, np.float64) * (1 + rounding * rng.choice([-1, 1], x.shape)))
 
 
 def _trace(static: Static, form: Point) -> tuple[Program, PyTree]:
-    """The user's function as a program of a point, and the form of what it returns.
+    """The user's function as a program of a point, and the shapes of its output.
 
-    Traced through a new function, so that JAX does not return an earlier trace; and with constants
-    of our own: JAX remembers for each NumPy array in which precision a living trace has it.
+    A new wrapper function keeps JAX from returning an earlier trace. Constants are copied because
+    JAX remembers, for each NumPy array, the precision that a live trace uses for it.
     """
     f = lambda leaves, data: static.value(leaves, data[0])  # noqa: E731
     program, shapes = jax.make_jaxpr(f, return_shape=True)(*form)
@@ -299,8 +298,8 @@ def _scalar(traced: Program, shapes: PyTree, form: Point, settings: Settings) ->
 
 
 def _both(scalar: Program, settings: Settings, packing: Packing) -> Callable:
-    """Value and packed gradient as a function of leaves and data; no gradient if it is written by
-    hand.
+    """A function of leaves and data that returns the value and the packed gradient, which is empty
+    if the gradient is hand-written.
     """
 
     def value(leaves, data):
@@ -320,7 +319,7 @@ def _both(scalar: Program, settings: Settings, packing: Packing) -> Callable:
 def _values(scalar: Program, form: Point, settings: Settings) -> Traced:
     """The program that slopes are taken of."""
     values = Traced.of_program(scalar, jax.ShapeDtypeStruct((), form.leaves[0].dtype))
-    if settings.trust:  # a trusted rule takes part; other rules do not, and are not kept alive
+    if settings.trust:  # only trusted rules affect the values; other rules are dropped
         values = values._replace(jaxpr=emptied(scalar), consts=tuple(scalar.consts), key=None)
     return values
 
@@ -328,7 +327,7 @@ def _values(scalar: Program, form: Point, settings: Settings) -> Traced:
 def _compiled(
     values: Traced, both: Traced, scalar: Program, settings: Settings, packing: Packing
 ) -> Compiled:
-    """The compiled programs of a scalar function and its gradient, kept for equal ones."""
+    """The compiled programs of a scalar function and its gradient, cached for equal programs."""
     known = values.key is not None and both.key is not None
     options = settings.further, settings.held, settings.forward, packing, wide_dtype()
     key = (values.key, both.key, *options) if known else None
@@ -339,7 +338,7 @@ def _compile(
     values: Traced, both: Traced, scalar: Program, settings: Settings, packing: Packing
 ) -> Compiled:
     dtype = wide_dtype()
-    # What the user prints is printed where the function runs as it is, and not at every step.
+    # Only the run in the user's dtypes prints; otherwise each step would print again.
     rules = {primitive: lambda *_: [] for primitive in prints()}
     rules |= RUN_FURTHER if settings.further else {}
     wide = widened(values, dtype, rules | holding(settings.held, settings.trust))
@@ -368,7 +367,7 @@ def _compile(
 def _by_hand(
     call: Partition, form: Point, gradient: Callable | None, packing: Packing
 ) -> ByHand | None:
-    """A hand-written gradient, as it is and in float64."""
+    """The hand-written gradient, in the user's dtypes and in float64."""
     if gradient is None:
         return None
     dtype = wide_dtype()
@@ -378,7 +377,7 @@ def _by_hand(
             gradient, call.at(leaves, data[0])
         )
         traced = Traced.of(lambda *point: packing.pack(derive(*point)), *form)
-    except Exception:  # of the user's: what JAX cannot trace, or a result that does not fit
+    except Exception:  # JAX cannot trace the user's gradient, or its result does not match
         return ByHand(own, None)
     wide = kept(
         traced.key and (traced.key, packing, dtype), lambda: jax.jit(widened(traced.bare, dtype))

@@ -1,4 +1,4 @@
-"""What `check_gradient` returns: a table to read, an error to raise, and data to keep."""
+"""The result of `check_gradient`: a table to read, an error to raise, and data to save."""
 
 import dataclasses
 import os
@@ -34,8 +34,8 @@ def plain(value: Any) -> Any:
 
 
 class GradientError(AssertionError):
-    """A gradient that is wrong, or that the evidence cannot vouch for; the text names the lines
-    that are to blame, where they are known, and goes on with the report's table.
+    """Raised for a gradient that is wrong or that the evidence cannot confirm. The text names the
+    lines to blame, if they are known, followed by the report's table.
 
     Example:
       >>> twos = lambda x: 2 * jnp.ones(2)
@@ -56,21 +56,21 @@ class GradientError(AssertionError):
 
 @dataclasses.dataclass(frozen=True)
 class GradientReport:
-    """What `check_gradient` found. `print` it for a table.
+    """The findings of `check_gradient`; `print` shows them as a table.
 
     Attributes:
-      function: its name.
-      verdict: the worst of its leaves; "not deterministic" if the function is not.
-      leaves: one `LeafReport` each, worst first.
-      rules: the derivative rules that are wrong, if any are found to be, by line.
-      births: where NaN or infinity is born, if anywhere.
-      digits_lost: the lines that cost a leaf its digits, the worst first.
-      notes: how the function was evaluated, where that is not the usual way.
-      order: 2 where the leaves' slopes are those of a projection of the gradient, whose own
-        gradient is the Hessian; and so on.
-      evaluations: how many values of the function were asked for.
-      interrupted: whether the check was ended early, by Ctrl-C.
-      digits: that each leaf's gradient must have right in its own dtype, if that was asked.
+      function: name of the function.
+      verdict: the worst verdict; "not deterministic" if the function is not deterministic.
+      leaves: one `LeafReport` per leaf, worst first.
+      rules: the derivative rules that are wrong, with the lines that call them.
+      births: where NaN or infinity first appears.
+      digits_lost: the lines where the gradient loses digits, worst first.
+      notes: anything unusual about the function or its evaluation.
+      order: 1 for the gradient; 2 if the slopes are those of a random projection of the gradient,
+        which checks the Hessian; 3 and 4 likewise.
+      evaluations: how many values of the function were computed.
+      interrupted: whether Ctrl-C ended the check early.
+      digits: how many digits of each leaf's gradient must be correct, if specified.
       fixed: the arguments that are not differentiated, each with its shape and dtype.
 
     Example:
@@ -95,18 +95,18 @@ class GradientReport:
     @property
     def ok(self) -> bool:
         """Whether every leaf agrees, is at a kink with the gradient between both slopes, or is
-        imprecise with `LEAST_DIGITS` left; and has the `digits` that were asked for.
+        imprecise with `LEAST_DIGITS` left; and has `digits` correct digits, if specified.
         """
         return self.verdict.ok and not any(map(self._lacks, self.leaves))
 
     @property
     def exit_code(self) -> int:
-        """Of a command: 0 if `ok`, 1 if not, 2 where the evidence cannot tell."""
+        """The exit code of the command: 0 if `ok`, 1 if not, 2 if the evidence cannot tell."""
         return self.verdict.exit_code if not self.verdict.ok else int(not self.ok)
 
     def _lacks(self, leaf: LeafReport) -> bool:
-        """Whether fewer digits are right than is asked for: those that the dtype loses, and those
-        that the values are seen to contradict.
+        """Whether a leaf has too few correct digits, after those that its dtype loses and those
+        that the values contradict.
         """
         if self.digits is None:
             least = LEAST_DIGITS if leaf.verdict is Verdict.IMPRECISE else 0.0
@@ -117,15 +117,15 @@ class GradientReport:
 
     @property
     def what(self) -> str:
-        """What was checked, in a word."""
+        """The name of the derivative that was checked."""
         return {1: "gradient", 2: "Hessian"}.get(self.order, f"derivative of order {self.order}")
 
     def raise_if_wrong(self) -> None:
-        """Raise `GradientError`, whose text is the table, unless the gradient is `ok`."""
+        """Raise `GradientError`, whose text contains the table, unless the gradient is `ok`."""
         if not self.ok:
-            __tracebackhide__ = True  # under pytest, the line that asked is the one to see
+            __tracebackhide__ = True  # pytest then shows the line that calls this method
             found = (*self.births, *self.rules, *self.digits_lost)
-            lines = [str(one).partition("\n")[0] for one in found]  # the table has the rest of it
+            lines = [str(one).partition("\n")[0] for one in found]  # the table contains the rest
             raise GradientError("\n".join([*lines, str(self)]), self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,10 +136,10 @@ class GradientReport:
         return {"ok": self.ok, **fields}
 
     def plot(self, path: str | None = None, ax: Any = None) -> Any:
-        """Draw a leaf's evidence: slopes and bound against the step, the claim as a line.
+        """Draw a leaf's evidence: slopes and bound against the step, and the claim as a line.
 
         Args:
-          path: which leaf; the worst by default.
+          path: path of the leaf; by default the worst leaf.
           ax: Matplotlib Axes to draw on; new ones by default.
 
         Returns:
@@ -175,7 +175,7 @@ class GradientReport:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def _lines_by_leaf(self) -> dict[str, list[Any]]:
-        """What is known of lines, under the first leaf that it explains."""
+        """The findings on lines, by the path of the first leaf that they explain."""
         found: dict[str, list[Any]] = {}
         explained = (
             (self.births, (Verdict.NOT_FINITE,)),
@@ -199,11 +199,11 @@ class GradientReport:
         return f"<GradientReport of {self.function}: {self.verdict}, {counts}{worst}>"
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the report as an HTML page of its own, with the evidence as pictures; it needs
-        neither a network nor scripts.
+        """Write the report as a self-contained HTML page, with pictures of the evidence and without
+        scripts.
 
         Args:
-          path: of the file, whose name ends in .html.
+          path: path of the file; must end in .html or .htm.
         """
         place = as_path("path", path)
         if place.suffix.lower() not in (".html", ".htm"):
@@ -241,7 +241,7 @@ def _row(leaf: LeafReport) -> tuple[str, ...]:
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """Words to the left, numbers to the right."""
+    """The padded cells: words are left-aligned, numbers right-aligned."""
     words, numbers = slice(_VERDICT + 1), slice(_VERDICT + 1, None)
     cells = [cell.ljust(w) for cell, w in zip(row[words], widths[words], strict=True)]
     return cells + [cell.rjust(w) for cell, w in zip(row[numbers], widths[numbers], strict=True)]

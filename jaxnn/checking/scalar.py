@@ -19,9 +19,9 @@ from jaxnn.numerical.interpret import CUSTOM_RULES, Program, equations, source
 
 
 def projection(tree: PyTree, weights: Sequence[Any]) -> jax.Array:
-    """The sum of the products of weights and an output's leaves; of complex ones the real part.
+    """The sum of the products of weights and an output's leaves; its real part if complex.
 
-    What is infinite is left out: masks are, and no slope can be taken of them.
+    Infinite entries (masks) are skipped: they have no slope.
     """
     pairs = zip(weights, jax.tree.leaves(tree), strict=True)
     terms = [
@@ -33,7 +33,7 @@ def projection(tree: PyTree, weights: Sequence[Any]) -> jax.Array:
 
 
 def random_like(tree: PyTree, seed: int) -> list[jax.Array]:
-    """Weights for a projection, drawn by NumPy, so that they are the same with x64 on or off."""
+    """Random weights for a projection, drawn by NumPy so that x64 mode does not change them."""
     rng = np.random.default_rng(seed)
 
     def drawn(x):
@@ -47,7 +47,7 @@ def random_like(tree: PyTree, seed: int) -> list[jax.Array]:
 
 
 def scalar_of(value: Callable, settings: Settings) -> Callable:
-    """The function whose gradient is checked, of the leaves and the data; `value` is the user's."""
+    """The scalar function of leaves and data whose gradient is checked; `value` is the user's."""
 
     def scalar(leaves, data):
         out = value(leaves, data)
@@ -78,7 +78,7 @@ def _weights(data: Any) -> list[Any]:
 
 
 def forward_gradient(value: Callable) -> Callable:
-    """Value and gradient with one jvp for each entry."""
+    """A function that returns value and gradient, with one JVP for each entry."""
 
     def both(leaves, data):
         def by_leaf(k):
@@ -104,7 +104,7 @@ def is_real_scalar(shapes: PyTree) -> bool:
 
 
 def require_known(trust: Sequence[str], program: Program) -> None:
-    """Refuse names that no rule in the function has."""
+    """Refuse names of functions without a custom rule in the program."""
     rules = {source(e)[0] for e in equations(program) if e.primitive in CUSTOM_RULES}
     for name in trust:
         if name not in rules:
@@ -117,7 +117,7 @@ def require_known(trust: Sequence[str], program: Program) -> None:
 
 
 def require_output(shapes: PyTree, cotangent: PyTree, settings: Settings) -> None:
-    """Refuse an output that is not differentiable, and a cotangent that does not fit it."""
+    """Refuse an output that is not differentiable, and a cotangent that does not match it."""
     leaves, got = jax.tree.leaves(shapes), jax.tree.map(describe, shapes)
     if not any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves):
         raise TypeError(f"`f` must return floating-point output. Got {got}.")

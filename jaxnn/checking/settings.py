@@ -1,4 +1,4 @@
-"""What a check is given, and what it compares with values."""
+"""The input of a check, and the claims that it compares with values."""
 
 import math
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from jaxtyping import PyTree
 
 from jaxnn.checking.packed import on_one_cpu
 
-# Relative error, in roundings, that a gradient in its own dtype has along a random direction if no
-# digits are lost. A larger error is looked into, at a cost; it is not wrong for that.
+# Relative error, in roundings, that a gradient in its own dtype may have along a random direction
+# if no digits are lost. A larger error is examined further; that does not yet make it wrong.
 OF_CLAIMS = 16
 
 
@@ -21,14 +21,14 @@ class Settings(NamedTuple):
 
     Attributes:
       by_hand: the user's gradient function; None for JAX's.
-      projected: whether the output is projected on a cotangent, and
-      random: whether that is drawn at random.
-      seed: of random projections.
+      projected: whether the output is projected on a cotangent.
+      random: whether that cotangent is random.
+      seed: seed of the random projections.
       order: n for the gradient of a projection of the gradient of order n - 1.
-      forward: by forward mode; None for reverse mode where there is one.
-      further: whether solvers inside run further than they ask for.
-      held: whether what `stop_gradient` stops is held at its value at the point.
-      trust: names of functions whose custom rules are meant to differ from them; held too.
+      forward: whether to use forward mode; None for reverse mode if there is one, else forward.
+      further: whether solvers in the function run further than their tolerance requires.
+      held: whether the operands of `stop_gradient` keep their values at the point.
+      trust: names of functions whose custom rules deliberately differ from their derivatives.
     """
 
     by_hand: Callable | None = None
@@ -46,7 +46,7 @@ class Point(NamedTuple):
     """Where a function is checked.
 
     Attributes:
-      leaves: those that are differentiated, in their real form.
+      leaves: the leaves that are differentiated, in their real form.
       data: the other arrays, and the cotangent or None.
     """
 
@@ -55,15 +55,15 @@ class Point(NamedTuple):
 
 
 class Claims(NamedTuple):
-    """What is checked.
+    """The gradient that is checked.
 
     Attributes:
-      value: of the function, in the user's dtypes.
+      value: the function's value in the user's dtypes.
       own: the gradient leaf by leaf, in the user's dtypes.
-      wide: the same evaluated in float64: this is compared with values.
-      in_float64: whether it could be; else `wide` is `own`.
-      forward: the value of the function where it is differentiated, in float64; NaN if the gradient
-        is written by hand.
+      wide: the gradient in float64, which is compared with values.
+      in_float64: whether the gradient could be evaluated in float64; if not, `wide` is `own`.
+      forward: the function's value under differentiation, in float64; NaN if the gradient is
+        hand-written.
     """
 
     value: float
@@ -74,10 +74,10 @@ class Claims(NamedTuple):
 
 
 def looked_at(x: Any) -> Any:
-    """An array as NumPy has it, if it is on one CPU."""
+    """A NumPy array if `x` is on one CPU, else `x` itself."""
     return np.asarray(x) if on_one_cpu(x) else x
 
 
 def roundings(point: Point, own: bool) -> list[float]:
-    """How far off, relative, a gradient may be for being in its own dtypes, leaf by leaf."""
+    """The relative error that each leaf's gradient may have: some if `own`, 0 in float64."""
     return [OF_CLAIMS * float(jnp.finfo(x.dtype).eps) if own else 0.0 for x in point.leaves]

@@ -15,7 +15,7 @@ from jaxnn.checking.tape import Record, Site, evaluated, is_inexact, of_active
 from jaxnn.numerical.float64 import widen_leaf
 from jaxnn.numerical.interpret import bind
 
-# Primitives that see one half of a symmetric matrix: it is moved symmetrically.
+# Primitives that read half of a symmetric matrix, which must therefore move symmetrically.
 SYMMETRIC = frozenset([primitives.cholesky_p, primitives.eigh_p])
 
 
@@ -23,11 +23,11 @@ class SiteQuestion(NamedTuple):
     """A site as a function of its active inputs, in their real form.
 
     Attributes:
-      points: where they are.
-      claims: what the site makes of its cotangents, for each of them.
-      paired: whether each is complex.
-      rest: all inputs, and
-      cts: the cotangents of the outputs asked for.
+      points: the active inputs.
+      claims: the cotangent of each active input, from the site's pullback.
+      paired: whether each active input is complex.
+      rest: all inputs.
+      cts: the cotangents of the outputs that have one.
     """
 
     points: list[Any]
@@ -38,7 +38,9 @@ class SiteQuestion(NamedTuple):
 
     @classmethod
     def of(cls, site: Site, record: Record, number: int, dtype: Any) -> "SiteQuestion | None":
-        """Nothing where an input, a cotangent or a claim is not finite, or all of them are 0."""
+        """The question on a site; None if an input, a cotangent or a claim is not finite, or if all
+        cotangents are 0.
+        """
         rest = [widen_leaf(record.values[s], dtype) for s in site.inputs]
         cts = [record.cotangents[site.outputs[j]] for j in site.asked]
         back = record.pulled[number]
@@ -50,7 +52,7 @@ class SiteQuestion(NamedTuple):
             paired.append(jnp.iscomplexobj(x))
             points.append(real_form(x) if paired[-1] else x)
             claims.append(real_form(jnp.conj(claim)) if paired[-1] else claim)
-        # By NumPy: each shape would be a compilation of its own.
+        # NumPy avoids a compilation for each shape.
         fine = all(
             np.isfinite(np.asarray(x)).all() for x in (*rest, *cts, *claims) if is_inexact(x)
         )
@@ -59,7 +61,7 @@ class SiteQuestion(NamedTuple):
 
 
 def projected(site: Site, given: Any, points: Sequence[Any], dtype: Any) -> Any:
-    """The sum of the products of a site's cotangents and its outputs, real part."""
+    """The real part of the sum of the products of a site's cotangents and outputs."""
     rest, cts = given
     full = list(rest)
     for i, x in zip(site.active, points, strict=True):
@@ -77,7 +79,7 @@ def of_site(site: Site, full: Sequence[Any]) -> Callable[[Sequence[Any]], list[A
 
 
 def differentiated(site: Site, full: Sequence[Any]) -> tuple[list[Any], Any]:
-    """Values and derivatives of a site's outputs, by its rule."""
+    """The outputs of a site under differentiation by its rule, and their pullback of ones."""
     outputs, back = jax.vjp(of_site(site, full), [full[i] for i in site.active])
     return outputs, back([jnp.ones_like(y) for y in outputs])
 

@@ -5,9 +5,9 @@ O(t^p) + noise / t, with p = 2 for central and p = 1 for one-sided quotients. Qu
 factor of four apart are extrapolated to t = 0 (Richardson, Romberg). Coarse steps suffer from
 truncation, fine steps from noise, and coarse steps can agree with each other by chance. The bound
 of an estimate from step t covers all three: its distance to the previous column of the
-extrapolation, plus what finer steps say against it. A finer step s that deviates by d shows either
-noise of size d s in the values, or that the estimate is wrong; both are worth d s / t at step t. So
-the noise is measured, not assumed, and the user chooses neither a step nor a tolerance.
+extrapolation, plus the deviation of finer steps from it. If a finer step s deviates by d, either
+the values have noise of size d s or the estimate is wrong; both count as d s / t at step t. The
+noise is thus measured, not assumed, and the user chooses neither a step nor a tolerance.
 
 If a finer estimate excludes the best one, it wins if the coarser steps show why: a kink, or values
 that vary by more than rounding. Otherwise neither wins, because a function that drowns in
@@ -24,45 +24,45 @@ import numpy as np
 
 from jaxnn.checking.evidence import BLIND, Evidence
 
-# A quarter of the step costs one digit less of noise and two of truncation; a smaller ratio wastes
-# evaluations, a larger one misses the step where the two meet.
+# A smaller ratio wastes evaluations; a larger one misses the step at which truncation and noise
+# balance.
 RATIO = 4.0
-FIRST_STEP = 0.125  # of the entries' scale: a larger one leaves what the function is near the point
-HALF, RUNGS = 14, 24  # down to where half the digits of float64 are noise; and to where all are
+FIRST_STEP = 0.125  # of the entries' scale; a larger step leaves the neighbourhood of the point
+HALF, RUNGS = 14, 24  # steps until half the digits of float64 are noise, and until all are
 # Romberg's columns: the fourth removes t^6. One more gains nothing on steps that double precision
 # allows (`tests/benchmarks/ablation.py`).
 COLUMNS = 4
-# An estimate needs this many finer steps. The noise they show is a sample of the true noise, and
-# falls short of its largest value: CAUTION makes up for that.
+# An estimate needs this many finer steps. The noise they show is a sample and underestimates the
+# largest noise; the factor CAUTION compensates.
 WITNESSES = 3
 CAUTION = 3.0
-# Noise above this fraction of the values is not rounding but the function, on a finer scale.
+# Noise above this fraction of the values is not rounding error but finer structure of the function.
 WILD = 1e-5
 # A bound below this fraction of the slope is close.
 CLEAR = 1e-3
 # A slope known to this fraction of itself has more digits than any verdict needs.
 TIGHT = 1e-9
-# Values that fit float32 and differ by this few of its roundings were rounded to it; counts fit it
-# too, but differ by more.
+# Values that fit float32 and differ by at most this many roundings were rounded to float32; counts
+# fit float32, too, but differ by more.
 FLOAT32_ROUNDINGS = 64
 
 
 class Slope(NamedTuple):
-    """A slope and what is known of it.
+    """An estimated slope with its error bound and evidence.
 
     Attributes:
       value: the estimate; at a kink the mean of both sides; NaN if no step has finite values.
-      bound: on its error; infinite if there is no evidence.
-      step: the step that it comes from.
-      noise: of the function's values, as the finer steps show it.
-      size: of the function's values, up to that step.
+      bound: the bound on the error of `value`; infinite if there is no evidence.
+      step: the step that `value` comes from.
+      noise: the noise of the function's values, measured from the finer steps.
+      size: the size of the function's values, up to that step.
       left: the slope from the left; equal to `value` unless there is a kink.
-      right: the slope from the right.
+      right: the slope from the right; equal to `value` unless there is a kink.
       kink: whether the slopes from both sides differ.
       constant: whether no step changed the value.
-      rounding: of the values, relative, as it shows.
-      differences: the quotient at each step of the ladder, and
-      steps: the ladder, for drawing the evidence.
+      rounding: the relative rounding error of the values.
+      differences: the difference quotient at each step, for drawing the evidence.
+      steps: the ladder of steps, for drawing the evidence.
     """
 
     value: float
@@ -79,13 +79,13 @@ class Slope(NamedTuple):
     steps: np.ndarray
 
     def evidence(self, claim: float, scale: float = 1.0) -> Evidence:
-        """What to hold a claim against, where a unit of the line is `scale` of the claim's."""
+        """The evidence on a claim, where one unit of the line is `scale` units of the claim."""
         left, right = (self.left, self.right) if scale > 0 else (self.right, self.left)
         return Evidence(claim, left / scale, right / scale, self.bound / abs(scale))
 
     def of_part(self, others: float, weight: float) -> "Slope":
-        """The slope of one of several functions, in its own unit: this is the slope of their sum,
-        in which the one counts `weight` times and the others have the slope `others`.
+        """The slope of one term, in its own unit. This slope is `weight` times the slope of that
+        term plus `others`, the slope of all other terms.
         """
         return self._replace(
             value=(self.value - others) / weight,
@@ -98,16 +98,17 @@ class Slope(NamedTuple):
         )
 
     def known_to(self, part: float) -> bool:
-        """Whether the slope is known to this part of itself, and has no kink."""
+        """Whether the bound is within this fraction of the slope, and there is no kink."""
         return not self.kink and self.bound <= part * abs(self.value)
 
     def no_tighter(self, part: float) -> "Slope":
-        """The same slope, taken to be known to no more than this part of itself."""
+        """The same slope with a bound of at least this fraction of it."""
         return self._replace(bound=max(self.bound, part * abs(self.value)))
 
     def is_outrun_by(self, claim: float) -> bool:
-        """Whether a function with the slope `claim` would run through what these values vary by
-        within the finest steps: it can turn between them, and they say nothing of it.
+        """Whether a function with slope `claim` could vary by the noise of these values within the
+        finest steps. If so, it may oscillate between the steps, and the values say nothing about
+        the claim.
         """
         finest = RATIO**WITNESSES * self.steps[-1]
         outside = abs(claim - self.value) > self.bound
@@ -116,13 +117,13 @@ class Slope(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        """Whether finer steps add nothing: no kink, a close bound, no noise but rounding."""
+        """Whether finer steps add nothing: no kink, a close bound, and only rounding error."""
         close = self.bound <= CLEAR * abs(self.value) or self.constant
         return not self.kink and close and self.noise <= WILD * self.size
 
 
 class Limit(NamedTuple):
-    """Where difference quotients go as the step goes to 0, from which step, and with what noise."""
+    """The limit of difference quotients as the step goes to 0, with its bound, step and noise."""
 
     value: float
     bound: float
@@ -144,19 +145,20 @@ def estimate_slope(
     """The slope at 0 of a function with values `up` at `steps`, `down` at `-steps`, `centre` at 0.
 
     Args:
-      steps: positive, falling by `RATIO`.
-      up: values at the steps. Rungs where one is not finite are left out, with those coarser; a
-        side that is not finite at its finest step is left out whole: the point is on a border.
+      steps: positive steps, each smaller than the one before by `RATIO`.
+      up: values at the steps. A step with a non-finite value is skipped, and so are all coarser
+        steps. A side that is not finite at its finest step is skipped entirely, because the point
+        is on the border of the domain.
       down: values at minus the steps.
       centre: the value at 0.
-      epsilon: rounding of the values, relative; the noise is at least this.
+      epsilon: relative rounding error of the values, a lower limit of the noise.
     """
     with np.errstate(all="ignore"):
         right, left = (up - centre) / steps, (centre - down) / steps
         inside = bool(np.isfinite(up[-1])), bool(np.isfinite(down[-1]))
         central = up / (2 * steps) - down / (2 * steps)
         quotients = central if inside[0] == inside[1] else right if inside[0] else left
-        # Only an unbroken run of fine rungs: beyond one outside the domain nothing is extrapolated.
+        # Extrapolation needs an unbroken run of the finest steps, all inside the domain.
         first = int(np.max(np.flatnonzero(~np.isfinite(quotients)), initial=-1)) + 1
         t, sides = steps[first:], [side for side, on in zip((up, down), inside, strict=True) if on]
         values = np.array([side[first:] for side in sides]).reshape(len(sides), len(t))
@@ -205,12 +207,12 @@ def limit(
     """The limit of quotients q(t) = limit + O(t^order) + noise / t, for t to 0.
 
     Args:
-      t: steps, falling by `RATIO`.
-      quotients: at each of them.
-      order: of the first term of the truncation error.
-      floor: the least noise that the values have.
-      size: of the values.
-      gap: by how much the quotients of both sides differ at each step.
+      t: steps, each smaller than the one before by `RATIO`.
+      quotients: the quotient at each step.
+      order: order of the leading truncation error.
+      floor: lower limit of the noise of the values.
+      size: size of the values.
+      gap: difference between the quotients of both sides at each step.
     """
     n = len(t)
     if n <= WITNESSES + 1:
@@ -235,7 +237,7 @@ def limit(
     while True:
         apart = np.abs(value - value[best])
         finer = (rung > rung[best]) & (apart > bound + bound[best])
-        # Coarse steps show why they are off: the values vary, or there is a kink nearby.
+        # A finer estimate wins if the values vary by more than rounding, or a kink is nearby.
         shown = (noise[best] > WILD * size) | (gap[rung[best] + WITNESSES] >= apart)
         better = np.flatnonzero(finer & shown)
         if not len(better):
@@ -246,8 +248,9 @@ def limit(
 
 
 def _in_float32(t: np.ndarray, values: np.ndarray, centre: float, size: float) -> bool:
-    """Whether values, or what they are computed from, were rounded to float32, whatever they are
-    stored in: they change by few roundings, or stop changing where the arguments do.
+    """Whether the values or the arguments of the function were rounded to float32, whatever the
+    dtype that stores them. Such values change by few roundings of float32, or stop changing at
+    steps that float32 arguments cannot resolve.
     """
     if not np.all(values == values.astype(np.float32)):
         return False

@@ -1,4 +1,4 @@
-"""A line on a terminal that says what a long check is doing, and for how long."""
+"""A status line that shows what a long check is doing, and for how long."""
 
 import sys
 import threading
@@ -7,12 +7,12 @@ from typing import Any, TextIO
 
 from jaxnn._terminal import erase_line, is_open, takes_codes, write
 
-# Checks that are over before this many seconds say nothing; and how often the line changes.
+# Seconds before the line first appears, and between updates.
 SILENCE, BETWEEN = 2.0, 1.0
 
 
 class Status:
-    """Told what is done; writes one line, from a thread, which it takes back at the end."""
+    """Writes a status line from a thread, and erases it at the end."""
 
     def __init__(self, stream: TextIO | None):
         self.stream, self.doing = stream, "reading the function"
@@ -22,10 +22,10 @@ class Status:
 
     @classmethod
     def of(cls, progress: bool | None) -> "Status":
-        """On stderr, if that is asked for, or if it is a terminal and nothing is said."""
+        """A status line on stderr if `progress` is true, or if it is None and stderr a terminal."""
         if progress not in (None, True, False):
             raise ValueError(f"`progress` must be True, False or None. Got {progress!r}.")
-        stream = sys.stderr  # None where a program has no terminal at all
+        stream = sys.stderr  # None in programs without a terminal
         wanted = is_open(stream) and (stream.isatty() if progress is None else progress)
         return cls(stream if wanted else None)
 
@@ -40,15 +40,15 @@ class Status:
             self._thread.join()
 
     def say(self, doing: str) -> None:
-        """What is done from now on."""
+        """Set what the check is doing now."""
         self.doing = doing
 
     def done(self, known: int, leaves: int) -> None:
-        """Of so many leaves enough is known."""
+        """Set how many of the leaves are settled."""
         self.known, self.leaves = known, leaves
 
     def tell(self, line: Any) -> None:
-        """A question is about to be asked of a line."""
+        """Report that values along a line are about to be computed."""
         of = f" of {self.leaves}" if self.leaves else ""
         self.say(f"{self.known}{of} leaves known, {line.evaluations} values")
 

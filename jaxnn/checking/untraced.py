@@ -1,4 +1,4 @@
-"""A function that JAX cannot trace, called step by step."""
+"""Checks functions that JAX cannot trace, by calling them once per step."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from jaxnn.numerical.float64 import wide_arithmetic, widen_leaf
 
 @dataclasses.dataclass(frozen=True)
 class Untraced:
-    """A function that JAX cannot trace, called step by step.
+    """A function that JAX cannot trace, called once per step.
 
     Attributes:
       value: the function.
@@ -71,11 +71,11 @@ class Untraced:
         return Claims(float(value), own, own, False)
 
     def reference(self, point: Point, dtype: Any) -> None:
-        """None: values that cannot be traced cannot be differentiated."""
+        """None: JAX cannot differentiate values that it cannot trace."""
         return None
 
     def _accepted(self, point: Point, dtype: Any) -> tuple[Sequence[Any], Any]:
-        """The leaves that the function accepts, and the dtype they need, if it is another."""
+        """The leaves that the function accepts, widened if possible, and the wide dtype or None."""
         with wide_arithmetic(dtype):
             leaves = [widen_leaf(x, dtype) for x in point.leaves]
         try:
@@ -88,7 +88,7 @@ class Untraced:
 
 
 def untraced(call: Partition, settings: Settings) -> Untraced:
-    """A function that JAX cannot trace, with its gradient: the user's, or JAX's if there is one."""
+    """An `Untraced` function, with the user's gradient if there is one, else JAX's."""
     static = call.static
     value = scalar_of(lambda leaves, data: static.value(leaves, data[0]), settings)
     if settings.by_hand is None:

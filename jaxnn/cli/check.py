@@ -1,4 +1,4 @@
-"""What `jaxnn check` and `jaxnn explain` do with their arguments; they return the exit code."""
+"""The commands `jaxnn check` and `jaxnn explain`; each returns the exit code."""
 
 import argparse
 import pathlib
@@ -15,16 +15,14 @@ from jaxnn.checking.report import GradientError, GradientReport
 from jaxnn.cli.output import passing, print_json, require_place
 from jaxnn.cli.targets import Target, load, refusal
 
-# Matplotlib, which takes as long to import as all the rest, is imported where something is drawn.
+# Matplotlib is imported only to draw: its import takes as long as all others together.
 
-# Of a terminal, by the exit code that a verdict gives: green, red, yellow.
+# Terminal colours by exit code: green, red, yellow.
 _COLOURS = {0: 32, 1: 31, 2: 33}
 
 
 def check(args: argparse.Namespace) -> int:
-    """Hold gradients against values; the exit code says whether they are right, wrong or unknown:
-    that of the worst of them.
-    """
+    """Compare gradients with values; returns the exit code of the worst verdict."""
     if args.plot:
         _require_picture("--plot", args.plot)
     if args.html:
@@ -56,7 +54,7 @@ def check(args: argparse.Namespace) -> int:
 
 
 def explain(args: argparse.Namespace) -> int:
-    """Name the lines where a gradient goes bad; the exit code says whether there are any."""
+    """Name the lines where a gradient goes bad; returns exit code 1 if there are any."""
     targets, failures = _targets(args)
     for target in targets:
         if target.test:
@@ -76,8 +74,8 @@ def explain(args: argparse.Namespace) -> int:
 
 
 def _targets(args: argparse.Namespace) -> tuple[list[Target], int]:
-    """What is to be checked, which may itself hold a gradient against values; and how many of
-    several could not be found.
+    """The targets to check, and how many could not be loaded. A file that itself checks a wrong
+    gradient when imported becomes a test.
     """
     found, failures = [], 0
     for name in args.targets:
@@ -94,7 +92,7 @@ def _targets(args: argparse.Namespace) -> tuple[list[Target], int]:
 
 
 def _say(error: Exception, of: str = "") -> None:
-    """Tell of one of several targets that it cannot be checked."""
+    """Print why one of several targets cannot be checked."""
     print(f"jaxnn: error: {of}{' '.join(str(error).split())}", file=sys.stderr)
 
 
@@ -106,7 +104,7 @@ def _raising(error: GradientError) -> Callable:
 
 
 def _reports(target: Target, args: argparse.Namespace) -> list[GradientReport]:
-    """What a check says; or the checks that a test makes."""
+    """The report on a function, or the reports that a test makes."""
     made: list[GradientReport] = []
     token = MADE.set(made)
     try:
@@ -120,7 +118,7 @@ def _reports(target: Target, args: argparse.Namespace) -> list[GradientReport]:
             raise refusal("TARGET", "a test that passes", error) from error
         return made or [error.report]
     except ValueError as refused:
-        # Of a test that looks at the reports itself, what they say is its result.
+        # If a test makes its own assertions about reports, its result is that of the reports.
         if isinstance(refused.__cause__, AssertionError) and not all(r.ok for r in made):
             return made
         raise
@@ -132,7 +130,7 @@ def _reports(target: Target, args: argparse.Namespace) -> list[GradientReport]:
 
 
 def _keep(reports: list[GradientReport], args: argparse.Namespace) -> None:
-    """Draw the evidence of the worst, and write a page of all, if that was asked for."""
+    """Draw the evidence of the worst report, and write a page with all reports, if requested."""
     worst = max(reports, key=lambda report: report.verdict.rank)
     drawn = args.plot and worst.leaves
     if drawn:
@@ -151,7 +149,9 @@ def _keep(reports: list[GradientReport], args: argparse.Namespace) -> None:
 
 
 def _ran(ask: Callable, *args: Any, **options: Any) -> Any:
-    """What is asked of a user's function, whose exit code must not say "right"."""
+    """The result of `ask`. Any error in the user's function becomes a ValueError, because even a
+    SystemExit with code 0 must not pass for a correct gradient.
+    """
     try:
         return ask(*args, **options)
     except (ValueError, TypeError, OSError, GradientError):
@@ -166,7 +166,7 @@ def _paint(verdict: Verdict, text: str) -> str:
 
 
 def _require_picture(option: str, path: str) -> None:
-    """Refuse a file whose ending names no format that Matplotlib writes."""
+    """Refuse a file whose extension is not a format that Matplotlib writes."""
     from matplotlib.figure import Figure
 
     require_place(option, path)

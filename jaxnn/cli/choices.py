@@ -1,4 +1,4 @@
-"""What may be chosen by name at a shell, known before JAX is imported."""
+"""The names that the command line accepts, available before JAX is imported."""
 
 OPTIMIZERS = ("sgd", "momentum", "adagrad", "rmsprop", "adam")
 ACTIVATIONS = ("sigmoid", "relu", "tanh", "gelu", "silu", "softplus", "step")

@@ -1,4 +1,4 @@
-"""What every command prints and asks in the same way."""
+"""Output and checks that all commands share."""
 
 import contextlib
 import io
@@ -15,8 +15,8 @@ from jaxnn._terminal import erase_line, takes_codes, write
 
 @contextlib.contextmanager
 def kept_free(stream: TextIO) -> Iterator[TextIO]:
-    """Standard output for one result alone: what else is printed, by a function of the user's or by
-    a library below Python, goes to standard error.
+    """Reserve standard output for one result: all other output, from user functions or from native
+    libraries, goes to standard error.
     """
     stream.flush()
     try:
@@ -34,7 +34,7 @@ def kept_free(stream: TextIO) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def passing(doing: str) -> Iterator[None]:
-    """Say on a terminal what takes its time, and take it back afterwards."""
+    """Show on a terminal what takes time, and erase it afterwards."""
     if not takes_codes(sys.stderr):
         yield
         return
@@ -46,7 +46,7 @@ def passing(doing: str) -> Iterator[None]:
 
 
 def print_json(value: Any, stream: TextIO | None = None) -> None:
-    """One line of JSON."""
+    """Print a value as one line of JSON."""
 
     def finite(x):
         if isinstance(x, float) and not math.isfinite(x):
@@ -59,12 +59,12 @@ def print_json(value: Any, stream: TextIO | None = None) -> None:
 
 
 def require_place(option: str, path: str, made: str | None = None) -> None:
-    """Refuse a file that could not be written, before the work that it is to hold.
+    """Refuse a file that could not be written, before any work is done.
 
     Args:
-      option: its name.
-      path: of the file.
-      made: a directory that will be made first.
+      option: the name of the option.
+      path: the path of the file.
+      made: a directory that will be created first.
     """
     place = pathlib.Path(path)
     beside = place.parent.is_dir() or (made and pathlib.Path(made).is_relative_to(place.parent))

@@ -1,7 +1,7 @@
 """The parser: a table of commands and their options; `train`, `check` and `pictures` run them.
 
-Arguments are parsed before JAX is imported, so `--help`, `--version` and mistakes answer at once.
-Mistakes are one line on standard error and exit code 2; `--debug` shows the traceback.
+Arguments are parsed before JAX is imported, so `--help`, `--version` and errors respond at once. An
+error prints one line on standard error and gives exit code 2; `--debug` shows the traceback.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 from jaxnn.cli.choices import ACTIVATIONS, FIGURES, OPTIMIZERS
 from jaxnn.cli.output import kept_free, passing
 
-# What the library's arguments are called on the command line, in its errors.
+# The command-line names of the library's arguments, for use in error messages.
 _FLAGS = {
     "train": {
         name: f"--{name.replace('_', '-')}"
@@ -48,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("jaxnn: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; Python would complain at exit
+        sys.stderr.close()  # the reader of our output has gone; avoids an error at exit
         return 141
     except (ValueError, TypeError, OSError, RuntimeError, AssertionError) as error:
         if args.debug:
             traceback.print_exc()
-        # JAX says in a note that it shortens tracebacks, of which there is none here.
+        # No traceback is shown, so JAX's note on shortened tracebacks is dropped.
         notes = [note for note in getattr(error, "__notes__", ()) if not note.startswith("---")]
         message = " ".join([*str(error).split(), *notes, *_place(error)])
         for argument, flag in _FLAGS[args.command].items():
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _place(error: BaseException) -> list[str]:
-    """Where in the user's code an error was raised, if it was raised there."""
+    """The line of the user's code that an error comes from, as a list; empty if there is none."""
     frames = traceback.extract_tb((error.__cause__ or error).__traceback__)
     ours = (sys.prefix, sys.base_prefix, str(pathlib.Path(__file__).parents[1]), sys.argv[0], "<")
     users = [frame for frame in frames if not frame.filename.startswith(ours)]
@@ -73,13 +73,13 @@ def _place(error: BaseException) -> list[str]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    """Import a command and run it."""
+    """Import and run a command; returns its exit code."""
     module, _, function = COMMANDS[args.command].run.partition(":")
     return getattr(import_module(f"{__package__}.{module}"), function)(args)
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line, without the usage before it."""
+    """A parser that reports errors in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help\n")
@@ -113,12 +113,12 @@ class Option(NamedTuple):
     """An option or an argument: a row of the table.
 
     Attributes:
-      name: as it is written.
-      kind: what makes a value of its text; its choices; or bool for a switch.
-      default: of what is not given.
-      metavar: what stands for the value in the help.
-      help: in a line; the default is added.
-      more: what argparse takes besides.
+      name: the option as the user writes it.
+      kind: a function that parses the value; a tuple of choices; or bool for a switch.
+      default: the default value.
+      metavar: placeholder for the value in the help.
+      help: one line of help, to which the default is added.
+      more: further arguments of argparse.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Option(NamedTuple):
     more: dict[str, Any] = {}
 
     def add_to(self, group: Any) -> None:
-        """Tell argparse."""
+        """Add the option to an argparse group."""
         told = self.default
         if isinstance(told, tuple):
             told = ",".join(map(str, told))
@@ -149,10 +149,10 @@ class Command(NamedTuple):
 
     Attributes:
       run: module and function in this package.
-      summary: in the list of commands.
-      description: in its own help.
-      example: of a call.
-      options: by the title and the text of their group; the first group has none.
+      summary: help text in the list of commands.
+      description: help text of the command itself.
+      example: an example of a call.
+      options: the options by title and text of their group; the first group has neither.
     """
 
     run: str
@@ -219,27 +219,27 @@ COMMANDS = {
                 Option("--data", str, None, "DIR", "MNIST's four IDX files, instead of the digits"),
                 Option("--layers", _sizes, (50,), "N,N,...", "units of the hidden layers"),
                 Option("--activation", ACTIVATIONS, "sigmoid", help="between the layers"),
-                Option("--dropout", _part, 0.0, "X", "part of the hidden units left out each step"),
-                Option("--epochs", _count, None, "N", "100 by default, or as --max-steps takes"),
+                Option("--dropout", _part, 0.0, "X", "fraction of hidden units dropped per step"),
+                Option("--epochs", _count, None, "N", "100 by default, unlimited with --max-steps"),
                 Option("--max-steps", _count, None, "N", "steps after which the run ends"),
                 Option("--evaluate-every", _count, 1, "N", "epochs between measurements"),
                 Option("--batch-size", _count, 100, "N", "examples per step"),
                 Option("--lr", _rates, (0.5,), "X,X,...", "learning rate; several train at once"),
                 Option("--optimizer", OPTIMIZERS, "sgd", help="from optax"),
-                Option("--weight-scale", _rate, 0.01, "X", "of the initial weights"),
-                Option("--seed", _seed, 0, "N", "of weights and batches"),
+                Option("--weight-scale", _rate, 0.01, "X", "scale of the initial weights"),
+                Option("--seed", _seed, 0, "N", "seed of weights and batches"),
                 Option("--grad", ("automatic", "numerical"), "automatic"),
-                Option("--replacement", bool, help="draw batches with replacement, as the chapter"),
+                Option("--replacement", bool, help="draw with replacement, as in the chapter"),
             ),
-            ("runs that are left alone",): (
+            ("unattended runs",): (
                 Option("--checkpoint", str, None, "DIR", "save the run for `jaxnn eval DIR`"),
                 Option(
                     "--resume",
                     ("newest", "previous"),
                     None,
-                    help="go on from the newest checkpoint in DIR, with the same flags but for "
-                    "--epochs and those that say when something is done; `previous`: from the "
-                    "newest that is intact",
+                    help="continue from the newest checkpoint in DIR, with the same flags except "
+                    "--epochs and those for the times of measurements and checkpoints; `previous`: "
+                    "from the newest intact one",
                     more={"nargs": "?", "const": "newest"},
                 ),
                 Option(
@@ -247,11 +247,17 @@ COMMANDS = {
                     _count,
                     None,
                     "N",
-                    "steps between checkpoints; by default at ends of epochs, and every ten "
+                    "steps between checkpoints; by default at the end of epochs, and every ten "
                     "minutes",
                 ),
-                Option("--patience", _count, None, "N", "measurements without a lower test loss"),
-                Option("--log", str, None, "FILE", "append lines of JSON on the progress"),
+                Option(
+                    "--patience",
+                    _count,
+                    None,
+                    "N",
+                    "stop after N measurements without a lower test loss",
+                ),
+                Option("--log", str, None, "FILE", "append the progress as lines of JSON"),
             ),
             (
                 "several machines",
@@ -267,8 +273,8 @@ COMMANDS = {
     "eval": Command(
         "train:evaluate",
         "measure a run that `train --checkpoint DIR` saved",
-        "Loss and accuracy of the newest checkpoint in DIR, on the data that it was trained on and "
-        "on the test images. With --patience, of the best parameters so far.",
+        "Print loss and accuracy of the newest checkpoint in DIR, on its training data and on the "
+        "test images. If the run used --patience, the best parameters so far are measured.",
         "jaxnn eval runs/first --json",
         {
             (): (
@@ -281,13 +287,13 @@ COMMANDS = {
         "check:check",
         "compare a function's gradient with its values",
         "Check the gradients of your functions. TARGET is FILE.py:NAME or MODULE:NAME; the file is "
-        "run, as by `python -m`. NAME, which may be Class.method, is a function whose arguments "
-        "all have defaults, which are the point; or one without arguments that returns (function, "
-        "arguments). All arguments are differentiated; a method's module (made without arguments) "
-        "with its weights is the first. FILE.py alone: all functions check_... and loss... that "
-        "have defaults. FILE.py::TEST runs a test. Exit code 0: correct, or at a kink between the "
-        "slopes from both sides; 1: wrong, not finite, or cut off by stop_gradient; 2: the "
-        "evidence cannot tell, or bad input.",
+        "run, as by `python -m`. NAME, which may be Class.method, is a function with defaults for "
+        "all arguments, which give the point; or a function without arguments that returns "
+        "(function, arguments). All arguments are differentiated. For a method of a module with "
+        "weights, the module (made without arguments) is the first. FILE.py alone checks all "
+        "functions check_... and loss... with defaults. FILE.py::TEST runs a test. Exit code 0: "
+        "correct, or at a kink between the slopes from both sides; 1: wrong, not finite, or cut "
+        "off by stop_gradient; 2: the evidence cannot tell, or bad input.",
         "jaxnn check model.py:loss --order 2",
         {
             (): (
@@ -296,12 +302,12 @@ COMMANDS = {
                     "--order",
                     int,
                     1,
-                    help="2 checks the Hessian too, 3 and 4 the derivatives after it",
+                    help="2 also checks the Hessian; 3 and 4 also check higher derivatives",
                     more={"choices": (1, 2, 3, 4)},
                 ),
-                Option("--seed", _seed, 0, "N", "of random projections"),
+                Option("--seed", _seed, 0, "N", "seed of random projections"),
                 Option("--plot", str, None, "FILE", "draw the evidence on the worst leaf"),
-                Option("--html", str, None, "FILE", "write the report as a page of its own"),
+                Option("--html", str, None, "FILE", "write the report as an HTML page"),
             )
         },
     ),
@@ -310,7 +316,7 @@ COMMANDS = {
         "name the line where a gradient goes bad",
         "Name the lines of your function where its gradient becomes NaN, where a derivative rule "
         "is wrong, or where digits are lost. TARGET is as for `jaxnn check`, but not a test. Exit "
-        "code 0: all finite, and no rule wrong; 1: a line is named; 2: bad input.",
+        "code 0: everything is finite and no rule is wrong; 1: a line is to blame; 2: bad input.",
         "jaxnn explain model.py:loss",
         {(): (_TARGETS._replace(help="as for `jaxnn check`, but not a test"),)},
     ),
@@ -332,7 +338,7 @@ COMMANDS = {
     "tour": Command(
         "pictures:tour",
         "the chapter's numbers beside ours",
-        "Compute every number of the chapter, section by section, and print it beside the printed "
+        "Compute every number of the chapter, section by section, and show it next to the printed "
         "one.",
         "jaxnn tour --figures figures",
         {(): (Option("--figures", str, None, "DIR", "draw the chapter's pictures there as well"),)},

@@ -1,4 +1,4 @@
-"""What `jaxnn figures` and `jaxnn tour` do with their arguments; each returns the exit code."""
+"""The commands `jaxnn figures` and `jaxnn tour`; each returns the exit code."""
 
 import argparse
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from typing import Any
 from jaxnn.cli.output import print_json
 from jaxnn.cli.tour import walk
 
-# Matplotlib, which takes as long to import as all the rest, is imported where something is drawn.
+# Matplotlib is imported only to draw: its import takes as long as all others together.
 
 
 def figures(args: argparse.Namespace) -> int:
-    """Draw pictures, and say where, each before it is drawn."""
+    """Draw pictures, and print the path of each before it is drawn."""
     say = (lambda path: None) if args.json else lambda path: print(path, flush=True)
     paths = _drawn(args.out, say, args.names or None, style=args.style)
     if args.json:
@@ -20,7 +20,7 @@ def figures(args: argparse.Namespace) -> int:
 
 
 def tour(args: argparse.Namespace) -> int:
-    """Print the chapter's numbers beside ours, each when it is computed."""
+    """Print the chapter's numbers beside ours, each as soon as it is computed."""
     rows = []
     if not args.json:
         print(_line("empty: nothing to compare with", "here", "in the chapter"))
@@ -41,12 +41,12 @@ def tour(args: argparse.Namespace) -> int:
     return 0
 
 
-# Of a terminal that is as narrow as they come.
+# The width of a narrow terminal.
 _WIDTH = 79
 
 
 def _line(quantity: str, here: str, chapter: str) -> str:
-    """A row of the table; over several lines where it would be too wide."""
+    """A row of the table, split over several lines if it is too wide."""
     line = f"{quantity:41} {here:>18} {chapter:>18}"
     if len(line) <= _WIDTH:
         return line

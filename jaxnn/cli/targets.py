@@ -1,8 +1,8 @@
-"""What a target at a shell names: functions of the user's files and modules, and points to check
+"""Loads command-line targets: functions in the user's files and modules, and the points to check
 them at.
 
-A file is imported as `python -m` would: with its package if it is in one, so that relative imports
-work, and with the working directory and its own on the path.
+A file is imported as by `python -m`: as part of its package, if there is one, so that relative
+imports work, and with the working directory and the file's directory on the path.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from jaxnn._arguments import take_apart
 
-# What is checked where a file alone is named.
+# The functions to check if the target is a file without a name.
 PREFIXES = ("check_", "loss")
 
 
@@ -25,10 +25,10 @@ class Target(NamedTuple):
     """A function and the arguments to check it at.
 
     Attributes:
-      name: as the user would write it.
-      function: to check; or, with `test`, to run.
-      point: its arguments.
-      test: whether it is a test, which says itself what is right.
+      name: the target as the user would write it.
+      function: the function to check or, with `test`, to run.
+      point: the function's arguments.
+      test: whether the function is a test, which makes its own checks.
     """
 
     name: str
@@ -56,8 +56,8 @@ def load(target: str) -> list[Target]:
 
 
 def _target(target: str, name: str, function: Callable) -> Target:
-    """A function at its defaults, or what it returns where it takes no arguments; of a module's
-    method, the module with its weights is the first of them.
+    """A function with its defaults as arguments, or the pair that it returns if it takes none. For
+    a method of a module with weights, the module is the first argument.
     """
     owner = getattr(function, "__self__", None)
     if owner is not None and take_apart(owner)[1]:
@@ -70,7 +70,7 @@ def _target(target: str, name: str, function: Callable) -> Target:
 
 
 def _parted(target: str) -> tuple[str, str, bool]:
-    """File or module, name in it, and whether it is a test."""
+    """The file or module, the name in it, and whether it is a test."""
     if "::" in target:
         place, _, names = target.partition("::")
         names = names.replace("::", ".")  # of a class of tests
@@ -97,7 +97,7 @@ def _module(place: str) -> ModuleType:
     _importable(str(root))
     if len(parts) > 1:
         return importlib.import_module(".".join(part for part in parts if part != "__init__"))
-    # A file by itself may have the name of a module of Python's.
+    # A file outside a package may have the name of a standard module.
     name = f"jaxnn_check_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, place)
     if spec is None or spec.loader is None or not path.is_file():
@@ -113,7 +113,7 @@ def _importable(folder: str) -> None:
 
 
 def _attribute(place: str, module: ModuleType, names: str) -> Callable:
-    """What a dotted name names; a method of a class that needs no arguments is bound to one."""
+    """The function with a dotted name; a method is bound to an instance made without arguments."""
     found, owner = module, None
     for name in names.split("."):
         if not hasattr(found, name):
@@ -137,7 +137,7 @@ def _attribute(place: str, module: ModuleType, names: str) -> Callable:
 
 
 def _candidates(target: str, module: ModuleType) -> Iterator[Target]:
-    """The functions of a file that say by their names and defaults that they are to be checked."""
+    """The functions of a file to check: those with a prefix in `PREFIXES` and all defaults."""
     functions = {
         name: value
         for name, value in vars(module).items()
@@ -171,7 +171,7 @@ def _missing(function: Callable) -> list[str]:
 
 
 def _require_defaults(name: str, function: Callable, way: str) -> tuple[Any, ...]:
-    """The defaults of all arguments but those that are given by name alone, which keep theirs."""
+    """The defaults of all arguments that are not keyword-only."""
     if missing := _missing(function):
         raise ValueError(
             f"`{name}` must have a default for each argument. Got none for {', '.join(missing)}; "
@@ -201,5 +201,5 @@ def _made_by(name: str, make: Callable) -> tuple[Callable, tuple[Any, ...]]:
 
 
 def refusal(name: str, requirement: str, error: BaseException) -> ValueError:
-    """An error for what a user's code raised."""
+    """A ValueError that reports an error in the user's code."""
     return ValueError(f"`{name}` must be {requirement}. Got {type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""The chapter, section by section: each number it prints, computed here, beside the printed one."""
+"""The chapter's numbers, section by section, each computed here beside the printed one."""
 
 import functools
 import math
@@ -74,7 +74,7 @@ def _losses() -> Iterator[Row]:
     batch = sample_batch(jax.random.key(1), train, 100)
     yield Row(section, "loss on all 1,500 digits", f"{loss(params, *train):.4f}", "")
     yield Row(section, "on 100 of them: much the same", f"{loss(params, *batch):.4f}", "")
-    # The chapter's example: 32 of 100 right, and a small change of a weight changes nothing.
+    # The chapter's example: with 32 of 100 right, a small change of a weight changes nothing.
     right = jnp.where(jnp.arange(100) < 32, batch[1], (batch[1] + 1) % 10)
     of_100 = accuracy(one_hot(right, 10, jnp.float64), batch[1])
     yield Row(section, "accuracy of 32 right of 100", f"{of_100:.0%}", "32%")
@@ -85,7 +85,7 @@ def _losses() -> Iterator[Row]:
 
 def _derivatives() -> Iterator[Row]:
     section = "4.3 Numerical differentiation"
-    speed = numerical_diff(lambda t: 100.0 * t, 1.5, 1.5)  # 300 km in 3 hours, evenly
+    speed = numerical_diff(lambda t: 100.0 * t, 1.5, 1.5)  # 300 km in 3 hours at constant speed
     yield Row(section, "300 km in 3 hours, km/h on average", f"{speed:.0f}", "")
     for at in (0.0, 3.0):
         now = f"{numerical_diff(braking, at):.0f}"
@@ -141,8 +141,8 @@ def _gradients() -> Iterator[Row]:
             _vector(end, 9),
             "(-6.11110793e-10, 8.14814391e-10)",
         )
-    # The chapter's end point of a divergence is its rounding error; that it is far away is what can
-    # be compared.
+    # Rounding errors determine where the chapter's divergent run ends, so only its distance is
+    # compared.
     far = jnp.linalg.norm(descend_quietly(start, 10.0)) > 1e10
     yield Row(section, "lr = 10: further away than 1e10", str(bool(far)), "True (2.59e+13)")
     end = gradient_descent(bowl, start, lr=1e-10, step_num=100)
@@ -175,7 +175,7 @@ def _gradients() -> Iterator[Row]:
 
 
 def descend_quietly(start: jax.Array, lr: float) -> jax.Array:
-    """A descent that is meant to diverge: under `jit` no warning is given."""
+    """The end of a descent that is meant to diverge; under `jit` it gives no warning."""
     return jax.jit(lambda x: gradient_descent(bowl, x, lr=lr, step_num=100))(start)
 
 

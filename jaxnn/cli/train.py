@@ -1,4 +1,4 @@
-"""What `jaxnn train` and `jaxnn eval` do with their arguments; each returns the exit code."""
+"""The commands `jaxnn train` and `jaxnn eval`; each returns the exit code."""
 
 import argparse
 import functools
@@ -33,15 +33,15 @@ from jaxnn.training.options import Feeding, Measuring, Reporting, Saving
 from jaxnn.training.progress import Progress, progress_log, show_progress, silent
 from jaxnn.training.sweep import sweep
 
-# Epochs of a run that says nothing else.
+# Default number of epochs.
 EPOCHS = 100
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train, and show that the gradients agree first."""
+    """Compare the gradients, then train; returns the exit code."""
     _require_options_that_fit(args)
     _join(args)
-    alone = jax.process_index() == 0  # one process speaks for all
+    alone = jax.process_index() == 0  # only one process prints
     say = print if alone and not args.json else silent
     digits, error, metrics = _task(args)
     begun = _begun(args) if args.checkpoint else 0
@@ -108,7 +108,7 @@ def _require_options_that_fit(args: argparse.Namespace) -> None:
 
 
 def _on_progress(args: argparse.Namespace, say: Callable) -> Callable[[Progress], None]:
-    """What is told while a run goes on: a table or bar, and lines of a log."""
+    """A callback that shows a table or bar and writes the log during a run."""
     watchers = [show_progress()] if say is print else []
     if args.log:
         watchers.append(progress_log(args.log))
@@ -129,7 +129,7 @@ def _results(
     on_progress: Callable,
     **measured: Any,
 ) -> list[Fit]:
-    """One run for each learning rate."""
+    """The result of one run for each learning rate."""
     optimizer = _optimizer(args)
     epochs = args.epochs or (None if args.max_steps else EPOCHS)
     options = {"key": key, "epochs": epochs, "batch_size": args.batch_size}
@@ -163,14 +163,14 @@ def _results(
 
 
 def _quietly(run: Callable, *args: Any, **options: Any) -> Fit:
-    """A run whose divergence is told in our own words."""
+    """The result of a run without divergence warnings, because `_lesson` reports divergence."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)
         return run(*args, **options)
 
 
 def _join(args: argparse.Namespace) -> None:
-    """Meet the other processes, if there are any."""
+    """Connect to the other processes, if there are any."""
     given = {
         "--coordinator": args.coordinator,
         "--num-processes": args.num_processes,
@@ -200,7 +200,7 @@ def _task(args: argparse.Namespace) -> tuple[Digits, Callable, Callable]:
     digits = load_mnist(args.data) if args.data else load_digits()
 
     def error(params, x, t, *, key=None):
-        """With a key, that of a step, each hidden layer leaves out a part of its units."""
+        """The loss; with a key (in steps), each hidden layer drops a fraction of its units."""
         if key is None or not args.dropout:
             return loss(params, x, t, activation)
         keys = iter(jax.random.split(key, len(args.layers)))
@@ -224,13 +224,13 @@ def step(scores: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _optimizer(args: argparse.Namespace) -> Callable:
-    """A function of the learning rate."""
+    """A function that maps the learning rate to an optimiser."""
     if args.optimizer == "momentum":
         return functools.partial(optax.sgd, momentum=0.9)
     return getattr(optax, args.optimizer)
 
 
-# What `jaxnn eval` has to know of a run, and what must be the same when it is resumed.
+# The options that `jaxnn eval` needs to know, and that must not change when a run is resumed.
 _REMEMBERED = (
     "data",
     "layers",
@@ -244,16 +244,14 @@ _REMEMBERED = (
 
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
-    """What a run is, kept in each of its checkpoints."""
+    """The options of a run that are saved in each of its checkpoints."""
     of_run = {name: getattr(args, name) for name in _REMEMBERED}
     data = args.data and str(pathlib.Path(args.data).resolve())
     return of_run | {"layers": list(args.layers), "lr": list(args.lr), "data": data}
 
 
 def _begun(args: argparse.Namespace) -> int:
-    """The step that a run to be resumed is at; refused is another run than that of the
-    checkpoints.
-    """
+    """The step at which a run resumes, or 0; refuses checkpoints of a run with other options."""
     directory = pathlib.Path(args.checkpoint)
     if directory.exists():
         made_directory("--checkpoint", directory)
@@ -279,7 +277,7 @@ def _begun(args: argparse.Namespace) -> int:
 
 
 def _run_of(found: Checkpoint, directory: pathlib.Path) -> dict[str, Any]:
-    """What `_asked` said of the run that a checkpoint is of."""
+    """The options that `_asked` saved in a checkpoint."""
     try:
         run = found.info["notes"]["run"]
         if run.keys() != set(_REMEMBERED):
@@ -302,12 +300,12 @@ def _run_of(found: Checkpoint, directory: pathlib.Path) -> dict[str, Any]:
     return run
 
 
-# Examples that `jaxnn eval` measures at once.
+# How many examples `jaxnn eval` measures at once.
 MEASURED = 1000
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Measure a run that was saved."""
+    """Measure a saved run; returns the exit code."""
     directory = pathlib.Path(args.directory)
     found = load_checkpoint(directory)
     run = argparse.Namespace(**_run_of(found, directory))
@@ -341,7 +339,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def _told(result: Fit) -> dict[str, Any]:
-    """A result as JSON has it."""
+    """A result in the form of the JSON output."""
     measured = {f"{name}_{what}": [] for name in ("train", "test") for what in ("loss", "accuracy")}
     measured |= {name: values.tolist() for name, values in result.history.metrics.items()}
     return {**measured, "steps": result.status.step, "status": result.status.reason}
@@ -350,7 +348,7 @@ def _told(result: Fit) -> dict[str, Any]:
 def _conclude(
     args: argparse.Namespace, results: Sequence[Fit], begun: int, seconds: float, say: Callable
 ) -> None:
-    """The last lines of a run."""
+    """Print the last lines of a run."""
     say()
     for lr, result in zip(args.lr, results, strict=True):
         (reason, step, leaf), metrics = result.status, result.history.metrics
@@ -382,7 +380,7 @@ def _conclude(
 
 
 def _lesson(args: argparse.Namespace, result: Fit, lowest: int, place: str) -> str:
-    """What there is to be seen in a run, as a line; or nothing."""
+    """A line on what a run teaches, such as overfitting; empty if there is nothing to say."""
     metrics, history = result.history.metrics, result.history
     began, ended = float(history.step_loss[0]), metrics["train_loss"][-1]
     test, train = metrics["test_loss"], metrics["train_loss"]
@@ -398,7 +396,7 @@ def _lesson(args: argparse.Namespace, result: Fit, lowest: int, place: str) -> s
             f"{place}diverged: the training loss went from {began:.4g} to {ended:.4g}; a smaller "
             "--lr may converge\n"
         )
-    # Among a fifth of the measurements at once, so that no single lucky one decides.
+    # Means over a fifth of the measurements keep a single lucky one from deciding.
     width = max(1, len(test) // 5)
     several = np.convolve(test, np.ones(width) / width, "valid")
     risen = min(test[-1] / test[lowest], several[-1] / several.min()) > 1.1
@@ -417,7 +415,7 @@ def _gradient_check(
     train_set: tuple[jax.Array, jax.Array],
     key: jax.Array,
 ) -> dict[str, float]:
-    """Relative difference of numerical and automatic gradient on ten images, for each parameter."""
+    """The relative difference of numerical and automatic gradient on ten images, by parameter."""
     batch = sample_batch(key, train_set, 10)
     numerical, automatic = numerical_grad(error)(params, *batch), jax.grad(error)(params, *batch)
     return {

@@ -115,7 +115,7 @@ def opened(program: Program) -> tuple[core.Jaxpr, Sequence[Any]]:
     return getattr(program, "jaxpr", program), getattr(program, "consts", ())
 
 
-def emptied(program: Program) -> core.Jaxpr:
+def emptied(program: Program) -> Any:
     """A program's jaxpr without the values of its constants, which are inputs that come first."""
     jaxpr, _ = opened(program)
     # since JAX 0.12 a jaxpr holds its constants

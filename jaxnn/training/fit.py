@@ -1,8 +1,8 @@
-"""Training: runs that can be left alone.
+"""Training: runs that need no supervision.
 
 Steps run on the device (`steps.py`); about twice a second, and at the end of each epoch, control
 returns to the host, which measures, reports, saves and may stop. The loss, its gradient, the
-optimiser and the metrics come in as functions, so any pytree of parameters and any model will do.
+optimiser and the metrics are arguments, so any pytree of parameters and any model will do.
 
 The order of the examples in epoch e comes from `jax.random.fold_in(key, e)` alone, so a resumed run
 takes the same steps as an uninterrupted one, to the bit.
@@ -49,7 +49,7 @@ from jaxnn.training.run import Config, Reached, Run, Saves, Schedule
 from jaxnn.training.saves import as_place
 from jaxnn.training.steps import Plan, State, Way, in_parts, is_large, is_sharded, replicate
 
-# Epochs, and examples a step, of a run that says nothing else.
+# Default number of epochs, and default number of examples per step.
 EPOCHS, BATCH_SIZE = 10, 100
 
 
@@ -74,67 +74,67 @@ def fit(
 ) -> Fit:
     """Train `params` on mini-batches of `data`.
 
-    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save a checkpoint and stop the run after the steps that are
-    under way, with status "interrupted"; KeyboardInterrupt is raised. A second signal stops it at
-    once.
+    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 stop the run after the steps in progress: it saves a
+    checkpoint and raises KeyboardInterrupt, with status "interrupted". A second signal stops the
+    run at once.
 
-    The functions are traced at each call and compiled once for equal programs: a variable that
-    they read and that was set to something else is seen.
+    The functions are traced at each call and compiled once for equal programs, so new values of
+    variables that they read take effect.
 
-    A resumed run takes the same steps as an uninterrupted one, to the bit. What may change between
-    its parts takes effect: `epochs`, `max_steps`, all of `measuring`, when something is saved;
-    `mesh` and `stream`; the loss; and the numbers of the optimiser, including those that
-    `optax.inject_hyperparams` keeps in its state. Refused by name are other `data`, `batch_size`,
-    `key`, `replacement`, forms of `params`, and optimisers with another state.
+    A resumed run takes the same steps as an uninterrupted one, to the bit. Some options may change
+    when a run is resumed: `epochs`, `max_steps`, all of `measuring`, when checkpoints are saved,
+    `mesh` and `stream`, the loss, and the numbers of the optimiser, including those that
+    `optax.inject_hyperparams` keeps in its state. A change of `data`, `batch_size`, `key`,
+    `replacement`, the form of `params` or the form of the optimiser's state raises an error.
 
     Args:
       loss: `loss(params, *batch)`, the mean over the examples of a batch. If it takes a keyword
         `key`, step s of epoch e gets `fold_in(fold_in(key, e), s)`; measurements get
         `fold_in(key, 0)`, or none if `key` has a default.
-      params: where to start; any pytree, not overwritten. Its floating and complex leaves are
-        trained; everything else is treated as constant, and so are Python numbers in a module (an
-        object of a class that is registered as a pytree) that has arrays: they are its settings,
-        such as a dropout rate. Leaves that are sharded by a `NamedSharding` on `mesh` stay sharded,
-        and so does the optimiser's state.
+      params: initial parameters, any pytree; not overwritten. Floating and complex leaves are
+        trained; everything else is treated as constant. So are Python numbers (settings, such as a
+        dropout rate) in a module with arrays, that is, an object whose class is registered as a
+        pytree. Leaves that are sharded by a `NamedSharding` on `mesh` stay sharded, and so does the
+        optimiser's state.
       data: a tuple of arrays whose first axis is the examples, for instance `(x, t)`; memory maps
-        are read as needed. Or a function of the epoch, counted from 1, that returns an iterable of
-        batches, such tuples themselves: it decides on their order, size and number; it runs in a
-        thread, a little ahead of the steps; to resume within an epoch its first batches are
-        skipped; and each of several processes yields the whole batch.
-      optimizer: from optax.
+        are read as needed. Or a function that maps the epoch, counted from 1, to an iterable of
+        batches, each such a tuple. The function decides on the order, size and number of batches.
+        It runs in a thread, a little ahead of the steps. To resume within an epoch, its first
+        batches are skipped. Each of several processes must yield the whole batch.
+      optimizer: an optax optimiser.
       key: a PRNG key; epoch e uses `jax.random.fold_in(key, e)`.
-      epochs: how many times to go through the data: ten by default, or as often as `max_steps`
-        takes.
-      max_steps: steps after which the run ends, if its epochs do not end it before.
-      batch_size: examples per step, on all devices together; 100 by default. A last batch that is
-        smaller is used as it is; nothing is dropped.
-      grad: makes the gradient out of `loss`: `jax.grad`, `numerical_grad`, or anything with their
-        calling form.
+      epochs: how many times to go through the data; by default ten or, if `max_steps` is given, as
+        many as it takes.
+      max_steps: steps after which the run ends, unless its epochs end earlier.
+      batch_size: examples per step, on all devices together; 100 by default. A smaller last batch
+        is used, too; no examples are dropped.
+      grad: maps `loss` to its gradient: `jax.grad`, `numerical_grad`, or a function with the same
+        calling convention.
       has_aux: whether the loss returns `(value, aux)`, a dictionary of scalars that is recorded at
         each step in `history.aux`; with a model state `(value, (model_state, aux))`.
       start: a `Start`: model state, optimiser state, and whether memory may be reused.
       feeding: a `Feeding`: with replacement or not, on which devices, streamed or not.
       measuring: a `Measuring`: test data, metrics, when to measure, and patience.
       saving: a `Saving`: where and when checkpoints are written, and whether to resume.
-      reporting: a `Reporting`: a callback, what it is given, and what an interruption does.
-      **old: fields of these bundles by themselves, as versions before 0.3 took them.
+      reporting: a `Reporting`: a callback, what it receives, and what an interruption does.
+      **old: fields of these bundles as separate arguments, as in versions before 0.3.
 
     Returns:
       A `Fit` of parameters, optimiser state, history and status.
 
     Raises:
-      KeyboardInterrupt: interrupted; its `fit` is what was reached.
-      TypeError: `params` has no floating leaf; `epochs` or another count is not an integer.
-      ValueError: `data` is empty, or its arrays differ in length; the checkpoint is of another run,
-        or broken; processes begin a run differently.
+      KeyboardInterrupt: the run was interrupted; the `fit` attribute is the result so far.
+      TypeError: `params` has no floating leaf, or `epochs` or another count is not an integer.
+      ValueError: `data` is empty, its arrays differ in length, the checkpoint is broken or from
+        another run, or processes begin a run differently.
       FileExistsError: `checkpoint` contains checkpoints, and `resume` is not set.
       BlockingIOError: another run uses `checkpoint`.
-      RuntimeError: another process failed; the message has its reason.
+      RuntimeError: another process failed; the message gives the reason.
 
     Warns:
-      DivergenceWarning: the loss ended above twice its first value. (A step that would not be
-        finite is a status, not a warning.)
-      RuntimeWarning: the number that is watched is NaN.
+      DivergenceWarning: the loss ended above twice its first value. (A non-finite step gives a
+        status, not a warning.)
+      RuntimeWarning: the watched number is NaN.
       DeprecationWarning: for each of `old`.
 
     Source:
@@ -201,7 +201,7 @@ def _run(
     has_aux: bool,
     options: Options,
 ) -> Run:
-    """A run that is ready to begin."""
+    """A run that is ready to start."""
     (model_state, opt_state, donate), measuring, reporting = (
         options.start,
         options.measuring,
@@ -242,7 +242,7 @@ def _run(
 
 
 def _batch_size(data: Any, batch_size: int | None, feeding: Feeding) -> int | None:
-    """The examples of a step; None where a function decides, which is then asked for no more."""
+    """The number of examples per step; None if `data` is a function, which decides."""
     if not _is_function(data):
         return BATCH_SIZE if batch_size is None else batch_size
     if batch_size is not None or feeding.replacement or feeding.stream is not None:
@@ -255,7 +255,7 @@ def _batch_size(data: Any, batch_size: int | None, feeding: Feeding) -> int | No
 
 
 def _measured(sets: Mapping[str, Examples | Batches], measuring: Measuring) -> tuple[str, ...]:
-    """The names of the sets that are measured; refused is what asks for it where there are none."""
+    """The names of the sets that are measured; refuses options that need a set if there is none."""
     asked = [
         name for name in ("metrics", "patience", "measure") if getattr(measuring, name) is not None
     ]
@@ -274,14 +274,14 @@ def _measured(sets: Mapping[str, Examples | Batches], measuring: Measuring) -> t
 
 
 def _go_across(plan: Plan, schedule: Schedule, train: Examples | Batches) -> bool:
-    """Whether stretches go across epochs: where nothing is measured at the end of each."""
+    """Whether a chunk of steps may span several epochs."""
     between = schedule.steps or schedule.epochs * plan.per_epoch
     seldom = not schedule.names or between > plan.per_epoch
     return seldom and not (plan.rest or train.streamed)
 
 
 def _is_function(data: Any) -> bool:
-    """Whether examples are given by a function; a pytree may be one that can be called."""
+    """Whether `data` is a function; a callable pytree is not."""
     return callable(data) and treedef_is_leaf(jax.tree.structure(data))
 
 
@@ -292,10 +292,10 @@ def _length(
     max_steps: int | None,
     options: Options,
 ) -> Plan:
-    """How long a run is: so many epochs, or as many as its steps take."""
+    """The plan of a run: its examples, batch size, and number of epochs or steps."""
     if epochs is None and max_steps is None:
         epochs = EPOCHS
-    if batch_size is None:  # a function knows what an epoch is
+    if batch_size is None:  # the function determines the length of an epoch
         return Plan(None, 1, epochs, False, max_steps)
     count = count_examples(data)
     replacement = options.feeding.replacement
@@ -305,7 +305,7 @@ def _length(
 def _sets(
     data: Any, test: Any, batch_size: int, mesh: Mesh | None, stream: bool | None
 ) -> dict[str, Examples | Batches]:
-    """The sets of examples by name: "train" first, then what else is measured."""
+    """The sets of examples by name: "train" first, then the test sets."""
 
     def of(label, examples):
         if _is_function(examples):
@@ -329,8 +329,8 @@ def _state(
     mesh: Mesh | None,
     donate: bool,
 ) -> State:
-    """What a run begins with, each array its own, where they are needed; those of a large state may
-    be overwritten.
+    """The initial state of a run, on the devices that need it. The run may overwrite the arrays of
+    a large state, so those are copies unless the user donates theirs.
     """
     place = functools.partial(replicate, mesh=mesh)
     taken: set[int] = set()
@@ -341,7 +341,7 @@ def _state(
         start = opt_state
     taken |= {id(leaf) for leaf in jax.tree.leaves(params)}
     state = State(params, _ours(start, place, mesh, taken), place(model_state))
-    if donate or not is_large(state):  # a small one is never given away
+    if donate or not is_large(state):  # a small state is never overwritten
         return state
     return state._replace(
         params=place(params), opt_state=place(start) if opt_state is not None else state.opt_state
@@ -349,8 +349,8 @@ def _state(
 
 
 def _ours(tree: PyTree, place: Callable, mesh: Mesh | None, taken: set[int]) -> PyTree:
-    """Arrays that we may overwrite: as they are, if they are where they are needed and not `taken`
-    already, else copies.
+    """The tree with each array on the right devices: the array itself if it is there and not in
+    `taken`, else a copy.
     """
 
     def own(leaf):
@@ -364,7 +364,7 @@ def _ours(tree: PyTree, place: Callable, mesh: Mesh | None, taken: set[int]) -> 
 
 
 def _mesh_of(params: PyTree) -> Mesh | None:
-    """The mesh that parameters come cut into parts for, if any do."""
+    """The mesh of the first sharded parameter; None if no parameter is sharded."""
     meshes = [leaf.sharding.mesh for leaf in jax.tree.leaves(params) if is_sharded(leaf)]
     return meshes[0] if meshes else None
 
@@ -381,7 +381,7 @@ def _warn_of_divergence(result: Fit, ended: float) -> None:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that was interrupted, and saved; `fit` is what it reached."""
+    """Raised when a run is interrupted, after it is saved; `fit` is the result so far."""
 
     def __init__(self, fit: Fit):
         super().__init__(f"interrupted after step {fit.status.step}")
@@ -389,7 +389,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def require_run(loss: Any, grad: Any, data: Any, test: Any) -> None:
-    """Refuse what no run can begin with."""
+    """Refuse invalid `loss`, `grad`, `data` and `test`."""
     require_callable("loss", loss)
     require_arguments("grad", grad, loss)
     if _is_function(data):
@@ -405,7 +405,7 @@ def require_run(loss: Any, grad: Any, data: Any, test: Any) -> None:
 
 def _require_measure(measure: Any, sets: Mapping[str, Examples | Batches]) -> tuple[str, ...]:
     """The names of the sets to measure."""
-    # What a function gives as "train" is seen but once an epoch, by its steps.
+    # Training batches from a function are available only to the steps, once per epoch.
     names = tuple(n for n, s in sets.items() if n != "train" or isinstance(s, Examples))
     if measure is None or not names:
         return names

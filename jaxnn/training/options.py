@@ -1,4 +1,4 @@
-"""The options of `fit`, in bundles of what belongs together."""
+"""The options of `fit`, in bundles of related options."""
 
 import json
 import warnings
@@ -18,19 +18,20 @@ from jaxnn._validate import (
 )
 from jaxnn.training.progress import Progress
 
-# What a callback can be given besides.
+# What a callback can receive in addition.
 RECORDED = ("params", "opt_state", "learning_rate", "gradient_norm")
 
 
 class Start(NamedTuple):
-    """Where a run starts, besides its parameters.
+    """The start of a run, besides its parameters.
 
     Attributes:
-      model_state: what the model remembers besides its parameters, as batch normalisation does. The
-        loss is then `loss(params, model_state, *batch)` and returns `(value, model_state)`; the
-        metrics are `metrics(params, model_state, *batch)`.
-      opt_state: the optimiser's state; by default `optimizer.init` of what is trained.
-      donate: whether the run may reuse the memory of `params` and `opt_state`, which are then gone.
+      model_state: state of the model that is not trained, as in batch normalisation. The loss is
+        then `loss(params, model_state, *batch)` and returns `(value, model_state)`; the metrics are
+        `metrics(params, model_state, *batch)`.
+      opt_state: the optimiser's state; by default `optimizer.init` of the trained leaves.
+      donate: whether the run may reuse the memory of `params` and `opt_state`, which the caller can
+        then no longer use.
 
     Example:
       >>> jaxnn.Start(donate=True).model_state is None
@@ -43,15 +44,15 @@ class Start(NamedTuple):
 
 
 class Feeding(NamedTuple):
-    """How the data are fed.
+    """How data are fed to the steps.
 
     Attributes:
-      replacement: draw every batch from all examples, as the chapter does, instead of going through
-        them in a shuffled order.
-      mesh: devices that share each batch, also of several processes. The numbers are those of one
-        device, up to rounding.
-      stream: keep the data on the host, and send them in pieces that a thread gathers ahead of the
-        steps; by default where NumPy arrays would fill half of the device, and for memory maps.
+      replacement: whether every batch is drawn from all examples, as in the chapter; by default,
+        each epoch goes through them in a shuffled order.
+      mesh: devices that share each batch, possibly of several processes. The results equal those on
+        one device, up to rounding error.
+      stream: whether the data stay on the host and a thread gathers pieces ahead of the steps; by
+        default for memory maps, and for NumPy arrays that would fill half of the device.
 
     Example:
       >>> jaxnn.Feeding(replacement=True).stream is None
@@ -64,27 +65,27 @@ class Feeding(NamedTuple):
 
 
 class Measuring(NamedTuple):
-    """What is measured, when, and what follows from it.
+    """What is measured and when, and when a run stops early.
 
     With `test`, `metrics` or `patience`, the loss and the metrics are measured after each epoch on
-    all of the training data and of `test`, weighted by examples, as `train_...` and `test_...`;
-    not on training data that come from a function.
+    all training data and all of `test`, weighted by examples, as `train_...` and `test_...`.
+    Training data that come from a function are not measured.
 
     Attributes:
-      test: examples that are measured and not trained on, in the form of the training data; or
-        several sets of them by name. A function is called with 1.
+      test: examples for measurements only, in the form of the training data; or a dictionary of
+        several such sets. A function is called with 1.
       metrics: `metrics(params, *batch)`, a dictionary of means over the examples of a batch,
         numbers or arrays.
       evaluate_every: epochs between measurements.
       evaluate_steps: steps between measurements, instead of epochs.
-      measure: the names of the sets that are measured, of "train", "test" or those of `test`; all
-        by default.
-      eval_params: `eval_params(params, opt_state)`, the parameters that are measured, and kept as
-        best: an average over many steps, say.
-      patience: stop after so many measurements without improvement, and return the best
+      measure: the names of the sets to measure, among "train", "test" or the keys of `test`; by
+        default all.
+      eval_params: `eval_params(params, opt_state)`, the parameters to measure and to keep as best,
+        for instance an average over many steps.
+      patience: stop after this many measurements without improvement, and return the best
         parameters.
-      watch: of a measurement's record, the number that should become smaller; by default the loss
-        on `test`, or on the first of several sets, or on the training data if there is no `test`.
+      watch: maps the record of a measurement to the number to minimise; by default the loss on
+        `test`, on the first of several sets, or on the training data if there is no `test`.
 
     Example:
       >>> jaxnn.Measuring(patience=5).evaluate_every
@@ -105,15 +106,15 @@ class Saving(NamedTuple):
     """What is saved, where and when.
 
     Attributes:
-      checkpoint: a directory for the checkpoints of this run alone, which all processes must see;
-        they are written while the run goes on. Or an `orbax.checkpoint.CheckpointManager`, which
-        then decides how many are kept.
-      resume: go on from the newest checkpoint there, if there is one; "previous": from the newest
-        that is intact.
-      every: steps between checkpoints; by default one at the end of an epoch, if ten seconds have
+      checkpoint: a directory for this run's checkpoints alone, visible to all processes;
+        checkpoints are written while steps continue. Or an `orbax.checkpoint.CheckpointManager`,
+        which then decides how many are kept.
+      resume: whether to continue from the newest checkpoint, if there is one; "previous" continues
+        from the newest intact one.
+      every: steps between checkpoints; by default, one at the end of an epoch if ten seconds have
         passed, one every ten minutes, and one at the end.
       keep: how many of the newest checkpoints are kept.
-      notes: what else is saved in each checkpoint, as `info["notes"]`; what JSON can hold.
+      notes: JSON-compatible data to save in each checkpoint, as `info["notes"]`.
 
     Example:
       >>> jaxnn.Saving("runs/first", resume=True).keep
@@ -128,15 +129,15 @@ class Saving(NamedTuple):
 
 
 class Reporting(NamedTuple):
-    """Who is told how a run goes.
+    """How a run reports its progress.
 
     Attributes:
-      on_progress: called with a `Progress` about twice a second and after each measurement, in
-        process 0 alone. If it returns a true value, the run ends with status "stopped"; an
-        exception is raised once the run is saved, and ends all processes.
-      record: what `Progress` contains besides, of "params", "opt_state", "learning_rate" (as
-        `optax.inject_hyperparams` keeps it) and "gradient_norm", which is then in `history.aux`,
-        too. Arrays of the run are lent for the call: copy what is to be kept.
+      on_progress: a callback that receives a `Progress` about twice a second and after each
+        measurement, only in process 0. If it returns a true value, the run ends with status
+        "stopped". If it raises, the run is saved first, and all processes end.
+      record: additional contents of `Progress`: "params", "opt_state", "learning_rate" (requires
+        `optax.inject_hyperparams`) and "gradient_norm", which `history.aux` then contains, too. The
+        arrays are valid only during the call; copy them to keep them.
       on_interrupt: "return" returns the `Fit` that "raise" attaches to the KeyboardInterrupt.
 
     Example:
@@ -160,13 +161,13 @@ class Options(NamedTuple):
 
     @classmethod
     def of(cls, old: Mapping[str, Any], **bundles: Any) -> "Options":
-        """The bundles, defaults for those that are None; `old` has their fields as `fit` took them.
+        """The bundles, with defaults for those that are None, updated with the fields in `old`.
 
         Warns:
-          DeprecationWarning: for each field that is given by itself.
+          DeprecationWarning: for each field in `old`.
 
         Raises:
-          TypeError: a name that is no option, or a bundle of another type.
+          TypeError: a name in `old` is not an option, or a bundle has the wrong type.
         """
         defaults = cls()
         for name, bundle in bundles.items():
@@ -188,7 +189,7 @@ class Options(NamedTuple):
         return options
 
     def require(self, params: PyTree) -> "Options":
-        """Refuse values that no run can have; `record` comes back as a tuple."""
+        """The options with `record` as a tuple, after refusing invalid values."""
         start, measuring, reporting = self.start, self.measuring, self.reporting
         require_counts(
             evaluate_every=measuring.evaluate_every,
@@ -210,7 +211,7 @@ class Options(NamedTuple):
 
 
 def require_counts(**numbers: Any) -> None:
-    """Refuse what is neither None nor an integer of at least 1."""
+    """Refuse values that are neither None nor an integer of at least 1."""
     for name, number in numbers.items():
         if number is not None:
             require_count(name, number, least=1)

@@ -1,7 +1,8 @@
 """Follow-up questions of a check, in the order in which they are asked.
 
-Each is a module with three functions: `applies(checked)`, whether there is something to ask;
-`ask(checked)`, the answer; and `say(checked, answer)`, what is known then. All are pure.
+Each is a module with three pure functions: `applies(checked)` returns whether to ask,
+`ask(checked)` the answer, and `say(checked, answer)` the updated results. Users see the first line
+of the module's docstring as the question.
 """
 
 from jaxnn.checking.questions import births, detached, digits, rules, solvers

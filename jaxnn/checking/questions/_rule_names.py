@@ -1,4 +1,4 @@
-"""What a wrong rule is called, where it stands, and whether a JVP or a transpose is to blame."""
+"""The name and location of a wrong rule, and whether its JVP or its transpose is to blame."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from jaxnn.numerical.interpret import CUSTOM_RULES, rule_consts, rule_source, so
 
 
 class Worst(NamedTuple):
-    """The argument that a rule is off by most in, as `RuleReport` has it."""
+    """The argument in which a rule has the largest error, in the form of `RuleReport`."""
 
     argument: int
     entry: tuple[int, ...] | None
@@ -28,7 +28,7 @@ class Worst(NamedTuple):
 
 
 def named(site: Site, asked: SiteQuestion, line: Line, worst: Worst, dtype: Any) -> RuleReport:
-    """What a wrong rule is called, and where it stands."""
+    """The report on a wrong rule, with its name and location."""
     name, where, place = site.name, "", SourceLine.of(site.line)
     argument = worst.argument
     if site.eqn.primitive in CUSTOM_RULES:
@@ -44,7 +44,7 @@ def named(site: Site, asked: SiteQuestion, line: Line, worst: Worst, dtype: Any)
 
 
 def line_of_rule(site: Site) -> str:
-    """Where a rule stands; else where the function does that it is for."""
+    """The location of a rule or, if it is unknown, of the rule's function."""
     name, place = source(site.eqn)
     return str(SourceLine.of(rule_source(site.eqn) or f"{place} ({name})"))
 
@@ -54,7 +54,7 @@ def kind_of_rule(site: Site) -> str:
 
 
 def _changes(site: Site) -> Callable:
-    """How a site's outputs change with its active inputs, by the JVP rule."""
+    """A function that maps inputs and tangents to the outputs' tangents, by the site's JVP rule."""
 
     def changes(full, tangents):
         return jax.jvp(of_site(site, full), ([full[i] for i in site.active],), (tangents,))[1]
@@ -63,7 +63,7 @@ def _changes(site: Site) -> Callable:
 
 
 def _forward_fits(site: Site, asked: SiteQuestion, line: Line, dtype: Any) -> bool:
-    """Whether the JVP rule says what the values do: then it is the transpose that does not."""
+    """Whether the JVP rule agrees with the values, so that the transpose is to blame."""
     avals = avals_of(site.eqn.invars)
     tangents = [avals[i] for i in site.active]
     with wide_arithmetic(dtype):
@@ -76,7 +76,7 @@ def _forward_fits(site: Site, asked: SiteQuestion, line: Line, dtype: Any) -> bo
         forward = widen(_changes(site), (avals, tangents), dtype).call
         with wide_arithmetic(dtype):
             dys = forward(asked.rest, given)
-    except Exception:  # there is no JVP, which JAX may notice late: inside of a loop
+    except Exception:  # no JVP exists, which JAX may notice only inside a loop
         return False
     pairs = zip(asked.cts, dys, strict=True)
     claim = sum(float(np.sum(np.real(np.asarray(ct) * np.asarray(dy)))) for ct, dy in pairs)
@@ -87,8 +87,8 @@ def _forward_fits(site: Site, asked: SiteQuestion, line: Line, dtype: Any) -> bo
 
 
 def _wrong_transpose(site: Site, asked: SiteQuestion, dtype: Any) -> str | None:
-    """The primitive whose transpose does not fit it, in how a site changes: <ct, L t> is not
-    <L^T ct, t>.
+    """The primitive in the linearised site whose transpose is wrong: <ct, L t> differs from
+    <L^T ct, t>. None if there is none.
     """
     avals = avals_of(site.eqn.invars)
     tangents = [avals[i] for i in site.active]

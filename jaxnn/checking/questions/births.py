@@ -1,8 +1,9 @@
 """Where is NaN or infinity born?
 
-It is born in the equation whose inputs are finite and whose output is not, or whose output has a
-finite cotangent and whose inputs do not. A value that was not finite before is traced back to where
-that began, or to the argument it came in with. Loops and branches are looked into in turn.
+It first appears in an equation whose inputs are finite and whose output is not; or, in the backward
+pass, in an equation whose outputs have finite cotangents and whose inputs do not. Non-finite values
+are traced back to the equation where they first appear, or to an argument. Loops and branches are
+searched, too.
 """
 
 from collections.abc import Sequence
@@ -26,27 +27,27 @@ def applies(checked: Checked) -> bool:
 
 
 def ask(checked: Checked) -> list[Birth]:
-    """Where it is born, nearest to the result first."""
+    """Where NaN or infinity first appears, nearest to the result first."""
     programs, check = checked.programs, checked.check
     tape, seeds = programs.tape(check.point), seeds_of(programs.program)
     return births(tape, checked.values, seeds, check.call.traced_paths)
 
 
 def say(checked: Checked, found: list[Birth]) -> Checked:
-    """The first few of them."""
+    """The results with the first few births."""
     return checked._replace(births=tuple(found[:LINES]))
 
 
 def births(
     tape: Tape, inputs: Sequence[Any], seeds: Sequence[Any], names: Sequence[str] | None = None
 ) -> list[Birth]:
-    """Where values or cotangents that are not finite come from, nearest to the result first.
+    """The origins of non-finite values or cotangents, nearest to the result first.
 
     Args:
-      tape: of a program.
-      inputs: its values.
-      seeds: the cotangents of its outputs, None for those without.
-      names: of the inputs, where what came in with them is asked for too.
+      tape: the tape of a program.
+      inputs: the values of the inputs.
+      seeds: the cotangents of the outputs, None for outputs without one.
+      names: names of the inputs, if non-finite inputs are to be reported, too.
     """
     record = tape.record(inputs, seeds)
     levels, of_cts, of_pulled = tape.levels(record)
@@ -58,7 +59,7 @@ def births(
         found = [_born_in_values(tape, record, n) for n in dict.fromkeys(sites) if n is not None]
         found = [birth for some in found for birth in some]
         return found if found or names is None else _came_in(tape, record, levels, names)
-    if not ends:  # values alone are asked for
+    if not ends:  # there are no cotangents to search
         return []
     found = []
     for number in _beginnings(tape, of_cts, of_pulled):
@@ -73,7 +74,7 @@ def births(
 
 
 def _beginnings(tape: Tape, of_cts: dict[int, Any], of_pulled: list[list[Any]]) -> list[int]:
-    """The sites whose outputs have finite cotangents and whose inputs have not, the last first."""
+    """The sites whose outputs have finite cotangents and whose inputs do not, the last first."""
     return [
         number
         for number, site in reversed(list(enumerate(tape.sites)))
@@ -84,11 +85,13 @@ def _beginnings(tape: Tape, of_cts: dict[int, Any], of_pulled: list[list[Any]]) 
 def _origins(
     tape: Tape, record: Record, levels: dict[int, Any]
 ) -> tuple[dict[int, int], dict[int, int]]:
-    """For each slot that is not finite the site where that began, and for NaN where NaN did."""
+    """For each non-finite slot, the site where non-finite values first appeared; and for each slot
+    with NaN, the site where NaN first appeared.
+    """
     origin: dict[int, int] = {}
     undefined: dict[int, int] = {}
     for number, site in enumerate(tape.sites):
-        # Of two, the one that was born in here: it says more than a constant.
+        # On ties, an input that became non-finite in this program says more than a constant.
         rank = lambda s: (levels.get(s, 0), s in origin)  # noqa: E731
         worst = max(_taken(site, record, levels), key=rank, default=-1)
         before = levels.get(worst, 0)
@@ -103,7 +106,7 @@ def _origins(
 
 
 def _taken(site: Site, record: Record, levels: dict[int, Any]) -> Sequence[int]:
-    """The inputs that an output can be not finite for: of a choice those that were chosen."""
+    """The inputs that can make an output non-finite; for `select_n`, only selected ones."""
     if site.eqn.primitive is not primitives.select_n_p or not any(map(levels.get, site.inputs)):
         return site.inputs
     which, *cases = (np.asarray(record.values[s]) for s in site.inputs)
@@ -114,8 +117,8 @@ def _taken(site: Site, record: Record, levels: dict[int, Any]) -> Sequence[int]:
 def _came_in(
     tape: Tape, record: Record, levels: dict[int, Any], names: Sequence[str]
 ) -> list[Birth]:
-    """What was not finite when it came in, NaN before infinity (a mask may be that), and the first
-    line that takes it.
+    """The non-finite inputs and constants, each with the first line that uses it. If any contains
+    NaN, those with infinity alone (such as masks) are left out.
     """
     produced = {slot for site in tape.sites for slot in site.outputs}
     takers: dict[int, Any] = {}
@@ -128,7 +131,7 @@ def _came_in(
     argued = any(levels[slot] == worst and slot in named for slot in takers)
     found = []
     for slot, site in takers.items():
-        # Where an argument is not finite, a constant (a mask, mostly) is not to blame.
+        # A constant (usually a mask) is not to blame if an argument is equally non-finite.
         if levels[slot] < worst or (argued and slot not in named):
             continue
         bad = ~np.isfinite(np.asarray(record.values[slot]))

@@ -6,19 +6,19 @@ from jaxnn.checking.measure import Checked, measure
 
 
 def applies(checked: Checked) -> bool:
-    """Whether a leaf is accused, and something is stopped that is not held yet."""
+    """Whether a leaf differs, and `stop_gradient` is used but not held yet."""
     settings = checked.check.settings
     first = checked.is_automatic and settings.order == 1 and not settings.held
     return first and checked.accuses and bool(stops(checked.programs.program))
 
 
 def ask(checked: Checked) -> Checked:
-    """The same check with what is stopped held at the point."""
+    """The same check, with the operands of `stop_gradient` held at the point."""
     return measure(checked.check.with_settings(held=True))
 
 
 def say(checked: Checked, held: Checked) -> Checked:
-    """Leaves that are right then are detached by intent."""
+    """The results, with leaves that are correct in the second check reported as detached."""
     again = {leaf.path: leaf for leaf in held.leaves}
     places = ", ".join(stops(checked.programs.program))
     leaves = []

@@ -1,8 +1,8 @@
 """Which lines cost the gradient its digits?
 
-Up to such a line the walk in the user's dtypes can be replaced by the exact one without any gain;
-from the next on, the gradient is correct. The places where the remaining error drops are found by
-bisection: an equation, its derivative, or a sum of cotangents that cancel.
+The walk through the program is exact up to some place and in the user's dtypes from there. Making
+a line that loses digits exact reduces the error of the gradient. Bisection finds the places where
+the error drops: an equation, its derivative, or a sum of cotangents that cancel.
 """
 
 import functools
@@ -19,11 +19,11 @@ from jaxnn.checking.measure import Checked
 from jaxnn.checking.tape import Cut, Place, Record, Site, Tape, is_inexact, seeds_of
 from jaxnn.numerical.float64 import wide_dtype
 
-# A place is named if it answers for this fraction of the loss.
+# A place is named if it causes more than this fraction of the error.
 SHARE = 0.25
-# Digits are counted at so many points, each so many roundings away.
+# Digits are counted at POINTS points; all but the first are up to AWAY roundings off.
 POINTS, AWAY = 4, 64
-# Equations that sum.
+# Primitives that sum.
 SUMS = frozenset(
     [
         primitives.reduce_sum_p,
@@ -42,7 +42,7 @@ def applies(checked: Checked) -> bool:
 
 
 def ask(checked: Checked) -> list[DigitsLost]:
-    """The lines, worst first."""
+    """The lines that lose digits, worst first."""
     programs, point = checked.programs, checked.check.point
     lost = [
         checked.losses[k].lost if k in checked.losses else None for k in range(len(point.leaves))
@@ -54,7 +54,7 @@ def ask(checked: Checked) -> list[DigitsLost]:
 
 
 def say(checked: Checked, found: list[DigitsLost]) -> Checked:
-    """They stand in the report."""
+    """The results with the lines added."""
     return checked._replace(digits_lost=tuple(found))
 
 
@@ -65,24 +65,24 @@ def digits_lost(
     seeds: Sequence[Any],
     lost: Sequence[np.ndarray | None],
 ) -> list[DigitsLost]:
-    """The equations without whose roundings the gradient would keep its digits, the worst first.
+    """The equations whose rounding errors cost the gradient its digits, worst first.
 
     Args:
-      own: the tape of a function, loops laid out, in its own dtypes, and
-      wide: in a wide one.
-      inputs: its values, those first that it is differentiated by.
-      seeds: the cotangents of its outputs.
-      lost: for each of those inputs the entries of its gradient that lost digits, flat; None for
-        none.
+      own: the tape of a function in its own dtypes, with loops unrolled.
+      wide: the tape in a wide dtype.
+      inputs: the values of the inputs; those that are differentiated come first.
+      seeds: the cotangents of the outputs.
+      lost: for each differentiated input, a flat mask of the gradient entries that lost digits, or
+        None.
     """
-    # Beside the point too, as in one alone a rounding may happen to do no harm.
+    # Nearby points are included because rounding may happen to be harmless at a single point.
     points = [_beside(inputs, len(lost), seed) for seed in range(POINTS)]
     exact = [wide.record(point, seeds) for point in points]
     rounded = [own.record(point, seeds) for point in points]
 
     @functools.cache
     def left(place: int) -> float:
-        """The error of the gradient, relative, where all up to a place is exact."""
+        """The relative error of the gradient if everything before `place` is exact."""
         errors = []
         for point, true in zip(points, exact, strict=True):
             cut = Cut(np.int32(place), true)
@@ -105,7 +105,7 @@ def digits_lost(
 
 
 def _beside(inputs: Sequence[Any], moving: int, seed: int) -> list[Any]:
-    """Inputs of which the first, those that move, are some roundings off; for seed 0 none."""
+    """The inputs, with the first `moving` off by some roundings; unchanged for seed 0."""
     rng, moved = np.random.default_rng(seed), list(inputs)
     for k, x in enumerate(inputs[: moving if seed else 0]):
         factors = 1 + AWAY * float(jnp.finfo(x.dtype).eps) * rng.uniform(-1, 1, x.shape)
@@ -114,7 +114,7 @@ def _beside(inputs: Sequence[Any], moving: int, seed: int) -> list[Any]:
 
 
 def _drops(left: Callable[[int], float], low: int, high: int, least: float) -> list[Any]:
-    """The places where the error that is left drops by at least so much, and by how much."""
+    """The places where the remaining error drops by more than `least`, each with its drop."""
     drop = left(low) - left(high)
     if drop <= least or not drop:
         return []
@@ -127,7 +127,7 @@ def _drops(left: Callable[[int], float], low: int, high: int, least: float) -> l
 def _lost_at(
     own: Tape, rounded: Record, exact: Record, place: Place, drop: float
 ) -> tuple[float, DigitsLost]:
-    """What happens at a place of the walk."""
+    """The drop, and the finding on a place of the walk."""
     number = place.site
     if place.slots:
         number = own.meeting(place.slots[0])
@@ -155,7 +155,9 @@ def _lost_at(
 
 
 def _first_narrow(tape: Tape, record: Record, number: int) -> int:
-    """Of a site whose inputs are narrower than what it gives, the one that made them so."""
+    """The site that first made a site's inputs narrower than its outputs; the site itself if they
+    are not narrower.
+    """
     made_by = {slot: k for k, site in enumerate(tape.sites) for slot in site.outputs}
     bits = lambda slot: jnp.finfo(record.values[slot].dtype).bits  # noqa: E731
     floats = lambda slots: [s for s in slots if is_inexact(record.values[s])]  # noqa: E731
@@ -169,7 +171,7 @@ def _first_narrow(tape: Tape, record: Record, number: int) -> int:
 
 
 def _how_lost(site: Site, record: Record, place: Place) -> str:
-    """What an equation does to digits, in words."""
+    """How an equation loses digits, in words."""
     primitive = site.eqn.primitive
     if place.slots:
         return "in the backward pass what it receives from two sides cancels"

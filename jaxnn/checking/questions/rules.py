@@ -1,9 +1,9 @@
 """Which derivative rule is wrong?
 
-It is the one that does not give the derivative of the values, at the inputs and the cotangents that
-its equation really has. Every equation is checked along one line; a suspect is then examined as a
-gradient is, and so is what is inside it: the innermost is to blame. For a primitive, a wrong JVP
-is told apart from a wrong transpose.
+A wrong rule does not give the derivative of the values, at the actual inputs and cotangents of its
+equation. Every equation is checked along one line; suspects are then checked like a gradient, and
+so are the equations inside them: the innermost is to blame. For a primitive, a wrong JVP is
+distinguished from a wrong transpose.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,12 +52,12 @@ from jaxnn.numerical.interpret import (
     equations,
 )
 
-# Iterations of one loop whose rules are checked.
+# How many iterations of a loop are checked.
 SAMPLE = 32
 
 
 def applies(checked: Checked) -> bool:
-    """Whether a rule may decide what the slope of a leaf could not."""
+    """Whether a leaf is suspicious, or a rule's forward pass changes the function's value."""
     suspicious = any(map(_is_suspicious, checked.leaves))
     return checked.is_automatic and (suspicious or _has_another_value(checked))
 
@@ -70,7 +70,7 @@ def ask(checked: Checked) -> list[RuleReport]:
 
 
 def say(checked: Checked, found: list[RuleReport]) -> Checked:
-    """The first few; and what a wrong rule, or none, says about the leaves."""
+    """The results with the first few rules, and with verdicts on leaves that they explain."""
     leaves = checked.leaves
     if found:
         leaves = [_wrong_by_rule(leaf) if _is_suspicious(leaf) else leaf for leaf in leaves]
@@ -87,15 +87,13 @@ def say(checked: Checked, found: list[RuleReport]) -> Checked:
 
 
 def _is_suspicious(leaf: LeafReport) -> bool:
-    """Whether a leaf differs, is unresolved, or is off by more than its dtype explains, though by
-    less than is called wrong.
-    """
+    """Whether a leaf differs, is unresolved, or agrees but is off more than its dtype explains."""
     return leaf.verdict in (Verdict.DIFFERS, Verdict.UNRESOLVED) or leaf.is_slightly_off
 
 
 def _wrong_by_rule(leaf: LeafReport) -> LeafReport:
-    """A leaf that a wrong rule leads to, with the entries that are off by more than is explained,
-    though by less than is called wrong otherwise.
+    """The leaf as "differs", because a rule is wrong; so are all its entries whose error the dtype
+    does not explain, even if the error is within the usual tolerance.
     """
     if leaf.verdict is Verdict.DIFFERS:
         return leaf
@@ -120,12 +118,12 @@ def _has_another_value(checked: Checked) -> bool:
 
 
 def wrong_rules(tape: Tape, inputs: Sequence[Any], seeds: Sequence[Any]) -> list[RuleReport]:
-    """The rules whose derivative is not that of the values, by the inputs that they really have.
+    """The rules that do not give the derivative of the values at their actual inputs.
 
     Args:
-      tape: of a program, in a wide dtype.
-      inputs: its values.
-      seeds: the cotangents of its outputs, None for those without.
+      tape: the tape of a program, in a wide dtype.
+      inputs: the values of the inputs.
+      seeds: the cotangents of the outputs, None for outputs without one.
     """
     record = tape.record(inputs, seeds)
     found, suspects = [], set(_suspects(tape, record))
@@ -145,7 +143,7 @@ def wrong_rules(tape: Tape, inputs: Sequence[Any], seeds: Sequence[Any]) -> list
                 break
         found += inner or [report]
     worst: dict[Any, RuleReport] = {}
-    for report in found:  # the first line of each rule; of one line, once
+    for report in found:  # one report per rule and line
         worst.setdefault((report.name, report.kind, report.line.file, report.line.line), report)
     return list(worst.values())
 
@@ -185,7 +183,7 @@ def _suspects(tape: Tape, record: Record) -> list[int]:
         slope = estimate_slope(half, phi[:HALF], phi[HALF:-1], float(phi[-1]), epsilon)
         claim, size = float(np.sum(along.terms)), float(np.sqrt(np.sum(along.squares)))
         off = abs(claim - slope.value)
-        # What is summed is rounded, besides what the slope can be off by.
+        # The sums have rounding errors that the bound of the slope does not cover.
         rounding = ROUNDINGS * epsilon * max(size, abs(slope.value), abs(float(phi[-1])))
         if np.isfinite(slope.bound) and off > slope.bound + rounding:
             suspects.append(number)
@@ -193,7 +191,7 @@ def _suspects(tape: Tape, record: Record) -> list[int]:
 
 
 def _along(tape: Tape, number: int) -> Callable:
-    """The values of a site along lines; one program for all of a kind."""
+    """A function that computes the values of a site along lines; shared by all sites of a kind."""
     kind, site = tape.kinds[number], tape.sites[number]
     if ("line", kind) not in tape.kept:
         value = lambda _, moved, data: projected(site, data, moved, tape.dtype)  # noqa: E731
@@ -202,7 +200,7 @@ def _along(tape: Tape, number: int) -> Callable:
 
 
 def _examined(tape: Tape, record: Record, number: int) -> RuleReport | None:
-    """What is wrong with the rule of a site, if anything is: as a gradient is checked."""
+    """A report on the rule of a site, checked like a gradient; None if it is correct."""
     site, dtype, along = tape.sites[number], tape.dtype, _along(tape, number)
     with arithmetic(dtype):
         asked = SiteQuestion.of(site, record, number, dtype)
@@ -229,7 +227,7 @@ def _examined(tape: Tape, record: Record, number: int) -> RuleReport | None:
         at, off = None, abs(best.difference) / max(best.size, abs(best.slope.value))
         if wrong:
             most = max(wrong, key=lambda e: abs(e.autodiff - e.numerical))
-            # Of a derivative that is 0 by values, all of what the rule says.
+            # If the derivative from values is 0, the error is relative to the rule's own result.
             size = abs(most.numerical) or abs(most.autodiff)
             at, off = most.index, abs(most.autodiff - most.numerical) / size
             at = at[:-1] if asked.paired[k] else at
@@ -241,7 +239,7 @@ def _examined(tape: Tape, record: Record, number: int) -> RuleReport | None:
 
 
 def _with_another_value(site: Site, record: Record, dtype: Any) -> RuleReport | None:
-    """What is wrong with a rule under which the function has another value, if it has."""
+    """A report on a rule whose forward pass changes the function's value; None if it does not."""
     avals = avals_of(site.eqn.invars)
     forward = lambda full: differentiated(site, full)[0]  # noqa: E731
     inputs = [record.values[s] for s in site.inputs]
@@ -268,14 +266,14 @@ def _with_another_value(site: Site, record: Record, dtype: Any) -> RuleReport | 
 
 
 def _explained(site: Site) -> float:
-    """How far, relative, the dtype of a site explains that it is off."""
+    """The relative error that the dtypes of a site's inputs explain."""
     kinds = [v.aval.dtype for v in site.eqn.invars if is_inexact(v.aval)]
     own = max(kinds, key=lambda kind: float(jnp.finfo(kind).eps))
     return min(reach(own), explained(own))
 
 
 def _is_iterative(site: Site) -> bool:
-    """Whether what is inside may be right to a tolerance only."""
+    """Whether a site may contain an iterative solver, which is correct only to a tolerance."""
     if site.eqn.primitive is primitives.linear_solve_p:
         return True
     if site.eqn.primitive not in CUSTOM_RULES:

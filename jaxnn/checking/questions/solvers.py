@@ -1,7 +1,7 @@
 """Is a wrong gradient right to the tolerance of a solver inside?
 
-A gradient by implicit differentiation is that of the exact solution; the values are those of a
-loose one. Where the two disagree, the function is measured again with its solvers run further.
+Implicit differentiation gives the gradient of the exact solution, but the values come from an
+approximate one. If the two disagree, the function is measured again with its solvers run further.
 """
 
 from typing import Any
@@ -15,23 +15,25 @@ from jaxnn.checking.further import LOOSE
 from jaxnn.checking.measure import Checked, measure
 from jaxnn.numerical.interpret import CUSTOM_RULES, Program, called, equations
 
-# A leaf's gradient may change by this fraction when the solver runs further, and still be the
-# gradient of the solution rather than of the steps taken.
+# If running the solver further changes a leaf's gradient by more than this fraction, it is the
+# gradient of the steps taken, not of the solution.
 STEADY = 0.1
 
 
 def applies(checked: Checked) -> bool:
-    """Whether a leaf is accused, and a solver is inside."""
+    """Whether a leaf differs, and the function may contain a solver."""
     return checked.is_automatic and checked.accuses and checked.programs.has_solver
 
 
 def ask(checked: Checked) -> Checked:
-    """The same check with solvers that run further."""
+    """The same check, with solvers that run further."""
     return measure(checked.check.with_settings(further=True))
 
 
 def say(checked: Checked, further: Checked) -> Checked:
-    """Leaves that are right once the solver runs further are right to its tolerance."""
+    """The results, with leaves that are correct once the solver runs further reported as correct
+    to its tolerance.
+    """
     again = {leaf.path: leaf for leaf in further.leaves}
     gradients = dict(
         zip(checked.paths, zip(checked.claims.wide, further.claims.wide, strict=True), strict=True)
@@ -45,7 +47,7 @@ def say(checked: Checked, further: Checked) -> Checked:
 def _within_tolerance(
     leaf: LeafReport, further: LeafReport, gradient: Any, gradient_further: Any
 ) -> LeafReport:
-    """What is known about a leaf once the solver inside was run further."""
+    """The report on a leaf, after the solver inside was run further."""
     closer = further.digits > max(leaf.digits + 1, -np.log10(LOOSE))
     if leaf.verdict is not Verdict.DIFFERS or not (further.verdict.ok or closer):
         return leaf
@@ -69,10 +71,10 @@ def _within_tolerance(
 
 
 def within_approximation(leaf: LeafReport, program: Program) -> LeafReport:
-    """What is known about a wrong leaf of a program with an approximation that cannot be tightened
-    from here: only that it may be to blame.
+    """The report on a leaf; a wrong leaf is "unresolved" if an approximation that a check cannot
+    tighten may be to blame.
 
-    Such are adaptive steps behind a custom rule, as in `odeint`, and the draws of
+    Examples are adaptive steps inside a custom rule, as in `odeint`, and draws of
     `jax.random.gamma`, whose gradient is that of the distribution.
     """
     if leaf.verdict is not Verdict.DIFFERS:

@@ -1,4 +1,4 @@
-"""The tape of a program: what goes into and comes out of each of its equations, both ways."""
+"""The tape of a program: the inputs and outputs of its equations in forward and backward pass."""
 
 from jaxnn.checking.tape.inside import Inside, insides, tape_of
 from jaxnn.checking.tape.layout import Site, avals_of, is_inexact

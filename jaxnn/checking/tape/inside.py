@@ -1,6 +1,6 @@
-"""What is inside an equation: the function of a custom rule, a branch, the iterations of a loop.
+"""The programs inside an equation: the function of a custom rule, a branch, iterations of a loop.
 
-Each is a program, with the inputs and cotangents that it really has.
+Each program has its actual inputs and cotangents.
 """
 
 import functools
@@ -25,19 +25,19 @@ from jaxnn.numerical.interpret import (
     while_parts,
 )
 
-# Loops with more iterations than these are not looked into.
+# Loops with more iterations than this are not searched.
 ITERATIONS = 1000
 
 
 class Inside(NamedTuple):
-    """What is inside of a site: a program, and what it is given there.
+    """A program inside a site, with its inputs and cotangents.
 
     Attributes:
-      name: which iteration; empty where there is one alone.
-      program: what is evaluated.
-      inputs: its values.
-      moving: which of them it is differentiated by.
-      seeds: the cotangents of its outputs, None for those without.
+      name: the iteration; empty outside loops.
+      program: the program.
+      inputs: the values of its inputs.
+      moving: whether each input is differentiated.
+      seeds: the cotangents of its outputs, None for outputs without one.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Inside(NamedTuple):
 
 
 def insides(tape: Tape, number: int, record: Record) -> list[Inside]:
-    """What is inside of a site, as it is met; nothing for what has no inside."""
+    """The programs inside a site, in the order of evaluation; empty if there are none."""
     site = tape.sites[number]
     eqn, kind = site.eqn, site.eqn.primitive
     inputs = [record.values[s] for s in site.inputs]
@@ -78,7 +78,7 @@ def insides(tape: Tape, number: int, record: Record) -> list[Inside]:
 
 
 def tape_of(tape: Tape, inside: Inside) -> Tape:
-    """The tape of what is inside; one for all iterations of a loop."""
+    """The tape of a program inside a site; all iterations of a loop share one."""
     key = id(inside.program), inside.moving
     if key not in tape.kept:
         tape.kept[key] = Tape(inside.program, inside.moving, tape.dtype), inside.program
@@ -86,7 +86,7 @@ def tape_of(tape: Tape, inside: Inside) -> Tape:
 
 
 def _run(tape: Tape, program: Program, inputs: Sequence[Any]) -> list[Any]:
-    """A program of what is inside, compiled once."""
+    """The outputs of a program inside a site, which is compiled once."""
     if id(program) not in tape.kept:
         run = functools.partial(run_program, program, dtype=tape.dtype)
         tape.kept[id(program)] = jax.jit(run), program
@@ -101,8 +101,8 @@ def _iterations(
     seeds: Sequence[Any],
     going: Callable[[list[Any]], Any] = lambda carry: True,
 ) -> list[Inside]:
-    """The iterations of a loop in their order, each with what its outputs have for cotangents;
-    none where there are too many.
+    """The iterations of a loop in order, each with the cotangents of its outputs; empty if the loop
+    is too long.
     """
     n, m, body = len(loop.consts), len(loop.carry), loop.body
     given, carry = _unrolled_inputs(tape, loop, going)
@@ -131,8 +131,8 @@ def _iterations(
 def _unrolled_inputs(
     tape: Tape, loop: "_Loop", going: Callable[[list[Any]], Any]
 ) -> tuple[list[tuple[int, list[Any]]], list[Any]]:
-    """What each iteration is given, behind its number, and what is carried at the end; nothing
-    of loops that are too long.
+    """The number and inputs of each iteration, and the final carry; no iterations if the loop is
+    too long.
     """
     carry, given = list(loop.carry), []
     for step in range(ITERATIONS + 1):
@@ -148,7 +148,7 @@ def _unrolled_inputs(
 def _back_through(
     tape: Tape, body: Program, active: Sequence[int], asked: Sequence[int]
 ) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
-    """The pullback of a loop's body; kept."""
+    """The pullback of a loop's body, compiled once."""
     key = "back", id(body), tuple(asked), tuple(active)
     if key not in tape.kept:
         call = lambda xs: core.jaxpr_as_fun(body)(*xs)  # noqa: E731
@@ -158,7 +158,7 @@ def _back_through(
 
 
 class _Loop(NamedTuple):
-    """What a loop is made of; `order` of its rows, or None for one that ends by itself."""
+    """The parts of a loop; `order` is that of the scanned rows, or None for a while loop."""
 
     body: Program
     consts: list[Any]
@@ -168,7 +168,7 @@ class _Loop(NamedTuple):
 
 
 def _moving_in_loop(body: Program, moving: Sequence[bool], n: int, m: int) -> list[bool]:
-    """Which inputs of a loop's body move: what is carried does if an iteration makes it."""
+    """Whether each input of a loop's body moves; a carry does if any iteration changes it."""
     moving, inexact = list(moving), [is_inexact(v.aval) for v in opened(body)[0].invars]
     moving = [a and b for a, b in zip(moving, inexact, strict=True)]
     for _ in range(m + 1):

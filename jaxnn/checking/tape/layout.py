@@ -1,8 +1,8 @@
-"""A program laid out flat: its equations in order, with calls entered.
+"""Flattens a program: its equations in order, with calls inlined.
 
 Each value has a slot. Loops, branches and functions with a custom rule stay single equations; short
-loops can be unrolled. The line of an equation is the user's: where JAX's own code stands between,
-the line that called it.
+loops can be unrolled. The line of an equation is the user's line that led to it, even if code of
+JAX lies between them.
 """
 
 from collections.abc import Sequence
@@ -28,20 +28,20 @@ from jaxnn.numerical.interpret import (
     source,
 )
 
-# A loop is unrolled to at most so many equations.
+# A loop is unrolled if that gives at most this many equations.
 UNROLLED = 600
 
 
 class Site(NamedTuple):
-    """An equation in its place.
+    """An equation with its slots.
 
     Attributes:
       eqn: the equation.
-      line: of the user's, as JAX sums it up.
-      inputs: the slots that it reads, and
-      outputs: those that it fills.
-      active: the numbers of the inputs that it is differentiated by.
-      asked: the numbers of the outputs that have a cotangent.
+      line: the user's line, in JAX's summary form.
+      inputs: the slots that it reads.
+      outputs: the slots that it fills.
+      active: the positions of the inputs that are differentiated.
+      asked: the positions of the outputs that have a cotangent.
     """
 
     eqn: Equation
@@ -53,14 +53,14 @@ class Site(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What it is called: the primitive, or the function that carries a rule."""
+        """The name of the primitive, or of the function that has a custom rule."""
         if self.eqn.primitive in CUSTOM_RULES:
             return source(self.eqn)[0]
         return self.eqn.primitive.name
 
     @property
     def kind(self) -> Any:
-        """What is the same for sites that are compiled alike: all but where they stand."""
+        """A key that is equal for sites that can share compiled programs."""
         eqn = self.eqn
         shapes = tuple((x.shape, x.dtype, x.weak_type) for x in avals_of(eqn.invars))
         params = tuple(sorted(eqn.params.items()))
@@ -72,12 +72,12 @@ class Site(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A program laid out.
+    """A flat program.
 
     Attributes:
       sites: its equations, in the order of evaluation.
-      inputs: the slots of its inputs, and
-      outputs: of its results.
+      inputs: the slots of its inputs.
+      outputs: the slots of its outputs.
       constants: the values of its constants, by slot.
     """
 
@@ -88,10 +88,10 @@ class Layout(NamedTuple):
 
 
 def lay_out(program: Program, moving: Sequence[bool], unrolled: bool = False) -> Layout:
-    """A program laid out, with its inputs that move marked through to its results.
+    """The flat layout of a program, with the inputs and outputs of sites that derivatives pass.
 
     Args:
-      program: what is laid out.
+      program: the program.
       moving: whether each of its inputs is differentiated.
       unrolled: whether short loops are unrolled.
     """
@@ -124,7 +124,7 @@ class _Layer:
         return slot
 
     def lay(self, program: Program, arguments: Sequence[int], line: str) -> tuple[int, ...]:
-        """Add a program's equations to the sites; returns the slots of its outputs."""
+        """The slots of a program's outputs, after its equations are added to the sites."""
         jaxpr, consts = opened(program)
         slots = dict(zip(jaxpr.constvars, map(self._constant, consts), strict=True))
         slots |= dict(zip(jaxpr.invars, arguments, strict=True))
@@ -148,7 +148,7 @@ class _Layer:
         return tuple(map(read, jaxpr.outvars))
 
     def _lay_loop(self, eqn: Equation, inputs: Sequence[int], line: str) -> tuple[int, ...]:
-        """A scan, iteration by iteration."""
+        """The slots of a scan's outputs, after its iterations are added to the sites."""
         parts = scan_parts(eqn.params, inputs)
         n, m, length = len(parts.consts), len(parts.carry), parts.options["length"]
         avals = avals_of(eqn.invars)[n + m :]
@@ -171,7 +171,7 @@ class _Layer:
 
 
 def is_inexact(x: Any) -> bool:
-    """Whether it is of floating or complex numbers."""
+    """Whether `x` has a floating or complex dtype."""
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
 
 
@@ -186,7 +186,7 @@ def avals_of(variables: Sequence[Any]) -> list[Any]:
 
 
 def _differentiated(sites: Sequence[Site], starts: set[int], ends: set[int]) -> list[Site]:
-    """The sites, knowing which of their inputs and outputs a derivative goes through."""
+    """The sites, with the inputs and outputs that derivatives pass as `active` and `asked`."""
     moving, found = set(starts), []
     for site in sites:
         variables = zip(site.inputs, site.eqn.invars, strict=True)

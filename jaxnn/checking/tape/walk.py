@@ -1,7 +1,7 @@
-"""Walks through a program that is laid out: the values of every equation, and carried back from the
-result, the cotangent of each of its outputs and what its derivative makes of that.
+"""Walks through a flat program: the values of every equation and, in the backward pass, the
+cotangents of its outputs and those that its derivative gives for its inputs.
 
-A walk is one compiled program; for a long program, one for each kind of equation.
+A walk is one compiled program; for a long program, there is one per kind of equation.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from jaxnn.checking.tape.layout import Site, avals_of, is_inexact, lay_out
 from jaxnn.numerical.float64 import RULES, Evaluation, wide_arithmetic, widen, widen_leaf
 from jaxnn.numerical.interpret import Equation, Program, bind, opened
 
-# A walk through more equations than these is compiled by kinds of equations.
+# A walk through more equations than this is compiled separately for each kind of equation.
 TOGETHER = 100
 
 
 class Record(NamedTuple):
-    """What a walk found.
+    """The result of a walk.
 
     Attributes:
-      values: of each slot.
-      cotangents: of each slot that has one.
-      pulled: for each site, what it makes of the cotangents of its outputs, for each active input.
+      values: the value of each slot.
+      cotangents: the cotangent of each slot that has one.
+      pulled: for each site, the cotangents of its active inputs from its pullback.
     """
 
     values: dict[int, Any]
@@ -38,18 +38,18 @@ class Record(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Up to `place` of a walk, there and back, what it finds is replaced by what is exact.
+    """Replaces the results of a walk, up to `place`, by exact ones.
 
     Attributes:
       place: how many of the walk's `places` are exact.
-      exact: what another walk found.
+      exact: the record of an exact walk.
     """
 
     place: Any
     exact: Record
 
     def chosen(self, number: int, own: Any, exact: Any) -> Any:
-        """What goes on behind a place of the walk."""
+        """The result that the walk continues with after a place."""
         return jnp.where(number < self.place, exact.astype(own.dtype), own)
 
 
@@ -58,8 +58,8 @@ class Place(NamedTuple):
 
     Attributes:
       site: number of the site.
-      back: whether it is its pullback.
-      slots: whose cotangents are summed there, if it is that.
+      back: whether the place is in the backward pass.
+      slots: the slots whose cotangents are summed there; empty for the site's pullback.
     """
 
     site: int
@@ -68,18 +68,18 @@ class Place(NamedTuple):
 
 
 class Tape:
-    """A program laid out, and the walks through it.
+    """A flat program, and the walks through it.
 
     Attributes:
       sites: its equations, in the order of evaluation.
-      kinds: a number for each, the same for those that are compiled alike.
-      together: whether a walk is one program.
-      kept: what else is compiled for this program, by what it is.
-      inputs: the slots of its inputs, and
-      outputs: of its results.
-      places: the steps of a walk in order: each site; then backwards each again, and where the last
-        of several cotangents of one slot is added.
-      dtype: that it is evaluated in; None for its own.
+      kinds: a number for each site, the same for sites that share compiled programs.
+      together: whether a walk is one compiled program.
+      kept: a cache of further tapes and compiled programs.
+      inputs: the slots of the program's inputs.
+      outputs: the slots of its outputs.
+      places: the places of a walk in order: each site; then, in the backward pass, each pullback,
+        followed by the sums of cotangents that it completes.
+      dtype: the dtype of the evaluation; None for the program's own dtypes.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class Tape:
         """Lay out a program.
 
         Args:
-          program: what is evaluated.
+          program: the program.
           moving: whether each of its inputs is differentiated.
-          dtype: that it is evaluated in.
+          dtype: the dtype of the evaluation; None for the program's own dtypes.
           unrolled: whether short loops are unrolled.
         """
         self.dtype = dtype
@@ -105,7 +105,7 @@ class Tape:
             pulls = [pull and jax.jit(pull) for pull in pulls]
         self._values = [values[k] for k in self.kinds]
         self._pulls = [pulls[k] for k in self.kinds]
-        pairs = zip(self.sites, self._pulls, strict=True)  # where there is no way back, it ends
+        pairs = zip(self.sites, self._pulls, strict=True)  # no pullback: treated as constant
         self.sites = [s if pull else s._replace(active=(), asked=()) for s, pull in pairs]
         self.places = self._places()
         self._walk, self._levels = self._walked, _levels_one_by_one
@@ -113,14 +113,14 @@ class Tape:
             self._walk, self._levels = jax.jit(self._walked), jax.jit(_levels)
 
     def record(self, inputs: Sequence[Any], seeds: Sequence[Any], cut: Cut | None = None) -> Record:
-        """Walk. `seeds` are the cotangents of the outputs; None for those without."""
+        """The record of a walk; `seeds` are the cotangents of the outputs, None without one."""
         with arithmetic(self.dtype):
             record = self._walk(list(inputs), list(seeds), cut)
         given = dict(zip(self.inputs, inputs, strict=True))
         return record._replace(values={**self._consts, **given, **record.values})
 
     def levels(self, record: Record) -> Record:
-        """In the place of each array how finite it is: 0 finite, 1 with infinities, 2 with NaN."""
+        """For each array of a record: 0 if finite, 1 if it has infinities, 2 if it has NaN."""
         return jax.device_get(self._levels(record))
 
     def _walked(self, inputs: list[Any], seeds: list[Any], cut: Cut | None) -> Record:
@@ -134,7 +134,7 @@ class Tape:
         return x if self.dtype is None else widen_leaf(x, self.dtype)
 
     def _there(self, values: dict[int, Any], cut: Cut | None) -> dict[int, Any]:
-        """The values of all slots, out of those that are given."""
+        """The values of all slots, from those of inputs and constants."""
         for number, site in enumerate(self.sites):
             outputs = self._values[number]([values[s] for s in site.inputs])
             if cut is not None:
@@ -148,7 +148,7 @@ class Tape:
     def _back(
         self, values: dict[int, Any], seeds: list[Any], cut: Cut | None
     ) -> tuple[dict[int, Any], list[list[Any]]]:
-        """The cotangents of slots, and what each site makes of those of its outputs."""
+        """The cotangents of slots, and the results of each site's pullback."""
         cotangents: dict[int, Any] = {}
         pulled: list[list[Any]] = [[] for _ in self.sites]
 
@@ -177,7 +177,7 @@ class Tape:
         return cotangents, pulled
 
     def _kinds(self) -> list[Site]:
-        """One site of each kind; notes which kind each is of."""
+        """One site of each kind; also sets `self.kinds`."""
         first: dict[Any, int] = {}
         self.kinds = [first.setdefault(site.kind, len(first)) for site in self.sites]
         one = dict(zip(reversed(self.kinds), reversed(self.sites), strict=True))
@@ -202,7 +202,7 @@ class Tape:
         return places
 
     def meeting(self, slot: int) -> int:
-        """The first site where two ways from a slot come together again."""
+        """The first site where two paths from a slot meet again."""
         ways: dict[int, frozenset[Any]] = {}
         for number, site in enumerate(self.sites):
             found = [ways.get(s, frozenset()) for s in site.inputs]
@@ -218,12 +218,12 @@ class Tape:
 
 
 def arithmetic(dtype: Any) -> Any:
-    """JAX's settings for a walk in a wide dtype; those that are, for one in its own."""
+    """A context manager with JAX's settings for a walk in a wide dtype; if None, in its own."""
     return jax.default_matmul_precision(None) if dtype is None else wide_arithmetic(dtype)
 
 
 def level(x: Any) -> Any:
-    """How finite an array is: 0 finite, 1 with infinities, 2 with NaN."""
+    """0 if an array is finite, 1 if it has infinities, 2 if it has NaN."""
     if not is_inexact(x):
         return np.int8(0)
     worst = jnp.where(jnp.any(jnp.isnan(x)), 2, jnp.where(jnp.any(jnp.isinf(x)), 1, 0))
@@ -258,7 +258,9 @@ def of_active(
     asked: Sequence[int],
     full: Sequence[Any],
 ) -> Callable[[Sequence[Any]], list[Any]]:
-    """The outputs of a function that are `asked` for, by its `active` inputs; `full` has all."""
+    """A function of the `active` inputs of `call` that returns its `asked` outputs; `full` has the
+    values of all inputs.
+    """
 
     def of(points):
         moved = list(full)
@@ -277,11 +279,11 @@ def vjp_of(
     asked: Sequence[int],
     dtype: Any,
 ) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
-    """A function of a function's inputs and of cotangents of the outputs `asked` for: what they are
-    for its `active` inputs.
+    """A function that maps all inputs of `call`, and cotangents of its `asked` outputs, to the
+    cotangents of its `active` inputs.
 
-    The function is differentiated in its own dtypes, and that evaluated in `dtype`; by forward mode
-    where there is no reverse.
+    The function is differentiated in its own dtypes; the derivative is evaluated in `dtype`. If it
+    has no reverse mode, forward mode is used.
     """
     of = functools.partial(of_active, call, active, asked)
 
@@ -309,20 +311,20 @@ def vjp_of(
                 return widen(way, (list(avals), list(shapes)), dtype).call
             jax.eval_shape(way, list(avals), list(shapes))
             return way
-        except Exception:  # of a rule: JAX and its users raise anything
+        except Exception:  # a derivative rule may raise anything
             if way is forward:
                 raise
     raise AssertionError
 
 
 def seeds_of(program: Program) -> list[Any]:
-    """The cotangents of a program's outputs that begin the way back: 1 for its scalar."""
+    """The cotangents of a program's outputs that start the backward pass: ones."""
     return [jnp.ones(aval.shape, aval.dtype) for aval in avals_of(opened(program)[0].outvars)]
 
 
 def pull_of(site: Site, dtype: Any) -> Callable | None:
-    """The pullback of a site; None where it has no derivative."""
+    """The pullback of a site; None if it cannot be differentiated."""
     call, avals = functools.partial(bind, site.eqn), avals_of(site.eqn.invars)
-    with contextlib.suppress(Exception):  # of a rule: JAX and its users raise anything
+    with contextlib.suppress(Exception):  # a derivative rule may raise anything
         return vjp_of(call, avals, site.active, site.asked, dtype)
     return None
