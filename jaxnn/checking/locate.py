@@ -65,6 +65,13 @@ class Located(NamedTuple):
     reference: np.ndarray | None = None
 
     @property
+    def any_wrong(self) -> bool:
+        """Whether an entry is known to be wrong."""
+        if self.wrong is not None and self.reference is not None:
+            return bool(len(self.wrong))
+        return any(entry.verdict.wrong for entry in self.entries)
+
+    @property
     def best(self) -> Comparison:
         """The line with the closest bound; the first unless the second is much closer."""
         closest = min(self.asked, key=lambda comparison: comparison.slope.bound)
@@ -228,7 +235,8 @@ def _by_reference(
             (LEAST_ROUNDING * np.max(np.abs(right), initial=0), tolerance),
         )
     )
-    wrong, suspects = order[off[order]], order[slightly[order]]
+    wrong = order[off[order]]
+    suspects = wrong if wrong.size else order[slightly[order]]
     filled = np.where(np.isfinite(claims), claims, right.reshape(claims.shape))
     gradient = claimed.with_leaf(leaf, filled).gradient
     asked = tuple(_with_claims(line, gradient, leaf, comparison) for comparison in supported)

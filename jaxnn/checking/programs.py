@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
+from jax.extend.core import primitives
 from jaxtyping import PyTree
 
 from jaxnn._arguments import Partition, Static
@@ -46,6 +47,7 @@ from jaxnn.numerical.interpret import (
     Program,
     emptied,
     equations,
+    implicit_solve,
     prints,
     pruned,
     same_program,
@@ -341,15 +343,20 @@ def _compile(
     # Only the run in the user's dtypes prints; otherwise each step would print again.
     rules = {primitive: lambda *_: [] for primitive in prints()}
     rules |= RUN_FURTHER if settings.further else {}
-    wide = widened(values, dtype, rules | holding(settings.held, settings.trust))
-    value = lambda leaves, data: wide(data[0], leaves, data[1])  # noqa: E731
-    moving = lambda _, moved, data: value(moved, data)  # noqa: E731
-    if settings.held or settings.trust:
-        moving = beside(value)
+    held = holding(settings.held, settings.trust)
+
+    def moving_by(rules):
+        wide = widened(values, dtype, rules | held)
+        value = lambda leaves, data: wide(data[0], leaves, data[1])  # noqa: E731
+        if settings.held or settings.trust:
+            return beside(value)
+        return lambda _, moved, data: value(moved, data)
+
+    differentiable = moving_by({primitives.linear_solve_p: implicit_solve} | rules)
 
     def by(derive):
         def gradient(consts, leaves, data):
-            of = lambda moved, _: moving(leaves, moved, (consts, data))  # noqa: E731
+            of = lambda moved, _: differentiable(leaves, moved, (consts, data))  # noqa: E731
             return packing.pack(derive(of)(leaves, data)[1])
 
         return jax.jit(gradient)
@@ -357,7 +364,7 @@ def _compile(
     return Compiled(
         own=jitted(both),
         wide=jax.jit(widened(both, dtype, rules)),
-        along=along_program(moving, dtype),
+        along=along_program(moving_by(rules), dtype),
         references=(by(jax.value_and_grad), by(forward_gradient)),
         packing=packing,
         narrow=narrow_dtypes(scalar, dtype),

@@ -411,6 +411,20 @@ def _linear_solve(eqn: Equation, inputs: list[Any], run: Run) -> list[Any]:
     return solved(parts, parts.rhs, run)
 
 
+def implicit_solve(eqn: Equation, inputs: list[Any], run: Run) -> list[Any]:
+    """A `custom_linear_solve` that is differentiated through its matrix, as JAX does."""
+    lengths, programs = eqn.params["const_lengths"], eqn.params["jaxprs"]
+    parts = linear_solve_parts(eqn.params, inputs)
+    given = inputs[len(inputs) - len(parts.rhs) - lengths.transpose_solve :]
+    back = given[: lengths.transpose_solve]
+    return lax.custom_linear_solve(
+        lambda x: run(parts.matvec, [*parts.matvec_consts, *x]),
+        list(parts.rhs),
+        lambda _, b: solved(parts, b, run),
+        programs.transpose_solve and (lambda _, b: run(programs.transpose_solve, [*back, *b])),
+    )
+
+
 # Control flow, traced anew with each of its programs run by `run(program, inputs)`.
 CONTROL_FLOW: Mapping[core.Primitive, Callable[[Equation, list[Any], Run], list[Any]]] = {
     primitives.cond_p: _cond,
