@@ -15,6 +15,10 @@ from slow import slow_but
 
 import jaxnn
 from jaxnn import GradientError, assert_gradient, check_gradient, explain
+from jaxnn.checking import patterns
+from jaxnn.checking.evidence import Verdict
+from jaxnn.checking.page import fragment
+from jaxnn.checking.questions import solvers
 
 BAD_VERDICTS = ("differs", "not finite", "detached")
 
@@ -79,6 +83,25 @@ def test_patterns_and_their_likely_cause(name, pattern, hint):
     f, args = by_name(name)
     leaf = check_gradient(f, *args).leaves[0]
     assert pattern in leaf.pattern and hint in leaf.hint
+
+
+@pytest.mark.parametrize(
+    "ratio, cause",
+    [
+        (0.0, "autodiff is 0: detached"),
+        (-1.0, "the sign"),
+        (2.0, "a factor of 2 too many"),
+        (0.5, "a factor of 2 lost"),
+        (32.0, "32 times too large, a number of examples: a sum where the function takes a mean"),
+        (1 / 32, "32 times too small, a number of examples: a mean where the function takes a sum"),
+        (33.0, ""),
+    ],
+)
+def test_a_ratio_has_its_likely_cause(ratio, cause):
+    right = np.array([1.0, -3.0, 0.5])
+    index, claims, none = np.arange(3)[:, None], ratio * right, np.zeros(3)
+    wrong = patterns.Wrong(index, claims, right, none, claims, frozenset({32}), True)
+    assert patterns._cause(wrong).startswith(cause) and bool(patterns._cause(wrong)) == bool(cause)
 
 
 def scattered(count):
@@ -159,6 +182,23 @@ def test_an_error_that_is_not_called_wrong_is_told_and_counts_where_digits_are_a
     assert report.ok and report.leaves[0].hint[: len("off by")] == hint
     asked = check_gradient(f, x, gradient=gradient, digits=5)
     assert asked.ok == five and ("fewer than 5 digits" in str(asked)) == (not five)
+
+
+@pytest.mark.parametrize("error, verdict", [(2e-4, "agrees"), (1e-3, "differs")])
+def test_half_of_float32s_digits_are_asked_of_a_gradient_that_jax_cannot_trace(error, verdict):
+    x = np.linspace(1, 3, 8, dtype=np.float32)
+    gradient = in_numpy(lambda x: 3 * x**2 * (1 + error))
+    (leaf,) = check_gradient(lambda x: jnp.sum(x**3), x, gradient=gradient).leaves
+    assert leaf.verdict == verdict
+    assert {entry.verdict for entry in leaf.entries} <= {verdict}
+
+
+@pytest.mark.parametrize("moved, verdict", [(0.05, "agrees"), (0.2, "differs")])
+def test_a_wrong_leaf_is_right_to_a_solvers_tolerance_only_if_its_gradient_stays(moved, verdict):
+    (leaf,) = check_gradient(jnp.sum, jnp.ones(1)).leaves
+    wrong, right = (leaf._replace(verdict=Verdict(word)) for word in ("differs", "agrees"))
+    further = solvers._within_tolerance(wrong, right, np.array([1.0]), np.array([1.0 + moved]))
+    assert further.verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -446,6 +486,13 @@ def test_the_report_as_text_html_and_json():
     assert str(report).startswith("gradient of ") and "<pre>" in report._repr_html_()
     data = json.loads(json.dumps(report.to_dict()))
     assert data["ok"] is False and data["leaves"][0]["entries"][0]["index"][0] == 2
+
+
+def test_a_page_opens_what_does_not_agree():
+    for factor, is_open in ((2, False), (3, True)):
+        gradient = lambda x, k=factor: k * x  # noqa: E731
+        report = check_gradient(lambda x: jnp.sum(x**2), jnp.ones(2), gradient=gradient)
+        assert ("<details open>" in fragment(report, drawn=0)) == is_open
 
 
 def test_the_evidence_that_is_drawn_is_the_reports():

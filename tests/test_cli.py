@@ -227,6 +227,13 @@ def test_check_says_so_by_its_exit_code(capsys, model, name, code, word):
 
 
 @pytest.mark.parametrize(
+    "names, code", [(["wrong", "beyond", "right"], 1), (["beyond", "right"], 2)]
+)
+def test_of_several_targets_the_worst_decides(model, names, code):
+    assert main(["check", *(f"{model}:{name}" for name in names)]) == code
+
+
+@pytest.mark.parametrize(
     "terminal, no_color, coloured", [(True, "", True), (True, "1", False), (False, "", False)]
 )
 def test_verdicts_have_colours_on_a_terminal_only_and_not_where_they_are_unwanted(

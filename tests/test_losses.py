@@ -139,6 +139,14 @@ def test_a_class_index_out_of_range_is_refused_or_under_jit_gives_nan(loss):
             assert bool(jnp.isnan(jax.jit(loss)(y, jnp.array([0, bad]))))
 
 
+def test_probabilities_may_be_off_by_a_hundredth():
+    for y in ([-0.009, 1.009], [0.0, 1.0]):
+        assert np.isfinite(cross_entropy_error(jnp.array(y), 1))
+    for y, beyond in (([0.0, 1.02], "0.02"), ([-0.03, 1.0], "0.03")):
+        with pytest.raises(ValueError, match=f"Got one that is {beyond} beyond"):
+            cross_entropy_error(jnp.array(y), 1)
+
+
 def test_accuracy_counts(dtype):
     y = jnp.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]], dtype)
     assert float(accuracy(y, jnp.array([0, 1, 1]))) == pytest.approx(2 / 3)

@@ -233,6 +233,7 @@ def test_no_more_programs_are_kept_than_is_said(monkeypatch):
 DIFFERENT = {
     "a literal": lambda k: lambda x: jnp.sum(x * (2.0, 3.0)[k]),
     "an axis": lambda k: lambda x: jnp.sum(jnp.cumsum(jnp.outer(x, x), k)[0]),
+    "what is returned": lambda k: lambda x: (jnp.sum(jnp.sin(x)), jnp.sum(jnp.cos(x)))[k],
     "the order of inputs": lambda k: lambda x: jnp.sum((x - x[0], x[0] - x)[k] ** 3),
     "a branch": lambda k: lambda x: jax.lax.cond(x[0] > 0, (jnp.sum, jnp.prod)[k], jnp.max, x),
     "the body of a loop": lambda k: (

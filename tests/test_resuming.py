@@ -16,6 +16,8 @@ from flat import fit
 
 from jaxnn import load_checkpoint, save_checkpoint
 from jaxnn.training import together
+from jaxnn.training.checkpoint import checkpoints
+from jaxnn.training.history import Log
 from jaxnn.training.optimizers import kind_of, program_of
 
 KEY = jax.random.key(0)
@@ -190,6 +192,22 @@ def test_rows_of_any_dtype_and_shape_come_back(tmp_path):
     for name, values in back.items():
         assert values.dtype == rows[name].dtype
         np.testing.assert_array_equal(values, rows[name])
+
+
+def test_every_so_many_steps_there_is_a_checkpoint_however_fast_they_are(tmp_path):
+    run = {"epochs": 30, "checkpoint": tmp_path, "every": 7, "keep": 99, **RUN}
+    fit(linear, START, PAIRS, optax.sgd(0.1), **run)
+    saved = [int(path.stem.removeprefix("step_")) for path in checkpoints(tmp_path)]
+    assert saved == [*range(7, 90, 7), 90]
+
+
+def test_the_mean_loss_of_an_epoch_goes_on_where_it_was_saved():
+    log = Log()
+    log.add(np.array([1.0, 3.0]), {}, np.array([10, 10]), 2, [], 0.5)
+    again = Log.of(log.step, log.records_to_save)
+    assert again.mean_loss == log.mean_loss == 2.0
+    again.add(np.array([7.0]), {}, np.array([5]), 1, [3], 0.5)
+    assert again.mean_loss == 3.0 and again.seconds == [1.0]
 
 
 def test_what_killed_saves_left_goes_at_the_next_save(tmp_path):

@@ -35,6 +35,13 @@ def test_the_bound_holds_the_true_error(name, x, dtype):
     assert abs(slope.value - derivative(x)) <= slope.bound
 
 
+def test_the_bound_is_three_times_the_noise_over_the_step():
+    t, epsilon = ladder(), float(np.finfo(float).eps)
+    ones = np.ones_like(t)
+    slope = estimate_slope(t, ones, ones, 1.0, epsilon)
+    assert slope.value == 0 and slope.bound == pytest.approx(3 * epsilon / slope.step)
+
+
 # Their values do not carry a verdict: two terms of the size of 1/x are left of three.
 TOO_COARSE = (
     "(exp - 1 - x)/x^2",

@@ -15,6 +15,7 @@ from slow import slow_but
 import jaxnn
 from jaxnn import (
     DivergenceWarning,
+    History,
     Status,
     accuracy,
     init_network,
@@ -27,7 +28,8 @@ from jaxnn import (
     sweep,
 )
 from jaxnn.data import shuffled
-from jaxnn.training.steps import Chunk, State, run_chunk
+from jaxnn.training.measuring import compensated
+from jaxnn.training.steps import Chunk, Plan, State, run_chunk
 
 KEY = jax.random.key(0)
 
@@ -146,6 +148,18 @@ def test_measurements_are_means_over_all_examples(count):
     )
 
 
+def test_small_terms_are_added_to_a_large_one():
+    total = np.float32(2**24), np.float32(0)  # to which float32 can add no 1
+    for _ in range(100):
+        total = compensated(total, np.float32(1))
+    assert total[0] == 2**24 + 100
+
+
+def test_every_example_may_be_drawn():
+    drawn = Plan(5, 100, 1, replacement=True).order(KEY, 1)
+    assert set(drawn.tolist()) == set(range(5)) and drawn.shape == (100,)
+
+
 def same(a, b):
     return all(
         np.array_equal(p, q) for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
@@ -201,6 +215,13 @@ def test_a_notebook_shows_the_history_as_a_table():
         and "<td>train loss</td><td>test loss</td>" in html
         and "<p>20 steps</p>" in html
     )
+
+
+def test_each_row_of_the_table_is_that_of_its_epoch():
+    metrics = {"train_loss": np.array([0.5, 0.25]), "grid": np.zeros((2, 3))}
+    html = History(np.ones(4), metrics, np.array([1.0, 2.0]))._repr_html_()
+    assert "<td>1</td><td>0.5000</td><td>1.00</td>" in html
+    assert "<td>2</td><td>0.2500</td><td>2.00</td>" in html
 
 
 def test_patience_gives_back_the_best_parameters():
