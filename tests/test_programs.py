@@ -21,6 +21,7 @@ from slow import slow_but
 
 import jaxnn
 from jaxnn import _programs
+from jaxnn.numerical.interpret import same_program
 
 X = jnp.array([1.0, 2.0, 3.0])
 SGD = optax.sgd(0.01)
@@ -258,6 +259,22 @@ def test_programs_that_are_not_the_same_are_told_apart(make):
     """Functions that differ in one thing alone, one after the other and the first again."""
     found = [jaxnn.numerical_grad(make(k))(X) for k in (0, 1, 0)]
     assert not np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(
+    "first, second, same",
+    [
+        (lambda x: x**2, lambda y: y**2, True),
+        (lambda x: x**2, lambda x: x**3, False),
+        (lambda x: 2 * x, lambda x: 3 * x, False),
+        (lambda x: x * np.arange(3.0), lambda x: x * np.arange(3.0), True),
+        (lambda x: x * np.arange(3.0), lambda x: x * np.ones(3), False),
+        (lambda x: jnp.sin(x), lambda x: jnp.cos(x), False),
+        (lambda x: jnp.sin(x), lambda x: jnp.sin(x) + 1, False),
+    ],
+)
+def test_two_traces_are_of_the_same_function_or_not(first, second, same):
+    assert same_program(*(jax.make_jaxpr(f)(X) for f in (first, second))) == same
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -904,6 +904,15 @@ def test_a_run_that_diverges_says_so():
 
 
 @pytest.mark.slow
+def test_of_a_sweep_the_best_run_is_told():
+    params, data = linear_case()
+    seen, rates = [], jnp.array([0.0, 0.1, 0.01])
+    call = {"key": KEY, "epochs": 1, "on_progress": seen.append}
+    runs = sweep(linear, params, data, optax.sgd, rates, **call)
+    losses = [float(run.history.metrics["train_loss"][-1]) for run in runs]
+    assert [p.loss for p in seen] == [losses[1]] == [min(losses)]
+
+
 def test_the_values_of_a_sweep_may_be_a_pytree():
     values = {"lr": jnp.array([0.1, 0.2]), "momentum": jnp.array([0.0, 0.9])}
     optimizer = lambda v: optax.sgd(v["lr"], v["momentum"])  # noqa: E731
