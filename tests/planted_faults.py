@@ -237,7 +237,7 @@ FAULTS = (
         "checking/further.py",
         "correction = solved(parts, [r / scale for r in rest], inner)",
         "correction = [0 * r for r in rest]",
-        "test_check.py -k 'solver or solved or implicit or fixed_point'",
+        "test_check.py -k 'loose or solver or implicit'",
     ),
     # The check: what is said.
     Fault(
@@ -343,14 +343,14 @@ FAULTS = (
         "checking/tape/layout.py",
         'in_place = ys if not parts.options["reverse"] else ys[::-1]',
         "in_place = ys",
-        "test_blame.py -k 'digits or loop'",
+        "test_blame.py -k 'loop'",
     ),
     Fault(
         "cotangents replace each other",
         "checking/tape/walk.py",
         "x if slot not in cotangents else cotangents[slot] + x",
         "x",
-        "test_blame.py -k 'rule or walk or accused'",
+        "test_blame.py -k 'loop or walk'",
     ),
     Fault(
         "infinity is called NaN",
@@ -371,7 +371,7 @@ FAULTS = (
         "checking/questions/rules.py",
         "np.linspace(0, len(insides) - 1, min(len(insides), SAMPLE))",
         "np.arange(min(len(insides), SAMPLE))",
-        "test_blame.py -k 'rule or loop or iteration'",
+        "test_blame.py -k 'iteration'",
     ),
     Fault(
         "equal values share a digit less",
@@ -543,18 +543,11 @@ FAULTS = (
         PUSHED.format("concatenate or attention"),
     ),
     Fault(
-        "what a scan carries stays what it was",
-        "numerical/propagate.py",
-        "            if changing[k]:\n                levels[n + k] = Level.DENSE\n",
-        "            pass\n",
-        PUSHED.format("scan or recurrent or loop"),
-    ),
-    Fault(
         "the Hessian has the gradient's step",
         "numerical/differences.py",
         "batch_size, h, method, mesh)._replace(root=4)",
         "batch_size, h, method, mesh)._replace(root=3)",
-        "test_differences.py -k 'hessian or step'",
+        "test_differences.py -k 'hessian or second or steps'",
     ),
     Fault(
         "a given step is divided by once",
@@ -569,13 +562,6 @@ FAULTS = (
         "return up, down, jnp.where(up == down, jnp.nan, taken)",
         "return up, down, jnp.where(up == down, 1, taken)",
         "test_differences.py -k 'too_small'",
-    ),
-    Fault(
-        "large arrays inside a program are compared by value",
-        "numerical/interpret.py",
-        "LARGE = 4096",
-        "LARGE = 2**40",
-        "test_programs.py -k 'told_apart or outlives or seen or inside'",
     ),
     # Training.
     Fault(
@@ -702,7 +688,7 @@ FAULTS = (
         "training/history.py",
         "self.begun, self.spent = end, 0.0",
         "self.begun, self.spent = end, self.spent",
-        "test_training.py test_resuming.py -k 'seconds or mean_loss or rows'",
+        "test_resuming.py -k 'mean_loss or rows'",
     ),
     Fault(
         "missing values are those before",
@@ -730,7 +716,7 @@ FAULTS = (
         "training/measuring.py",
         "return max(1, min(GROWTH * pace, fitting))",
         "return max(1, fitting)",
-        "test_training.py test_feeding.py -k 'pace or stretch'",
+        "test_training.py test_feeding.py -k 'pace or next_stretch'",
     ),
     Fault(
         "the last row of a piece is left out",
@@ -935,14 +921,14 @@ FAULTS = (
         "cli/train.py",
         "return jnp.where(stays, y / (1 - args.dropout), 0)",
         "return jnp.where(stays, y, 0)",
-        "test_cli.py -k 'left_out or units'",
+        "test_cli.py -k 'units'",
     ),
     Fault(
         "momentum of a tenth",
         "cli/train.py",
         "functools.partial(optax.sgd, momentum=0.9)",
         "functools.partial(optax.sgd, momentum=0.1)",
-        "test_cli.py -k 'optimizer or momentum'",
+        "test_cli.py -k 'momentum'",
     ),
     Fault(
         "a log has NaN",
@@ -956,7 +942,7 @@ FAULTS = (
         "checking/report.py",
         'f"{leaf.bound:.1e}")',
         'f"{leaf.step:.1e}")',
-        "test_check.py -k 'report or page'",
+        "test_check.py -k 'report or page or table'",
     ),
 )
 

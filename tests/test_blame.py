@@ -23,7 +23,7 @@ from jaxnn import (
 )
 from jaxnn.checking import precision
 from jaxnn.checking.nan_causes import usual_cause
-from jaxnn.checking.questions import digits as question
+from jaxnn.checking.questions import digits as question, rules
 from jaxnn.checking.tape import Tape, seeds_of
 
 CASES = [pytest.param(case, id=case.name) for case in blame_cases.CASES]
@@ -271,6 +271,7 @@ def test_digits_are_counted_before_and_after():
     (leaf,), (line, *_) = report.leaves, report.digits_lost
     assert leaf.verdict == "imprecise" and leaf.own_dtype_digits < 2 and not report.ok
     assert line.operation == "sub" and "equal to" in line.what
+    assert line.what == "two values equal to 6 digits"  # 1 and 1 - x**2 / 2, x 1e-3 and 2e-3
     assert line.after < 3 < 6 < line.before and 0 < line.share <= 1
 
 
@@ -380,6 +381,25 @@ def test_a_long_walk_goes_past_what_has_no_way_back():
     record = tape.record([point], seeds_of(program))
     right = jax.grad(lambda x: chain(x + 2 * point))(point)
     np.testing.assert_allclose(record.cotangents[tape.inputs[0]], right, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_loop_that_is_laid_out_is_the_loop(reverse):
+    def f(x):
+        rows = lax.scan(lambda c, y: (c * y, c + y**2), 1.0, x, reverse=reverse)[1]
+        return jnp.sum(rows * jnp.arange(1.0, 4.0))
+
+    point = jnp.array([0.5, 2.0, 3.0])
+    tape = Tape(program := jax.make_jaxpr(f)(point), [True], unrolled=True)
+    record = tape.record([point], seeds_of(program))
+    np.testing.assert_allclose(record.values[tape.outputs[0]], f(point), rtol=1e-6)
+    np.testing.assert_allclose(record.cotangents[tape.inputs[0]], jax.grad(f)(point), rtol=1e-6)
+
+
+def test_of_many_iterations_some_are_looked_at_from_the_first_to_the_last():
+    assert rules._sampled(range(3)) == [0, 1, 2]
+    some = rules._sampled(range(100))
+    assert len(some) == 32 and some == sorted(some) and (some[0], some[-1]) == (0, 99)
 
 
 def test_a_clean_check_asks_no_line(monkeypatch):

@@ -488,6 +488,14 @@ def test_the_report_as_text_html_and_json():
     assert data["ok"] is False and data["leaves"][0]["entries"][0]["index"][0] == 2
 
 
+def test_a_row_of_the_table_has_the_numbers_of_its_leaf():
+    report = check_gradient(lambda x: jnp.sum(x**2), jnp.ones((2, 3)))
+    (leaf,), row = report.leaves, str(report).splitlines()[2].split()
+    digits = [f"{leaf.digits:.1f}", f"{leaf.own_dtype_digits:.1f}"]
+    slopes = [f"{leaf.autodiff:.6g}", f"{leaf.numerical:.6g}", f"{leaf.bound:.1e}"]
+    assert row == ["[0]", "2x3", "float32", "agrees", *digits, *slopes]
+
+
 def test_a_page_opens_what_does_not_agree():
     for factor, is_open in ((2, False), (3, True)):
         gradient = lambda x, k=factor: k * x  # noqa: E731

@@ -189,6 +189,14 @@ def test_directional_derivative_is_the_gradient_times_the_direction(dtype):
     ) == pytest.approx(0, abs=1e-15)
 
 
+def test_second_derivatives_have_longer_steps_than_first_ones(x64):
+    """Of a function that is large beside its slope: with a step for first ones 1e-4 are wrong."""
+    f = lambda x: 1e3 + jnp.exp(jnp.sum(x))  # noqa: E731
+    x = jnp.array([1.0, -0.5, 0.3])
+    found = numerical_hessian(f, method="dense")(x)
+    np.testing.assert_allclose(found, np.full((3, 3), np.exp(0.8)), rtol=3e-5)
+
+
 def test_along_a_direction_the_smallest_step_of_all_entries_is_taken():
     f = lambda p: jnp.sin(p["large"]) + jnp.sin(p["small"])  # noqa: E731
     point = {"large": jnp.float32(1e6), "small": jnp.float32(1.0)}

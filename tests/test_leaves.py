@@ -128,6 +128,11 @@ def test_entries_move_alike_wherever_they_are_drawn(monkeypatch, low, high, rela
     assert sums.terms[1] == pytest.approx(claim @ flat)
 
 
+def test_bits_are_mixed_as_the_finaliser_of_murmurhash_does():
+    mixed = moves._hashed(np.array([0, 1], np.uint32), np)
+    assert mixed.tolist() == [0, 0x514E28B7] and mixed.dtype == np.uint32
+
+
 def test_a_large_leaf_of_a_short_dtype_moves_by_numbers(monkeypatch):
     monkeypatch.setattr(moves, "ON_HOST", 0)
     whole = Question(*(np.array([n]) for n in (0, 50, 1.0)), np.uint32(1), False, False)

@@ -593,8 +593,8 @@ ONE_AND_0 = np.array([1.0, 0.0])
         (lambda p: log_scan(p), [np.zeros((3, 3)), np.abs(a(2, 3))]),
         (lambda p: 1 / jnp.sum(1 / p[0]), [np.array([0.0, 1.0])]),
         (  # in the first step it is
-            lambda p: 1 / lax.scan(lambda c, x: (c + jnp.sum(p[0] / x), None), 0.0, ONE_AND_0)[0],
-            [a(3)],
+            lambda p: lax.scan(lambda c, x: (c + 1 / jnp.sum(p[0] / x), None), 0.0, ONE_AND_0)[0],
+            [np.abs(a(3)) + 0.5],
         ),
     ],
 )

@@ -28,7 +28,7 @@ from jaxnn import (
     sweep,
 )
 from jaxnn.data import shuffled
-from jaxnn.training.measuring import compensated
+from jaxnn.training.measuring import compensated, paced
 from jaxnn.training.steps import Chunk, Plan, State, run_chunk
 
 KEY = jax.random.key(0)
@@ -153,6 +153,16 @@ def test_small_terms_are_added_to_a_large_one():
     for _ in range(100):
         total = compensated(total, np.float32(1))
     assert total[0] == 2**24 + 100
+
+
+@pytest.mark.parametrize(
+    "pace, taken, seconds, following",
+    [(10, 10, 1.0, 5), (10, 10, 0.25, 20), (1, 1, 1e-9, 10), (4, 4, 100.0, 1), (7, 7, 0.0, 70)],
+)
+def test_the_next_stretch_takes_half_a_second_and_is_at_most_ten_times_as_long(
+    pace, taken, seconds, following
+):
+    assert paced(pace, taken, seconds) == following
 
 
 def test_every_example_may_be_drawn():
@@ -903,7 +913,6 @@ def test_a_run_that_diverges_says_so():
         fit(linear_by_name, START, PAIRS, optax.sgd(6.0), key=KEY, epochs=10, batch_size=4)
 
 
-@pytest.mark.slow
 def test_of_a_sweep_the_best_run_is_told():
     params, data = linear_case()
     seen, rates = [], jnp.array([0.0, 0.1, 0.01])
@@ -913,6 +922,7 @@ def test_of_a_sweep_the_best_run_is_told():
     assert [p.loss for p in seen] == [losses[1]] == [min(losses)]
 
 
+@pytest.mark.slow
 def test_the_values_of_a_sweep_may_be_a_pytree():
     values = {"lr": jnp.array([0.1, 0.2]), "momentum": jnp.array([0.0, 0.9])}
     optimizer = lambda v: optax.sgd(v["lr"], v["momentum"])  # noqa: E731
