@@ -17,8 +17,10 @@ import jaxnn
 from jaxnn import GradientError, assert_gradient, check_gradient, explain
 from jaxnn.checking import patterns
 from jaxnn.checking.evidence import Verdict
+from jaxnn.checking.further import RUN_FURTHER
 from jaxnn.checking.page import fragment
 from jaxnn.checking.questions import solvers
+from jaxnn.numerical.float64 import widen
 
 BAD_VERDICTS = ("differs", "not finite", "detached")
 
@@ -191,6 +193,28 @@ def test_half_of_float32s_digits_are_asked_of_a_gradient_that_jax_cannot_trace(e
     (leaf,) = check_gradient(lambda x: jnp.sum(x**3), x, gradient=gradient).leaves
     assert leaf.verdict == verdict
     assert {entry.verdict for entry in leaf.entries} <= {verdict}
+
+
+LOOSE_SOLUTIONS = {
+    "a linear solve": (
+        lambda b: jax.lax.custom_linear_solve(
+            lambda x: x / 2, b, lambda _, b: 1.996 * b, symmetric=True
+        )
+    ),
+    "a loop of so many steps": lambda b: jax.lax.fori_loop(0, 10, lambda _, c: c / 2 + b, 0 * b),
+    "a loop": lambda b: jax.lax.while_loop(
+        lambda carry: carry[0] < 10, lambda carry: (carry[0] + 1, carry[1] / 2 + b), (0, 0 * b)
+    )[1],
+}
+
+
+@pytest.mark.parametrize("name", LOOSE_SOLUTIONS)
+def test_a_loose_solution_is_made_a_close_one(x64, name):
+    f, b = LOOSE_SOLUTIONS[name], jnp.array([1.0, 3.0])  # the solution is 2 b
+    np.testing.assert_allclose(f(b), 2 * b, rtol=4e-3)
+    assert not np.allclose(f(b), 2 * b, rtol=5e-4)
+    further = widen(f, (b,), jnp.float64, RUN_FURTHER).call(b)
+    np.testing.assert_allclose(further, 2 * b, rtol=1e-10)
 
 
 @pytest.mark.parametrize("moved, verdict", [(0.05, "agrees"), (0.2, "differs")])
