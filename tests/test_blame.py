@@ -21,6 +21,9 @@ from jaxnn import (
     explain,
     softmax_cross_entropy,
 )
+from jaxnn.checking import precision
+from jaxnn.checking.nan_causes import usual_cause
+from jaxnn.checking.questions import digits as question, rules
 from jaxnn.checking.tape import Tape, seeds_of
 
 CASES = [pytest.param(case, id=case.name) for case in blame_cases.CASES]
@@ -154,6 +157,34 @@ def test_a_constant_is_blamed_where_it_was_chosen_alone(f, w, said):
     assert said in birth.what
 
 
+@pytest.mark.parametrize(
+    "f, value, slope",
+    [
+        (jnp.sqrt, "the root of a negative number", "its slope at 0 is infinite"),
+        (lax.rsqrt, "one over the root of 0", "its slope at 0 is infinite"),
+        (jnp.cbrt, "", "its slope at 0 is infinite"),
+        (jnp.log, "the logarithm of 0", "its slope at 0 is infinite"),
+        (jnp.log1p, "the logarithm of 0", "its slope at -1 is infinite"),
+        (lambda x: 1 / x, "a division by 0", "where it divides by 0"),
+        (lambda x: x**0.3, "a power that is too large, of 0", "for an exponent below 1"),
+        (lambda x: x**-2, "a negative power of 0", "a negative power of 0"),
+        (lambda x: x**3, "it overflows", "it overflows"),
+        (jnp.exp, "it overflows", "it overflows"),
+        (lax.acos, "outside of -1 to 1", "its slope at -1 and 1 is infinite"),
+        (lax.acosh, "below 1", "its slope at 1 is infinite"),
+        (lax.atanh, "at -1 or 1, or beyond", "its slope at -1 and 1 is infinite"),
+        (lax.lgamma, "at 0, or a negative integer", "no slope at 0 and negative integers"),
+        (lambda x: x - 1, "infinity less infinity", ""),
+        (lambda x: 2 * x, "0 times infinity", ""),
+    ],
+)
+def test_each_operation_has_its_own_reason(f, value, slope):
+    *_, eqn = jax.make_jaxpr(f)(jnp.eye(2)).eqns
+    found = usual_cause(eqn, "value")[0], usual_cause(eqn, "slope")[0]
+    assert value in found[0] and slope in found[1]
+    assert [bool(words) for words in found] == [bool(value), bool(slope)]
+
+
 def test_masking_afterwards_is_said_not_to_help():
     f, args = by_name("division_in_the_branch_not_taken")
     assert "0 times infinity" in str(explain(f, *args))
@@ -163,6 +194,16 @@ def test_the_iteration_is_named():
     f, args = by_name("in_a_loop_within_a_loop")
     (birth,) = explain(f, *args).births
     assert birth.iteration == "iteration 1, iteration 2"
+
+
+def test_a_slope_in_a_reversed_loop_is_named_with_its_iteration():
+    """The carry begins as a constant, and is 0.5, 0, and 1 after the last row, the second, ..."""
+
+    def roots(x):
+        return lax.scan(lambda c, y: (jnp.sqrt(c - y), None), 1.0, x, reverse=True)[0]
+
+    (birth,) = explain(roots, jnp.array([-1.0, 0.5, 0.75])).births
+    assert birth.iteration == "iteration 1" and "slope at 0 is infinite" in birth.what
 
 
 def test_a_value_that_goes_bad_in_a_loop_is_born_after_a_slope_that_was_infinite():
@@ -198,12 +239,39 @@ def test_right_rules_are_not_accused():
     assert found.ok and found.exit_code == 0 and "no rule is found wrong" in str(found)
 
 
+def test_right_rules_of_complex_numbers_are_not_accused():
+    f = lambda z: jnp.sum(jnp.abs(jnp.exp(z) * z**2 + 1j) ** 2)  # noqa: E731
+    found = explain(f, jnp.array([0.5 + 0.3j, -0.2 + 0.7j]))
+    assert found.ok, str(found)
+
+
+@pytest.mark.parametrize("off, verdict", [(0.009, "agrees"), (0.011, "differs")])
+def test_ten_shakes_explain_an_error_and_more_do_not(off, verdict):
+    own, wide = np.array([1 + off]), np.array([1.0])
+    leaf = precision._Leaf(own, wide, np.ones(1), (1,), np.dtype("float32"))
+    rounding = precision._Rounding(leaf.epsilon, 1.0, 1.0, 1.0, 1.0)
+    assert leaf.lost(rounding, lambda: np.array([1e-3])).verdict == verdict
+
+
+@pytest.mark.parametrize("own, digits", [(0.8, 0.699), (3.0, 0.176), (1.01, 2.004)])
+def test_what_is_left_is_counted_beside_the_larger_number(own, digits):
+    leaf = precision._Leaf(np.array([own]), np.array([1.0]), np.ones(1), (1,), np.dtype("float32"))
+    lost = precision._Lost("differs", np.array([0]), np.zeros(1))
+    assert leaf.what_is_left(lost)[1] == pytest.approx(digits, abs=1e-3)
+
+
+def test_a_place_is_named_for_a_quarter_of_the_loss():
+    left = [1.0, 0.9, 0.2, 0.0].__getitem__
+    assert question._drops(left, 0, 3, question.SHARE * left(0)) == [(1, pytest.approx(0.7))]
+
+
 def test_digits_are_counted_before_and_after():
     f, args = by_name("one_minus_cosine")
     report = check_gradient(f, *args)
     (leaf,), (line, *_) = report.leaves, report.digits_lost
     assert leaf.verdict == "imprecise" and leaf.own_dtype_digits < 2 and not report.ok
     assert line.operation == "sub" and "equal to" in line.what
+    assert line.what == "two values equal to 6 digits"  # 1 and 1 - x**2 / 2, x 1e-3 and 2e-3
     assert line.after < 3 < 6 < line.before and 0 < line.share <= 1
 
 
@@ -313,6 +381,25 @@ def test_a_long_walk_goes_past_what_has_no_way_back():
     record = tape.record([point], seeds_of(program))
     right = jax.grad(lambda x: chain(x + 2 * point))(point)
     np.testing.assert_allclose(record.cotangents[tape.inputs[0]], right, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_loop_that_is_laid_out_is_the_loop(reverse):
+    def f(x):
+        rows = lax.scan(lambda c, y: (c * y, c + y**2), 1.0, x, reverse=reverse)[1]
+        return jnp.sum(rows * jnp.arange(1.0, 4.0))
+
+    point = jnp.array([0.5, 2.0, 3.0])
+    tape = Tape(program := jax.make_jaxpr(f)(point), [True], unrolled=True)
+    record = tape.record([point], seeds_of(program))
+    np.testing.assert_allclose(record.values[tape.outputs[0]], f(point), rtol=1e-6)
+    np.testing.assert_allclose(record.cotangents[tape.inputs[0]], jax.grad(f)(point), rtol=1e-6)
+
+
+def test_of_many_iterations_some_are_looked_at_from_the_first_to_the_last():
+    assert rules._sampled(range(3)) == [0, 1, 2]
+    some = rules._sampled(range(100))
+    assert len(some) == 32 and some == sorted(some) and (some[0], some[-1]) == (0, 99)
 
 
 def test_a_clean_check_asks_no_line(monkeypatch):

@@ -15,6 +15,12 @@ from slow import slow_but
 
 import jaxnn
 from jaxnn import GradientError, assert_gradient, check_gradient, explain
+from jaxnn.checking import patterns
+from jaxnn.checking.evidence import Verdict
+from jaxnn.checking.further import RUN_FURTHER
+from jaxnn.checking.page import fragment
+from jaxnn.checking.questions import solvers
+from jaxnn.numerical.float64 import widen
 
 BAD_VERDICTS = ("differs", "not finite", "detached")
 
@@ -79,6 +85,25 @@ def test_patterns_and_their_likely_cause(name, pattern, hint):
     f, args = by_name(name)
     leaf = check_gradient(f, *args).leaves[0]
     assert pattern in leaf.pattern and hint in leaf.hint
+
+
+@pytest.mark.parametrize(
+    "ratio, cause",
+    [
+        (0.0, "autodiff is 0: detached"),
+        (-1.0, "the sign"),
+        (2.0, "a factor of 2 too many"),
+        (0.5, "a factor of 2 lost"),
+        (32.0, "32 times too large, a number of examples: a sum where the function takes a mean"),
+        (1 / 32, "32 times too small, a number of examples: a mean where the function takes a sum"),
+        (33.0, ""),
+    ],
+)
+def test_a_ratio_has_its_likely_cause(ratio, cause):
+    right = np.array([1.0, -3.0, 0.5])
+    index, claims, none = np.arange(3)[:, None], ratio * right, np.zeros(3)
+    wrong = patterns.Wrong(index, claims, right, none, claims, frozenset({32}), True)
+    assert patterns._cause(wrong).startswith(cause) and bool(patterns._cause(wrong)) == bool(cause)
 
 
 def scattered(count):
@@ -159,6 +184,45 @@ def test_an_error_that_is_not_called_wrong_is_told_and_counts_where_digits_are_a
     assert report.ok and report.leaves[0].hint[: len("off by")] == hint
     asked = check_gradient(f, x, gradient=gradient, digits=5)
     assert asked.ok == five and ("fewer than 5 digits" in str(asked)) == (not five)
+
+
+@pytest.mark.parametrize("error, verdict", [(2e-4, "agrees"), (1e-3, "differs")])
+def test_half_of_float32s_digits_are_asked_of_a_gradient_that_jax_cannot_trace(error, verdict):
+    x = np.linspace(1, 3, 8, dtype=np.float32)
+    gradient = in_numpy(lambda x: 3 * x**2 * (1 + error))
+    (leaf,) = check_gradient(lambda x: jnp.sum(x**3), x, gradient=gradient).leaves
+    assert leaf.verdict == verdict
+    assert {entry.verdict for entry in leaf.entries} <= {verdict}
+
+
+LOOSE_SOLUTIONS = {
+    "a linear solve": (
+        lambda b: jax.lax.custom_linear_solve(
+            lambda x: x / 2, b, lambda _, b: 1.996 * b, symmetric=True
+        )
+    ),
+    "a loop of so many steps": lambda b: jax.lax.fori_loop(0, 10, lambda _, c: c / 2 + b, 0 * b),
+    "a loop": lambda b: jax.lax.while_loop(
+        lambda carry: carry[0] < 10, lambda carry: (carry[0] + 1, carry[1] / 2 + b), (0, 0 * b)
+    )[1],
+}
+
+
+@pytest.mark.parametrize("name", LOOSE_SOLUTIONS)
+def test_a_loose_solution_is_made_a_close_one(x64, name):
+    f, b = LOOSE_SOLUTIONS[name], jnp.array([1.0, 3.0])  # the solution is 2 b
+    np.testing.assert_allclose(f(b), 2 * b, rtol=4e-3)
+    assert not np.allclose(f(b), 2 * b, rtol=5e-4)
+    further = widen(f, (b,), jnp.float64, RUN_FURTHER).call(b)
+    np.testing.assert_allclose(further, 2 * b, rtol=1e-10)
+
+
+@pytest.mark.parametrize("moved, verdict", [(0.05, "agrees"), (0.2, "differs")])
+def test_a_wrong_leaf_is_right_to_a_solvers_tolerance_only_if_its_gradient_stays(moved, verdict):
+    (leaf,) = check_gradient(jnp.sum, jnp.ones(1)).leaves
+    wrong, right = (leaf._replace(verdict=Verdict(word)) for word in ("differs", "agrees"))
+    further = solvers._within_tolerance(wrong, right, np.array([1.0]), np.array([1.0 + moved]))
+    assert further.verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -446,6 +510,21 @@ def test_the_report_as_text_html_and_json():
     assert str(report).startswith("gradient of ") and "<pre>" in report._repr_html_()
     data = json.loads(json.dumps(report.to_dict()))
     assert data["ok"] is False and data["leaves"][0]["entries"][0]["index"][0] == 2
+
+
+def test_a_row_of_the_table_has_the_numbers_of_its_leaf():
+    report = check_gradient(lambda x: jnp.sum(x**2), jnp.ones((2, 3)))
+    (leaf,), row = report.leaves, str(report).splitlines()[2].split()
+    digits = [f"{leaf.digits:.1f}", f"{leaf.own_dtype_digits:.1f}"]
+    slopes = [f"{leaf.autodiff:.6g}", f"{leaf.numerical:.6g}", f"{leaf.bound:.1e}"]
+    assert row == ["[0]", "2x3", "float32", "agrees", *digits, *slopes]
+
+
+def test_a_page_opens_what_does_not_agree():
+    for factor, is_open in ((2, False), (3, True)):
+        gradient = lambda x, k=factor: k * x  # noqa: E731
+        report = check_gradient(lambda x: jnp.sum(x**2), jnp.ones(2), gradient=gradient)
+        assert ("<details open>" in fragment(report, drawn=0)) == is_open
 
 
 def test_the_evidence_that_is_drawn_is_the_reports():

@@ -244,6 +244,10 @@ def test_a_file_that_is_not_whole_is_an_error_and_the_one_before_is_used_when_as
     ):
         load_checkpoint(tmp_path)
     assert load_checkpoint(tmp_path, previous=True).step == 7
+    other = tmp_path / "other.npz"  # a name that says no step
+    other.write_bytes(content)
+    with pytest.raises(ValueError, match=r"other.npz: must be a whole checkpoint. Got "):
+        load_checkpoint(other)
 
 
 @settings(

@@ -16,6 +16,7 @@ from flat import fit
 
 from jaxnn import Fit, History, Status, load_checkpoint
 from jaxnn.cli import main, train
+from jaxnn.cli.output import print_json
 
 
 @pytest.mark.slow
@@ -227,6 +228,13 @@ def test_check_says_so_by_its_exit_code(capsys, model, name, code, word):
 
 
 @pytest.mark.parametrize(
+    "names, code", [(["wrong", "beyond", "right"], 1), (["beyond", "right"], 2)]
+)
+def test_of_several_targets_the_worst_decides(model, names, code):
+    assert main(["check", *(f"{model}:{name}" for name in names)]) == code
+
+
+@pytest.mark.parametrize(
     "terminal, no_color, coloured", [(True, "", True), (True, "1", False), (False, "", False)]
 )
 def test_verdicts_have_colours_on_a_terminal_only_and_not_where_they_are_unwanted(
@@ -403,6 +411,28 @@ def loss(x=jnp.ones(2)):
     jax.debug.print("run {}", x[0])
     return jnp.sum(x**2)
 """
+
+
+def test_json_has_no_nan(capsys):
+    print_json({"a": [np.nan, 1.0], "b": (np.inf, "NaN")})
+    assert capsys.readouterr().out == '{"a": [null, 1.0], "b": [null, "NaN"]}\n'
+
+
+def test_units_that_stay_make_up_for_those_that_dropout_leaves_out():
+    args = argparse.Namespace(data=None, layers=[1000], activation="sigmoid", dropout=0.5)
+    _, error, _ = train._task(args)
+    params = {"W1": jnp.zeros((64, 1000)), "W2": jnp.zeros((1000, 10)).at[:, 0].set(1e-3)}
+    found = error(params, jnp.ones((1, 64)), jnp.array([0]), key=jax.random.key(0))
+    # A thousand units of 0.5: in the mean the first score is 0.5, and the others are 0.
+    assert float(found) == pytest.approx(np.log(np.exp(0.5) + 9) - 0.5, abs=0.04)
+
+
+def test_momentum_keeps_nine_tenths():
+    optimizer = train._optimizer(argparse.Namespace(optimizer="momentum"))(0.1)
+    one, state = jnp.ones(()), optimizer.init(jnp.zeros(()))
+    for step in (-0.1, -0.19, -0.271):
+        update, state = optimizer.update(one, state)
+        assert float(update) == pytest.approx(step)
 
 
 @pytest.mark.parametrize("command", ["check", "explain"])

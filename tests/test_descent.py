@@ -8,7 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from jaxnn import DivergenceWarning, Stop, descent_path, gradient_descent, minimize, numerical_grad
+from jaxnn import (
+    DivergenceWarning,
+    Stop,
+    descent_path,
+    gradient_descent,
+    minimize,
+    numerical_grad,
+    surfaces,
+)
 from jaxnn.surfaces import bowl, rosenbrock
 
 GRADS = [jax.grad, numerical_grad]
@@ -111,6 +119,26 @@ def test_minimize_says_why_it_stopped(grad, optimizer, options, reason):
         assert float(result.grad_norm) <= 1e-6 and int(result.steps) < 1000
     if reason == "max steps":
         assert int(result.steps) == 7
+
+
+def test_a_gradient_as_large_as_the_tolerance_is_small_enough():
+    found = minimize(bowl, start(), OPTIMIZER, tolerance=10.0)  # 2 * (-3, 4)
+    assert (found.reason, int(found.steps), float(found.grad_norm)) == ("small gradient", 0, 10.0)
+
+
+@pytest.mark.parametrize(
+    "surface, point, value",
+    [
+        (surfaces.parabola, 5.0, 0.75),
+        (surfaces.bowl, (3.0, 4.0), 25.0),
+        (surfaces.saddle, (1.0, 2.0), 1.0),
+        (surfaces.plateau, (1.0, 1.0), 1 - np.exp(-1.0)),
+        (surfaces.two_valleys, (1.0, 2.0), 4.3),
+        (surfaces.rosenbrock, (0.0, 1.0), 101.0),
+    ],
+)
+def test_the_surfaces_have_their_values(surface, point, value):
+    assert float(surface(jnp.array(point))) == pytest.approx(value, rel=1e-6)
 
 
 def test_minimize_goes_on_where_it_stopped():

@@ -189,6 +189,21 @@ def test_directional_derivative_is_the_gradient_times_the_direction(dtype):
     ) == pytest.approx(0, abs=1e-15)
 
 
+def test_second_derivatives_have_longer_steps_than_first_ones(x64):
+    """Of a function that is large beside its slope: steps for first ones would be too short."""
+    f = lambda x: 1e3 + jnp.exp(jnp.sum(x))  # noqa: E731
+    x = jnp.array([1.0, -0.5, 0.3])
+    np.testing.assert_allclose(numerical_hessian(f)(x), np.full((3, 3), np.exp(0.8)), rtol=2e-6)
+
+
+def test_along_a_direction_the_smallest_step_of_all_entries_is_taken():
+    f = lambda p: jnp.sin(p["large"]) + jnp.sin(p["small"])  # noqa: E731
+    point = {"large": jnp.float32(1e6), "small": jnp.float32(1.0)}
+    along = {"large": jnp.float32(1.0), "small": jnp.float32(1.0)}
+    right = np.cos(1e6) + np.cos(1.0)
+    assert float(directional_derivative(f, point, along)) == pytest.approx(right, rel=1e-3)
+
+
 def test_it_works_inside_other_transformations():
     at = jnp.array([[3.0, 4.0], [-1.0, 2.0]])
     gradient = numerical_grad(bowl)

@@ -1,6 +1,7 @@
 """Leaves that are asked together: what it costs, and that none hides behind another."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ from gradient_cases import draw
 
 from jaxnn import check_gradient
 from jaxnn._arguments import Partition
-from jaxnn.checking import moves
+from jaxnn.checking import locate, moves
+from jaxnn.checking.line import Part
 from jaxnn.checking.moves import Question
 from jaxnn.checking.packed import Packing
 from jaxnn.checking.programs import prepare
@@ -67,6 +69,40 @@ def test_leaves_whose_claims_are_far_apart_are_asked_at_once():
     assert report.evaluations <= check_gradient(f, [draw(0, 3)]).evaluations
 
 
+def test_leaves_whose_claims_are_too_far_apart_are_not_asked_together():
+    def f(leaves):
+        return sum(jnp.sum(jnp.sin(x)) * (1, 1e-7)[k % 2] for k, x in enumerate(leaves))
+
+    report = check_gradient(f, [draw(k, 3) for k in range(10)])
+    assert report.verdict == "agrees" and report.evaluations <= 150
+
+
+def lines(*bounds):
+    """Lines on which every leaf claims 1."""
+    slopes = [SimpleNamespace(bound=bound) for bound in bounds]
+    return tuple(SimpleNamespace(slope=slope, size_of=lambda leaf: 1.0) for slope in slopes)
+
+
+@pytest.mark.parametrize(
+    "bounds, nothing, confirmed",
+    [
+        ((1e-7, 1e-7), 0.0, True),
+        ((1e-7, 1e-5), 0.0, False),
+        ((1e-5, 1e-7), 0.0, False),
+        ((1e-7, 1e-5), 1e-4, True),  # of half of the weight, 5e-5
+        ((1e-7, 6e-5), 1e-4, False),
+    ],
+)
+def test_a_leaf_is_confirmed_by_both_lines(bounds, nothing, confirmed):
+    assert locate._confirms(lines(*bounds), Part(0, 0, 3, 0.5), nothing) is confirmed
+
+
+@pytest.mark.parametrize("bounds, best", [((1.0, 0.6), 0), ((1.0, 0.4), 1), ((0.4, 1.0), 0)])
+def test_the_first_line_is_reported_unless_the_second_is_known_much_closer(bounds, best):
+    asked = lines(*bounds)
+    assert locate.Located(asked).best is asked[best]
+
+
 @pytest.mark.parametrize("relative, up", [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("low, high", [(0, 12), (3, 8), (5, 5)])
 def test_entries_move_alike_wherever_they_are_drawn(monkeypatch, low, high, relative, up):
@@ -90,6 +126,11 @@ def test_entries_move_alike_wherever_they_are_drawn(monkeypatch, low, high, rela
     assert not up or np.all(flat >= 0)
     assert sums.moves[1] == pytest.approx(np.sum(flat))
     assert sums.terms[1] == pytest.approx(claim @ flat)
+
+
+def test_bits_are_mixed_as_the_finaliser_of_murmurhash_does():
+    mixed = moves._hashed(np.array([0, 1], np.uint32), np)
+    assert mixed.tolist() == [0, 0x514E28B7] and mixed.dtype == np.uint32
 
 
 def test_a_large_leaf_of_a_short_dtype_moves_by_numbers(monkeypatch):

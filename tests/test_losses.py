@@ -105,6 +105,8 @@ def test_a_class_that_is_ruled_out_adds_nothing():
     z, t = jnp.array([0.0, 0.0, -jnp.inf]), jnp.array([1.0, 0.0, 0.0])
     value, gradient = jax.value_and_grad(softmax_cross_entropy)(z, t)
     assert float(value) == pytest.approx(np.log(2)) and gradient.tolist() == [-0.5, 0.5, 0.0]
+    by_target = jax.grad(softmax_cross_entropy, 1)(z, t)  # not 0 times infinity
+    assert float(by_target[0]) == pytest.approx(np.log(2)) and np.all(np.isfinite(by_target))
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64", "bfloat16"])
@@ -137,6 +139,14 @@ def test_a_class_index_out_of_range_is_refused_or_under_jit_gives_nan(loss):
             loss(y, jnp.array([0, bad]))
         if loss is not accuracy:
             assert bool(jnp.isnan(jax.jit(loss)(y, jnp.array([0, bad]))))
+
+
+def test_probabilities_may_be_off_by_a_hundredth():
+    for y in ([-0.009, 1.009], [0.0, 1.0]):
+        assert np.isfinite(cross_entropy_error(jnp.array(y), 1))
+    for y, beyond in (([0.0, 1.02], "0.02"), ([-0.03, 1.0], "0.03")):
+        with pytest.raises(ValueError, match=f"Got one that is {beyond} beyond"):
+            cross_entropy_error(jnp.array(y), 1)
 
 
 def test_accuracy_counts(dtype):

@@ -62,6 +62,11 @@ def test_parameters_have_the_chapters_names_shapes_and_scale(dtype):
     )
 
 
+def test_each_layer_is_drawn_by_a_key_of_its_own():
+    params = init_network(jax.random.key(0), (3, 3, 3))
+    assert not np.any(params["W1"] == params["W2"])
+
+
 def test_the_draw_does_not_depend_on_x64():
     plain = init_network(jax.random.key(0), (4, 3))
     with jax.enable_x64(True):

@@ -21,6 +21,7 @@ from slow import slow_but
 
 import jaxnn
 from jaxnn import _programs
+from jaxnn.numerical.interpret import same_program
 
 X = jnp.array([1.0, 2.0, 3.0])
 SGD = optax.sgd(0.01)
@@ -253,6 +254,7 @@ def test_no_more_programs_are_kept_than_is_said(monkeypatch):
 DIFFERENT = {
     "a literal": lambda k: lambda x: jnp.sum(x * (2.0, 3.0)[k]),
     "an axis": lambda k: lambda x: jnp.sum(jnp.cumsum(jnp.outer(x, x), k)[0]),
+    "what is returned": lambda k: lambda x: (jnp.sum(jnp.sin(x)), jnp.sum(jnp.cos(x)))[k],
     "the order of inputs": lambda k: lambda x: jnp.sum((x - x[0], x[0] - x)[k] ** 3),
     "a branch": lambda k: lambda x: jax.lax.cond(x[0] > 0, (jnp.sum, jnp.prod)[k], jnp.max, x),
     "the body of a loop": lambda k: (
@@ -277,6 +279,22 @@ def test_programs_that_are_not_the_same_are_told_apart(make):
     """Functions that differ in one thing alone, one after the other and the first again."""
     found = [jaxnn.numerical_grad(make(k))(X) for k in (0, 1, 0)]
     assert not np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(
+    "first, second, same",
+    [
+        (lambda x: x**2, lambda y: y**2, True),
+        (lambda x: x**2, lambda x: x**3, False),
+        (lambda x: 2 * x, lambda x: 3 * x, False),
+        (lambda x: x * np.arange(3.0), lambda x: x * np.arange(3.0), True),
+        (lambda x: x * np.arange(3.0), lambda x: x * np.ones(3), False),
+        (lambda x: jnp.sin(x), lambda x: jnp.cos(x), False),
+        (lambda x: jnp.sin(x), lambda x: jnp.sin(x) + 1, False),
+    ],
+)
+def test_two_traces_are_of_the_same_function_or_not(first, second, same):
+    assert same_program(*(jax.make_jaxpr(f)(X) for f in (first, second))) == same
 
 
 @pytest.mark.parametrize("first", [True, False])

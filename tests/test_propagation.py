@@ -210,6 +210,7 @@ CASES = {
         ],
         [a(4, 5)],
     ),
+    "strides": (lambda p: [p[0][::2], p[0][1::3], p[0][2:11:4]], [a(13)]),
     "dynamic slice": (
         lambda p: [
             lax.dynamic_slice(p[0], (p[1].astype(int)[0], 1), (2, 5)),
@@ -319,6 +320,10 @@ CASES = {
         lambda p: conv(
             p[0], p[1], (2, 3), ((1, 2), (0, 1)), lhs_dilation=(2, 1), rhs_dilation=(1, 2)
         ),
+        [a(2, 3, 6, 7), a(4, 3, 3, 2)],
+    ),
+    "conv dilated": (  # each weight meets a number, between those that dilation puts in
+        lambda p: conv(p[0], p[1], (2, 3), ((2, 1), (0, 1)), rhs_dilation=(1, 2)),
         [a(2, 3, 6, 7), a(4, 3, 3, 2)],
     ),
     "conv crop": (
@@ -576,6 +581,9 @@ def assert_same(got, want, rtol):
         np.testing.assert_allclose(g, w, rtol=rtol, atol=rtol)
 
 
+ONE_AND_0 = np.array([1.0, 0.0])
+
+
 @pytest.mark.parametrize(
     "f, leaves",
     [
@@ -584,6 +592,10 @@ def assert_same(got, want, rtol):
         (lambda p: 1 / p[0], [np.zeros(3)]),
         (lambda p: log_scan(p), [np.zeros((3, 3)), np.abs(a(2, 3))]),
         (lambda p: 1 / jnp.sum(1 / p[0]), [np.array([0.0, 1.0])]),
+        (  # in the first step it is
+            lambda p: lax.scan(lambda c, x: (c + 1 / jnp.sum(p[0] / x), None), 0.0, ONE_AND_0)[0],
+            [np.abs(a(3)) + 0.5],
+        ),
     ],
 )
 def test_what_is_not_finite_is_evaluated_as_a_whole(x64, f, leaves):

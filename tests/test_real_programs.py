@@ -388,6 +388,14 @@ def test_printing_happens_once_and_costs_no_digits(capfd):
     assert report.ok and report.leaves[0].digits > 9
 
 
+def test_a_callback_that_is_taken_is_said_to_be_in_float32():
+    like = jax.ShapeDtypeStruct((), jnp.float32)
+    f = lambda x: jax.pure_callback(np.sin, like, x)  # noqa: E731
+    report = check_gradient(f, jnp.float32(0.7), gradient=jnp.cos)
+    (note,) = report.notes
+    assert report.ok and note.startswith("parts of the function were evaluated in float32")
+
+
 def test_a_callback_that_is_not_taken_costs_no_digits():
     like = jax.ShapeDtypeStruct((), jnp.float32)
 

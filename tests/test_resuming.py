@@ -16,7 +16,10 @@ from flat import fit
 
 from jaxnn import load_checkpoint, save_checkpoint
 from jaxnn.training import together
+from jaxnn.training.checkpoint import checkpoints
+from jaxnn.training.history import Log
 from jaxnn.training.optimizers import kind_of, program_of
+from jaxnn.training.saves import checksum
 
 KEY = jax.random.key(0)
 X = jnp.linspace(-1, 1, 12).reshape(12, 1)
@@ -190,6 +193,32 @@ def test_rows_of_any_dtype_and_shape_come_back(tmp_path):
     for name, values in back.items():
         assert values.dtype == rows[name].dtype
         np.testing.assert_array_equal(values, rows[name])
+
+
+def test_every_so_many_steps_there_is_a_checkpoint_however_fast_they_are(tmp_path):
+    run = {"epochs": 30, "checkpoint": tmp_path, "every": 7, "keep": 99, **RUN}
+    fit(linear, START, PAIRS, optax.sgd(0.1), **run)
+    saved = [int(path.stem.removeprefix("step_")) for path in checkpoints(tmp_path)]
+    assert saved == [*range(7, 90, 7), 90]
+
+
+def test_a_checksum_sees_each_of_a_thousand_examples():
+    x = np.arange(1000.0)
+    for k in (0, 501, 999):
+        other = np.where(np.arange(1000) == k, -1, x)
+        assert checksum((x,)) != checksum((other,))
+    assert checksum((x,)) == checksum((x.copy(),)) != checksum((x.astype(np.float32),))
+
+
+def test_the_mean_loss_of_an_epoch_goes_on_where_it_was_saved():
+    log = Log()
+    log.add(np.array([1.0, 3.0]), {}, np.array([10, 10]), 2, [], 0.5)
+    again = Log.of(log.step, log.records_to_save)
+    assert again.mean_loss == log.mean_loss == 2.0
+    again.add(np.array([7.0]), {}, np.array([5]), 1, [3], 0.5)
+    assert again.mean_loss == 3.0 and again.seconds == [1.0]
+    again.add(np.array([1.0]), {}, np.array([25]), 1, [4], 0.25)
+    assert again.mean_loss == 1.0 and again.seconds == [1.0, 0.25]
 
 
 def test_what_killed_saves_left_goes_at_the_next_save(tmp_path):

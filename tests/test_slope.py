@@ -35,6 +35,21 @@ def test_the_bound_holds_the_true_error(name, x, dtype):
     assert abs(slope.value - derivative(x)) <= slope.bound
 
 
+def test_the_bound_is_three_times_the_noise_over_the_step():
+    t, epsilon = ladder(), float(np.finfo(float).eps)
+    ones = np.ones_like(t)
+    slope = estimate_slope(t, ones, ones, 1.0, epsilon)
+    assert slope.value == 0 and slope.bound * slope.step / epsilon == pytest.approx(3)
+
+
+def test_a_kink_met_from_the_other_side_has_its_slopes_there():
+    t = ladder()
+    slope = estimate_slope(t, 3 * t, t, 0.0, float(np.finfo(float).eps))  # 3 to the right, -1
+    assert slope.kink and (slope.left, slope.right) == pytest.approx((-1, 3))
+    assert slope.evidence(0.5)[:3] == pytest.approx((0.5, -1, 3))
+    assert slope.evidence(0.5, -2.0)[:3] == pytest.approx((0.5, -1.5, 0.5))
+
+
 # Their values do not carry a verdict: two terms of the size of 1/x are left of three.
 TOO_COARSE = (
     "(exp - 1 - x)/x^2",

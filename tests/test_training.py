@@ -15,6 +15,7 @@ from slow import slow_but
 import jaxnn
 from jaxnn import (
     DivergenceWarning,
+    History,
     Status,
     accuracy,
     init_network,
@@ -27,7 +28,8 @@ from jaxnn import (
     sweep,
 )
 from jaxnn.data import shuffled
-from jaxnn.training.steps import Chunk, State, run_chunk
+from jaxnn.training.measuring import compensated, paced
+from jaxnn.training.steps import Chunk, Plan, State, run_chunk
 
 KEY = jax.random.key(0)
 
@@ -146,6 +148,28 @@ def test_measurements_are_means_over_all_examples(count):
     )
 
 
+def test_small_terms_are_added_to_a_large_one():
+    total = np.float32(2**24), np.float32(0)  # to which float32 can add no 1
+    for _ in range(100):
+        total = compensated(total, np.float32(1))
+    assert total[0] == 2**24 + 100
+
+
+@pytest.mark.parametrize(
+    "pace, taken, seconds, following",
+    [(10, 10, 1.0, 5), (10, 10, 0.25, 20), (1, 1, 1e-9, 10), (4, 4, 100.0, 1), (7, 7, 0.0, 70)],
+)
+def test_the_next_stretch_takes_half_a_second_and_is_at_most_ten_times_as_long(
+    pace, taken, seconds, following
+):
+    assert paced(pace, taken, seconds) == following
+
+
+def test_every_example_may_be_drawn():
+    drawn = Plan(5, 100, 1, replacement=True).order(KEY, 1)
+    assert set(drawn.tolist()) == set(range(5)) and drawn.shape == (100,)
+
+
 def same(a, b):
     return all(
         np.array_equal(p, q) for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
@@ -201,6 +225,13 @@ def test_a_notebook_shows_the_history_as_a_table():
         and "<td>train loss</td><td>test loss</td>" in html
         and "<p>20 steps</p>" in html
     )
+
+
+def test_each_row_of_the_table_is_that_of_its_epoch():
+    metrics = {"train_loss": np.array([0.5, 0.25]), "grid": np.zeros((2, 3))}
+    html = History(np.ones(4), metrics, np.array([1.0, 2.0]))._repr_html_()
+    assert "<td>1</td><td>0.5000</td><td>1.00</td>" in html
+    assert "<td>2</td><td>0.2500</td><td>2.00</td>" in html
 
 
 def test_patience_gives_back_the_best_parameters():
@@ -880,6 +911,15 @@ def test_what_a_callback_raises_goes_on_up_once_the_run_is_saved(tmp_path):
 def test_a_run_that_diverges_says_so():
     with pytest.warns(DivergenceWarning, match="the loss went from .* in 30 steps"):
         fit(linear_by_name, START, PAIRS, optax.sgd(6.0), key=KEY, epochs=10, batch_size=4)
+
+
+def test_of_a_sweep_the_best_run_is_told():
+    params, data = linear_case()
+    seen, rates = [], jnp.array([0.0, 0.1, 0.01])
+    call = {"key": KEY, "epochs": 1, "on_progress": seen.append}
+    runs = sweep(linear, params, data, optax.sgd, rates, **call)
+    losses = [float(run.history.metrics["train_loss"][-1]) for run in runs]
+    assert [p.loss for p in seen] == [losses[1]] == [min(losses)]
 
 
 @pytest.mark.slow
