@@ -1,5 +1,7 @@
 """Faults that are planted in the library are noticed by its quick tests."""
 
+import datetime
+
 import pytest
 from planted_faults import FAULTS, HOUSE, noticed
 
@@ -13,6 +15,7 @@ def test_each_fault_is_named_once_and_its_snippet_stands_once_in_its_file():
 
 
 @pytest.mark.slow
-def test_nine_of_ten_faults_are_noticed_by_the_quick_tests_of_their_area():
-    missed = [fault.name for fault in FAULTS if not noticed(fault)]
-    assert len(missed) <= len(FAULTS) / 10, missed
+def test_todays_tenth_of_the_faults_is_noticed_by_the_quick_tests_of_their_area():
+    """`python tests/planted_faults.py` tries all of them, in about eleven minutes."""
+    chosen = FAULTS[datetime.date.today().toordinal() % 10 :: 10]
+    assert [fault.name for fault in chosen if not noticed(fault)] == []
