@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+from jaxnn._programs import Jitted
 from jaxnn.checking.tape.layout import Site, avals_of, is_inexact, lay_out
 from jaxnn.numerical.float64 import RULES, Evaluation, wide_arithmetic, widen, widen_leaf
 from jaxnn.numerical.interpret import Equation, Program, bind, opened
@@ -101,8 +102,8 @@ class Tape:
         values = [functools.partial(evaluated, site.eqn, dtype=dtype) for site in ones]
         self.together = len(self.sites) <= TOGETHER
         if not self.together:
-            values = list(map(jax.jit, values))
-            pulls = [pull and jax.jit(pull) for pull in pulls]
+            values = list(map(Jitted, values))
+            pulls = [pull and Jitted(pull) for pull in pulls]
         self._values = [values[k] for k in self.kinds]
         self._pulls = [pulls[k] for k in self.kinds]
         pairs = zip(self.sites, self._pulls, strict=True)  # no pullback: treated as constant
