@@ -185,6 +185,14 @@ def test_each_operation_has_its_own_reason(f, value, slope):
     assert [bool(words) for words in found] == [bool(value), bool(slope)]
 
 
+@pytest.mark.parametrize("name", ["root_of_a_variance_that_is_0", "in_a_loop_within_a_loop"])
+def test_a_second_explanation_compiles_nothing(name, compilations):
+    f, args = by_name(name)
+    for _ in range(2):
+        before, found = compilations(), explain(f, *args).births
+    assert found and compilations() == before
+
+
 def test_masking_afterwards_is_said_not_to_help():
     f, args = by_name("division_in_the_branch_not_taken")
     assert "0 times infinity" in str(explain(f, *args))

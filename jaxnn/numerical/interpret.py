@@ -8,7 +8,6 @@ primitive may have any name.
 
 import functools
 import itertools
-import math
 import os
 import pathlib
 import sys
@@ -65,11 +64,6 @@ ELEMENTWISE = frozenset(
         "nextafter not or pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt "
         "square stop_gradient sub tan tanh xor"
     ).split()
-)
-# Primitives that keep the entries and their order if input and output have the same size.
-_IN_ORDER = frozenset(
-    getattr(primitives, f"{name}_p")
-    for name in "broadcast_in_dim convert_element_type copy reshape squeeze".split()
 )
 
 
@@ -281,12 +275,11 @@ def standalone(program: Program) -> Program:
         return program
 
     def step(eqn, inputs):
-        if not any(map(_holds_more, [eqn, *_equations_inside(eqn)])):
-            return bind(eqn, inputs)
-        if eqn.primitive in _CALLS:
-            return run(called(eqn), inputs)
-        if eqn.primitive in CONTROL_FLOW:
-            return CONTROL_FLOW[eqn.primitive](eqn, inputs, run)
+        if any(map(_holds_more, [eqn, *_equations_inside(eqn)])):
+            if eqn.primitive in _CALLS:
+                return run(called(eqn), inputs)
+            if eqn.primitive in CONTROL_FLOW:
+                return CONTROL_FLOW[eqn.primitive](eqn, inputs, run)
         return bind(eqn, inputs)
 
     def run(program, inputs):
@@ -443,18 +436,6 @@ def shard_map_parts(eqn: Equation) -> ShardMap | None:
     options |= {"in_specs": tuple(eqn.params["in_specs"])}
     options |= {"out_specs": list(eqn.params["out_specs"])}
     return ShardMap(eqn.params["jaxpr"], options)
-
-
-def is_end_to_end(eqn: Equation) -> bool:
-    """Whether the flat output is the flat inputs concatenated: every entry once, in order."""
-    given, made = eqn.invars[0].aval, eqn.outvars[0].aval
-    if eqn.primitive is primitives.concatenate_p:
-        return math.prod(made.shape[: eqn.params["dimension"]]) == 1
-    if eqn.primitive is _private("lax.lax", "stack_p"):
-        return math.prod(made.shape[: eqn.params["axis"]]) == 1
-    if eqn.primitive is primitives.reshape_p and eqn.params["dimensions"]:
-        return False
-    return eqn.primitive in _IN_ORDER and (made.size, made.dtype) == (given.size, given.dtype)
 
 
 def is_foreign(primitive: core.Primitive) -> bool:

@@ -9,11 +9,11 @@ distinguished from a wrong transpose.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import primitives
 
+from jaxnn._programs import Jitted
 from jaxnn.checking.evidence import (
     ROUNDINGS,
     ROUNDINGS_BETWEEN_CALLS,
@@ -177,7 +177,7 @@ def _suspects(tape: Tape, record: Record) -> list[int]:
         return [_along(tape, n)(points, moves, steps, data) for n, (points, moves, data) in pairs]
 
     with wide_arithmetic(tape.dtype):
-        values = (jax.jit(along_lines) if tape.together else along_lines)(given)
+        values = (Jitted(along_lines) if tape.together else along_lines)(given)
     epsilon, suspects = float(jnp.finfo(tape.dtype).eps), []
     for number, along, phi in zip(asked, sums, map(np.asarray, values), strict=True):
         slope = estimate_slope(half, phi[:HALF], phi[HALF:-1], float(phi[-1]), epsilon)

@@ -7,11 +7,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.core import primitives
 
+from jaxnn._programs import Jitted
 from jaxnn.checking.tape.layout import avals_of, is_inexact
 from jaxnn.checking.tape.walk import Record, Tape, arithmetic, run_program, vjp_of
 from jaxnn.numerical.interpret import (
@@ -89,7 +89,7 @@ def _run(tape: Tape, program: Program, inputs: Sequence[Any]) -> list[Any]:
     """The outputs of a program inside a site, which is compiled once."""
     if id(program) not in tape.kept:
         run = functools.partial(run_program, program, dtype=tape.dtype)
-        tape.kept[id(program)] = jax.jit(run), program
+        tape.kept[id(program)] = Jitted(run), program
     with arithmetic(tape.dtype):
         return tape.kept[id(program)][0](list(inputs))
 
@@ -153,7 +153,7 @@ def _back_through(
     if key not in tape.kept:
         call = lambda xs: core.jaxpr_as_fun(body)(*xs)  # noqa: E731
         avals = avals_of(opened(body)[0].invars)
-        tape.kept[key] = jax.jit(vjp_of(call, avals, active, asked, tape.dtype)), body
+        tape.kept[key] = Jitted(vjp_of(call, avals, active, asked, tape.dtype)), body
     return tape.kept[key][0]
 
 

@@ -111,7 +111,7 @@ class Tape:
         self.places = self._places()
         self._walk, self._levels = self._walked, _levels_one_by_one
         if self.together:
-            self._walk, self._levels = jax.jit(self._walked), jax.jit(_levels)
+            self._walk, self._levels = Jitted(self._walked), jax.jit(_levels)
 
     def record(self, inputs: Sequence[Any], seeds: Sequence[Any], cut: Cut | None = None) -> Record:
         """The record of a walk; `seeds` are the cotangents of the outputs, None without one."""
