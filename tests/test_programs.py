@@ -244,6 +244,14 @@ def test_a_large_constant_inside_a_call_is_an_input_too(inside, use, compilation
     assert compilations() == before and np.array_equal(found, again)
 
 
+@pytest.mark.parametrize("inside", INSIDE)
+def test_inputs_in_float64_remain_float64_though_it_is_not_enabled(inside):
+    with jax.enable_x64(True):
+        third = jnp.ones(3) / 3
+    f = INSIDE[inside](lambda x: jnp.sum((x - third).astype(jnp.float32)))
+    assert _programs.compiled(f, third) == 0
+
+
 def test_no_more_programs_are_kept_than_is_said(monkeypatch):
     monkeypatch.setattr(_programs, "KEPT", 3)
     for power in range(2, 8):

@@ -291,7 +291,8 @@ def standalone(program: Program) -> Program:
     jaxpr, consts = opened(program)
     plain = lambda consts, args: run(core.ClosedJaxpr(jaxpr, consts), args)  # noqa: E731
     of_consts = [jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in consts]
-    traced = jax.make_jaxpr(plain)(of_consts, avals)
+    with jax.enable_x64(True):  # or inputs in float64 would be traced as float32
+        traced = jax.make_jaxpr(plain)(of_consts, avals)
     n = len(consts)
     bare = traced.jaxpr.replace(
         constvars=[*traced.jaxpr.constvars, *traced.jaxpr.invars[:n]],
