@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 import pathlib
+import re
 import threading
 
 import jax
@@ -15,10 +16,11 @@ import pytest
 from hypothesis import settings
 
 HOUSE = pathlib.Path(__file__).parents[1]
+# `PyTree` alone is no shape.
 SHAPED = [
     ".".join(path.relative_to(HOUSE).with_suffix("").parts)
     for path in (HOUSE / "jaxnn").rglob("*.py")
-    if "from jaxtyping import" in path.read_text()
+    if re.search("^from jaxtyping import (?!PyTree$)", path.read_text(), re.MULTILINE)
 ]
 jaxtyping.install_import_hook(SHAPED, "beartype.beartype")
 # The time that an example takes is that of its compilation; and what fails is found again by its
@@ -34,13 +36,15 @@ def pytest_configure(config):
     """
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(datetime.date.today().toordinal())
-    # For programs that tests start.
+    # The environment is for programs that tests start.
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, (str(HOUSE / "tests"), os.environ.get("PYTHONPATH")))
     )
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        programs = config.rootpath / ".pytest_cache" / "d" / "programs"
-        jax.config.update("jax_compilation_cache_dir", str(programs))
+    programs = config.rootpath / ".pytest_cache" / "d" / "programs"
+    programs = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    jax.config.update("jax_compilation_cache_dir", programs)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -607,7 +607,7 @@ FAULTS = (
         "test_training.py -k 'replacement or drawn'",
     ),
     Fault(
-        "saves wait for the end of a stretch",
+        "saves wait for the end of a chunk",
         "training/run.py",
         "longest = min(longest, self.config.saves.every - step % self.config.saves.every)",
         "pass",
@@ -719,11 +719,11 @@ FAULTS = (
         "test_resuming.py -k 'processes'",
     ),
     Fault(
-        "a stretch grows without bound",
+        "a chunk grows without bound",
         "training/measuring.py",
         "return max(1, min(GROWTH * pace, fitting))",
         "return max(1, fitting)",
-        "test_training.py test_feeding.py -k 'pace or next_stretch'",
+        "test_training.py test_feeding.py -k 'pace or next_chunk'",
     ),
     Fault(
         "the last row of a piece is left out",

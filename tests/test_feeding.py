@@ -224,7 +224,7 @@ def test_a_memory_map_trains_as_the_array_does(tmp_path, monkeypatch, batch_size
 
 
 def test_a_pace_of_one_step_does_not_gather_a_piece_anew(monkeypatch):
-    """Each example is read once an epoch, however short the stretches are."""
+    """Each example is read once an epoch, however short the chunks are."""
     monkeypatch.setattr("jaxnn.training.run.paced", lambda *_: 1)
     read = []
 

@@ -140,6 +140,14 @@ def test_a_large_leaf_of_a_short_dtype_moves_by_numbers(monkeypatch):
     assert moved.dtype == jnp.float16 and np.all(np.isfinite(moved)) and np.all(moved != 0)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_large_leaves_are_checked_under_strict_promotion(monkeypatch, dtype):
+    monkeypatch.setattr(moves, "ON_HOST", 0)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        report = check_gradient(lambda x: jnp.sum(x**2), draw(0, 50).astype(dtype))
+    assert report.ok, str(report)
+
+
 def test_each_leafs_row_says_what_is_known_of_it():
     together = {leaf.path: leaf for leaf in check_gradient(chain, point()).leaves}
     alone = {leaf.path: leaf for leaf in check_gradient(chain, point(), evidence="leaf").leaves}

@@ -103,6 +103,14 @@ FORMED = ("numerical_grad", "check_gradient", "minimize", "fit")
 QUICK = ("numerical_grad", "check_gradient", "gradient_descent", "fit")
 
 
+@pytest.fixture(autouse=True)
+def only_new_objects():
+    """Collecting garbage would take a second with everything that earlier tests have made."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def outlives(use, form):
     """Whether the data of a function can still be reached when the function is gone."""
     data = Data()

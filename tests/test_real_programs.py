@@ -158,7 +158,7 @@ def test_a_program_is_checked_as_it_is(name):
 def test_where_there_is_no_reverse_mode_the_forward_mode_is_checked(name, order):
     report = check_gradient(FORWARD[name], X, order=order)
     assert report.verdict == "agrees", str(report)
-    assert any("the forward mode was checked" in note for note in report.notes)
+    assert any("forward mode was checked" in note for note in report.notes)
 
 
 def test_where_no_mode_goes_on_the_order_is_refused():
@@ -393,7 +393,7 @@ def test_a_callback_that_is_taken_is_said_to_be_in_float32():
     f = lambda x: jax.pure_callback(np.sin, like, x)  # noqa: E731
     report = check_gradient(f, jnp.float32(0.7), gradient=jnp.cos)
     (note,) = report.notes
-    assert report.ok and note.startswith("parts of the function were evaluated in float32")
+    assert report.ok and note.endswith("were evaluated in float32")
 
 
 def test_a_callback_that_is_not_taken_costs_no_digits():
@@ -412,19 +412,19 @@ def test_what_underflows_is_the_dtypes_0(point):
     report = check_gradient(jnp.exp, jnp.float32(point))
     assert report.verdict == "agrees"
     if point != -90.0:
-        assert "smallest number of float32" in report.leaves[0].hint or not math.exp(point)
+        assert "underflows to 0" in report.leaves[0].hint or not math.exp(point)
 
 
 def test_the_slope_of_nothing_agrees_with_none():
     report = check_gradient(jnp.linalg.det, jnp.diag(jnp.array([1.0, 2, 0, 0])))
-    assert report.verdict == "agrees" and "nothing next to" in report.leaves[0].hint
+    assert report.verdict == "agrees" and "smallest that could be seen" in report.leaves[0].hint
 
 
 @pytest.mark.parametrize("f", [jax.nn.mish, jax.nn.softplus, jnp.exp])
 @pytest.mark.parametrize("x", [math.inf, -math.inf, math.nan])
 def test_at_infinity_nothing_is_accused_and_nothing_vouched_for(f, x):
     report = check_gradient(f, jnp.float32(x))
-    assert report.verdict == "unresolved" and "no step leads from there" in report.leaves[0].hint
+    assert report.verdict == "unresolved" and "no step can be taken" in report.leaves[0].hint
 
 
 def test_entries_beside_one_at_infinity_are_still_checked():

@@ -159,7 +159,7 @@ def test_small_terms_are_added_to_a_large_one():
     "pace, taken, seconds, following",
     [(10, 10, 1.0, 5), (10, 10, 0.25, 20), (1, 1, 1e-9, 10), (4, 4, 100.0, 1), (7, 7, 0.0, 70)],
 )
-def test_the_next_stretch_takes_half_a_second_and_is_at_most_ten_times_as_long(
+def test_the_next_chunk_takes_half_a_second_and_is_at_most_ten_times_as_long(
     pace, taken, seconds, following
 ):
     assert paced(pace, taken, seconds) == following
@@ -492,15 +492,15 @@ def test_steps_that_break_earlier_when_they_are_taken_again_end_before_that():
             {},
         )
 
-    stretch = run_chunk(
+    chunk = run_chunk(
         run, State(jnp.zeros(()), ()), start=np.int32(0), stop=np.int32(9), short=np.bool_(False)
     )
-    assert (int(stretch.reached), stretch.finite.tolist(), float(stretch.state.params)) == (
+    assert (int(chunk.reached), chunk.finite.tolist(), float(chunk.state.params)) == (
         3,
         [True, False],
         2,
     )
-    assert float(jnp.sum(stretch.losses)) == 3
+    assert float(jnp.sum(chunk.losses)) == 3
 
 
 @pytest.mark.parametrize("step", [0, 2, 36])
@@ -815,7 +815,7 @@ def test_what_is_measured_fits_where_a_step_does():
     "batch_size, replacement",
     slow_but([(3, False), (4, True)], itertools.product([3, 4, 12], [False, True])),
 )
-def test_stretches_across_epochs_are_those_epochs(batch_size, replacement):
+def test_chunks_across_epochs_are_those_epochs(batch_size, replacement):
     """Where something is measured each epoch comes back by itself."""
     run = {"key": KEY, "epochs": 30, "batch_size": batch_size, "replacement": replacement}
     across = fit(noisy, START, PAIRS, optax.adam(0.1), **run)

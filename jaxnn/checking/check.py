@@ -143,8 +143,8 @@ def check_gradient(
     check = Check(call, point, settings, evidence == "together", status)
     report = None
     # JAX must not raise on non-finite values: the report covers them, and coarse steps may leave
-    # the domain of `f`.
-    with jax.debug_nans(False), jax.debug_infs(False), status:
+    # the domain of `f`. It must compile, as `f` is called only to be traced.
+    with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False), status:
         for level in range(1, order + 1):
             for mode in forward:
                 checked = asked(measure(check.with_settings(order=level, forward=mode)))
@@ -170,7 +170,9 @@ def asked(checked: Checked) -> Checked:
             checked = question.say(checked, question.ask(checked))
         except Exception as error:  # a user's rule, called separately, may raise anything
             reason = str(error).partition("\n")[0]
-            checked = checked.with_note(f"not answered: {about} {type(error).__name__}: {reason}")
+            checked = checked.with_note(
+                f'could not answer "{about}" ({type(error).__name__}: {reason})'
+            )
     return checked
 
 
@@ -202,8 +204,8 @@ def _with_hint_if_off(leaf: LeafReport) -> LeafReport:
     if leaf.hint or not leaf.is_slightly_off:
         return leaf
     return leaf._replace(
-        hint=f"off by {10**-leaf.digits:.0e} of its size: less than is called wrong in "
-        f"{leaf.dtype}; `digits=` asks for more"
+        hint=f"relative error {10**-leaf.digits:.0e}, within the tolerance for {leaf.dtype}; set "
+        "`digits=` to require more"
     )
 
 

@@ -51,7 +51,12 @@ class Verdict(enum.StrEnum):
     AGREES = "agrees", "good", 0, "the gradient is the slope that the values show"
     KINK = "kink", "look", 0, "two slopes meet here, and the gradient is between them"
     IMPRECISE = "imprecise", "look", 0, "correct, but it has lost digits in its own dtype"
-    DETACHED = "detached", "look", 1, "correct if what stop_gradient stops is held at the point"
+    DETACHED = (
+        "detached",
+        "look",
+        1,
+        "correct if the operands of stop_gradient are treated as constant",
+    )
     UNRESOLVED = "unresolved", "look", 2, "the evidence cannot tell"
     DIFFERS = "differs", "bad", 1, "the gradient is not the slope that the values show"
     NOT_FINITE = "not finite", "bad", 1, "the gradient is NaN or infinite"

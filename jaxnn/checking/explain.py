@@ -60,10 +60,7 @@ class Explanation:
     def __str__(self) -> str:
         found = [*self.births, *self.rules, *self.digits_lost]
         if not found:
-            return (
-                f"gradient of {self.function}: finite, no rule is found wrong, and no line loses "
-                "digits that the point has"
-            )
+            return f"gradient of {self.function}: finite; no rule is wrong; no line loses digits"
         return "\n".join([f"gradient of {self.function}:", *map(str, found)])
 
 
@@ -116,7 +113,8 @@ def explain(
     require_outermost("explain", args, kwargs)
     point = Point(call.points, (call.dynamic, None))
     name = getattr(f, "__name__", type(f).__name__)
-    with Status.of(progress) as status, jax.debug_nans(False), jax.debug_infs(False):
+    quiet = jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False)
+    with Status.of(progress) as status, quiet[0], quiet[1], quiet[2]:
         programs = prepare(call, point, Settings())
         if not isinstance(programs, Programs):
             raise _untraceable(call, point)
@@ -127,7 +125,7 @@ def explain(
         status.say("looking for NaN and infinity")
         if born := births.ask(checked):
             return Explanation(name, births=tuple(born))
-        status.say(f"checking the rules of {len(programs.program.eqns)} operations")
+        status.say(f"checking the derivative rules of {len(programs.program.eqns)} operations")
         wrong = rules.ask(checked)
         status.say("counting digits")
         return Explanation(name, (), tuple(wrong), tuple(digits.ask(checked)))

@@ -188,7 +188,7 @@ class SourceLine(NamedTuple):
 
 
 # Why `jnp.where` after the operation does not help.
-MASKED = "masked after it, which does not help: 0 times infinity is NaN"
+MASKED = "masked afterwards, which does not help: 0 times infinity is NaN"
 
 
 class Birth(NamedTuple):
@@ -227,7 +227,7 @@ class Birth(NamedTuple):
 
     def __str__(self) -> str:
         when = f", {self.iteration}" if self.iteration else ""
-        came = "came in" if self.given else "born"
+        came = "passed in" if self.given else "born"
         of = f"({self.count} of {self.total} entries)"
         lines = (
             f"{came} at {self.line}{when}: {self.what} {of}",
@@ -315,6 +315,6 @@ class DigitsLost(NamedTuple):
         before, after = round(self.before), round(self.after)
         left = "no digit left" if before == 0 else f"{after} of {before} digits left"
         if 0 < before == after:
-            left = "it rounds, and what comes later magnifies that"
+            left = "later operations amplify its rounding error"
         text = f"lost at {self.line}: `{self.operation}`, {what}{left}"
         return "\n".join(filter(None, (text, self.line.quoted)))

@@ -16,8 +16,8 @@ from jaxnn.checking.precision import Loss
 
 # Why no entry of a wrong leaf is named: whether entries were looked for.
 _NAMELESS = {
-    True: "the slope is wrong, but no single entry is by enough to be named",
-    False: "the slope is wrong; its entries were not looked at, as other leaves are wrong too",
+    True: "the slope is wrong, but no single entry is off by enough to be named",
+    False: "the slope is wrong; its entries were not checked, because other leaves are wrong too",
 }
 # The order of entries: worst first, then those that pass.
 _ORDER = (Verdict.NOT_FINITE, Verdict.DIFFERS, Verdict.IMPRECISE, Verdict.KINK)
@@ -86,7 +86,10 @@ def leaf_report(
     immovable = count_not_finite(place.x)
     if immovable and (not verdict.wrong or not math.isfinite(centre)):
         verdict = Verdict.UNRESOLVED
-        hint = f"{immovable} of {place.x.size} entries are not finite: no step leads from there"
+        hint = (
+            f"{immovable} of {place.x.size} entries of the argument are not finite: no step can be "
+            "taken from them"
+        )
     if verdict is Verdict.AGREES:
         hint = patterns.nothing_there(slope, best.scale, gradient) or loss.hint or hint
         hint = hint or _hint_on_digits(loss.digits, place.dtype)
@@ -128,18 +131,15 @@ def _hint_on_loss(loss: Loss, dtype: Any, by_values: Verdict) -> str:
         return loss.hint
     kind, keeps = _name_of(dtype, False), f"it keeps {loss.keeps} of the gradient"
     if by_values is Verdict.AGREES:
-        return f"in {kind} only: {keeps} computed in float64, which is correct"
-    return f"in {kind} {keeps} computed in float64, and the values say too little to judge that one"
+        return f"only in {kind}: {keeps} computed in float64, which is correct"
+    return f"in {kind} {keeps} computed in float64, which the values cannot confirm"
 
 
 def _hint_on_digits(digits: float, dtype: str) -> str:
     """A hint if a gradient that agrees in float64 has few digits in its own dtype, else ""."""
     if digits >= LEAST_DIGITS:
         return ""
-    return (
-        f"only {digits:.1f} digits of it are correct in {dtype}: as many as rounding the arguments "
-        "explains"
-    )
+    return f"only {digits:.1f} digits are correct in {dtype}, because the arguments are rounded"
 
 
 def _by_weight(entry: Entry) -> tuple[int, float]:

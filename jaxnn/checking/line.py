@@ -229,14 +229,13 @@ class Line:
 
 
 def along_program(value: Callable, dtype: Any) -> Callable:
-    """A jitted function that maps `(points, moves, steps, data)` to the values along a line.
+    """A function that maps `(points, moves, steps, data)` to the values along a line, to be jitted.
 
     Args:
       value: a function of widened points, moved points, and data.
       dtype: the wide dtype.
     """
 
-    @jax.jit
     def program(points, moves, steps, data):
         wide = [widen_leaf(x, dtype) for x in points]
 

@@ -66,6 +66,8 @@ class Checked(NamedTuple):
       centre: the function's value at the point, in float64.
       losses: the digits that each leaf's gradient loses in its own dtype.
       leaves: a report on each leaf, worst first.
+      by_reference: the paths of the leaves for which the values support the gradient that JAX gives
+        without custom rules.
       notes: remarks on anything unusual.
       deterministic: whether two calls of the function gave the same result.
       evaluations: how many values were computed.
@@ -82,6 +84,7 @@ class Checked(NamedTuple):
     centre: float
     losses: dict[int, Loss] = {}
     leaves: tuple[LeafReport, ...] = ()
+    by_reference: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     deterministic: bool = True
     evaluations: int = 0
@@ -110,9 +113,9 @@ class Checked(NamedTuple):
         return self.check.settings.by_hand is None and self.programs.program is not None
 
     @property
-    def accuses(self) -> bool:
-        """Whether the verdict on any leaf is "differs"."""
-        return any(leaf.verdict is Verdict.DIFFERS for leaf in self.leaves)
+    def wrong(self) -> frozenset[str]:
+        """The paths of the leaves whose verdict is "differs"."""
+        return frozenset(leaf.path for leaf in self.leaves if leaf.verdict is Verdict.DIFFERS)
 
     @property
     def verdicts(self) -> set[Verdict]:
@@ -162,7 +165,8 @@ def measure(check: Check) -> Checked:
         else:
             gradient = claims.wide[k]
             leaves.append(leaf_report(place, gradient, line.centre, located[k], lost[k], counts))
-    return checked._replace(leaves=tuple(leaves), losses=lost)
+    supported = frozenset(checked.paths[k] for k in located if located[k].reference is not None)
+    return checked._replace(leaves=tuple(leaves), losses=lost, by_reference=supported)
 
 
 def _located(
@@ -211,22 +215,20 @@ def _notes(checked: Checked) -> tuple[str, ...]:
     check, programs, centre = checked.check, checked.programs, checked.centre
     notes = list(programs.notes)
     if check.settings.order > 1:
-        notes.append(
-            "the gradient itself agrees; these are the slopes of a random projection of it"
-        )
+        notes.append("the gradient itself agrees; this table shows a random projection of it")
     if check.settings.held and programs.program is not None:
         places = ", ".join(stops(programs.program)) or "nowhere"
-        notes.append(f"held at the point, as stopped: {places}")
+        notes.append(f"treated as constant because of `stop_gradient`: {places}")
     if not programs.deterministic:
-        notes.append("not deterministic: tracing the function twice gives two functions")
+        notes.append("not deterministic: two traces of the function differ")
     if constant := check.call.held_fixed:
         named = [f"{path.removeprefix('args')} ({_kind(leaf)})" for path, leaf in constant]
         notes.append(f"treated as constant: {', '.join(first_of(named))}")
     if programs.narrow:
         coarsest = max(programs.narrow, key=lambda kind: jnp.finfo(kind).eps)
         notes.append(
-            f"parts of the function were evaluated in {jnp.dtype(coarsest).name}: a host callback, "
-            "or the like"
+            f"parts of the function, such as a host callback, were evaluated in "
+            f"{jnp.dtype(coarsest).name}"
         )
     if checked.evaluations and not np.isfinite(centre):
         notes.append(f"the function itself is {centre} here")

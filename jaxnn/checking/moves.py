@@ -193,15 +193,17 @@ def _moves(
     """
     bits = _hashed(index ^ span.salt, xp)
     sign = xp.where(up | (bits & 1 == 0), 1.0, -1.0)
-    kind = xp.promote_types(x.dtype, np.float32)  # narrower floats cannot hold 24 bits
+    # Narrower floats cannot hold 24 bits.
+    kind = max(np.dtype(np.float32), x.dtype, key=lambda dtype: dtype.itemsize)
     # All digits are random, because numbers with few digits would show less noise.
     size = 0.5 + (bits >> 8).astype(kind) / (2**25 + 1)
-    moving = (index >= span.low) & (index < span.high) & xp.isfinite(x)
+    low, high = (end.astype(np.uint32) for end in (span.low, span.high))
+    moving = (index >= low) & (index < high) & xp.isfinite(x)
     own = entry_sizes(x, usual, xp)
-    scale = xp.where(relative, own, xp.maximum(own, usual))
-    v = xp.where(moving, sign * size * span.weight * scale, 0)
+    scale = xp.where(relative, own, xp.maximum(own, usual)).astype(kind)
+    v = xp.where(moving, sign * size * span.weight.astype(kind) * scale, 0)
     v = v.astype(x.dtype)
-    return v, xp.where(moving, claim, 0) * v
+    return v, xp.where(moving, claim, 0).astype(kind) * v.astype(kind)
 
 
 def _hashed(bits: Any, xp: Any) -> Any:

@@ -160,8 +160,8 @@ def beyond_the_domain(entries: Sequence[Entry], slope: Slope, centre: float) -> 
     else:
         blind = not wrong and not math.isfinite(slope.bound)
         if blind and np.all(np.isfinite(slope.differences)):
-            return "the function varies within the shortest steps, so that none shows its slope"
-    return "the function itself, or its slope, is not finite near this point" if blind else ""
+            return "the function varies even within the shortest step, so no step shows its slope"
+    return "the function or its slope is not finite near this point" if blind else ""
 
 
 def nothing_there(slope: Slope, scale: float, claims: Any) -> str:
@@ -170,8 +170,8 @@ def nothing_there(slope: Slope, scale: float, claims: Any) -> str:
         return "the function does not depend on this leaf here"
     if slope.bound > scale:
         return (
-            "the slope is nothing next to the function's values: less than "
-            f"{slope.bound:.1e} is claimed, and less than that could not have been seen"
+            f"the claimed slope is below {slope.bound:.1e}, the smallest that could be seen beside "
+            "the function's values"
         )
     return ""
 
@@ -179,14 +179,18 @@ def nothing_there(slope: Slope, scale: float, claims: Any) -> str:
 def _detached(wrong: Wrong) -> str | None:
     if np.all(wrong.autodiff == 0):
         return (
-            "autodiff is 0: detached (stop_gradient, a rounded or integer step), or left out of a "
-            "custom rule"
+            "autodiff is 0: the path is cut (stop_gradient, rounding, an integer step) or missing "
+            "from a custom rule"
         )
     return None
 
 
 def _factor(wrong: Wrong) -> str | None:
-    words = {-1.0: "the sign", 2.0: "a factor of 2 too many", 0.5: "a factor of 2 lost"}
+    words = {
+        -1.0: "the sign is wrong",
+        2.0: "an extra factor of 2",
+        0.5: "a factor of 2 is missing",
+    }
     near = [text for value, text in words.items() if _alike(wrong.ratio, value)]
     return near[0] if near else None
 
@@ -195,13 +199,13 @@ def _number_of_examples(wrong: Wrong) -> str | None:
     for count in sorted(wrong.counts - {1, 2}):
         if _alike(wrong.ratio, count):
             return (
-                f"{count} times too large, a number of examples: a sum where the function takes a "
-                "mean"
+                f"{count} times too large, the number of examples: a sum where the function takes "
+                "a mean"
             )
         if _alike(wrong.ratio, 1 / count):
             return (
-                f"{count} times too small, a number of examples: a mean where the function takes a "
-                "sum"
+                f"{count} times too small, the number of examples: a mean where the function takes "
+                "a sum"
             )
     return None
 
@@ -214,7 +218,7 @@ def _transposed(wrong: Wrong) -> str | None:
     mirrored = wrong.claims[wrong.index[:, 1], wrong.index[:, 0]]
     slack = ALIKE * np.abs(wrong.numerical) + wrong.bounds
     if off.any() and np.all((np.abs(mirrored - wrong.numerical) <= slack)[off]):
-        return "autodiff's entry (j, i) is correct for (i, j): transposed"
+        return "transposed: autodiff's entry (j, i) is correct for (i, j)"
     return None
 
 

@@ -158,8 +158,8 @@ def losses(
         differs = lost.verdict is Verdict.DIFFERS and rounding.has_another_value
         if differs and _own_values_agree(point, programs, claims, k):
             hint = (
-                f"in {leaf.dtype.name} the function has another value, {claims.value:.6g} "
-                f"instead of {centre:.6g}; its gradient agrees with that value"
+                f"in {leaf.dtype.name} the value of the function is {claims.value:.6g} instead of "
+                f"{centre:.6g}; the gradient agrees with that value"
             )
             found[k] = found[k]._replace(hint=hint)
             continue
@@ -210,18 +210,18 @@ class _Leaf(NamedTuple):
             least = float(jnp.finfo(self.dtype).tiny)
             zeros = self.wide[self.own == 0]
             underflows = bool(np.any((zeros != 0) & (np.abs(zeros) < least)))
-            hint = f"below {least:.1e}, the smallest number of {kind}, it is 0 there"
+            hint = f"in {kind} it underflows to 0 below {least:.1e}"
             return shared._replace(hint=hint if underflows else "")
         verdict, left, keeps = lost.verdict, 0.0, ""
-        hint = f"in {kind} only: computed in float64 the same gradient is finite"
+        hint = f"only in {kind}: the same gradient computed in float64 is finite"
         if verdict is Verdict.DIFFERS:
             verdict, left = self.what_is_left(lost)
             keeps = "no digit" if verdict is Verdict.DIFFERS else f"{left:.1f} digits"
         if rounding.has_no_value:
             verdict, keeps = Verdict.NOT_FINITE, ""
             hint = (
-                f"in {kind} only: there the function itself is {rounding.value}, computed in "
-                f"float64 it is {rounding.centre:.6g}"
+                f"only in {kind}: the function itself is {rounding.value}, but in float64 it is "
+                f"{rounding.centre:.6g}"
             )
         entries, mask = self.entries(lost, verdict), self.mask(lost)
         return Loss(min(shared.digits, left), verdict, entries, mask, keeps, hint)
@@ -231,8 +231,8 @@ class _Leaf(NamedTuple):
         if lost.verdict is not Verdict.DIFFERS:
             return shared
         hint = (
-            f"only {shared.digits:.1f} digits of it are correct in {self.dtype.name}: parts of the "
-            "function are computed in a shorter dtype"
+            f"only {shared.digits:.1f} digits are correct in {self.dtype.name}: parts of the "
+            "function use a narrower dtype"
         )
         return shared._replace(lost=self.mask(lost), hint=hint)
 

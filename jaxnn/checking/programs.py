@@ -151,7 +151,7 @@ class Programs:
         value = lambda _, moved, data: core.jaxpr_as_fun(self.program)(  # noqa: E731
             *jax.tree.leaves((moved, data))
         )[0]
-        along = along_program(value, dtype)
+        along = jax.jit(along_program(value, dtype))
 
         def values(moves, steps):
             moves = [jnp.asarray(v, x.dtype) for v, x in zip(moves, point.leaves, strict=True)]
@@ -228,15 +228,13 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
     automatic = settings.by_hand is None
     if not settings.projected and automatic and not is_real_scalar(shapes):
         settings = settings._replace(projected=True, random=True)
-        notes.append("the output is no real scalar: a random projection of it was checked")
+        notes.append("the output is not a real scalar: a random projection of it was checked")
     require_output(shapes, point.data[1], settings)
     require_known(settings.trust, program)
     packing = Packing.of(point.leaves)
     for forward in (False, True) if settings.forward is None else (settings.forward,):
         if forward and settings.forward is None:
-            notes.append(
-                "reverse mode does not exist for this function: the forward mode was checked"
-            )
+            notes.append("this function has no reverse mode; forward mode was checked")
         chosen = settings._replace(forward=forward)
         try:
             scalar = _scalar(program, shapes, form, chosen)
@@ -364,7 +362,7 @@ def _compile(
     return Compiled(
         own=jitted(both),
         wide=jax.jit(widened(both, dtype, rules)),
-        along=along_program(moving_by(rules), dtype),
+        along=jax.jit(along_program(moving_by(rules), dtype)),
         references=(by(jax.value_and_grad), by(forward_gradient)),
         packing=packing,
         narrow=narrow_dtypes(scalar, dtype),

@@ -169,7 +169,9 @@ class GradientReport:
                 lines += [f"    {line}" for line in str(found).splitlines()]
         if self.verdict.ok and (few := [leaf.path for leaf in self.leaves if self._lacks(leaf)]):
             least = LEAST_DIGITS if self.digits is None else self.digits
-            lines.append(f"not ok: fewer than {least:g} digits in its own dtype: {', '.join(few)}")
+            lines.append(
+                f"not ok: fewer than {least:g} correct digits in its own dtype: {', '.join(few)}"
+            )
         if not self.leaves:
             lines += [str(found) for found in (*self.births, *self.rules, *self.digits_lost)]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])

@@ -36,7 +36,7 @@ class Untraced:
     has_solver: bool = False
     deterministic: bool = True
     program: None = None
-    notes: tuple[str, ...] = ("the function cannot be traced: it was called step by step",)
+    notes: tuple[str, ...] = ("JAX cannot trace the function, so it was called once for each step",)
 
     def line(self, point: Point, dtype: Any, watch: Callable[[Line], None], own: bool) -> Line:
         """The function along lines: on float64 leaves if it takes them, else in its own dtypes."""

@@ -53,10 +53,11 @@ def wide_dtype() -> Any:
 def wide_arithmetic(dtype: Any) -> Iterator[None]:
     """Set up JAX so that `dtype` exists and products are exact to its rounding.
 
-    By default a float32 product runs in TF32 on a GPU and in bfloat16 on a TPU.
+    By default a float32 product runs in TF32 on a GPU and in bfloat16 on a TPU. Programs are
+    compiled even under `jax.disable_jit`: what was traced has nothing to step through.
     """
     x64 = jax.enable_x64(True) if dtype == jnp.float64 else contextlib.nullcontext()
-    with x64, jax.default_matmul_precision("highest"):
+    with x64, jax.default_matmul_precision("highest"), jax.disable_jit(False):
         yield
 
 

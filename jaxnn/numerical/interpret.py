@@ -174,7 +174,13 @@ def equations(program: Program) -> Iterator[Equation]:
     """Yield the equations of a program and of all programs inside it."""
     for eqn in opened(program)[0].eqns:
         yield eqn
-        yield from _equations_inside(eqn)
+        yield from equations_inside(eqn)
+
+
+def equations_inside(eqn: Equation) -> Iterator[Equation]:
+    """The equations of the programs that an equation calls, at any depth."""
+    for inner in _programs_in(list(eqn.params.values())):
+        yield from equations(inner)
 
 
 def is_program(value: Any) -> bool:
@@ -275,7 +281,7 @@ def standalone(program: Program) -> Program:
         return program
 
     def step(eqn, inputs):
-        if any(map(_holds_more, [eqn, *_equations_inside(eqn)])):
+        if any(map(_holds_more, [eqn, *equations_inside(eqn)])):
             if eqn.primitive in _CALLS:
                 return run(called(eqn), inputs)
             if eqn.primitive in CONTROL_FLOW:
@@ -568,11 +574,6 @@ def _fingerprint_of(value: Any) -> Hashable:
         return float, value.hex()
     hash(value)
     return type(value), value
-
-
-def _equations_inside(eqn: Equation) -> Iterator[Equation]:
-    for inner in _programs_in(list(eqn.params.values())):
-        yield from equations(inner)
 
 
 def _holds_more(eqn: Equation) -> bool:

@@ -192,12 +192,12 @@ class Log:
 
     @property
     def epoch(self) -> int:
-        """The current epoch or, between stretches, the one that has just ended; from 1."""
+        """The current epoch or, between chunks, the one that has just ended; from 1."""
         return max(1, len(self.seconds) + (self.step > self.begun))
 
     @property
     def at_end_of_epoch(self) -> bool:
-        """Whether the last stretch completed an epoch."""
+        """Whether the last chunk completed an epoch."""
         return self.step > 0 and self.step == self.begun
 
     def add(
@@ -209,7 +209,7 @@ class Log:
         ends: Iterable[int],
         seconds: float,
     ) -> None:
-        """Record a stretch of steps.
+        """Record a chunk of steps.
 
         Args:
           losses: of each step, including one that was rejected as non-finite.
@@ -217,7 +217,7 @@ class Log:
           sizes: number of examples of each step.
           good: number of steps taken.
           ends: the steps of the run after which an epoch ends.
-          seconds: duration of the stretch, divided among the epochs by steps.
+          seconds: duration of the chunk, divided among the epochs by steps.
         """
         for name in {**self.aux, **aux}:  # NaN if a value was not recorded
             values = aux.get(name, np.full(len(losses), np.nan))

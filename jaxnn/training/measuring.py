@@ -1,6 +1,6 @@
 """Measuring a set of examples: the loss and the metrics, as means over all of it.
 
-The device sums over stretches of batches. Control returns to the host often enough for signals to
+The device sums over chunks of batches. Control returns to the host often enough for signals to
 be handled, and the result does not depend on when it returns.
 """
 
@@ -23,12 +23,12 @@ from jaxnn.training.steps import shard_batch
 # Seconds between returns of control to the host, during steps and measurements: often enough for a
 # person to watch, rarely enough to cost nothing.
 PACE = 0.5
-# The largest factor between consecutive stretches, as the first ones include compilation.
+# The largest factor between consecutive chunks, as the first ones include compilation.
 GROWTH = 10
 
 
 def paced(pace: int, taken: int, seconds: float) -> int:
-    """The length of the next stretch in steps, given that `taken` steps took `seconds`."""
+    """The length of the next chunk in steps, given that `taken` steps took `seconds`."""
     fitting = int(max(taken, 1) * PACE / seconds) if seconds > 0 else GROWTH * pace
     return max(1, min(GROWTH * pace, fitting))
 
@@ -110,7 +110,7 @@ def mean_over(
       pieces: of the set.
       measure_of: from `measures`.
       given: parameters, the model's state, and the key.
-      goes_on: called after each stretch with the proposed number of batches for the next one;
+      goes_on: called after each chunk with the proposed number of batches for the next one;
         returns whether to continue and the number agreed by all processes.
 
     Returns:

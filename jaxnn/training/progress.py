@@ -1,4 +1,4 @@
-"""Progress of a run: reports from `fit` after each stretch of steps, shown on a terminal or logged
+"""Progress of a run: reports from `fit` after each chunk of steps, shown on a terminal or logged
 to a file.
 
 `fit(..., on_progress=f)` calls `f` with a `Progress`, in process 0 only. `show_progress` and

@@ -1,7 +1,7 @@
-"""A run under way: stretches of steps on the device, and the host's work between them: measure,
+"""A run under way: chunks of steps on the device, and the host's work between them: measure,
 report, handle signals, save.
 
-Every process does the same. Between stretches, in `listen`, all processes agree on the signals,
+Every process does the same. Between chunks, in `listen`, all processes agree on the signals,
 exceptions and timings of each of them.
 """
 
@@ -108,7 +108,7 @@ class Config(NamedTuple):
       objective: what is minimised.
       optimizer: the optax optimiser.
       way: options that its steps are compiled for.
-      across: whether stretches span epochs.
+      across: whether chunks span epochs.
       sets: examples by name; the training data are called "train".
       schedule: when to measure and when to stop early.
       saves: where and when the run is saved, or None.
@@ -141,7 +141,7 @@ class Reached:
       best: the best state so far.
       log: the host's record of the run.
       resumed: the step from which the run resumed.
-      pace: number of steps in the next stretch.
+      pace: number of steps in the next chunk.
       at: number of steps taken in the current piece.
       norm: of the last gradient, if it is recorded.
       broken: the name of the non-finite value.
@@ -328,12 +328,14 @@ class Run:
             self.now.at = position - self.host.piece.first
 
     def take_steps(self) -> None:
-        """Run the next stretch of steps and record it."""
+        """Run the next chunk of steps and record it."""
         if self.owes:  # a resumed run may have to measure first
             return
         began, before = time.perf_counter(), self.now.log.step
-        stretch = self._across_epochs() if self.config.across else self._within_piece()
-        chunk, first, offset, sizes, ends = stretch
+        across = self.config.across
+        chunk, first, offset, sizes, ends = (
+            self._across_epochs() if across else self._within_piece()
+        )
         self.now.state, self.now.broken = chunk.state, chunk.not_finite()
         taken = int(chunk.reached) - first
         of_steps = lambda x: np.asarray(x).reshape(-1)[offset : offset + taken]  # noqa: E731
@@ -549,7 +551,7 @@ class Run:
         return number
 
     def _length(self) -> int:
-        """The maximum number of steps in the next stretch."""
+        """The maximum number of steps in the next chunk."""
         longest, step = self.now.pace, self.now.log.step
         if self.config.schedule.names and self.config.schedule.steps:
             longest = min(longest, self.config.schedule.steps - step % self.config.schedule.steps)

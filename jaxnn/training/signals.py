@@ -1,4 +1,4 @@
-"""Signals that end a run: recorded when they arrive, handled between stretches of steps."""
+"""Signals that end a run: recorded when they arrive, handled between chunks of steps."""
 
 import contextlib
 import signal

@@ -265,7 +265,7 @@ def _noted(
     return value, aux
 
 
-def make_stretch(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk]:
+def across_epochs(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk]:
     """A function that takes steps across epochs, without measurements in between.
 
     Args:
@@ -305,13 +305,13 @@ def make_stretch(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk]
     return across
 
 
-# The target number of losses returned by one stretch.
-STRETCH = 8192
+# The target number of losses returned by one chunk.
+LOSSES = 8192
 
 
 def rows_of(plan: Plan) -> int:
-    """The maximum number of epochs that a stretch may touch."""
-    return max(2, STRETCH // plan.per_epoch)
+    """The maximum number of epochs that a chunk may touch."""
+    return max(2, LOSSES // plan.per_epoch)
 
 
 def run_chunk(
@@ -366,7 +366,7 @@ def compiled(
 ) -> Callable[..., Chunk]:
     """Compile `take` for one optimiser, within an epoch or, with a plan, `across` epochs."""
     take = make_chunk(objective, way)
-    take = make_stretch(take, across) if across else take
+    take = across_epochs(take, across) if across else take
     donated = (0,) if way.guarded else ()  # a small state may be needed for a rerun
     return Jitted(functools.partial(take, optimizer.update), donated)
 

@@ -13,14 +13,14 @@ SAID = 400
 
 
 class Vote(NamedTuple):
-    """What a process wants between two stretches; `agreed` combines the votes of all processes.
+    """What a process wants between two chunks; `agreed` combines the votes of all processes.
 
     Attributes:
       stopped: whether the user stopped the run.
       interrupted: whether a signal arrived.
       failed: whether an exception was raised.
       due: whether a checkpoint is due.
-      pace: number of steps in the next stretch.
+      pace: number of steps in the next chunk.
     """
 
     stopped: bool

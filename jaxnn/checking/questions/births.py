@@ -138,7 +138,7 @@ def _came_in(
         kind = "NaN" if worst == 2 else "infinity"
         path = named.get(slot)
         name = "a constant" if path is None else f"argument {path.removeprefix('args')}"
-        what = f"`{site.name}` is given {name}: {kind}"
+        what = f"{name}, an input of `{site.name}`, contains {kind}"
         line = SourceLine.of(site.line)
         found.append(Birth(line, site.name, what, int(bad.sum()), bad.size, "", given=name))
     return found

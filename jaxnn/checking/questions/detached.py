@@ -6,10 +6,15 @@ from jaxnn.checking.measure import Checked, measure
 
 
 def applies(checked: Checked) -> bool:
-    """Whether a leaf differs, and `stop_gradient` is used but not held yet."""
+    """Whether `stop_gradient` is used but not held yet, and a leaf differs that it could explain.
+
+    It explains nothing where the values support the gradient without custom rules: that gradient
+    stops in the same places.
+    """
     settings = checked.check.settings
     first = checked.is_automatic and settings.order == 1 and not settings.held
-    return first and checked.accuses and bool(stops(checked.programs.program))
+    doubtful = checked.wrong - checked.by_reference
+    return first and bool(doubtful) and bool(stops(checked.programs.program))
 
 
 def ask(checked: Checked) -> Checked:
@@ -25,8 +30,8 @@ def say(checked: Checked, held: Checked) -> Checked:
     for leaf in checked.leaves:
         if leaf.verdict is Verdict.DIFFERS and again[leaf.path].verdict.ok:
             hint = (
-                "with what `stop_gradient` stops held at the point, values and gradient share "
-                f"{again[leaf.path].digits:.1f} digits ({places})"
+                "with the operands of `stop_gradient` treated as constant, values and gradient "
+                f"agree to {again[leaf.path].digits:.1f} digits ({places})"
             )
             leaf = leaf._replace(verdict=Verdict.DETACHED, hint=hint)
         leaves.append(leaf)

@@ -174,7 +174,7 @@ def _how_lost(site: Site, record: Record, place: Place) -> str:
     """How an equation loses digits, in words."""
     primitive = site.eqn.primitive
     if place.slots:
-        return "in the backward pass what it receives from two sides cancels"
+        return "in the backward pass, cotangents from two paths cancel"
     if place.back:
         return "in its derivative"
     if primitive is primitives.convert_element_type_p:

@@ -22,7 +22,7 @@ STEADY = 0.1
 
 def applies(checked: Checked) -> bool:
     """Whether a leaf differs, and the function may contain a solver."""
-    return checked.is_automatic and checked.accuses and checked.programs.has_solver
+    return checked.is_automatic and bool(checked.wrong) and checked.programs.has_solver
 
 
 def ask(checked: Checked) -> Checked:
@@ -59,12 +59,12 @@ def _within_tolerance(
         return leaf
     if not further.verdict.ok:
         hint = (
-            f"values and gradient share {leaf.digits:.1f} digits, and {further.digits:.1f} if the "
-            "solver inside is run further: the rest may be its tolerance"
+            f"values and gradient agree to {leaf.digits:.1f} digits, and to {further.digits:.1f} "
+            "if the solver inside takes more iterations: the rest may be its tolerance"
         )
         return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
     hint = (
-        "correct to the tolerance of the solver inside; with the solver run further, to "
+        "correct to the tolerance of the solver inside; with more iterations, to "
         f"{further.digits:.1f} digits"
     )
     return further._replace(hint=hint, own_dtype_digits=leaf.own_dtype_digits)
@@ -81,8 +81,8 @@ def within_approximation(leaf: LeafReport, program: Program) -> LeafReport:
         return leaf
     if any(eqn.primitive is primitives.random_gamma_p for eqn in equations(program)):
         hint = (
-            "draws from a gamma distribution have an implicit gradient, at a fixed value of the "
-            "distribution function: it is that of the distribution, not of the draw"
+            "draws from a gamma distribution have an implicit gradient: it follows the "
+            "distribution at a fixed quantile, not the draw itself"
         )
         return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
     off = [abs(e.autodiff - e.numerical) / abs(e.numerical) for e in leaf.entries if e.numerical]
@@ -95,7 +95,7 @@ def within_approximation(leaf: LeafReport, program: Program) -> LeafReport:
     if not (close and loops):
         return leaf
     hint = (
-        f"values and gradient share {leaf.digits:.1f} digits; the rest may be the tolerance of the "
-        "solver inside"
+        f"values and gradient agree to {leaf.digits:.1f} digits; the rest may be the tolerance of "
+        "the solver inside"
     )
     return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)

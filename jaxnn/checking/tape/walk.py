@@ -117,6 +117,27 @@ class Tape:
         """The record of a walk; `seeds` are the cotangents of the outputs, None without one."""
         with arithmetic(self.dtype):
             record = self._walk(list(inputs), list(seeds), cut)
+        return self._with_given(record, inputs)
+
+    def record_of(
+        self, numbers: Sequence[int], inputs: Sequence[Any], seeds: Sequence[Any]
+    ) -> Record:
+        """The part of a record that belongs to some sites; computed by one program, which compiles
+        about as fast as the gradient.
+        """
+        sites = [self.sites[number] for number in numbers]
+        slots = {slot for site in sites for slot in (*site.inputs, *site.outputs)}
+
+        def walked(inputs, seeds):
+            record = self._walked(inputs, seeds, None)
+            of_slots = lambda found: {s: x for s, x in found.items() if s in slots}  # noqa: E731
+            pulled = [x if k in numbers else [] for k, x in enumerate(record.pulled)]
+            return Record(of_slots(record.values), of_slots(record.cotangents), pulled)
+
+        with arithmetic(self.dtype):
+            return self._with_given(Jitted(walked)(list(inputs), list(seeds)), inputs)
+
+    def _with_given(self, record: Record, inputs: Sequence[Any]) -> Record:
         given = dict(zip(self.inputs, inputs, strict=True))
         return record._replace(values={**self._consts, **given, **record.values})
 
