@@ -1,0 +1,120 @@
+"""Does the gradient agree with the values at a point beside the corners?
+
+Where many entries are at a corner, a line has two slopes that tell little: sums of one-sided slopes
+accuse a correct gradient, and the interval between them hides a wrong one. So the check is repeated
+at a point beside this one, where the function is smooth.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.checking.evidence import Verdict
+from jaxnn.checking.findings import Entry, LeafReport
+from jaxnn.checking.measure import Checked, measure
+from jaxnn.checking.moves import scales_of
+from jaxnn.checking.settings import Point
+from jaxnn.numerical.float64 import wide_dtype
+
+# How far each entry is moved, relative to its size.
+BESIDE = 1e-3
+# At how many points the gradient is computed to see what values it has around a corner.
+AROUND = 64
+
+
+class Answer(NamedTuple):
+    """The check at a point beside, and gradients around the point if an entry is outside the two
+    slopes of its corner.
+    """
+
+    beside: Checked
+    around: list[list[Any]]
+
+
+def applies(checked: Checked) -> bool:
+    """Whether a leaf has a corner, and no entry is known to be wrong that has none."""
+    leaves = checked.leaves
+    return any(map(_has_corner, leaves)) and not any(map(_is_plainly_wrong, leaves))
+
+
+def ask(checked: Checked) -> Answer:
+    """The same check beside the point."""
+    check, rng = checked.check, np.random.default_rng(0)
+    points = (
+        Point([_beside(x, rng) for x in check.point.leaves], check.point.data)
+        for _ in range(AROUND)
+    )
+    first = next(points)
+    call = check.call.at(first.leaves, first.data[0])
+    beside = measure(check._replace(call=call, point=first))
+    around = []
+    if checked.claims.in_float64 and any(
+        e.verdict.wrong for x in checked.leaves for e in x.entries
+    ):
+        of = checked.programs.in_float64
+        around = [beside.claims.wide, *(of(point, wide_dtype())[1] for point in points)]
+    return Answer(beside, around)
+
+
+def say(checked: Checked, answer: Answer) -> Checked:
+    """The results at the point beside if they are wrong there; else the results here, with leaves
+    that differ reported as kinks.
+    """
+    beside = answer.beside
+    if any(leaf.verdict is Verdict.DIFFERS and not _has_corner(leaf) for leaf in beside.leaves):
+        beside = beside._replace(evaluations=checked.evaluations + beside.evaluations)
+        return beside.with_note(
+            "this is the check of a nearby point, because the function has corners at the point"
+        )
+    agrees = {leaf.path for leaf in beside.leaves if leaf.verdict.ok}
+    leaves = []
+    for leaf in checked.leaves:
+        around = [gradients[checked.paths.index(leaf.path)] for gradients in answer.around]
+        if leaf.verdict is Verdict.DIFFERS and all(_is_possible(e, around) for e in leaf.entries):
+            leaf = _at_a_corner(leaf, leaf.path in agrees)
+        leaves.append(leaf)
+    return checked.with_leaves(leaves)
+
+
+def _beside(x: Any, rng: np.random.Generator) -> Any:
+    """A leaf with each entry moved up or down by about a thousandth of its size."""
+    part = max(BESIDE, 4 * float(jnp.finfo(x.dtype).eps))
+    moves = part * rng.uniform(0.5, 1, x.size) * rng.choice([-1, 1], x.size)
+    return x + (moves * scales_of(x)).reshape(x.shape).astype(x.dtype)
+
+
+def _is_corner(entry: Entry) -> bool:
+    """Whether the slopes from the left and from the right differ at an entry."""
+    apart = abs(entry.right - entry.left)
+    return entry.verdict is Verdict.KINK or entry.bound < apart < math.inf
+
+
+def _has_corner(leaf: LeafReport) -> bool:
+    return leaf.verdict is Verdict.KINK or any(map(_is_corner, leaf.entries))
+
+
+def _is_plainly_wrong(leaf: LeafReport) -> bool:
+    """Whether an entry is wrong that is not at a corner."""
+    return any(entry.verdict.wrong and not _is_corner(entry) for entry in leaf.entries)
+
+
+def _is_possible(entry: Entry, around: list[Any]) -> bool:
+    """Whether a claim is between the slopes of its corner, or among its values around the point:
+    where equal entries are sorted, an entry moved alone does not show all of them.
+    """
+    if not entry.verdict.wrong or not around or isinstance(entry.autodiff, complex):
+        return True
+    nearby = [gradient[entry.index] for gradient in around]
+    slack = entry.bound + BESIDE * max(map(abs, nearby))
+    return bool(min(nearby) - slack <= entry.autodiff <= max(nearby) + slack)
+
+
+def _at_a_corner(leaf: LeafReport, agrees: bool) -> LeafReport:
+    """A leaf that differs here: a kink if it `agrees` beside, else unresolved."""
+    entries = tuple(entry._replace(verdict=Verdict.KINK) for entry in leaf.entries)
+    verdict, hint = Verdict.UNRESOLVED, ""
+    if agrees:
+        verdict, hint = Verdict.KINK, "it agrees with the values at a nearby point without corners"
+    return leaf._replace(verdict=verdict, entries=entries, pattern="", hint=hint)

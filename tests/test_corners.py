@@ -1,0 +1,86 @@
+"""Points at which a function has corners: a correct gradient is a kink there, and a wrong one does
+not hide behind it.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnn import check_gradient
+
+RNG = np.random.default_rng(1)
+W = RNG.normal(size=60).astype("float32")
+TIES = (np.round(np.random.default_rng(0).normal(size=40) * 2) / 2).astype("float32")
+ROWS = np.abs(RNG.normal(size=(16, 8))).astype("float32")
+ROWS[12:] = 0  # padding
+ZEROS, X0 = jnp.zeros(60), jnp.asarray(RNG.normal(size=100), "float32").at[:60].set(0)
+BIG = jnp.asarray(RNG.normal(size=10_000), "float32").at[:1000].set(0)
+
+
+def with_rule(change):
+    """The identity, with a rule that changes the cotangent."""
+    f = jax.custom_vjp(lambda x: x * 1)
+    f.defvjp(lambda x: (x * 1, None), lambda _, g: (change(g),))
+    return f
+
+
+def network(x):
+    """A ReLU network whose biases are 0, with blank inputs."""
+    hidden = jax.nn.relu(ROWS @ W[:48].reshape(8, 6) + x[:6])
+    return jnp.sum(jax.nn.relu(hidden @ W[:12].reshape(6, 2) + x[6:8]) @ W[:2])
+
+
+RIGHT = {
+    "relu": (lambda x: jnp.sum(W * jax.nn.relu(x)), ZEROS),
+    "leaky_relu": (lambda x: jnp.sum(W * jax.nn.leaky_relu(x)), ZEROS),
+    "abs": (lambda x: jnp.sum(W * jnp.abs(x)), ZEROS),
+    "sort with ties": (lambda x: jnp.sum(W[:40] * jnp.sort(x)), jnp.asarray(TIES)),
+    "max pooling": (
+        lambda x: jnp.sum(jnp.max(jax.nn.relu(x).reshape(15, 4), -1) * W[:15]),
+        ZEROS,
+    ),
+    "a network": (network, jnp.zeros(8)),
+}
+too_much, wrong_sign, thrice = (
+    with_rule(lambda g: g * 1.2),
+    with_rule(lambda g: g.at[80].multiply(-1)),
+    with_rule(lambda g: g.at[7000].multiply(3)),
+)
+WRONG = {
+    "padding": (lambda b: jnp.mean(too_much(jax.nn.relu(ROWS + b))), jnp.zeros(8), None),
+    "another entry": (
+        lambda x: 2 * jnp.sum(jnp.abs(x)) + jnp.sum(wrong_sign(jnp.sin(x))),
+        X0,
+        (80,),
+    ),
+    "one in many": (
+        lambda x: 2 * jnp.sum(jnp.abs(x)) + jnp.sum(thrice(jnp.sin(x))),
+        BIG,
+        (7000,),
+    ),
+    "mean absolute error": (lambda w: jnp.mean(jnp.abs(too_much(ROWS @ w))), jnp.zeros(8), None),
+}
+
+
+@pytest.mark.parametrize("f, x", RIGHT.values(), ids=RIGHT)
+def test_a_correct_gradient_at_corners_is_a_kink(f, x):
+    report = check_gradient(f, x)
+    assert report.verdict == "kink" and not report.rules, str(report)
+
+
+@pytest.mark.parametrize("f, x, index", WRONG.values(), ids=WRONG)
+def test_a_wrong_rule_does_not_hide_behind_corners(f, x, index):
+    report = check_gradient(f, x)
+    assert report.verdict == "differs" and len(report.rules) == 1, str(report)
+    assert "test_corners.py" in report.rules[0].where
+    assert index is None or report.leaves[0].entries[0].index == index
+    assert bool(index) or any("corners" in note for note in report.notes)
+
+
+def test_a_rule_that_is_wrong_at_the_corner_alone_differs():
+    """No nearby gradient is like it, unlike that of equal entries that are sorted."""
+    ramp = jax.custom_jvp(lambda x: jnp.maximum(x, 0))
+    ramp.defjvp(lambda x, dx: (ramp(*x), jnp.where(x[0] == 0, 2.0, x[0] > 0) * dx[0]))
+    report = check_gradient(lambda x: jnp.sum(W[:3] * ramp(x)), jnp.array([0.0, 1.0, -1.0]))
+    assert report.verdict == "differs" and report.leaves[0].entries[0].index == (0,)
