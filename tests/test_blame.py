@@ -420,6 +420,90 @@ def test_a_clean_check_asks_no_line(monkeypatch):
     assert check_gradient(lambda x: jnp.sum(jnp.sin(x)), jnp.ones(3)).verdict == "agrees"
 
 
+MATRIX = np.random.default_rng(0).normal(size=(4, 4)).astype("float32") + 4 * np.eye(4, dtype="f4")
+RHS = np.arange(1, 5, dtype="float32")
+
+
+def own_solve(scale):
+    """A linear solve whose transposed solver is off by a factor."""
+
+    def solve(a, b):
+        back = lambda _, c: scale * jnp.linalg.solve(a.T, c)  # noqa: E731
+        return lax.custom_linear_solve(
+            lambda x: a @ x, b, lambda _, b: jnp.linalg.solve(a, b), back
+        )
+
+    return solve
+
+
+SOLVES = {
+    "solve": jnp.linalg.solve,
+    "inv": lambda a, b: jnp.linalg.inv(a) @ b,
+    "positive": lambda a, b: jax.scipy.linalg.solve(a @ a.T, b, assume_a="pos"),
+    "cg": lambda a, b: jax.scipy.sparse.linalg.cg(lambda v: a @ (a.T @ v) + v, b)[0],
+    "own": own_solve(1.0),
+}
+
+
+@pytest.mark.parametrize("solve", SOLVES.values(), ids=SOLVES)
+def test_a_right_linear_solve_is_not_accused(solve):
+    f = lambda a, b: jnp.sum(solve(a, b))  # noqa: E731
+    assert explain(f, MATRIX, RHS).rules == ()
+
+    @jax.custom_vjp
+    def scaled(x):
+        return x * 1
+
+    scaled.defvjp(lambda x: (x * 1, None), lambda _, g: (1.1 * g,))
+    report = check_gradient(lambda a, b: f(scaled(a), b), MATRIX, RHS, argnums=(0, 1))
+    assert [rule.name for rule in report.rules] == ["scaled"]
+
+
+def test_a_wrong_transposed_solver_is_named():
+    report = check_gradient(lambda a: jnp.sum(own_solve(1.1)(a, RHS)), MATRIX)
+    (rule,) = report.rules
+    assert (report.verdict, rule.kind, rule.name) == ("differs", "transpose", "custom_linear_solve")
+    assert rule.difference == pytest.approx(0.1, rel=1e-4) and rule.line.function.endswith("solve")
+
+
+@pytest.mark.parametrize("error", [1.3e-5, 2e-5, 1e-4])
+def test_a_rule_that_is_slightly_wrong_in_every_entry_is_named_at_every_point(error):
+    """Though a sum of errors of both signs may be smaller than each of them."""
+
+    @jax.custom_vjp
+    def wave(x):
+        return x * jnp.sin(x)
+
+    derivative = lambda x: jnp.sin(x) + x * jnp.cos(x)  # noqa: E731
+    wave.defvjp(lambda x: (wave(x), x), lambda x, g: ((1 + error) * derivative(x) * g,))
+    for seed in range(10):
+        x, w = np.random.default_rng(seed).normal(size=(2, 50)).astype("float32")
+        report = check_gradient(lambda x, w=w: jnp.sum(w * wave(x)), x)
+        assert report.verdict == "differs" and report.rules[0].name == "wave", str(report)
+
+
+NOT_LINEAR = {
+    "forgotten": jnp.ones_like,
+    "squared": lambda g: g**2,
+    "affine": lambda g: g + 0.3 * (g - 1),
+    "clipped": lambda g: jnp.clip(g, -1, 1),
+}
+
+
+@pytest.mark.parametrize("change", NOT_LINEAR.values(), ids=NOT_LINEAR)
+def test_a_last_rule_that_is_not_linear_in_its_cotangent_is_named(change):
+    """With the cotangent 1, that of `jax.grad`, each of them is correct."""
+
+    @jax.custom_vjp
+    def total(x):
+        return jnp.sum(x**2)
+
+    total.defvjp(lambda x: (total(x), x), lambda x, g: (2 * change(g) * x,))
+    report = check_gradient(total, jnp.array([1.0, 2.0, 3.0]))
+    assert report.verdict == "differs" and [rule.name for rule in report.rules] == ["total"]
+    assert any("not linear in its cotangent" in note for note in report.notes)
+
+
 # ---------------------------------------------------------------- rules of JAX's own, made wrong
 
 ALIVE = 1e-4  # relative change of an entry

@@ -835,3 +835,12 @@ def test_few_digits_that_are_not_judged_are_told():
     leaf = check_gradient(f, jnp.array([0.7, 1.9])).leaves[0]
     assert leaf.verdict == "agrees" and leaf.own_dtype_digits < 2
     assert "digits are correct in float32" in leaf.hint
+
+
+def test_a_report_is_true_if_it_is_ok():
+    right, wrong = (lambda x: jnp.sum(jnp.sin(x))), by_name("square_without_its_factor")
+    for judge in (check_gradient, explain):
+        assert judge(right, jnp.ones(3)) and not judge(wrong[0], *wrong[1])
+    assert repr(explain(right, jnp.ones(3))) == (
+        "<Explanation of <lambda>: 0 births, 0 wrong rules, 0 digits_lost>"
+    )

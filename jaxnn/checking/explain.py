@@ -20,7 +20,7 @@ from jaxnn.checking.status import Status
 from jaxnn.numerical.float64 import wide_dtype
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Explanation:
     """The findings of `explain`; `print` shows the lines.
 
@@ -56,6 +56,15 @@ class Explanation:
         """The findings as dictionaries, lists, strings and numbers, ready for `json.dumps`."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {"ok": self.ok, **plain(fields)}
+
+    def __bool__(self) -> bool:
+        """`ok`, so that `assert explain(...)` means what it says."""
+        return self.ok
+
+    def __repr__(self) -> str:
+        """One line; `str` has the findings."""
+        counts = f"{len(self.births)} births, {len(self.rules)} wrong rules"
+        return f"<Explanation of {self.function}: {counts}, {len(self.digits_lost)} digits_lost>"
 
     def __str__(self) -> str:
         found = [*self.births, *self.rules, *self.digits_lost]

@@ -137,9 +137,17 @@ class LeafReport(NamedTuple):
 
     @property
     def is_slightly_off(self) -> bool:
-        """Whether the leaf agrees, but is off by more than its dtype explains."""
-        off_by = 10**-self.digits
-        return self.verdict is Verdict.AGREES and self.is_off and off_by > explained(self.dtype)
+        """Whether the leaf agrees, but is off by more than its dtype explains.
+
+        Relative to the slope, because an error in every entry must count even if their sum cancels.
+        """
+        off, slope = (
+            abs(self.autodiff - self.numerical),
+            max(abs(self.autodiff), abs(self.numerical)),
+        )
+        return (
+            self.verdict is Verdict.AGREES and self.is_off and off > explained(self.dtype) * slope
+        )
 
 
 class SourceLine(NamedTuple):

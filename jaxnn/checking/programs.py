@@ -54,6 +54,9 @@ from jaxnn.numerical.interpret import (
     with_own_constants,
 )
 
+# The cotangent of the value in float64. It is not 1, to see rules that are not linear in theirs; a
+# power of 2 changes no digit of the others.
+COTANGENT = 2
 # Without a reverse mode, the reference uses forward mode for up to this many entries.
 MOST_FORWARD = 4096
 
@@ -163,7 +166,8 @@ class Programs:
 
     def claims(self, point: Point, dtype: Any) -> Claims:
         """Value and gradient at a point, in the user's dtypes and in float64."""
-        value, gradient = self.compiled.own(self.gradient_consts, point.leaves, point.data)
+        one = np.ones((), self.program.out_avals[0].dtype)
+        value, gradient = self.compiled.own(self.gradient_consts, point.leaves, point.data, one)
         if self.by_hand is None:
             own = self._unpacked(gradient)
             forward, wide = self.in_float64(point, dtype)
@@ -174,9 +178,20 @@ class Programs:
         return Claims(float(value), own, self.in_float64(point, dtype)[1], True)
 
     def in_float64(
-        self, point: Point, dtype: Any, shakes: Sequence[float] | None = None
+        self,
+        point: Point,
+        dtype: Any,
+        shakes: Sequence[float] | None = None,
+        cotangent: float = COTANGENT,
     ) -> tuple[float, list[Any]]:
-        """Value and gradient in float64; `shakes`: how many roundings each leaf is moved by."""
+        """Value and gradient in float64.
+
+        Args:
+          point: where they are evaluated.
+          dtype: the wide dtype.
+          shakes: how many roundings each leaf is moved by.
+          cotangent: the cotangent of the value; the gradient is divided by it.
+        """
         leaves = point.leaves
         if shakes is not None:
             rngs = map(np.random.default_rng, range(len(leaves)))
@@ -185,8 +200,9 @@ class Programs:
             if self.by_hand is not None:
                 assert self.by_hand.wide is not None
                 return math.nan, self._unpacked(self.by_hand.wide(leaves, point.data))
-            value, gradient = self.compiled.wide(self.gradient_consts, leaves, point.data)
-            return float(value), self._unpacked(gradient)
+            given = self.gradient_consts, leaves, point.data, np.asarray(cotangent, dtype)
+            value, gradient = self.compiled.wide(*given)
+            return float(value), [g / cotangent for g in self._unpacked(gradient)]
 
     def reference(self, point: Point, dtype: Any) -> list[Any] | None:
         """The gradient of the values at a point; None if the values cannot be differentiated."""
@@ -238,11 +254,12 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
         chosen = settings._replace(forward=forward)
         try:
             scalar = _scalar(program, shapes, form, chosen)
-            both = Traced.of(_both(scalar, chosen, packing), *form)
+            one = jax.ShapeDtypeStruct((), scalar.out_avals[0].dtype)
+            both = Traced.of(_both(scalar, chosen, packing), *form, one)
             values = _values(scalar, form, chosen)
             compiled = _compiled(values, both, scalar, chosen, packing)
             if forward and automatic:
-                compiled.own.lower(both.consts, *form)  # raises if a rule has no forward mode
+                compiled.own.lower(both.consts, *form, one)  # raises if a rule has no forward mode
         except jax.errors.JAXTypeError:
             return untraced(call, settings)
         except Exception as mistake:  # a derivative rule may raise anything
@@ -298,20 +315,24 @@ def _scalar(traced: Program, shapes: PyTree, form: Point, settings: Settings) ->
 
 
 def _both(scalar: Program, settings: Settings, packing: Packing) -> Callable:
-    """A function of leaves and data that returns the value and the packed gradient, which is empty
-    if the gradient is hand-written.
+    """A function of leaves, data and the cotangent of the value that returns the value and the
+    packed gradient, which is empty if the gradient is hand-written. Forward mode has no cotangent.
     """
 
     def value(leaves, data):
         return core.jaxpr_as_fun(scalar)(*jax.tree.leaves((leaves, data)))[0]
 
     if settings.by_hand is not None:
-        return lambda leaves, data: (value(leaves, data), [])
-    derive = forward_gradient(value) if settings.forward else jax.value_and_grad(value)
+        return lambda leaves, data, cotangent: (value(leaves, data), [])
 
-    def both(leaves, data):
-        value, gradient = derive(leaves, data)
-        return value, packing.pack(gradient)
+    def both(leaves, data, cotangent):
+        if settings.forward:
+            result, gradient = forward_gradient(value)(leaves, data)
+            return result, packing.pack(
+                jax.tree.map(lambda g: cotangent.astype(g.dtype) * g, gradient)
+            )
+        result, back = jax.vjp(lambda leaves: value(leaves, data), leaves)
+        return result, packing.pack(back(cotangent)[0])
 
     return both
 

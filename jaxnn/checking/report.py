@@ -191,6 +191,10 @@ class GradientReport:
                 found.setdefault(paths[0], []).extend(lines)
         return found
 
+    def __bool__(self) -> bool:
+        """`ok`, so that `assert check_gradient(...)` means what it says."""
+        return self.ok
+
     def __str__(self) -> str:
         return self.text()
 

@@ -88,12 +88,16 @@ class While(NamedTuple):
 
 
 class LinearSolve(NamedTuple):
-    """The parts of a `custom_linear_solve`: A as a function, a solver, the right-hand sides."""
+    """The parts of a `custom_linear_solve`: A as a function, a solver, one for A's transpose if there
+    is one, and the right-hand sides.
+    """
 
     matvec: Program
     solve: Program
     matvec_consts: list[Any]
     solve_consts: list[Any]
+    transposed: Program | None
+    transposed_consts: list[Any]
     rhs: list[Any]
 
 
@@ -348,10 +352,13 @@ def while_parts(params: Mapping[str, Any], inputs: Sequence[Any]) -> While:
 
 def linear_solve_parts(params: Mapping[str, Any], inputs: Sequence[Any]) -> LinearSolve:
     """The parts of a linear solve, from its parameters and inputs."""
-    lengths, programs, inputs = params["const_lengths"], params["jaxprs"], list(inputs)
-    start = lengths.matvec + lengths.vecmat
-    consts = inputs[: lengths.matvec], inputs[start : start + lengths.solve]
-    return LinearSolve(programs.matvec, programs.solve, *consts, inputs[sum(lengths) :])
+    programs, rest = params["jaxprs"], iter(inputs)
+    take = lambda count: list(itertools.islice(rest, count))  # noqa: E731
+    matvec_consts, _, solve_consts, back_consts = map(take, params["const_lengths"])
+    transposed = programs.transpose_solve, back_consts
+    return LinearSolve(
+        programs.matvec, programs.solve, matvec_consts, solve_consts, *transposed, list(rest)
+    )
 
 
 def _cond(eqn: Equation, inputs: list[Any], run: Run) -> list[Any]:
@@ -413,15 +420,12 @@ def _linear_solve(eqn: Equation, inputs: list[Any], run: Run) -> list[Any]:
 
 def implicit_solve(eqn: Equation, inputs: list[Any], run: Run) -> list[Any]:
     """A `custom_linear_solve` that is differentiated through its matrix, as JAX does."""
-    lengths, programs = eqn.params["const_lengths"], eqn.params["jaxprs"]
     parts = linear_solve_parts(eqn.params, inputs)
-    given = inputs[len(inputs) - len(parts.rhs) - lengths.transpose_solve :]
-    back = given[: lengths.transpose_solve]
     return lax.custom_linear_solve(
         lambda x: run(parts.matvec, [*parts.matvec_consts, *x]),
         list(parts.rhs),
         lambda _, b: solved(parts, b, run),
-        programs.transpose_solve and (lambda _, b: run(programs.transpose_solve, [*back, *b])),
+        parts.transposed and (lambda _, b: run(parts.transposed, [*parts.transposed_consts, *b])),
     )
 
 

@@ -6,9 +6,11 @@ so are the equations inside them: the innermost is to blame. For a primitive, a 
 distinguished from a wrong transpose.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import primitives
@@ -30,7 +32,9 @@ from jaxnn.checking.line import Line, along_program
 from jaxnn.checking.locate import Claimed, examine, verdict_of
 from jaxnn.checking.measure import Checked
 from jaxnn.checking.moves import drawer
+from jaxnn.checking.programs import COTANGENT
 from jaxnn.checking.questions._rule_names import Worst, kind_of_rule, line_of_rule, named
+from jaxnn.checking.questions._solves import wrong_solve
 from jaxnn.checking.questions.solvers import within_approximation
 from jaxnn.checking.site import SiteQuestion, differentiated, projected, whole
 from jaxnn.checking.slope import HALF, estimate_slope, ladder
@@ -55,6 +59,8 @@ from jaxnn.numerical.interpret import (
 
 # How many iterations of a loop are checked.
 SAMPLE = 32
+# The relative change of the gradient from which a rule counts as not linear in its cotangent.
+LINEAR = 1e-9
 
 
 def applies(checked: Checked) -> bool:
@@ -70,7 +76,8 @@ def ask(checked: Checked) -> list[RuleReport]:
     # Where the values support the gradient without custom rules, JAX's own rules are right.
     suspicious = {leaf.path for leaf in checked.leaves if _is_suspicious(leaf)}
     only_custom = bool(checked.leaves) and suspicious <= checked.by_reference
-    return wrong_rules(tape, checked.values, seeds_of(programs.program), only_custom)
+    seeds = [COTANGENT * seed for seed in seeds_of(programs.program)]
+    return wrong_rules(tape, checked.values, seeds, only_custom)
 
 
 def say(checked: Checked, found: list[RuleReport]) -> Checked:
@@ -81,6 +88,11 @@ def say(checked: Checked, found: list[RuleReport]) -> Checked:
     else:
         leaves = [within_approximation(leaf, checked.programs.program) for leaf in leaves]
     checked = checked.with_leaves(leaves)._replace(rules=tuple(found[:LINES]))
+    if found and not _is_linear(checked):
+        checked = checked.with_note(
+            "a rule is not linear in its cotangent; the gradient shown is half that of twice the "
+            "function"
+        )
     if not _has_another_value(checked):
         return checked
     note = (
@@ -88,6 +100,18 @@ def say(checked: Checked, found: list[RuleReport]) -> Checked:
         f"{checked.claims.forward:.6g}: the forward pass of a custom rule is wrong"
     )
     return checked.with_note(note)._replace(least=Verdict.DIFFERS)
+
+
+def _is_linear(checked: Checked) -> bool:
+    """Whether the gradient is the same if the value has the cotangent 1."""
+    point, dtype = checked.check.point, wide_dtype()
+    with np.errstate(invalid="ignore"):
+        pairs = zip(
+            checked.claims.wide,
+            checked.programs.in_float64(point, dtype, cotangent=1)[1],
+            strict=True,
+        )
+        return not any(relative_error(a, b) > LINEAR for a, b in pairs)
 
 
 def _is_suspicious(leaf: LeafReport) -> bool:
@@ -148,6 +172,8 @@ def wrong_rules(
             continue
         if number in suspects:
             report = _examined(tape, record, number)
+        if site.eqn.primitive is primitives.linear_solve_p:
+            report = wrong_solve(site, record, tape.dtype)
         if report is None and site.eqn.primitive in CUSTOM_RULES:
             report = _with_another_value(site, record, tape.dtype)
         if report is None:
@@ -182,7 +208,7 @@ def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> list[int]:
     asked, given, sums = [], [], []
     for number in numbers:
         site = tape.sites[number]
-        if site.eqn.primitive is primitives.random_gamma_p:
+        if site.eqn.primitive in (primitives.random_gamma_p, primitives.linear_solve_p):
             continue
         with arithmetic(tape.dtype):
             question = SiteQuestion.of(site, record, number, tape.dtype)
@@ -224,6 +250,22 @@ def _along(tape: Tape, number: int) -> Callable:
     return tape.kept["line", kind]
 
 
+def _reference(tape: Tape, number: int, asked: SiteQuestion) -> list[Any] | None:
+    """The derivative of a function with a custom rule, without the rule; None for others."""
+    kind, site = tape.kinds[number], tape.sites[number]
+    if site.eqn.primitive not in CUSTOM_RULES:
+        return None
+    if ("reference", kind) not in tape.kept:
+        value = lambda points, data: projected(site, data, points, tape.dtype)  # noqa: E731
+        tape.kept["reference", kind] = Jitted(jax.grad(value))
+    try:
+        with wide_arithmetic(tape.dtype):
+            found = tape.kept["reference", kind](asked.points, (asked.rest, asked.cts))
+    except Exception:  # a loop without a reverse mode, or a host callback
+        return None
+    return [np.asarray(x) for x in found]
+
+
 def _examined(tape: Tape, record: Record, number: int) -> RuleReport | None:
     """A report on the rule of a site, checked like a gradient; None if it is correct."""
     site, dtype, along = tape.sites[number], tape.dtype, _along(tape, number)
@@ -244,7 +286,8 @@ def _examined(tape: Tape, record: Record, number: int) -> RuleReport | None:
     worst = None
     alike = (tolerances, tolerances, [0.0] * len(sizes))
     claimed = Claimed(claims, tolerances, asked.paired, *alike)
-    for k, found in examine(line, claimed, reference=lambda: None, together=False):
+    reference = functools.partial(_reference, tape, number, asked)
+    for k, found in examine(line, claimed, reference, together=False):
         verdict = verdict_of(found, line.centre, tolerance)
         if not verdict.wrong:
             continue
@@ -299,8 +342,6 @@ def _explained(site: Site) -> float:
 
 def _is_iterative(site: Site) -> bool:
     """Whether a site may contain an iterative solver, which is correct only to a tolerance."""
-    if site.eqn.primitive is primitives.linear_solve_p:
-        return True
     if site.eqn.primitive not in CUSTOM_RULES:
         return False
     inner = equations(called(site.eqn))
