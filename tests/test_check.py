@@ -844,3 +844,15 @@ def test_a_report_is_true_if_it_is_ok():
     assert repr(explain(right, jnp.ones(3))) == (
         "<Explanation of <lambda>: 0 births, 0 wrong rules, 0 digits_lost>"
     )
+
+
+def test_a_gradient_of_0_whose_constants_are_rounded_is_0():
+    f = lambda x: jnp.sum(jnp.stack([0.2, 0.8]) * x - jnp.stack([0.5, 0.5]) * x) + 20  # noqa: E731
+    assert check_gradient(f, jnp.float32(1.5)).verdict == "agrees"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_rounding_the_arguments_does_to_a_determinant_is_no_mistake(seed):
+    u, v = np.random.default_rng(seed).normal(size=(2, 4))
+    report = check_gradient(jnp.linalg.det, jnp.asarray(np.outer(u, v), "float32"))
+    assert report.verdict == "agrees", str(report)

@@ -20,7 +20,7 @@ from jaxnn.checking.held import stops
 from jaxnn.checking.leaf import Place, bare_report, leaf_report
 from jaxnn.checking.line import Line
 from jaxnn.checking.locate import LEAST_ROUNDING, Claimed, Located, examine
-from jaxnn.checking.precision import Loss, losses
+from jaxnn.checking.precision import FLOAT32, Loss, losses
 from jaxnn.checking.programs import Programs, prepare
 from jaxnn.checking.settings import Claims, Point, Settings
 from jaxnn.checking.status import Status
@@ -29,7 +29,7 @@ from jaxnn.numerical.float64 import wide_dtype
 
 # Errors of up to this many roundings of the gradient's largest entry count as rounding error:
 # OF_CLAIMS for a gradient in its own dtype, OF_CONSTANTS (rounded constants) for one in float64.
-OF_CLAIMS, OF_CONSTANTS, FLOAT32 = 16, 4, float(np.finfo(np.float32).eps)
+OF_CLAIMS, OF_CONSTANTS = 16, 4
 # How many of the arguments that are treated as constant a report names.
 NAMED = 8
 

@@ -37,11 +37,14 @@ from jaxnn.checking.settings import Claims, Point
 from jaxnn.checking.untraced import Untraced
 from jaxnn.numerical.float64 import wide_dtype
 
+FLOAT32 = float(np.finfo(np.float32).eps)
 # An entry that is wrong by more than half keeps no digit.
 NO_DIGIT = 0.5
 # An entry may be off by this many times the change that one rounding of each argument causes, since
 # every step of the program rounds, too.
 SHAKES = 10
+# How many random movements of the arguments this change is the largest of.
+DRAWS = 6
 # How many roundings the other leaves are moved by to see whether a leaf's gradient depends on them.
 AWAY = 64.0
 # Entries below this fraction of the largest (each multiplied by its scale) are not judged alone.
@@ -278,7 +281,10 @@ def _roundings(leaf: _Leaf, rounding: _Rounding) -> np.ndarray:
     value = abs(rounding.centre) if math.isfinite(rounding.centre) else 0.0
     everything = max(value, rounding.overall)
     part = min(ROUNDINGS * rounding.coarsest, rounding.tolerance)
-    zero = np.abs(wide) * size <= ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * everything
+    nothing = ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon
+    if not own.any():  # in float64, rounded constants do not cancel as they do in their own dtype
+        nothing = min(rounding.coarsest, FLOAT32)
+    zero = np.abs(wide) * size <= nothing * everything
     whole = np.where(zero, everything, rounding.whole)
     bound = np.maximum(part * whole / size, least)
     if not own.any():  # total underflow is a loss, whatever the size
@@ -287,14 +293,14 @@ def _roundings(leaf: _Leaf, rounding: _Rounding) -> np.ndarray:
 
 
 def _shaken(point: Point, programs: Any, claims: Claims) -> list[np.ndarray]:
-    """For each entry, the change of the float64 gradient when each argument moves by one rounding,
-    up or down.
+    """For each entry, the largest change of the float64 gradient when the arguments move at random
+    by up to one rounding.
     """
-    roundings = [[sign] * len(point.leaves) for sign in (1.0, -1.0)]
-    moved = [programs.in_float64(point, wide_dtype(), shakes)[1] for shakes in roundings]
+    once = [1.0] * len(point.leaves)
+    moved = [programs.in_float64(point, wide_dtype(), once, seed)[1] for seed in range(DRAWS)]
     return [
-        np.max([np.abs(np.asarray(g) - np.asarray(exact)).ravel() for g in pair], axis=0)
-        for *pair, exact in zip(*moved, claims.wide, strict=True)
+        np.max([np.abs(np.asarray(g) - np.asarray(exact)).ravel() for g in some], axis=0)
+        for *some, exact in zip(*moved, claims.wide, strict=True)
     ]
 
 

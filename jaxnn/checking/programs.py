@@ -182,6 +182,7 @@ class Programs:
         point: Point,
         dtype: Any,
         shakes: Sequence[float] | None = None,
+        seed: int = 0,
         cotangent: float = COTANGENT,
     ) -> tuple[float, list[Any]]:
         """Value and gradient in float64.
@@ -189,13 +190,14 @@ class Programs:
         Args:
           point: where they are evaluated.
           dtype: the wide dtype.
-          shakes: how many roundings each leaf is moved by.
+          shakes: how many roundings the entries of each leaf are moved by, at most.
+          seed: seed of these random movements.
           cotangent: the cotangent of the value; the gradient is divided by it.
         """
         leaves = point.leaves
         if shakes is not None:
-            rngs = map(np.random.default_rng, range(len(leaves)))
-            leaves = list(map(_shaken, leaves, shakes, rngs))
+            rng = np.random.default_rng(seed)
+            leaves = [_shaken(x, shake, rng) for x, shake in zip(leaves, shakes, strict=True)]
         with wide_arithmetic(dtype):
             if self.by_hand is not None:
                 assert self.by_hand.wide is not None
@@ -286,9 +288,9 @@ def _form(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def _shaken(x: Any, shake: float, rng: np.random.Generator) -> np.ndarray:
-    """A leaf with each entry moved by `shake` roundings of its dtype, up or down at random."""
+    """A leaf with each entry moved by up to `shake` roundings of its dtype."""
     rounding = shake * float(jnp.finfo(x.dtype).eps)
-    return np.asarray(np.asarray(x, np.float64) * (1 + rounding * rng.choice([-1, 1], x.shape)))
+    return np.asarray(np.asarray(x, np.float64) * (1 + rounding * rng.uniform(-1, 1, x.shape)))
 
 
 def _trace(static: Static, form: Point) -> tuple[Program, PyTree]:

@@ -88,8 +88,8 @@ class While(NamedTuple):
 
 
 class LinearSolve(NamedTuple):
-    """The parts of a `custom_linear_solve`: A as a function, a solver, one for A's transpose if there
-    is one, and the right-hand sides.
+    """The parts of a `custom_linear_solve`: A as a function, a solver, the solver for its transpose
+    if there is one, and the right-hand sides.
     """
 
     matvec: Program
