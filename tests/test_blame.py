@@ -420,6 +420,15 @@ def test_a_clean_check_asks_no_line(monkeypatch):
     assert check_gradient(lambda x: jnp.sum(jnp.sin(x)), jnp.ones(3)).verdict == "agrees"
 
 
+def test_a_custom_gradient_has_the_users_name_and_place():
+    @jax.custom_gradient
+    def square(x):
+        return x**2, lambda g: (2.1 * g * x,)
+
+    (rule,) = check_gradient(lambda x: jnp.sum(square(x)), RHS).rules
+    assert rule.name.endswith("square") and "test_blame.py" in rule.where
+
+
 MATRIX = np.random.default_rng(0).normal(size=(4, 4)).astype("float32") + 4 * np.eye(4, dtype="f4")
 RHS = np.arange(1, 5, dtype="float32")
 

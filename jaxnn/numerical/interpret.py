@@ -465,7 +465,11 @@ def prints() -> frozenset[core.Primitive]:
 
 def source(eqn: Equation) -> tuple[str, str]:
     """The name of the function that a custom-rule call wraps, and its file and line."""
-    name, _, place = opened(called(eqn))[0].debug_info.func_src_info.partition(" at ")
+    jaxpr = opened(called(eqn))[0]
+    name, _, place = jaxpr.debug_info.func_src_info.partition(" at ")
+    if name == "wrapped_fun":  # made by `jax.custom_gradient` around the user's function
+        lines = filter(None, map(line_of, jaxpr.eqns))
+        place, _, name = next(lines, f"{place} ({name})").removesuffix(")").partition(" (")
     return name, place
 
 
