@@ -82,7 +82,7 @@ def test_what_is_not_finite_from_the_start_is_said_to_have_come_in(f, args, argn
     kind, count = ("NaN", (2, 3)) if birth.total > 1 else ("infinity", (1, 1))
     expected = f"{told}, an input of `{birth.operation}`, contains {kind}"
     assert not found.ok and (birth.what, (birth.count, birth.total)) == (expected, count)
-    assert str(found).splitlines()[1].startswith("passed in at tests/test_blame.py")
+    assert str(found).splitlines()[1].startswith("passed in at tests/test_explain.py")
     assert expected in str(check_gradient(f, *args, argnums=argnums))
 
 
@@ -139,7 +139,7 @@ NESTED = {
 def test_a_rule_is_named_wherever_it_is_called(f, rule, nested):
     g = NESTED[nested](f)
     (found,) = check_gradient(lambda x: jnp.sum(g(x)), jnp.linspace(-1.0, 1.0, 4)).rules
-    assert found.name == f.__name__ and found.line.file.endswith("test_blame.py")
+    assert found.name == f.__name__ and found.line.file.endswith("test_explain.py")
     assert f":{rule.__code__.co_firstlineno} ({rule.__name__})" in found.where
 
 
@@ -426,7 +426,7 @@ def test_a_custom_gradient_has_the_users_name_and_place():
         return x**2, lambda g: (2.1 * g * x,)
 
     (rule,) = check_gradient(lambda x: jnp.sum(square(x)), RHS).rules
-    assert rule.name.endswith("square") and "test_blame.py" in rule.where
+    assert rule.name.endswith("square") and "test_explain.py" in rule.where
 
 
 MATRIX = np.random.default_rng(0).normal(size=(4, 4)).astype("float32") + 4 * np.eye(4, dtype="f4")
