@@ -420,6 +420,22 @@ def test_a_clean_check_asks_no_line(monkeypatch):
     assert check_gradient(lambda x: jnp.sum(jnp.sin(x)), jnp.ones(3)).verdict == "agrees"
 
 
+def test_only_custom_rules_are_asked_where_values_support_the_gradient_without_them(monkeypatch):
+    asked = []
+    suspects = rules._suspects
+    monkeypatch.setattr(rules, "_suspects", lambda *a: asked.append(a[2]) or suspects(*a))
+
+    @jax.custom_vjp
+    def scaled(x):
+        return x * 1
+
+    scaled.defvjp(lambda x: (x * 1, None), lambda _, g: (1.1 * g,))
+    report = check_gradient(lambda x: jnp.sum(jnp.sin(scaled(jnp.cos(x)))), RHS)
+    assert [rule.name for rule in report.rules] == ["scaled"] and len(asked[0]) == 1
+    explain(lambda x: jnp.sum(jnp.sin(scaled(jnp.cos(x)))), RHS)  # nothing is known before
+    assert len(asked[-1]) > 1 or len(asked[-2]) > 1
+
+
 def test_a_custom_gradient_has_the_users_name_and_place():
     @jax.custom_gradient
     def square(x):
