@@ -856,3 +856,10 @@ def test_what_rounding_the_arguments_does_to_a_determinant_is_no_mistake(seed):
     u, v = np.random.default_rng(seed).normal(size=(2, 4))
     report = check_gradient(jnp.linalg.det, jnp.asarray(np.outer(u, v), "float32"))
     assert report.verdict == "agrees", str(report)
+
+
+def test_a_forgotten_has_aux_is_named():
+    f = lambda x: (jnp.sum(x**2), {"seen": x})  # noqa: E731
+    assert any("`has_aux=True`" in note for note in check_gradient(f, jnp.ones(3)).notes)
+    assert not check_gradient(f, jnp.ones(3), has_aux=True).notes
+    assert not any("has_aux" in note for note in check_gradient(jnp.sin, jnp.ones(3)).notes)

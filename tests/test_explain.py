@@ -436,6 +436,22 @@ def test_only_custom_rules_are_asked_where_values_support_the_gradient_without_t
     assert len(asked[-1]) > 1 or len(asked[-2]) > 1
 
 
+def test_the_worst_rule_comes_first():
+    def off(factor):
+        rule = jax.custom_vjp(lambda x: x * 1)
+        rule.defvjp(lambda x: (x * 1, None), lambda _, g: (factor * g,))
+        return rule
+
+    slightly, much = off(1.001), off(2.0)
+
+    def f(x):
+        x = slightly(x)
+        return jnp.sum(much(x))
+
+    for found in (check_gradient(f, RHS), explain(f, RHS)):
+        assert [round(rule.difference, 3) for rule in found.rules] == [1.0, 0.001]
+
+
 def test_a_custom_gradient_has_the_users_name_and_place():
     @jax.custom_gradient
     def square(x):

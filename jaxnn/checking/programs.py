@@ -246,7 +246,10 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
     automatic = settings.by_hand is None
     if not settings.projected and automatic and not is_real_scalar(shapes):
         settings = settings._replace(projected=True, random=True)
-        notes.append("the output is not a real scalar: a random projection of it was checked")
+        note = "the output is not a real scalar: a random projection of it was checked"
+        if isinstance(shapes, tuple) and len(shapes) == 2 and is_real_scalar(shapes[0]):
+            note += "; set `has_aux=True` if its second part is auxiliary"
+        notes.append(note)
     require_output(shapes, point.data[1], settings)
     require_known(settings.trust, program)
     packing = Packing.of(point.leaves)

@@ -70,14 +70,15 @@ def applies(checked: Checked) -> bool:
 
 
 def ask(checked: Checked) -> list[RuleReport]:
-    """The rules that are wrong."""
+    """The rules that are wrong, worst first."""
     programs = checked.programs
     tape = programs.tape(checked.check.point, wide_dtype())
     # Where the values support the gradient without custom rules, JAX's own rules are right.
     suspicious = {leaf.path for leaf in checked.leaves if _is_suspicious(leaf)}
     only_custom = bool(checked.leaves) and suspicious <= checked.by_reference
     seeds = [COTANGENT * seed for seed in seeds_of(programs.program)]
-    return wrong_rules(tape, checked.values, seeds, only_custom)
+    found = wrong_rules(tape, checked.values, seeds, only_custom)
+    return sorted(found, key=lambda rule: -rule.difference)
 
 
 def say(checked: Checked, found: list[RuleReport]) -> Checked:
