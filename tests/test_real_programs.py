@@ -1,5 +1,6 @@
 """Programs as researchers have them: any pytree, any of JAX's transformations, any output."""
 
+import collections
 import dataclasses
 import functools
 import math
@@ -513,3 +514,32 @@ def test_numbers_that_are_no_settings_are_differentiated():
     module, everything = Module(jnp.array([1.0, -2.0])), lambda leaf: True
     report = check_gradient(leaky, module, jnp.eye(2), argnums=0, where=everything)
     assert "[0].slope" in [leaf.path for leaf in report.leaves]
+
+
+Pair = collections.namedtuple("Pair", "square itself")
+
+
+def test_a_rule_may_return_a_tuple_where_its_function_returns_a_named_one():
+    @jax.custom_vjp
+    def both(x):
+        return Pair(x**2, x)
+
+    both.defvjp(lambda x: ((x**2, x), x), lambda x, g: (2 * x * g[0] + g[1],))
+    assert check_gradient(lambda x: jnp.sum(both(x)[0]), X).verdict == "agrees"
+
+
+def test_a_rule_may_close_over_a_key():
+    def noisy(x, key):
+        @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+        def wave(x, factor):
+            return factor * jnp.sin(x)
+
+        @wave.defjvp
+        def _(factor, x, dx):
+            noise = 0 * jax.random.normal(key, ())
+            return wave(*x, factor), (factor * jnp.cos(x[0]) + noise) * dx[0]
+
+        return wave(x, 3)
+
+    keys = lambda: jax.random.split(jax.random.key(0))  # noqa: E731
+    assert check_gradient(lambda x: jnp.sum(noisy(x, keys()[0])), X).verdict == "agrees"

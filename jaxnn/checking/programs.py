@@ -260,7 +260,7 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
         try:
             scalar = _scalar(program, shapes, form, chosen)
             one = jax.ShapeDtypeStruct((), scalar.out_avals[0].dtype)
-            both = Traced.of(_both(scalar, chosen, packing), *form, one)
+            both = _both(call.static, chosen, packing, (*form, one))
             values = _values(scalar, form, chosen)
             compiled = _compiled(values, both, scalar, chosen, packing)
             if forward and automatic:
@@ -319,27 +319,25 @@ def _scalar(traced: Program, shapes: PyTree, form: Point, settings: Settings) ->
     return with_own_constants(jax.make_jaxpr(scalar_of(user, settings))(*form))
 
 
-def _both(scalar: Program, settings: Settings, packing: Packing) -> Callable:
+def _both(static: Static, settings: Settings, packing: Packing, form: Sequence[Any]) -> Traced:
     """A function of leaves, data and the cotangent of the value that returns the value and the
     packed gradient, which is empty if the gradient is hand-written. Forward mode has no cotangent.
+
+    The user's function itself is differentiated, as by `jax.grad`, instead of an earlier trace.
     """
-
-    def value(leaves, data):
-        return core.jaxpr_as_fun(scalar)(*jax.tree.leaves((leaves, data)))[0]
-
-    if settings.by_hand is not None:
-        return lambda leaves, data, cotangent: (value(leaves, data), [])
+    value = scalar_of(lambda leaves, data: static.value(leaves, data[0]), settings)
 
     def both(leaves, data, cotangent):
+        if settings.by_hand is not None:
+            return value(leaves, data), []
         if settings.forward:
             result, gradient = forward_gradient(value)(leaves, data)
-            return result, packing.pack(
-                jax.tree.map(lambda g: cotangent.astype(g.dtype) * g, gradient)
-            )
+            return result, packing.pack([g * cotangent.astype(g.dtype) for g in gradient])
         result, back = jax.vjp(lambda leaves: value(leaves, data), leaves)
         return result, packing.pack(back(cotangent)[0])
 
-    return both
+    program, shapes = jax.make_jaxpr(both, return_shape=True)(*form)
+    return Traced.of_program(with_own_constants(program), shapes)
 
 
 def _values(scalar: Program, form: Point, settings: Settings) -> Traced:
