@@ -684,10 +684,11 @@ def a_saturated_sigmoid():
     return f, (jnp.array([14.0, 14.5]),)
 
 
-@lost
 def distance_of_far_points():
+    """No loss: rounding the arguments changes the gradient as much."""
+
     def f(x, y):
-        d = jnp.sum(x**2) + jnp.sum(y**2) - 2 * jnp.sum(x * y)  # HERE
+        d = jnp.sum(x**2) + jnp.sum(y**2) - 2 * jnp.sum(x * y)
         return jnp.sqrt(d + 4)
 
     return f, (1000 + draw(53, 3, scale=0.1), 1000 + draw(54, 3, scale=0.1))

@@ -276,6 +276,12 @@ def test_a_place_is_named_for_a_quarter_of_the_loss():
     assert question._drops(left, 0, 3, question.SHARE * left(0)) == [(1, pytest.approx(0.7))]
 
 
+def test_what_rounding_the_arguments_costs_is_no_loss():
+    f, args = blame_cases.distance_of_far_points()
+    assert check_gradient(f, *args, argnums=(0, 1)).verdict == "agrees"
+    assert not explain(f, *args).digits_lost
+
+
 def test_digits_are_counted_before_and_after():
     f, args = by_name("one_minus_cosine")
     report = check_gradient(f, *args)
