@@ -6,6 +6,7 @@ import pytest
 from jax import lax
 
 from jaxnn import GradientError, assert_gradient, check_gradient
+from jaxnn.checking.questions import detached
 
 stop = lax.stop_gradient
 X = jnp.linspace(0.3, 1.7, 5)
@@ -109,3 +110,20 @@ def test_a_rule_that_is_not_linear_cannot_be_trusted():
     message = "`trust` must name rules that are linear in the cotangent.* Got '<lambda>'"
     with pytest.raises(TypeError, match=message):
         check_gradient(lambda x: jnp.sum(clipped(x) ** 2), X, trust=["<lambda>"])
+
+
+def test_stops_are_not_held_where_the_values_support_the_gradient_with_them(monkeypatch):
+    @jax.custom_vjp
+    def scaled(x):
+        return x * 1
+
+    scaled.defvjp(lambda x: (x * 1, None), lambda _, g: (1.1 * g,))
+
+    def f(x):
+        x = scaled(x)
+        return jnp.log(jnp.sum(jnp.exp(x - stop(jnp.max(x))))) + stop(jnp.max(x))
+
+    monkeypatch.setattr(detached, "ask", None)  # a note would say that it failed
+    report = check_gradient(f, X)
+    assert report.verdict == "differs" and not report.notes
+    assert [rule.name for rule in report.rules] == ["scaled"]

@@ -438,8 +438,9 @@ def test_only_custom_rules_are_asked_where_values_support_the_gradient_without_t
     scaled.defvjp(lambda x: (x * 1, None), lambda _, g: (1.1 * g,))
     report = check_gradient(lambda x: jnp.sum(jnp.sin(scaled(jnp.cos(x)))), RHS)
     assert [rule.name for rule in report.rules] == ["scaled"] and len(asked[0]) == 1
+    asked.clear()
     explain(lambda x: jnp.sum(jnp.sin(scaled(jnp.cos(x)))), RHS)  # nothing is known before
-    assert len(asked[-1]) > 1 or len(asked[-2]) > 1
+    assert len(asked[0]) > 1
 
 
 def test_the_worst_rule_comes_first():
@@ -598,9 +599,8 @@ def test_nan_in_the_seventh_of_twelve_layers_is_named_soon(compilations):
     assert found.births[0].line.text.endswith("# the line")
     before, gradient = compilations(), jax.jit(jax.grad(loss))
     again = min(timed(functools.partial(explain, loss), params, tokens) for _ in range(3))
-    assert (
-        compilations() == before
-    )  # but the function is traced at each call, as it may have changed
+    # The function is traced at each call, as it may have changed, but not compiled.
+    assert compilations() == before
     tracing = lambda *args: jax.make_jaxpr(jax.grad(lambda *args: loss(*args)))(*args)  # noqa: E731
     once = [min(timed(f, params, tokens) for _ in range(3)) for f in (tracing, gradient)]
     assert again < 10 * sum(once), (again, once)

@@ -15,6 +15,8 @@ import pytest
 from slow import slow_but
 
 import jaxnn
+from jaxnn.checking.measure import undisturbed
+from jaxnn.numerical.float64 import wide_arithmetic
 
 SETTINGS = {
     "x64 off": lambda: jax.enable_x64(False),
@@ -583,3 +585,12 @@ def test_under_debug_nans_the_check_still_looks_beyond_a_functions_domain():
             jaxnn.check_gradient(lambda x: jnp.sum(jnp.sqrt(x)), jnp.array([0.0, 1.0])).verdict
             == "not finite"
         )
+
+
+def test_programs_are_compiled_though_jit_is_disabled():
+    with jax.disable_jit(True):
+        with wide_arithmetic(jnp.float64):
+            assert not jax.config.jax_disable_jit
+        with undisturbed():
+            assert not jax.config.jax_disable_jit
+        assert jax.config.jax_disable_jit

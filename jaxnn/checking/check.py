@@ -33,7 +33,14 @@ from jaxnn._validate import (
 )
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import LeafReport
-from jaxnn.checking.measure import Check, Checked, first_of, measure, require_outermost
+from jaxnn.checking.measure import (
+    Check,
+    Checked,
+    first_of,
+    measure,
+    require_outermost,
+    undisturbed,
+)
 from jaxnn.checking.questions import QUESTIONS
 from jaxnn.checking.report import GradientReport
 from jaxnn.checking.settings import Point, Settings
@@ -142,9 +149,7 @@ def check_gradient(
     status, forward = Status.of(progress), _require_modes(modes)
     check = Check(call, point, settings, evidence == "together", status)
     report = None
-    # JAX must not raise on non-finite values: the report covers them, and coarse steps may leave
-    # the domain of `f`. It must compile, as `f` is called only to be traced.
-    with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False), status:
+    with undisturbed(), status:
         for level in range(1, order + 1):
             for mode in forward:
                 checked = asked(measure(check.with_settings(order=level, forward=mode)))

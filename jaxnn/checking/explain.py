@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxnn._arguments import Partition, Where
 from jaxnn._validate import how_to_be_traced, require_callable, require_mapping
 from jaxnn.checking.findings import Birth, DigitsLost, RuleReport
-from jaxnn.checking.measure import Check, Checked, require_outermost
+from jaxnn.checking.measure import Check, Checked, require_outermost, undisturbed
 from jaxnn.checking.precision import losses
 from jaxnn.checking.programs import Programs, prepare
 from jaxnn.checking.questions import births, digits, rules
@@ -122,8 +122,7 @@ def explain(
     require_outermost("explain", args, kwargs)
     point = Point(call.points, (call.dynamic, None))
     name = getattr(f, "__name__", type(f).__name__)
-    quiet = jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False)
-    with Status.of(progress) as status, quiet[0], quiet[1], quiet[2]:
+    with undisturbed(), Status.of(progress) as status:
         programs = prepare(call, point, Settings())
         if not isinstance(programs, Programs):
             raise _untraceable(call, point)

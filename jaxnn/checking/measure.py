@@ -4,7 +4,8 @@ Each stage is a function of the earlier results. `Checked` holds all results so 
 questions take and return it.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -135,6 +136,17 @@ def require_outermost(name: str, *values: PyTree) -> None:
             f"`{name}` must be called outside `jax.jit`, `jax.grad` and `jax.vmap`, as it looks at "
             "values. Got traced arguments."
         )
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Switch off the settings of JAX that disturb a check.
+
+    JAX must not raise on non-finite values: the report covers them, and coarse steps may leave the
+    domain of `f`. It must compile, as `f` is called only to be traced.
+    """
+    with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False):
+        yield
 
 
 def measure(check: Check) -> Checked:

@@ -37,6 +37,7 @@ from jaxnn.checking.settings import Claims, Point
 from jaxnn.checking.untraced import Untraced
 from jaxnn.numerical.float64 import wide_dtype
 
+# The relative rounding error of a constant in float32.
 FLOAT32 = float(np.finfo(np.float32).eps)
 # An entry that is wrong by more than half keeps no digit.
 NO_DIGIT = 0.5

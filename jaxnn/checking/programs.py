@@ -321,7 +321,8 @@ def _scalar(traced: Program, shapes: PyTree, form: Point, settings: Settings) ->
 
 def _both(static: Static, settings: Settings, packing: Packing, form: Sequence[Any]) -> Traced:
     """A function of leaves, data and the cotangent of the value that returns the value and the
-    packed gradient, which is empty if the gradient is hand-written. Forward mode has no cotangent.
+    packed gradient, which is empty if the gradient is hand-written. In forward mode, which has no
+    cotangents, the gradient is scaled.
 
     The user's function itself is differentiated, as by `jax.grad`, instead of an earlier trace.
     """

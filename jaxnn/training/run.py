@@ -332,10 +332,8 @@ class Run:
         if self.owes:  # a resumed run may have to measure first
             return
         began, before = time.perf_counter(), self.now.log.step
-        across = self.config.across
-        chunk, first, offset, sizes, ends = (
-            self._across_epochs() if across else self._within_piece()
-        )
+        take = self._across_epochs if self.config.across else self._within_piece
+        chunk, first, offset, sizes, ends = take()
         self.now.state, self.now.broken = chunk.state, chunk.not_finite()
         taken = int(chunk.reached) - first
         of_steps = lambda x: np.asarray(x).reshape(-1)[offset : offset + taken]  # noqa: E731

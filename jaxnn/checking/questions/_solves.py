@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.checking.evidence import Verdict
+from jaxnn.checking.evidence import Verdict, relative_error
 from jaxnn.checking.findings import RuleReport, SourceLine
 from jaxnn.checking.further import LOOSE
 from jaxnn.checking.tape import Record, Site
@@ -35,10 +35,9 @@ def wrong_solve(site: Site, record: Record, dtype: Any) -> RuleReport | None:
         y = run(parts.transposed, [*parts.transposed_consts, *cts])
         product = lambda *x: run(parts.matvec, [*parts.matvec_consts, *x])  # noqa: E731
         back = jax.vjp(product, *cts)[1](y)
-    size = math.hypot(*(float(np.linalg.norm(np.ravel(ct))) for ct in cts))
-    pairs = zip(back, cts, strict=True)
-    rest = math.hypot(*(float(np.linalg.norm(np.ravel(a) - np.ravel(ct))) for a, ct in pairs))
-    if not math.isfinite(rest) or rest <= LOOSE * size:
+    flat = lambda arrays: np.concatenate([np.ravel(x) for x in arrays])  # noqa: E731
+    error = relative_error(flat(back), flat(cts))
+    if not math.isfinite(error) or error <= LOOSE:
         return None
     line = SourceLine.of(site.line)
-    return RuleReport(site.name, line, "transpose", Verdict.DIFFERS, RHS, rest / size, where="")
+    return RuleReport(site.name, line, "transpose", Verdict.DIFFERS, RHS, error, where="")

@@ -49,13 +49,11 @@ def ask(checked: Checked) -> Answer:
     first = next(points)
     call = check.call.at(first.leaves, first.data[0])
     beside = measure(check._replace(call=call, point=first))
-    around = []
-    if checked.claims.in_float64 and any(
-        e.verdict.wrong for x in checked.leaves for e in x.entries
-    ):
-        of = checked.programs.in_float64
-        around = [beside.claims.wide, *(of(point, wide_dtype())[1] for point in points)]
-    return Answer(beside, around)
+    outside = any(entry.verdict.wrong for leaf in checked.leaves for entry in leaf.entries)
+    if not (outside and checked.claims.in_float64):
+        return Answer(beside, [])
+    rest = [checked.programs.in_float64(point, wide_dtype())[1] for point in points]
+    return Answer(beside, [beside.claims.wide, *rest])
 
 
 def say(checked: Checked, answer: Answer) -> Checked:

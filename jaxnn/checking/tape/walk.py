@@ -125,13 +125,14 @@ class Tape:
         """The part of a record that belongs to some sites; computed by one program, which compiles
         about as fast as the gradient.
         """
-        sites = [self.sites[number] for number in numbers]
+        chosen = set(numbers)
+        sites = [self.sites[number] for number in chosen]
         slots = {slot for site in sites for slot in (*site.inputs, *site.outputs)}
 
         def walked(inputs, seeds):
             record = self._walked(inputs, seeds, None)
             of_slots = lambda found: {s: x for s, x in found.items() if s in slots}  # noqa: E731
-            pulled = [x if k in numbers else [] for k, x in enumerate(record.pulled)]
+            pulled = [x if k in chosen else [] for k, x in enumerate(record.pulled)]
             return Record(of_slots(record.values), of_slots(record.cotangents), pulled)
 
         with arithmetic(self.dtype):
