@@ -9,6 +9,7 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from gradient_cases import CASES, draw, rule
 from slow import slow_but
@@ -277,12 +278,76 @@ def test_a_ratio_is_told_in_digits_that_tell_it_from_1():
     assert "autodiff / numerical = 1 +1.0e-07 throughout" in str(report)
 
 
-def test_a_leaf_of_no_weight_is_not_said_to_claim_nothing():
+def test_a_leaf_that_changes_the_value_by_less_than_its_rounding_is_checked_with_wider_moves(dtype):
     f = lambda p: jnp.sum(p["a"] ** 2) + jnp.sum(p["b"] ** 2)  # noqa: E731
-    point = {"a": jnp.full(3, 1e-8), "b": jnp.ones(3)}
+    point = {"a": jnp.full(3, 1e-8, dtype), "b": jnp.ones(3, dtype)}
     gradient = lambda p: {"a": 4 * p["a"], "b": 2 * p["b"]}  # noqa: E731
     leaf, _ = check_gradient(f, point, gradient=gradient).leaves
-    assert "the smallest that could be seen" in leaf.hint
+    assert (leaf.path, leaf.verdict, leaf.hint) == ("[0]['a']", "differs", "an extra factor of 2")
+
+
+FAINT = {
+    "inside tanh": lambda rule, p: jnp.sum(jnp.tanh(rule(p["a"]) + jnp.arange(3.0))),
+    "beside a square": lambda rule, p: jnp.sum(rule(p["a"]) * jnp.arange(3.0)) + 14 * p["b"] ** 2,
+    "beside 1e13": lambda rule, p: jnp.sum(rule(p["a"] * 1e9)) + 1e13 * p["b"],
+}
+
+
+@pytest.mark.parametrize("size", [1e-13, 1e-17])
+@pytest.mark.parametrize("name", FAINT)
+@pytest.mark.parametrize("factor, verdict", [(1.0, "agrees"), (1.05, "differs"), (2.0, "differs")])
+def test_a_tiny_leaf_is_judged_as_any_other(name, size, factor, verdict):
+    rule = jax.custom_vjp(lambda x: x * 1)
+    rule.defvjp(lambda x: (x * 1, None), lambda _, g: (factor * g,))
+    point = {"a": jnp.full(3, size), "b": jnp.ones(())}
+    assert check_gradient(lambda p: FAINT[name](rule, p), point).verdict == verdict
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 7)])
+def test_a_gradient_that_is_only_rounding_error_is_zero(shape, dtype):
+    y = jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
+    to_itself = lambda y: jnp.sum(optax.cosine_distance(y, y))  # noqa: E731
+    assert check_gradient(to_itself, y).verdict == "agrees"
+    assert not explain(to_itself, y).digits_lost
+
+
+@pytest.mark.parametrize("n", [1, 3, 60])
+def test_a_squared_hinge_has_the_slope_0_at_0(n, dtype):
+    hinge = lambda x: jnp.sum(jnp.maximum(x, 0) ** 2)  # noqa: E731
+    assert check_gradient(hinge, jnp.zeros(n, dtype)).verdict == "agrees"
+    wrong = lambda x: 2 * jnp.maximum(x, 0) + 1e-6  # noqa: E731
+    assert check_gradient(hinge, jnp.zeros(n, dtype), gradient=wrong).verdict == "differs"
+
+
+@pytest.mark.parametrize(
+    "name, f, verdict",
+    [
+        ("factors", lambda a: jnp.linalg.svd(a), "unresolved"),
+        ("eigenvectors", lambda a: jnp.linalg.eigh(a + a.conj().T), "unresolved"),
+        ("values", lambda a: jnp.linalg.svd(a, compute_uv=False), "agrees"),
+        ("real", lambda a: jnp.linalg.svd(jnp.real(a)), "agrees"),
+        ("projector", lambda a: (lambda u: u[:, :1] @ u[:, :1].conj().T)(jnp.linalg.svd(a).U), "agrees"),
+    ],
+)  # fmt: skip
+def test_the_phases_of_complex_vectors_are_free(name, f, verdict):
+    rng = np.random.default_rng(0)
+    a = jnp.asarray(rng.normal(size=(4, 4)) + 1j * rng.normal(size=(4, 4)), "complex64")
+    report = check_gradient(f, a)
+    assert (report.verdict, report.rules) == (verdict, ())
+    assert ("phases" in report.leaves[0].hint) == (verdict == "unresolved")
+
+
+def test_a_wrong_rule_before_a_complex_decomposition_is_named():
+    rng = np.random.default_rng(0)
+    a = jnp.asarray(rng.normal(size=(4, 4)) + 1j * rng.normal(size=(4, 4)), "complex64")
+
+    @jax.custom_jvp
+    def twice(x):
+        return 2 * x
+
+    twice.defjvp(lambda x, dx: (2 * x[0], 2.2 * dx[0]))
+    report = check_gradient(lambda a: jnp.linalg.svd(twice(a)), a)
+    assert (report.verdict, [rule.name for rule in report.rules]) == ("differs", ["twice"])
 
 
 def test_the_wrong_rule_is_named_with_its_file_line_and_argument():

@@ -19,13 +19,13 @@ from jax.extend.core import primitives
 from jaxnn.checking.findings import SourceLine
 from jaxnn.numerical.float64 import Evaluation
 from jaxnn.numerical.interpret import (
-    CUSTOM_RULES,
     Equation,
     Program,
     bind,
     called,
     equations,
     line_of,
+    rule_primitives,
     source,
 )
 
@@ -48,11 +48,11 @@ def holding(
     def trusted(eqn, inputs, evaluation):
         if source(eqn)[0] not in trust:
             return evaluation(called(eqn), inputs)
-        plain = {p: rule for p, rule in evaluation.rules.items() if p not in CUSTOM_RULES}
+        plain = {p: rule for p, rule in evaluation.rules.items() if p not in rule_primitives()}
         along_rule = evaluation._replace(rules=plain)
         return along_rule(_continued(eqn), [*map(_at_point, inputs), *inputs])
 
-    rules: dict[core.Primitive, Callable] = dict.fromkeys(CUSTOM_RULES, trusted) if trust else {}
+    rules: dict[core.Primitive, Callable] = dict.fromkeys(rule_primitives(), trusted) if trust else {}
     if stopped:
         rules[primitives.stop_gradient_p] = lambda _, inputs, __: [_at_point(inputs[0])]
     return rules

@@ -4,6 +4,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -49,7 +50,8 @@ class Place(NamedTuple):
 
 @functools.cache
 def _name_of(dtype: Any, paired: bool) -> str:
-    return (jnp.promote_types(dtype, jnp.complex64) if paired else jnp.dtype(dtype)).name
+    with jax.numpy_dtype_promotion("standard"):
+        return (jnp.promote_types(dtype, jnp.complex64) if paired else jnp.dtype(dtype)).name
 
 
 def leaf_report(
@@ -73,6 +75,8 @@ def leaf_report(
     best = located.best
     slope, entries = best.slope, list(located.entries)
     verdict = by_values = verdict_of(located, centre, reach(place.x.dtype))
+    if verdict is Verdict.UNRESOLVED and loss.is_rounding:
+        verdict = by_values = Verdict.AGREES
     pattern, hint = patterns.describe(located, gradient, counts, place.paired)
     if verdict is Verdict.DIFFERS and not any(e.verdict.wrong for e in entries):
         pattern = pattern or _NAMELESS[located.searched]

@@ -26,7 +26,7 @@ from jaxnn.checking.evidence import (
 from jaxnn.checking.findings import HANDFUL, Entry
 from jaxnn.checking.line import Comparison, Direction, Line, Part
 from jaxnn.checking.packed import count_not_finite
-from jaxnn.checking.slope import TIGHT
+from jaxnn.checking.slope import CLEAR, TIGHT
 
 # Leaves whose claims differ by more than this factor are not checked together: to make the claims
 # similar, one leaf would move too little or too much for the steps of the others.
@@ -36,6 +36,9 @@ CLASS = 1e3
 SHARP = 1e-6
 # The relative error of a sum in float64.
 LEAST_ROUNDING = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps)
+# By how much more the entries move if the values do not show a claim, since entries may be tiny in
+# comparison with what they are added to.
+WIDER = (1e4, 1e8, 1e12, 1e16)
 # While bisecting, a slope with a bound below 1 / ENOUGH of the difference tells which half is off.
 ENOUGH = 8
 # The first of two lines is reported unless the second has a bound below this fraction of the
@@ -161,14 +164,13 @@ def _supported(
     todo = [(sizes, True)] if sizes else []
     while todo:
         group, mixed = todo.pop()
-        parts = _parts(line, group)
-        pair = _ask(line, claims, parts)
+        parts, pair = _ask_wider(line, claims, _parts(line, group))
         off, known = any(c.is_off for c in pair), []
         if not off:
             nothing = _nothing(line, pair, max(group.values()))
             known = [p for p in parts if len(group) == 1 or _confirms(pair, p, nothing)]
         for part in known:
-            yield part.leaf, _shares(pair, part) if len(group) > 1 else pair
+            yield part.leaf, _shares(pair, part) if len(group) > 1 else _in_own_unit(pair, part)
         done = {part.leaf for part in known}
         rest = {k: size for k, size in group.items() if k not in done}
         if not rest or len(group) == 1 or (off and not bisect):
@@ -432,12 +434,41 @@ def _ask(line: Line, claims: Sequence[Any], parts: Sequence[Part]) -> tuple[Comp
     return pair
 
 
+def _ask_wider(
+    line: Line, claims: Sequence[Any], parts: list[Part]
+) -> tuple[list[Part], tuple[Comparison, ...]]:
+    """The parts and the comparisons along two lines; with wider moves if only they show the claims."""
+    pair = _ask(line, claims, parts)
+    if not all(map(_is_unseen, pair)):
+        return parts, pair
+    for factor in WIDER:
+        wider = [part._replace(weight=part.weight * factor) for part in parts]
+        again = _ask(line, claims, wider)
+        if any(c.slope.known_to(CLEAR) and not c.slope.constant for c in again):
+            return wider, again
+    return parts, pair
+
+
+def _is_unseen(comparison: Comparison) -> bool:
+    """Whether a slope is claimed that the values are too coarse to show."""
+    slope = comparison.slope
+    unclear = slope.constant or slope.bound > CLEAR * comparison.scale
+    return bool(comparison.size) and math.isfinite(slope.bound) and not slope.kink and unclear
+
+
+def _in_own_unit(pair: tuple[Comparison, ...], part: Part) -> tuple[Comparison, ...]:
+    """The comparisons of one leaf, whatever its weight."""
+    return tuple(comparison.share(part) for comparison in pair)
+
+
 def _ask_leaf(
     line: Line, leaf: int, claimed: Claimed, known: dict[int, Entry]
 ) -> tuple[Comparison, ...]:
     """The comparisons along two lines through a leaf, after known entries are corrected."""
     right = _put_right(np.asarray(claimed.gradient[leaf], np.float64), known)
-    return _ask(line, claimed.with_leaf(leaf, right).gradient, [line.whole(leaf)])
+    gradient = claimed.with_leaf(leaf, right).gradient
+    (part,), pair = _ask_wider(line, gradient, [line.whole(leaf)])
+    return _in_own_unit(pair, part)
 
 
 def _put_right(claims: np.ndarray, known: dict[int, Entry]) -> np.ndarray:

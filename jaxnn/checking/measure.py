@@ -20,7 +20,7 @@ from jaxnn.checking.findings import Birth, DigitsLost, LeafReport, RuleReport
 from jaxnn.checking.held import stops
 from jaxnn.checking.leaf import Place, bare_report, leaf_report
 from jaxnn.checking.line import Line
-from jaxnn.checking.locate import LEAST_ROUNDING, Claimed, Located, examine
+from jaxnn.checking.locate import LEAST_ROUNDING, Claimed, Located, examine, verdict_of
 from jaxnn.checking.precision import FLOAT32, Loss, losses
 from jaxnn.checking.programs import Programs, prepare
 from jaxnn.checking.settings import Claims, Point, Settings
@@ -143,9 +143,13 @@ def undisturbed() -> Iterator[None]:
     """Switch off the settings of JAX that disturb a check.
 
     JAX must not raise on non-finite values: the report covers them, and coarse steps may leave the
-    domain of `f`. It must compile, as `f` is called only to be traced.
+    domain of `f`. Keys are used again at each step. It must compile, as `f` is called only to be
+    traced.
     """
-    with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False):
+    off = (jax.debug_nans, jax.debug_infs, jax.debug_key_reuse, jax.disable_jit)
+    with contextlib.ExitStack() as stack:
+        for setting in off:
+            stack.enter_context(setting(False))
         yield
 
 
@@ -164,7 +168,8 @@ def measure(check: Check) -> Checked:
     lost = {k: Loss(0.0) for k in located}
     if not check.settings.further:
         known = [k for k in located if located[k].asked]
-        lost = losses(point, programs, claims, line.centre, known)
+        doubtful = [k for k in known if _is_doubtful(located[k], line.centre, point.leaves[k])]
+        lost = losses(point, programs, claims, line.centre, known, doubtful)
     data = jax.tree.leaves(point.data)
     counts = programs.counts | {n for leaf in data for n in np.shape(leaf)[:1]}
     leaves = []
@@ -179,6 +184,10 @@ def measure(check: Check) -> Checked:
             leaves.append(leaf_report(place, gradient, line.centre, located[k], lost[k], counts))
     supported = frozenset(checked.paths[k] for k in located if located[k].reference is not None)
     return checked._replace(leaves=tuple(leaves), losses=lost, by_reference=supported)
+
+
+def _is_doubtful(located: Located, centre: float, x: Any) -> bool:
+    return verdict_of(located, centre, reach(x.dtype)) is Verdict.UNRESOLVED
 
 
 def _located(

@@ -10,7 +10,7 @@ report all use this one definition.
 import functools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,8 +44,9 @@ NO_DIGIT = 0.5
 # An entry may be off by this many times the change that one rounding of each argument causes, since
 # every step of the program rounds, too.
 SHAKES = 10
-# How many random movements of the arguments this change is the largest of.
-DRAWS = 6
+# How many random movements of the arguments this change is the largest of, and how many of them are
+# repeated in the opposite direction.
+DRAWS, PAIRS = 6, 3
 # How many roundings the other leaves are moved by to see whether a leaf's gradient depends on them.
 AWAY = 64.0
 # Entries below this fraction of the largest (each multiplied by its scale) are not judged alone.
@@ -64,6 +65,7 @@ class Loss(NamedTuple):
       lost: which entries lost digits, as a flat mask; None if none did.
       keeps: how many digits these entries retain, in words; empty if `hint` applies instead.
       hint: what else happened.
+      is_rounding: whether the gradient is rounding error in float64, too: it is zero.
     """
 
     digits: float
@@ -72,12 +74,26 @@ class Loss(NamedTuple):
     lost: np.ndarray | None = None
     keeps: str = ""
     hint: str = ""
+    is_rounding: bool = False
 
     def outweighs(self, verdict: Verdict) -> bool:
         """Whether the loss is worse than `verdict`, the verdict from the slope."""
         if self.verdict.wrong:
             return not verdict.wrong
         return verdict is Verdict.AGREES and self.verdict > verdict
+
+
+class _Shaken(NamedTuple):
+    """What moving the arguments at random by up to one rounding changes.
+
+    Attributes:
+      moves: for each leaf, the largest change of each entry of the float64 gradient.
+      inner: the size of the numbers that cancel in the function's value, from its rounding error;
+        0 unless they cancel completely.
+    """
+
+    moves: list[np.ndarray]
+    inner: float
 
 
 class _Rounding(NamedTuple):
@@ -103,6 +119,11 @@ class _Rounding(NamedTuple):
         return reach_of(self.coarsest)
 
     @property
+    def part(self) -> float:
+        """The relative error that rounding in a sum explains."""
+        return min(ROUNDINGS * self.coarsest, self.tolerance)
+
+    @property
     def has_no_value(self) -> bool:
         """Whether the value is finite in float64 but not in the user's dtypes."""
         return math.isfinite(self.centre) and not math.isfinite(self.value)
@@ -121,6 +142,7 @@ def losses(
     claims: Claims,
     centre: float,
     leaves: Sequence[int],
+    doubtful: Collection[int] = (),
 ) -> dict[int, Loss]:
     """The digits that the gradient of each leaf loses in its own dtype.
 
@@ -130,6 +152,7 @@ def losses(
       claims: the gradient in both dtypes.
       centre: the function's value in float64.
       leaves: which leaves to compare.
+      doubtful: those of them whose gradient the values do not show; it may be zero.
     """
     if not leaves:
         return {}
@@ -142,15 +165,21 @@ def losses(
         found[k] = Loss(digits_shared(float(np.maximum(gap, epsilon * size)), size))
         if not is_near or (math.isfinite(centre) and not math.isfinite(claims.value)):
             far.append(k)
-    if not far:
+    if not (far or doubtful):
         return found
     overall = math.sqrt(sum(_finite_square(parts(k)) for k in range(len(point.leaves))))
     shaken = functools.cache(lambda: _shaken(point, programs, claims))
-    moves = lambda k: shaken()[k] if claims.in_float64 else 0.0  # noqa: E731
-    for k in far:
-        dtype = point.leaves[k].dtype
+
+    def moves(k):
+        return (shaken().moves[k], shaken().inner) if claims.in_float64 else (0.0, 0.0)
+
+    def leaf_of(k):
         own, wide = (np.asarray(g[k], np.float64).ravel() for g in (claims.own, claims.wide))
-        leaf = _Leaf(own, wide, scales(k), np.shape(claims.wide[k]), jnp.dtype(dtype))
+        dtype = jnp.dtype(point.leaves[k].dtype)
+        return _Leaf(own, wide, scales(k), np.shape(claims.wide[k]), dtype)
+
+    for k in far:
+        leaf = leaf_of(k)
         coarsest = max(programs.rounding, leaf.epsilon)
         rounding = _Rounding(coarsest, claims.value, centre, overall, overall)
         lost = leaf.lost(rounding, functools.partial(moves, k))
@@ -171,6 +200,8 @@ def losses(
         if found[k].lost is None and coarsest > leaf.epsilon:
             finer = leaf.lost(rounding._replace(coarsest=leaf.epsilon), functools.partial(moves, k))
             found[k] = leaf.loss_to_shorter(found[k], finer)
+    for k in doubtful:
+        found[k] = found[k]._replace(is_rounding=leaf_of(k).is_rounding(*moves(k)))
     return found
 
 
@@ -196,16 +227,32 @@ class _Leaf(NamedTuple):
         """Relative rounding error of the leaf's dtype."""
         return float(jnp.finfo(self.dtype).eps)
 
-    def lost(self, rounding: _Rounding, moves: Callable[[], Any]) -> _Lost:
-        """The entries whose error rounding does not explain; `moves` computes the change that one
-        rounding of each argument causes.
+    def lost(self, rounding: _Rounding, shaken: Callable[[], tuple[Any, float]]) -> _Lost:
+        """The entries whose error rounding does not explain; `shaken` computes the change that one
+        rounding of each argument causes, and the size of what cancels in the value.
         """
         bound = _roundings(self, rounding)
         verdict, which = judge_all(self.own, self.wide, bound, rounding.tolerance)
         if verdict is Verdict.DIFFERS:
-            bound = np.maximum(bound, SHAKES * moves())
+            moves, inner = shaken()
+            cancelled = rounding.part * inner / self.size
+            bound = np.where(self.cancels(inner), np.maximum(bound, cancelled), bound)
+            bound = np.maximum(bound, SHAKES * moves)
             verdict, which = judge_all(self.own, self.wide, bound, rounding.tolerance)
         return _Lost(verdict, which, bound)
+
+    def cancels(self, inner: float) -> np.ndarray:
+        """Which entries are zero up to the float64 rounding error of terms of this size."""
+        nothing = ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon
+        return np.abs(self.wide) * self.size <= nothing * inner
+
+    def is_rounding(self, moves: Any, inner: float) -> bool:
+        """Whether the float64 gradient is rounding error, which one rounding of the arguments changes
+        as a whole.
+        """
+        whole = np.linalg.norm(self.wide * self.size)
+        changes = np.linalg.norm(moves * self.size) > NO_DIGIT * whole
+        return bool(changes and np.all(self.cancels(inner)))
 
     def loss(self, shared: Loss, lost: _Lost, rounding: _Rounding) -> Loss:
         """The loss of this leaf, given the entries that rounding does not explain."""
@@ -281,28 +328,34 @@ def _roundings(leaf: _Leaf, rounding: _Rounding) -> np.ndarray:
     least = float(jnp.finfo(leaf.dtype).tiny)
     value = abs(rounding.centre) if math.isfinite(rounding.centre) else 0.0
     everything = max(value, rounding.overall)
-    part = min(ROUNDINGS * rounding.coarsest, rounding.tolerance)
     nothing = ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon
     if not own.any():  # in float64, rounded constants do not cancel as they do in their own dtype
         nothing = min(rounding.coarsest, FLOAT32)
     zero = np.abs(wide) * size <= nothing * everything
     whole = np.where(zero, everything, rounding.whole)
-    bound = np.maximum(part * whole / size, least)
+    bound = np.maximum(rounding.part * whole / size, least)
     if not own.any():  # total underflow is a loss, whatever the size
         bound[~zero & (np.abs(wide) == np.max(np.abs(wide))) & (np.abs(wide) > least)] = 0.0
     return bound
 
 
-def _shaken(point: Point, programs: Any, claims: Claims) -> list[np.ndarray]:
-    """For each entry, the largest change of the float64 gradient when the arguments move at random
-    by up to one rounding.
+def _shaken(point: Point, programs: Any, claims: Claims) -> _Shaken:
+    """The changes when the arguments move.
+
+    A value's second difference over so small a movement is the rounding error of the value.
     """
-    once = [1.0] * len(point.leaves)
-    moved = [programs.in_float64(point, wide_dtype(), once, seed)[1] for seed in range(DRAWS)]
-    return [
+    once, dtype = np.ones(len(point.leaves)), wide_dtype()
+    moved = [programs.in_float64(point, dtype, once, seed) for seed in range(DRAWS)]
+    moves = [
         np.max([np.abs(np.asarray(g) - np.asarray(exact)).ravel() for g in some], axis=0)
-        for *some, exact in zip(*moved, claims.wide, strict=True)
+        for *some, exact in zip(*(gradient for _, gradient in moved), claims.wide, strict=True)
     ]
+    back = [programs.in_float64(point, dtype, -once, seed)[0] for seed in range(PAIRS)]
+    second = [abs(there + here - 2 * claims.forward) for (there, _), here in zip(moved, back)]
+    inner = max(filter(math.isfinite, second), default=0.0) / sys.float_info.epsilon
+    # Where a value is left, its size is what counts.
+    is_zero = abs(claims.forward) <= ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * inner
+    return _Shaken(moves, inner if is_zero else 0.0)
 
 
 def _is_apart(point: Point, programs: Any, claims: Claims, leaf: int) -> bool:

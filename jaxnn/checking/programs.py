@@ -287,7 +287,14 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
 
 def _form(x: Any) -> jax.ShapeDtypeStruct:
     """The shape and dtype of `x`; Python numbers stay weakly typed."""
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False))
+    weak = getattr(x, "weak_type", False)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak, sharding=_sharding(x))
+
+
+def _sharding(x: Any) -> Any:
+    """The sharding of an array on a mesh with explicit axes, which is part of its type."""
+    sharding = jax.typeof(x).sharding
+    return None if sharding.mesh.are_all_axes_auto else sharding
 
 
 def _shaken(x: Any, shake: float, rng: np.random.Generator) -> np.ndarray:

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from jaxnn._validate import describe
 from jaxnn.checking.settings import Settings
-from jaxnn.numerical.interpret import CUSTOM_RULES, Program, equations, source
+from jaxnn.numerical.interpret import Program, equations, has_custom_rule, source
 
 
 def projection(tree: PyTree, weights: Sequence[Any]) -> jax.Array:
@@ -105,7 +105,7 @@ def is_real_scalar(shapes: PyTree) -> bool:
 
 def require_known(trust: Sequence[str], program: Program) -> None:
     """Refuse names of functions without a custom rule in the program."""
-    rules = {source(e)[0] for e in equations(program) if e.primitive in CUSTOM_RULES}
+    rules = {source(e)[0] for e in equations(program) if has_custom_rule(e)}
     for name in trust:
         if name not in rules:
             there = ", ".join(sorted(rules)) or "none"

@@ -113,7 +113,11 @@ class Slope(NamedTuple):
         finest = RATIO**WITNESSES * self.steps[-1]
         outside = abs(claim - self.value) > self.bound
         runs = abs(claim) * finest > BLIND * self.noise
-        return outside and runs and self.noise > WILD * self.size
+        with np.errstate(invalid="ignore"):
+            changes = np.nanmax(np.abs(self.differences * self.steps), initial=0.0)
+        # Near the root of a quadratic, what remains is less than the rounding error elsewhere.
+        counts = self.noise > max(WILD * self.size, self.rounding * changes)
+        return bool(outside and runs and counts)
 
     @property
     def settled(self) -> bool:
@@ -166,7 +170,13 @@ def estimate_slope(
         if _in_float32(t, values, centre, size):
             epsilon = max(epsilon, float(np.finfo(np.float32).eps))
         best = from_left = from_right = NONE
-        floor, gap = epsilon * size, np.abs(right - left)[first:]
+        # Near the point, the values, and so their rounding errors, may be much smaller; unless they
+        # do not change at all there, as where terms cancel.
+        nearby = np.maximum.accumulate(np.max(np.abs(values), axis=0, initial=abs(centre))[::-1])
+        changes = np.append(np.any(values != centre, axis=0)[1:], False)
+        changes = np.logical_or.accumulate(changes[::-1])[::-1]
+        floor = epsilon * np.where(changes, nearby[::-1], size)
+        gap = np.abs(right - left)[first:]
         if np.isfinite(centre):
             best = limit(t, quotients[first:], 2 if all(inside) else 1, floor, size, gap)
         if np.isfinite(best.bound) and all(inside):
@@ -202,7 +212,12 @@ def excludes(one: Limit, other: Limit) -> bool:
 
 
 def limit(
-    t: np.ndarray, quotients: np.ndarray, order: int, floor: float, size: float, gap: np.ndarray
+    t: np.ndarray,
+    quotients: np.ndarray,
+    order: int,
+    floor: np.ndarray,
+    size: float,
+    gap: np.ndarray,
 ) -> Limit:
     """The limit of quotients q(t) = limit + O(t^order) + noise / t, for t to 0.
 
@@ -210,7 +225,7 @@ def limit(
       t: steps, each smaller than the one before by `RATIO`.
       quotients: the quotient at each step.
       order: order of the leading truncation error.
-      floor: lower limit of the noise of the values.
+      floor: lower limit of the noise of the values up to each step.
       size: size of the values.
       gap: difference between the quotients of both sides at each step.
     """
@@ -227,7 +242,9 @@ def limit(
         coarser = np.concatenate([[np.nan], before[:-1]])
         truncation = np.maximum(np.abs(column - coarser), np.abs(column - before))
         off = np.abs(quotients - column[:, None]) * t
-        noise = np.max(off * later, axis=1, initial=floor)
+        # Column j contains the values at the j coarser steps, too.
+        least = np.concatenate([np.full(j, floor[0]), floor[: n - j]])
+        noise = np.maximum(np.max(off * later, axis=1), least)
         usable = slice(max(j, 1), n - WITNESSES)
         estimates = column, truncation + CAUTION * noise / t, noise, np.arange(n)
         rows.append(np.stack(estimates)[:, usable])
@@ -243,7 +260,10 @@ def limit(
         if not len(better):
             break
         best = int(better[np.argmin(bound[better])])
-    total = float(bound[best] + np.max((apart + bound)[finer], initial=0.0))
+    excluding = finer
+    if not np.any(quotients[rung[best] :]):  # flat: the function is, or its terms cancel
+        excluding = (apart > bound + bound[best]) & (bound <= CLEAR * np.abs(value))
+    total = float(bound[best] + np.max((apart + bound)[excluding], initial=0.0))
     return Limit(float(value[best]), total, float(t[rung[best]]), float(noise[best]))
 
 

@@ -54,10 +54,12 @@ def wide_arithmetic(dtype: Any) -> Iterator[None]:
     """Set up JAX so that `dtype` exists and products are exact to its rounding.
 
     By default a float32 product runs in TF32 on a GPU and in bfloat16 on a TPU. Programs are
-    compiled even under `jax.disable_jit`: what was traced has nothing to step through.
+    compiled even under `jax.disable_jit`: what was traced has nothing to step through. Random keys
+    are used again at each step.
     """
     x64 = jax.enable_x64(True) if dtype == jnp.float64 else contextlib.nullcontext()
-    with x64, jax.default_matmul_precision("highest"), jax.disable_jit(False):
+    precise, compiled = jax.default_matmul_precision("highest"), jax.disable_jit(False)
+    with x64, precise, compiled, jax.debug_key_reuse(False):
         yield
 
 

@@ -45,7 +45,7 @@ _CALLS = {
     primitives.custom_vjp_call_p: "call_jaxpr",
 }
 _NUMBER = jax.ShapeDtypeStruct((), np.float32)
-CUSTOM_RULES = frozenset([primitives.custom_jvp_call_p, primitives.custom_vjp_call_p])
+_CUSTOM_RULES = frozenset([primitives.custom_jvp_call_p, primitives.custom_vjp_call_p])
 # Primitives whose derivative is zero by JAX's rules: no cotangent passes through them.
 FLAT = frozenset(
     getattr(primitives, f"{name}_p")
@@ -163,8 +163,7 @@ def called(eqn: Equation) -> Program | None:
     """The program that an equation stands for, or None if it is not a call."""
     if (name := _CALLS.get(eqn.primitive)) is not None:
         return eqn.params[name]
-    composite: Any = eqn.params.get("_prim")  # since JAX 0.12, how `custom_root` is traced
-    if not hasattr(composite, "expand"):
+    if (composite := _composite(eqn)) is None:
         return None
 
     def expanded(*leaves):
@@ -172,6 +171,30 @@ def called(eqn: Equation) -> Program | None:
 
     avals = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in eqn.invars]
     return jax.make_jaxpr(expanded)(*avals)
+
+
+def has_custom_rule(eqn: Equation) -> bool:
+    """Whether an equation is a call of a function with a derivative rule that is not JAX's."""
+    if eqn.primitive in _CUSTOM_RULES:
+        return True
+    composite = _composite(eqn)
+    its_own = type(composite).__module__.startswith("jax.") and not hasattr(composite, "bwd")
+    return composite is not None and not its_own
+
+
+@functools.cache
+def rule_primitives() -> frozenset[core.Primitive]:
+    """The primitives of calls that may have a custom rule."""
+    composite = _private("hijax", "call_hi_primitive_p")
+    return _CUSTOM_RULES | ({composite} if composite is not None else frozenset())
+
+
+def _composite(eqn: Equation) -> Any:
+    """The operation that an equation stands for and that is made of others, or None: `custom_root`
+    since JAX 0.12, `custom_vjp` under `jax_custom_vjp3`, and the user's own.
+    """
+    composite = eqn.params.get("_prim")
+    return composite if hasattr(composite, "expand") else None
 
 
 def equations(program: Program) -> Iterator[Equation]:
@@ -218,10 +241,34 @@ def pruned(program: Program) -> Program:
 def with_own_constants(program: Program) -> Program:
     """The program with copies of the NumPy arrays that it closes over."""
     jaxpr, consts = opened(program)
+    if any(map(_is_ref, consts)):
+        return with_own_constants(_with_own_refs(program))
     pairs = zip(jaxpr.constvars, consts, strict=True)
     own: Callable[[Any, Any], Any] = lambda v, c: np.array(c, v.aval.dtype)  # noqa: E731
     copies = [own(v, c) if isinstance(c, np.ndarray) else c for v, c in pairs]
     return core.ClosedJaxpr(jaxpr, copies)
+
+
+def _is_ref(x: Any) -> bool:
+    return isinstance(x, jax.Ref)
+
+
+def _with_own_refs(program: Program) -> Program:
+    """The program with a reference of its own, which has the same content, for each that it closes
+    over: evaluating it changes nothing outside.
+    """
+    jaxpr, consts = opened(program)
+    contents = [x[...] if _is_ref(x) else x for x in consts]
+
+    def own(*args):
+        pairs = zip(contents, consts, strict=True)
+        refs = [jax.new_ref(x) if _is_ref(const) else x for x, const in pairs]
+        return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, refs))(*args)
+
+    avals = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in program.in_avals
+    ]
+    return jax.make_jaxpr(own)(*avals)
 
 
 def outputs_that_change(program: Program, changing: Sequence[bool]) -> list[bool]:
@@ -286,8 +333,8 @@ def standalone(program: Program) -> Program:
 
     def step(eqn, inputs):
         if any(map(_holds_more, [eqn, *equations_inside(eqn)])):
-            if eqn.primitive in _CALLS:
-                return run(called(eqn), inputs)
+            if (inner := called(eqn)) is not None:
+                return run(inner, inputs)
             if eqn.primitive in CONTROL_FLOW:
                 return CONTROL_FLOW[eqn.primitive](eqn, inputs, run)
         return bind(eqn, inputs)
@@ -465,7 +512,9 @@ def prints() -> frozenset[core.Primitive]:
 
 def source(eqn: Equation) -> tuple[str, str]:
     """The name of the function that a custom-rule call wraps, and its file and line."""
-    jaxpr = opened(called(eqn))[0]
+    if (composite := _composite(eqn)) is not None and not hasattr(composite, "traced"):
+        return type(composite).__name__, _place_of(type(composite).expand)
+    jaxpr = composite.traced.jaxpr if composite is not None else opened(called(eqn))[0]
     name, _, place = jaxpr.debug_info.func_src_info.partition(" at ")
     if "custom_derivatives.py" in place:  # `jax.custom_gradient` wraps the user's function there
         lines = filter(None, map(line_of, jaxpr.eqns))
@@ -480,10 +529,20 @@ def rule_source(eqn: Equation) -> str:
     Empty if it is unknown or inside JAX, as for `defjvps`. JAX itself attributes a backward
     function's computations to the line of the call.
     """
+    if (composite := _composite(eqn)) is not None:
+        kinds = type(composite).vjp_bwd, type(composite).vjp_bwd_retval
+        own = [f for f in kinds if not f.__module__.startswith("jax.")]
+        rule = getattr(composite, "bwd", own[0] if own else None)
+        return f"{_place_of(rule)} ({rule.__name__})" if hasattr(rule, "__code__") else ""
     rule = eqn.params.get("bwd", eqn.params.get("jvp_jaxpr_fun"))
     name, _, place = rule.debug_info.func_src_info.partition(" at ")
     its_own = not place or place.startswith(os.path.dirname(jax.__file__))
     return "" if its_own else f"{place} ({name})"
+
+
+def _place_of(f: Callable) -> str:
+    """The file and line of a function."""
+    return f"{f.__code__.co_filename}:{f.__code__.co_firstlineno}"
 
 
 def line_of(eqn: Equation) -> str:
@@ -547,7 +606,7 @@ def _same_array(a: Any, b: Any) -> bool:
 def _fingerprint_of_parameters(eqn: Equation) -> Hashable:
     if is_foreign(eqn.primitive):
         raise TypeError(f"`{eqn.primitive.name}` runs code that is not JAX's")
-    if eqn.primitive in CUSTOM_RULES:
+    if called(eqn) is not None and has_custom_rule(eqn):
         return fingerprint(called(eqn))
     batched = eqn.primitive is _private("custom_batching", "custom_vmap_p")
     package = __name__.partition(".")[0]
@@ -587,7 +646,7 @@ def _fingerprint_of(value: Any) -> Hashable:
 def _holds_more(eqn: Equation) -> bool:
     """Whether an equation holds a derivative rule, or a program with constants of its own."""
     inner = _programs_in(list(eqn.params.values()))
-    return eqn.primitive in CUSTOM_RULES or any(opened(program)[1] for program in inner)
+    return has_custom_rule(eqn) or any(opened(program)[1] for program in inner)
 
 
 def _programs_in(params: Any) -> Iterator[Program]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import primitives
 
 from jaxnn._arguments import as_complex
 from jaxnn.checking.evidence import OF_SERIES, Verdict
@@ -15,7 +16,7 @@ from jaxnn.checking.moves import drawer
 from jaxnn.checking.site import SYMMETRIC, SiteQuestion, of_site, symmetric, whole
 from jaxnn.checking.tape import Site, Tape, arithmetic, avals_of
 from jaxnn.numerical.float64 import wide_arithmetic, widen, widen_leaf
-from jaxnn.numerical.interpret import CUSTOM_RULES, rule_consts, rule_source, source
+from jaxnn.numerical.interpret import has_custom_rule, rule_consts, rule_source, source
 
 
 class Worst(NamedTuple):
@@ -31,7 +32,7 @@ def named(site: Site, asked: SiteQuestion, line: Line, worst: Worst, dtype: Any)
     """The report on a wrong rule, with its name and location."""
     name, where, place = site.name, "", SourceLine.of(site.line)
     argument = worst.argument
-    if site.eqn.primitive in CUSTOM_RULES:
+    if has_custom_rule(site.eqn):
         kind, where = kind_of_rule(site), line_of_rule(site)
         argument -= rule_consts(site.eqn)
     else:
@@ -50,7 +51,8 @@ def line_of_rule(site: Site) -> str:
 
 
 def kind_of_rule(site: Site) -> str:
-    return site.eqn.primitive.name.removesuffix("_call")
+    is_jvp = site.eqn.primitive is primitives.custom_jvp_call_p
+    return "custom_jvp" if is_jvp else "custom_vjp"
 
 
 def _changes(site: Site) -> Callable:

@@ -17,7 +17,7 @@ from jaxnn.checking.findings import LINES, Birth, SourceLine
 from jaxnn.checking.measure import Checked
 from jaxnn.checking.nan_causes import cure_unmasked, usual_cause
 from jaxnn.checking.tape import Record, Site, Tape, insides, is_inexact, seeds_of, tape_of
-from jaxnn.numerical.interpret import CUSTOM_RULES
+from jaxnn.numerical.interpret import has_custom_rule
 
 
 def applies(checked: Checked) -> bool:
@@ -170,7 +170,7 @@ def _born_in_values(tape: Tape, record: Record, number: int) -> list[Birth]:
 
 def _born_in_cotangents(tape: Tape, record: Record, number: int) -> list[Birth]:
     site = tape.sites[number]
-    if site.eqn.primitive not in CUSTOM_RULES:
+    if not has_custom_rule(site.eqn):
         for inside in reversed(insides(tape, number, record)):
             finite = all(s is None or np.all(np.isfinite(s)) for s in inside.seeds)
             if finite and (inner := births(tape_of(tape, inside), inside.inputs, inside.seeds)):

@@ -51,10 +51,10 @@ from jaxnn.checking.tape import (
 )
 from jaxnn.numerical.float64 import wide_arithmetic, wide_dtype, widen, widen_leaf
 from jaxnn.numerical.interpret import (
-    CUSTOM_RULES,
     called,
     equations,
     equations_inside,
+    has_custom_rule,
 )
 
 # How many iterations of a loop are checked.
@@ -142,7 +142,9 @@ def _has_another_value(checked: Checked) -> bool:
     forward, centre = checked.claims.forward, checked.centre
     if not (np.isfinite(forward) and np.isfinite(centre)):
         return False
-    bound = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps) * abs(centre)
+    noise = np.nanmax([leaf.noise for leaf in checked.leaves], initial=0.0)
+    rounding = max(float(np.finfo(np.float64).eps) * abs(centre), noise)
+    bound = ROUNDINGS_BETWEEN_CALLS * rounding
     tolerance = min(reach(x.dtype) for x in checked.check.point.leaves)
     return judge(Evidence(forward, centre, centre, bound), tolerance).wrong
 
@@ -176,7 +178,7 @@ def wrong_rules(
             report = _examined(tape, record, number)
         if site.eqn.primitive is primitives.linear_solve_p:
             report = wrong_solve(site, record, tape.dtype)
-        if report is None and site.eqn.primitive in CUSTOM_RULES:
+        if report is None and has_custom_rule(site.eqn):
             report = _with_another_value(site, record, tape.dtype)
         if report is None:
             continue
@@ -201,8 +203,10 @@ def _sampled(insides: Sequence[Any]) -> Sequence[Any]:
 
 def _holds_custom_rule(site: Site) -> bool:
     """Whether a site is a function with a rule that JAX did not derive, or contains one."""
-    kinds = {site.eqn.primitive, *(eqn.primitive for eqn in equations_inside(site.eqn))}
-    return bool(kinds & {*CUSTOM_RULES, primitives.linear_solve_p})
+    return any(
+        has_custom_rule(eqn) or eqn.primitive is primitives.linear_solve_p
+        for eqn in (site.eqn, *equations_inside(site.eqn))
+    )
 
 
 def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> list[int]:
@@ -255,7 +259,7 @@ def _along(tape: Tape, number: int) -> Callable:
 def _reference(tape: Tape, number: int, asked: SiteQuestion) -> list[Any] | None:
     """The derivative of a function with a custom rule, without the rule; None for others."""
     kind, site = tape.kinds[number], tape.sites[number]
-    if site.eqn.primitive not in CUSTOM_RULES:
+    if not has_custom_rule(site.eqn):
         return None
     if ("reference", kind) not in tape.kept:
         value = lambda points, data: projected(site, data, points, tape.dtype)  # noqa: E731
@@ -344,7 +348,7 @@ def _explained(site: Site) -> float:
 
 def _is_iterative(site: Site) -> bool:
     """Whether a site may contain an iterative solver, which is correct only to a tolerance."""
-    if site.eqn.primitive not in CUSTOM_RULES:
+    if not has_custom_rule(site.eqn):
         return False
     inner = equations(called(site.eqn))
     return any(e.primitive in (primitives.while_p, primitives.linear_solve_p) for e in inner)

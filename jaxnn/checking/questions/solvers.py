@@ -13,7 +13,7 @@ from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import LeafReport
 from jaxnn.checking.further import LOOSE
 from jaxnn.checking.measure import Checked, measure
-from jaxnn.numerical.interpret import CUSTOM_RULES, Program, called, equations
+from jaxnn.numerical.interpret import Program, called, equations, has_custom_rule
 
 # If running the solver further changes a leaf's gradient by more than this fraction, it is the
 # gradient of the steps taken, not of the solution.
@@ -88,7 +88,7 @@ def within_approximation(leaf: LeafReport, program: Program) -> LeafReport:
     off = [abs(e.autodiff - e.numerical) / abs(e.numerical) for e in leaf.entries if e.numerical]
     close = leaf.digits > -np.log10(LOOSE) and max(off, default=0.0) < LOOSE
     loops = any(
-        eqn.primitive in CUSTOM_RULES
+        has_custom_rule(eqn)
         and any(inner.primitive is primitives.while_p for inner in equations(called(eqn)))
         for eqn in equations(program)
     )

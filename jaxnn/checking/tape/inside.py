@@ -15,10 +15,10 @@ from jaxnn._programs import Jitted
 from jaxnn.checking.tape.layout import avals_of, is_inexact
 from jaxnn.checking.tape.walk import Record, Tape, arithmetic, run_program, vjp_of
 from jaxnn.numerical.interpret import (
-    CUSTOM_RULES,
     Program,
     branches,
     called,
+    has_custom_rule,
     opened,
     outputs_that_change,
     scan_parts,
@@ -56,7 +56,7 @@ def insides(tape: Tape, number: int, record: Record) -> list[Inside]:
     seeds = [
         record.cotangents.get(s) if j in site.asked else None for j, s in enumerate(site.outputs)
     ]
-    if kind in CUSTOM_RULES:
+    if has_custom_rule(eqn):
         return [Inside("", called(eqn), inputs, moving, seeds)]
     if kind is primitives.cond_p:
         choices = branches(eqn)

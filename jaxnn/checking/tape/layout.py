@@ -16,11 +16,11 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from jaxnn.numerical.interpret import (
-    CUSTOM_RULES,
     FLAT,
     Equation,
     Program,
     called,
+    has_custom_rule,
     line_of,
     opened,
     prints,
@@ -54,7 +54,7 @@ class Site(NamedTuple):
     @property
     def name(self) -> str:
         """The name of the primitive, or of the function that has a custom rule."""
-        if self.eqn.primitive in CUSTOM_RULES:
+        if has_custom_rule(self.eqn):
             return source(self.eqn)[0]
         return self.eqn.primitive.name
 
@@ -136,7 +136,7 @@ class _Layer:
             if eqn.primitive in prints():
                 continue
             inputs, here = tuple(map(read, eqn.invars)), line_of(eqn) or line
-            inner = None if eqn.primitive in CUSTOM_RULES else called(eqn)
+            inner = None if has_custom_rule(eqn) else called(eqn)
             if inner is not None:
                 outputs = self.lay(inner, inputs, here)
             elif self._unrolled and _is_short(eqn):
