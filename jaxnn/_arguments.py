@@ -189,7 +189,7 @@ class Partition(NamedTuple):
         for label, argument, choice in named:
             found = tree_flatten_with_path(argument)[0]
             leaves += [leaf for _, leaf in found]
-            paths += [label + keystr(path) for path, _ in found]
+            paths += [label + readable(path) for path, _ in found]
             chosen += [choice is not None] * len(found)
             choices = [False] * len(found) if choice is None else choice
             roles += _roles(argument, choices, settings=choice is not None and where is None)
@@ -290,6 +290,21 @@ class Partition(NamedTuple):
     @property
     def _all(self) -> Iterable[tuple[str, Any, Role, bool]]:
         return zip(self.paths, self.leaves, self.static.skeleton.roles, self.chosen, strict=True)
+
+
+def readable(path: Any) -> str:
+    """A leaf's path; leaves that have no names in their node are counted."""
+    return keystr(path).replace("[<flat index ", "[").replace(">]", "]")
+
+
+def floating_argnums(args: Sequence[Any]) -> tuple[int, ...]:
+    """The positions of the arguments that have floating or complex leaves."""
+    return tuple(i for i, x in enumerate(args) if any(map(_is_floating, jax.tree.leaves(x))))
+
+
+def _is_floating(leaf: Any) -> bool:
+    inexact = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return inexact or isinstance(leaf, float | complex)
 
 
 def require_argnums(argnums: Any) -> None:

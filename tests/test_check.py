@@ -319,6 +319,10 @@ def test_a_squared_hinge_has_the_slope_0_at_0(n, dtype):
     assert check_gradient(hinge, jnp.zeros(n, dtype), gradient=wrong).verdict == "differs"
 
 
+def onto(u):
+    return u @ u.conj().T
+
+
 @pytest.mark.parametrize(
     "name, f, verdict",
     [
@@ -326,9 +330,9 @@ def test_a_squared_hinge_has_the_slope_0_at_0(n, dtype):
         ("eigenvectors", lambda a: jnp.linalg.eigh(a + a.conj().T), "unresolved"),
         ("values", lambda a: jnp.linalg.svd(a, compute_uv=False), "agrees"),
         ("real", lambda a: jnp.linalg.svd(jnp.real(a)), "agrees"),
-        ("projector", lambda a: (lambda u: u[:, :1] @ u[:, :1].conj().T)(jnp.linalg.svd(a).U), "agrees"),
+        ("projector", lambda a: onto(jnp.linalg.svd(a).U[:, :1]), "agrees"),
     ],
-)  # fmt: skip
+)
 def test_the_phases_of_complex_vectors_are_free(name, f, verdict):
     rng = np.random.default_rng(0)
     a = jnp.asarray(rng.normal(size=(4, 4)) + 1j * rng.normal(size=(4, 4)), "complex64")
@@ -928,3 +932,127 @@ def test_a_forgotten_has_aux_is_named():
     assert any("`has_aux=True`" in note for note in check_gradient(f, jnp.ones(3)).notes)
     assert not check_gradient(f, jnp.ones(3), has_aux=True).notes
     assert not any("has_aux" in note for note in check_gradient(jnp.sin, jnp.ones(3)).notes)
+
+
+def doubled(x):
+    """The double of x, with a rule that is wrong by 1 %."""
+    f = jax.custom_vjp(lambda x: 2 * x)
+    f.defvjp(lambda x: (2 * x, None), lambda _, g: (2.02 * g,))
+    return f(x)
+
+
+def test_references_are_read_and_not_changed(dtype):
+    x, ref = jnp.arange(1.0, 4, dtype=dtype), jax.new_ref(jnp.ones(3, dtype))
+
+    def f(x):
+        ref[...] = ref[...] + 1
+        return jnp.sum(x**2 * ref[...])
+
+    assert check_gradient(f, x).verdict == "agrees"
+    assert check_gradient(lambda x: f(doubled(x)), x).rules[0].name == "<lambda>"
+    assert ref[...].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("use", [check_gradient, explain, jaxnn.numerical_grad])
+def test_a_key_is_used_once_for_debug_key_reuse(use):
+    f = lambda x, key: jnp.sum(x * jax.random.normal(key, x.shape))  # noqa: E731
+    args = jnp.ones(3), jax.random.key(0)
+    with jax.debug_key_reuse(True):
+        assert np.all(use(f)(*args)) if use is jaxnn.numerical_grad else use(f, *args).ok
+
+
+@pytest.mark.parametrize("x", [np.ones(3) * 1j, np.ones(300_000)], ids=["complex", "large"])
+def test_strict_promotion_is_for_the_function_alone(x):
+    x = jnp.asarray(x, jnp.complex64 if np.iscomplexobj(x) else jnp.float32)
+    with jax.numpy_dtype_promotion("strict"):
+        assert check_gradient(lambda x: jnp.sum(jnp.real(x * jnp.conj(x))), x).ok
+
+
+def test_a_rule_of_the_new_form_is_named_with_its_line():
+    if not hasattr(jax.config, "jax_custom_vjp3"):
+        pytest.skip("this JAX has no custom_vjp3")
+    try:
+        jax.config.update("jax_custom_vjp3", True)
+        (found,) = check_gradient(lambda x: jnp.sum(doubled(x)), jnp.ones(3)).rules
+    finally:
+        jax.config.update("jax_custom_vjp3", False)
+    assert (found.kind, found.rule.function) == ("custom_vjp", "<lambda>")
+    assert "lambda _, g: (2.02 * g,)" in found.rule.text
+
+
+def test_the_rule_comes_first_then_the_call_and_the_argument_has_its_name():
+    @jax.custom_vjp
+    def layer(params, x, scale):
+        return jnp.tanh(x @ params["W"] + params["b"]) * scale
+
+    def backward(saved, g):
+        params, x, scale = saved
+        inner = lambda params, x: jnp.tanh(x @ params["W"] + params["b"]) * scale  # noqa: E731
+        return (*jax.vjp(inner, params, x)[1](g), 1.3 * g)
+
+    def forward(params, x, scale):
+        return layer(params, x, scale), (params, x, scale)
+
+    layer.defvjp(forward, backward)
+
+    def loss(*args):
+        return jnp.sum(layer(*args))
+
+    args = {"W": jnp.eye(2), "b": jnp.ones(2)}, jnp.ones(2), jnp.ones(2)
+    (found,) = check_gradient(loss, *args, argnums=(0, 1, 2)).rules
+    assert found.path == "scale"
+    first, quoted, off, call, line = str(found).splitlines()
+    assert first.startswith("wrong at") and first.endswith("(backward): custom_vjp of `layer`")
+    assert (quoted.strip(), off.split(" is off")[0].strip()) == (
+        "def backward(saved, g):",
+        "argument `scale`",
+    )
+    assert call.strip().startswith("called at") and call.endswith("(loss)")
+    assert line.strip() == "return jnp.sum(layer(*args))"
+
+
+def test_many_leaves_that_agree_are_one_line():
+    point = [jnp.full(3, float(k)) for k in range(1, 9)]
+    f = lambda p: sum(jnp.sum(x**3) for x in p)  # noqa: E731
+    report = check_gradient(f, point)
+    first, rest = str(report).splitlines()
+    assert first == "gradient of <lambda>: agrees"
+    assert rest.startswith("8 leaves agree, to at least ") and rest.endswith(" digits")
+    assert len(report.table().splitlines()) == 2 + len(point)
+    wrong = lambda p: [3 * x**2 * (1 + 0.1 * (k == 2)) for k, x in enumerate(p)]  # noqa: E731
+    text = str(check_gradient(f, point, gradient=wrong))
+    assert "[0][2]" in text and "[0][3]" not in text and "7 more leaves agree" in text
+
+
+def test_the_first_line_says_which_arguments_if_not_all():
+    f = lambda x, y, n: jnp.sum(x * y) * n  # noqa: E731
+    args = jnp.ones(2), jnp.ones(2), 3
+    by = lambda argnums: str(check_gradient(f, *args, argnums=argnums)).splitlines()[0]  # noqa: E731
+    assert by(0) == "gradient of <lambda> with respect to argument 0: agrees"
+    assert by((0, 1)) == "gradient of <lambda>: agrees"
+
+
+def test_assert_gradient_checks_every_argument_unless_told():
+    f = lambda x, y: jnp.sum(x) + jnp.sum(doubled(y))  # noqa: E731
+    args = jnp.ones(2), jnp.ones(2)
+    with pytest.raises(GradientError, match=r"\[1\] *2 *float32 *differs"):
+        assert_gradient(f, *args)
+    assert_gradient(f, *args, argnums=0)
+    assert_gradient(f, *args, gradient=lambda x, y: jnp.ones(2))
+
+
+def test_leaves_without_names_are_counted():
+    @jax.tree_util.register_pytree_node_class
+    class Pair:
+        def __init__(self, a, b):
+            self.a, self.b = a, b
+
+        def tree_flatten(self):
+            return (self.a, self.b), None
+
+        @classmethod
+        def tree_unflatten(cls, _, leaves):
+            return cls(*leaves)
+
+    report = check_gradient(lambda p: jnp.sum(p.a * p.b), Pair(jnp.ones(2), jnp.ones(2)))
+    assert [leaf.path for leaf in report.leaves] == ["[0][0]", "[0][1]"]

@@ -203,3 +203,20 @@ print("where they lie")
 @pytest.mark.slow
 def test_a_check_brings_no_leaf_to_the_host_that_lies_in_parts():
     require_printed("where they lie", WHERE_THEY_LIE)
+
+
+EXPLICIT = """
+import jax, jax.numpy as jnp, jaxnn
+from jax.sharding import NamedSharding, PartitionSpec as P
+mesh = jax.make_mesh((8,), ("d",))
+with jax.set_mesh(mesh):
+    x = jax.device_put(jnp.arange(1.0, 9), NamedSharding(mesh, P("d")))
+    square = jax.shard_map(lambda x: x**2, in_specs=P("d"), out_specs=P("d"))
+    right = jaxnn.check_gradient(lambda x: jnp.sum(square(x)), x)
+    wrong = jaxnn.check_gradient(lambda x: jnp.sum(square(x)), x, gradient=lambda x: 2.1 * x)
+print(right.verdict, wrong.verdict)
+"""
+
+
+def test_a_gradient_on_a_mesh_with_explicit_axes_is_checked():
+    require_printed("agrees differs", EXPLICIT)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxnn._arguments import Partition, Where
+from jaxnn._arguments import Partition, Where, floating_argnums
 from jaxnn._validate import (
     describe,
     require_arrays,
@@ -155,7 +155,7 @@ def check_gradient(
                 checked = asked(measure(check.with_settings(order=level, forward=mode)))
                 if mode and len(forward) > 1:
                     checked = checked.with_note("this is the gradient by forward mode")
-                report = _report(checked, digits)
+                report = _report(checked, digits, _unless_all(argnums, args))
                 if not report.ok or report.interrupted:
                     return _announced(report)
     assert report is not None
@@ -181,7 +181,9 @@ def asked(checked: Checked) -> Checked:
     return checked
 
 
-def _report(checked: Checked, digits: float | int | None) -> GradientReport:
+def _report(
+    checked: Checked, digits: float | int | None, argnums: tuple[int, ...]
+) -> GradientReport:
     """The report, with the worst leaf first; on ties, leaves with entries come first."""
     by = lambda leaf: (-leaf.verdict.rank, not leaf.entries, leaf.digits)  # noqa: E731
     leaves = tuple(sorted(map(_with_hint_if_off, checked.leaves), key=by))
@@ -201,7 +203,15 @@ def _report(checked: Checked, digits: float | int | None) -> GradientReport:
         interrupted=checked.interrupted,
         digits=digits,
         fixed=first_of(beside),
+        argnums=argnums,
     )
+
+
+def _unless_all(argnums: int | tuple[int, ...], args: Sequence[Any]) -> tuple[int, ...]:
+    """The arguments that are differentiated; () if these are all that could be."""
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+    numbers = tuple(number % len(args) for number in numbers)
+    return numbers if set(floating_argnums(args)) - set(numbers) else ()
 
 
 def _with_hint_if_off(leaf: LeafReport) -> LeafReport:
@@ -248,7 +258,8 @@ class Options(TypedDict, total=False):
 def assert_gradient(f: Callable, *args: Any, **options: Unpack[Options]) -> None:
     """Raise `GradientError` unless the gradient of `f` at `args` is correct; for tests.
 
-    The options are those of `check_gradient`.
+    The options are those of `check_gradient`. By default, all arguments with floating leaves are
+    differentiated; with a hand-written `gradient` or with `where`, the first.
 
     Example:
       >>> assert_gradient(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]))
@@ -260,6 +271,9 @@ def assert_gradient(f: Callable, *args: Any, **options: Unpack[Options]) -> None
             f"`{name}` must be in `kwargs`, as in kwargs={{{name!r}: ...}}, if `f` takes it. Got "
             "no option of that name."
         )
+    if not options.keys() & {"argnums", "gradient", "where"}:
+        numbers = floating_argnums(args)
+        options["argnums"] = numbers if len(numbers) > 1 else numbers[0] if numbers else 0
     check_gradient(f, *args, **options).raise_if_wrong()
 
 

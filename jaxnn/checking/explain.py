@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jaxnn._arguments import Partition, Where
+from jaxnn._arguments import Partition, Where, floating_argnums
 from jaxnn._validate import how_to_be_traced, require_callable, require_mapping
 from jaxnn.checking.findings import Birth, DigitsLost, RuleReport
 from jaxnn.checking.measure import Check, Checked, require_outermost, undisturbed
@@ -116,8 +115,7 @@ def explain(
     kwargs = {} if kwargs is None else kwargs
     require_mapping("kwargs", kwargs)
     if argnums is None:
-        floating = [i for i, x in enumerate(args) if any(map(_floats, jax.tree.leaves(x)))]
-        argnums = tuple(floating) or 0
+        argnums = floating_argnums(args) or 0
     call = Partition.of(f, argnums, args, kwargs, has_aux, "args[0]", where)
     require_outermost("explain", args, kwargs)
     point = Point(call.points, (call.dynamic, None))
@@ -149,11 +147,3 @@ def _untraceable(call: Partition, point: Point) -> TypeError:
     except jax.errors.JAXTypeError as error:
         refused.__cause__ = error
     return refused
-
-
-def _floats(leaf: Any) -> bool:
-    return (
-        hasattr(leaf, "dtype")
-        and jnp.issubdtype(leaf.dtype, jnp.inexact)
-        or isinstance(leaf, float | complex)
-    )

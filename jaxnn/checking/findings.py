@@ -260,6 +260,7 @@ class RuleReport(NamedTuple):
         largest error if one is known, else in the slope.
       where: file and line of the rule, if it is the user's.
       entry: index of that entry in the argument; None if no entry is known.
+      path: name of the argument and path in it, as in Python; empty if it is unknown.
 
     Example:
       >>> @jax.custom_jvp
@@ -279,19 +280,24 @@ class RuleReport(NamedTuple):
     difference: float
     where: str
     entry: tuple[int, ...] | None = None
+    path: str = ""
 
     def __str__(self) -> str:
-        at = f"at {self.line}" if self.line.file else "in the function itself"
+        call = f"at {self.line}" if self.line.file else "in the function itself"
         by = f"argument {self.argument}" if self.argument is not None else "its value"
+        by = f"argument `{self.path}`" if self.path else by
         most = f"most at {list(self.entry)}, " if self.entry else ""
         off = f"{100 * self.difference:.3g} %" if self.difference < 10 else "more than 1,000 %"
-        lines = (
-            f"wrong {at}: {self.kind} of `{self.name}`",
-            self.line.quoted,
-            f"    {by} is off {most}by {off}",
-            f"    rule at {self.where}" if self.where else "",
-        )
-        return "\n".join(filter(None, lines))
+        lines = [self.line.quoted, f"    {by} is off {most}by {off}"]
+        if self.where:
+            lines = [self.rule.quoted, lines[1], f"    called {call}", f"    {lines[0]}".rstrip()]
+        at = f"at {self.rule}" if self.where else call
+        return "\n".join(filter(None, [f"wrong {at}: {self.kind} of `{self.name}`", *lines]))
+
+    @property
+    def rule(self) -> SourceLine:
+        """The line of the rule, if it is the user's; else where the function is called."""
+        return SourceLine.of(self.where) if self.where else self.line
 
 
 class DigitsLost(NamedTuple):

@@ -52,7 +52,9 @@ def holding(
         along_rule = evaluation._replace(rules=plain)
         return along_rule(_continued(eqn), [*map(_at_point, inputs), *inputs])
 
-    rules: dict[core.Primitive, Callable] = dict.fromkeys(rule_primitives(), trusted) if trust else {}
+    rules: dict[core.Primitive, Callable] = (
+        dict.fromkeys(rule_primitives(), trusted) if trust else {}
+    )
     if stopped:
         rules[primitives.stop_gradient_p] = lambda _, inputs, __: [_at_point(inputs[0])]
     return rules

@@ -437,7 +437,7 @@ def _ask(line: Line, claims: Sequence[Any], parts: Sequence[Part]) -> tuple[Comp
 def _ask_wider(
     line: Line, claims: Sequence[Any], parts: list[Part]
 ) -> tuple[list[Part], tuple[Comparison, ...]]:
-    """The parts and the comparisons along two lines; with wider moves if only they show the claims."""
+    """The parts and the comparisons along two lines; with wider moves if these show more."""
     pair = _ask(line, claims, parts)
     if not all(map(_is_unseen, pair)):
         return parts, pair

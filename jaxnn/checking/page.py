@@ -38,7 +38,7 @@ _BODY = "color-scheme: light dark; margin: 0; background: light-dark(#ffffff, #0
 
 def page(*reports: Any) -> str:
     """An HTML page with one or more reports."""
-    titles = [f"{report.what} of {report.function}: {report.verdict}" for report in reports]
+    titles = [f"{report.subject}: {report.verdict}" for report in reports]
     title = html.escape("; ".join(titles))
     head = f'<meta charset="utf-8"><title>{title}</title>'
     view = '<meta name="viewport" content="width=device-width">'
@@ -56,11 +56,12 @@ def fragment(report: Any, drawn: int = DRAWN) -> str:
 
 
 def _parts(report: Any, drawn: int) -> Iterator[str]:
-    yield f"<h1>{report.what} of {html.escape(report.function)}: {_word(report.verdict)}</h1>"
+    yield f"<h1>{html.escape(report.subject)}: {_word(report.verdict)}</h1>"
     so_far = ", as far as it came" if report.interrupted else ""
     yield f"<p>{report.verdict.meaning}{so_far}</p>"
     for found in (*report.births, *report.rules, *report.digits_lost):
-        yield f"<pre>{html.escape(str(found))}</pre>{_code(found.line)}"
+        line = getattr(found, "rule", found.line)
+        yield f"<pre>{html.escape(str(found))}</pre>{_code(line)}"
     for number, leaf in enumerate(report.leaves):
         yield _leaf(leaf, is_open=leaf.verdict is not Verdict.AGREES, is_drawn=number < drawn)
     several = "leaf" if len(report.leaves) == 1 else "leaves"

@@ -247,9 +247,7 @@ class _Leaf(NamedTuple):
         return np.abs(self.wide) * self.size <= nothing * inner
 
     def is_rounding(self, moves: Any, inner: float) -> bool:
-        """Whether the float64 gradient is rounding error, which one rounding of the arguments changes
-        as a whole.
-        """
+        """Whether the float64 gradient is rounding error: moving the arguments changes it all."""
         whole = np.linalg.norm(self.wide * self.size)
         changes = np.linalg.norm(moves * self.size) > NO_DIGIT * whole
         return bool(changes and np.all(self.cancels(inner)))
@@ -351,7 +349,8 @@ def _shaken(point: Point, programs: Any, claims: Claims) -> _Shaken:
         for *some, exact in zip(*(gradient for _, gradient in moved), claims.wide, strict=True)
     ]
     back = [programs.in_float64(point, dtype, -once, seed)[0] for seed in range(PAIRS)]
-    second = [abs(there + here - 2 * claims.forward) for (there, _), here in zip(moved, back)]
+    pairs = zip(moved[:PAIRS], back, strict=True)
+    second = [abs(there + here - 2 * claims.forward) for (there, _), here in pairs]
     inner = max(filter(math.isfinite, second), default=0.0) / sys.float_info.epsilon
     # Where a value is left, its size is what counts.
     is_zero = abs(claims.forward) <= ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * inner

@@ -72,6 +72,7 @@ class GradientReport:
       interrupted: whether Ctrl-C ended the check early.
       digits: how many digits of each leaf's gradient must be correct, if specified.
       fixed: the arguments that are not differentiated, each with its shape and dtype.
+      argnums: the arguments that are differentiated; () if these are all that could be.
 
     Example:
       >>> report = jaxnn.check_gradient(lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0]))
@@ -91,6 +92,7 @@ class GradientReport:
     interrupted: bool = False
     digits: float | None = None
     fixed: tuple[str, ...] = ()
+    argnums: tuple[int, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -119,6 +121,13 @@ class GradientReport:
     def what(self) -> str:
         """The name of the derivative that was checked."""
         return {1: "gradient", 2: "Hessian"}.get(self.order, f"derivative of order {self.order}")
+
+    @property
+    def subject(self) -> str:
+        """What was checked, in words: the derivative, the function, and which arguments."""
+        several = "arguments" if len(self.argnums) > 1 else "argument"
+        by = f" with respect to {several} {', '.join(map(str, self.argnums))}"
+        return f"{self.what} of {self.function}{by if self.argnums else ''}"
 
     def raise_if_wrong(self) -> None:
         """Raise `GradientError`, whose text contains the table, unless the gradient is `ok`."""
@@ -153,20 +162,38 @@ class GradientReport:
             raise ValueError(f"`path` must be one of {paths}. Got {path!r}.")
         return gradient_evidence(chosen[0], ax=ax)
 
-    def text(self, paint: Callable[[Verdict, str], str] = lambda _, text: text) -> str:
-        """The table; `paint` gives a verdict's text its colour."""
-        table = [_HEADER, *(_row(leaf) for leaf in self.leaves)]
+    def table(self) -> str:
+        """The report with a row for every leaf."""
+        return self.text(every=True)
+
+    def text(
+        self,
+        paint: Callable[[Verdict, str], str] = lambda _, text: text,
+        every: bool = False,
+    ) -> str:
+        """The report; many leaves that agree share a line, unless `every` leaf is to have a row.
+        `paint` gives a verdict's text its colour.
+        """
+        quiet = [leaf for leaf in self.leaves if leaf.verdict is Verdict.AGREES and not leaf.hint]
+        quiet = [] if every or len(quiet) <= HANDFUL else quiet
+        leaves = [leaf for leaf in self.leaves if leaf not in quiet] if quiet else self.leaves
+        table = [_HEADER, *(_row(leaf) for leaf in leaves)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         ended = " (interrupted)" if self.interrupted else ""
-        lines = [f"{self.what} of {self.function}: {paint(self.verdict, self.verdict)}{ended}"]
-        lines.append("  ".join(_aligned(_HEADER, widths)).rstrip())
+        lines = [f"{self.subject}: {paint(self.verdict, self.verdict)}{ended}"]
+        if leaves:
+            lines.append("  ".join(_aligned(_HEADER, widths)).rstrip())
         lines_of = self._lines_by_leaf()
-        for row, leaf in zip(table[1:], self.leaves, strict=True):
+        for row, leaf in zip(table[1:], leaves, strict=True):
             cells = _aligned(row, widths)
             cells[_VERDICT] = paint(leaf.verdict, cells[_VERDICT])
             lines += ["  ".join(cells).rstrip(), *(f"    {line}" for line in _details(leaf, paint))]
             for found in lines_of.get(leaf.path, ()):
                 lines += [f"    {line}" for line in str(found).splitlines()]
+        if quiet:
+            least = min(leaf.digits for leaf in quiet)
+            more = " more" if leaves else ""
+            lines.append(f"{len(quiet)}{more} leaves agree, to at least {least:.1f} digits")
         if self.verdict.ok and (few := [leaf.path for leaf in self.leaves if self._lacks(leaf)]):
             least = LEAST_DIGITS if self.digits is None else self.digits
             lines.append(

@@ -532,7 +532,7 @@ def rule_source(eqn: Equation) -> str:
     if (composite := _composite(eqn)) is not None:
         kinds = type(composite).vjp_bwd, type(composite).vjp_bwd_retval
         own = [f for f in kinds if not f.__module__.startswith("jax.")]
-        rule = getattr(composite, "bwd", own[0] if own else None)
+        rule: Any = getattr(composite, "bwd", own[0] if own else None)
         return f"{_place_of(rule)} ({rule.__name__})" if hasattr(rule, "__code__") else ""
     rule = eqn.params.get("bwd", eqn.params.get("jvp_jaxpr_fun"))
     name, _, place = rule.debug_info.func_src_info.partition(" at ")
@@ -553,6 +553,15 @@ def line_of(eqn: Equation) -> str:
 def rule_consts(eqn: Equation) -> int:
     """The number of inputs of a custom-rule call that are closed over rather than arguments."""
     return eqn.params.get("num_consts", 0)
+
+
+def argument_paths(eqn: Equation) -> dict[int, str]:
+    """The names of the arguments of a custom-rule call, and the paths in them, by position.
+
+    Those of a VJP are the names that its forward function uses.
+    """
+    traced = eqn.params.get("fwd_jaxpr_thunk") or opened(called(eqn))[0]
+    return dict(enumerate(getattr(traced.debug_info, "arg_names", None) or ()))
 
 
 @functools.cache

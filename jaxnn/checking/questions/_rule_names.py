@@ -16,7 +16,13 @@ from jaxnn.checking.moves import drawer
 from jaxnn.checking.site import SYMMETRIC, SiteQuestion, of_site, symmetric, whole
 from jaxnn.checking.tape import Site, Tape, arithmetic, avals_of
 from jaxnn.numerical.float64 import wide_arithmetic, widen, widen_leaf
-from jaxnn.numerical.interpret import has_custom_rule, rule_consts, rule_source, source
+from jaxnn.numerical.interpret import (
+    argument_paths,
+    has_custom_rule,
+    rule_consts,
+    rule_source,
+    source,
+)
 
 
 class Worst(NamedTuple):
@@ -30,17 +36,18 @@ class Worst(NamedTuple):
 
 def named(site: Site, asked: SiteQuestion, line: Line, worst: Worst, dtype: Any) -> RuleReport:
     """The report on a wrong rule, with its name and location."""
-    name, where, place = site.name, "", SourceLine.of(site.line)
+    name, where, place, path = site.name, "", SourceLine.of(site.line), ""
     argument = worst.argument
     if has_custom_rule(site.eqn):
         kind, where = kind_of_rule(site), line_of_rule(site)
         argument -= rule_consts(site.eqn)
+        path = argument_paths(site.eqn).get(argument, "")
     else:
         kind = "jvp"
         if _forward_fits(site, asked, line, dtype):
             name, kind = _wrong_transpose(site, asked, dtype) or name, "transpose"
     return RuleReport(
-        name, place, kind, worst.verdict, argument, worst.difference, where, worst.entry
+        name, place, kind, worst.verdict, argument, worst.difference, where, worst.entry, path
     )
 
 
