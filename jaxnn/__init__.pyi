@@ -15,6 +15,7 @@ from jaxnn.checking.findings import (
     SourceLine as SourceLine,
 )
 from jaxnn.checking.report import GradientError as GradientError, GradientReport as GradientReport
+from jaxnn.checking.watched import WatchReport as WatchReport, watching as watching
 from jaxnn.data import (
     Digits as Digits,
     load_digits as load_digits,

@@ -22,6 +22,9 @@ from jaxnn.numerical.interpret import Program, emptied, fingerprint, opened, sta
 
 # How many compiled programs are kept; the least recently used goes first.
 KEPT = 256
+# A setting of JAX that is part of the key of its compiled programs, and that changes none of them
+# unless they are profiled. Setting it to another value lets JAX trace them again.
+RETRACE = "jax_pgle_profiling_runs"
 _kept: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
 _lock = threading.Lock()
 
@@ -90,7 +93,7 @@ class Jitted:
 
     def _program(self, args: Sequence[PyTree]) -> tuple[Any, Sequence[Any]]:
         leaves, tree = jax.tree.flatten(args)
-        form = tree, tuple(map(jax.typeof, leaves))
+        form = tree, tuple(map(jax.typeof, leaves)), getattr(jax.config, RETRACE)
         if form not in self._programs:
             traced = Traced.of(self._f, *args)
             key = None if traced.key is None else (traced.key, self._donate)
@@ -124,6 +127,11 @@ def kept(key: Hashable, build: Callable[[], Any]) -> Any:
         while len(_kept) > KEPT:
             _kept.popitem(last=False)
     return made
+
+
+def trace_again() -> None:
+    """Let JAX trace and compile programs again when they are next called."""
+    jax.config.update(RETRACE, getattr(jax.config, RETRACE) + 1)
 
 
 def outermost(values: PyTree) -> bool:

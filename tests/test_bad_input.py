@@ -774,6 +774,7 @@ GOOD = {
     "numerical_hessian": {"f": surfaces.bowl, "argnums": 0, "h": 1e-3},
     "check_gradient": {"f": surfaces.bowl},
     "explain": {"f": surfaces.bowl},
+    "watching": {"points": 1, "budget": 1.0},
     "gradient_descent": {"f": surfaces.bowl, "init_x": X, "lr": 0.1, "step_num": 2},
     "descent_path": {"f": surfaces.bowl, "init_x": X, "lr": 0.1, "step_num": 2},
     "minimize": {"f": surfaces.bowl, "init_x": X, "optimizer": SGD, "max_steps": 2},
@@ -784,7 +785,7 @@ GOOD = {
     "progress_log": {"path": "nowhere"},
     "show_progress": {},
 }
-SWITCHES = {"has_aux", "replacement", "previous", "stream", "donate"}
+SWITCHES = {"has_aux", "replacement", "previous", "stream", "donate", "finite"}
 ARGUMENTS = [
     (name, argument)
     for name in GOOD

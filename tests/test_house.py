@@ -20,7 +20,7 @@ ROOMS = (
     ("plots",),
     ("checking",),
     ("figures",),
-    ("cli",),
+    ("cli", "_pytest"),
     ("__main__",),
 )
 

@@ -74,9 +74,11 @@ def leaf_report(
     """
     best = located.best
     slope, entries = best.slope, list(located.entries)
-    verdict = by_values = verdict_of(located, centre, reach(place.x.dtype))
-    if verdict is Verdict.UNRESOLVED and loss.is_rounding:
-        verdict = by_values = Verdict.AGREES
+    verdict = verdict_of(located, centre, reach(place.x.dtype))
+    unseen = verdict is Verdict.UNRESOLVED or (verdict is Verdict.DIFFERS and slope.constant)
+    if unseen and loss.is_rounding:
+        verdict, entries = Verdict.AGREES, []
+    by_values = verdict
     pattern, hint = patterns.describe(located, gradient, counts, place.paired)
     if verdict is Verdict.DIFFERS and not any(e.verdict.wrong for e in entries):
         pattern = pattern or _NAMELESS[located.searched]

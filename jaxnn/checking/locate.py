@@ -335,9 +335,7 @@ def verdict_of(located: Located, centre: float, tolerance: float) -> Verdict:
     """The verdict on a leaf: the worst among its line and its entries."""
     best = located.best
     # The slope over the coarsest step, where noise matters least, also sets what is negligible.
-    coarse = abs(float(best.slope.differences[0])) if len(best.slope.differences) else 0.0
-    coarse = coarse if math.isfinite(coarse) else 0.0
-    counts = max(best.scale, NOTHING * max(abs(centre), best.slope.size, coarse))
+    counts = max(best.scale, NOTHING * max(abs(centre), best.slope.size, best.slope.coarse))
     line = best.slope.evidence(best.claim)
     if not math.isfinite(centre):
         line = line._replace(claim=centre)  # without a value there is no slope to claim

@@ -168,8 +168,10 @@ def measure(check: Check) -> Checked:
     lost = {k: Loss(0.0) for k in located}
     if not check.settings.further:
         known = [k for k in located if located[k].asked]
+        constant = {k for k in known if located[k].best.slope.constant}
         doubtful = [k for k in known if _is_doubtful(located[k], line.centre, point.leaves[k])]
-        lost = losses(point, programs, claims, line.centre, known, doubtful)
+        doubtful = sorted({*doubtful, *constant})
+        lost = losses(point, programs, claims, line.centre, known, doubtful, constant)
     data = jax.tree.leaves(point.data)
     counts = programs.counts | {n for leaf in data for n in np.shape(leaf)[:1]}
     leaves = []

@@ -65,7 +65,7 @@ NOT_FINITE: dict[core.Primitive, Cause] = {
         f"{_SAFE}, as in `jnp.log1p(jnp.where(x > -1, x, 0))`",
     ),
     primitives.div_p: Cause(
-        "a division by 0",
+        "a division by 0, or of infinity by infinity",
         "its slope is infinite where it divides by 0",
         f"{_SAFE}, as in `a / jnp.where(b != 0, b, 1)`",
     ),

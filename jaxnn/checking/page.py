@@ -46,6 +46,33 @@ def page(*reports: Any) -> str:
     return f"{start}{''.join(map(fragment, reports))}</body></html>"
 
 
+def watch_page(report: Any) -> str:
+    """An HTML page with a `WatchReport`."""
+    head = '<meta charset="utf-8"><title>watched gradients</title>'
+    view = '<meta name="viewport" content="width=device-width">'
+    start = f"<!doctype html><html lang='en'><head>{head}{view}</head><body style='{_BODY}'>"
+    return f"{start}{watch_fragment(report)}</body></html>"
+
+
+def watch_fragment(report: Any) -> str:
+    """A `WatchReport` as HTML for an existing page: a line for each gradient, with what was found
+    there inside.
+    """
+    first, *_ = str(report).splitlines()
+    parts = [f"<style>{_STYLE}</style><div class='jaxnn'><h1>{html.escape(first)}</h1>"]
+    for place in report.places:
+        title, *rest = str(place).splitlines()
+        kind = "bad" if place.is_wrong else "good" if place.is_judged else "look"
+        lines = f"<pre>{html.escape(chr(10).join(rest))}</pre>" if rest else ""
+        inside = f"{lines}{_code(place.line)}{''.join(map(fragment, place.reports))}"
+        mark = " open" if place.is_wrong else ""
+        parts.append(
+            f"<details{mark}><summary><span class='word {kind}'>{html.escape(title)}</span>"
+            f"</summary><div class='inside'>{inside}</div></details>"
+        )
+    return "".join([*parts, "</div>"])
+
+
 def fragment(report: Any, drawn: int = DRAWN) -> str:
     """A report as HTML for an existing page, such as a notebook, with pictures for the first
     `drawn` leaves.

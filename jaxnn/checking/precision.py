@@ -143,6 +143,7 @@ def losses(
     centre: float,
     leaves: Sequence[int],
     doubtful: Collection[int] = (),
+    constant: Collection[int] = (),
 ) -> dict[int, Loss]:
     """The digits that the gradient of each leaf loses in its own dtype.
 
@@ -153,6 +154,7 @@ def losses(
       centre: the function's value in float64.
       leaves: which leaves to compare.
       doubtful: those of them whose gradient the values do not show; it may be zero.
+      constant: those of them along which no value changes at all.
     """
     if not leaves:
         return {}
@@ -201,7 +203,9 @@ def losses(
             finer = leaf.lost(rounding._replace(coarsest=leaf.epsilon), functools.partial(moves, k))
             found[k] = leaf.loss_to_shorter(found[k], finer)
     for k in doubtful:
-        found[k] = found[k]._replace(is_rounding=leaf_of(k).is_rounding(*moves(k)))
+        leaf = leaf_of(k)
+        if leaf.is_noise if k in constant else leaf.is_rounding(*moves(k)):
+            found[k] = Loss(found[k].digits, is_rounding=True)
     return found
 
 
@@ -240,6 +244,12 @@ class _Leaf(NamedTuple):
             bound = np.maximum(bound, SHAKES * moves)
             verdict, which = judge_all(self.own, self.wide, bound, rounding.tolerance)
         return _Lost(verdict, which, bound)
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether the gradients in both dtypes have no digit in common."""
+        apart = np.linalg.norm((self.own - self.wide) * self.size)
+        return bool(apart > NO_DIGIT * np.linalg.norm(self.wide * self.size))
 
     def cancels(self, inner: float) -> np.ndarray:
         """Which entries are zero up to the float64 rounding error of terms of this size."""

@@ -56,6 +56,7 @@ class Slope(NamedTuple):
       step: the step that `value` comes from.
       noise: the noise of the function's values, measured from the finer steps.
       size: the size of the function's values, up to that step.
+      coarse: the larger of the one-sided quotients over the coarsest step.
       left: the slope from the left; equal to `value` unless there is a kink.
       right: the slope from the right; equal to `value` unless there is a kink.
       kink: whether the slopes from both sides differ.
@@ -70,6 +71,7 @@ class Slope(NamedTuple):
     step: float
     noise: float
     size: float
+    coarse: float
     left: float
     right: float
     kink: bool
@@ -170,6 +172,8 @@ def estimate_slope(
         if _in_float32(t, values, centre, size):
             epsilon = max(epsilon, float(np.finfo(np.float32).eps))
         best = from_left = from_right = NONE
+        one_sided = np.abs([right[first:], left[first:]])[:, :1]
+        coarse = float(np.max(one_sided[np.isfinite(one_sided)], initial=0.0))
         # Near the point, the values, and so their rounding errors, may be much smaller; unless they
         # do not change at all there, as where terms cancel.
         nearby = np.maximum.accumulate(np.max(np.abs(values), axis=0, initial=abs(centre))[::-1])
@@ -196,6 +200,7 @@ def estimate_slope(
         step=best.step,
         noise=best.noise,
         size=size,
+        coarse=coarse,
         left=from_left.value if kink else best.value,
         right=from_right.value if kink else best.value,
         kink=kink,

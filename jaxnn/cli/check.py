@@ -12,6 +12,8 @@ from jaxnn.checking.check import MADE, check_gradient
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.page import page
 from jaxnn.checking.report import GradientError, GradientReport
+from jaxnn.checking.watch import Watcher, noting
+from jaxnn.checking.watched import judged
 from jaxnn.cli.output import passing, print_json, require_place
 from jaxnn.cli.targets import Target, load, refusal
 
@@ -104,28 +106,37 @@ def _raising(error: GradientError) -> Callable:
 
 
 def _reports(target: Target, args: argparse.Namespace) -> list[GradientReport]:
-    """The report on a function, or the reports that a test makes."""
+    """The report on a function, or the reports that a test makes; if it makes none, those on the
+    gradients that it takes, as by `jax.test_util.check_grads`.
+    """
     made: list[GradientReport] = []
-    token = MADE.set(made)
+    token, watcher = MADE.set(made), Watcher()
     try:
         if not target.test:
             point = target.point
             options = {"argnums": tuple(range(len(point))), "order": args.order, "seed": args.seed}
             return [_ran(check_gradient, target.function, *point, **options)]
-        _ran(target.function)
+        with noting(watcher):
+            _ran(target.function)
     except GradientError as error:
         if error.report is None:
             raise refusal("TARGET", "a test that passes", error) from error
         return made or [error.report]
     except ValueError as refused:
         # If a test makes its own assertions about reports, its result is that of the reports.
-        if isinstance(refused.__cause__, AssertionError) and not all(r.ok for r in made):
-            return made
+        if isinstance(refused.__cause__, AssertionError):
+            if made and not all(r.ok for r in made):
+                return made
+            if taken := not made and judged(watcher).reports:
+                return list(taken)
         raise
     finally:
         MADE.reset(token)
+    made = made or list(judged(watcher).reports)
     if not made:
-        raise ValueError(f"`TARGET` must be a test that checks a gradient. Got {target.name!r}.")
+        raise ValueError(
+            f"`TARGET` must be a test that checks or takes a gradient. Got {target.name!r}."
+        )
     return made
 
 

@@ -30,17 +30,18 @@ _FLAGS = {
     "tour": {"directory": "--figures"},
     "check": {},
     "explain": {},
+    "watch": {"points": "--points", "budget": "--budget", "directory": "--save"},
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_args(_before_program(sys.argv[1:] if argv is None else list(argv)))
     args.began, args.stdout = time.perf_counter(), sys.stdout
     try:
         with passing("loading JAX"):
             import_module("jax")
-        if not args.json:
+        if args.json is not True:
             return _run(args)
         with kept_free(sys.stdout) as args.stdout:
             return _run(args)
@@ -60,6 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = message.replace(f"`{argument}`", f"`{flag}`")
         print(f"jaxnn {args.command}: error: {message}", file=sys.stderr)
         return 2
+
+
+def _before_program(argv: list[str]) -> list[str]:
+    """The arguments, with -- before a program to watch, whose arguments are its own."""
+    if argv[:1] != ["watch"]:
+        return argv
+    valued = {o.name for o in COMMANDS["watch"].options[()] if o.kind is not bool}
+    at = 1
+    while at < len(argv) and argv[at].startswith("--") and argv[at] != "--":
+        at += 1 + (argv[at] in valued)
+    return [*argv[:at], "--", *argv[at:]] if at < len(argv) and argv[at] != "--" else argv
 
 
 def _place(error: BaseException) -> list[str]:
@@ -100,7 +112,8 @@ def _parser() -> _Parser:
             description=command.description,
             epilog=f"example: {command.example}",
         )
-        one.add_argument("--json", action="store_true", help="print JSON instead of text")
+        if name != "watch":
+            one.add_argument("--json", action="store_true", help="print JSON instead of text")
         one.add_argument("--debug", action="store_true", help="show the traceback of an error")
         for title, options in command.options.items():
             group = one.add_argument_group(*title) if title else one
@@ -319,6 +332,28 @@ COMMANDS = {
         "code 0: everything is finite and no rule is wrong; 1: a line is to blame; 2: bad input.",
         "jaxnn explain model.py:loss",
         {(): (_TARGETS._replace(help="as for `jaxnn check`, but not a test"),)},
+    ),
+    "watch": Command(
+        "watch:watch",
+        "check every gradient that a program takes",
+        "Run a program, unchanged, and check every gradient that it takes: at the first point that "
+        "it meets, and for NaN and infinity in every call. PROGRAM is a file, or -m MODULE, with "
+        "its own arguments. The report follows on standard error. Exit code: the program's, if it "
+        "is not 0; else 1 if a gradient is wrong or was not finite, 2 if none could be judged, 0 "
+        "otherwise.",
+        "jaxnn watch --save inputs train.py --epochs 3",
+        {
+            (): (
+                Option("program", str, None, "PROGRAM", "FILE or -m MODULE", {"nargs": "+"}),
+                Option("--points", _count, 1, "N", "points at which each gradient is checked"),
+                Option("--budget", _rate, 60.0, "SECONDS", "for checking, after the program"),
+                Option("--no-nan", bool, help="do not look for NaN and infinity"),
+                Option("--stop", bool, help="end the program at the first NaN or infinity"),
+                Option("--save", str, None, "DIR", "write the inputs of such a gradient as .npz"),
+                Option("--html", str, None, "FILE", "write the report as an HTML page"),
+                Option("--json", str, None, "FILE", "write the report as JSON"),
+            )
+        },
     ),
     "figures": Command(
         "pictures:figures",

@@ -281,6 +281,13 @@ def outputs_that_change(program: Program, changing: Sequence[bool]) -> list[bool
     return [bool(reached.intersection(_variables([v]))) for v in jaxpr.outvars]
 
 
+def axes(program: Program) -> list[str]:
+    """The names of the axes that a program's collective operations use."""
+    kinds = ("axes", "axis_name")
+    used = [eqn.params.get(kind, ()) for eqn in equations(program) for kind in kinds]
+    return sorted({name for name in jax.tree.leaves(used) if isinstance(name, str)})
+
+
 def branches(eqn: Equation) -> Sequence[Program]:
     """The branch programs of a `cond`."""
     return eqn.params["branches"]
@@ -519,6 +526,7 @@ def source(eqn: Equation) -> tuple[str, str]:
     if "custom_derivatives.py" in place:  # `jax.custom_gradient` wraps the user's function there
         lines = filter(None, map(line_of, jaxpr.eqns))
         place, _, name = next(lines, f"{place} ({name})").removesuffix(")").partition(" (")
+        name = name.rpartition("<locals>.")[2]
     return name, place
 
 

@@ -88,7 +88,8 @@ class Objective(NamedTuple):
         """The objective of a run; a `model_state` other than None makes the loss stateful."""
         stateful = model_state is not None
         form = Form.of(loss, 1 + stateful + len(data), stateful, has_aux)
-        return cls(loss, metrics, None if grad is jax.grad else grad, skeleton, form)
+        automatic = grad in (jax.grad, getattr(jax.grad, "__wrapped__", None))  # while watched
+        return cls(loss, metrics, None if automatic else grad, skeleton, form)
 
     def value(
         self, arrays: PyTree, model_state: PyTree, key: Any, batch: tuple[Any, ...]
@@ -126,6 +127,7 @@ class Objective(NamedTuple):
         def of_moving(moving, held, model_state, key, *batch):
             return self.value(self.skeleton.merge(moving, held), model_state, key, batch)
 
+        of_moving.__name__ = getattr(self.loss, "__name__", "loss")  # for reports
         given = moving, held, model_state, key, *batch
         if self.grad is None:
             both = jax.value_and_grad(of_moving, has_aux=True)

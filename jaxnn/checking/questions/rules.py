@@ -78,8 +78,8 @@ def ask(checked: Checked) -> list[RuleReport]:
     only_custom = bool(checked.leaves) and suspicious <= checked.by_reference
     seeds = [COTANGENT * seed for seed in seeds_of(programs.program)]
     found = wrong_rules(tape, checked.values, seeds, only_custom)
-    # Rules that are about equally wrong stay in the order of the program.
-    return sorted(found, key=lambda rule: -float(f"{rule.difference:.1g}"))
+    # The user's rules come before JAX's, and about equally wrong ones in the order of the program.
+    return sorted(found, key=lambda rule: (not rule.where, -float(f"{rule.difference:.1g}")))
 
 
 def say(checked: Checked, found: list[RuleReport]) -> Checked:

@@ -1,0 +1,55 @@
+"""The option `--check-gradients` of pytest: each test's gradients are checked after it.
+
+Pytest loads this file in every run, so it imports nothing until the option is given.
+"""
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+
+def pytest_addoption(parser: Any) -> None:
+    """Add the option."""
+    parser.getgroup("jaxnn").addoption(
+        "--check-gradients",
+        action="store_true",
+        help="check the gradients that each test takes; a wrong one fails the test",
+    )
+
+
+def pytest_configure(config: Any) -> None:
+    """Register the marker and, with the option, the watcher."""
+    config.addinivalue_line(
+        "markers", "gradient_unchecked: --check-gradients leaves the gradients of this test out"
+    )
+    if config.getoption("check_gradients"):
+        config.pluginmanager.register(_Watching(), "jaxnn-watching")
+
+
+class _Watching:
+    """Watches all tests of a run."""
+
+    def __init__(self):
+        from jaxnn.checking.watch import Watcher, noting
+
+        self.watcher = Watcher()
+        self._noting = noting(self.watcher)
+        self._noting.__enter__()
+
+    def pytest_unconfigure(self) -> None:
+        """Stop watching."""
+        self._noting.__exit__(None, None, None)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: Any) -> Generator[None, Any, Any]:
+        """Run a test, then check the gradients that are new in it."""
+        from jaxnn.checking.watched import judged
+
+        __tracebackhide__ = True  # pytest shows the report alone
+        if item.get_closest_marker("gradient_unchecked"):
+            with self.watcher.undisturbed():
+                return (yield)
+        result = yield
+        judged(self.watcher).raise_if_wrong()
+        return result

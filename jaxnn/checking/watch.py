@@ -1,0 +1,467 @@
+"""`watching`: notes every gradient that a program takes, to check it afterwards.
+
+While a program is watched, `jax.grad` and its relatives are wrapped. A wrapped call does what it
+did before, and then traces its function once more, for the check. The point is sent to the host the
+first time that the call runs, from inside of `jit`, `scan` and `vmap`, too. Once all points are
+there, JAX traces and compiles the program again without sending them. A gradient that is not finite
+is sent with its inputs whenever it happens for the first time.
+"""
+
+import contextlib
+import copy
+import functools
+import linecache
+import os
+import sys
+import sysconfig
+import threading
+import types
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.custom_batching import custom_vmap
+from jax.extend import core
+
+from jaxnn._arguments import readable
+from jaxnn._programs import trace_again
+from jaxnn._validate import is_key
+from jaxnn.checking.findings import SourceLine
+from jaxnn.checking.tape import is_inexact
+from jaxnn.numerical.interpret import Program, axes, emptied, equations, opened
+
+# How many kinds of one gradient are noted, such as for other shapes.
+KINDS = 8
+# How often programs are traced again without sending points: later ones are few.
+RETRACES = 8
+
+
+class Form(NamedTuple):
+    """How a transformation differentiates its function.
+
+    Attributes:
+      order: 2 for `jax.hessian`.
+      forward: whether forward mode is used.
+      gradient: the gradient in the result of a call, given whether there is an auxiliary result;
+        None if the result does not contain it.
+    """
+
+    order: int = 1
+    forward: bool = False
+    gradient: Callable[[Any, bool], Any] | None = None
+
+
+class Point(NamedTuple):
+    """Where a gradient was taken.
+
+    Attributes:
+      consts: the constants of the program.
+      leaves: the leaves that are differentiated.
+      program: the function as a program of these, without the values of either.
+    """
+
+    consts: list[Any]
+    leaves: list[Any]
+    program: Program
+
+
+class Taken:
+    """A gradient that a program takes: a line of code, a function, and the kinds of its arguments.
+
+    Attributes:
+      line: the user's line.
+      name: name of the function.
+      form: how it is differentiated.
+      names: names of the constants: the path of an argument, or empty.
+      keys: the implementation of each constant that is a random key; None for the others.
+      tree: structure of the differentiated arguments.
+      argnums: their positions.
+      calls: how often the gradient was taken, if it is watched for NaN and infinity.
+      points: the first points.
+      bad: the first point whose gradient is not finite.
+      bad_call: the number of that call.
+      trouble: why the function could not be traced.
+      is_judged: whether it was checked.
+    """
+
+    def __init__(self, line: SourceLine, name: str, form: Form):
+        self.line, self.name, self.form = line, name, form
+        self.names: list[str] = []
+        self.keys: list[Any] = []
+        self.tree: Any = None
+        self.argnums: tuple[int, ...] = ()
+        self.calls = self.bad_call = 0
+        self.points: list[Point] = []
+        self.bad: Point | None = None
+        self.trouble, self.is_judged = "", False
+
+    def arguments(self, point: Point) -> list[Any]:
+        """The differentiated arguments at their positions, None elsewhere."""
+        args: list[Any] = [None] * (max(self.argnums) + 1)
+        chosen = jax.tree.unflatten(self.tree, point.leaves)
+        for i, arg in zip(self.argnums, chosen, strict=True):
+            args[i] = arg
+        return args
+
+    def function(self, point: Point) -> Callable:
+        """The function of the differentiated arguments, with the constants of a point."""
+        pairs = zip(point.consts, self.keys, strict=True)
+        consts = [x if key is None else jax.random.wrap_key_data(x, impl=key) for x, key in pairs]
+        program = core.ClosedJaxpr(opened(point.program)[0], consts)
+
+        run = core.jaxpr_as_fun(program)
+        for name in axes(program):  # the point is that of one example of a mapped axis
+            run = _alone_on(name, run)
+
+        def f(*args):
+            outputs = run(*jax.tree.leaves([args[i] for i in self.argnums]))
+            return outputs[0] if len(outputs) == 1 else outputs
+
+        f.__name__ = self.name
+        return f
+
+
+def _alone_on(name: str, run: Callable) -> Callable:
+    """A function on a named axis of length 1."""
+
+    def alone(*args):
+        outputs = jax.vmap(run, axis_name=name)(*(x[None] for x in args))
+        return [y[0] for y in outputs]
+
+    return alone
+
+
+def _send(take: Callable[[Any], None], wanted: Any, values: Any) -> None:
+    """Send values to the host, from where the program runs, if they are wanted. Under `vmap`, those
+    of one example are sent: without a rule of its own, a condition would send them all.
+    """
+
+    @custom_vmap
+    def send(wanted, values):
+        lax.cond(wanted, lambda v: jax.debug.callback(take, v), lambda v: None, values)
+        return wanted
+
+    @send.def_vmap
+    def one_example(_, batched, wanted, values):
+        of_wanted, of_values = batched
+        which = jnp.argmax(wanted) if of_wanted else 0
+        chosen = jax.tree.map(lambda x, many: x[which] if many else x, values, of_values)
+        return send(jnp.any(wanted), chosen), False
+
+    send(wanted, lax.stop_gradient(values))
+
+
+class Call(NamedTuple):
+    """A call of a transformed function: which arguments are differentiated, and all of them."""
+
+    argnums: tuple[int, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    has_aux: bool
+
+    @property
+    def differentiated(self) -> tuple[Any, ...]:
+        """The arguments that are differentiated."""
+        return tuple(self.args[i] for i in self.argnums)
+
+    def of_leaves(self, f: Callable, tree: Any) -> Callable:
+        """The function's floating outputs as a function of the leaves; all else is constant."""
+
+        def of(*leaves):
+            full = list(self.args)
+            for i, arg in zip(self.argnums, jax.tree.unflatten(tree, leaves), strict=True):
+                full[i] = arg
+            out = f(*full, **self.kwargs)
+            return list(filter(is_inexact, jax.tree.leaves(out[0] if self.has_aux else out)))
+
+        return of
+
+    def names_of(self, consts: Sequence[Any]) -> list[str]:
+        """The paths of those constants that are arguments; empty for the others."""
+        paths, _ = jax.tree_util.tree_flatten_with_path((self.args, self.kwargs))
+        named = {id(x): readable(path[1:]) for path, x in paths}
+        return [named.get(id(const), "") for const in consts]
+
+
+class Watcher:
+    """Notes the gradients that a program takes.
+
+    Attributes:
+      points: how many points of each gradient are kept.
+      finite: whether to look for gradients that are not finite.
+      stop: called the first time that a gradient is not finite.
+      taken: the gradients.
+    """
+
+    def __init__(self, points: int = 1, finite: bool = True, stop: Callable = lambda: None):
+        self.points, self.finite, self.stop = points, finite, stop
+        self.taken: dict[Any, Taken] = {}
+        self._sending: set[Taken] = set()
+        self._retraces = 0
+        self._mine = threading.local()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether this thread works for the watcher itself."""
+        return getattr(self._mine, "busy", False)
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Nothing that this thread does inside is noted."""
+        before, self._mine.busy = self.is_busy, True
+        try:
+            yield
+        finally:
+            self._mine.busy = before
+
+    def note(self, f: Callable, form: Form, call: Call, result: Any) -> None:
+        """Note a call of a transformed function, and what it returned."""
+        line = None if self.is_busy else _users_line()
+        if line is None:
+            return
+        name = getattr(f, "__name__", type(f).__name__)
+        with self.undisturbed():
+            try:
+                taken, values = self._taken(f, Taken(line, name, form), call)
+                self._see_first(taken, values)
+                if self.finite and form.gradient is not None:
+                    gradient = form.gradient(result, call.has_aux)
+                    self._see_whether_finite(taken, values, gradient)
+            except Exception as error:  # the user's function may raise anything when traced again
+                taken = self.taken.setdefault((line, name), Taken(line, name, form))
+                taken.trouble = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+    def _taken(self, f: Callable, taken: Taken, call: Call) -> tuple[Taken, Point]:
+        """The gradient that a call takes, and the point, of arrays or tracers."""
+        leaves, tree = jax.tree.flatten(call.differentiated)
+        program = jax.make_jaxpr(call.of_leaves(f, tree))(*leaves)
+        consts = opened(program)[1]
+        # Numbers of Python's in the function may differ from call to call.
+        kind = tuple((e.primitive, *(v.aval for v in e.outvars)) for e in equations(program))
+        key = taken.line, taken.name, taken.form, call.argnums, tree, kind
+        alike = [other for other in self.taken if other[:2] == key[:2]]
+        if key not in self.taken and len(alike) >= KINDS:
+            key = alike[-1]
+        if key not in self.taken:
+            taken.tree, taken.argnums = tree, call.argnums
+            taken.names = call.names_of(consts)
+            taken.keys = [jax.random.key_impl(x) if is_key(x) else None for x in consts]
+            self.taken[key] = taken
+        data = [jax.random.key_data(x) if is_key(x) else x for x in consts]
+        return self.taken[key], Point(data, leaves, emptied(program))
+
+    def _see_first(self, taken: Taken, values: Point) -> None:
+        """Keep the first points, now or when the program runs."""
+        if not _is_traced(values):
+            self._see(taken, values.program, values[:2])
+        elif len(taken.points) < self.points:
+            self._sending.add(taken)
+            _send(functools.partial(self._see, taken, values.program), np.True_, values[:2])
+
+    def _see_whether_finite(self, taken: Taken, values: Point, gradient: Any) -> None:
+        """Keep the first point whose gradient is not finite, now or when the program runs."""
+        inexact = [g for g in jax.tree.leaves(gradient) if is_inexact(g)]
+        is_bad = jnp.logical_not(_all_finite(inexact)) if inexact else np.False_
+        if not _is_traced([is_bad, values]):
+            self._count(taken)
+            if is_bad:
+                self._see_bad(taken, values.program, values[:2])
+            return
+        jax.debug.callback(functools.partial(self._count, taken))
+        if taken.bad is None:
+            _send(functools.partial(self._see_bad, taken, values.program), is_bad, values[:2])
+
+    def _count(self, taken: Taken) -> None:
+        taken.calls += 1
+
+    def _see(self, taken: Taken, program: Program, values: Any) -> None:
+        """Keep a point, in any thread."""
+        if len(taken.points) < self.points:
+            consts, leaves = jax.tree.map(np.asarray, values)
+            taken.points.append(Point(consts, leaves, program))
+        if len(taken.points) == self.points and taken in self._sending:
+            self._sending.discard(taken)
+            if not self._sending and self._retraces < RETRACES:
+                self._retraces += 1
+                trace_again()
+
+    def _see_bad(self, taken: Taken, program: Program, values: Any) -> None:
+        """Keep a point whose gradient is not finite, in any thread."""
+        if taken.bad is None:
+            consts, leaves = jax.tree.map(np.asarray, values)
+            taken.bad, taken.bad_call = Point(consts, leaves, program), taken.calls
+            self.stop()
+
+
+def _first(result: Any, has_aux: bool) -> Any:
+    return result[0] if has_aux else result
+
+
+# Functions of JAX that return a function, and those that differentiate at once.
+_RETURNING = {
+    "grad": Form(gradient=_first),
+    "value_and_grad": Form(gradient=lambda result, _: result[1]),
+    "jacrev": Form(gradient=_first),
+    "jacobian": Form(gradient=_first),
+    "jacfwd": Form(gradient=_first, forward=True),
+    "hessian": Form(gradient=_first, order=2),
+}
+_AT_ONCE = {"vjp": Form(), "linearize": Form(), "jvp": Form(forward=True)}
+
+_ACTIVE: list[Watcher] = []
+
+
+def _returning(real: Callable, form: Form) -> Callable:
+    """A transformation whose results are noted when they are called."""
+
+    @functools.wraps(real)
+    def transform(fun, argnums=0, has_aux=False, *rest, **options):
+        transformed = real(fun, argnums, has_aux, *rest, **options)
+
+        @functools.wraps(transformed)
+        def call(*args, **kwargs):
+            again = _copied(fun)
+            result = transformed(*args, **kwargs)
+            if _ACTIVE:
+                numbers = argnums if isinstance(argnums, Sequence) else (argnums,)
+                numbers = tuple(number % len(args) for number in numbers)
+                _ACTIVE[-1].note(again, form, Call(numbers, args, kwargs, has_aux), result)
+            return result
+
+        return call
+
+    return transform
+
+
+def _at_once(real: Callable, form: Form) -> Callable:
+    """A transformation that is noted when it is called."""
+
+    @functools.wraps(real)
+    def transform(fun, *args, has_aux=False, **options):
+        options = options | ({"has_aux": True} if has_aux else {})
+        again, result = _copied(fun), real(fun, *args, **options)
+        # What a library does with these is part of a gradient that the user takes.
+        if _ACTIVE and not _is_library(sys._getframe(1).f_code.co_filename):
+            primals = tuple(args[0] if form.forward else args)
+            numbers = tuple(range(len(primals)))
+            _ACTIVE[-1].note(again, form, Call(numbers, primals, {}, has_aux), result)
+        return result
+
+    return transform
+
+
+def _checking(real: Callable) -> Callable:
+    """`jax.test_util.check_grads`, whose function is noted."""
+
+    @functools.wraps(real)
+    def check_grads(f, args, order, modes=("fwd", "rev"), *rest, **options):
+        if _ACTIVE:
+            form = Form(order=min(order, 2), forward="rev" not in modes)
+            _ACTIVE[-1].note(f, form, Call(tuple(range(len(args))), tuple(args), {}, False), None)
+        return real(f, args, order, modes, *rest, **options)
+
+    return check_grads
+
+
+def _copied(f: Callable) -> Callable:
+    """A callable object with copies of its containers, which a call may empty."""
+    if not _ACTIVE or isinstance(f, types.FunctionType | types.MethodType) or not f.__dict__:
+        return f
+    copied = copy.copy(f)
+    holds = {name: x for name, x in vars(f).items() if isinstance(x, deque | list | dict)}
+    for name, x in holds.items():
+        object.__setattr__(copied, name, copy.copy(x))
+    return copied
+
+
+@functools.cache
+def _wrapped() -> dict[Callable, Callable]:
+    """The watched form of each function of JAX."""
+    import jax.test_util
+
+    returning = {getattr(jax, name): (name, form) for name, form in _RETURNING.items()}
+    wrapped = {real: _returning(real, form) for real, (_, form) in returning.items()}
+    for name, form in _AT_ONCE.items():
+        wrapped[getattr(jax, name)] = _at_once(getattr(jax, name), form)
+    real = jax.test_util.check_grads
+    return wrapped | {real: _checking(real)}
+
+
+@contextlib.contextmanager
+def noting(watcher: Watcher) -> Iterator[None]:
+    """Note the gradients that are taken inside, by any module that has imported JAX's functions."""
+    _ACTIVE.append(watcher)
+    if len(_ACTIVE) == 1:
+        _replace(_wrapped())
+        trace_again()  # what was compiled before is watched, too
+    try:
+        yield
+    finally:
+        _ACTIVE.remove(watcher)
+        if not _ACTIVE:
+            _replace({new: old for old, new in _wrapped().items()})
+            trace_again()
+
+
+def _replace(functions: Mapping[Callable, Callable]) -> None:
+    """Replace functions wherever a module has them under some name, except in JAX itself."""
+    new_by_id = {id(old): new for old, new in functions.items()}
+    for name, module in list(sys.modules.items()):
+        if name.startswith("jax._src") or name == __name__:
+            continue
+        for attribute, value in list(getattr(module, "__dict__", {}).items()):
+            if (new := new_by_id.get(id(value))) is not None:
+                setattr(module, attribute, new)
+
+
+# Directories of code that is not the user's.
+_LIBRARIES = tuple(
+    os.path.join(os.path.realpath(path), "")
+    for path in {*map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))}
+)
+_HERE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+_OWN = tuple(os.path.join(_HERE, part, "") for part in ("checking", "numerical"))
+
+
+@functools.cache
+def _is_library(file: str) -> bool:
+    """Whether a file is one of Python or of an installed package."""
+    return os.path.realpath(file).startswith(_LIBRARIES)
+
+
+def _users_line() -> SourceLine | None:
+    """The user's line that is running, or the library's that is nearest to it; None if this package
+    itself takes the gradient to check or to compute another.
+    """
+    frame, found = sys._getframe(3), None
+    if frame is not None and frame.f_code.co_filename.startswith(_OWN):
+        return None
+    while frame is not None:
+        file = frame.f_code.co_filename
+        mine = file.startswith((_HERE, "<frozen ")) or f"{os.sep}jax{os.sep}" in file
+        if not mine:
+            found = found or frame
+            if not _is_library(file):
+                found = frame
+                break
+        frame = frame.f_back
+    if found is None:
+        return None
+    code, number = found.f_code, found.f_lineno
+    text = linecache.getline(code.co_filename, number).strip()
+    function = "" if code.co_name == "<module>" else code.co_name
+    return SourceLine(code.co_filename, number, function, text)
+
+
+def _is_traced(values: Any) -> bool:
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(values))
+
+
+@jax.jit
+def _all_finite(leaves: Sequence[Any]) -> jax.Array:
+    return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in leaves])

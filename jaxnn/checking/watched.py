@@ -1,0 +1,341 @@
+"""The report on a program that was watched: what was checked, where, and what was not."""
+
+import _thread
+import contextlib
+import dataclasses
+import os
+import pathlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxnn._arguments import readable
+from jaxnn._files import as_path
+from jaxnn._validate import require_choice, require_count, require_number
+from jaxnn.checking.check import check_gradient
+from jaxnn.checking.evidence import Verdict
+from jaxnn.checking.explain import Explanation, explain
+from jaxnn.checking.findings import SourceLine
+from jaxnn.checking.page import watch_fragment, watch_page
+from jaxnn.checking.report import GradientError, GradientReport, plain
+from jaxnn.checking.watch import Point, Taken, Watcher, noting
+
+# Seconds spent checking, by default.
+BUDGET = 60.0
+
+
+class Place(NamedTuple):
+    """A gradient that the program took.
+
+    Attributes:
+      line: the line that took it.
+      function: name of the differentiated function.
+      calls: how often it was seen; after its first points, it is watched without counting.
+      reports: the checks, one for each point.
+      not_finite: where it is not finite, and why, if that happened.
+      call: the number of that call, as far as calls were counted.
+      inputs: the inputs of that call by their paths.
+      trouble: why it was not checked, or "".
+    """
+
+    line: SourceLine
+    function: str
+    calls: int
+    reports: tuple[GradientReport, ...] = ()
+    not_finite: Explanation | None = None
+    call: int = 0
+    inputs: dict[str, Any] = {}
+    trouble: str = ""
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether a gradient is wrong or was not finite."""
+        return self.not_finite is not None or any(r.exit_code == 1 for r in self.reports)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether a check had enough evidence."""
+        return self.is_wrong or any(report.exit_code != 2 for report in self.reports)
+
+    def __str__(self) -> str:
+        lines = [f"{self.line}: gradient of {self.function}: {self._summary()}"]
+        if self.not_finite is not None:
+            lines += _indented(str(self.not_finite).splitlines()[1:])
+        for report in self._shown:
+            if report.verdict is not Verdict.AGREES or not report.ok:
+                lines += _indented(str(report).splitlines()[1:])
+        return "\n".join(lines)
+
+    @property
+    def _shown(self) -> list[GradientReport]:
+        """The reports that say more than `not_finite`."""
+        told = self.not_finite is not None
+        return [r for r in self.reports if not (told and r.verdict is Verdict.NOT_FINITE)]
+
+    def _summary(self) -> str:
+        found = [self.trouble] if self.trouble else []
+        if self.not_finite is not None:
+            found.append(f"not finite in call {self.call:,}" if self.call else "not finite")
+        for report in self._shown:
+            if report.verdict is Verdict.AGREES:
+                several = "leaf agrees" if len(report.leaves) == 1 else "leaves agree"
+                known = [leaf.digits for leaf in report.leaves if not leaf.hint]
+                least = f", to at least {min(known):.1f} digits" if known else ""
+                found.append(f"{len(report.leaves)} {several}{least}")
+            else:
+                found.append(str(report.verdict))
+        found = list(dict.fromkeys(found)) or ["left out: the time for checking was over"]
+        calls = [f"{self.calls:,} call{'s' * (self.calls > 1)}"] if self.calls else []
+        return "; ".join([*calls, *found])
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchReport:
+    """The findings of `watching`; `print` shows a line for each place, wrong ones first.
+
+    Attributes:
+      places: the gradients that the program took.
+      seconds: how long they were checked.
+
+    Example:
+      >>> with jaxnn.watching() as watched:
+      ...     gradient = jax.grad(lambda x: jnp.sum(x**2))(jnp.ones(3))
+      >>> watched.report.ok, len(watched.report.places)
+      (True, 1)
+    """
+
+    places: tuple[Place, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether gradients were taken, and none is wrong or was not finite."""
+        return self.exit_code == 0
+
+    @property
+    def exit_code(self) -> int:
+        """1 if a gradient is wrong or was not finite, 2 if none could be judged, else 0."""
+        if any(place.is_wrong for place in self.places):
+            return 1
+        return 0 if any(place.is_judged for place in self.places) else 2
+
+    @property
+    def reports(self) -> tuple[GradientReport, ...]:
+        """All checks."""
+        return tuple(report for place in self.places for report in place.reports)
+
+    def raise_if_wrong(self) -> None:
+        """Raise `GradientError` if a gradient is wrong or was not finite."""
+        if self.exit_code == 1:
+            __tracebackhide__ = True
+            raise GradientError(str(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings as dictionaries, lists, strings and numbers, ready for `json.dumps`."""
+
+        def told(place):
+            found = place.not_finite
+            return plain(place._replace(reports=(), not_finite=None, inputs={})) | {
+                "reports": [report.to_dict() for report in place.reports],
+                "not_finite": None if found is None else found.to_dict(),
+            }
+
+        places = list(map(told, self.places))
+        return {"ok": self.ok, "seconds": self.seconds, "places": places}
+
+    def __bool__(self) -> bool:
+        """`ok`, so that `assert watched.report` means what it says."""
+        return self.ok
+
+    def __repr__(self) -> str:
+        """One line; `str` has the findings."""
+        wrong = sum(place.is_wrong for place in self.places)
+        return f"<WatchReport: {len(self.places)} gradients, {wrong} wrong or not finite>"
+
+    def __str__(self) -> str:
+        if not self.places:
+            return "nothing taken: no gradient was computed"
+        count = f"{len(self.places)} gradient{'s' * (len(self.places) > 1)} taken"
+        return "\n".join([f"{count}, checked in {self.seconds:.1f} s", *map(str, self.places)])
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the findings as a self-contained HTML page; `path` must end in .html or .htm."""
+        place = as_path("path", path)
+        if place.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"`path` must end in .html. Got {str(place)!r}.")
+        place.write_text(watch_page(self), encoding="utf-8")
+
+    def save_inputs(self, directory: str | os.PathLike) -> list[pathlib.Path]:
+        """Write the inputs of gradients that were not finite as .npz files, named after the line;
+        returns their paths. `numpy.load` reads them without pickle.
+        """
+        folder, written = as_path("directory", directory), []
+        for place in self.places:
+            if place.inputs:
+                folder.mkdir(parents=True, exist_ok=True)
+                name = f"{pathlib.Path(place.line.file).stem}-{place.line.line}"
+                target = folder / f"{name}-{place.function.strip('<>')}.npz"
+                np.savez(target, **place.inputs)
+                written.append(target)
+        return written
+
+    def _repr_html_(self) -> str:
+        return watch_fragment(self)
+
+
+class Watched:
+    """What `watching` returns; `report` is there when the block has ended."""
+
+    report: WatchReport = WatchReport()
+
+
+def watching(
+    *, points: int = 1, budget: float = BUDGET, finite: bool = True
+) -> contextlib.AbstractContextManager[Watched]:
+    """Check every gradient that is taken inside of a `with` block, without a change to the code.
+
+    `jax.grad`, `value_and_grad`, `vjp`, `jvp`, `linearize`, `jacrev`, `jacfwd` and `hessian` are
+    noted, wherever they are called: in other functions, under `jit`, `vmap` and `scan`, and by
+    libraries. Each gradient is checked at the first point that it meets, after the block. Its
+    function is traced once more, so what it prints while it is traced appears twice.
+
+    Args:
+      points: at how many of its first points each gradient is checked.
+      budget: the seconds after which no further gradient is checked.
+      finite: whether to look for gradients that are not finite, in every call.
+
+    Returns:
+      A context manager; the `report` of its value is the `WatchReport`, when the block has ended.
+
+    Raises:
+      ValueError: `points` is below 1, or `budget` is not finite.
+
+    Example:
+      >>> with jaxnn.watching() as watched:
+      ...     gradient = jax.grad(lambda x: jnp.sum(jnp.sqrt(x)))(jnp.array([0.0, 1.0]))
+      >>> watched.report.places[0].not_finite.births[0].operation
+      'sqrt'
+    """
+    require_count("points", points, least=1)
+    require_number("budget", budget)
+    require_choice("finite", finite, (True, False))
+    return _watching(Watcher(points, finite), budget)
+
+
+@contextlib.contextmanager
+def _watching(watcher: Watcher, budget: float) -> Iterator[Watched]:
+    watched = Watched()
+    try:
+        with noting(watcher):
+            yield watched
+            jax.effects_barrier()
+    finally:
+        watched.report = judged(watcher, budget)
+
+
+def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
+    """Check what a watcher noted."""
+    with contextlib.suppress(Exception):  # an error in the program, which it has seen itself
+        jax.effects_barrier()
+    began, places = time.monotonic(), []
+    with watcher.undisturbed():
+        for taken in [taken for taken in watcher.taken.values() if not taken.is_judged]:
+            taken.is_judged = True
+            rest = budget - (time.monotonic() - began)
+            place = _place(taken)
+            if rest > 0:
+                with _at_most(rest) as is_over:
+                    place = _judged(taken, place)
+                if is_over():
+                    place = place._replace(trouble="left out: the time for checking was over")
+            places.append(place)
+    seconds = time.monotonic() - began
+    places.sort(key=lambda place: (not place.is_wrong, place.is_judged))
+    return WatchReport(tuple(places), seconds)
+
+
+def _place(taken: Taken) -> Place:
+    trouble = taken.trouble
+    if not (taken.points or taken.bad or trouble):
+        trouble = "never ran"
+    return Place(taken.line, taken.name, taken.calls, trouble=trouble)
+
+
+def _judged(taken: Taken, place: Place) -> Place:
+    """The place with its checks."""
+    form, reports = taken.form, []
+    how = {"order": form.order, "modes": "fwd" if form.forward else None, "progress": False}
+    bad = taken.bad
+    try:
+        if bad is not None:
+            with _precision_of(bad):
+                args = taken.arguments(bad)
+                found = explain(taken.function(bad), *args, argnums=taken.argnums, progress=False)
+            if found.births:
+                place = place._replace(
+                    not_finite=found, call=taken.bad_call, inputs=_inputs(taken, bad)
+                )
+        for point in taken.points:
+            with _precision_of(point):
+                reports.append(
+                    check_gradient(
+                        taken.function(point), *taken.arguments(point), argnums=taken.argnums, **how
+                    )
+                )
+    except Exception as error:  # what a program does may be impossible outside of it
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        place = place._replace(trouble=f"could not be checked ({reason})")
+    return place._replace(reports=tuple(reports))
+
+
+def _inputs(taken: Taken, point: Point) -> dict[str, Any]:
+    """The inputs of a call by their paths."""
+    args = {i: arg for i, arg in enumerate(taken.arguments(point)) if arg is not None}
+    paths, _ = jax.tree_util.tree_flatten_with_path(args)
+    named = {readable(path): np.asarray(x) for path, x in paths}
+    for number, (name, x) in enumerate(zip(taken.names, point.consts, strict=True)):
+        named[name or f"constant {number}"] = np.asarray(x)
+    return named
+
+
+@contextlib.contextmanager
+def _precision_of(point: Point) -> Iterator[None]:
+    """Enable 64-bit types if the point has any."""
+    wide = any(x.dtype.itemsize == 8 * (1 + (x.dtype.kind == "c")) for x in _arrays(point))
+    with jax.enable_x64(True) if wide else contextlib.nullcontext():
+        yield
+
+
+def _arrays(point: Point) -> Sequence[np.ndarray]:
+    return [x for x in jax.tree.leaves(point[:2]) if isinstance(x, np.ndarray)]
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[Any]:
+    """Interrupt what runs inside after some seconds, as by Ctrl-C, in the main thread only."""
+    over = threading.Event()
+
+    def interrupt():
+        over.set()
+        _thread.interrupt_main()
+
+    in_main = threading.current_thread() is threading.main_thread()
+    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), interrupt)
+    timer.daemon = True
+    if in_main:
+        timer.start()
+    try:
+        yield over.is_set
+    except KeyboardInterrupt:
+        if not over.is_set():
+            raise
+    finally:
+        timer.cancel()
+
+
+def _indented(lines: Sequence[str]) -> list[str]:
+    return [f"    {line}" for line in lines]

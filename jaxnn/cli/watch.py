@@ -1,0 +1,93 @@
+"""The command `jaxnn watch`: runs a program as `python` does, and checks its gradients."""
+
+import _thread
+import argparse
+import os
+import pathlib
+import runpy
+import sys
+import threading
+import types
+from typing import Any
+
+from jaxnn._terminal import takes_codes
+from jaxnn.checking.watch import Watcher, noting
+from jaxnn.checking.watched import judged
+from jaxnn.cli.output import passing, print_json, require_place
+
+# Frames of these files come before those of the program in a traceback.
+_OWN = (os.path.join(str(pathlib.Path(__file__).parents[1]), ""), "<frozen runpy>", runpy.__file__)
+
+
+def watch(args: argparse.Namespace) -> int:
+    """Run a program and report on its gradients; returns the program's exit code if it is not 0,
+    else 1 if a gradient is wrong or was not finite, 2 if none could be judged, or 0.
+    """
+    for option in ("html", "json"):
+        if path := getattr(args, option):
+            require_place(f"--{option}", path)
+    stopped: list[bool] = []
+
+    def stop():
+        if args.stop and not stopped:
+            stopped.append(True)
+            # Not from inside of the callback, whose error JAX would print.
+            threading.Timer(0.1, _thread.interrupt_main).start()
+
+    watcher = Watcher(args.points, not args.no_nan, stop)
+    with noting(watcher):
+        code = _ran(args.program)
+        sys.stdout.flush()
+    with passing("checking gradients"):
+        report = judged(watcher, args.budget)
+    coloured = takes_codes(sys.stderr)
+    colour = {0: 32, 1: 31, 2: 33}[report.exit_code]
+    print(f"\x1b[{colour}m{report}\x1b[0m" if coloured else report, file=sys.stderr)
+    if args.html:
+        report.save(args.html)
+    if args.json:
+        with open(args.json, "w") as file:
+            print_json(report.to_dict(), file)
+    if args.save:
+        for path in report.save_inputs(args.save):
+            print(f"inputs written to {path}", file=sys.stderr)
+    return report.exit_code if code == 0 or stopped else code
+
+
+def _ran(program: list[str]) -> int:
+    """The exit code of a program, run as the main module with its arguments."""
+    is_module = program[0] == "-m"
+    if is_module and len(program) == 1:
+        raise ValueError("`-m` must be followed by the name of a module. Got nothing.")
+    name, *rest = program[is_module:]
+    if not is_module and not os.path.exists(name):
+        raise ValueError(f"`PROGRAM` must be a file of Python code, or -m MODULE. Got {name!r}.")
+    before = sys.argv, sys.path[:]
+    sys.argv = [name, *rest]
+    sys.path[0] = os.getcwd() if is_module else os.path.dirname(os.path.abspath(name))
+    try:
+        if is_module:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(name, run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    except BaseException as error:
+        error = error.with_traceback(_without_own(error.__traceback__))
+        sys.excepthook(type(error), error, error.__traceback__)
+        return 1
+    finally:
+        sys.argv, sys.path[:] = before
+    return 0
+
+
+def _without_own(frames: types.TracebackType | None) -> Any:
+    """The traceback from the program's first frame on."""
+    first = frames
+    while first is not None and first.tb_frame.f_code.co_filename.startswith(_OWN):
+        first = first.tb_next
+    return first or frames

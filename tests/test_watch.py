@@ -1,0 +1,505 @@
+"""Watching: what is caught, what the report says, and that nothing of the program changes."""
+
+import functools
+import json
+import math
+import subprocess
+import sys
+import textwrap
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.test_util import check_grads
+
+import jaxnn
+from jaxnn import GradientError, watching
+from jaxnn.checking.watch import Watcher, noting
+
+RNG = np.random.default_rng(0)
+X, Y = (jnp.asarray(RNG.normal(size=shape), "float32") for shape in ((8, 4), (8, 2)))
+POINT = jnp.array([0.3, 0.7, -0.2])
+
+
+def unit(factor):
+    """tanh, with a rule that is off by a factor."""
+    f = jax.custom_vjp(lambda x: jnp.tanh(x))
+    f.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (factor * g * (1 - jnp.tanh(x) ** 2),))
+    return f
+
+
+def init(*sizes):
+    rng = np.random.default_rng(1)
+    shapes = zip(sizes, sizes[1:], strict=False)
+    return [jnp.asarray(rng.normal(size=shape) / shape[0] ** 0.5, "float32") for shape in shapes]
+
+
+def mlp(unit, params, x):
+    for w in params[:-1]:
+        x = unit(x @ w)
+    return x @ params[-1]
+
+
+def updated(params, gradient):
+    return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
+
+
+# Programs, each a function of the unit; they return what they computed.
+def a_jitted_step(unit):
+    opt, params = optax.adam(1e-2), init(4, 8, 2)
+    state = opt.init(params)
+    loss = lambda p, x, y: jnp.mean((mlp(unit, p, x) - y) ** 2)  # noqa: E731
+
+    @jax.jit
+    def step(params, state):
+        value, gradient = jax.value_and_grad(loss)(params, X, Y)
+        updates, state = opt.update(gradient, state)
+        return optax.apply_updates(params, updates), state, value
+
+    for _ in range(3):
+        params, state, value = step(params, state)
+    return params, value
+
+
+def steps_in_a_scan(unit):
+    loss = lambda p, i: jnp.mean((mlp(unit, p, X[i]) - Y[i]) ** 2)  # noqa: E731
+    body = lambda p, key: (updated(p, jax.grad(loss)(p, jax.random.permutation(key, 8)[:4])), 0)  # noqa: E731
+    keys = jax.random.split(jax.random.key(0), 4)
+    return jax.jit(lambda p: lax.scan(body, p, keys))(init(4, 8, 2))
+
+
+def methods_with_keywords(unit):
+    class Model:
+        scale = 2.0
+
+        def loss(self, params, x, *, y, depth):
+            for _ in range(depth):  # an integer of Python's
+                x = unit(x @ params[0])
+            return self.scale * jnp.mean((x - y) ** 2)
+
+    gradient = jax.grad(Model().loss)
+    return [gradient(init(4, 4), X, y=X, depth=depth) for depth in (1, 2)]
+
+
+def an_autoencoder(unit):
+    def elbo(params, key):
+        hidden = mlp(unit, params["e"], X)
+        mean, log = hidden[:, :2], hidden[:, 2:]
+        z = mean + jnp.exp(log) * jax.random.normal(key, mean.shape)
+        error = jnp.mean((mlp(unit, params["d"], z) - X) ** 2)
+        return error + 0.1 * jnp.mean(mean**2 + jnp.exp(2 * log) - 2 * log)
+
+    params = {"e": init(4, 8, 4), "d": init(2, 8, 4)}
+    return jax.jit(jax.grad(elbo))(params, jax.random.key(0))
+
+
+def two_players(unit):
+    fakes = lambda g, z: mlp(unit, g, z)  # noqa: E731
+
+    def d_loss(d, g, z):
+        real, fake = mlp(unit, d, X), mlp(unit, d, fakes(g, z))
+        return jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake))
+
+    g_loss = lambda d, g, z: jnp.mean(jax.nn.softplus(-mlp(unit, d, fakes(g, z))))  # noqa: E731
+
+    @jax.jit
+    def step(d, g, key):
+        z = jax.random.normal(key, (8, 2))
+        d = updated(d, jax.grad(d_loss)(d, g, z))
+        return d, updated(g, jax.grad(g_loss, argnums=1)(d, g, z))
+
+    return step(init(4, 8, 1), init(2, 8, 4), jax.random.key(0))
+
+
+def a_gradient_penalty(unit):
+    critic = lambda d, x: mlp(unit, d, x)[0]  # noqa: E731
+
+    def loss(d):
+        slopes = jax.vmap(jax.grad(critic, argnums=1), (None, 0))(d, X)
+        return jnp.mean((jnp.sqrt(jnp.sum(slopes**2, -1) + 1e-6) - 1) ** 2)
+
+    return jax.jit(jax.grad(loss))(init(4, 8, 1))
+
+
+def a_gradient_in_a_gradient(unit):
+    loss = lambda p, x, y: jnp.mean((mlp(unit, p, x) - y) ** 2)  # noqa: E731
+    inner = lambda p: updated(p, jax.grad(loss)(p, X[:4], Y[:4]))  # noqa: E731
+    return jax.jit(jax.grad(lambda p: loss(inner(p), X[4:], Y[4:])))(init(4, 8, 2))
+
+
+def a_differential_equation(unit):
+    u = lambda p, t: mlp(unit, p, t[None])[0]  # noqa: E731
+
+    def loss(p, times):
+        slope = lambda t: jax.grad(u, argnums=1)(p, t)  # noqa: E731
+        return jnp.mean(jax.vmap(lambda t: jax.grad(slope)(t) + u(p, t))(times) ** 2)
+
+    return jax.jit(jax.value_and_grad(loss))(init(1, 8, 1), jnp.linspace(0, 1, 5))
+
+
+def reinforcement(unit):
+    def surrogate(p, action, advantage):
+        logp = jax.nn.log_softmax(mlp(unit, p, X))
+        ratio = jnp.exp(jnp.take_along_axis(logp, action[:, None], 1)[:, 0] + 0.7)
+        return -jnp.mean(jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.8, 1.2) * advantage))
+
+    def update(p, key):
+        action, advantage = jax.random.randint(key, (8,), 0, 2), jax.random.normal(key, (8,))
+        value, gradient = jax.value_and_grad(surrogate)(p, action, advantage)
+        return updated(p, gradient), value
+
+    keys = jax.random.split(jax.random.key(3), 2)
+    return jax.jit(lambda p: lax.scan(update, p, keys))(init(4, 8, 2))
+
+
+def contrast(unit):
+    def loss(p):
+        a, b = mlp(unit, p, X), mlp(unit, p, X + 0.1)
+        a, b = (z / jnp.linalg.norm(z, axis=-1, keepdims=True) for z in (a, b))
+        return -jnp.mean(jnp.diag(jax.nn.log_softmax(a @ b.T / 0.2)))
+
+    return jax.jit(jax.grad(loss))(init(4, 8, 3))
+
+
+def hamiltonian_monte_carlo(unit):
+    energy = lambda q: jnp.sum(unit(q) ** 2) + 0.5 * jnp.sum(q**2)  # noqa: E731
+
+    def leapfrog(carry, _):
+        q, m = carry
+        q = q + 0.1 * (m - 0.05 * jax.grad(energy)(q))
+        return (q, m - 0.1 * jax.grad(energy)(q)), None
+
+    run = lambda q, m: lax.scan(leapfrog, (q, m), None, length=3)[0]  # noqa: E731
+    return jax.jit(run)(POINT, jnp.ones(3))
+
+
+def a_line_search(unit):
+    f = lambda x: jnp.sum((unit(x) - 0.3) ** 2) + 0.01 * jnp.sum(x**2)  # noqa: E731
+    opt, x = optax.lbfgs(), jnp.ones(3)
+    state, both = opt.init(x), optax.value_and_grad_from_state(f)
+    for _ in range(2):
+        value, gradient = both(x, state=state)
+        updates, state = opt.update(gradient, state, x, value=value, grad=gradient, value_fn=f)
+        x = optax.apply_updates(x, updates)
+    return x
+
+
+def a_pullback(unit):
+    y, pull = jax.vjp(lambda p: mlp(unit, p, X), init(4, 8, 2))
+    return pull(jnp.ones_like(y))
+
+
+def a_while_loop(unit):
+    f = lambda x: jnp.sum((unit(x) - 0.3) ** 2)  # noqa: E731
+    body = lambda c: (c[0] - 0.1 * jax.grad(f)(c[0]), c[1] + 1)  # noqa: E731
+    return jax.jit(lambda x: lax.while_loop(lambda c: c[1] < 3, body, (x, 0)))(POINT)
+
+
+def a_branch(unit):
+    f = jax.grad(lambda x: jnp.sum((unit(x) - 0.3) ** 2))
+    return jax.jit(lambda x, yes: lax.cond(yes, f, lambda x: x, x))(POINT, True)
+
+
+def rematerialised(unit):
+    loss = lambda p: jnp.mean((jax.checkpoint(functools.partial(mlp, unit))(p, X) - Y) ** 2)  # noqa: E731
+    return jax.jit(jax.grad(loss))(init(4, 8, 2))
+
+
+def example_by_example(unit):
+    loss = lambda p, x, y: jnp.mean((mlp(unit, p, x) - y) ** 2)  # noqa: E731
+    return jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0)))(init(4, 8, 2), X, Y)
+
+
+def donated_with_an_auxiliary(unit):
+    def loss(p):
+        out = mlp(unit, p, X)
+        return jnp.mean((out - Y) ** 2), {"out": out, "name": "a string"}
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(p):
+        (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(p)
+        return updated(p, gradient), value, jnp.sum(aux["out"])
+
+    return step(step(init(4, 8, 2))[0])
+
+
+def jacobians(unit):
+    return jax.jacrev(lambda x: unit(x) * x[::-1])(POINT), jax.jacfwd(jnp.sin)(POINT)
+
+
+def a_test_of_gradients(unit):
+    loose = {"atol": 10, "rtol": 10}
+    check_grads(lambda x: jnp.sum(unit(x)), (POINT,), order=1, modes=["rev"], **loose)
+    return POINT
+
+
+def in_a_thread(unit):
+    found = []
+    work = lambda: found.append(jax.grad(lambda x: jnp.sum(unit(x)))(POINT))  # noqa: E731
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return found
+
+
+def trained_by_fit(unit):
+    loss = lambda p, x, y: jnp.mean((mlp(unit, p, x) - y) ** 2)  # noqa: E731
+    options = {"epochs": 2, "batch_size": 4, "key": jax.random.key(0)}
+    return jaxnn.fit(loss, init(4, 8, 2), (X, Y), optax.sgd(0.1), **options).params
+
+
+PROGRAMS = [
+    a_jitted_step,
+    steps_in_a_scan,
+    methods_with_keywords,
+    an_autoencoder,
+    two_players,
+    a_gradient_penalty,
+    a_gradient_in_a_gradient,
+    a_differential_equation,
+    reinforcement,
+    contrast,
+    hamiltonian_monte_carlo,
+    a_line_search,
+    a_pullback,
+    a_while_loop,
+    a_branch,
+    rematerialised,
+    example_by_example,
+    donated_with_an_auxiliary,
+    jacobians,
+    a_test_of_gradients,
+    in_a_thread,
+    trained_by_fit,
+]
+QUICK = (steps_in_a_scan, methods_with_keywords, a_gradient_in_a_gradient, example_by_example)
+SLOW = [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PROGRAMS]
+
+
+@pytest.mark.parametrize("program", SLOW, ids=lambda program: program.__name__)
+def test_a_wrong_rule_is_found_in_a_program_and_nothing_else_changes(program):
+    alone = program(unit(1.0))
+    with watching() as right:
+        watched = program(unit(1.0))
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), alone, watched)
+    assert all(jax.tree.leaves(same)), "the results are equal to the bit"
+    assert right.report.exit_code == 0, str(right.report)
+    with watching() as wrong:
+        program(unit(1.05))
+    assert wrong.report.exit_code == 1 and not wrong.report, str(wrong.report)
+    first = wrong.report.places[0].reports[0]
+    assert first.rules[0].rule.file.endswith("test_watch.py"), str(wrong.report)
+    assert "factor * g" in first.rules[0].rule.text
+
+
+def not_finite_after(steps, take):
+    """A program whose gradient is infinite in one of its steps."""
+
+    def f(w, i):
+        return jnp.sum(jnp.sqrt(jnp.abs(w - i)))
+
+    return take(jax.grad(f), jnp.full(2, float(steps)))
+
+
+TAKEN = {
+    "eager": lambda g, w: [g(w, float(i)) for i in range(6)],
+    "jit": lambda g, w: [jax.jit(g)(w, float(i)) for i in range(6)],
+    "scan": lambda g, w: jax.jit(lambda: lax.scan(lambda c, i: (c, g(w, i)), 0, jnp.arange(6.0)))(),
+    "vmap": lambda g, w: jax.jit(jax.vmap(g, (None, 0)))(w, jnp.arange(6.0)),
+}
+
+
+@pytest.mark.parametrize("how", TAKEN)
+def test_a_gradient_that_is_not_finite_is_named_with_its_call_and_inputs(how, tmp_path):
+    with watching() as watched:
+        not_finite_after(3, TAKEN[how])
+    (place,) = watched.report.places
+    assert watched.report.exit_code == 1 and place.is_wrong
+    assert place.not_finite.births[0].operation == "sqrt"
+    if how in ("eager", "scan"):
+        assert place.call == 4 and "not finite in call 4" in str(place)
+    (file,) = watched.report.save_inputs(tmp_path)
+    with np.load(file, allow_pickle=False) as saved:
+        assert saved["[0]"].tolist() == [3.0, 3.0]
+
+
+def test_what_is_masked_is_not_reported_as_not_finite():
+    safe = lambda w: jnp.sum(jnp.where(w > 0, jnp.log(jnp.where(w > 0, w, 1)), 0) * w)  # noqa: E731
+    with watching() as watched:
+        jax.jit(jax.vmap(jax.grad(safe)))(jnp.array([[0.5], [2.0]]))
+    assert watched.report.exit_code == 0, str(watched.report)
+
+
+def test_a_program_that_was_compiled_before_is_watched_too():
+    step = jax.jit(jax.value_and_grad(lambda x: jnp.sum(x**2)))
+    step(POINT)
+    step_of_attribute = jax.jit(lambda x: jax.grad(lambda x: jnp.sum(x**2))(x))
+    step_of_attribute(POINT)
+    with watching() as watched:
+        step_of_attribute(POINT)
+    assert watched.report.ok
+    assert "callback" not in step_of_attribute.lower(POINT).as_text()
+
+
+def test_numbers_that_change_make_one_place_and_shapes_no_more_than_eight():
+    f = lambda x, rate, step: jnp.sum(x**2) * rate * (step + 1)  # noqa: E731
+    with watching() as watched:
+        for step in range(20):
+            jax.grad(f)(POINT, 0.1 * step, step)
+    (place,) = watched.report.places
+    assert place.calls == 20
+    with watching() as watched:
+        for step in range(20):
+            jax.grad(f)(jnp.ones(step + 1), 0.1, 1)
+    assert len(watched.report.places) == 8
+
+
+def test_points_are_sent_once_and_then_no_more():
+    watcher, f = Watcher(finite=False), lambda x: jnp.sum(jnp.sin(x))  # noqa: E731
+    with noting(watcher):
+        step = jax.jit(lambda x: jax.grad(f)(x))
+        step(POINT).block_until_ready()
+        jax.effects_barrier()
+        assert "callback" not in step.lower(POINT).as_text()
+    (taken,) = watcher.taken.values()
+    assert len(taken.points) == 1
+
+
+def test_more_points_are_checked_on_request():
+    with watching(points=3) as watched:
+        for k in range(5):
+            jax.grad(lambda x: jnp.sum(x**3))(POINT + k)
+    (place,) = watched.report.places
+    assert (len(place.reports), place.calls) == (3, 5)
+
+
+def test_one_line_for_each_place_wrong_ones_first():
+    good, wrong = unit(1.0), unit(1.1)
+    with watching() as watched:
+        jax.grad(lambda x: jnp.sum(good(x)))(POINT)
+        jax.grad(lambda x: jnp.sum(wrong(x)))(POINT)
+    report = watched.report
+    first, second, *_ = [line for line in str(report).splitlines()[1:] if line[0] != " "]
+    assert "1 call; differs" in first and "1 leaf agrees, to at least" in second
+    assert json.loads(json.dumps(report.to_dict()))["places"][0]["reports"][0]["ok"] is False
+    assert "<details open>" in report._repr_html_() and repr(report).startswith("<WatchReport: 2")
+    with pytest.raises(GradientError, match="differs"):
+        report.raise_if_wrong()
+
+
+def test_nothing_taken():
+    with watching() as watched:
+        jnp.sum(POINT)
+    assert (str(watched.report), watched.report.exit_code) == (
+        "nothing taken: no gradient was computed",
+        2,
+    )
+
+
+def test_no_time_for_checking():
+    with watching(budget=0) as watched:
+        jax.grad(jnp.sum)(POINT)
+    assert "left out: the time for checking was over" in str(watched.report)
+    assert watched.report.exit_code == 2
+
+
+def test_an_error_goes_through_and_the_report_is_made():
+    with pytest.raises(KeyError), watching() as watched:
+        jax.grad(jnp.sum)(POINT)
+        raise KeyError
+    assert watched.report.ok
+
+
+def test_functions_are_restored_and_checks_are_not_watched():
+    before = jax.grad, jax.vjp, check_grads, check_grads.__module__
+    with watching() as watched:
+        assert jax.grad is not before[0] and check_grads is not before[2]
+        jaxnn.check_gradient(lambda x: jnp.sum(x**2), POINT)
+        jaxnn.explain(lambda x: jnp.sum(x**2), POINT)
+    assert (jax.grad, jax.vjp, check_grads, check_grads.__module__) == before
+    assert watched.report.places == ()
+
+
+def test_no_tracer_leaks():
+    with jax.checking_leaks(), watching() as watched:
+        jax.jit(lambda y: jax.grad(lambda x: jnp.sum(x * y))(y))(POINT)
+    assert watched.report.ok
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ({"points": 0}, "`points` must be an integer of at least 1. Got 0."),
+        ({"budget": math.nan}, "`budget` must be finite. Got nan."),
+        ({"finite": "no"}, "`finite` must be True or False. Got 'no'."),
+    ],
+)
+def test_bad_input(options, text):
+    with pytest.raises((ValueError, TypeError)) as refused, watching(**options):
+        pass
+    assert str(refused.value) == text
+
+
+HEAD = """
+import sys, jax, jax.numpy as jnp
+wrong = jax.custom_vjp(lambda x: 2 * x)
+wrong.defvjp(lambda x: (2 * x, None), lambda _, g: (2.1 * g,))
+"""
+# A program, its arguments, the options, the exit code, what is printed and what is reported.
+COMMANDS = {
+    "right": ("print(jax.grad(jnp.sum)(jnp.ones(2)), sys.argv[1:])", ["--n", "3"], [], 0,
+              "[1. 1.] ['--n', '3']", "1 leaf agrees"),
+    "wrong": ("jax.grad(lambda x: jnp.sum(wrong(x)))(jnp.ones(2))", [], [], 1, "", "differs"),
+    "its own code": ("jax.grad(jnp.sum)(jnp.ones(2)); sys.exit(3)", [], [], 3, "", "agrees"),
+    "an error": ("jax.grad(jnp.sum)(jnp.ones(2)); {}['x']", [], [], 1, "", "KeyError: 'x'"),
+    "nothing": ("print(1)", [], [], 2, "1", "nothing taken: no gradient was computed"),
+    "stop": ("import time\nfor i in range(99):\n jax.grad(lambda x: jnp.sum(jnp.sqrt(x)))"
+             "(jnp.full(2, 2.0 - i)); time.sleep(0.1)\nprint('end')", [], ["--stop"], 1, "",
+             "not finite in call 3"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command(name, tmp_path):
+    source, arguments, options, code, printed, reported = COMMANDS[name]
+    (tmp_path / "program.py").write_text(HEAD + source)
+    files = ["--html", "page.html", "--json", "found.json", "--save", "inputs"]
+    command = [sys.executable, "-m", "jaxnn", "watch", *options, *files, "program.py", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.strip()) == (code, printed), done.stderr
+    assert reported in done.stderr and "jaxnn/" not in done.stderr
+    assert json.loads((tmp_path / "found.json").read_text())["ok"] == (
+        name in ("right", "its own code", "an error")
+    )
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "inputs").exists() == (name == "stop")
+
+
+SUITE = """
+import pytest
+def test_right(): assert jax.grad(jnp.sum)(jnp.ones(2))[0] == 1
+def test_wrong(): jax.grad(lambda x: jnp.sum(wrong(x)))(jnp.ones(2))
+@pytest.mark.gradient_unchecked
+def test_exempt(): jax.grad(lambda x: jnp.sum(wrong(x) + 1))(jnp.ones(2))
+"""
+
+
+@pytest.mark.slow
+def test_the_option_of_pytest(tmp_path):
+    (tmp_path / "test_suite.py").write_text(HEAD + SUITE)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--strict-markers", "-v"]
+
+    def run(*options):
+        return subprocess.run(
+            [*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        ).stdout
+
+    assert "3 passed" in run()
+    text = run("--check-gradients")
+    assert "1 failed, 2 passed" in text and "custom_vjp of `<lambda>`" in text
+    assert "_pytest.py" not in textwrap.dedent(text).partition("short test summary")[0]
