@@ -1,8 +1,8 @@
-"""Random programs: right gradients pass, and planted faults are caught and named.
-
-Without a compilation cache, nearly all of the time is XLA's. The environment variable
-`XLA_FLAGS=--xla_cpu_use_fusion_emitters=false` divides it by three.
+"""Random programs: right gradients pass, and planted faults are caught and named. A quarter of the
+320 programs is tried each day; `python tests/test_random_programs.py` tries all.
 """
+
+import datetime
 
 import jax
 import pytest
@@ -15,14 +15,10 @@ SEEDS, CHUNK = 320, 20
 # Seeds at which the library fails, with what is found there and why.
 KNOWN = {
     10: ("false alarm", "at ties, JAX's rules together give no slope between both sides"),
-    43: ("wrong name", "JAX's own rule of max pooling comes first, for it is off at a tie"),
     211: ("wrong name", "none: the rule is off by 2.4 %, less than four roundings of bfloat16"),
-    212: ("false alarm", "the value is exactly 0 everywhere, and the gradient is 5e-16"),
-    219: ("wrong name", "JAX's own rule of max comes first, for it is off at a tie"),
-    265: ("wrong name", "JAX's own rule of sort comes first, for it is off at a tie"),
 }
 # What KNOWN may hold of names: 98 % of the 119 faults that are caught would be 2.
-MISNAMED = 4
+MISNAMED = 1
 # Of the programs of a chunk; none was.
 UNRESOLVED = 0
 
@@ -52,7 +48,11 @@ def found(seed):
     return "fine" if any(r[0] == line or r[1] == name for r in named) else "wrong name", report
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+# Three seconds a program: a quarter of them each day.
+TODAY = range(datetime.date.today().toordinal() % 4 * CHUNK, SEEDS, 4 * CHUNK)
+
+
+@pytest.mark.parametrize("first", TODAY)
 def test_right_programs_pass_and_planted_faults_are_caught_and_named(first):
     results = {seed: found(seed) for seed in range(first, first + CHUNK)}
     wrong = {seed: what for seed, (what, _) in results.items() if what != "fine"}
@@ -64,3 +64,9 @@ def test_right_programs_pass_and_planted_faults_are_caught_and_named(first):
 
 def test_nearly_all_rules_are_named():
     assert sum(what == "wrong name" for what, _ in KNOWN.values()) <= MISNAMED
+
+
+if __name__ == "__main__":
+    for start in range(0, SEEDS, CHUNK):
+        test_right_programs_pass_and_planted_faults_are_caught_and_named(start)
+        print(f"{start} to {start + CHUNK - 1}: as they should be", flush=True)

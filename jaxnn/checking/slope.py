@@ -115,11 +115,7 @@ class Slope(NamedTuple):
         finest = RATIO**WITNESSES * self.steps[-1]
         outside = abs(claim - self.value) > self.bound
         runs = abs(claim) * finest > BLIND * self.noise
-        with np.errstate(invalid="ignore"):
-            changes = np.nanmax(np.abs(self.differences * self.steps), initial=0.0)
-        # Near the root of a quadratic, what remains is less than the rounding error elsewhere.
-        counts = self.noise > max(WILD * self.size, self.rounding * changes)
-        return bool(outside and runs and counts)
+        return outside and runs and self.noise > WILD * self.size
 
     @property
     def settled(self) -> bool:
@@ -174,13 +170,7 @@ def estimate_slope(
         best = from_left = from_right = NONE
         one_sided = np.abs([right[first:], left[first:]])[:, :1]
         coarse = float(np.max(one_sided[np.isfinite(one_sided)], initial=0.0))
-        # Near the point, the values, and so their rounding errors, may be much smaller; unless they
-        # do not change at all there, as where terms cancel.
-        nearby = np.maximum.accumulate(np.max(np.abs(values), axis=0, initial=abs(centre))[::-1])
-        changes = np.append(np.any(values != centre, axis=0)[1:], False)
-        changes = np.logical_or.accumulate(changes[::-1])[::-1]
-        floor = epsilon * np.where(changes, nearby[::-1], size)
-        gap = np.abs(right - left)[first:]
+        floor, gap = epsilon * size, np.abs(right - left)[first:]
         if np.isfinite(centre):
             best = limit(t, quotients[first:], 2 if all(inside) else 1, floor, size, gap)
         if np.isfinite(best.bound) and all(inside):
@@ -217,12 +207,7 @@ def excludes(one: Limit, other: Limit) -> bool:
 
 
 def limit(
-    t: np.ndarray,
-    quotients: np.ndarray,
-    order: int,
-    floor: np.ndarray,
-    size: float,
-    gap: np.ndarray,
+    t: np.ndarray, quotients: np.ndarray, order: int, floor: float, size: float, gap: np.ndarray
 ) -> Limit:
     """The limit of quotients q(t) = limit + O(t^order) + noise / t, for t to 0.
 
@@ -230,7 +215,7 @@ def limit(
       t: steps, each smaller than the one before by `RATIO`.
       quotients: the quotient at each step.
       order: order of the leading truncation error.
-      floor: lower limit of the noise of the values up to each step.
+      floor: lower limit of the noise of the values.
       size: size of the values.
       gap: difference between the quotients of both sides at each step.
     """
@@ -247,9 +232,7 @@ def limit(
         coarser = np.concatenate([[np.nan], before[:-1]])
         truncation = np.maximum(np.abs(column - coarser), np.abs(column - before))
         off = np.abs(quotients - column[:, None]) * t
-        # Column j contains the values at the j coarser steps, too.
-        least = np.concatenate([np.full(j, floor[0]), floor[: n - j]])
-        noise = np.maximum(np.max(off * later, axis=1), least)
+        noise = np.max(off * later, axis=1, initial=floor)
         usable = slice(max(j, 1), n - WITNESSES)
         estimates = column, truncation + CAUTION * noise / t, noise, np.arange(n)
         rows.append(np.stack(estimates)[:, usable])
@@ -265,10 +248,7 @@ def limit(
         if not len(better):
             break
         best = int(better[np.argmin(bound[better])])
-    excluding = finer
-    if not np.any(quotients[rung[best] :]):  # flat: the function is, or its terms cancel
-        excluding = (apart > bound + bound[best]) & (bound <= CLEAR * np.abs(value))
-    total = float(bound[best] + np.max((apart + bound)[excluding], initial=0.0))
+    total = float(bound[best] + np.max((apart + bound)[finer], initial=0.0))
     return Limit(float(value[best]), total, float(t[rung[best]]), float(noise[best]))
 
 

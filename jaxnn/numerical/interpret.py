@@ -541,7 +541,11 @@ def rule_source(eqn: Equation) -> str:
         kinds = type(composite).vjp_bwd, type(composite).vjp_bwd_retval
         own = [f for f in kinds if not f.__module__.startswith("jax.")]
         rule: Any = getattr(composite, "bwd", own[0] if own else None)
-        return f"{_place_of(rule)} ({rule.__name__})" if hasattr(rule, "__code__") else ""
+        inside = [cell.cell_contents for cell in getattr(rule, "__closure__", None) or ()]
+        for f in (rule, *inside):  # JAX 0.12 wraps the user's
+            if hasattr(f, "__code__") and not f.__module__.startswith("jax."):
+                return f"{_place_of(f)} ({f.__name__})"
+        return ""
     rule = eqn.params.get("bwd", eqn.params.get("jvp_jaxpr_fun"))
     name, _, place = rule.debug_info.func_src_info.partition(" at ")
     its_own = not place or place.startswith(os.path.dirname(jax.__file__))
