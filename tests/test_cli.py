@@ -247,7 +247,9 @@ def test_verdicts_have_colours_on_a_terminal_only_and_not_where_they_are_unwante
     assert ("\x1b[31mdiffers\x1b[0m" in capsys.readouterr().out) == coloured
 
 
-@pytest.mark.parametrize("name, code, said", [("right", 0, "right"), ("wrong", 1, "model.py:")])
+@pytest.mark.parametrize(
+    "name, code, said", [("right", 0, "right"), ("wrong", 1, 'model.py", line')]
+)
 def test_explain_names_the_line(capsys, model, name, code, said):
     assert main(["explain", f"{model}:{name}"]) == code
     assert said in capsys.readouterr().out

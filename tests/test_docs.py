@@ -48,7 +48,10 @@ class SameReport(doctest.OutputChecker):
     def check_output(self, want, got, optionflags):
         if not want.startswith(("gradient of ", "<stdin>:")):
             return super().check_output(want, got, optionflags)
-        number, place = r"(?<![\w\[])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w\]])", r"<[^>]*>:\d+"
+        number, place = (
+            r"(?<![\w\[])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w\]])",
+            r"<[^>]*>(:|\", line )\d+",
+        )
         want, got = (re.sub(place, "here", text) for text in (want, got))
         words = [re.sub(number, "#", text).split() for text in (want, got)]
         pairs = list(zip(re.findall(number, want), re.findall(number, got), strict=False))

@@ -288,11 +288,14 @@ class RuleReport(NamedTuple):
         by = f"argument `{self.path}`" if self.path else by
         most = f"most at {list(self.entry)}, " if self.entry else ""
         off = f"{100 * self.difference:.3g} %" if self.difference < 10 else "more than 1,000 %"
-        lines = [self.line.quoted, f"    {by} is off {most}by {off}"]
-        if self.where:
-            lines = [self.rule.quoted, lines[1], f"    called {call}", f"    {lines[0]}".rstrip()]
-        at = f"at {self.rule}" if self.where else call
-        return "\n".join(filter(None, [f"wrong {at}: {self.kind} of `{self.name}`", *lines]))
+        what = f"{self.kind} of `{self.name}`"
+        lines = [f"wrong {call}: {what}", self.line.quoted, f"    {by} is off {most}by {off}"]
+        if self.where:  # as in a traceback, so that the call remains the place that a report names
+            rule, quoted = self.rule, f"    {self.line.quoted}".rstrip()
+            place = f'"{rule.file}", line {rule.line}, in {rule.function}'
+            lines = [f"wrong rule: {what}, {place}", rule.quoted, lines[2]]
+            lines += [f"    called {call}", quoted]
+        return "\n".join(filter(None, lines))
 
     @property
     def rule(self) -> SourceLine:
