@@ -18,6 +18,7 @@ from jax.test_util import check_grads
 
 import jaxnn
 from jaxnn import GradientError, watching
+from jaxnn.checking import watch
 from jaxnn.checking.watch import Watcher, noting
 
 RNG = np.random.default_rng(0)
@@ -345,7 +346,8 @@ def test_a_program_that_was_compiled_before_is_watched_too():
     assert "callback" not in step_of_attribute.lower(POINT).as_text()
 
 
-def test_numbers_that_change_make_one_place_and_shapes_no_more_than_eight():
+def test_numbers_that_change_make_one_place_and_shapes_no_more_than_allowed(monkeypatch):
+    monkeypatch.setattr(watch, "KINDS", 3)
     f = lambda x, rate, step: jnp.sum(x**2) * rate * (step + 1)  # noqa: E731
     with watching() as watched:
         for step in range(20):
@@ -353,9 +355,10 @@ def test_numbers_that_change_make_one_place_and_shapes_no_more_than_eight():
     (place,) = watched.report.places
     assert place.calls == 20
     with watching() as watched:
-        for step in range(20):
+        for step in range(5):
             jax.grad(f)(jnp.ones(step + 1), 0.1, 1)
-    assert len(watched.report.places) == 8
+    assert len(watched.report.places) == 3
+    assert "further kinds than these 3 were left out" in str(watched.report)
 
 
 def test_points_are_sent_once_and_then_no_more():

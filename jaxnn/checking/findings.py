@@ -185,14 +185,16 @@ class SourceLine(NamedTuple):
         """The source text, indented; empty if it is not known."""
         return f"    {self.text}" if self.text else ""
 
+    @property
+    def path(self) -> str:
+        """The path of the file, relative to the working directory if it is in there."""
+        return self.file.removeprefix(os.path.join(os.getcwd(), ""))
+
     def __str__(self) -> str:
         if not self.file:
             return "a place that is not known"
-        here = os.path.join(os.getcwd(), "")
         function = self.function.rpartition("<locals>.")[2]
-        return f"{self.file.removeprefix(here)}:{self.line}" + (
-            f" ({function})" if function else ""
-        )
+        return f"{self.path}:{self.line}" + (f" ({function})" if function else "")
 
 
 # Why `jnp.where` after the operation does not help.
@@ -292,7 +294,7 @@ class RuleReport(NamedTuple):
         lines = [f"wrong {call}: {what}", self.line.quoted, f"    {by} is off {most}by {off}"]
         if self.where:  # as in a traceback, so that the call remains the place that a report names
             rule, quoted = self.rule, f"    {self.line.quoted}".rstrip()
-            place = f'"{rule.file}", line {rule.line}, in {rule.function}'
+            place = f'"{rule.path}", line {rule.line}, in {rule.function}'
             lines = [f"wrong rule: {what}, {place}", rule.quoted, lines[2]]
             lines += [f"    called {call}", quoted]
         return "\n".join(filter(None, lines))

@@ -61,9 +61,9 @@ def watch_fragment(report: Any) -> str:
     first, *_ = str(report).splitlines()
     parts = [f"<style>{_STYLE}</style><div class='jaxnn'><h1>{html.escape(first)}</h1>"]
     for place in report.places:
-        title, *rest = str(place).splitlines()
+        title, born = str(place).partition("\n")[0], place.not_finite
         kind = "bad" if place.is_wrong else "good" if place.is_judged else "look"
-        lines = f"<pre>{html.escape(chr(10).join(rest))}</pre>" if rest else ""
+        lines = "" if born is None else f"<pre>{html.escape(str(born))}</pre>"
         inside = f"{lines}{_code(place.line)}{''.join(map(fragment, place.reports))}"
         mark = " open" if place.is_wrong else ""
         parts.append(

@@ -36,7 +36,7 @@ from jaxnn.checking.tape import is_inexact
 from jaxnn.numerical.interpret import Program, axes, emptied, equations, opened
 
 # How many kinds of one gradient are noted, such as for other shapes.
-KINDS = 8
+KINDS = 100
 # How often programs are traced again without sending points: later ones are few.
 RETRACES = 8
 
@@ -113,7 +113,6 @@ class Taken:
         pairs = zip(point.consts, self.keys, strict=True)
         consts = [x if key is None else jax.random.wrap_key_data(x, impl=key) for x, key in pairs]
         program = core.ClosedJaxpr(opened(point.program)[0], consts)
-
         run = core.jaxpr_as_fun(program)
         for name in axes(program):  # the point is that of one example of a mapped axis
             run = _alone_on(name, run)
@@ -244,9 +243,10 @@ class Watcher:
         # Numbers of Python's in the function may differ from call to call.
         kind = tuple((e.primitive, *(v.aval for v in e.outvars)) for e in equations(program))
         key = taken.line, taken.name, taken.form, call.argnums, tree, kind
-        alike = [other for other in self.taken if other[:2] == key[:2]]
+        alike = [other for other in list(self.taken) if other[:2] == key[:2]]
         if key not in self.taken and len(alike) >= KINDS:
             key = alike[-1]
+            self.taken[key].trouble = f"further kinds than these {KINDS} were left out"
         if key not in self.taken:
             taken.tree, taken.argnums = tree, call.argnums
             taken.names = call.names_of(consts)

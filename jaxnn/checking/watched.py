@@ -34,7 +34,7 @@ class Place(NamedTuple):
     Attributes:
       line: the line that took it.
       function: name of the differentiated function.
-      calls: how often it was seen; after its first points, it is watched without counting.
+      calls: how often the gradient was taken; 0 if that was not counted.
       reports: the checks, one for each point.
       not_finite: where it is not finite, and why, if that happened.
       call: the number of that call, as far as calls were counted.
