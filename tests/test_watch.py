@@ -20,6 +20,7 @@ import jaxnn
 from jaxnn import GradientError, watching
 from jaxnn.checking import watch
 from jaxnn.checking.watch import Watcher, noting
+from jaxnn.cli.parser import main
 
 RNG = np.random.default_rng(0)
 X, Y = (jnp.asarray(RNG.normal(size=shape), "float32") for shape in ((8, 4), (8, 2)))
@@ -427,6 +428,13 @@ def test_functions_are_restored_and_checks_are_not_watched():
     assert watched.report.places == ()
 
 
+def test_64_bits_are_those_of_the_program(dtype):
+    with watching() as watched, jax.enable_x64(True):
+        rate = jnp.asarray(0.5)  # float64
+        jax.grad(lambda x: jnp.sum(unit(1.0)(x) * rate))(POINT.astype(dtype))
+    assert watched.report.ok, str(watched.report)
+
+
 def test_no_tracer_leaks():
     with jax.checking_leaks(), watching() as watched:
         jax.jit(lambda y: jax.grad(lambda x: jnp.sum(x * y))(y))(POINT)
@@ -481,6 +489,26 @@ def test_the_command(name, tmp_path):
     )
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
     assert (tmp_path / "inputs").exists() == (name == "stop")
+
+
+@pytest.mark.parametrize("name", ["right", "wrong", "its own code", "an error", "nothing"])
+def test_the_command_in_this_process(name, tmp_path, monkeypatch, capsys):
+    source, arguments, options, code, printed, reported = COMMANDS[name]
+    (tmp_path / "program.py").write_text(HEAD + source)
+    monkeypatch.chdir(tmp_path)
+    files = ["--json", "found.json", "--save", "inputs"]
+    assert main(["watch", *options, *files, "program.py", *arguments]) == code
+    out, err = capsys.readouterr()
+    assert out.strip() == printed and reported in err
+
+
+def test_what_is_no_program_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["watch", "nothing.py"]) == 2
+    assert "`PROGRAM` must be a file of Python code" in capsys.readouterr().err
+    assert main(["watch", "-m"]) == 2
+    assert "`-m` must be followed by the name of a module" in capsys.readouterr().err
+    assert main(["watch", "--html", "no/page.html", "nothing.py"]) == 2
 
 
 SUITE = """

@@ -63,11 +63,23 @@ class Point(NamedTuple):
       consts: the constants of the program.
       leaves: the leaves that are differentiated.
       program: the function as a program of these, without the values of either.
+      x64: whether JAX had 64-bit types there.
     """
 
     consts: list[Any]
     leaves: list[Any]
     program: Program
+    x64: bool
+
+    @property
+    def values(self) -> tuple[list[Any], list[Any]]:
+        """The arrays, or their tracers."""
+        return self.consts, self.leaves
+
+    def with_values(self, values: Any) -> "Point":
+        """The same program at other values, as NumPy arrays."""
+        consts, leaves = jax.tree.map(np.asarray, values)
+        return self._replace(consts=consts, leaves=leaves)
 
 
 class Taken:
@@ -226,11 +238,11 @@ class Watcher:
         name = getattr(f, "__name__", type(f).__name__)
         with self.undisturbed():
             try:
-                taken, values = self._taken(f, Taken(line, name, form), call)
-                self._see_first(taken, values)
+                taken, point = self._taken(f, Taken(line, name, form), call)
+                self._see_first(taken, point)
                 if self.finite and form.gradient is not None:
                     gradient = form.gradient(result, call.has_aux)
-                    self._see_whether_finite(taken, values, gradient)
+                    self._see_whether_finite(taken, point, gradient)
             except Exception as error:  # the user's function may raise anything when traced again
                 taken = self.taken.setdefault((line, name), Taken(line, name, form))
                 taken.trouble = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
@@ -253,48 +265,49 @@ class Watcher:
             taken.keys = [jax.random.key_impl(x) if is_key(x) else None for x in consts]
             self.taken[key] = taken
         data = [jax.random.key_data(x) if is_key(x) else x for x in consts]
-        return self.taken[key], Point(data, leaves, emptied(program))
+        x64 = jnp.result_type(float) == np.float64
+        return self.taken[key], Point(data, leaves, emptied(program), x64)
 
-    def _see_first(self, taken: Taken, values: Point) -> None:
+    def _see_first(self, taken: Taken, point: Point) -> None:
         """Keep the first points, now or when the program runs."""
-        if not _is_traced(values):
-            self._see(taken, values.program, values[:2])
+        see = functools.partial(self._see, taken, point._replace(consts=[], leaves=[]))
+        if not _is_traced(point.values):
+            see(point.values)
         elif len(taken.points) < self.points:
             self._sending.add(taken)
-            _send(functools.partial(self._see, taken, values.program), np.True_, values[:2])
+            _send(see, np.True_, point.values)
 
-    def _see_whether_finite(self, taken: Taken, values: Point, gradient: Any) -> None:
+    def _see_whether_finite(self, taken: Taken, point: Point, gradient: Any) -> None:
         """Keep the first point whose gradient is not finite, now or when the program runs."""
+        see = functools.partial(self._see_bad, taken, point._replace(consts=[], leaves=[]))
         inexact = [g for g in jax.tree.leaves(gradient) if is_inexact(g)]
         is_bad = jnp.logical_not(_all_finite(inexact)) if inexact else np.False_
-        if not _is_traced([is_bad, values]):
+        if not _is_traced([is_bad, point.values]):
             self._count(taken)
             if is_bad:
-                self._see_bad(taken, values.program, values[:2])
+                see(point.values)
             return
         jax.debug.callback(functools.partial(self._count, taken))
         if taken.bad is None:
-            _send(functools.partial(self._see_bad, taken, values.program), is_bad, values[:2])
+            _send(see, is_bad, point.values)
 
     def _count(self, taken: Taken) -> None:
         taken.calls += 1
 
-    def _see(self, taken: Taken, program: Program, values: Any) -> None:
+    def _see(self, taken: Taken, point: Point, values: Any) -> None:
         """Keep a point, in any thread."""
         if len(taken.points) < self.points:
-            consts, leaves = jax.tree.map(np.asarray, values)
-            taken.points.append(Point(consts, leaves, program))
+            taken.points.append(point.with_values(values))
         if len(taken.points) == self.points and taken in self._sending:
             self._sending.discard(taken)
             if not self._sending and self._retraces < RETRACES:
                 self._retraces += 1
                 trace_again()
 
-    def _see_bad(self, taken: Taken, program: Program, values: Any) -> None:
-        """Keep a point whose gradient is not finite, in any thread."""
+    def _see_bad(self, taken: Taken, point: Point, values: Any) -> None:
+        """Keep the first point whose gradient is not finite, in any thread."""
         if taken.bad is None:
-            consts, leaves = jax.tree.map(np.asarray, values)
-            taken.bad, taken.bad_call = Point(consts, leaves, program), taken.calls
+            taken.bad, taken.bad_call = point.with_values(values), taken.calls
             self.stop()
 
 

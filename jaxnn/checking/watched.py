@@ -272,7 +272,7 @@ def _judged(taken: Taken, place: Place) -> Place:
     bad = taken.bad
     try:
         if bad is not None:
-            with _precision_of(bad):
+            with jax.enable_x64(bad.x64):
                 args = taken.arguments(bad)
                 found = explain(taken.function(bad), *args, argnums=taken.argnums, progress=False)
             if found.births:
@@ -280,7 +280,7 @@ def _judged(taken: Taken, place: Place) -> Place:
                     not_finite=found, call=taken.bad_call, inputs=_inputs(taken, bad)
                 )
         for point in taken.points:
-            with _precision_of(point):
+            with jax.enable_x64(point.x64):
                 reports.append(
                     check_gradient(
                         taken.function(point), *taken.arguments(point), argnums=taken.argnums, **how
@@ -300,18 +300,6 @@ def _inputs(taken: Taken, point: Point) -> dict[str, Any]:
     for number, (name, x) in enumerate(zip(taken.names, point.consts, strict=True)):
         named[name or f"constant {number}"] = np.asarray(x)
     return named
-
-
-@contextlib.contextmanager
-def _precision_of(point: Point) -> Iterator[None]:
-    """Enable 64-bit types if the point has any."""
-    wide = any(x.dtype.itemsize == 8 * (1 + (x.dtype.kind == "c")) for x in _arrays(point))
-    with jax.enable_x64(True) if wide else contextlib.nullcontext():
-        yield
-
-
-def _arrays(point: Point) -> Sequence[np.ndarray]:
-    return [x for x in jax.tree.leaves(point[:2]) if isinstance(x, np.ndarray)]
 
 
 @contextlib.contextmanager
