@@ -309,3 +309,8 @@ def test_compiled_programs_take_leaves_apart_and_give_them_packed():
     value, gradient = jax.eval_shape(own, *given)
     size = LEAVES * (WIDTH * WIDTH + WIDTH)
     assert value.shape == () and [x.shape for x in gradient] == [(size,)]
+
+
+def test_the_usual_size_of_leaves_is_their_root_mean_square():
+    assert moves.usual_size(np.array([3.0, 4.0])) == pytest.approx(12.5**0.5)
+    assert moves.usual_size(np.array([0.0, np.inf])) == 1

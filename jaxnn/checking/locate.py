@@ -311,6 +311,10 @@ def examine_entry(line: Line, leaf: int, index: int, claimed: Claimed) -> Entry:
     claims, shape = claimed.gradient, np.shape(claimed.gradient[leaf])
     claim = float(np.asarray(claims[leaf]).ravel()[index])
     coarse = line.compare(claims, Direction((part,)), TIGHT)
+    if _is_unclear(coarse):
+        wider = (Direction((part._replace(weight=factor),)) for factor in WIDER)
+        shown = (line.compare(claims, direction, TIGHT) for direction in wider)
+        coarse = next(filter(_shows, shown), coarse)
     long = float(coarse.along.moves[leaf])
     if not long:  # an entry that is not finite cannot be moved
         best = Evidence(claim, np.nan, np.nan, np.inf)
@@ -442,16 +446,26 @@ def _ask_wider(
     for factor in WIDER:
         wider = [part._replace(weight=part.weight * factor) for part in parts]
         again = _ask(line, claims, wider)
-        if any(c.slope.known_to(CLEAR) and not c.slope.constant for c in again):
+        if any(map(_shows, again)):
             return wider, again
     return parts, pair
 
 
+def _shows(comparison: Comparison) -> bool:
+    """Whether the values show a slope."""
+    return comparison.slope.known_to(CLEAR) and not comparison.slope.constant
+
+
 def _is_unseen(comparison: Comparison) -> bool:
     """Whether a slope is claimed that the values are too coarse to show."""
+    return bool(comparison.size) and _is_unclear(comparison)
+
+
+def _is_unclear(comparison: Comparison) -> bool:
+    """Whether the values are too coarse to show a slope of the size of the claim."""
     slope = comparison.slope
     unclear = slope.constant or slope.bound > CLEAR * comparison.scale
-    return bool(comparison.size) and math.isfinite(slope.bound) and not slope.kink and unclear
+    return math.isfinite(slope.bound) and not slope.kink and unclear
 
 
 def _in_own_unit(pair: tuple[Comparison, ...], part: Part) -> tuple[Comparison, ...]:
@@ -470,10 +484,11 @@ def _ask_leaf(
 
 
 def _put_right(claims: np.ndarray, known: dict[int, Entry]) -> np.ndarray:
-    """The claims, with known entries replaced by their measured derivatives."""
+    """The claims, with entries that are known to be off replaced by their measured derivatives."""
     mended = claims.copy()
     for index, entry in known.items():
-        if np.isfinite(entry.numerical) and entry.verdict is not Verdict.UNRESOLVED:
+        off = entry.verdict.wrong or entry.verdict is Verdict.KINK
+        if np.isfinite(entry.numerical) and off:
             mended.ravel()[index] = entry.numerical
     return mended
 
