@@ -98,7 +98,7 @@ def test_the_page_of_a_check(check, scheme):
     # Folded is only what agrees; each leaf has its picture; nothing is wider than the page.
     assert found["leaves"] == [["differs", True], ["kink", True], ["agrees", False]]
     assert found["pictures"] == [1, 1, 1] and not found["wide"]
-    assert "swish(p[" in found["named"]
+    assert "def _backwards(x, g):" in found["named"]  # the rule, not its caller
     # Words can be read (4.5 to 1 is asked of text), and the curves are in the scheme's colours.
     assert min(_contrast(color, GROUND[scheme]) for color in found["words"]) >= 4.5
     palette = {"light": plots._ON_LIGHT, "dark": plots._ON_DARK}[scheme]
