@@ -297,6 +297,12 @@ def readable(path: Any) -> str:
     return keystr(path).replace("[<flat index ", "[").replace(">]", "]")
 
 
+def positions(argnums: int | Sequence[int], args: Sequence[Any]) -> tuple[int, ...]:
+    """The positions of the arguments that `argnums` names, counted from the front."""
+    numbers = argnums if isinstance(argnums, Sequence) else (argnums,)
+    return tuple(number % len(args) for number in numbers)
+
+
 def floating_argnums(args: Sequence[Any]) -> tuple[int, ...]:
     """The positions of the arguments that have floating or complex leaves."""
     return tuple(i for i, x in enumerate(args) if any(map(_is_floating, jax.tree.leaves(x))))
@@ -408,8 +414,7 @@ def _role(leaf: Any, moves: bool) -> Role:
 
 def _wanted(where: Where, argnums: int | tuple[int, ...], args: Sequence[Any]) -> dict[int, list]:
     """For each differentiated argument, whether each of its leaves is chosen."""
-    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
-    numbers = [number % len(args) for number in numbers]
+    numbers = positions(argnums, args)
     chosen = [args[i] for i in numbers]
     if where is None:
         flags = [jax.tree.map(lambda _: True, argument) for argument in chosen]

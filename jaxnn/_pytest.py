@@ -3,6 +3,7 @@
 Pytest loads this file in every run, so it imports nothing until the option is given.
 """
 
+import contextlib
 from collections.abc import Generator
 from typing import Any
 
@@ -24,22 +25,19 @@ def pytest_configure(config: Any) -> None:
         "markers", "gradient_unchecked: --check-gradients leaves the gradients of this test out"
     )
     if config.getoption("check_gradients"):
-        config.pluginmanager.register(_Watching(), "jaxnn-watching")
+        from jaxnn.checking.watch import Watcher, noting
+
+        watcher, until_the_end = Watcher(), contextlib.ExitStack()
+        until_the_end.enter_context(noting(watcher))
+        config.add_cleanup(until_the_end.close)
+        config.pluginmanager.register(_Watching(watcher), "jaxnn-watching")
 
 
 class _Watching:
     """Watches all tests of a run."""
 
-    def __init__(self):
-        from jaxnn.checking.watch import Watcher, noting
-
-        self.watcher = Watcher()
-        self._noting = noting(self.watcher)
-        self._noting.__enter__()
-
-    def pytest_unconfigure(self) -> None:
-        """Stop watching."""
-        self._noting.__exit__(None, None, None)
+    def __init__(self, watcher: Any):
+        self.watcher = watcher
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: Any) -> Generator[None, Any, Any]:

@@ -37,6 +37,11 @@ def is_concrete(*values: Any) -> bool:
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, to quote in another."""
+    return str(error).partition("\n")[0]
+
+
 def describe(leaf: Any) -> str:
     """A leaf for an error message: dtype and shape of an array, the value of anything else."""
     if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):

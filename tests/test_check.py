@@ -1025,6 +1025,18 @@ def test_many_leaves_that_agree_are_one_line():
     assert "[0][2]" in text and "[0][3]" not in text and "7 more leaves agree" in text
 
 
+def test_a_finding_is_shown_where_all_leaves_agree():
+    @jax.custom_jvp
+    def shifted(x):
+        return x
+
+    shifted.defjvp(lambda x, dx: (x[0] + 1, dx[0]))  # another value, and the right derivative
+    point = [jnp.full(3, float(k)) for k in range(1, 9)]
+    report = check_gradient(lambda p: sum(jnp.sum(shifted(x)) for x in p), point)
+    assert {leaf.verdict for leaf in report.leaves} == {"agrees"} and report.rules
+    assert "custom_jvp of `shifted`" in str(report)
+
+
 def test_the_first_line_says_which_arguments_if_not_all():
     f = lambda x, y, n: jnp.sum(x * y) * n  # noqa: E731
     args = jnp.ones(2), jnp.ones(2), 3

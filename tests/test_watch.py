@@ -3,6 +3,8 @@
 import functools
 import json
 import math
+import operator
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -433,6 +435,26 @@ def test_64_bits_are_those_of_the_program(dtype):
         rate = jnp.asarray(0.5)  # float64
         jax.grad(lambda x: jnp.sum(unit(1.0)(x) * rate))(POINT.astype(dtype))
     assert watched.report.ok, str(watched.report)
+
+
+def test_any_form_of_a_call_that_jax_takes_works_while_watched():
+    with watching() as watched:
+        out, slope = jax.jvp(jnp.sin, primals=(POINT,), tangents=(jnp.ones(3),))
+        assert np.allclose(slope, jnp.cos(POINT)) and jax.grad(operator.mul)(2.0, 3.0) == 3
+        assert jax.grad(fun=functools.partial(jnp.multiply, 2.0))(3.0) == 2
+        assert jax.jacobian(jnp.sin)(2.0) == jnp.cos(2.0)
+        assert jax.grad(lambda x, y: x * y, [0, -1])(2.0, 3.0) == (3, 2)
+    assert len(watched.report.places) == 5 and watched.report.ok, str(watched.report)
+
+
+def test_a_folder_of_the_users_may_be_named_jax(tmp_path):
+    (tmp_path / "jax").mkdir()
+    program = tmp_path / "jax" / "program.py"
+    program.write_text("import jax, jax.numpy as jnp\njax.grad(jnp.sum)(jnp.ones(2))\n")
+    with watching() as watched:
+        runpy.run_path(str(program))
+    (place,) = watched.report.places
+    assert (place.line.file, place.line.line) == (str(program), 2)
 
 
 def test_no_tracer_leaks():

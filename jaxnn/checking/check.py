@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxnn._arguments import Partition, Where, floating_argnums
+from jaxnn._arguments import Partition, Where, floating_argnums, positions
 from jaxnn._validate import (
     describe,
+    first_line,
     require_arrays,
     require_callable,
     require_choice,
@@ -174,10 +175,8 @@ def asked(checked: Checked) -> Checked:
         try:
             checked = question.say(checked, question.ask(checked))
         except Exception as error:  # a user's rule, called separately, may raise anything
-            reason = str(error).partition("\n")[0]
-            checked = checked.with_note(
-                f'could not answer "{about}" ({type(error).__name__}: {reason})'
-            )
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            checked = checked.with_note(f'could not answer "{about}" ({reason})')
     return checked
 
 
@@ -209,8 +208,7 @@ def _report(
 
 def _unless_all(argnums: int | tuple[int, ...], args: Sequence[Any]) -> tuple[int, ...]:
     """The arguments that are differentiated; () if these are all that could be."""
-    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
-    numbers = tuple(number % len(args) for number in numbers)
+    numbers = positions(argnums, args)
     return numbers if set(floating_argnums(args)) - set(numbers) else ()
 
 
@@ -272,8 +270,7 @@ def assert_gradient(f: Callable, *args: Any, **options: Unpack[Options]) -> None
             "no option of that name."
         )
     if not options.keys() & {"argnums", "gradient", "where"}:
-        numbers = floating_argnums(args)
-        options["argnums"] = numbers if len(numbers) > 1 else numbers[0] if numbers else 0
+        options["argnums"] = floating_argnums(args) or 0
     check_gradient(f, *args, **options).raise_if_wrong()
 
 

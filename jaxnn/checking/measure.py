@@ -168,10 +168,8 @@ def measure(check: Check) -> Checked:
     lost = {k: Loss(0.0) for k in located}
     if not check.settings.further:
         known = [k for k in located if located[k].asked]
-        constant = {k for k in known if located[k].best.slope.constant}
-        doubtful = [k for k in known if _is_doubtful(located[k], line.centre, point.leaves[k])]
-        doubtful = sorted({*doubtful, *constant})
-        lost = losses(point, programs, claims, line.centre, known, doubtful, constant)
+        unseen = _unseen({k: located[k] for k in known}, line.centre, point)
+        lost = losses(point, programs, claims, line.centre, known, unseen)
     data = jax.tree.leaves(point.data)
     counts = programs.counts | {n for leaf in data for n in np.shape(leaf)[:1]}
     leaves = []
@@ -188,8 +186,14 @@ def measure(check: Check) -> Checked:
     return checked._replace(leaves=tuple(leaves), losses=lost, by_reference=supported)
 
 
-def _is_doubtful(located: Located, centre: float, x: Any) -> bool:
-    return verdict_of(located, centre, reach(x.dtype)) is Verdict.UNRESOLVED
+def _unseen(located: dict[int, Located], centre: float, point: Point) -> dict[int, bool]:
+    """The leaves whose gradient the values do not show, and whether these never change at all."""
+    found = {}
+    for k, one in located.items():
+        verdict = verdict_of(one, centre, reach(point.leaves[k].dtype))
+        if one.best.slope.constant or verdict is Verdict.UNRESOLVED:
+            found[k] = one.best.slope.constant
+    return found
 
 
 def _located(

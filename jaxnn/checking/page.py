@@ -3,9 +3,11 @@ of the evidence on leaves, and the lines of code that findings name.
 """
 
 import html
+import os
 from collections.abc import Iterator
 from typing import Any
 
+from jaxnn._files import as_path
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import LeafReport, SourceLine
 
@@ -39,19 +41,32 @@ _BODY = "color-scheme: light dark; margin: 0; background: light-dark(#ffffff, #0
 def page(*reports: Any) -> str:
     """An HTML page with one or more reports."""
     titles = [f"{report.subject}: {report.verdict}" for report in reports]
-    title = html.escape("; ".join(titles))
-    head = f'<meta charset="utf-8"><title>{title}</title>'
-    view = '<meta name="viewport" content="width=device-width">'
-    start = f"<!doctype html><html lang='en'><head>{head}{view}</head><body style='{_BODY}'>"
-    return f"{start}{''.join(map(fragment, reports))}</body></html>"
+    return _page("; ".join(titles), "".join(map(fragment, reports)))
 
 
 def watch_page(report: Any) -> str:
     """An HTML page with a `WatchReport`."""
-    head = '<meta charset="utf-8"><title>watched gradients</title>'
+    return _page("watched gradients", watch_fragment(report))
+
+
+def write_page(path: str | os.PathLike, text: str) -> None:
+    """Write a page to a file whose name ends in .html or .htm."""
+    place = as_path("path", path)
+    if place.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"`path` must end in .html. Got {str(place)!r}.")
+    try:
+        place.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise type(error)(
+            f"`path` must be a place for a file. Got {str(place)!r}: {error.strerror}."
+        ) from None
+
+
+def _page(title: str, body: str) -> str:
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title>'
     view = '<meta name="viewport" content="width=device-width">'
     start = f"<!doctype html><html lang='en'><head>{head}{view}</head><body style='{_BODY}'>"
-    return f"{start}{watch_fragment(report)}</body></html>"
+    return f"{start}{body}</body></html>"
 
 
 def watch_fragment(report: Any) -> str:

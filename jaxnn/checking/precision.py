@@ -10,7 +10,8 @@ report all use this one definition.
 import functools
 import math
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -142,8 +143,7 @@ def losses(
     claims: Claims,
     centre: float,
     leaves: Sequence[int],
-    doubtful: Collection[int] = (),
-    constant: Collection[int] = (),
+    unseen: Mapping[int, bool] = MappingProxyType({}),
 ) -> dict[int, Loss]:
     """The digits that the gradient of each leaf loses in its own dtype.
 
@@ -153,8 +153,8 @@ def losses(
       claims: the gradient in both dtypes.
       centre: the function's value in float64.
       leaves: which leaves to compare.
-      doubtful: those of them whose gradient the values do not show; it may be zero.
-      constant: those of them along which no value changes at all.
+      unseen: those of them whose gradient the values do not show, so that it may be zero, and
+        whether no value changes along them at all.
     """
     if not leaves:
         return {}
@@ -167,7 +167,7 @@ def losses(
         found[k] = Loss(digits_shared(float(np.maximum(gap, epsilon * size)), size))
         if not is_near or (math.isfinite(centre) and not math.isfinite(claims.value)):
             far.append(k)
-    if not (far or doubtful):
+    if not (far or unseen):
         return found
     overall = math.sqrt(sum(_finite_square(parts(k)) for k in range(len(point.leaves))))
     shaken = functools.cache(lambda: _shaken(point, programs, claims))
@@ -202,9 +202,10 @@ def losses(
         if found[k].lost is None and coarsest > leaf.epsilon:
             finer = leaf.lost(rounding._replace(coarsest=leaf.epsilon), functools.partial(moves, k))
             found[k] = leaf.loss_to_shorter(found[k], finer)
-    for k in doubtful:
+    for k, constant in unseen.items():
         leaf = leaf_of(k)
-        if leaf.is_noise if k in constant else leaf.is_rounding(*moves(k)):
+        is_zero = leaf.is_noise if constant else leaf.is_rounding(*moves(k))
+        if is_zero:
             found[k] = Loss(found[k].digits, is_rounding=True)
     return found
 

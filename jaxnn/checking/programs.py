@@ -20,6 +20,7 @@ from jaxtyping import PyTree
 
 from jaxnn._arguments import Partition, Static
 from jaxnn._programs import Traced, jitted, kept
+from jaxnn._validate import first_line
 from jaxnn.checking.by_hand import gradient_by_hand
 from jaxnn.checking.further import RUN_FURTHER, has_solver
 from jaxnn.checking.held import beside, holding
@@ -275,7 +276,7 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
         by_hand = _by_hand(call, form, settings.by_hand, packing)
         return Programs(compiled, scalar, values.consts, both.consts, by_hand, same, tuple(notes))
     if settings.order > 1:
-        reason = str(mistakes[0]).partition("\n")[0]
+        reason = first_line(mistakes[0])
         raise TypeError(
             f"`order` must be {settings.order - 1} here, as JAX has no derivative of the one "
             f"before by either mode. Got {settings.order}: {reason}"

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from jaxnn._files import as_path
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import (
     HANDFUL,
@@ -15,7 +14,7 @@ from jaxnn.checking.findings import (
     LeafReport,
     RuleReport,
 )
-from jaxnn.checking.page import fragment, page
+from jaxnn.checking.page import fragment, page, write_page
 
 
 def plain(value: Any) -> Any:
@@ -174,16 +173,18 @@ class GradientReport:
         """The report; many leaves that agree share a line, unless `every` leaf is to have a row.
         `paint` gives a verdict's text its colour.
         """
-        quiet = [leaf for leaf in self.leaves if leaf.verdict is Verdict.AGREES and not leaf.hint]
-        quiet = [] if every or len(quiet) <= HANDFUL else quiet
-        leaves = [leaf for leaf in self.leaves if leaf not in quiet] if quiet else self.leaves
+        lines_of = self._lines_by_leaf()
+        remarkable = lambda leaf: leaf.verdict is not Verdict.AGREES or leaf.hint  # noqa: E731
+        leaves = [leaf for leaf in self.leaves if remarkable(leaf) or leaf.path in lines_of]
+        quiet = [leaf for leaf in self.leaves if leaf not in leaves]
+        if every or len(quiet) <= HANDFUL:
+            leaves, quiet = self.leaves, []
         table = [_HEADER, *(_row(leaf) for leaf in leaves)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         ended = " (interrupted)" if self.interrupted else ""
         lines = [f"{self.subject}: {paint(self.verdict, self.verdict)}{ended}"]
         if leaves:
             lines.append("  ".join(_aligned(_HEADER, widths)).rstrip())
-        lines_of = self._lines_by_leaf()
         for row, leaf in zip(table[1:], leaves, strict=True):
             cells = _aligned(row, widths)
             cells[_VERDICT] = paint(leaf.verdict, cells[_VERDICT])
@@ -238,15 +239,7 @@ class GradientReport:
         Args:
           path: path of the file; must end in .html or .htm.
         """
-        place = as_path("path", path)
-        if place.suffix.lower() not in (".html", ".htm"):
-            raise ValueError(f"`path` must end in .html. Got {str(place)!r}.")
-        try:
-            place.write_text(page(self), encoding="utf-8")
-        except OSError as error:
-            raise type(error)(
-                f"`path` must be a place for a file. Got {str(place)!r}: {error.strerror}."
-            ) from None
+        write_page(path, page(self))
 
     def _repr_html_(self) -> str:
         return fragment(self, drawn=1)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn._arguments import Partition
-from jaxnn._validate import describe
+from jaxnn._validate import describe, first_line
 from jaxnn.checking.by_hand import gradient_by_hand
 from jaxnn.checking.line import Line
 from jaxnn.checking.moves import drawer
@@ -102,10 +102,9 @@ def _eager_gradient(value: Callable) -> Callable:
         try:
             return jax.value_and_grad(value)(leaves, data)
         except jax.errors.JAXTypeError as error:
-            reason = str(error).partition("\n")[0]
             raise TypeError(
                 "`f` must be differentiable by JAX (made of `jax.numpy`, not of NumPy), or "
-                f"`gradient` must be given. Got {reason}"
+                f"`gradient` must be given. Got {first_line(error)}"
             ) from None
 
     return both

@@ -3,12 +3,13 @@
 While a program is watched, `jax.grad` and its relatives are wrapped. A wrapped call does what it
 did before, and then traces its function once more, for the check. The point is sent to the host the
 first time that the call runs, from inside of `jit`, `scan` and `vmap`, too. Once all points are
-there, JAX traces and compiles the program again without sending them. A gradient that is not finite
-is sent with its inputs whenever it happens for the first time.
+there, JAX traces and compiles the program again without sending them. The first gradient that is
+not finite is sent with its inputs.
 """
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import linecache
 import os
@@ -28,16 +29,16 @@ from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 from jax.extend import core
 
-from jaxnn._arguments import readable
+from jaxnn._arguments import positions, readable
 from jaxnn._programs import trace_again
-from jaxnn._validate import is_key
+from jaxnn._validate import first_line, is_key
 from jaxnn.checking.findings import SourceLine
 from jaxnn.checking.tape import is_inexact
 from jaxnn.numerical.interpret import Program, axes, emptied, equations, opened
 
 # How many kinds of one gradient are noted, such as for other shapes.
 KINDS = 100
-# How often programs are traced again without sending points: later ones are few.
+# How many times, at most, programs are traced again without sending points.
 RETRACES = 8
 
 
@@ -82,6 +83,7 @@ class Point(NamedTuple):
         return self._replace(consts=consts, leaves=leaves)
 
 
+@dataclasses.dataclass(eq=False)
 class Taken:
     """A gradient that a program takes: a line of code, a function, and the kinds of its arguments.
 
@@ -89,10 +91,10 @@ class Taken:
       line: the user's line.
       name: name of the function.
       form: how it is differentiated.
-      names: names of the constants: the path of an argument, or empty.
-      keys: the implementation of each constant that is a random key; None for the others.
       tree: structure of the differentiated arguments.
       argnums: their positions.
+      names: names of the constants: the path of an argument, or empty.
+      keys: the implementation of each constant that is a random key; None for the others.
       calls: how often the gradient was taken, if it is watched for NaN and infinity.
       points: the first points.
       bad: the first point whose gradient is not finite.
@@ -101,16 +103,19 @@ class Taken:
       is_judged: whether it was checked.
     """
 
-    def __init__(self, line: SourceLine, name: str, form: Form):
-        self.line, self.name, self.form = line, name, form
-        self.names: list[str] = []
-        self.keys: list[Any] = []
-        self.tree: Any = None
-        self.argnums: tuple[int, ...] = ()
-        self.calls = self.bad_call = 0
-        self.points: list[Point] = []
-        self.bad: Point | None = None
-        self.trouble, self.is_judged = "", False
+    line: SourceLine
+    name: str
+    form: Form
+    tree: Any = None
+    argnums: tuple[int, ...] = ()
+    names: list[str] = dataclasses.field(default_factory=list)
+    keys: list[Any] = dataclasses.field(default_factory=list)
+    calls: int = 0
+    points: list[Point] = dataclasses.field(default_factory=list)
+    bad: Point | None = None
+    bad_call: int = 0
+    trouble: str = ""
+    is_judged: bool = False
 
     def arguments(self, point: Point) -> list[Any]:
         """The differentiated arguments at their positions, None elsewhere."""
@@ -175,6 +180,11 @@ class Call(NamedTuple):
     kwargs: dict[str, Any]
     has_aux: bool
 
+    @classmethod
+    def of_all(cls, primals: Sequence[Any], has_aux: bool = False) -> "Call":
+        """A call whose arguments are all differentiated."""
+        return cls(tuple(range(len(primals))), tuple(primals), {}, has_aux)
+
     @property
     def differentiated(self) -> tuple[Any, ...]:
         """The arguments that are differentiated."""
@@ -230,14 +240,18 @@ class Watcher:
         finally:
             self._mine.busy = before
 
-    def note(self, f: Callable, form: Form, call: Call, result: Any) -> None:
-        """Note a call of a transformed function, and what it returned."""
+    def note(self, f: Callable, form: Form, called: Callable[[], Call], result: Any) -> None:
+        """Note a call of a transformed function, and what it returned.
+
+        Nothing that goes wrong here may reach the program, so `called` is called in here, too.
+        """
         line = None if self.is_busy else _users_line()
         if line is None:
             return
         name = getattr(f, "__name__", type(f).__name__)
         with self.undisturbed():
             try:
+                call = called()
                 taken, point = self._taken(f, Taken(line, name, form), call)
                 self._see_first(taken, point)
                 if self.finite and form.gradient is not None:
@@ -245,7 +259,7 @@ class Watcher:
                     self._see_whether_finite(taken, point, gradient)
             except Exception as error:  # the user's function may raise anything when traced again
                 taken = self.taken.setdefault((line, name), Taken(line, name, form))
-                taken.trouble = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                taken.trouble = f"{type(error).__name__}: {first_line(error)}"
 
     def _taken(self, f: Callable, taken: Taken, call: Call) -> tuple[Taken, Point]:
         """The gradient that a call takes, and the point, of arrays or tracers."""
@@ -327,6 +341,7 @@ _RETURNING = {
 _AT_ONCE = {"vjp": Form(), "linearize": Form(), "jvp": Form(forward=True)}
 
 _ACTIVE: list[Watcher] = []
+_CONTAINERS = deque, list, dict
 
 
 def _returning(real: Callable, form: Form) -> Callable:
@@ -341,9 +356,8 @@ def _returning(real: Callable, form: Form) -> Callable:
             again = _copied(fun)
             result = transformed(*args, **kwargs)
             if _ACTIVE:
-                numbers = argnums if isinstance(argnums, Sequence) else (argnums,)
-                numbers = tuple(number % len(args) for number in numbers)
-                _ACTIVE[-1].note(again, form, Call(numbers, args, kwargs, has_aux), result)
+                at = lambda: Call(positions(argnums, args), args, kwargs, has_aux)  # noqa: E731
+                _ACTIVE[-1].note(again, form, at, result)
             return result
 
         return call
@@ -355,14 +369,13 @@ def _at_once(real: Callable, form: Form) -> Callable:
     """A transformation that is noted when it is called."""
 
     @functools.wraps(real)
-    def transform(fun, *args, has_aux=False, **options):
-        options = options | ({"has_aux": True} if has_aux else {})
+    def transform(fun, *args, **options):
         again, result = _copied(fun), real(fun, *args, **options)
         # What a library does with these is part of a gradient that the user takes.
         if _ACTIVE and not _is_library(sys._getframe(1).f_code.co_filename):
-            primals = tuple(args[0] if form.forward else args)
-            numbers = tuple(range(len(primals)))
-            _ACTIVE[-1].note(again, form, Call(numbers, primals, {}, has_aux), result)
+            has_aux = bool(options.get("has_aux"))
+            primals = lambda: (args or [options["primals"]])[0] if form.forward else args  # noqa: E731
+            _ACTIVE[-1].note(again, form, lambda: Call.of_all(primals(), has_aux), result)
         return result
 
     return transform
@@ -375,7 +388,7 @@ def _checking(real: Callable) -> Callable:
     def check_grads(f, args, order, modes=("fwd", "rev"), *rest, **options):
         if _ACTIVE:
             form = Form(order=min(order, 2), forward="rev" not in modes)
-            _ACTIVE[-1].note(f, form, Call(tuple(range(len(args))), tuple(args), {}, False), None)
+            _ACTIVE[-1].note(f, form, lambda: Call.of_all(args), None)
         return real(f, args, order, modes, *rest, **options)
 
     return check_grads
@@ -383,12 +396,17 @@ def _checking(real: Callable) -> Callable:
 
 def _copied(f: Callable) -> Callable:
     """A callable object with copies of its containers, which a call may empty."""
-    if not _ACTIVE or isinstance(f, types.FunctionType | types.MethodType) or not f.__dict__:
+    if not _ACTIVE or isinstance(f, types.FunctionType | types.MethodType):
         return f
-    copied = copy.copy(f)
-    holds = {name: x for name, x in vars(f).items() if isinstance(x, deque | list | dict)}
-    for name, x in holds.items():
-        object.__setattr__(copied, name, copy.copy(x))
+    holds = {n: x for n, x in getattr(f, "__dict__", {}).items() if isinstance(x, _CONTAINERS)}
+    if not holds:
+        return f
+    try:
+        copied = copy.copy(f)
+        for name, x in holds.items():
+            object.__setattr__(copied, name, copy.copy(x))
+    except Exception:  # an object that cannot be copied is traced again as it is
+        return f
     return copied
 
 
@@ -397,10 +415,12 @@ def _wrapped() -> dict[Callable, Callable]:
     """The watched form of each function of JAX."""
     import jax.test_util
 
-    returning = {getattr(jax, name): (name, form) for name, form in _RETURNING.items()}
-    wrapped = {real: _returning(real, form) for real, (_, form) in returning.items()}
-    for name, form in _AT_ONCE.items():
-        wrapped[getattr(jax, name)] = _at_once(getattr(jax, name), form)
+    kinds = ((_returning, _RETURNING), (_at_once, _AT_ONCE))
+    wrapped = {
+        getattr(jax, name): wrap(getattr(jax, name), form)
+        for wrap, forms in kinds
+        for name, form in forms.items()
+    }
     real = jax.test_util.check_grads
     return wrapped | {real: _checking(real)}
 
@@ -425,7 +445,7 @@ def _replace(functions: Mapping[Callable, Callable]) -> None:
     """Replace functions wherever a module has them under some name, except in JAX itself."""
     new_by_id = {id(old): new for old, new in functions.items()}
     for name, module in list(sys.modules.items()):
-        if name.startswith("jax._src") or name == __name__:
+        if name.startswith("jax._src"):
             continue
         for attribute, value in list(getattr(module, "__dict__", {}).items()):
             if (new := new_by_id.get(id(value))) is not None:
@@ -438,6 +458,8 @@ _LIBRARIES = tuple(
     for path in {*map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))}
 )
 _HERE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+# Code between the user's line and this module: of this package, of JAX, and of Python's imports.
+_BETWEEN = (_HERE, os.path.join(os.path.dirname(jax.__file__), ""), "<frozen ")
 _OWN = tuple(os.path.join(_HERE, part, "") for part in ("checking", "numerical"))
 
 
@@ -456,8 +478,7 @@ def _users_line() -> SourceLine | None:
         return None
     while frame is not None:
         file = frame.f_code.co_filename
-        mine = file.startswith((_HERE, "<frozen ")) or f"{os.sep}jax{os.sep}" in file
-        if not mine:
+        if not file.startswith(_BETWEEN):
             found = found or frame
             if not _is_library(file):
                 found = frame

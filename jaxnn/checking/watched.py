@@ -15,12 +15,12 @@ import numpy as np
 
 from jaxnn._arguments import readable
 from jaxnn._files import as_path
-from jaxnn._validate import require_choice, require_count, require_number
+from jaxnn._validate import first_line, require_choice, require_count, require_number
 from jaxnn.checking.check import check_gradient
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.explain import Explanation, explain
 from jaxnn.checking.findings import SourceLine
-from jaxnn.checking.page import watch_fragment, watch_page
+from jaxnn.checking.page import watch_fragment, watch_page, write_page
 from jaxnn.checking.report import GradientError, GradientReport, plain
 from jaxnn.checking.watch import Point, Taken, Watcher, noting
 
@@ -164,10 +164,7 @@ class WatchReport:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the findings as a self-contained HTML page; `path` must end in .html or .htm."""
-        place = as_path("path", path)
-        if place.suffix.lower() not in (".html", ".htm"):
-            raise ValueError(f"`path` must end in .html. Got {str(place)!r}.")
-        place.write_text(watch_page(self), encoding="utf-8")
+        write_page(path, watch_page(self))
 
     def save_inputs(self, directory: str | os.PathLike) -> list[pathlib.Path]:
         """Write the inputs of gradients that were not finite as .npz files, named after the line;
@@ -232,7 +229,6 @@ def _watching(watcher: Watcher, budget: float) -> Iterator[Watched]:
     try:
         with noting(watcher):
             yield watched
-            jax.effects_barrier()
     finally:
         watched.report = judged(watcher, budget)
 
@@ -287,7 +283,7 @@ def _judged(taken: Taken, place: Place) -> Place:
                     )
                 )
     except Exception as error:  # what a program does may be impossible outside of it
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         place = place._replace(trouble=f"could not be checked ({reason})")
     return place._replace(reports=tuple(reports))
 

@@ -14,13 +14,10 @@ from jaxnn.checking.page import page
 from jaxnn.checking.report import GradientError, GradientReport
 from jaxnn.checking.watch import Watcher, noting
 from jaxnn.checking.watched import judged
-from jaxnn.cli.output import passing, print_json, require_place
+from jaxnn.cli.output import coloured, passing, print_json, require_place
 from jaxnn.cli.targets import Target, load, refusal
 
 # Matplotlib is imported only to draw: its import takes as long as all others together.
-
-# Terminal colours by exit code: green, red, yellow.
-_COLOURS = {0: 32, 1: 31, 2: 33}
 
 
 def check(args: argparse.Namespace) -> int:
@@ -172,8 +169,7 @@ def _ran(ask: Callable, *args: Any, **options: Any) -> Any:
 
 
 def _paint(verdict: Verdict, text: str) -> str:
-    colour = 33 if verdict in (Verdict.KINK, Verdict.IMPRECISE) else _COLOURS[verdict.exit_code]
-    return f"\x1b[{colour}m{text}\x1b[0m"
+    return coloured(text, 2 if verdict in (Verdict.KINK, Verdict.IMPRECISE) else verdict.exit_code)
 
 
 def _require_picture(option: str, path: str) -> None:

@@ -45,6 +45,11 @@ def passing(doing: str) -> Iterator[None]:
         erase_line(sys.stderr)
 
 
+def coloured(text: str, exit_code: int) -> str:
+    """A text in the terminal's colour for an exit code: green, red or yellow."""
+    return f"\x1b[{(32, 31, 33)[exit_code]}m{text}\x1b[0m"
+
+
 def print_json(value: Any, stream: TextIO | None = None) -> None:
     """Print a value as one line of JSON."""
 

@@ -113,6 +113,16 @@ def opened(program: Program) -> tuple[core.Jaxpr, Sequence[Any]]:
     return getattr(program, "jaxpr", program), getattr(program, "consts", ())
 
 
+def avals_of(variables: Sequence[Any]) -> list[Any]:
+    """Shapes and dtypes of a program's variables."""
+    return [
+        jax.ShapeDtypeStruct(
+            v.aval.shape, v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False)
+        )
+        for v in variables
+    ]
+
+
 def emptied(program: Program) -> Any:
     """A program's jaxpr without the values of its constants, which are inputs that come first."""
     jaxpr, _ = opened(program)
@@ -177,9 +187,9 @@ def has_custom_rule(eqn: Equation) -> bool:
     """Whether an equation is a call of a function with a derivative rule that is not JAX's."""
     if eqn.primitive in _CUSTOM_RULES:
         return True
-    composite = _composite(eqn)
-    its_own = type(composite).__module__.startswith("jax.") and not hasattr(composite, "bwd")
-    return composite is not None and not its_own
+    if (composite := _composite(eqn)) is None:
+        return False
+    return hasattr(composite, "bwd") or not type(composite).__module__.startswith("jax.")
 
 
 @functools.cache
@@ -265,10 +275,7 @@ def _with_own_refs(program: Program) -> Program:
         refs = [jax.new_ref(x) if _is_ref(const) else x for x, const in pairs]
         return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, refs))(*args)
 
-    avals = [
-        jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in program.in_avals
-    ]
-    return jax.make_jaxpr(own)(*avals)
+    return jax.make_jaxpr(own)(*avals_of(jaxpr.invars))
 
 
 def outputs_that_change(program: Program, changing: Sequence[bool]) -> list[bool]:
@@ -349,14 +356,11 @@ def standalone(program: Program) -> Program:
     def run(program, inputs):
         return evaluate(program, inputs, step)
 
-    avals = [
-        jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in program.in_avals
-    ]
     jaxpr, consts = opened(program)
     plain = lambda consts, args: run(core.ClosedJaxpr(jaxpr, consts), args)  # noqa: E731
     of_consts = [jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in consts]
     with jax.enable_x64(True):  # or inputs in float64 would be traced as float32
-        traced = jax.make_jaxpr(plain)(of_consts, avals)
+        traced = jax.make_jaxpr(plain)(of_consts, avals_of(jaxpr.invars))
     n = len(consts)
     bare = traced.jaxpr.replace(
         constvars=[*traced.jaxpr.constvars, *traced.jaxpr.invars[:n]],
@@ -627,7 +631,7 @@ def _same_array(a: Any, b: Any) -> bool:
 def _fingerprint_of_parameters(eqn: Equation) -> Hashable:
     if is_foreign(eqn.primitive):
         raise TypeError(f"`{eqn.primitive.name}` runs code that is not JAX's")
-    if called(eqn) is not None and has_custom_rule(eqn):
+    if has_custom_rule(eqn):
         return fingerprint(called(eqn))
     batched = eqn.primitive is _private("custom_batching", "custom_vmap_p")
     package = __name__.partition(".")[0]

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 import jaxnn
+from jaxnn.checking.watch import Watcher, noting
 
 
 def weights(rng, *shape):
@@ -86,8 +87,7 @@ def ratio(make, steps, as_scan, rounds, **options):
     plain, best = runner(loss, params, steps, as_scan), {}
     plain()
     with contextlib.ExitStack() as stack:
-        watcher = jaxnn.checking.watch.Watcher(**options)
-        stack.enter_context(jaxnn.checking.watch.noting(watcher))
+        stack.enter_context(noting(Watcher(**options)))
         watched = runner(loss, params, steps, as_scan)
         for _ in range(3):
             watched()
@@ -104,8 +104,6 @@ def main():
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--quick", action="store_true", help="a few rounds of the smaller model")
     args = parser.parse_args()
-    import jaxnn.checking.watch  # noqa: F401
-
     models = {"MLP, 0.4 M": (mlp, 100), "transformer, 2.4 M": (transformer, 10)}
     if args.quick:
         models, args.rounds = {"MLP, 0.4 M": (mlp, 20)}, 2

@@ -14,12 +14,7 @@ from jaxnn.checking.measure import Checked
 from jaxnn.numerical.float64 import RULES, Evaluation, wide_arithmetic, wide_dtype, widen_leaf
 from jaxnn.numerical.interpret import Equation, bind, equations
 
-# Decompositions, by the name under which their rules are reported.
-_DECOMPOSITIONS = {
-    "svd": primitives.svd_p,
-    "eigh": primitives.eigh_p,
-    "eig": primitives.eig_p,
-}
+_DECOMPOSITIONS = (primitives.svd_p, primitives.eigh_p, primitives.eig_p)
 
 
 def applies(checked: Checked) -> bool:
@@ -27,7 +22,7 @@ def applies(checked: Checked) -> bool:
     if not (checked.is_automatic and checked.wrong):
         return False
     return any(
-        eqn.primitive in _DECOMPOSITIONS.values() and len(eqn.outvars) > 1 and _is_complex(eqn)
+        eqn.primitive in _DECOMPOSITIONS and len(eqn.outvars) > 1 and _is_complex(eqn)
         for eqn in equations(checked.programs.program)
     )
 
@@ -35,7 +30,7 @@ def applies(checked: Checked) -> bool:
 def ask(checked: Checked) -> bool:
     """Whether other phases change the value."""
     dtype, program = wide_dtype(), checked.programs.program
-    turned = Evaluation(dtype, {**RULES, **dict.fromkeys(_DECOMPOSITIONS.values(), _turned)}, set())
+    turned = Evaluation(dtype, {**RULES, **dict.fromkeys(_DECOMPOSITIONS, _turned)}, set())
     with wide_arithmetic(dtype):
         inputs = [widen_leaf(x, dtype) for x in checked.values]
         value = float(jax.jit(lambda inputs: turned(program, inputs)[0])(inputs))
@@ -46,7 +41,8 @@ def say(checked: Checked, is_free: bool) -> Checked:
     """The results, with wrong leaves "unresolved" unless another rule is wrong, too."""
     if not is_free:
         return checked
-    rules = tuple(rule for rule in checked.rules if rule.name not in _DECOMPOSITIONS)
+    names = {primitive.name for primitive in _DECOMPOSITIONS}  # a user's function may have one
+    rules = tuple(rule for rule in checked.rules if rule.where or rule.name not in names)
     checked = checked._replace(rules=rules)
     if rules:
         return checked

@@ -19,6 +19,7 @@ from jaxnn.numerical.interpret import (
     FLAT,
     Equation,
     Program,
+    avals_of,
     called,
     has_custom_rule,
     line_of,
@@ -173,16 +174,6 @@ class _Layer:
 def is_inexact(x: Any) -> bool:
     """Whether `x` has a floating or complex dtype."""
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
-
-
-def avals_of(variables: Sequence[Any]) -> list[Any]:
-    """Shapes and dtypes of a program's variables."""
-    return [
-        jax.ShapeDtypeStruct(
-            v.aval.shape, v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False)
-        )
-        for v in variables
-    ]
 
 
 def _differentiated(sites: Sequence[Site], starts: set[int], ends: set[int]) -> list[Site]:
