@@ -5,6 +5,7 @@ and what is refused.
 import json
 import math
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -1069,3 +1070,34 @@ def test_leaves_without_names_are_counted():
 
     report = check_gradient(lambda p: jnp.sum(p.a * p.b), Pair(jnp.ones(2), jnp.ones(2)))
     assert [leaf.path for leaf in report.leaves] == ["[0][0]", "[0][1]"]
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
+def test_rounding_is_no_slope_of_a_function_that_never_changes(kind):
+    weights = jnp.array([1.2, -0.7, 0.9])
+
+    def constant(w):
+        x = w * jnp.ones(3)
+        return jnp.sum(weights * (x - x.mean()))
+
+    x = jnp.array(1.0, kind)
+    assert check_gradient(constant, x).verdict == "agrees"
+    assert check_gradient(constant, x, gradient=lambda w: w * 1e-3).verdict == "differs"
+
+
+def test_at_a_tie_the_users_rule_comes_before_jaxs():
+    @jax.custom_vjp
+    def sine(x):
+        return jnp.sin(x)
+
+    sine.defvjp(lambda x: (sine(x), x), lambda x, g: (1.13 * g * jnp.cos(x),))
+    weights, which = jnp.array([0.126, -0.132, 0.64, 0.105]), np.array([0, 1, 2, 1])
+    f = lambda w: jnp.sum(weights * sine(jnp.sort(w[which]) ** 2))  # noqa: E731
+    names = [rule.name for rule in check_gradient(f, jnp.array([-1.0, -0.5, -0.5])).rules]
+    assert names[0] == "sine" and "sort" in names[1:]
+
+
+def test_the_page_shows_the_rule_and_not_its_caller():
+    report = check_gradient(lambda x: jnp.sum(doubled(x)), jnp.ones(3))
+    (here,) = re.findall("<span class='here'>(.*?)</span>", fragment(report))
+    assert "2.02 * g" in here

@@ -484,6 +484,7 @@ def helper(x): return x
     "nothing.py": "import jax.numpy as jnp\ndef f(x): return x\ndef g(y): return y\n",
     "test_model.py": """
 import jax, jax.numpy as jnp, jaxnn
+from jax.test_util import check_grads
 from pkg.models.losses import loss
 def wrong(x): return 2 * jax.grad(loss)(x)
 def test_right(): jaxnn.assert_gradient(loss, jnp.ones(2))
@@ -492,6 +493,8 @@ def test_asserts():
     report = jaxnn.check_gradient(loss, jnp.ones(2), gradient=wrong)
     assert report.ok, report
 def test_none(): assert True
+def test_takes(): assert jax.grad(loss)(jnp.ones(2)).shape == (2,)
+def test_check_grads(): check_grads(loss, (jnp.ones(2),), order=1)
 def test_other(): assert 1 == 2, "one is not two"
 class TestModel:
     def test_right(self): jaxnn.assert_gradient(loss, jnp.ones(2))
@@ -516,6 +519,8 @@ def project(tmp_path, monkeypatch):
     "targets, code, said",
     [
         (["pkg.models.losses:loss"], 0, ["gradient of loss: agrees"]),
+        (["test_model.py::test_takes"], 0, ["gradient of loss: agrees"]),
+        (["test_model.py::test_check_grads"], 0, ["gradient of loss: agrees"]),
         (["pkg/models/losses.py:loss"], 0, ["gradient of loss: agrees"]),
         (["pkg/models/losses.py:Model.loss"], 0, ["agrees"]),
         (["pkg/models/losses.py:Model.energy"], 0, ["agrees"]),

@@ -20,6 +20,7 @@ from jax.test_util import check_grads
 
 import jaxnn
 from jaxnn import GradientError, watching
+from jaxnn._programs import Jitted
 from jaxnn.checking import watch
 from jaxnn.checking.watch import Watcher, noting
 from jaxnn.cli.parser import main
@@ -280,7 +281,13 @@ PROGRAMS = [
     in_a_thread,
     trained_by_fit,
 ]
-QUICK = (steps_in_a_scan, methods_with_keywords, a_gradient_in_a_gradient, example_by_example)
+QUICK = (
+    steps_in_a_scan,
+    methods_with_keywords,
+    a_gradient_in_a_gradient,
+    example_by_example,
+    trained_by_fit,
+)
 SLOW = [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PROGRAMS]
 
 
@@ -347,6 +354,16 @@ def test_a_program_that_was_compiled_before_is_watched_too():
         step_of_attribute(POINT)
     assert watched.report.ok
     assert "callback" not in step_of_attribute.lower(POINT).as_text()
+
+
+def test_a_kept_program_of_this_package_is_watched_too():
+    f = lambda x: jnp.sum(x**2) * 3  # noqa: E731
+    jitted = Jitted(lambda x: jax.grad(f)(x))
+    jitted(POINT)
+    with watching() as watched:
+        jitted(POINT)
+    assert watched.report.ok
+    assert "callback" not in jitted.lower(POINT).as_text()
 
 
 def test_numbers_that_change_make_one_place_and_shapes_no_more_than_allowed(monkeypatch):
