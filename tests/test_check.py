@@ -1082,7 +1082,20 @@ def test_rounding_is_no_slope_of_a_function_that_never_changes(kind):
 
     x = jnp.array(1.0, kind)
     assert check_gradient(constant, x).verdict == "agrees"
-    assert check_gradient(constant, x, gradient=lambda w: w * 1e-3).verdict == "differs"
+    # Some versions of XLA divide by 3 exactly, so that every value is 0; others leave rounding error.
+    wrong = check_gradient(constant, x, gradient=lambda w: w * 1e-3)
+    assert wrong.verdict == ("differs" if wrong.leaves[0].noise == 0 else "unresolved")
+
+
+def test_a_small_wrong_slope_of_small_values_is_no_rounding():
+    @jax.custom_vjp
+    def small(x):
+        return 1e-17 * jnp.sin(x)
+
+    small.defvjp(lambda x: (small(x), x), lambda x, g: (2e-17 * g * jnp.cos(x),))
+    for kind in (jnp.bfloat16, jnp.float32):
+        x = jnp.array([0.3, 0.7], kind)
+        assert check_gradient(lambda x: jnp.sum(small(x)), x).verdict == "differs"
 
 
 def test_at_a_tie_the_users_rule_comes_before_jaxs():

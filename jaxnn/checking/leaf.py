@@ -75,8 +75,7 @@ def leaf_report(
     best = located.best
     slope, entries = best.slope, list(located.entries)
     verdict = verdict_of(located, centre, reach(place.x.dtype))
-    unseen = verdict is Verdict.UNRESOLVED or (verdict is Verdict.DIFFERS and slope.constant)
-    if unseen and loss.is_rounding:
+    if loss.is_rounding:
         verdict, entries = Verdict.AGREES, []
     by_values = verdict
     pattern, hint = patterns.describe(located, gradient, counts, place.paired)

@@ -24,6 +24,7 @@ from jaxnn.checking.locate import LEAST_ROUNDING, Claimed, Located, examine, ver
 from jaxnn.checking.precision import FLOAT32, Loss, losses
 from jaxnn.checking.programs import Programs, prepare
 from jaxnn.checking.settings import Claims, Point, Settings
+from jaxnn.checking.slope import Slope
 from jaxnn.checking.status import Status
 from jaxnn.checking.untraced import Untraced
 from jaxnn.numerical.float64 import wide_dtype
@@ -186,13 +187,15 @@ def measure(check: Check) -> Checked:
     return checked._replace(leaves=tuple(leaves), losses=lost, by_reference=supported)
 
 
-def _unseen(located: dict[int, Located], centre: float, point: Point) -> dict[int, bool]:
-    """The leaves whose gradient the values do not show, and whether these never change at all."""
-    found = {}
+def _unseen(located: dict[int, Located], centre: float, point: Point) -> dict[int, Slope | None]:
+    """The leaves whose gradient the values do not show, as `losses` takes them."""
+    found: dict[int, Slope | None] = {}
     for k, one in located.items():
         verdict = verdict_of(one, centre, reach(point.leaves[k].dtype))
-        if one.best.slope.constant or verdict is Verdict.UNRESOLVED:
-            found[k] = one.best.slope.constant
+        if one.best.slope.constant or verdict is Verdict.DIFFERS:
+            found[k] = one.best.slope
+        elif verdict is Verdict.UNRESOLVED:
+            found[k] = None
     return found
 
 

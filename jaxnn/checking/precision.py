@@ -35,6 +35,7 @@ from jaxnn.checking.moves import scales_of
 from jaxnn.checking.packed import on_one_cpu
 from jaxnn.checking.programs import Programs
 from jaxnn.checking.settings import Claims, Point
+from jaxnn.checking.slope import Slope
 from jaxnn.checking.untraced import Untraced
 from jaxnn.numerical.float64 import wide_dtype
 
@@ -52,6 +53,9 @@ DRAWS, PAIRS = 6, 3
 AWAY = 64.0
 # Entries below this fraction of the largest (each multiplied by its scale) are not judged alone.
 BESIDE = 1e-2
+# What is this much smaller in float64 than in float32 is rounding error in both: a thousand times
+# the ratio of their roundings.
+SHRINKS = 1e3 * sys.float_info.epsilon / FLOAT32
 
 
 class Loss(NamedTuple):
@@ -143,7 +147,7 @@ def losses(
     claims: Claims,
     centre: float,
     leaves: Sequence[int],
-    unseen: Mapping[int, bool] = MappingProxyType({}),
+    unseen: Mapping[int, Slope | None] = MappingProxyType({}),
 ) -> dict[int, Loss]:
     """The digits that the gradient of each leaf loses in its own dtype.
 
@@ -153,8 +157,8 @@ def losses(
       claims: the gradient in both dtypes.
       centre: the function's value in float64.
       leaves: which leaves to compare.
-      unseen: those of them whose gradient the values do not show, so that it may be zero, and
-        whether no value changes along them at all.
+      unseen: those of them whose gradient the values do not show, so that it may be zero, and the
+        slope of the values along them; None if it is not resolved.
     """
     if not leaves:
         return {}
@@ -202,9 +206,13 @@ def losses(
         if found[k].lost is None and coarsest > leaf.epsilon:
             finer = leaf.lost(rounding._replace(coarsest=leaf.epsilon), functools.partial(moves, k))
             found[k] = leaf.loss_to_shorter(found[k], finer)
-    for k, constant in unseen.items():
+    for k, slope in unseen.items():
         leaf = leaf_of(k)
-        is_zero = leaf.is_noise if constant else leaf.is_rounding(*moves(k))
+        if slope is None:
+            is_zero = leaf.is_rounding(*moves(k))
+        else:
+            shrinks = abs(centre) <= SHRINKS * abs(claims.value) and leaf.shrinks(slope.value)
+            is_zero = leaf.is_noise and (slope.constant or shrinks)
         if is_zero:
             found[k] = Loss(found[k].digits, is_rounding=True)
     return found
@@ -251,6 +259,13 @@ class _Leaf(NamedTuple):
         """Whether the gradients in both dtypes have no digit in common."""
         apart = np.linalg.norm((self.own - self.wide) * self.size)
         return bool(apart > NO_DIGIT * np.linalg.norm(self.wide * self.size))
+
+    def shrinks(self, slope: float) -> bool:
+        """Whether the gradient in float64 and this slope are as small as rounding would make them
+        if the gradient in the leaf's own dtype was rounding.
+        """
+        own, wide = (np.linalg.norm(g * self.size) for g in (self.own, self.wide))
+        return bool(max(wide, abs(slope)) <= SHRINKS * own)
 
     def cancels(self, inner: float) -> np.ndarray:
         """Which entries are zero up to the float64 rounding error of terms of this size."""
