@@ -1082,7 +1082,7 @@ def test_rounding_is_no_slope_of_a_function_that_never_changes(kind):
 
     x = jnp.array(1.0, kind)
     assert check_gradient(constant, x).verdict == "agrees"
-    # Some versions of XLA divide by 3 exactly, so that every value is 0; others leave rounding error.
+    # Where XLA divides by 3 exactly, every value is 0; otherwise rounding error is left.
     wrong = check_gradient(constant, x, gradient=lambda w: w * 1e-3)
     assert wrong.verdict == ("differs" if wrong.leaves[0].noise == 0 else "unresolved")
 
