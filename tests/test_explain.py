@@ -415,6 +415,20 @@ def test_a_loop_that_is_laid_out_is_the_loop(reverse):
     np.testing.assert_allclose(record.cotangents[tape.inputs[0]], jax.grad(f)(point), rtol=1e-6)
 
 
+def test_the_only_custom_rule_of_a_loop_is_named_if_it_is_wrong_in_one_iteration():
+    square = jax.custom_vjp(lambda x, i: x**2)
+    scale = lambda i: jnp.where(i == 101, 2.1, 2.0)  # noqa: E731
+    square.defvjp(lambda x, i: (x**2, (x, i)), lambda r, g: (scale(r[1]) * r[0] * g, None))
+
+    def f(w):
+        step = lambda c, i: (0.1 * square(c, i) + 0.5 * c + w, None)  # noqa: E731
+        return jnp.sum(lax.scan(step, w, jnp.arange(104))[0])
+
+    (rule,) = check_gradient(f, jnp.array([0.3, 0.2])).rules
+    assert (rule.kind, rule.path, rule.line.function) == ("custom_vjp", "scan[0]", "<lambda>")
+    assert "test_explain.py" in rule.where
+
+
 def test_of_many_iterations_some_are_looked_at_from_the_first_to_the_last():
     assert rules._sampled(range(3)) == [0, 1, 2]
     some = rules._sampled(range(100))

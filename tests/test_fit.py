@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import re
 import signal
 
 import jax
@@ -28,6 +29,7 @@ from jaxnn import (
     sweep,
 )
 from jaxnn.data import shuffled
+from jaxnn.training import cause
 from jaxnn.training.measuring import compensated, paced
 from jaxnn.training.steps import Chunk, Plan, State, run_chunk
 
@@ -291,7 +293,7 @@ def test_a_run_ends_with_the_state_before_the_step_that_is_not_finite(
         batch_size=batch_size,
         stream=stream,
     )
-    assert result.status == Status("not finite", len(losses) - 1, "params['b']")
+    assert result.status[:3] == ("not finite", len(losses) - 1, "params['b']")
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), result[:2], (step, state)
     )
@@ -303,7 +305,8 @@ def test_a_loss_that_is_not_finite_stops_a_run_before_its_step():
         return jnp.mean(jnp.log(params["w"]) + 0 * x)  # w = 1, 0.5, -0.5: no logarithm
 
     result = fit(falling, {"w": jnp.ones(())}, (jnp.ones(4),), optax.sgd(0.5), key=KEY, epochs=9)
-    assert result.status == Status("not finite", 2, "loss") and float(result.params["w"]) == -0.5
+    assert result.status[:3] == ("not finite", 2, "loss") and float(result.params["w"]) == -0.5
+    assert re.match(r"born at .*test_fit.py:\d+ \(falling\): `log`", result.status.cause)
     one = fit(
         lambda p, x: jnp.sum(p["a"]) * jnp.mean(x),
         {"a": jnp.ones(2)},
@@ -311,9 +314,54 @@ def test_a_loss_that_is_not_finite_stops_a_run_before_its_step():
         optax.sgd(np.inf),
         key=KEY,
     )
-    assert one.status == Status("not finite", 0, "params['a']") and same(
-        one.params, {"a": jnp.ones(2)}
+    assert one.status[:3] == ("not finite", 0, "params['a']")
+    assert one.status.cause == "the loss and its gradient are finite; the optimizer's update is not"
+    assert same(one.params, {"a": jnp.ones(2)})
+
+
+@pytest.mark.parametrize("fed", ["array", "streamed", "replacement", "whole", "function", "keyed"])
+def test_the_step_that_is_not_finite_is_explained_with_its_batch(fed):
+    x = np.arange(1.0, 48.0).astype("float32")
+    x[29] = -1
+
+    def loss(w, x, **options):
+        slip = 0 * jax.random.normal(options["key"]) if options else 0
+        return w * jnp.mean(jnp.sqrt(x)) + slip
+
+    def keyed(w, x, *, key):
+        return loss(w, x, key=key)
+
+    def batches(epoch):
+        return ((part,) for part in np.split(x[:40], 10))
+
+    data = batches if fed == "function" else (x,)
+    feeding = jaxnn.Feeding(stream=fed == "streamed", replacement=fed == "replacement")
+    size = {"whole": len(x), "function": None}.get(fed, 4)
+    result = jaxnn.fit(
+        keyed if fed == "keyed" else loss,
+        jnp.float32(1),
+        data,
+        optax.sgd(1e-3),
+        key=KEY,
+        batch_size=size,
+        epochs=9,
+        feeding=feeding if fed != "function" else jaxnn.Feeding(),
     )
+    assert result.status.reason == "not finite"
+    assert re.match(r"born at .*test_fit.py:\d+ \(loss\): `sqrt`", result.status.cause)
+    (batch,) = result.status.batch
+    assert -1 in batch and len(batch) == {"whole": 47}.get(fed, 4 if -1 not in x[44:] else 3)
+    assert repr(result.status).startswith("Status(reason='not finite', step=")
+
+
+def test_a_loss_that_refuses_to_be_called_again_does_not_end_the_call(monkeypatch):
+    def refuse(loss, params):
+        raise RuntimeError("once only")
+
+    monkeypatch.setattr(cause, "origins", refuse)
+    loss = lambda w, x: jnp.mean(jnp.log(w) + 0 * x)  # noqa: E731
+    status = jaxnn.fit(loss, jnp.float32(-1), (jnp.ones(4),), optax.sgd(1.0), key=KEY).status
+    assert status.cause == "not known (RuntimeError when the step was repeated)"
 
 
 def test_what_a_run_ends_with_can_be_gone_on_with():
@@ -423,7 +471,7 @@ def test_a_sweep_trains_as_each_run_would_alone():
         alone = fit(
             linear, params, data, optax.sgd(rate), key=KEY, epochs=4, batch_size=10, test=data
         )
-        assert run.status == alone.status
+        assert run.status[:3] == alone.status[:3]
         np.testing.assert_allclose(run.params["w"], alone.params["w"], rtol=1e-5)
         np.testing.assert_allclose(run.history.step_loss, alone.history.step_loss, rtol=1e-5)
         for epoch, value in enumerate(alone.history.metrics.get("test_loss", [])):
@@ -515,7 +563,7 @@ def test_a_leaf_that_the_loss_does_not_see_ends_the_run_at_its_step(step):
     params = {"w": jnp.ones(3), "idle": jnp.zeros(())}
     run = {"key": KEY, "batch_size": 1}
     result = fit(loss, params, (x,), strange, epochs=5, **run)
-    assert result.status == ("not finite", step, "params['idle']")
+    assert result.status[:3] == ("not finite", step, "params['idle']")
     assert len(result.history.step_loss) == step + 1  # the loss of the step that was not taken, too
     assert float(result.params["idle"]) == step
     whole = fit(loss, params, (x,), optax.sgd(0.1), max_steps=max(step, 1), **run)

@@ -19,6 +19,9 @@ ROOMS = (
     ("checking.evidence", "checking.findings"),
     ("plots",),
     ("checking",),
+    ("training.cause",),
+    ("training.fit",),
+    ("training.sweep",),
     ("figures",),
     ("cli", "_pytest"),
     ("__main__",),
@@ -77,7 +80,8 @@ def test_no_module_imports_itself_by_way_of_others():
 @pytest.mark.parametrize("module", ["descent", "training"])
 def test_descent_and_training_receive_the_loss_and_the_gradient(module):
     rooms = {"losses", "network", "numerical", "checking"}
-    names = [name for name in MODULES if name == module or name.startswith(f"{module}.")]
+    inside = [name for name in MODULES if name == module or name.startswith(f"{module}.")]
+    names = set(inside) - {"training.cause"}  # it explains a step that has failed
     for name in names:
         assert not {other.split(".")[0] for other in imports_of(name)} & rooms, name
 

@@ -392,12 +392,46 @@ def test_points_are_sent_once_and_then_no_more():
     assert len(taken.points) == 1
 
 
-def test_more_points_are_checked_on_request():
-    with watching(points=3) as watched:
-        for k in range(5):
-            jax.grad(lambda x: jnp.sum(x**3))(POINT + k)
-    (place,) = watched.report.places
-    assert (len(place.reports), place.calls) == (3, 5)
+def descend(f, how, steps=70):
+    """The steps of a descent as calls, as calls of a jitted function, or as a scan."""
+    step = lambda x: (x - 0.01 * jax.grad(f)(x), x)  # noqa: E731
+    if how == "scan":
+        return jax.jit(lambda x: lax.scan(lambda x, _: step(x), x, length=steps))(POINT)[1]
+    step, before = (jax.jit(step) if how == "jit" else step), []
+    x = POINT
+    for _ in range(steps):
+        x, old = step(x)
+        before.append(old)
+        jax.effects_barrier()
+    return jnp.stack(before)
+
+
+@pytest.mark.parametrize("finite", [True, False])
+@pytest.mark.parametrize("how", ["eager", "jit", "scan"])
+def test_further_points_are_spread_over_the_run(how, finite):
+    watcher, f = Watcher(points=4, finite=finite), lambda x: jnp.sum(x**3)  # noqa: E731
+    with noting(watcher):
+        points = descend(f, how)
+        jax.effects_barrier()
+    (taken,) = watcher.taken.values()
+    assert taken.calls == 70
+    kept = [int(np.argmin(jnp.sum((points - p.leaves[0]) ** 2, 1))) + 1 for p in taken.points]
+    exactly = [1, 4, 16, 64]
+    # A jitted function is traced again to send a point, so it sends that of the next call.
+    assert kept == (exactly if how != "jit" else [1, 5, 21])
+
+
+def test_a_fault_that_begins_late_is_found_at_a_later_point():
+    @jax.custom_vjp
+    def late(x):
+        return jnp.sum(x**2)
+
+    late.defvjp(lambda x: (late(x), x), lambda x, g: (jnp.where(x[0] < 0.25, 3.0, 2.0) * g * x,))
+    for points, wrong in ((1, False), (4, True)):
+        with watching(points=points) as watched:
+            descend(late, "jit")
+        (place,) = watched.report.places
+        assert place.is_wrong == wrong
 
 
 def test_one_line_for_each_place_wrong_ones_first():
@@ -472,6 +506,41 @@ def test_a_folder_of_the_users_may_be_named_jax(tmp_path):
         runpy.run_path(str(program))
     (place,) = watched.report.places
     assert (place.line.file, place.line.line) == (str(program), 2)
+
+
+MAPPED = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec as P
+
+@jax.custom_vjp
+def square(x): return x**2
+square.defvjp(lambda x: (x**2, x), lambda x, g: (FACTOR * x * g,))
+
+def loss(w, x): return jnp.mean(square(jnp.tanh(x @ w)))
+def of_all(w, x): return jax.lax.pmean(loss(w, x), "d")
+def own(w, x): return w - jax.lax.pmean(jax.grad(loss)(w, x), "d")
+def common(w, x): return w - jax.grad(of_all)(w, x)
+def unchecked(w, x): return w - jax.grad(of_all)(w, x)
+
+mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
+for f, check in ((own, True), (common, True), (unchecked, False)):
+    specs = {"in_specs": (P(), P("d")), "out_specs": P() if check else P("d")}
+    f = jax.jit(jax.shard_map(f, mesh=mesh, check_vma=check, **specs))
+    print(f(jnp.array([0.1, 0.2]), jnp.arange(8.0).reshape(4, 2)))
+"""
+
+
+@pytest.mark.parametrize(("factor", "code"), [("2", 0), ("2.1", 1)])
+def test_gradients_inside_a_shard_map_are_checked(tmp_path, factor, code):
+    path = tmp_path / "mapped.py"
+    path.write_text(MAPPED.replace("FACTOR", factor))
+    command = [sys.executable, "-m", "jaxnn", "watch", str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == code, run.stderr
+    assert run.stderr.count("1 leaf agrees") == (0 if code else 3)
+    assert run.stderr.count("wrong rule: custom_vjp of `square`") == (3 if code else 0)
 
 
 def test_no_tracer_leaks():

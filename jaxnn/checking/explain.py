@@ -118,23 +118,35 @@ def explain(
         argnums = floating_argnums(args) or 0
     call = Partition.of(f, argnums, args, kwargs, has_aux, "args[0]", where)
     require_outermost("explain", args, kwargs)
-    point = Point(call.points, (call.dynamic, None))
     name = getattr(f, "__name__", type(f).__name__)
     with undisturbed(), Status.of(progress) as status:
-        programs = prepare(call, point, Settings())
-        if not isinstance(programs, Programs):
-            raise _untraceable(call, point)
-        claims = programs.claims(point, wide_dtype())
-        lost = losses(point, programs, claims, claims.forward, range(len(point.leaves)))
-        check = Check(call, point, Settings(), True, status)
-        checked = Checked(check, programs, claims, claims.forward, lost)
+        checked = _checked(call, status)
+        programs, claims, point = checked.programs, checked.claims, checked.check.point
         status.say("looking for NaN and infinity")
         if born := births.ask(checked):
             return Explanation(name, births=tuple(born))
         status.say(f"checking the derivative rules of {len(programs.program.eqns)} operations")
         wrong = rules.ask(checked)
         status.say("counting digits")
-        return Explanation(name, (), tuple(wrong), tuple(digits.ask(checked)))
+        lost = losses(point, programs, claims, claims.forward, range(len(point.leaves)))
+        return Explanation(name, (), tuple(wrong), tuple(digits.ask(checked._replace(losses=lost))))
+
+
+def origins(f: Callable, params: Any) -> list[Birth]:
+    """Where NaN or infinity first appears in `f(params)` or its gradient; empty if nowhere."""
+    with undisturbed(), Status.of(False) as status:
+        return births.ask(_checked(Partition.of(f, 0, (params,), {}, False, "params"), status))
+
+
+def _checked(call: Partition, status: Status) -> Checked:
+    """The results that the questions start from: value and gradient, without any verdict."""
+    point = Point(call.points, (call.dynamic, None))
+    programs = prepare(call, point, Settings())
+    if not isinstance(programs, Programs):
+        raise _untraceable(call, point)
+    claims = programs.claims(point, wide_dtype())
+    check = Check(call, point, Settings(), True, status)
+    return Checked(check, programs, claims, claims.forward)
 
 
 def _untraceable(call: Partition, point: Point) -> TypeError:

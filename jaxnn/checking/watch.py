@@ -34,12 +34,14 @@ from jaxnn._programs import trace_again
 from jaxnn._validate import first_line, is_key
 from jaxnn.checking.findings import SourceLine
 from jaxnn.checking.tape import is_inexact
-from jaxnn.numerical.interpret import Program, axes, emptied, equations, opened
+from jaxnn.numerical.interpret import Program, axes, emptied, equations, opened, varying
 
 # How many kinds of one gradient are noted, such as for other shapes.
 KINDS = 100
-# How many times, at most, programs are traced again without sending points.
+# How many times, at most, programs are traced again for each point that is kept.
 RETRACES = 8
+# After a gradient was taken this many times as often, a further point of it is kept.
+SPACING = 4
 
 
 class Form(NamedTuple):
@@ -64,13 +66,19 @@ class Point(NamedTuple):
       consts: the constants of the program.
       leaves: the leaves that are differentiated.
       program: the function as a program of these, without the values of either.
+      names: names of the constants: the path of an argument, or empty.
+      keys: the implementation of each constant that is a random key; None for the others.
       x64: whether JAX had 64-bit types there.
+      mesh: the mesh there; its manual axes are those of a `shard_map`.
     """
 
     consts: list[Any]
     leaves: list[Any]
     program: Program
+    names: list[str]
+    keys: list[Any]
     x64: bool
+    mesh: Any
 
     @property
     def values(self) -> tuple[list[Any], list[Any]]:
@@ -93,10 +101,10 @@ class Taken:
       form: how it is differentiated.
       tree: structure of the differentiated arguments.
       argnums: their positions.
-      names: names of the constants: the path of an argument, or empty.
-      keys: the implementation of each constant that is a random key; None for the others.
-      calls: how often the gradient was taken, if it is watched for NaN and infinity.
-      points: the first points.
+      calls: how often the gradient was taken, if that is counted.
+      points: the first point, and later ones.
+      due: the number of the call from which the next point is wanted.
+      asked: the latest such number for which programs were traced again.
       bad: the first point whose gradient is not finite.
       bad_call: the number of that call.
       trouble: why the function could not be traced.
@@ -108,10 +116,10 @@ class Taken:
     form: Form
     tree: Any = None
     argnums: tuple[int, ...] = ()
-    names: list[str] = dataclasses.field(default_factory=list)
-    keys: list[Any] = dataclasses.field(default_factory=list)
     calls: int = 0
     points: list[Point] = dataclasses.field(default_factory=list)
+    due: int = 1
+    asked: int = 0
     bad: Point | None = None
     bad_call: int = 0
     trouble: str = ""
@@ -127,15 +135,22 @@ class Taken:
 
     def function(self, point: Point) -> Callable:
         """The function of the differentiated arguments, with the constants of a point."""
-        pairs = zip(point.consts, self.keys, strict=True)
-        consts = [x if key is None else jax.random.wrap_key_data(x, impl=key) for x, key in pairs]
-        program = core.ClosedJaxpr(opened(point.program)[0], consts)
-        run = core.jaxpr_as_fun(program)
-        for name in axes(program):  # the point is that of one example of a mapped axis
-            run = _alone_on(name, run)
+        jaxpr, _ = opened(point.program)
+
+        def run(consts, *leaves):
+            pairs = zip(consts, point.keys, strict=True)
+            consts = [
+                x if key is None else jax.random.wrap_key_data(x, impl=key) for x, key in pairs
+            ]
+            return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, consts))(*leaves)
+
+        for name in set(axes(point.program)) - set(point.mesh.manual_axes):
+            run = _alone_on(name, run)  # the point is that of one example of a mapped axis
+        if point.mesh.manual_axes:
+            run = _on_all_of(point.mesh, jaxpr, run)
 
         def f(*args):
-            outputs = run(*jax.tree.leaves([args[i] for i in self.argnums]))
+            outputs = run(point.consts, *jax.tree.leaves([args[i] for i in self.argnums]))
             return outputs[0] if len(outputs) == 1 else outputs
 
         f.__name__ = self.name
@@ -146,10 +161,28 @@ def _alone_on(name: str, run: Callable) -> Callable:
     """A function on a named axis of length 1."""
 
     def alone(*args):
-        outputs = jax.vmap(run, axis_name=name)(*(x[None] for x in args))
-        return [y[0] for y in outputs]
+        one = jax.tree.map(lambda x: jnp.asarray(x)[None], args)
+        return [y[0] for y in jax.vmap(run, axis_name=name)(*one)]
 
     return alone
+
+
+def _on_all_of(mesh: Any, jaxpr: core.Jaxpr, run: Callable) -> Callable:
+    """A function of one device's part, run in a `shard_map` with that part on every device."""
+    inputs = *jaxpr.constvars, *jaxpr.invars
+    vary = any(map(varying, (*inputs, *jaxpr.outvars)))
+
+    def local(consts, *leaves):
+        pairs = zip((*consts, *leaves), inputs, strict=True)
+        given = [lax.pcast(x, varying(v), to="varying") if varying(v) else x for x, v in pairs]
+        n = len(consts)
+        pairs = zip(run(given[:n], *given[n:]), jaxpr.outvars, strict=True)
+        return [lax.pmean(y, varying(v)) if varying(v) else y for y, v in pairs]
+
+    kinds = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
+    devices = jax.make_mesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
+    each = jax.sharding.PartitionSpec()
+    return jax.shard_map(local, mesh=devices, in_specs=each, out_specs=each, check_vma=vary)
 
 
 def _send(take: Callable[[Any], None], wanted: Any, values: Any) -> None:
@@ -213,7 +246,8 @@ class Watcher:
     """Notes the gradients that a program takes.
 
     Attributes:
-      points: how many points of each gradient are kept.
+      points: how many points of each gradient are kept: the first, and others at intervals that
+        grow with the number of calls.
       finite: whether to look for gradients that are not finite.
       stop: called the first time that a gradient is not finite.
       taken: the gradients.
@@ -253,7 +287,9 @@ class Watcher:
             try:
                 call = called()
                 taken, point = self._taken(f, Taken(line, name, form), call)
-                self._see_first(taken, point)
+                if self.points > 1 or (self.finite and form.gradient is not None):
+                    self._count_call(taken, point)
+                self._see_point(taken, point)
                 if self.finite and form.gradient is not None:
                     gradient = form.gradient(result, call.has_aux)
                     self._see_whether_finite(taken, point, gradient)
@@ -275,19 +311,32 @@ class Watcher:
             self.taken[key].trouble = f"further kinds than these {KINDS} were left out"
         if key not in self.taken:
             taken.tree, taken.argnums = tree, call.argnums
-            taken.names = call.names_of(consts)
-            taken.keys = [jax.random.key_impl(x) if is_key(x) else None for x in consts]
             self.taken[key] = taken
-        data = [jax.random.key_data(x) if is_key(x) else x for x in consts]
-        x64 = jnp.result_type(float) == np.float64
-        return self.taken[key], Point(data, leaves, emptied(program), x64)
+        point = Point(
+            consts=[jax.random.key_data(x) if is_key(x) else x for x in consts],
+            leaves=leaves,
+            program=emptied(program),
+            names=call.names_of(consts),
+            keys=[jax.random.key_impl(x) if is_key(x) else None for x in consts],
+            x64=jnp.result_type(float) == np.float64,
+            mesh=jax.sharding.get_abstract_mesh(),
+        )
+        return self.taken[key], point
 
-    def _see_first(self, taken: Taken, point: Point) -> None:
-        """Keep the first points, now or when the program runs."""
+    def _count_call(self, taken: Taken, point: Point) -> None:
+        """Count a call, now or whenever the program runs."""
+        count = functools.partial(self._count, taken)
+        if _is_traced(point.values):
+            jax.debug.callback(count)
+        else:
+            count()
+
+    def _see_point(self, taken: Taken, point: Point) -> None:
+        """Keep a point if one is due, now or when the program runs."""
         see = functools.partial(self._see, taken, point._replace(consts=[], leaves=[]))
         if not _is_traced(point.values):
             see(point.values)
-        elif len(taken.points) < self.points:
+        elif self._wants(taken):
             self._sending.add(taken)
             _send(see, np.True_, point.values)
 
@@ -297,26 +346,38 @@ class Watcher:
         inexact = [g for g in jax.tree.leaves(gradient) if is_inexact(g)]
         is_bad = jnp.logical_not(_all_finite(inexact)) if inexact else np.False_
         if not _is_traced([is_bad, point.values]):
-            self._count(taken)
             if is_bad:
                 see(point.values)
-            return
-        jax.debug.callback(functools.partial(self._count, taken))
-        if taken.bad is None:
+        elif taken.bad is None:
             _send(see, is_bad, point.values)
 
+    def _wants(self, taken: Taken) -> bool:
+        """Whether a further point is due."""
+        return len(taken.points) < self.points and max(taken.calls, 1) >= taken.due
+
     def _count(self, taken: Taken) -> None:
+        """Count a call, in any thread."""
         taken.calls += 1
+        if self._wants(taken) and taken.asked < taken.due:
+            taken.asked = taken.due
+            if taken.points:
+                self._trace_again()
 
     def _see(self, taken: Taken, point: Point, values: Any) -> None:
-        """Keep a point, in any thread."""
-        if len(taken.points) < self.points:
+        """Keep a point if one is due, in any thread."""
+        if self._wants(taken):
             taken.points.append(point.with_values(values))
-        if len(taken.points) == self.points and taken in self._sending:
+            taken.due = SPACING * max(taken.calls, taken.due)
+        if not self._wants(taken) and taken in self._sending:
             self._sending.discard(taken)
-            if not self._sending and self._retraces < RETRACES:
-                self._retraces += 1
-                trace_again()
+            if not self._sending:
+                self._trace_again()
+
+    def _trace_again(self) -> None:
+        """Let programs be traced again: to send a point, or without sending any."""
+        if self._retraces < RETRACES * self.points:
+            self._retraces += 1
+            trace_again()
 
     def _see_bad(self, taken: Taken, point: Point, values: Any) -> None:
         """Keep the first point whose gradient is not finite, in any thread."""

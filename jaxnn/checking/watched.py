@@ -196,12 +196,13 @@ def watching(
     """Check every gradient that is taken inside of a `with` block, without a change to the code.
 
     `jax.grad`, `value_and_grad`, `vjp`, `jvp`, `linearize`, `jacrev`, `jacfwd` and `hessian` are
-    noted, wherever they are called: in other functions, under `jit`, `vmap` and `scan`, and by
-    libraries. Each gradient is checked at the first point that it meets, after the block. Its
-    function is traced once more, so what it prints while it is traced appears twice.
+    noted, wherever they are called: in other functions, under `jit`, `vmap`, `scan` and
+    `shard_map`, and by libraries. Each gradient is checked at the first point that it meets, after
+    the block. Its function is traced once more, so what it prints while it is traced appears twice.
 
     Args:
-      points: at how many of its first points each gradient is checked.
+      points: at how many points each gradient is checked: the first, and further ones spaced
+        geometrically over the run, at about the calls 4, 16, 64 and so on.
       budget: the seconds after which no further gradient is checked.
       finite: whether to look for gradients that are not finite, in every call.
 
@@ -293,7 +294,7 @@ def _inputs(taken: Taken, point: Point) -> dict[str, Any]:
     args = {i: arg for i, arg in enumerate(taken.arguments(point)) if arg is not None}
     paths, _ = jax.tree_util.tree_flatten_with_path(args)
     named = {readable(path): np.asarray(x) for path, x in paths}
-    for number, (name, x) in enumerate(zip(taken.names, point.consts, strict=True)):
+    for number, (name, x) in enumerate(zip(point.names, point.consts, strict=True)):
         named[name or f"constant {number}"] = np.asarray(x)
     return named
 

@@ -345,7 +345,7 @@ COMMANDS = {
         {
             (): (
                 Option("program", str, None, "PROGRAM", "FILE or -m MODULE", {"nargs": "+"}),
-                Option("--points", _count, 1, "N", "points at which each gradient is checked"),
+                Option("--points", _count, 1, "N", "points to check each gradient at"),
                 Option("--budget", _rate, 60.0, "SECONDS", "for checking, after the program"),
                 Option("--no-nan", bool, help="do not look for NaN and infinity"),
                 Option("--stop", bool, help="end the program at the first NaN or infinity"),

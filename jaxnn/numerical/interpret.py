@@ -507,6 +507,11 @@ def shard_map_parts(eqn: Equation) -> ShardMap | None:
     return ShardMap(eqn.params["jaxpr"], options)
 
 
+def varying(variable: Any) -> tuple[str, ...]:
+    """The axes of a mesh along which the devices of a `shard_map` hold different values."""
+    return tuple(sorted(getattr(getattr(variable.aval, "mat", None), "varying", ())))
+
+
 def is_foreign(primitive: core.Primitive) -> bool:
     """Whether a primitive runs code outside JAX: a host callback, a foreign function, a kernel."""
     kernel = _private("pallas.pallas_call", "pallas_call_p")

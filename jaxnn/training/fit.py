@@ -32,6 +32,7 @@ from jaxnn._validate import (
 )
 from jaxnn.data import count_examples, require_batches
 from jaxnn.descent import DivergenceWarning
+from jaxnn.training.cause import with_cause
 from jaxnn.training.examples import Batches, Examples
 from jaxnn.training.history import Fit
 from jaxnn.training.objective import Objective
@@ -133,7 +134,7 @@ def fit(
 
     Warns:
       DivergenceWarning: the loss ended above twice its first value. (A non-finite step gives a
-        status, not a warning.)
+        status with its cause and its batch, not a warning.)
       RuntimeWarning: the watched number is NaN.
       DeprecationWarning: for each of `old`.
 
@@ -187,6 +188,8 @@ def fit(
         raise Interrupted(result)
     if result.status.reason == "finished":
         _warn_of_divergence(result, run.now.log.mean_loss)
+    if result.status.reason == "not finite":
+        return with_cause(result, run)
     return result
 
 

@@ -64,6 +64,9 @@ class Status(NamedTuple):
         signal; or "stopped" by `on_progress`.
       step: number of steps taken, all of them good.
       leaf: the non-finite value: `loss`, or for instance `params['W1']`.
+      cause: where it comes from: the lines in which NaN or infinity first appears in the loss or
+        its gradient; empty if that is not known.
+      batch: the examples of that step; None if the run ended otherwise.
 
     Example:
       >>> Status("not finite", 12, "params['W1']").leaf
@@ -73,6 +76,15 @@ class Status(NamedTuple):
     reason: Reason
     step: int
     leaf: str | None = None
+    cause: str = ""
+    batch: Any = None
+
+    def __repr__(self) -> str:
+        """The fields, without the examples."""
+        fields = {name: value for name, value in self._asdict().items() if name != "batch"}
+        if not self.cause:
+            del fields["cause"]
+        return f"Status({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
 
 class Fit(NamedTuple):

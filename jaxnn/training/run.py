@@ -532,6 +532,25 @@ class Run:
         params = self.config.objective.skeleton.fill(state.params)
         return Fit(params, state.opt_state, self.now.log.history(), status, state.model_state)
 
+    def failed_step(self) -> tuple[State, Any, tuple[Any, ...]]:
+        """What the step that was not finite was given: the state, its key, and its batch."""
+        plan, piece = self.config.plan, self.host.piece
+        if self.config.across:
+            epoch, i = divmod(self.now.log.step, plan.per_epoch)
+            (whole,) = self.config.sets["train"].measuring()
+            order = plan.order(self.config.key, epoch + 1)
+            piece = Piece(whole.data, order, epoch + 1, 0, plan.per_epoch, plan.batch_size)
+        else:
+            i = self.now.at - 1
+        assert piece is not None
+        rows: Any = slice(i * piece.batch_size, (i + 1) * piece.batch_size)
+        rows = rows if piece.order is None else piece.order[rows]
+        batch = tuple(jax.tree.map(lambda a: a if plan.whole else a[rows], piece.data))
+        key = None
+        if self.config.objective.form.keyed:
+            key = jax.random.fold_in(self._key_of(piece.epoch), piece.first + i)
+        return self.now.state, key, batch
+
     def _copied(self, state: State) -> State:
         """A state whose memory is not donated to guarded steps."""
         return copied(state) if self.config.way.guarded else state

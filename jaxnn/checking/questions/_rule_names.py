@@ -17,8 +17,11 @@ from jaxnn.checking.site import SYMMETRIC, SiteQuestion, of_site, symmetric, who
 from jaxnn.checking.tape import Site, Tape, arithmetic, avals_of
 from jaxnn.numerical.float64 import wide_arithmetic, widen, widen_leaf
 from jaxnn.numerical.interpret import (
+    Equation,
     argument_paths,
+    equations_inside,
     has_custom_rule,
+    line_of,
     rule_consts,
     rule_source,
     source,
@@ -39,7 +42,7 @@ def named(site: Site, asked: SiteQuestion, line: Line, worst: Worst, dtype: Any)
     name, where, place, path = site.name, "", SourceLine.of(site.line), ""
     argument = worst.argument
     if has_custom_rule(site.eqn):
-        kind, where = kind_of_rule(site), line_of_rule(site)
+        kind, where = kind_of_rule(site.eqn), line_of_rule(site.eqn)
         argument -= rule_consts(site.eqn)
         path = argument_paths(site.eqn).get(argument, "")
     else:
@@ -51,15 +54,33 @@ def named(site: Site, asked: SiteQuestion, line: Line, worst: Worst, dtype: Any)
     )
 
 
-def line_of_rule(site: Site) -> str:
+def line_of_rule(eqn: Equation) -> str:
     """The location of a rule or, if it is unknown, of the rule's function."""
-    name, place = source(site.eqn)
-    return str(SourceLine.of(rule_source(site.eqn) or f"{place} ({name})"))
+    name, place = source(eqn)
+    return str(SourceLine.of(rule_source(eqn) or f"{place} ({name})"))
 
 
-def kind_of_rule(site: Site) -> str:
-    is_jvp = site.eqn.primitive is primitives.custom_jvp_call_p
+def kind_of_rule(eqn: Equation) -> str:
+    """Whether a rule is a JVP or a VJP."""
+    is_jvp = eqn.primitive is primitives.custom_jvp_call_p
     return "custom_jvp" if is_jvp else "custom_vjp"
+
+
+def only_rule_inside(report: RuleReport, eqn: Equation) -> RuleReport:
+    """The report on the only custom rule inside an equation, from the report on the equation; the
+    latter if it contains several.
+    """
+    inside = [inner for inner in equations_inside(eqn) if has_custom_rule(inner)]
+    if len({line_of_rule(inner) for inner in inside}) != 1:
+        return report
+    inner, path = inside[0], f"{report.name}[{report.argument}]"
+    return report._replace(
+        name=source(inner)[0],
+        line=SourceLine.of(line_of(inner)),
+        kind=kind_of_rule(inner),
+        where=line_of_rule(inner),
+        path=path,
+    )
 
 
 def _changes(site: Site) -> Callable:

@@ -33,7 +33,13 @@ from jaxnn.checking.locate import Claimed, examine, verdict_of
 from jaxnn.checking.measure import Checked
 from jaxnn.checking.moves import drawer
 from jaxnn.checking.programs import COTANGENT
-from jaxnn.checking.questions._rule_names import Worst, kind_of_rule, line_of_rule, named
+from jaxnn.checking.questions._rule_names import (
+    Worst,
+    kind_of_rule,
+    line_of_rule,
+    named,
+    only_rule_inside,
+)
 from jaxnn.checking.questions._solves import wrong_solve
 from jaxnn.checking.questions.solvers import within_approximation
 from jaxnn.checking.site import SiteQuestion, differentiated, projected, whole
@@ -189,6 +195,8 @@ def wrong_rules(
                 inner = wrong_rules(tape_of(tape, inside), inside.inputs, inside.seeds, only_custom)
             if inner:
                 break
+        if only_custom and not inner and not has_custom_rule(site.eqn):
+            report = only_rule_inside(report, site.eqn)
         found += inner or [report]
     worst: dict[Any, RuleReport] = {}
     for report in found:  # one report per rule and line
@@ -331,11 +339,11 @@ def _with_another_value(site: Site, record: Record, dtype: Any) -> RuleReport | 
     return RuleReport(
         site.name,
         SourceLine.of(site.line),
-        kind_of_rule(site),
+        kind_of_rule(site.eqn),
         Verdict.DIFFERS,
         None,
         worst,
-        line_of_rule(site),
+        line_of_rule(site.eqn),
     )
 
 
