@@ -425,7 +425,7 @@ def test_the_only_custom_rule_of_a_loop_is_named_if_it_is_wrong_in_one_iteration
         return jnp.sum(lax.scan(step, w, jnp.arange(104))[0])
 
     (rule,) = check_gradient(f, jnp.array([0.3, 0.2])).rules
-    assert (rule.kind, rule.path, rule.line.function) == ("custom_vjp", "scan[0]", "<lambda>")
+    assert (rule.kind, rule.path) == ("custom_vjp", "scan[0]")
     assert "test_explain.py" in rule.where
 
 
