@@ -80,8 +80,8 @@ FAULTS = (
     Fault(
         "a point is sent in every call",
         "checking/watch.py",
-        "                trace_again()\n",
-        "                pass\n",
+        "            self._retraces += 1\n            trace_again()\n",
+        "            pass\n",
         "test_watch.py -k sent_once",
     ),
     Fault(

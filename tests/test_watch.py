@@ -508,6 +508,17 @@ def test_a_folder_of_the_users_may_be_named_jax(tmp_path):
     assert (place.line.file, place.line.line) == (str(program), 2)
 
 
+def test_what_a_program_stops_is_taken_as_meant():
+    def surrogate(f):
+        return lambda x: jnp.sum(f(x) * lax.stop_gradient(f(x) - 1))
+
+    for factor in (1, 1.1):
+        with watching() as watched:
+            jax.grad(surrogate(unit(factor)))(POINT)
+        (place,) = watched.report.places
+        assert place.is_wrong == (factor != 1) and place.is_judged
+
+
 MAPPED = """
 import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"

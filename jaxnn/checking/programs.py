@@ -35,6 +35,7 @@ from jaxnn.checking.scalar import (
     scalar_of,
 )
 from jaxnn.checking.settings import Claims, Point, Settings, looked_at, roundings
+from jaxnn.checking.small import along_by_operation, by_operation, is_by_operation
 from jaxnn.checking.tape import Tape
 from jaxnn.checking.untraced import Untraced, untraced
 from jaxnn.numerical.float64 import (
@@ -265,7 +266,9 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
             values = _values(scalar, form, chosen)
             compiled = _compiled(values, both, scalar, chosen, packing)
             if forward and automatic:
-                compiled.own.lower(both.consts, *form, one)  # raises if a rule has no forward mode
+                jitted(both.bare).lower(
+                    both.consts, *form, one
+                )  # raises if a rule has no forward mode
         except jax.errors.JAXTypeError:
             return untraced(call, settings)
         except Exception as mistake:  # a derivative rule may raise anything
@@ -392,10 +395,16 @@ def _compile(
 
         return jax.jit(gradient)
 
+    value, wide = moving_by(rules), widened(both, dtype, rules)
+    if is_by_operation(values, both):
+        own, along = by_operation(both), along_by_operation(value, dtype)
+    else:
+        own, wide = jitted(both), jax.jit(wide)
+        along = jax.jit(along_program(value, dtype))
     return Compiled(
-        own=jitted(both),
-        wide=jax.jit(widened(both, dtype, rules)),
-        along=jax.jit(along_program(moving_by(rules), dtype)),
+        own=own,
+        wide=wide,
+        along=along,
         references=(by(jax.value_and_grad), by(forward_gradient)),
         packing=packing,
         narrow=narrow_dtypes(scalar, dtype),

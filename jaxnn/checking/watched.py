@@ -198,7 +198,8 @@ def watching(
     `jax.grad`, `value_and_grad`, `vjp`, `jvp`, `linearize`, `jacrev`, `jacfwd` and `hessian` are
     noted, wherever they are called: in other functions, under `jit`, `vmap`, `scan` and
     `shard_map`, and by libraries. Each gradient is checked at the first point that it meets, after
-    the block. Its function is traced once more, so what it prints while it is traced appears twice.
+    the block. What `jax.lax.stop_gradient` cuts off is taken as meant. The function is traced once
+    more, so what it prints while it is traced appears twice.
 
     Args:
       points: at how many points each gradient is checked: the first, and further ones spaced
@@ -266,6 +267,7 @@ def _judged(taken: Taken, place: Place) -> Place:
     """The place with its checks."""
     form, reports = taken.form, []
     how = {"order": form.order, "modes": "fwd" if form.forward else None, "progress": False}
+    how |= {"stop_gradient": "held"}  # a program means what it says
     bad = taken.bad
     try:
         if bad is not None:

@@ -336,6 +336,18 @@ def fingerprint(program: Program) -> Hashable:
     return inputs, body, tuple(map(atom, jaxpr.outvars))
 
 
+def operation(eqn: Equation) -> Hashable:
+    """A key that equations share if JAX compiles them once, outside of any program.
+
+    Raises:
+      TypeError: as for `fingerprint`.
+    """
+    shapes = tuple((v.aval.shape, v.aval.dtype) for v in eqn.invars)
+    key = eqn.primitive, shapes, _fingerprint_of_parameters(eqn)
+    hash(key)
+    return key
+
+
 def standalone(program: Program) -> Program:
     """The program with all constants its own, and with the function itself in place of each call
     that has a derivative rule.

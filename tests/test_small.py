@@ -1,0 +1,94 @@
+"""Small programs are run operation by operation: which ones, and that nothing else changes."""
+
+import collections
+
+import gradient_cases
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxnn import check_gradient
+from jaxnn.checking import programs, small
+
+X = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), "float32")
+W = jnp.asarray(np.random.default_rng(1).normal(size=(3, 4)), "float32")
+UNITS = jnp.tanh, jnp.sin, jnp.cos, jnp.exp
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """Each test begins as a process does; programs of other tests are not reused."""
+    monkeypatch.setattr(small, "_met", collections.Counter())
+    monkeypatch.setattr(small, "_compiled", set())
+    monkeypatch.setattr("jaxnn._programs._kept", collections.OrderedDict())
+
+
+def loss_of(*units):
+    def loss(w):
+        h = X @ w
+        for unit in units:
+            h = unit(h)
+        return jnp.sum(h)
+
+    return loss
+
+
+def test_functions_of_usual_operations_compile_nothing(compilations):
+    for units in [UNITS[i:] + UNITS[:i] for i in range(4)]:
+        assert check_gradient(loss_of(*units), W).verdict == "agrees"
+    before = compilations()
+    for units in (UNITS[::-1], (UNITS[2], UNITS[0]), UNITS + UNITS):
+        assert check_gradient(loss_of(*units), W).verdict == "agrees"
+    assert compilations() == before
+
+
+@pytest.mark.parametrize("case", gradient_cases.CASES[::9], ids=lambda case: case.name)
+def test_a_report_is_the_same_by_operation_and_compiled(monkeypatch, case):
+    reports = []
+    for most in (0, 10**6):
+        monkeypatch.setattr("jaxnn._programs._kept", collections.OrderedDict())
+        monkeypatch.setattr(small, "NEW", most)
+        f, args = case.make()
+        reports.append(check_gradient(f, *args, order=case.order))
+    here, there = reports
+    assert [leaf.verdict for leaf in here.leaves] == [leaf.verdict for leaf in there.leaves]
+    for one, other in zip(here.leaves, there.leaves, strict=True):
+        assert [e.index for e in one.entries] == [e.index for e in other.entries]
+        np.testing.assert_allclose(one.autodiff, other.autodiff, rtol=1e-10, atol=1e-15)
+    assert [rule.name for rule in here.rules] == [rule.name for rule in there.rules]
+
+
+def test_a_program_that_runs_often_is_compiled(monkeypatch, compilations):
+    monkeypatch.setattr(small, "NEW", 10**6)
+    f = loss_of(jnp.tanh)
+    check_gradient(f, W)
+    monkeypatch.setattr(small, "VALUES", 0)
+    before = compilations()
+    check_gradient(loss_of(jnp.sin), W)
+    assert compilations() > before and check_gradient(f, W).ok
+
+
+@pytest.mark.parametrize(
+    ("what", "f"),
+    [
+        ("a loop", lambda w: lax.fori_loop(0, 3, lambda _, h: jnp.tanh(h), jnp.sum(w))),
+        ("a branch", lambda w: lax.cond(w[0, 0] > 0, jnp.sum, jnp.mean, w)),
+        ("a large array", lambda w: jnp.sum(jnp.outer(w, jnp.ones(2000)))),
+        ("many operations", lambda w: jnp.sum(sum(jnp.sin(k * w) for k in range(20)))),
+    ],
+)
+def test_what_is_compiled_as_a_whole(monkeypatch, what, f):
+    monkeypatch.setattr(small, "NEW", 10**6)
+    monkeypatch.setattr(small, "OPERATIONS", 50)
+    found = []
+    real = small.is_by_operation
+    monkeypatch.setattr(programs, "is_by_operation", lambda *x: found.append(real(*x)) or found[-1])
+    assert check_gradient(f, W).ok and found == [False], what
+
+
+def test_no_more_operations_than_allowed_are_compiled(monkeypatch):
+    monkeypatch.setattr(small, "MOST", 0)
+    for _ in range(5):
+        assert check_gradient(loss_of(*UNITS), W).ok
+    assert not small._compiled
