@@ -34,7 +34,8 @@ def loss_of(*units):
     return loss
 
 
-def test_functions_of_usual_operations_compile_nothing(compilations):
+def test_functions_of_usual_operations_compile_nothing(monkeypatch, compilations):
+    monkeypatch.setattr(small, "OFTEN", 2)
     for units in [UNITS[i:] + UNITS[:i] for i in range(4)]:
         assert check_gradient(loss_of(*units), W).verdict == "agrees"
     before = compilations()
@@ -46,9 +47,10 @@ def test_functions_of_usual_operations_compile_nothing(compilations):
 @pytest.mark.parametrize("case", gradient_cases.CASES[::9], ids=lambda case: case.name)
 def test_a_report_is_the_same_by_operation_and_compiled(monkeypatch, case):
     reports = []
-    for most in (0, 10**6):
+    for most in (-1, 10**6):
         monkeypatch.setattr("jaxnn._programs._kept", collections.OrderedDict())
-        monkeypatch.setattr(small, "NEW", most)
+        monkeypatch.setattr(small, "MISSING", most)
+        monkeypatch.setattr(small, "OFTEN", 0)
         f, args = case.make()
         reports.append(check_gradient(f, *args, order=case.order))
     here, there = reports
@@ -60,7 +62,8 @@ def test_a_report_is_the_same_by_operation_and_compiled(monkeypatch, case):
 
 
 def test_a_program_that_runs_often_is_compiled(monkeypatch, compilations):
-    monkeypatch.setattr(small, "NEW", 10**6)
+    monkeypatch.setattr(small, "MISSING", 10**6)
+    monkeypatch.setattr(small, "OFTEN", 0)
     f = loss_of(jnp.tanh)
     check_gradient(f, W)
     monkeypatch.setattr(small, "VALUES", 0)
@@ -79,7 +82,8 @@ def test_a_program_that_runs_often_is_compiled(monkeypatch, compilations):
     ],
 )
 def test_what_is_compiled_as_a_whole(monkeypatch, what, f):
-    monkeypatch.setattr(small, "NEW", 10**6)
+    monkeypatch.setattr(small, "MISSING", 10**6)
+    monkeypatch.setattr(small, "OFTEN", 0)
     monkeypatch.setattr(small, "OPERATIONS", 50)
     found = []
     real = small.is_by_operation
@@ -89,6 +93,7 @@ def test_what_is_compiled_as_a_whole(monkeypatch, what, f):
 
 def test_no_more_operations_than_allowed_are_compiled(monkeypatch):
     monkeypatch.setattr(small, "MOST", 0)
-    for _ in range(5):
+    monkeypatch.setattr(small, "OFTEN", 0)
+    for _ in range(2):
         assert check_gradient(loss_of(*UNITS), W).ok
     assert not small._compiled

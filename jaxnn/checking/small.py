@@ -34,9 +34,9 @@ from jaxnn.numerical.interpret import (
 OPERATIONS, ENTRIES = 300, 2**14
 # How many values of a program are computed by operations before it is compiled after all.
 VALUES = 300
-# A program is run by operations if at most so many of them have to be compiled for it: any, or such
-# that at least OFTEN earlier programs had, too, so that later ones may have them again.
-NEW, USUAL, OFTEN = 8, 60, 2
+# A program is run by operations if at most so many of them still have to be compiled for it, and at
+# least OFTEN earlier programs had these, too, so that later ones may have them again.
+MISSING, OFTEN = 30, 5
 # How many operations are compiled for such programs in a process.
 MOST = 2000
 _met: collections.Counter[Any] = collections.Counter()
@@ -54,9 +54,8 @@ def is_by_operation(values: Traced, both: Traced) -> bool:
     except TypeError:  # an operation that cannot be compared with others
         return False
     missing = needed - _compiled
-    are_usual = all(_met[one] >= OFTEN for one in missing)
-    few = len(missing) <= (USUAL if are_usual else NEW)
-    if few and len(_compiled) + len(missing) <= MOST:
+    are_usual = len(missing) <= MISSING and all(_met[one] >= OFTEN for one in missing)
+    if are_usual and len(_compiled) + len(missing) <= MOST:
         _compiled.update(missing)
         return True
     _met.update(needed)

@@ -258,7 +258,7 @@ class Watcher:
         self.taken: dict[Any, Taken] = {}
         self._sending: set[Taken] = set()
         self._retraces = 0
-        self._mine = threading.local()
+        self._mine, self._lock = threading.local(), threading.Lock()
 
     @property
     def is_busy(self) -> bool:
@@ -357,7 +357,8 @@ class Watcher:
 
     def _count(self, taken: Taken) -> None:
         """Count a call, in any thread."""
-        taken.calls += 1
+        with self._lock:
+            taken.calls += 1
         if self._wants(taken) and taken.asked < taken.due:
             taken.asked = taken.due
             if taken.points:
@@ -365,9 +366,10 @@ class Watcher:
 
     def _see(self, taken: Taken, point: Point, values: Any) -> None:
         """Keep a point if one is due, in any thread."""
-        if self._wants(taken):
-            taken.points.append(point.with_values(values))
-            taken.due = SPACING * max(taken.calls, taken.due)
+        with self._lock:  # several devices may send at once
+            if self._wants(taken):
+                taken.points.append(point.with_values(values))
+                taken.due = SPACING * max(taken.calls, taken.due)
         if not self._wants(taken) and taken in self._sending:
             self._sending.discard(taken)
             if not self._sending:
@@ -381,9 +383,11 @@ class Watcher:
 
     def _see_bad(self, taken: Taken, point: Point, values: Any) -> None:
         """Keep the first point whose gradient is not finite, in any thread."""
-        if taken.bad is None:
+        with self._lock:
+            if taken.bad is not None:
+                return
             taken.bad, taken.bad_call = point.with_values(values), taken.calls
-            self.stop()
+        self.stop()
 
 
 def _first(result: Any, has_aux: bool) -> Any:
