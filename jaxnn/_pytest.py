@@ -4,6 +4,7 @@ Pytest loads this file in every run, so it imports nothing until the option is g
 """
 
 import contextlib
+import os
 from collections.abc import Generator
 from typing import Any
 
@@ -31,6 +32,23 @@ def pytest_configure(config: Any) -> None:
         until_the_end.enter_context(noting(watcher))
         config.add_cleanup(until_the_end.close)
         config.pluginmanager.register(_Watching(watcher), "jaxnn-watching")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: Any, call: Any) -> Generator[None, Any, Any]:
+    """Keep the lines that a failed check names, also where tests run in other processes."""
+    report = yield
+    if call.excinfo is not None:
+        report.annotations = getattr(call.excinfo.value, "annotations", [])
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Under GitHub Actions, mark these lines."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        failed = terminalreporter.stats.get("failed", [])
+        for line in dict.fromkeys(mark for r in failed for mark in getattr(r, "annotations", [])):
+            terminalreporter.write_line(line)
 
 
 class _Watching:

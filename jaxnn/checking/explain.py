@@ -42,6 +42,11 @@ class Explanation:
     digits_lost: tuple[DigitsLost, ...] = ()
 
     @property
+    def found(self) -> tuple[Birth | RuleReport | DigitsLost, ...]:
+        """What is found on lines: births, rules, and digits lost."""
+        return *self.births, *self.rules, *self.digits_lost
+
+    @property
     def ok(self) -> bool:
         """Whether everything is finite and no rule is wrong."""
         return not (self.births or self.rules)
@@ -66,10 +71,9 @@ class Explanation:
         return f"<Explanation of {self.function}: {counts}, {len(self.digits_lost)} digits_lost>"
 
     def __str__(self) -> str:
-        found = [*self.births, *self.rules, *self.digits_lost]
-        if not found:
+        if not self.found:
             return f"gradient of {self.function}: finite; no rule is wrong; no line loses digits"
-        return "\n".join([f"gradient of {self.function}:", *map(str, found)])
+        return "\n".join([f"gradient of {self.function}:", *map(str, self.found)])
 
 
 def explain(

@@ -3,7 +3,7 @@
 import linecache
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -303,6 +303,17 @@ class RuleReport(NamedTuple):
     def rule(self) -> SourceLine:
         """The line of the rule, if it is the user's; else where the function is called."""
         return SourceLine.of(self.where) if self.where else self.line
+
+
+def annotations(found: Iterable[Any]) -> list[str]:
+    """Findings on lines as commands with which GitHub Actions marks these lines in a change."""
+    marks = []
+    for one in found:
+        place = one.rule if isinstance(one, RuleReport) else one.line
+        text = str(one).partition("\n")[0].replace("%", "%25")
+        if place.file:
+            marks.append(f"::error file={place.path},line={place.line},title=gradient::{text}")
+    return list(dict.fromkeys(marks))
 
 
 class DigitsLost(NamedTuple):

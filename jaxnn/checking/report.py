@@ -13,6 +13,7 @@ from jaxnn.checking.findings import (
     DigitsLost,
     LeafReport,
     RuleReport,
+    annotations,
 )
 from jaxnn.checking.page import fragment, page, write_page
 
@@ -46,11 +47,14 @@ class GradientError(AssertionError):
 
     Attributes:
       report: the `GradientReport`, if there is one.
+      annotations: the lines to blame, as commands for GitHub Actions.
     """
 
-    def __init__(self, text: str = "", report: "GradientReport | None" = None):
+    def __init__(
+        self, text: str = "", report: "GradientReport | None" = None, found: Sequence[Any] = ()
+    ):
         super().__init__(text)
-        self.report = report
+        self.report, self.annotations = report, annotations(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,13 +132,17 @@ class GradientReport:
         by = f" with respect to {several} {', '.join(map(str, self.argnums))}"
         return f"{self.what} of {self.function}{by if self.argnums else ''}"
 
+    @property
+    def found(self) -> tuple[Birth | RuleReport | DigitsLost, ...]:
+        """What is found on lines: births, rules, and digits lost."""
+        return *self.births, *self.rules, *self.digits_lost
+
     def raise_if_wrong(self) -> None:
         """Raise `GradientError`, whose text contains the table, unless the gradient is `ok`."""
         if not self.ok:
             __tracebackhide__ = True  # pytest then shows the line that calls this method
-            found = (*self.births, *self.rules, *self.digits_lost)
-            lines = [str(one).partition("\n")[0] for one in found]  # the table contains the rest
-            raise GradientError("\n".join([*lines, str(self)]), self)
+            lines = [str(one).partition("\n")[0] for one in self.found]  # the table has the rest
+            raise GradientError("\n".join([*lines, str(self)]), self, self.found)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as dictionaries, lists, strings and numbers, ready for `json.dumps`."""
@@ -201,7 +209,7 @@ class GradientReport:
                 f"not ok: fewer than {least:g} correct digits in its own dtype: {', '.join(few)}"
             )
         if not self.leaves:
-            lines += [str(found) for found in (*self.births, *self.rules, *self.digits_lost)]
+            lines += map(str, self.found)
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def _lines_by_leaf(self) -> dict[str, list[Any]]:

@@ -128,11 +128,18 @@ class WatchReport:
         """All checks."""
         return tuple(report for place in self.places for report in place.reports)
 
+    @property
+    def found(self) -> tuple[Any, ...]:
+        """What is found on lines, in the places that are wrong."""
+        wrong = [place for place in self.places if place.is_wrong]
+        asked = [one for place in wrong for one in (place.not_finite, *place.reports)]
+        return tuple(line for one in asked if one is not None for line in one.found)
+
     def raise_if_wrong(self) -> None:
         """Raise `GradientError` if a gradient is wrong or was not finite."""
         if self.exit_code == 1:
             __tracebackhide__ = True
-            raise GradientError(str(self))
+            raise GradientError(str(self), None, self.found)
 
     def to_dict(self) -> dict[str, Any]:
         """The findings as dictionaries, lists, strings and numbers, ready for `json.dumps`."""

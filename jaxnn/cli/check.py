@@ -14,7 +14,7 @@ from jaxnn.checking.page import page
 from jaxnn.checking.report import GradientError, GradientReport
 from jaxnn.checking.watch import Watcher, noting
 from jaxnn.checking.watched import judged
-from jaxnn.cli.output import coloured, passing, print_json, require_place
+from jaxnn.cli.output import coloured, mark, passing, print_json, require_place
 from jaxnn.cli.targets import Target, load, refusal
 
 # Matplotlib is imported only to draw: its import takes as long as all others together.
@@ -45,6 +45,7 @@ def check(args: argparse.Namespace) -> int:
             if not args.json:
                 print(report.text(_paint) if takes_codes(sys.stdout) else report)
         made += reports
+    mark(one for report in made if not report.ok for one in report.found)
     if made:
         _keep(made, args)
     if args.json:
@@ -63,6 +64,7 @@ def explain(args: argparse.Namespace) -> int:
             )
     found = [(t, _ran(of_checking.explain, t.function, *t.point)) for t in targets]
     codes = [2] * failures + [explanation.exit_code for _, explanation in found]
+    mark(one for _, explanation in found for one in explanation.found)
     if args.json:
         told = [explanation.to_dict() for _, explanation in found]
         print_json(told[0] if len(told) == 1 else {"targets": told}, args.stdout)

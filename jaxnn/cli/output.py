@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 from jaxnn._terminal import erase_line, takes_codes, write
@@ -48,6 +48,14 @@ def passing(doing: str) -> Iterator[None]:
 def coloured(text: str, exit_code: int) -> str:
     """A text in the terminal's colour for an exit code: green, red or yellow."""
     return f"\x1b[{(32, 31, 33)[exit_code]}m{text}\x1b[0m"
+
+
+def mark(found: Iterable[Any]) -> None:
+    """Under GitHub Actions, mark the lines that findings name."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        from jaxnn.checking.findings import annotations
+
+        print(*annotations(found), sep="\n", file=sys.stderr)
 
 
 def print_json(value: Any, stream: TextIO | None = None) -> None:

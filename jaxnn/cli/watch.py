@@ -13,7 +13,7 @@ from typing import Any
 from jaxnn._terminal import takes_codes
 from jaxnn.checking.watch import Watcher, noting
 from jaxnn.checking.watched import judged
-from jaxnn.cli.output import coloured, passing, print_json, require_place
+from jaxnn.cli.output import coloured, mark, passing, print_json, require_place
 
 # Frames of these files come before those of the program in a traceback.
 _OWN = (os.path.join(str(pathlib.Path(__file__).parents[1]), ""), "<frozen runpy>", runpy.__file__)
@@ -43,6 +43,7 @@ def watch(args: argparse.Namespace) -> int:
     text = str(report)
     text = coloured(text, report.exit_code) if takes_codes(sys.stderr) else text
     print(text, file=sys.stderr)
+    mark(report.found)
     if args.html:
         report.save(args.html)
     if args.json:
