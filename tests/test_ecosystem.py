@@ -1,5 +1,9 @@
 """Models and solvers of other libraries as they are: `pip install ".[ecosystem]"` brings them."""
 
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +12,13 @@ import pytest
 from flat import fit
 from jax.experimental import sparse
 
-from jaxnn import check_gradient, gradient_descent, minimize, numerical_grad, sweep
+from jaxnn import check_gradient, gradient_descent, minimize, numerical_grad, sweep, watching
 
 pytestmark = pytest.mark.ecosystem
 X = jnp.linspace(-1, 1, 15).reshape(5, 3)
+ROOT = pathlib.Path(__file__).parents[1]
+FOUND = sorted((ROOT / "examples" / "found").glob("*.py"))
+README = (ROOT / "README.md").read_text()
 
 
 def library(name):
@@ -219,3 +226,122 @@ def test_a_run_is_saved_by_an_orbax_manager_and_goes_on(tmp_path):
         rest = fit(noisy, start, pairs, optax.adam(0.1), epochs=4, resume=True, **saved)
     np.testing.assert_array_equal(rest.params["w"], whole.params["w"])
     np.testing.assert_array_equal(rest.history.step_loss, whole.history.step_loss)
+
+
+def unit(factor):
+    """tanh, with a rule that is off by a factor."""
+    f = jax.custom_vjp(lambda x: jnp.tanh(x))
+    f.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (factor * g * (1 - jnp.tanh(x) ** 2),))
+    return f
+
+
+def an_equinox_module_under_filter_jit(unit):
+    eqx = library("equinox")
+    model = eqx.nn.MLP(3, 1, 8, 2, activation=unit, key=jax.random.key(0))
+    optimizer = optax.adam(1e-2)
+    state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+
+    @eqx.filter_jit
+    def step(model, state):
+        value, gradient = eqx.filter_value_and_grad(error)(model, X)
+        updates, state = optimizer.update(gradient, state, model)
+        return eqx.apply_updates(model, updates), state, value
+
+    for _ in range(3):
+        model, state, value = step(model, state)
+    return eqx.filter(model, eqx.is_array), value
+
+
+def an_nnx_module_with_its_optimizer(unit):
+    library("flax")
+    from flax import nnx
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.one, self.two = nnx.Linear(3, 8, rngs=rngs), nnx.Linear(8, 1, rngs=rngs)
+
+        def __call__(self, x):
+            return self.two(unit(self.one(x)))
+
+    net = Net(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(net, optax.sgd(1e-2), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(net, optimizer):
+        loss = lambda net: jnp.mean(net(X) ** 2)  # noqa: E731
+        value, gradient = nnx.value_and_grad(loss)(net)
+        optimizer.update(net, gradient)
+        return value
+
+    values = [step(net, optimizer) for _ in range(3)]
+    return values, jax.tree.leaves(nnx.state(net, nnx.Param))
+
+
+def a_linen_module(unit):
+    library("flax")
+    from flax import linen
+
+    class Net(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dense(1)(unit(linen.Dense(8)(x)))
+
+    net = Net()
+    params = net.init(jax.random.key(0), X)
+    step = jax.jit(jax.value_and_grad(lambda params: jnp.mean(net.apply(params, X) ** 2)))
+    for _ in range(3):
+        value, gradient = step(params)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
+    return params, value
+
+
+def a_neural_differential_equation(unit):
+    diffrax, eqx = library("diffrax"), library("equinox")
+    field = eqx.nn.MLP(2, 2, 4, 1, activation=unit, key=jax.random.key(0))
+
+    def loss(field):
+        term = diffrax.ODETerm(lambda t, y, args: field(y))
+        options = {"adjoint": diffrax.DirectAdjoint(), "max_steps": 4}
+        start = jnp.array([1.0, 0.5])
+        solution = diffrax.diffeqsolve(term, diffrax.Euler(), 0.0, 1.0, 0.25, start, **options)
+        return jnp.sum(solution.ys**2)
+
+    value, gradient = eqx.filter_jit(eqx.filter_value_and_grad(loss))(field)
+    return value, jax.tree.leaves(gradient)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        an_equinox_module_under_filter_jit,
+        an_nnx_module_with_its_optimizer,
+        a_linen_module,
+        a_neural_differential_equation,
+    ],
+    ids=lambda program: program.__name__,
+)
+def test_a_program_is_watched_and_nothing_of_it_changes(program):
+    alone = program(unit(1.0))
+    with watching() as right:
+        watched = program(unit(1.0))
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), alone, watched)
+    assert all(jax.tree.leaves(same)), "the results are equal to the bit"
+    assert right.report.exit_code == 0, str(right.report)
+    with watching() as wrong:
+        program(unit(1.05))
+    assert wrong.report.exit_code == 1, str(wrong.report)
+    if program is not a_neural_differential_equation:  # there, only the leaves are named
+        assert "factor * g" in wrong.report.found[0].rule.text, str(wrong.report)
+
+
+@pytest.mark.parametrize("script", FOUND, ids=lambda path: path.stem)
+def test_what_was_found_in_libraries_is_found_again(script):
+    library("numpyro" if "numpyro" in script.stem else "ott")
+    command = [sys.executable, "-m", "jaxnn", "check", str(script)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 1 and "gradient of check_" in run.stdout, run.stderr
+
+
+def test_there_are_such_scripts_and_the_readme_names_their_libraries():
+    assert len(FOUND) == 3
+    assert all(f"{name} " in README for name in ("NumPyro 0.22.0:", "OTT-JAX 0.6.0:"))

@@ -5,6 +5,7 @@ import json
 import math
 import operator
 import runpy
+import signal
 import subprocess
 import sys
 import textwrap
@@ -338,6 +339,16 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_call_and_inputs(how, tm
         assert saved["[0]"].tolist() == [3.0, 3.0]
 
 
+def test_digits_that_a_program_loses_are_named():
+    c = jnp.full(2, 1e4)
+    f = lambda b: jnp.sum(((c + b) - c) ** 2)  # noqa: E731
+    with watching() as watched:
+        jax.jit(jax.grad(f))(jnp.array([0.012345, 0.02]))
+    (place,) = watched.report.places
+    assert "call; imprecise" in str(place) and "lost at" in str(place)
+    assert place.reports[0].digits_lost and "note:" not in str(place)
+
+
 def test_what_is_masked_is_not_reported_as_not_finite():
     safe = lambda w: jnp.sum(jnp.where(w > 0, jnp.log(jnp.where(w > 0, w, 1)), 0) * w)  # noqa: E731
     with watching() as watched:
@@ -619,6 +630,23 @@ def test_the_command_in_this_process(name, tmp_path, monkeypatch, capsys):
     assert main(["watch", *options, *files, "program.py", *arguments]) == code
     out, err = capsys.readouterr()
     assert out.strip() == printed and reported in err
+
+
+def test_ctrl_c_ends_the_program_and_the_report_is_there(tmp_path):
+    path = tmp_path / "endless.py"
+    path.write_text(
+        "import time, jax, jax.numpy as jnp\n"
+        "print(jax.grad(jnp.sum)(jnp.ones(2)), flush=True)\n"
+        "while True: time.sleep(0.1)\n"
+    )
+    command = [sys.executable, "-m", "jaxnn", "watch", str(path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "[1. 1.]\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and "1 leaf agrees" in said, said
 
 
 def test_what_is_no_program_is_refused(tmp_path, monkeypatch, capsys):

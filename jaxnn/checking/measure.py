@@ -246,9 +246,9 @@ def _notes(checked: Checked) -> tuple[str, ...]:
     notes = list(programs.notes)
     if check.settings.order > 1:
         notes.append("the gradient itself agrees; this table shows a random projection of it")
-    if check.settings.held and programs.program is not None:
-        places = ", ".join(stops(programs.program)) or "nowhere"
-        notes.append(f"treated as constant because of `stop_gradient`: {places}")
+    held = check.settings.held and programs.program is not None
+    if places := stops(programs.program) if held else ():
+        notes.append(f"treated as constant because of `stop_gradient`: {', '.join(places)}")
     if not programs.deterministic:
         notes.append("not deterministic: two traces of the function differ")
     if constant := check.call.held_fixed:
