@@ -330,8 +330,7 @@ def test_a_program_is_watched_and_nothing_of_it_changes(program):
     with watching() as wrong:
         program(unit(1.05))
     assert wrong.report.exit_code == 1, str(wrong.report)
-    if program is not a_neural_differential_equation:  # there, only the leaves are named
-        assert "factor * g" in wrong.report.found[0].rule.text, str(wrong.report)
+    assert "factor * g" in wrong.report.found[0].rule.text, str(wrong.report)
 
 
 @pytest.mark.parametrize("script", FOUND, ids=lambda path: path.stem)

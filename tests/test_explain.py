@@ -429,6 +429,29 @@ def test_the_only_custom_rule_of_a_loop_is_named_if_it_is_wrong_in_one_iteration
     assert "test_explain.py" in rule.where
 
 
+@pytest.mark.parametrize("filler", [jnp.inf, -jnp.inf])
+def test_infinities_beside_it_do_not_hide_a_wrong_rule(filler):
+    cube = jax.custom_vjp(lambda x: x**3)
+    cube.defvjp(lambda x: (x**3, x), lambda x, g: (2.9 * x**2 * g,))
+
+    def filled(x):  # as solvers save their steps
+        def step(carry, i):
+            y, saved = carry
+            y = cube(jnp.cos(y))
+            return (y, saved.at[i].set(y)), None
+
+        start = x, jnp.full((3, *x.shape), filler)
+        return jnp.sum(jnp.sin(lax.scan(step, start, jnp.arange(3))[0][1]))
+
+    def masked(x):
+        scores = jnp.where(jnp.arange(3) < 2, cube(x), -jnp.inf)
+        return jnp.sum(jax.nn.softmax(scores) ** 2)
+
+    for f in (filled, masked):
+        rules = check_gradient(f, jnp.array([0.3, -0.4, 0.9])).rules
+        assert rules and all("2.9 *" in rule.rule.text for rule in rules), f.__name__
+
+
 def test_of_many_iterations_some_are_looked_at_from_the_first_to_the_last():
     assert rules._sampled(range(3)) == [0, 1, 2]
     some = rules._sampled(range(100))

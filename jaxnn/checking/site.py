@@ -38,8 +38,8 @@ class SiteQuestion(NamedTuple):
 
     @classmethod
     def of(cls, site: Site, record: Record, number: int, dtype: Any) -> "SiteQuestion | None":
-        """The question on a site; None if an input, a cotangent or a claim is not finite, or if all
-        cotangents are 0.
+        """The question on a site; None if a cotangent or a claim is not finite, or if all
+        cotangents are 0. Entries of inputs that are not finite, such as masks, do not move.
         """
         rest = [widen_leaf(record.values[s], dtype) for s in site.inputs]
         cts = [record.cotangents[site.outputs[j]] for j in site.asked]
@@ -53,15 +53,15 @@ class SiteQuestion(NamedTuple):
             points.append(real_form(x) if paired[-1] else x)
             claims.append(real_form(jnp.conj(claim)) if paired[-1] else claim)
         # NumPy avoids a compilation for each shape.
-        fine = all(
-            np.isfinite(np.asarray(x)).all() for x in (*rest, *cts, *claims) if is_inexact(x)
-        )
+        fine = all(np.isfinite(np.asarray(x)).all() for x in (*cts, *claims) if is_inexact(x))
         some = any(np.asarray(ct).any() for ct in cts)
         return cls(points, claims, paired, rest, cts) if fine and some else None
 
 
 def projected(site: Site, given: Any, points: Sequence[Any], dtype: Any) -> Any:
-    """The real part of the sum of the products of a site's cotangents and outputs."""
+    """The real part of the sum of the products of a site's cotangents and outputs. What has the
+    cotangent 0 counts as 0, even if it is infinite.
+    """
     rest, cts = given
     full = list(rest)
     for i, x in zip(site.active, points, strict=True):
@@ -69,7 +69,8 @@ def projected(site: Site, given: Any, points: Sequence[Any], dtype: Any) -> Any:
         if site.eqn.primitive in SYMMETRIC:
             full[i] = symmetric(full[i])
     outputs = evaluated(site.eqn, full, dtype)
-    terms = [jnp.sum(jnp.real(ct * outputs[j])) for j, ct in zip(site.asked, cts, strict=True)]
+    pairs = [(ct, outputs[j]) for j, ct in zip(site.asked, cts, strict=True)]
+    terms = [jnp.sum(jnp.real(ct * jnp.where(ct == 0, 0, y))) for ct, y in pairs]
     return functools.reduce(jnp.add, terms).astype(dtype)
 
 

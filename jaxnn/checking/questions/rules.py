@@ -277,7 +277,8 @@ def _reference(tape: Tape, number: int, asked: SiteQuestion) -> list[Any] | None
             found = tape.kept["reference", kind](asked.points, (asked.rest, asked.cts))
     except Exception:  # a loop without a reverse mode, or a host callback
         return None
-    return [np.asarray(x) for x in found]
+    pairs = zip(asked.points, found, asked.claims, strict=True)
+    return [np.where(np.isfinite(x), g, claim) for x, g, claim in pairs]
 
 
 def _examined(tape: Tape, record: Record, number: int) -> RuleReport | None:
