@@ -343,4 +343,4 @@ def test_what_was_found_in_libraries_is_found_again(script):
 
 def test_there_are_such_scripts_and_the_readme_names_their_libraries():
     assert len(FOUND) == 3
-    assert all(f"{name} " in README for name in ("NumPyro 0.22.0:", "OTT-JAX 0.6.0:"))
+    assert all(f"{name}:" in README for name in ("NumPyro 0.22.0", "OTT-JAX 0.6.0"))
