@@ -8,7 +8,7 @@ The logarithm of the density at 1 is -log B(a, 1) = log(a) if b is 1, so its slo
 """
 
 import jax.numpy as jnp
-import numpyro.distributions as dist
+import numpyro.distributions as dist  # pyright: ignore[reportMissingImports]
 
 
 def check_slope_by_the_first_parameter(a=2.0):

@@ -8,7 +8,7 @@ The density is x^alpha over an integral from low to high, so the slope of its lo
 """
 
 import jax.numpy as jnp
-import numpyro.distributions as dist
+import numpyro.distributions as dist  # pyright: ignore[reportMissingImports]
 
 
 def check_slopes_by_the_ends(low=1.0, high=3.0):

@@ -8,7 +8,7 @@ four zeros, `jax.value_and_grad` says 2.
 """
 
 import jax.numpy as jnp
-from ott.math import utils
+from ott.math import utils  # pyright: ignore[reportMissingImports]
 
 ZEROS = jnp.zeros(4)
 
