@@ -11,8 +11,9 @@ import optax
 import pytest
 from flat import fit
 from jax.experimental import sparse
+from watched_programs import require_watched
 
-from jaxnn import check_gradient, gradient_descent, minimize, numerical_grad, sweep, watching
+from jaxnn import check_gradient, gradient_descent, minimize, numerical_grad, sweep
 
 pytestmark = pytest.mark.ecosystem
 X = jnp.linspace(-1, 1, 15).reshape(5, 3)
@@ -228,13 +229,6 @@ def test_a_run_is_saved_by_an_orbax_manager_and_goes_on(tmp_path):
     np.testing.assert_array_equal(rest.history.step_loss, whole.history.step_loss)
 
 
-def unit(factor):
-    """tanh, with a rule that is off by a factor."""
-    f = jax.custom_vjp(lambda x: jnp.tanh(x))
-    f.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (factor * g * (1 - jnp.tanh(x) ** 2),))
-    return f
-
-
 def an_equinox_module_under_filter_jit(unit):
     eqx = library("equinox")
     model = eqx.nn.MLP(3, 1, 8, 2, activation=unit, key=jax.random.key(0))
@@ -321,16 +315,7 @@ def a_neural_differential_equation(unit):
     ids=lambda program: program.__name__,
 )
 def test_a_program_is_watched_and_nothing_of_it_changes(program):
-    alone = program(unit(1.0))
-    with watching() as right:
-        watched = program(unit(1.0))
-    same = jax.tree.map(lambda a, b: np.array_equal(a, b), alone, watched)
-    assert all(jax.tree.leaves(same)), "the results are equal to the bit"
-    assert right.report.exit_code == 0, str(right.report)
-    with watching() as wrong:
-        program(unit(1.05))
-    assert wrong.report.exit_code == 1, str(wrong.report)
-    assert "factor * g" in wrong.report.found[0].rule.text, str(wrong.report)
+    require_watched(program)
 
 
 @pytest.mark.parametrize("script", FOUND, ids=lambda path: path.stem)

@@ -18,6 +18,7 @@ import optax
 import pytest
 from jax import lax
 from jax.test_util import check_grads
+from watched_programs import require_watched, unit
 
 import jaxnn
 from jaxnn import GradientError, watching
@@ -29,13 +30,6 @@ from jaxnn.cli.parser import main
 RNG = np.random.default_rng(0)
 X, Y = (jnp.asarray(RNG.normal(size=shape), "float32") for shape in ((8, 4), (8, 2)))
 POINT = jnp.array([0.3, 0.7, -0.2])
-
-
-def unit(factor):
-    """tanh, with a rule that is off by a factor."""
-    f = jax.custom_vjp(lambda x: jnp.tanh(x))
-    f.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (factor * g * (1 - jnp.tanh(x) ** 2),))
-    return f
 
 
 def init(*sizes):
@@ -294,18 +288,7 @@ SLOW = [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PR
 
 @pytest.mark.parametrize("program", SLOW, ids=lambda program: program.__name__)
 def test_a_wrong_rule_is_found_in_a_program_and_nothing_else_changes(program):
-    alone = program(unit(1.0))
-    with watching() as right:
-        watched = program(unit(1.0))
-    same = jax.tree.map(lambda a, b: np.array_equal(a, b), alone, watched)
-    assert all(jax.tree.leaves(same)), "the results are equal to the bit"
-    assert right.report.exit_code == 0, str(right.report)
-    with watching() as wrong:
-        program(unit(1.05))
-    assert wrong.report.exit_code == 1 and not wrong.report, str(wrong.report)
-    first = wrong.report.places[0].reports[0]
-    assert first.rules[0].rule.file.endswith("test_watch.py"), str(wrong.report)
-    assert "factor * g" in first.rules[0].rule.text
+    require_watched(program)
 
 
 def not_finite_after(steps, take):

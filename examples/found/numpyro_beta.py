@@ -1,10 +1,10 @@
-"""`Beta.log_prob` of NumPyro 0.22.0 at the ends of the interval: its slopes are 0 by mistake.
+"""`Beta.log_prob` of NumPyro 0.22.0 at the ends of the interval: its slopes are 0.
 
     pip install numpyro==0.22.0
     jaxnn check examples/found/numpyro_beta.py
 
 The logarithm of the density at 1 is -log B(a, 1) = log(a) if b is 1, so its slope by `a` is 1/a:
-0.5 at a = 2. At 0 and 1 the whole correction is behind `stop_gradient`, and its parameters, too.
+0.5 at a = 2. At 0 and 1 the value is corrected behind `stop_gradient`, which cuts off `a` as well.
 """
 
 import jax.numpy as jnp

@@ -266,9 +266,8 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
             values = _values(scalar, form, chosen)
             compiled = _compiled(values, both, scalar, chosen, packing)
             if forward and automatic:
-                jitted(both.bare).lower(
-                    both.consts, *form, one
-                )  # raises if a rule has no forward mode
+                given = both.consts, *form, one
+                jitted(both.bare).lower(*given)  # raises if a rule has no forward mode
         except jax.errors.JAXTypeError:
             return untraced(call, settings)
         except Exception as mistake:  # a derivative rule may raise anything

@@ -6,7 +6,6 @@ many small functions, as a test suite does, soon compiles nothing at all.
 
 import collections
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -97,10 +96,12 @@ def along_by_operation(value: Callable, dtype: Any) -> Callable:
     whole once it has run often.
     """
     traced: list[Traced] = []  # once, when the first point is there
-    left, compiled = itertools.count(VALUES, -1), jax.jit(along_program(value, dtype))
+    left, compiled = VALUES, jax.jit(along_program(value, dtype))
 
     def along(points, moves, steps, data):
-        if any(next(left) < 0 for _ in steps):
+        nonlocal left
+        left -= len(steps)
+        if left < 0:
             return compiled(points, moves, steps, data)
         wide = [widen_leaf(x, dtype) for x in points]
         moves = [np.asarray(v) for v in moves]

@@ -25,13 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 from jax.extend import core
 
 from jaxnn._arguments import positions, readable
 from jaxnn._programs import trace_again
-from jaxnn._validate import first_line, is_key
+from jaxnn._validate import first_line, is_concrete, is_key
 from jaxnn.checking.findings import SourceLine
 from jaxnn.checking.tape import is_inexact
 from jaxnn.numerical.interpret import Program, axes, emptied, equations, opened, varying
@@ -326,15 +325,15 @@ class Watcher:
     def _count_call(self, taken: Taken, point: Point) -> None:
         """Count a call, now or whenever the program runs."""
         count = functools.partial(self._count, taken)
-        if _is_traced(point.values):
-            jax.debug.callback(count)
-        else:
+        if is_concrete(point.values):
             count()
+        else:
+            jax.debug.callback(count)
 
     def _see_point(self, taken: Taken, point: Point) -> None:
         """Keep a point if one is due, now or when the program runs."""
         see = functools.partial(self._see, taken, point._replace(consts=[], leaves=[]))
-        if not _is_traced(point.values):
+        if is_concrete(point.values):
             see(point.values)
         elif self._wants(taken):
             self._sending.add(taken)
@@ -345,7 +344,7 @@ class Watcher:
         see = functools.partial(self._see_bad, taken, point._replace(consts=[], leaves=[]))
         inexact = [g for g in jax.tree.leaves(gradient) if is_inexact(g)]
         is_bad = jnp.logical_not(_all_finite(inexact)) if inexact else np.False_
-        if not _is_traced([is_bad, point.values]):
+        if is_concrete(is_bad, point.values):
             if is_bad:
                 see(point.values)
         elif taken.bad is None:
@@ -555,10 +554,6 @@ def _users_line() -> SourceLine | None:
     text = linecache.getline(code.co_filename, number).strip()
     function = "" if code.co_name == "<module>" else code.co_name
     return SourceLine(code.co_filename, number, function, text)
-
-
-def _is_traced(values: Any) -> bool:
-    return any(isinstance(x, Tracer) for x in jax.tree.leaves(values))
 
 
 @jax.jit

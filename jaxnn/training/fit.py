@@ -32,7 +32,6 @@ from jaxnn._validate import (
 )
 from jaxnn.data import count_examples, require_batches
 from jaxnn.descent import DivergenceWarning
-from jaxnn.training.cause import with_cause
 from jaxnn.training.examples import Batches, Examples
 from jaxnn.training.history import Fit
 from jaxnn.training.objective import Objective
@@ -189,6 +188,8 @@ def fit(
     if result.status.reason == "finished":
         _warn_of_divergence(result, run.now.log.mean_loss)
     if result.status.reason == "not finite":
+        from jaxnn.training.cause import with_cause  # takes longer to import than all of training
+
         return with_cause(result, run)
     return result
 
