@@ -354,6 +354,15 @@ def test_the_step_that_is_not_finite_is_explained_with_its_batch(fed):
     assert repr(result.status).startswith("Status(reason='not finite', step=")
 
 
+def test_the_step_that_is_not_finite_is_repeated_with_its_own_key():
+    def loss(w, x, *, key):
+        return w * jnp.mean(jnp.sqrt(jax.random.uniform(key) - 0.1) + 0 * x)
+
+    run = {"key": KEY, "batch_size": 1, "epochs": 9}
+    status = jaxnn.fit(loss, jnp.float32(1), (jnp.ones(40),), optax.sgd(1e-3), **run).status
+    assert status.reason == "not finite" and "`sqrt`" in status.cause
+
+
 def test_a_loss_that_refuses_to_be_called_again_does_not_end_the_call(monkeypatch):
     def refuse(loss, params):
         raise RuntimeError("once only")

@@ -25,8 +25,9 @@ def fresh(monkeypatch):
 
 def test_functions_of_usual_operations_compile_nothing(monkeypatch, compilations):
     monkeypatch.setattr(small, "OFTEN", 2)
-    for units in [UNITS[i:] + UNITS[:i] for i in range(4)]:
+    for number, units in enumerate(UNITS[i:] + UNITS[:i] for i in range(4)):
         assert check_gradient(loss_of(units), W).verdict == "agrees"
+        assert bool(small._compiled) == (number >= 2)  # the first programs are compiled as a whole
     before = compilations()
     for units in (UNITS[::-1], (UNITS[2], UNITS[0]), UNITS + UNITS):
         assert check_gradient(loss_of(units), W).verdict == "agrees"
