@@ -289,19 +289,23 @@ def a_linen_module(unit):
     return params, value
 
 
-def a_neural_differential_equation(unit):
+def a_neural_differential_equation(unit, adjoint="DirectAdjoint"):
     diffrax, eqx = library("diffrax"), library("equinox")
     field = eqx.nn.MLP(2, 2, 4, 1, activation=unit, key=jax.random.key(0))
 
     def loss(field):
         term = diffrax.ODETerm(lambda t, y, args: field(y))
-        options = {"adjoint": diffrax.DirectAdjoint(), "max_steps": 4}
+        options = {"adjoint": getattr(diffrax, adjoint)(), "max_steps": 4}
         start = jnp.array([1.0, 0.5])
         solution = diffrax.diffeqsolve(term, diffrax.Euler(), 0.0, 1.0, 0.25, start, **options)
         return jnp.sum(solution.ys**2)
 
     value, gradient = eqx.filter_jit(eqx.filter_value_and_grad(loss))(field)
     return value, jax.tree.leaves(gradient)
+
+
+def a_neural_differential_equation_by_its_default_adjoint(unit):
+    return a_neural_differential_equation(unit, "RecursiveCheckpointAdjoint")
 
 
 @pytest.mark.parametrize(
@@ -311,6 +315,7 @@ def a_neural_differential_equation(unit):
         an_nnx_module_with_its_optimizer,
         a_linen_module,
         a_neural_differential_equation,
+        a_neural_differential_equation_by_its_default_adjoint,
     ],
     ids=lambda program: program.__name__,
 )

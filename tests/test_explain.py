@@ -429,6 +429,29 @@ def test_the_only_custom_rule_of_a_loop_is_named_if_it_is_wrong_in_one_iteration
     assert "test_explain.py" in rule.where
 
 
+@pytest.mark.parametrize("wrong", ["the solver", "its field"])
+def test_a_solver_with_its_own_rule_is_told_from_a_rule_that_it_calls(wrong):
+    field = jax.custom_vjp(jnp.tanh)
+    slope = 1.1 if wrong == "its field" else 1.0
+    field.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (slope * g * (1 - jnp.tanh(x) ** 2),))
+    move = lambda y, w: y + 0.2 * field(w * y)  # noqa: E731
+
+    @jax.custom_vjp
+    def solve(w):  # JAX cannot differentiate this loop
+        step = lambda carry: (carry[0] + 1, move(carry[1], w))  # noqa: E731
+        return lax.while_loop(lambda carry: carry[0] < 5, step, (0, w))[1]
+
+    def backward(w, g):
+        unrolled = lambda w: functools.reduce(lambda y, _: move(y, w), range(5), w)  # noqa: E731
+        off = 1.1 if wrong == "the solver" else 1.0
+        return (off * jax.vjp(unrolled, w)[1](g)[0],)
+
+    solve.defvjp(lambda w: (solve(w), w), backward)
+    (rule,) = check_gradient(lambda w: jnp.sum(solve(w) ** 2), jnp.array([0.3, -0.4])).rules
+    line = {"the solver": "def backward(w, g):", "its field": "field.defvjp(lambda x:"}[wrong]
+    assert rule.rule.text.startswith(line)
+
+
 @pytest.mark.parametrize("filler", [jnp.inf, -jnp.inf])
 def test_infinities_beside_it_do_not_hide_a_wrong_rule(filler):
     cube = jax.custom_vjp(lambda x: x**3)

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 from jax import lax
+from jax.experimental.ode import odeint
 from jax.test_util import check_grads
 from watched_programs import require_watched, unit
 
@@ -141,6 +142,14 @@ def a_differential_equation(unit):
     return jax.jit(jax.value_and_grad(loss))(init(1, 8, 1), jnp.linspace(0, 1, 5))
 
 
+def a_solver_with_its_own_adjoint(unit):
+    def loss(w):
+        start, times = jnp.array([1.0, 0.5]), jnp.array([0.0, 1.0])
+        return jnp.sum(odeint(lambda y, t, w: unit(w @ y), start, times, w)[-1] ** 2)
+
+    return jax.jit(jax.grad(loss))(jnp.array([[0.1, 0.2], [-0.3, 0.4]]))
+
+
 def reinforcement(unit):
     def surrogate(p, action, advantage):
         logp = jax.nn.log_softmax(mlp(unit, p, X))
@@ -261,6 +270,7 @@ PROGRAMS = [
     a_gradient_penalty,
     a_gradient_in_a_gradient,
     a_differential_equation,
+    a_solver_with_its_own_adjoint,
     reinforcement,
     contrast,
     hamiltonian_monte_carlo,

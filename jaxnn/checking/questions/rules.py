@@ -65,8 +65,10 @@ from jaxnn.numerical.interpret import (
 
 # How many iterations of a loop are checked.
 SAMPLE = 32
-# The relative change of the gradient from which a rule counts as not linear in its cotangent.
+# The relative change of the gradient from which a rule counts as not linear in its cotangent: an
+# absolute one, and one relative to the error, as an adaptive solver is linear to its tolerance.
 LINEAR = 1e-9
+LINEAR_FOR_ERROR = 1e-3
 
 
 def applies(checked: Checked) -> bool:
@@ -112,6 +114,7 @@ def say(checked: Checked, found: list[RuleReport]) -> Checked:
 
 def _is_linear(checked: Checked) -> bool:
     """Whether the gradient is the same if the value has the cotangent 1."""
+    worst = max(rule.difference for rule in checked.rules)
     point, dtype = checked.check.point, wide_dtype()
     with np.errstate(invalid="ignore"):
         pairs = zip(
@@ -119,7 +122,9 @@ def _is_linear(checked: Checked) -> bool:
             checked.programs.in_float64(point, dtype, cotangent=1)[1],
             strict=True,
         )
-        return not any(relative_error(a, b) > LINEAR for a, b in pairs)
+        return not any(
+            relative_error(a, b) > max(LINEAR, LINEAR_FOR_ERROR * worst) for a, b in pairs
+        )
 
 
 def _is_suspicious(leaf: LeafReport) -> bool:
@@ -186,15 +191,18 @@ def wrong_rules(
             report = wrong_solve(site, record, tape.dtype)
         if report is None and has_custom_rule(site.eqn):
             report = _with_another_value(site, record, tape.dtype)
-        if report is None:
+        if report is None and number not in tape.arbitrary:
             continue
-        named_at.add((site.name, site.line))
         inner = []
         for inside in _sampled(insides(tape, number, record)):
             if any(seed is not None for seed in inside.seeds):
                 inner = wrong_rules(tape_of(tape, inside), inside.inputs, inside.seeds, only_custom)
             if inner:
                 break
+        if report is None:
+            found += inner
+            continue
+        named_at.add((site.name, site.line))
         if only_custom and not inner and not has_custom_rule(site.eqn):
             report = only_rule_inside(report, site.eqn)
         found += inner or [report]
@@ -222,6 +230,8 @@ def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> list[int]:
     asked, given, sums = [], [], []
     for number in numbers:
         site = tape.sites[number]
+        if number in tape.arbitrary:
+            continue
         if site.eqn.primitive in (primitives.random_gamma_p, primitives.linear_solve_p):
             continue
         with arithmetic(tape.dtype):

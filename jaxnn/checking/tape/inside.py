@@ -13,7 +13,7 @@ from jax.extend.core import primitives
 
 from jaxnn._programs import Jitted
 from jaxnn.checking.tape.layout import avals_of, is_inexact
-from jaxnn.checking.tape.walk import Record, Tape, arithmetic, run_program, vjp_of
+from jaxnn.checking.tape.walk import Record, Tape, arbitrary_vjp, arithmetic, run_program, vjp_of
 from jaxnn.numerical.interpret import (
     Program,
     branches,
@@ -148,12 +148,16 @@ def _unrolled_inputs(
 def _back_through(
     tape: Tape, body: Program, active: Sequence[int], asked: Sequence[int]
 ) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
-    """The pullback of a loop's body, compiled once."""
+    """The pullback of a loop's body, compiled once; arbitrary if JAX cannot differentiate it."""
     key = "back", id(body), tuple(asked), tuple(active)
     if key not in tape.kept:
         call = lambda xs: core.jaxpr_as_fun(body)(*xs)  # noqa: E731
         avals = avals_of(opened(body)[0].invars)
-        tape.kept[key] = Jitted(vjp_of(call, avals, active, asked, tape.dtype)), body
+        try:
+            pull = vjp_of(call, avals, active, asked, tape.dtype)
+        except Exception:  # a derivative rule may raise anything
+            pull = arbitrary_vjp(active)
+        tape.kept[key] = Jitted(pull), body
     return tape.kept[key][0]
 
 

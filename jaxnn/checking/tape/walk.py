@@ -18,7 +18,14 @@ from jax.extend import core
 from jaxnn._programs import Jitted
 from jaxnn.checking.tape.layout import Site, avals_of, is_inexact, lay_out
 from jaxnn.numerical.float64 import RULES, Evaluation, wide_arithmetic, widen, widen_leaf
-from jaxnn.numerical.interpret import Equation, Program, bind, opened
+from jaxnn.numerical.interpret import (
+    Equation,
+    Program,
+    bind,
+    equations_inside,
+    has_custom_rule,
+    opened,
+)
 
 # A walk through more equations than this is compiled separately for each kind of equation.
 TOGETHER = 100
@@ -81,6 +88,9 @@ class Tape:
       places: the places of a walk in order: each site; then, in the backward pass, each pullback,
         followed by the sums of cotangents that it completes.
       dtype: the dtype of the evaluation; None for the program's own dtypes.
+      arbitrary: the sites which JAX cannot differentiate but which contain functions with custom
+        rules, such as the loop of a solver with an adjoint of its own. Their pullbacks give
+        arbitrary cotangents, with which the rules before and inside them can be checked.
     """
 
     def __init__(
@@ -99,6 +109,14 @@ class Tape:
         self.sites, self.inputs, self.outputs, self._consts = lay_out(program, moving, unrolled)
         ones = self._kinds()
         pulls = [pull_of(site, dtype) if site.asked else None for site in ones]
+        open_kinds = {
+            k
+            for k, (site, pull) in enumerate(zip(ones, pulls, strict=True))
+            if site.asked and pull is None and any(map(has_custom_rule, equations_inside(site.eqn)))
+        }
+        self.arbitrary = {n for n, kind in enumerate(self.kinds) if kind in open_kinds}
+        for k in open_kinds:
+            pulls[k] = arbitrary_vjp(ones[k].active)
         values = [functools.partial(evaluated, site.eqn, dtype=dtype) for site in ones]
         self.together = len(self.sites) <= TOGETHER
         if not self.together:
@@ -328,16 +346,25 @@ def vjp_of(
         ]
 
     shapes = jax.eval_shape(lambda full: of(full)([full[i] for i in active]), list(avals))
-    for way in (reverse, forward):
-        try:
-            if dtype is not None:
-                return widen(way, (list(avals), list(shapes)), dtype).call
-            jax.eval_shape(way, list(avals), list(shapes))
-            return way
-        except Exception:  # a derivative rule may raise anything
-            if way is forward:
-                raise
-    raise AssertionError
+    given = list(avals), list(shapes)
+    try:
+        if dtype is not None:
+            return widen(reverse, given, dtype).call
+        jax.eval_shape(reverse, *given)
+        return reverse
+    except Exception:  # a derivative rule may raise anything
+        jax.jit(forward).lower(*given)  # only here does JAX notice that a VJP has no forward mode
+        return forward if dtype is None else widen(forward, given, dtype).call
+
+
+def arbitrary_vjp(active: Sequence[int]) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
+    """Like `vjp_of`, with arbitrary cotangents of the `active` inputs."""
+
+    def arbitrary(full, cts):
+        flat = [jnp.cos(jnp.arange(full[i].size, dtype=full[i].dtype)) for i in active]
+        return [x.reshape(full[i].shape) for i, x in zip(active, flat, strict=True)]
+
+    return arbitrary
 
 
 def seeds_of(program: Program) -> list[Any]:
