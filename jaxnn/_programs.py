@@ -8,8 +8,10 @@ apply.
 """
 
 import collections
+import contextlib
+import itertools
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +27,7 @@ KEPT = 256
 # A setting of JAX that is part of the key of its compiled programs, and that changes none of them
 # unless they are profiled. Setting it to another value lets JAX trace them again.
 RETRACE = "jax_pgle_profiling_runs"
+_traces = itertools.count(1000)  # values of it that nobody else uses
 _kept: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
 _lock = threading.Lock()
 
@@ -131,7 +134,18 @@ def kept(key: Hashable, build: Callable[[], Any]) -> Any:
 
 def trace_again() -> None:
     """Let JAX trace and compile programs again when they are next called."""
-    jax.config.update(RETRACE, getattr(jax.config, RETRACE) + 1)
+    jax.config.update(RETRACE, next(_traces))
+
+
+@contextlib.contextmanager
+def traced_apart() -> Iterator[None]:
+    """Neither use programs that were compiled before, nor use afterwards what is compiled inside."""
+    usual = getattr(jax.config, RETRACE)
+    trace_again()
+    try:
+        yield
+    finally:
+        jax.config.update(RETRACE, usual)
 
 
 def outermost(values: PyTree) -> bool:

@@ -93,9 +93,9 @@ FAULTS = (
     ),
     Fault(
         "what was compiled before is not watched",
-        "checking/watch.py",
-        "        trace_again()  # what was compiled before is watched, too\n",
-        "",
+        "_programs.py",
+        "    trace_again()\n    try:\n",
+        "    try:\n",
         "test_watch.py -k compiled_before",
     ),
     Fault(

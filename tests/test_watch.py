@@ -349,15 +349,18 @@ def test_what_is_masked_is_not_reported_as_not_finite():
     assert watched.report.exit_code == 0, str(watched.report)
 
 
-def test_a_program_that_was_compiled_before_is_watched_too():
-    step = jax.jit(jax.value_and_grad(lambda x: jnp.sum(x**2)))
+def test_a_program_that_was_compiled_before_is_watched_and_is_not_compiled_again_after():
+    traces = []
+    step = jax.jit(lambda x: traces.append(x) or jax.grad(lambda x: jnp.sum(x**2))(x))
     step(POINT)
-    step_of_attribute = jax.jit(lambda x: jax.grad(lambda x: jnp.sum(x**2))(x))
-    step_of_attribute(POINT)
+    config = jax.config.values.copy()
     with watching() as watched:
-        step_of_attribute(POINT)
-    assert watched.report.ok
-    assert "callback" not in step_of_attribute.lower(POINT).as_text()
+        step(POINT)
+    assert watched.report.ok and jax.config.values == config
+    before = len(traces)
+    step(POINT)
+    assert len(traces) == before
+    assert "callback" not in step.lower(POINT).as_text()
 
 
 def test_a_kept_program_of_this_package_is_watched_too():

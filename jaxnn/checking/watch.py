@@ -29,7 +29,7 @@ from jax.custom_batching import custom_vmap
 from jax.extend import core
 
 from jaxnn._arguments import positions, readable
-from jaxnn._programs import trace_again
+from jaxnn._programs import trace_again, traced_apart
 from jaxnn._validate import first_line, is_concrete, is_key
 from jaxnn.checking.findings import SourceLine
 from jaxnn.checking.tape import is_inexact
@@ -492,17 +492,16 @@ def _wrapped() -> dict[Callable, Callable]:
 @contextlib.contextmanager
 def noting(watcher: Watcher) -> Iterator[None]:
     """Note the gradients that are taken inside, by any module that has imported JAX's functions."""
-    _ACTIVE.append(watcher)
-    if len(_ACTIVE) == 1:
-        _replace(_wrapped())
-        trace_again()  # what was compiled before is watched, too
-    try:
-        yield
-    finally:
-        _ACTIVE.remove(watcher)
-        if not _ACTIVE:
-            _replace({new: old for old, new in _wrapped().items()})
-            trace_again()
+    with traced_apart():  # what was compiled before is watched, too
+        _ACTIVE.append(watcher)
+        if len(_ACTIVE) == 1:
+            _replace(_wrapped())
+        try:
+            yield
+        finally:
+            _ACTIVE.remove(watcher)
+            if not _ACTIVE:
+                _replace({new: old for old, new in _wrapped().items()})
 
 
 def _replace(functions: Mapping[Callable, Callable]) -> None:
