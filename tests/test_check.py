@@ -21,6 +21,7 @@ from jaxnn.checking import patterns
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.further import RUN_FURTHER
 from jaxnn.checking.page import fragment
+from jaxnn.checking.programs import Programs
 from jaxnn.checking.questions import solvers
 from jaxnn.numerical.float64 import widen
 
@@ -67,6 +68,32 @@ def test_verdict_and_place(name):
         assert places <= set(case.wrong[worst.path]), str(report)
     entry = worst.entries[0]
     assert not abs(entry.autodiff - entry.numerical) <= entry.bound
+
+
+# What `jax.grad` under `jit` does not take.
+NOT_FOR_JIT = {
+    "integers_and_keys_among_the_leaves",
+    "loop_in_forward_mode_only",
+    "not_traceable",
+    "not_traceable_right",
+}
+BY_JIT = sorted(CASE.keys() - NOT_FOR_JIT)
+
+
+@pytest.mark.parametrize("name", slow_but(BY_JIT[::9], BY_JIT))
+def test_what_is_checked_is_the_gradient_of_jax(monkeypatch, name):
+    given, claims = [], Programs.claims
+    monkeypatch.setattr(Programs, "claims", lambda *args: given.append(claims(*args)) or given[-1])
+    f, args = CASE[name].make()
+    check_gradient(f, *args)
+    value, gradient = jax.jit(jax.value_and_grad(f))(*args)
+    # XLA folds constants, which are inputs of the checked program: the last bit may differ.
+    leaves = jax.tree.leaves((value, gradient))
+    for here, there in zip([given[0].value, *given[0].own], leaves, strict=True):
+        eps = float(jnp.finfo(there.dtype).eps)
+        np.testing.assert_allclose(
+            here, there, rtol=4 * eps, atol=4 * eps * np.max(np.nan_to_num(abs(there)))
+        )
 
 
 def by_name(name):
@@ -425,6 +452,18 @@ def test_a_second_check_compiles_nothing(compilations):
     before = compilations()
     check_gradient(f, points[1])
     assert compilations() == before > 0
+
+
+def test_a_gradient_in_float64_is_compiled_once(compilations):
+    count = {}
+    for kind in (jnp.float32, jnp.float64):
+        with jax.enable_x64(True):
+            x = jnp.asarray(draw(0, 6), kind)
+            check_gradient(lambda x: jnp.sum(jnp.sin(x) ** 3), x)  # operations on arrays
+            before = compilations()
+            check_gradient(lambda x: jnp.sum(jnp.cos(x) ** 3), x)
+            count[kind] = compilations() - before
+    assert count == {jnp.float32: 3, jnp.float64: 2}
 
 
 def test_a_python_number_takes_the_dtype_of_what_it_is_added_to():

@@ -39,6 +39,7 @@ from jaxnn.checking.small import along_by_operation, by_operation, is_by_operati
 from jaxnn.checking.tape import Tape
 from jaxnn.checking.untraced import Untraced, untraced
 from jaxnn.numerical.float64 import (
+    is_wide,
     narrow_dtypes,
     wide_arithmetic,
     wide_dtype,
@@ -398,7 +399,9 @@ def _compile(
     if is_by_operation(values, both):
         own, along = by_operation(both), along_by_operation(value, dtype)
     else:
-        own, wide = jitted(both), jax.jit(wide)
+        wide = jax.jit(wide)
+        same = is_wide(both.jaxpr, dtype) and not settings.further and not _prints(both.jaxpr)
+        own = _wide_call(wide, dtype) if same else jitted(both)
         along = jax.jit(along_program(value, dtype))
     return Compiled(
         own=own,
@@ -408,6 +411,20 @@ def _compile(
         packing=packing,
         narrow=narrow_dtypes(scalar, dtype),
     )
+
+
+def _prints(program: Program) -> bool:
+    return any(eqn.primitive in prints() for eqn in equations(program))
+
+
+def _wide_call(wide: Callable, dtype: Any) -> Callable:
+    """A program without narrow dtypes as the user's own, so that it is compiled once."""
+
+    def call(*args):
+        with wide_arithmetic(dtype):
+            return wide(*args)
+
+    return call
 
 
 def _by_hand(

@@ -25,6 +25,7 @@ from jaxnn.numerical.interpret import (
     Program,
     bind,
     called,
+    equations,
     evaluate,
     is_foreign,
     is_program,
@@ -204,6 +205,12 @@ def narrow_dtypes(program: Program, dtype: Any) -> frozenset[Any]:
     with wide_arithmetic(dtype):
         evaluation.widened(program)
     return frozenset(evaluation.narrow)
+
+
+def is_wide(program: Program, dtype: Any) -> bool:
+    """Whether no value of a program is narrower than `dtype`."""
+    kinds = {v.aval.dtype for eqn in equations(program) for v in (*eqn.invars, *eqn.outvars)}
+    return all(_widened_dtype(kind, dtype) == kind for kind in kinds)
 
 
 def _widened_dtype(dtype: Any, wide: Any) -> Any:
