@@ -139,7 +139,7 @@ def trace_again() -> None:
 
 @contextlib.contextmanager
 def traced_apart() -> Iterator[None]:
-    """Neither use programs that were compiled before, nor use afterwards what is compiled inside."""
+    """Use no program that was compiled before, and none that is compiled inside afterwards."""
     usual = getattr(jax.config, RETRACE)
     trace_again()
     try:

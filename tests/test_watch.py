@@ -29,6 +29,7 @@ from jaxnn.checking.watch import Watcher, noting
 from jaxnn.cli.parser import main
 
 RNG = np.random.default_rng(0)
+HESSIAN = jnp.array([[2.0, 1.0], [1.0, 3.0]])
 X, Y = (jnp.asarray(RNG.normal(size=shape), "float32") for shape in ((8, 4), (8, 2)))
 POINT = jnp.array([0.3, 0.7, -0.2])
 
@@ -223,6 +224,14 @@ def example_by_example(unit):
     return jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0)))(init(4, 8, 2), X, Y)
 
 
+def a_transposed_gradient(unit):
+    def loss(c):
+        product = lambda v: jax.grad(lambda v: v @ HESSIAN @ v)(v)  # noqa: E731
+        return jnp.sum(unit(jax.linear_transpose(product, c)(c)[0]) ** 2)
+
+    return jax.jit(jax.grad(loss))(jnp.array([0.1, 0.2]))
+
+
 def donated_with_an_auxiliary(unit):
     def loss(p):
         out = mlp(unit, p, X)
@@ -280,6 +289,7 @@ PROGRAMS = [
     a_branch,
     rematerialised,
     example_by_example,
+    a_transposed_gradient,
     donated_with_an_auxiliary,
     jacobians,
     a_test_of_gradients,
@@ -291,6 +301,7 @@ QUICK = (
     methods_with_keywords,
     a_gradient_in_a_gradient,
     example_by_example,
+    a_transposed_gradient,
     trained_by_fit,
 )
 SLOW = [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PROGRAMS]

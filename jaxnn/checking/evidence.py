@@ -15,9 +15,10 @@ import numpy as np
 
 # The verdict is "unresolved" if an error of this fraction of the relevant size could go unseen.
 BLIND = 0.1
-# Slopes below this fraction of the function value are treated as zero: changing the value by 100 %
-# would take a step a million times the entry's size.
-NOTHING = 1e-6
+# A slope that is claimed to be zero needs to be known to this fraction of the function's value:
+# changing the value by 100 % would take a step a million times the entry's size. Claims of up to
+# ZERO roundings of the value are zero.
+NOTHING, ZERO = 1e-6, 10
 # How many digits two equal numbers share.
 ALL_DIGITS = -math.log10(sys.float_info.epsilon)
 # Relative error, in roundings, that a gradient computed in one dtype may have: summing ten thousand
@@ -137,6 +138,17 @@ def reach_of(epsilon: float) -> float:
 def explained(dtype: Any) -> float:
     """The relative error of a derivative that rounding and series in a dtype explain."""
     return max(OF_RULES * float(jnp.finfo(dtype).eps), OF_SERIES)
+
+
+def counting(scale: float, value: float, rounding: float) -> float:
+    """The size relative to which an unseen error of a claim would matter.
+
+    Args:
+      scale: the size of the claim.
+      value: the size of the function's values.
+      rounding: their relative rounding error.
+    """
+    return scale if scale > ZERO * rounding * value else max(scale, NOTHING * value)
 
 
 def judge(

@@ -16,17 +16,17 @@ import numpy as np
 
 from jaxnn.checking.evidence import (
     BLIND,
-    NOTHING,
     ROUNDINGS_BETWEEN_CALLS,
     Evidence,
     Verdict,
+    counting,
     differs,
     judge,
 )
 from jaxnn.checking.findings import HANDFUL, Entry
 from jaxnn.checking.line import Comparison, Direction, Line, Part
 from jaxnn.checking.packed import count_not_finite
-from jaxnn.checking.slope import CLEAR, TIGHT
+from jaxnn.checking.slope import CLEAR, TIGHT, WILD
 
 # Leaves whose claims differ by more than this factor are not checked together: to make the claims
 # similar, one leaf would move too little or too much for the steps of the others.
@@ -339,7 +339,8 @@ def verdict_of(located: Located, centre: float, tolerance: float) -> Verdict:
     """The verdict on a leaf: the worst among its line and its entries."""
     best = located.best
     # The slope over the coarsest step, where noise matters least, also sets what is negligible.
-    counts = max(best.scale, NOTHING * max(abs(centre), best.slope.size, best.slope.coarse))
+    value = max(abs(centre), best.slope.size, best.slope.coarse)
+    counts = counting(best.scale, value, best.slope.rounding)
     line = best.slope.evidence(best.claim)
     if not math.isfinite(centre):
         line = line._replace(claim=centre)  # without a value there is no slope to claim
@@ -371,7 +372,8 @@ def _nothing(line: Line, pair: Sequence[Comparison], most: float) -> float:
     not negligible itself.
     """
     value = max(abs(line.centre), *(c.slope.size for c in pair))
-    return BLIND * NOTHING * value if most <= NOTHING * value else 0.0
+    counts = counting(most, value, max(c.slope.rounding for c in pair))
+    return BLIND * counts if counts > most else 0.0
 
 
 def _confirms(pair: Sequence[Comparison], part: Part, nothing: float) -> bool:
@@ -457,8 +459,12 @@ def _shows(comparison: Comparison) -> bool:
 
 
 def _is_unseen(comparison: Comparison) -> bool:
-    """Whether a slope is claimed that the values are too coarse to show."""
-    return bool(comparison.size) and _is_unclear(comparison)
+    """Whether a slope is claimed that the values are too coarse to show, by their rounding; moving
+    further from a jump would show the mean slope across it.
+    """
+    slope = comparison.slope
+    rounded = slope.noise <= WILD * slope.size
+    return bool(comparison.size) and rounded and _is_unclear(comparison)
 
 
 def _is_unclear(comparison: Comparison) -> bool:

@@ -27,6 +27,7 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.extend import core
+from jax.interpreters import ad
 
 from jaxnn._arguments import positions, readable
 from jaxnn._programs import trace_again, traced_apart
@@ -184,24 +185,49 @@ def _on_all_of(mesh: Any, jaxpr: core.Jaxpr, run: Callable) -> Callable:
     return jax.shard_map(local, mesh=devices, in_specs=each, out_specs=each, check_vma=vary)
 
 
-def _send(take: Callable[[Any], None], wanted: Any, values: Any) -> None:
-    """Send values to the host, from where the program runs, if they are wanted. Under `vmap`, those
+def _send(
+    take: Callable[[Any], None], values: Any, wanted: Callable[[Any], Any], given: Any
+) -> None:
+    """Send values to the host, from where the program runs, if `wanted(given)`. Under `vmap`, those
     of one example are sent: without a rule of its own, a condition would send them all.
     """
 
     @custom_vmap
-    def send(wanted, values):
-        lax.cond(wanted, lambda v: jax.debug.callback(take, v), lambda v: None, values)
-        return wanted
+    def send(given, values):
+        is_wanted = wanted(given)
+        lax.cond(is_wanted, lambda v: jax.debug.callback(take, v), lambda v: None, values)
+        return is_wanted
 
     @send.def_vmap
-    def one_example(_, batched, wanted, values):
-        of_wanted, of_values = batched
-        which = jnp.argmax(wanted) if of_wanted else 0
-        chosen = jax.tree.map(lambda x, many: x[which] if many else x, values, of_values)
-        return send(jnp.any(wanted), chosen), False
+    def one_example(_, batched, given, values):
+        in_axes = jax.tree.map(lambda many: 0 if many else None, batched[0])
+        which = 0
+        if any(jax.tree.leaves(batched[0])):
+            which = jnp.argmax(jax.vmap(wanted, (in_axes,))(given))
+        chosen = jax.tree.map(lambda x, many: x[which] if many else x, [given, values], batched)
+        return send(*chosen), False
 
-    send(wanted, lax.stop_gradient(values))
+    send(*lax.stop_gradient((given, values)))
+
+
+@functools.cache
+def _transposable() -> None:
+    """Let JAX transpose functions that send: what depends on a linear argument has no value there,
+    and nothing is sent.
+    """
+    sent = jax.make_jaxpr(lambda x: _send(print, x, jnp.all, x))(1.0)
+
+    def transpose_of(primitive):
+        def transpose(cotangents, *arguments, **params):
+            given = cotangents if primitive.multiple_results else [cotangents]
+            if all(type(ct) is ad.Zero for ct in given):
+                return [None] * len(arguments)
+            raise NotImplementedError(f"Transpose rule for '{primitive}' not implemented")
+
+        return transpose
+
+    for eqn in opened(sent)[0].eqns:
+        ad.primitive_transposes.setdefault(eqn.primitive, transpose_of(eqn.primitive))
 
 
 class Call(NamedTuple):
@@ -337,18 +363,17 @@ class Watcher:
             see(point.values)
         elif self._wants(taken):
             self._sending.add(taken)
-            _send(see, np.True_, point.values)
+            _send(see, point.values, lambda _: np.True_, ())
 
     def _see_whether_finite(self, taken: Taken, point: Point, gradient: Any) -> None:
         """Keep the first point whose gradient is not finite, now or when the program runs."""
         see = functools.partial(self._see_bad, taken, point._replace(consts=[], leaves=[]))
         inexact = [g for g in jax.tree.leaves(gradient) if is_inexact(g)]
-        is_bad = jnp.logical_not(_all_finite(inexact)) if inexact else np.False_
-        if is_concrete(is_bad, point.values):
-            if is_bad:
+        if is_concrete(inexact, point.values):
+            if _is_bad(inexact):
                 see(point.values)
         elif taken.bad is None:
-            _send(see, is_bad, point.values)
+            _send(see, point.values, _is_bad, inexact)
 
     def _wants(self, taken: Taken) -> bool:
         """Whether a further point is due."""
@@ -495,6 +520,7 @@ def noting(watcher: Watcher) -> Iterator[None]:
     with traced_apart():  # what was compiled before is watched, too
         _ACTIVE.append(watcher)
         if len(_ACTIVE) == 1:
+            _transposable()
             _replace(_wrapped())
         try:
             yield
@@ -556,5 +582,7 @@ def _users_line() -> SourceLine | None:
 
 
 @jax.jit
-def _all_finite(leaves: Sequence[Any]) -> jax.Array:
-    return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in leaves])
+def _is_bad(leaves: Sequence[Any]) -> jax.Array:
+    """Whether an entry is not finite."""
+    bad = [jnp.any(~jnp.isfinite(x)) for x in leaves]
+    return functools.reduce(jnp.logical_or, bad, jnp.bool_(False))
