@@ -36,10 +36,16 @@ def pytest_configure(config: Any) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: Any, call: Any) -> Generator[None, Any, Any]:
-    """Keep the lines that a failed check names, also where tests run in other processes."""
+    """Keep the lines that a failed check names, also where tests run in other processes; with
+    `pytest -v`, show its whole report.
+    """
     report = yield
     if call.excinfo is not None:
-        report.annotations = getattr(call.excinfo.value, "annotations", [])
+        error = call.excinfo.value
+        report.annotations = getattr(error, "annotations", [])
+        whole = getattr(error, "report", None) if hasattr(error, "annotations") else None
+        if whole is not None and item.config.option.verbose > 0:
+            report.sections.append(("gradient report", str(whole)))
     return report
 
 

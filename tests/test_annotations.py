@@ -1,4 +1,4 @@
-"""Under GitHub Actions, the lines that a report names are marked in the change."""
+"""What a failing test prints, and the lines that are marked in a change under GitHub Actions."""
 
 import subprocess
 import sys
@@ -56,3 +56,12 @@ def test_pytest_marks_lines(model, processes):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", processes]
     out = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
     assert out.count("::error") == 1 and RULE in out
+
+
+@pytest.mark.parametrize("option", ["-q", "-v"])
+def test_pytest_shows_a_short_report_and_with_v_the_whole(model, option):
+    command = [sys.executable, "-m", "pytest", option, "-p", "no:cacheprovider", "test_model.py"]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
+    error = [line for line in out.splitlines() if line.startswith("E  ")]
+    assert "wrong rule: custom_vjp" in error[0] and "half.defvjp(" in error[1] and len(error) <= 15
+    assert ("- gradient report -" in out) == (option == "-v")

@@ -331,6 +331,31 @@ def test_a_tiny_leaf_is_judged_as_any_other(name, size, factor, verdict):
     assert check_gradient(lambda p: FAINT[name](rule, p), point).verdict == verdict
 
 
+@pytest.mark.parametrize("factor, verdict", [(1.0, "unresolved"), (1.04, "differs")])
+def test_a_leaf_that_float64_does_not_show_is_not_said_to_agree(factor, verdict):
+    rule = jax.custom_vjp(jnp.sin)
+    rule.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (factor * g * jnp.cos(x),))
+    report = check_gradient(lambda x: jnp.sum(rule(x)) + 1e13, draw(0, 3))
+    assert report.verdict == verdict
+
+
+B = draw(1, 3, 3)
+JUMPS = {
+    "floor": lambda x: jnp.sum(jnp.floor(x)) + jnp.sum(x**2),
+    "a threshold": lambda x: jnp.sum(jnp.where(x >= 1, x**2 + 1, x)),
+    "beside a solve": lambda x: (
+        jnp.sum(jnp.floor(x)) + jnp.sum(jnp.linalg.solve(B + jnp.diag(x), x))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", JUMPS)
+@pytest.mark.parametrize("point", [[1.0, 2.0, 3.0], [1.0, 2.5, 3.5]])
+def test_a_jump_is_unresolved(name, point):
+    report = check_gradient(JUMPS[name], jnp.array(point))
+    assert report.verdict == "unresolved" and not report.rules, str(report)
+
+
 @pytest.mark.parametrize("shape", [(5,), (3, 7)])
 def test_a_gradient_that_is_only_rounding_error_is_zero(shape, dtype):
     y = jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
@@ -617,6 +642,19 @@ def test_assert_gradient_raises_the_table():
     ):
         assert_gradient(f, *args)
     assert_gradient(*by_name_pair("one_row_dropped_right"))
+
+
+@pytest.mark.parametrize("leaves", [1, 2, 3, 20])
+def test_the_text_of_an_error_is_short(leaves):
+    half = jax.custom_vjp(lambda x: x / 2)
+    half.defvjp(lambda x: (x / 2, None), lambda _, g: (g * jnp.arange(8.0),))
+    with pytest.raises(GradientError) as error:
+        assert_gradient(lambda *x: sum(map(jnp.sum, map(half, x))), *[draw(0, 8)] * leaves)
+    lines, report = str(error.value).splitlines(), error.value.report
+    assert len(lines) <= 15 and lines[0].startswith("wrong rule: custom_vjp")
+    assert len(report.leaves) == leaves and len(str(report).splitlines()) > leaves
+    more = {1: "", 2: "", 3: "and 1 more leaf", 20: "and 18 more leaves"}[leaves]
+    assert lines[-1] == more or not more
 
 
 def by_name_pair(name):

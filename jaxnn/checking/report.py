@@ -33,9 +33,14 @@ def plain(value: Any) -> Any:
     return value
 
 
+# How many leaves the text of an error shows, and how many entries of a leaf.
+BRIEF = 2
+
+
 class GradientError(AssertionError):
     """Raised for a gradient that is wrong or that the evidence cannot confirm. The text names the
-    lines to blame, if they are known, followed by the report's table.
+    lines to blame, if they are known, followed by the worst leaves; `report` has all of them, and
+    `pytest -v` shows it.
 
     Example:
       >>> twos = lambda x: 2 * jnp.ones(2)
@@ -138,11 +143,25 @@ class GradientReport:
         return *self.births, *self.rules, *self.digits_lost
 
     def raise_if_wrong(self) -> None:
-        """Raise `GradientError`, whose text contains the table, unless the gradient is `ok`."""
+        """Raise `GradientError`, whose text is a short report, unless the gradient is `ok`."""
         if not self.ok:
             __tracebackhide__ = True  # pytest then shows the line that calls this method
-            lines = [str(one).partition("\n")[0] for one in self.found]  # the table has the rest
-            raise GradientError("\n".join([*lines, str(self)]), self, self.found)
+            raise GradientError(self.brief(), self, self.found)
+
+    def brief(self) -> str:
+        """The report in few lines: the lines to blame come first, then the worst leaves."""
+        first = [str(self.found[0])] if self.found else []
+        others = [str(one).partition("\n")[0] for one in self.found[1:]]
+        # Stable: worst first, also among the leaves that only lack digits.
+        worst = sorted(self.leaves, key=lambda leaf: leaf.verdict.ok and not self._lacks(leaf))
+        shown = tuple(
+            leaf._replace(entries=leaf.entries[: 0 if number else BRIEF])
+            for number, leaf in enumerate(worst[:BRIEF])
+        )
+        rest = len(worst) - len(shown)
+        more = [f"and {rest} more {'leaf' if rest == 1 else 'leaves'}"] if rest else []
+        short = dataclasses.replace(self, leaves=shown, rules=(), births=(), digits_lost=())
+        return "\n".join([*first, *others, short.text(), *more])
 
     def to_dict(self) -> dict[str, Any]:
         """The report as dictionaries, lists, strings and numbers, ready for `json.dumps`."""
