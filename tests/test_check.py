@@ -321,7 +321,7 @@ FAINT = {
 }
 
 
-@pytest.mark.parametrize("size", [1e-13, 1e-17])
+@pytest.mark.parametrize("size", [1e-13, 1e-17, 1e-25])
 @pytest.mark.parametrize("name", FAINT)
 @pytest.mark.parametrize("factor, verdict", [(1.0, "agrees"), (1.05, "differs"), (2.0, "differs")])
 def test_a_tiny_leaf_is_judged_as_any_other(name, size, factor, verdict):

@@ -38,7 +38,7 @@ SHARP = 1e-6
 LEAST_ROUNDING = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps)
 # By how much more the entries move if the values do not show a claim, since entries may be tiny in
 # comparison with what they are added to.
-WIDER = (1e4, 1e8, 1e12, 1e16)
+WIDER = (1e4, 1e8, 1e12, 1e16, 1e20, 1e24, 1e28)
 # While bisecting, a slope with a bound below 1 / ENOUGH of the difference tells which half is off.
 ENOUGH = 8
 # The first of two lines is reported unless the second has a bound below this fraction of the
