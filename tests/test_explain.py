@@ -415,18 +415,41 @@ def test_a_loop_that_is_laid_out_is_the_loop(reverse):
     np.testing.assert_allclose(record.cotangents[tape.inputs[0]], jax.grad(f)(point), rtol=1e-6)
 
 
-def test_the_only_custom_rule_of_a_loop_is_named_if_it_is_wrong_in_one_iteration():
+def test_the_only_custom_rule_of_a_loop_that_is_too_long_to_search_is_named():
     square = jax.custom_vjp(lambda x, i: x**2)
-    scale = lambda i: jnp.where(i == 101, 2.1, 2.0)  # noqa: E731
+    scale = lambda i: jnp.where(i == 1701, 2.1, 2.0)  # noqa: E731
     square.defvjp(lambda x, i: (x**2, (x, i)), lambda r, g: (scale(r[1]) * r[0] * g, None))
 
     def f(w):
         step = lambda c, i: (0.1 * square(c, i) + 0.5 * c + w, None)  # noqa: E731
-        return jnp.sum(lax.scan(step, w, jnp.arange(104))[0])
+        return jnp.sum(lax.scan(step, w, jnp.arange(1704))[0])
 
     (rule,) = check_gradient(f, jnp.array([0.3, 0.2])).rules
     assert (rule.kind, rule.path) == ("custom_vjp", "scan[0]")
     assert "test_explain.py" in rule.where
+
+
+@pytest.mark.parametrize("length", [104, pytest.param(900, marks=pytest.mark.slow)])
+def test_one_rule_of_several_in_a_loop_is_named_if_it_is_wrong_in_one_iteration(length):
+    square, sine = jax.custom_vjp(lambda x, i: x**2), jax.custom_vjp(jnp.sin)
+    scale = lambda i: jnp.where(i == length - 3, 2.1, 2.0)  # noqa: E731
+    square.defvjp(lambda x, i: (x**2, (x, i)), lambda r, g: (scale(r[1]) * r[0] * g, None))
+    sine.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (jnp.cos(x) * g,))
+
+    def f(w):
+        step = lambda c, i: (0.1 * square(sine(c), i) + 0.9 * c + w, None)  # noqa: E731
+        return jnp.sum(lax.scan(step, w, jnp.arange(length))[0])
+
+    (rule,) = check_gradient(f, jnp.array([0.01, 0.02])).rules
+    assert rule.rule.text.startswith("square.defvjp(")
+
+
+def test_a_rule_in_bfloat16_is_named_if_a_leaf_in_float32_differs():
+    twice = jax.custom_vjp(lambda x: 2 * x)
+    twice.defvjp(lambda x: (2 * x, None), lambda _, g: (g * jnp.asarray(2.02, g.dtype),))
+    f = lambda x: jnp.sum(twice(x.astype(jnp.bfloat16)).astype(jnp.float32))  # noqa: E731
+    (rule,) = check_gradient(f, jnp.arange(1.0, 5)).rules
+    assert rule.rule.text.startswith("twice.defvjp(") and 0.005 < rule.difference < 0.01
 
 
 @pytest.mark.parametrize("wrong", ["the solver", "its field"])
@@ -475,10 +498,12 @@ def test_infinities_beside_it_do_not_hide_a_wrong_rule(filler):
         assert rules and all("2.9 *" in rule.rule.text for rule in rules), f.__name__
 
 
-def test_of_many_iterations_some_are_looked_at_from_the_first_to_the_last():
-    assert rules._sampled(range(3)) == [0, 1, 2]
-    some = rules._sampled(range(100))
-    assert len(some) == 32 and some == sorted(some) and (some[0], some[-1]) == (0, 99)
+def test_of_many_iterations_some_are_looked_at_first_from_the_first_to_the_last():
+    assert rules._spread_first(range(3)) == [0, 1, 2]
+    order = rules._spread_first(range(100))
+    some, rest = order[:32], order[32:]
+    assert some == sorted(some) and (some[0], some[-1]) == (0, 99)
+    assert sorted(some + rest) == list(range(100))
 
 
 def test_a_clean_check_asks_no_line(monkeypatch):

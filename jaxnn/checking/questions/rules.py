@@ -63,7 +63,7 @@ from jaxnn.numerical.interpret import (
     has_custom_rule,
 )
 
-# How many iterations of a loop are checked.
+# How many iterations of a loop are checked before all others.
 SAMPLE = 32
 # The relative change of the gradient from which a rule counts as not linear in its cotangent: an
 # absolute one, and one relative to the error, as an adaptive solver is linear to its tolerance.
@@ -86,6 +86,11 @@ def ask(checked: Checked) -> list[RuleReport]:
     only_custom = bool(checked.leaves) and suspicious <= checked.by_reference
     seeds = [COTANGENT * seed for seed in seeds_of(programs.program)]
     found = wrong_rules(tape, checked.values, seeds, only_custom)
+    if (
+        not found and only_custom
+    ):  # parts of the function may be in a narrower dtype than the leaves
+        closest = min(explained(leaf.dtype) for leaf in checked.leaves)
+        found = wrong_rules(tape, checked.values, seeds, only_custom, closest)
     # The user's rules come before JAX's, and about equally wrong ones in the order of the program.
     return sorted(found, key=lambda rule: (not rule.where, -float(f"{rule.difference:.1g}")))
 
@@ -161,7 +166,11 @@ def _has_another_value(checked: Checked) -> bool:
 
 
 def wrong_rules(
-    tape: Tape, inputs: Sequence[Any], seeds: Sequence[Any], only_custom: bool = False
+    tape: Tape,
+    inputs: Sequence[Any],
+    seeds: Sequence[Any],
+    only_custom: bool = False,
+    tolerance: float | None = None,
 ) -> list[RuleReport]:
     """The rules that do not give the derivative of the values at their actual inputs.
 
@@ -170,6 +179,7 @@ def wrong_rules(
       inputs: the values of the inputs.
       seeds: the cotangents of the outputs, None for outputs without one.
       only_custom: whether JAX's own rules are known to be right.
+      tolerance: the relative error that is allowed, if not that of the dtypes of each equation.
     """
     numbers = [
         number
@@ -186,7 +196,7 @@ def wrong_rules(
         if (site.name, site.line) in named_at:  # one report for all calls in a line
             continue
         if number in suspects:
-            report = _examined(tape, record, number)
+            report = _examined(tape, record, number, tolerance)
         if site.eqn.primitive is primitives.linear_solve_p:
             report = wrong_solve(site, record, tape.dtype)
         if report is None and has_custom_rule(site.eqn):
@@ -194,9 +204,13 @@ def wrong_rules(
         if report is None and number not in tape.arbitrary:
             continue
         inner = []
-        for inside in _sampled(insides(tape, number, record)):
+        # Inside a loop that gives no reason to search it, a few iterations are enough.
+        most = None if report is not None else SAMPLE
+        for inside in _spread_first(insides(tape, number, record))[:most]:
             if any(seed is not None for seed in inside.seeds):
-                inner = wrong_rules(tape_of(tape, inside), inside.inputs, inside.seeds, only_custom)
+                inner = wrong_rules(
+                    tape_of(tape, inside), inside.inputs, inside.seeds, only_custom, tolerance
+                )
             if inner:
                 break
         if report is None:
@@ -212,9 +226,10 @@ def wrong_rules(
     return list(worst.values())
 
 
-def _sampled(insides: Sequence[Any]) -> Sequence[Any]:
+def _spread_first(insides: Sequence[Any]) -> Sequence[Any]:
+    """All programs inside a site, some that are spread over a loop first."""
     places = np.unique(np.linspace(0, len(insides) - 1, min(len(insides), SAMPLE)).astype(int))
-    return [insides[i] for i in places]
+    return [insides[i] for i in dict.fromkeys([*places.tolist(), *range(len(insides))])]
 
 
 def _holds_custom_rule(site: Site) -> bool:
@@ -291,7 +306,9 @@ def _reference(tape: Tape, number: int, asked: SiteQuestion) -> list[Any] | None
     return [np.where(np.isfinite(x), g, claim) for x, g, claim in pairs]
 
 
-def _examined(tape: Tape, record: Record, number: int) -> RuleReport | None:
+def _examined(
+    tape: Tape, record: Record, number: int, tolerance: float | None
+) -> RuleReport | None:
     """A report on the rule of a site, checked like a gradient; None if it is correct."""
     site, dtype, along = tape.sites[number], tape.dtype, _along(tape, number)
     with arithmetic(dtype):
@@ -305,7 +322,7 @@ def _examined(tape: Tape, record: Record, number: int) -> RuleReport | None:
 
     draw, sizes = drawer(asked.points, dtype), [x.size for x in asked.points]
     line = Line(draw, values, asked.points, float(jnp.finfo(dtype).eps), [0.0] * len(sizes))
-    tolerance = LOOSE if _is_iterative(site) else _explained(site)
+    tolerance = LOOSE if _is_iterative(site) else tolerance or _explained(site)
     tolerances = [tolerance] * len(sizes)
     claims = [np.asarray(c, np.float64) for c in asked.claims]
     worst = None
