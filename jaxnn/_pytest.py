@@ -26,8 +26,10 @@ def pytest_configure(config: Any) -> None:
         "markers", "gradient_unchecked: --check-gradients leaves the gradients of this test out"
     )
     if config.getoption("check_gradients"):
+        from jaxnn._cache import keep_programs
         from jaxnn.checking.watch import Watcher, noting
 
+        keep_programs()
         watcher, until_the_end = Watcher(), contextlib.ExitStack()
         until_the_end.enter_context(noting(watcher))
         config.add_cleanup(until_the_end.close)

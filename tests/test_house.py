@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "jaxnn"
 ROOMS = (
     ("_validate", "_terminal"),
     ("numerical.interpret",),
-    ("_files", "_programs", "_arguments"),
+    ("_files", "_programs", "_arguments", "_cache"),
     ("losses", "surfaces", "data", "_chapter"),
     ("network",),
     ("numerical",),

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from jaxnn._cache import keep_programs
 from jaxnn._terminal import takes_codes
 from jaxnn.checking import explain as of_checking
 from jaxnn.checking.check import MADE, check_gradient
@@ -78,6 +79,8 @@ def _targets(args: argparse.Namespace) -> tuple[list[Target], int]:
     """The targets to check, and how many could not be loaded. A file that itself checks a wrong
     gradient when imported becomes a test.
     """
+    if not args.no_cache:
+        keep_programs()
     found, failures = [], 0
     for name in args.targets:
         try:

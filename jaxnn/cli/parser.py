@@ -218,6 +218,7 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(_count(part) for part in text.split(","))
 
 
+_NO_CACHE = Option("--no-cache", bool, help="keep no compiled programs in ~/.cache/jaxnn")
 _TARGETS = Option("targets", str, None, "TARGET", more={"nargs": "+"})
 
 COMMANDS = {
@@ -321,6 +322,7 @@ COMMANDS = {
                 Option("--seed", _seed, 0, "N", "seed of random projections"),
                 Option("--plot", str, None, "FILE", "draw the evidence on the worst leaf"),
                 Option("--html", str, None, "FILE", "write the report as an HTML page"),
+                _NO_CACHE,
             )
         },
     ),
@@ -331,7 +333,7 @@ COMMANDS = {
         "is wrong, or where digits are lost. TARGET is as for `jaxnn check`, but not a test. Exit "
         "code 0: everything is finite and no rule is wrong; 1: a line is to blame; 2: bad input.",
         "jaxnn explain model.py:loss",
-        {(): (_TARGETS._replace(help="as for `jaxnn check`, but not a test"),)},
+        {(): (_TARGETS._replace(help="as for `jaxnn check`, but not a test"), _NO_CACHE)},
     ),
     "watch": Command(
         "watch:watch",

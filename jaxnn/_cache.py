@@ -1,0 +1,39 @@
+"""A folder in which checks keep compiled programs for the next process."""
+
+import os
+import pathlib
+import platform
+
+import jax
+
+# Programs that compile faster than this many seconds are not kept.
+LEAST = 0.02
+# Those that were kept longest ago go where all take more bytes than this.
+MOST = 2**28
+
+
+def keep_programs() -> None:
+    """Keep compiled programs in the user's cache folder, unless JAX has been given a folder or told
+    to keep none (`JAX_ENABLE_COMPILATION_CACHE=false`).
+    """
+    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+        return
+    try:
+        caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        # Machines that share a home may have different processors.
+        folder = pathlib.Path(caches, "jaxnn", platform.node() or "here")
+        folder.mkdir(parents=True, exist_ok=True)
+        _make_room(folder)
+    except (OSError, RuntimeError):  # no home, or none that can be written to
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST)
+
+
+def _make_room(folder: pathlib.Path) -> None:
+    kept = [(path.stat().st_mtime, path) for path in folder.iterdir()]
+    size = 0
+    for _, path in sorted(kept, reverse=True):
+        size += path.stat().st_size
+        if size > MOST:
+            path.unlink(missing_ok=True)
