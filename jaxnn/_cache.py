@@ -16,7 +16,9 @@ def keep_programs() -> None:
     """Keep compiled programs in the user's cache folder, unless JAX has been given a folder or told
     to keep none (`JAX_ENABLE_COMPILATION_CACHE=false`).
     """
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    names = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
+    chosen, is_on = (getattr(jax.config, name) for name in names)
+    if chosen or not is_on:
         return
     try:
         caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
