@@ -452,6 +452,15 @@ def test_a_rule_in_bfloat16_is_named_if_a_leaf_in_float32_differs():
     assert rule.rule.text.startswith("twice.defvjp(") and 0.005 < rule.difference < 0.01
 
 
+@pytest.mark.parametrize("part, noted", [(1e-8, False), (0.1, True)])
+def test_a_rule_as_linear_as_an_adaptive_solver_is_not_called_nonlinear(part, noted):
+    sine = jax.custom_vjp(jnp.sin)
+    backward = lambda x, g: (1.1 * g * jnp.cos(x) * (1 + part * jnp.tanh(g)),)  # noqa: E731
+    sine.defvjp(lambda x: (jnp.sin(x), x), backward)
+    report = check_gradient(lambda x: jnp.sum(sine(x)), jnp.arange(3.0))
+    assert report.rules and noted == any("not linear" in note for note in report.notes)
+
+
 @pytest.mark.parametrize("wrong", ["the solver", "its field"])
 def test_a_solver_with_its_own_rule_is_told_from_a_rule_that_it_calls(wrong):
     field = jax.custom_vjp(jnp.tanh)

@@ -86,10 +86,9 @@ def ask(checked: Checked) -> list[RuleReport]:
     only_custom = bool(checked.leaves) and suspicious <= checked.by_reference
     seeds = [COTANGENT * seed for seed in seeds_of(programs.program)]
     found = wrong_rules(tape, checked.values, seeds, only_custom)
-    if (
-        not found and only_custom
-    ):  # parts of the function may be in a narrower dtype than the leaves
-        closest = min(explained(leaf.dtype) for leaf in checked.leaves)
+    wrong = [leaf for leaf in checked.leaves if leaf.verdict is Verdict.DIFFERS]
+    if wrong and not found and only_custom:  # a part of the function may have a narrower dtype
+        closest = min(explained(leaf.dtype) for leaf in wrong)
         found = wrong_rules(tape, checked.values, seeds, only_custom, closest)
     # The user's rules come before JAX's, and about equally wrong ones in the order of the program.
     return sorted(found, key=lambda rule: (not rule.where, -float(f"{rule.difference:.1g}")))
