@@ -164,7 +164,7 @@ FAULTS = (
     Fault(
         "under vmap the first example is sent",
         "checking/watch.py",
-        "which = jnp.argmax(wanted) if of_wanted else 0",
+        "which = jnp.argmax(jax.vmap(wanted, (in_axes,))(given))",
         "which = 0",
         "test_watch.py -k named_with_its_call",
     ),
