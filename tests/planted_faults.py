@@ -59,7 +59,7 @@ FAULTS = (
     Fault(
         "what float64 does not show agrees",
         "checking/evidence.py",
-        "return scale if scale > ZERO * rounding * value else max(scale, NOTHING * value)",
+        "return scale if claim > ZERO * rounding * value else max(scale, NOTHING * value)",
         "return max(scale, NOTHING * value)",
         "test_check.py -k float64_does_not_show",
     ),

@@ -140,15 +140,16 @@ def explained(dtype: Any) -> float:
     return max(OF_RULES * float(jnp.finfo(dtype).eps), OF_SERIES)
 
 
-def counting(scale: float, value: float, rounding: float) -> float:
+def counting(claim: float, scale: float, value: float, rounding: float) -> float:
     """The size relative to which an unseen error of a claim would matter.
 
     Args:
-      scale: the size of the claim.
+      claim: the size of the claim.
+      scale: the same, or that of the measured slope if it is larger.
       value: the size of the function's values.
       rounding: their relative rounding error.
     """
-    return scale if scale > ZERO * rounding * value else max(scale, NOTHING * value)
+    return scale if claim > ZERO * rounding * value else max(scale, NOTHING * value)
 
 
 def judge(

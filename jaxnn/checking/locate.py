@@ -340,7 +340,7 @@ def verdict_of(located: Located, centre: float, tolerance: float) -> Verdict:
     best = located.best
     # The slope over the coarsest step, where noise matters least, also sets what is negligible.
     value = max(abs(centre), best.slope.size, best.slope.coarse)
-    counts = counting(best.scale, value, best.slope.rounding)
+    counts = counting(best.size, best.scale, value, best.slope.rounding)
     line = best.slope.evidence(best.claim)
     if not math.isfinite(centre):
         line = line._replace(claim=centre)  # without a value there is no slope to claim
@@ -372,7 +372,7 @@ def _nothing(line: Line, pair: Sequence[Comparison], most: float) -> float:
     not negligible itself.
     """
     value = max(abs(line.centre), *(c.slope.size for c in pair))
-    counts = counting(most, value, max(c.slope.rounding for c in pair))
+    counts = counting(most, most, value, max(c.slope.rounding for c in pair))
     return BLIND * counts if counts > most else 0.0
 
 
