@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxnn.checking.evidence import (
     BLIND,
+    NOTHING,
     ROUNDINGS_BETWEEN_CALLS,
     Evidence,
     Verdict,
@@ -26,7 +27,7 @@ from jaxnn.checking.evidence import (
 from jaxnn.checking.findings import HANDFUL, Entry
 from jaxnn.checking.line import Comparison, Direction, Line, Part
 from jaxnn.checking.packed import count_not_finite
-from jaxnn.checking.slope import CLEAR, TIGHT, WILD
+from jaxnn.checking.slope import CLEAR, FIRST_STEP, TIGHT, WILD
 
 # Leaves whose claims differ by more than this factor are not checked together: to make the claims
 # similar, one leaf would move too little or too much for the steps of the others.
@@ -339,8 +340,9 @@ def verdict_of(located: Located, centre: float, tolerance: float) -> Verdict:
     """The verdict on a leaf: the worst among its line and its entries."""
     best = located.best
     # The slope over the coarsest step, where noise matters least, also sets what is negligible.
-    value = max(abs(centre), best.slope.size, best.slope.coarse)
-    counts = counting(best.size, best.scale, value, best.slope.rounding)
+    slope = best.slope
+    value = max(abs(centre), slope.size, slope.coarse)
+    counts = counting(best.size, best.scale, centre, value, slope.noise, slope.rounding)
     line = best.slope.evidence(best.claim)
     if not math.isfinite(centre):
         line = line._replace(claim=centre)  # without a value there is no slope to claim
@@ -372,8 +374,7 @@ def _nothing(line: Line, pair: Sequence[Comparison], most: float) -> float:
     not negligible itself.
     """
     value = max(abs(line.centre), *(c.slope.size for c in pair))
-    counts = counting(most, most, value, max(c.slope.rounding for c in pair))
-    return BLIND * counts if counts > most else 0.0
+    return BLIND * NOTHING * value if most <= NOTHING * value else 0.0
 
 
 def _confirms(pair: Sequence[Comparison], part: Part, nothing: float) -> bool:
@@ -463,7 +464,7 @@ def _is_unseen(comparison: Comparison) -> bool:
     further from a jump would show the mean slope across it.
     """
     slope = comparison.slope
-    rounded = slope.noise <= WILD * slope.size
+    rounded = slope.noise <= WILD * max(slope.size, slope.coarse * FIRST_STEP)
     return bool(comparison.size) and rounded and _is_unclear(comparison)
 
 
