@@ -491,6 +491,13 @@ def test_a_gradient_in_float64_is_compiled_once(compilations):
     assert count == {jnp.float32: 3, jnp.float64: 2}
 
 
+def test_digits_that_a_gradient_in_float64_rounds_away_are_lost():
+    with jax.enable_x64(True):
+        rounded = lambda x: jax.lax.reduce_precision(x, 8, 7) * x  # noqa: E731
+        (leaf,) = check_gradient(lambda x: jnp.sum(rounded(x)), jnp.arange(1.1, 5)).leaves
+    assert leaf.own_dtype_digits < 4 < leaf.digits
+
+
 def test_a_python_number_takes_the_dtype_of_what_it_is_added_to():
     def f(x, rate):
         return jnp.sum(jax.lax.fori_loop(0, 3, lambda _, c: c - rate * c, x))

@@ -642,7 +642,9 @@ def test_the_command_in_this_process(name, tmp_path, monkeypatch, capsys):
 def test_ctrl_c_ends_the_program_and_the_report_is_there(tmp_path):
     path = tmp_path / "endless.py"
     path.write_text(
-        "import time, jax, jax.numpy as jnp\n"
+        "import signal, time, jax, jax.numpy as jnp\n"
+        # A shell that starts the tests in the background makes their processes ignore it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "print(jax.grad(jnp.sum)(jnp.ones(2)), flush=True)\n"
         "while True: time.sleep(0.1)\n"
     )

@@ -400,7 +400,7 @@ def _compile(
         own, along = by_operation(both), along_by_operation(value, dtype)
     else:
         wide = jax.jit(wide)
-        same = is_wide(both.jaxpr, dtype) and not settings.further and not _prints(both.jaxpr)
+        same = not settings.further and _is_the_same(both.jaxpr, dtype)
         own = _wide_call(wide, dtype) if same else jitted(both)
         along = jax.jit(along_program(value, dtype))
     return Compiled(
@@ -413,12 +413,15 @@ def _compile(
     )
 
 
-def _prints(program: Program) -> bool:
-    return any(eqn.primitive in prints() for eqn in equations(program))
+def _is_the_same(program: Program, dtype: Any) -> bool:
+    """Whether a program does the same when it is evaluated in a wide dtype."""
+    changed = {*prints(), primitives.reduce_precision_p}
+    has_changed = any(eqn.primitive in changed for eqn in equations(program))
+    return dtype == jnp.float64 and is_wide(program, dtype) and not has_changed
 
 
 def _wide_call(wide: Callable, dtype: Any) -> Callable:
-    """A program without narrow dtypes as the user's own, so that it is compiled once."""
+    """The evaluation in a wide dtype, to be called like the user's own program."""
 
     def call(*args):
         with wide_arithmetic(dtype):
