@@ -27,7 +27,7 @@ from jaxnn.checking.evidence import (
 from jaxnn.checking.findings import HANDFUL, Entry
 from jaxnn.checking.line import Comparison, Direction, Line, Part
 from jaxnn.checking.packed import count_not_finite
-from jaxnn.checking.slope import CLEAR, FIRST_STEP, TIGHT, WILD
+from jaxnn.checking.slope import CLEAR, TIGHT
 
 # Leaves whose claims differ by more than this factor are not checked together: to make the claims
 # similar, one leaf would move too little or too much for the steps of the others.
@@ -460,12 +460,10 @@ def _shows(comparison: Comparison) -> bool:
 
 
 def _is_unseen(comparison: Comparison) -> bool:
-    """Whether a slope is claimed that the values are too coarse to show, by their rounding; moving
-    further from a jump would show the mean slope across it.
+    """Whether a slope is claimed that the values are too coarse to show. Moving further from a jump
+    would show the mean slope across it.
     """
-    slope = comparison.slope
-    rounded = slope.noise <= WILD * max(slope.size, slope.coarse * FIRST_STEP)
-    return bool(comparison.size) and rounded and _is_unclear(comparison)
+    return bool(comparison.size) and not comparison.slope.jumps and _is_unclear(comparison)
 
 
 def _is_unclear(comparison: Comparison) -> bool:

@@ -40,6 +40,8 @@ CAUTION = 3.0
 WILD = 1e-5
 # A bound below this fraction of the slope is close.
 CLEAR = 1e-3
+# How many of the finest steps show a jump; noise would have to be the same in all of them.
+FINEST = 8
 # A slope known to this fraction of itself has more digits than any verdict needs.
 TIGHT = 1e-9
 # Values that fit float32 and differ by at most this many roundings were rounded to float32; counts
@@ -116,6 +118,13 @@ class Slope(NamedTuple):
         outside = abs(claim - self.value) > self.bound
         runs = abs(claim) * finest > BLIND * self.noise
         return outside and runs and self.noise > WILD * self.size
+
+    @property
+    def jumps(self) -> bool:
+        """Whether the function changes by the same amount over each of the finest steps."""
+        with np.errstate(invalid="ignore"):
+            changes = (self.differences * self.steps)[-FINEST:]
+            return bool(changes[-1]) and bool(np.ptp(changes) <= CLEAR * abs(changes[-1]))
 
     @property
     def settled(self) -> bool:
