@@ -1,5 +1,6 @@
 """Watching: what is caught, what the report says, and that nothing of the program changes."""
 
+import _thread
 import functools
 import json
 import math
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ from watched_programs import require_watched, unit
 import jaxnn
 from jaxnn import GradientError, watching
 from jaxnn._programs import Jitted
-from jaxnn.checking import watch
+from jaxnn.checking import watch, watched as watched_module
 from jaxnn.checking.watch import Watcher, noting
 from jaxnn.cli.parser import main
 
@@ -637,6 +639,23 @@ def test_the_command_in_this_process(name, tmp_path, monkeypatch, capsys):
     assert main(["watch", *options, *files, "program.py", *arguments]) == code
     out, err = capsys.readouterr()
     assert out.strip() == printed and reported in err
+
+
+def test_a_program_that_ignores_ctrl_c_is_stopped_and_its_checks_end_in_time():
+    """As a process does that a shell started in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        began = time.perf_counter()
+        with watched_module._at_most(0.2) as is_over:
+            while time.perf_counter() < began + 60:
+                time.sleep(0.01)
+        assert is_over() and time.perf_counter() < began + 30
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        with pytest.raises(KeyboardInterrupt), watched_module.interruptible():
+            _thread.interrupt_main()
+            time.sleep(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_ends_the_program_and_the_report_is_there(tmp_path):

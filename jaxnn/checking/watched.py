@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -309,6 +310,22 @@ def _inputs(taken: Taken, point: Point) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """`_thread.interrupt_main` works inside, also where a shell that started the process in the
+    background makes it ignore Ctrl-C.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    ignored = in_main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
 def _at_most(seconds: float) -> Iterator[Any]:
     """Interrupt what runs inside after some seconds, as by Ctrl-C, in the main thread only."""
     over = threading.Event()
@@ -323,7 +340,8 @@ def _at_most(seconds: float) -> Iterator[Any]:
     if in_main:
         timer.start()
     try:
-        yield over.is_set
+        with interruptible():
+            yield over.is_set
     except KeyboardInterrupt:
         if not over.is_set():
             raise

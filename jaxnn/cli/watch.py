@@ -2,6 +2,7 @@
 
 import _thread
 import argparse
+import contextlib
 import os
 import pathlib
 import runpy
@@ -12,7 +13,7 @@ from typing import Any
 
 from jaxnn._terminal import takes_codes
 from jaxnn.checking.watch import Watcher, noting
-from jaxnn.checking.watched import judged
+from jaxnn.checking.watched import interruptible, judged
 from jaxnn.cli.output import coloured, mark, passing, print_json, require_place
 
 # Frames of these files come before those of the program in a traceback.
@@ -35,7 +36,7 @@ def watch(args: argparse.Namespace) -> int:
             threading.Timer(0.1, _thread.interrupt_main).start()
 
     watcher = Watcher(args.points, not args.no_nan, stop)
-    with noting(watcher):
+    with noting(watcher), interruptible() if args.stop else contextlib.nullcontext():
         code = _ran(args.program)
         sys.stdout.flush()
     with passing("checking gradients"):
