@@ -8,7 +8,7 @@ import jax
 
 # Programs that compile faster than this many seconds are not kept.
 LEAST = 0.02
-# Those that were kept longest ago go where all take more bytes than this.
+# The oldest programs are deleted when all of them take more bytes than this.
 MOST = 2**28
 
 
@@ -33,9 +33,10 @@ def keep_programs() -> None:
 
 
 def _make_room(folder: pathlib.Path) -> None:
-    kept = [(path.stat().st_mtime, path) for path in folder.iterdir()]
+    """Delete the oldest programs of a folder that has grown too large."""
+    kept = [(path.stat(), path) for path in folder.iterdir()]
     size = 0
-    for _, path in sorted(kept, reverse=True):
-        size += path.stat().st_size
+    for stat, path in sorted(kept, key=lambda pair: pair[0].st_mtime, reverse=True):
+        size += stat.st_size
         if size > MOST:
             path.unlink(missing_ok=True)

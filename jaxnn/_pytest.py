@@ -45,9 +45,9 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Generator[None, Any, Any]
     if call.excinfo is not None:
         error = call.excinfo.value
         report.annotations = getattr(error, "annotations", [])
-        whole = getattr(error, "report", None) if hasattr(error, "annotations") else None
-        if whole is not None and item.config.option.verbose > 0:
-            report.sections.append(("gradient report", str(whole)))
+        is_ours = hasattr(error, "annotations") and error.report is not None
+        if is_ours and item.config.option.verbose > 0:
+            report.sections.append(("gradient report", str(error.report)))
     return report
 
 

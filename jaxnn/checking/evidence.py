@@ -15,10 +15,9 @@ import numpy as np
 
 # The verdict is "unresolved" if an error of this fraction of the relevant size could go unseen.
 BLIND = 0.1
-# Slopes below NOTHING of the function's value are treated as zero: changing the value by 100 %
-# would take a step a million times the entry's size. Not so a claim of more than ZERO times the
-# noise where the rounding of the value hides it.
-NOTHING, ZERO = 1e-6, 10
+# Slopes below this fraction of the function value are treated as zero: changing the value by 100 %
+# would take a step a million times the entry's size.
+NOTHING = 1e-6
 # How many digits two equal numbers share.
 ALL_DIGITS = -math.log10(sys.float_info.epsilon)
 # Relative error, in roundings, that a gradient computed in one dtype may have: summing ten thousand
@@ -138,24 +137,6 @@ def reach_of(epsilon: float) -> float:
 def explained(dtype: Any) -> float:
     """The relative error of a derivative that rounding and series in a dtype explain."""
     return max(OF_RULES * float(jnp.finfo(dtype).eps), OF_SERIES)
-
-
-def counting(
-    claim: float, scale: float, centre: float, value: float, noise: float, rounding: float
-) -> float:
-    """The size relative to which an unseen error of a claim would matter.
-
-    Args:
-      claim: the size of the claim.
-      scale: the same, or that of the measured slope if it is larger.
-      centre: the function's value at the point.
-      value: the size of its values around it.
-      noise: their noise.
-      rounding: their relative rounding error.
-    """
-    # The claim is larger than the noise, and the noise is the rounding of the value.
-    is_hidden = ZERO * noise < claim and noise <= ZERO * rounding * abs(centre)
-    return scale if is_hidden else max(scale, NOTHING * value)
 
 
 def judge(

@@ -20,7 +20,6 @@ from jaxnn.checking.evidence import (
     ROUNDINGS_BETWEEN_CALLS,
     Evidence,
     Verdict,
-    counting,
     differs,
     judge,
 )
@@ -40,6 +39,9 @@ LEAST_ROUNDING = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps)
 # By how much more the entries move if the values do not show a claim, since entries may be tiny in
 # comparison with what they are added to.
 WIDER = (1e4, 1e8, 1e12, 1e16, 1e20, 1e24, 1e28)
+# A large value hides a claim if the noise is at most this many roundings of the value, and the
+# claim more than this many times the noise.
+HIDDEN = 10
 # While bisecting, a slope with a bound below 1 / ENOUGH of the difference tells which half is off.
 ENOUGH = 8
 # The first of two lines is reported unless the second has a bound below this fraction of the
@@ -339,10 +341,6 @@ def examine_entry(line: Line, leaf: int, index: int, claimed: Claimed) -> Entry:
 def verdict_of(located: Located, centre: float, tolerance: float) -> Verdict:
     """The verdict on a leaf: the worst among its line and its entries."""
     best = located.best
-    # The slope over the coarsest step, where noise matters least, also sets what is negligible.
-    slope = best.slope
-    value = max(abs(centre), slope.size, slope.coarse)
-    counts = counting(best.size, best.scale, centre, value, slope.noise, slope.rounding)
     line = best.slope.evidence(best.claim)
     if not math.isfinite(centre):
         line = line._replace(claim=centre)  # without a value there is no slope to claim
@@ -350,8 +348,19 @@ def verdict_of(located: Located, centre: float, tolerance: float) -> Verdict:
         # An error that the entries explain must not count against the line, too.
         middle = best.slope.value
         line = line._replace(claim=middle, left=middle, right=middle)
-    whole = judge(line, tolerance, best.scale, counts)
+    whole = judge(line, tolerance, best.scale, _counts(best, centre))
     return max([whole, *(entry.verdict for entry in located.entries)])
+
+
+def _counts(best: Comparison, centre: float) -> float:
+    """The size relative to which an unseen error matters: at least what is negligible beside the
+    function's value, unless the value hides the claim.
+    """
+    slope = best.slope
+    if HIDDEN * slope.noise < best.size and slope.noise <= HIDDEN * slope.rounding * abs(centre):
+        return best.scale
+    # The slope over the coarsest step, where noise matters least, also sets what is negligible.
+    return max(best.scale, NOTHING * max(abs(centre), slope.size, slope.coarse))
 
 
 def _parts(line: Line, sizes: dict[int, float]) -> list[Part]:

@@ -400,7 +400,7 @@ def _compile(
         own, along = by_operation(both), along_by_operation(value, dtype)
     else:
         wide = jax.jit(wide)
-        same = not settings.further and _is_the_same(both.jaxpr, dtype)
+        same = not settings.further and _is_unchanged(both.jaxpr, dtype)
         own = _wide_call(wide, dtype) if same else jitted(both)
         along = jax.jit(along_program(value, dtype))
     return Compiled(
@@ -413,8 +413,8 @@ def _compile(
     )
 
 
-def _is_the_same(program: Program, dtype: Any) -> bool:
-    """Whether a program does the same when it is evaluated in a wide dtype."""
+def _is_unchanged(program: Program, dtype: Any) -> bool:
+    """Whether a program stays the same when it is evaluated in a wide dtype."""
     changed = {*prints(), primitives.reduce_precision_p}
     has_changed = any(eqn.primitive in changed for eqn in equations(program))
     return dtype == jnp.float64 and is_wide(program, dtype) and not has_changed

@@ -17,6 +17,9 @@ from jaxnn.checking.findings import (
 )
 from jaxnn.checking.page import fragment, page, write_page
 
+# How many leaves the text of an error shows, and how many entries of the first.
+BRIEF = 2
+
 
 def plain(value: Any) -> Any:
     """A result as dictionaries, lists, strings and numbers."""
@@ -31,10 +34,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     return value
-
-
-# How many leaves the text of an error shows, and how many entries of a leaf.
-BRIEF = 2
 
 
 class GradientError(AssertionError):
@@ -146,9 +145,9 @@ class GradientReport:
         """Raise `GradientError`, whose text is a short report, unless the gradient is `ok`."""
         if not self.ok:
             __tracebackhide__ = True  # pytest then shows the line that calls this method
-            raise GradientError(self.brief(), self, self.found)
+            raise GradientError(self._brief(), self, self.found)
 
-    def brief(self) -> str:
+    def _brief(self) -> str:
         """The report in few lines: the lines to blame come first, then the worst leaves."""
         first = [str(self.found[0])] if self.found else []
         others = [str(one).partition("\n")[0] for one in self.found[1:]]

@@ -211,7 +211,7 @@ def _send(
 
 
 @functools.cache
-def _transposable() -> None:
+def _allow_transposing() -> None:
     """Let JAX transpose functions that send: what depends on a linear argument has no value there,
     and nothing is sent.
     """
@@ -520,7 +520,7 @@ def noting(watcher: Watcher) -> Iterator[None]:
     with traced_apart():  # what was compiled before is watched, too
         _ACTIVE.append(watcher)
         if len(_ACTIVE) == 1:
-            _transposable()
+            _allow_transposing()
             _replace(_wrapped())
         try:
             yield

@@ -27,6 +27,8 @@ def check(args: argparse.Namespace) -> int:
         _require_picture("--plot", args.plot)
     if args.html:
         require_place("--html", args.html)
+    if not args.no_cache:
+        keep_programs()
     targets, failures = _targets(args)
     codes, told, made = [2] * failures, [], []
     for number, target in enumerate(targets):
@@ -56,6 +58,8 @@ def check(args: argparse.Namespace) -> int:
 
 def explain(args: argparse.Namespace) -> int:
     """Name the lines where a gradient goes bad; returns exit code 1 if there are any."""
+    if not args.no_cache:
+        keep_programs()
     targets, failures = _targets(args)
     for target in targets:
         if target.test:
@@ -79,8 +83,6 @@ def _targets(args: argparse.Namespace) -> tuple[list[Target], int]:
     """The targets to check, and how many could not be loaded. A file that itself checks a wrong
     gradient when imported becomes a test.
     """
-    if not args.no_cache:
-        keep_programs()
     found, failures = [], 0
     for name in args.targets:
         try:

@@ -119,6 +119,7 @@ def say(checked: Checked, found: list[RuleReport]) -> Checked:
 def _is_linear(checked: Checked) -> bool:
     """Whether the gradient is the same if the value has the cotangent 1."""
     worst = max(rule.difference for rule in checked.rules)
+    most = max(LINEAR, LINEAR_FOR_ERROR * worst)
     point, dtype = checked.check.point, wide_dtype()
     with np.errstate(invalid="ignore"):
         pairs = zip(
@@ -126,9 +127,7 @@ def _is_linear(checked: Checked) -> bool:
             checked.programs.in_float64(point, dtype, cotangent=1)[1],
             strict=True,
         )
-        return not any(
-            relative_error(a, b) > max(LINEAR, LINEAR_FOR_ERROR * worst) for a, b in pairs
-        )
+        return not any(relative_error(a, b) > most for a, b in pairs)
 
 
 def _is_suspicious(leaf: LeafReport) -> bool:
@@ -244,9 +243,8 @@ def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> list[int]:
     asked, given, sums = [], [], []
     for number in numbers:
         site = tape.sites[number]
-        if number in tape.arbitrary:
-            continue
-        if site.eqn.primitive in (primitives.random_gamma_p, primitives.linear_solve_p):
+        skipped = primitives.random_gamma_p, primitives.linear_solve_p
+        if number in tape.arbitrary or site.eqn.primitive in skipped:
             continue
         with arithmetic(tape.dtype):
             question = SiteQuestion.of(site, record, number, tape.dtype)

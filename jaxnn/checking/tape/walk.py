@@ -88,7 +88,7 @@ class Tape:
       places: the places of a walk in order: each site; then, in the backward pass, each pullback,
         followed by the sums of cotangents that it completes.
       dtype: the dtype of the evaluation; None for the program's own dtypes.
-      arbitrary: the sites which JAX cannot differentiate but which contain functions with custom
+      arbitrary: the sites that JAX cannot differentiate but that contain functions with custom
         rules, such as the loop of a solver with an adjoint of its own. Their pullbacks give
         arbitrary cotangents, with which the rules before and inside them can be checked.
     """
@@ -109,14 +109,13 @@ class Tape:
         self.sites, self.inputs, self.outputs, self._consts = lay_out(program, moving, unrolled)
         ones = self._kinds()
         pulls = [pull_of(site, dtype) if site.asked else None for site in ones]
-        open_kinds = {
-            k
-            for k, (site, pull) in enumerate(zip(ones, pulls, strict=True))
-            if site.asked and pull is None and any(map(has_custom_rule, equations_inside(site.eqn)))
+        arbitrary = {
+            k: arbitrary_vjp(site.active)
+            for k, site in enumerate(ones)
+            if site.asked and not pulls[k] and any(map(has_custom_rule, equations_inside(site.eqn)))
         }
-        self.arbitrary = {n for n, kind in enumerate(self.kinds) if kind in open_kinds}
-        for k in open_kinds:
-            pulls[k] = arbitrary_vjp(ones[k].active)
+        pulls = [arbitrary.get(k, pull) for k, pull in enumerate(pulls)]
+        self.arbitrary = {n for n, k in enumerate(self.kinds) if k in arbitrary}
         values = [functools.partial(evaluated, site.eqn, dtype=dtype) for site in ones]
         self.together = len(self.sites) <= TOGETHER
         if not self.together:
