@@ -356,6 +356,34 @@ def test_a_jump_is_unresolved(name, point):
     assert report.verdict == "unresolved" and not report.rules, str(report)
 
 
+def test_structure_that_no_step_resolves_is_unresolved_unless_a_rule_is_wrong():
+    wrong = jax.custom_vjp(jnp.sinh)
+    wrong.defvjp(lambda x: (jnp.sinh(x), x), lambda x, g: (1.1 * g * jnp.cosh(x),))
+    fast = lambda x: 1e-9 * jnp.sin(1e12 * x)  # noqa: E731
+    x = jnp.array([0.3, 1.0, 1.7])
+    report = check_gradient(lambda x: jnp.sum(x + fast(x)), x)
+    assert report.verdict == "unresolved" and "structure" in report.leaves[0].hint
+    report = check_gradient(lambda x: jnp.sum(wrong(x) + fast(x)), x)
+    assert report.verdict == "differs" and [rule.name for rule in report.rules] == ["sinh"]
+
+
+def test_without_float64_on_the_accelerator_the_cpu_is_used(monkeypatch):
+    wrong = jax.custom_vjp(jnp.tanh)
+
+    def back(x, g):
+        return (g * (1 - jnp.tanh(x) ** 2) * jnp.where(jnp.arange(4096) == 17, 1.05, 1),)
+
+    wrong.defvjp(lambda x: (jnp.tanh(x), x), back)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=4096), jnp.float32)
+    for f, found in ((jnp.tanh, []), (wrong, [(17,)])):
+        with monkeypatch.context() as patched:
+            patched.setattr(jax, "default_backend", lambda: "tpu")
+            report = check_gradient(lambda x, f=f: jnp.sum(f(x)), x)
+        assert [entry.index for leaf in report.leaves for entry in leaf.entries] == found
+        assert report.leaves[0].bound < 1e-8
+        assert "computed on the CPU, as tpu has no float64" in report.notes
+
+
 @pytest.mark.parametrize("shape", [(5,), (3, 7)])
 def test_a_gradient_that_is_only_rounding_error_is_zero(shape, dtype):
     y = jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)

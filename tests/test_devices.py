@@ -214,9 +214,17 @@ with jax.set_mesh(mesh):
     square = jax.shard_map(lambda x: x**2, in_specs=P("d"), out_specs=P("d"))
     right = jaxnn.check_gradient(lambda x: jnp.sum(square(x)), x)
     wrong = jaxnn.check_gradient(lambda x: jnp.sum(square(x)), x, gradient=lambda x: 2.1 * x)
+    f = lambda w, x: jnp.sum(jnp.tanh(jnp.einsum("ij,i->j", w, x, out_sharding=P())))
+    w = jax.device_put(jnp.linspace(-1, 1, 24).reshape(8, 3), NamedSharding(mesh, P("d", None)))
+    numerical = jaxnn.numerical_grad(f, (0, 1))(w, x)
+    for one, other in zip(numerical, jax.grad(f, (0, 1))(w, x)):
+        assert jnp.allclose(one, other, rtol=1e-5, atol=1e-6)
+        assert jax.typeof(one) == jax.typeof(other)
+    slope = jax.jit(jaxnn.numerical_grad(lambda x: jnp.sum(square(x)), method="dense"))(x)
+    assert jnp.allclose(slope, 2 * x)
 print(right.verdict, wrong.verdict)
 """
 
 
-def test_a_gradient_on_a_mesh_with_explicit_axes_is_checked():
+def test_gradients_on_a_mesh_with_explicit_axes_are_checked_and_measured():
     require_printed("agrees differs", EXPLICIT)

@@ -14,7 +14,7 @@ from flat import fit
 from gradient_cases import draw
 from jax import lax
 from jax._src import api_util, linear_util
-from jax.experimental import checkify, pallas as pl
+from jax.experimental import checkify, hijax, pallas as pl
 from jax.experimental.ode import odeint
 from jax.extend.core import primitives
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -218,6 +218,54 @@ def test_rules_are_checked_where_jax_writes_them_another_way(factor, verdict):
         assert check_gradient(lambda x: jnp.sum(sine(x)), X).verdict == verdict
     finally:
         jax.config.update("jax_custom_vjp3", False)
+
+
+# JAX 0.12 has renamed it.
+OPERATION = getattr(hijax, "VJPHiPrimitive", None) or hijax.HiPrim
+
+
+class Sine(OPERATION):
+    """An operation of the user's with a rule of its own, which is right if `factor` is 1."""
+
+    def __init__(self, x, factor):
+        self.in_avals, self.out_aval, self.params = (x,), x, {"factor": factor}
+        super().__init__()
+
+    def expand(self, x):
+        return jnp.sin(x)
+
+    def vjp_fwd(self, nonzero, x):
+        return self(x), x
+
+    def vjp_bwd_retval(self, x, g):
+        return (self.factor * g * jnp.cos(x),)
+
+    def batch_dim_rule(self, axis_data, dims):
+        return dims[0]
+
+
+class SineWithBatches(Sine):
+    """The same with a rule for `vmap`."""
+
+    def batch(self, axis_data, args, dims):
+        return SineWithBatches(jax.typeof(args[0]), self.factor)(*args), dims[0]
+
+
+MAPPED_BY_JAX = [(Sine, True)] if hasattr(OPERATION, "batch_dim_rule") else []
+
+
+@pytest.mark.parametrize("factor, verdict", [(1.0, "agrees"), (1.01, "differs")])
+@pytest.mark.parametrize(
+    "kind, mapped", [(Sine, False), (SineWithBatches, True), *MAPPED_BY_JAX], ids=str
+)
+def test_an_operation_of_the_users_with_a_rule_of_its_own(kind, mapped, factor, verdict):
+    sine = lambda x: kind(jax.typeof(x), factor)(x)  # noqa: E731
+    f = lambda x: jnp.sum((jax.vmap(sine) if mapped else sine)(x) ** 2)  # noqa: E731
+    report = check_gradient(f, X)
+    wrong = [(rule.name, rule.rule.function) for rule in report.rules]
+    assert report.verdict == verdict
+    assert wrong == [(kind.__name__, "vjp_bwd_retval")] * (factor != 1)
+    assert check_gradient(f, X, trust=(kind.__name__,)).ok
 
 
 @pytest.mark.parametrize("factor, verdict", [(1.0, "agrees"), (2.0, "differs")])

@@ -138,7 +138,7 @@ def check_gradient(
     require_mapping("kwargs", kwargs)
     call = Partition.of(f, argnums, args, kwargs, has_aux, "args[0]", where)
     require_outermost("check_gradient", args, kwargs)
-    point = Point(call.points, (call.dynamic, _require_cotangent(cotangent)))
+    point = Point.of(call, _require_cotangent(cotangent))
     settings = Settings(
         by_hand=gradient,
         projected=cotangent is not None,

@@ -144,7 +144,7 @@ def origins(f: Callable, params: Any) -> list[Birth]:
 
 def _checked(call: Partition, status: Status) -> Checked:
     """The results that the questions start from: value and gradient, without any verdict."""
-    point = Point(call.points, (call.dynamic, None))
+    point = Point.of(call)
     programs = prepare(call, point, Settings())
     if not isinstance(programs, Programs):
         raise _untraceable(call, point)

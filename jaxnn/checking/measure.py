@@ -27,7 +27,7 @@ from jaxnn.checking.settings import Claims, Point, Settings
 from jaxnn.checking.slope import Slope
 from jaxnn.checking.status import Status
 from jaxnn.checking.untraced import Untraced
-from jaxnn.numerical.float64 import wide_dtype
+from jaxnn.numerical.float64 import host, wide_dtype
 
 # Errors of up to this many roundings of the gradient's largest entry count as rounding error:
 # OF_CLAIMS for a gradient in its own dtype, OF_CONSTANTS (rounded constants) for one in float64.
@@ -145,12 +145,14 @@ def undisturbed() -> Iterator[None]:
 
     JAX must not raise on non-finite values: the report covers them, and coarse steps may leave the
     domain of `f`. Keys are used again at each step. It must compile, as `f` is called only to be
-    traced.
+    traced. If the accelerator has no float64, the CPU is used instead.
     """
     off = (jax.debug_nans, jax.debug_infs, jax.debug_key_reuse, jax.disable_jit)
     with contextlib.ExitStack() as stack:
         for setting in off:
             stack.enter_context(setting(False))
+        if (cpu := host()) is not None:
+            stack.enter_context(jax.default_device(cpu))
         yield
 
 
@@ -260,6 +262,8 @@ def _notes(checked: Checked) -> tuple[str, ...]:
             f"parts of the function, such as a host callback, were evaluated in "
             f"{jnp.dtype(coarsest).name}"
         )
+    if host() is not None:
+        notes.append(f"computed on the CPU, as {jax.default_backend()} has no float64")
     if checked.evaluations and not np.isfinite(centre):
         notes.append(f"the function itself is {centre} here")
     return tuple(notes)

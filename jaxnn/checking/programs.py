@@ -34,7 +34,7 @@ from jaxnn.checking.scalar import (
     require_output,
     scalar_of,
 )
-from jaxnn.checking.settings import Claims, Point, Settings, looked_at, roundings
+from jaxnn.checking.settings import COTANGENT, Claims, Point, Settings, looked_at, roundings
 from jaxnn.checking.small import along_by_operation, by_operation, is_by_operation
 from jaxnn.checking.tape import Tape
 from jaxnn.checking.untraced import Untraced, untraced
@@ -55,11 +55,9 @@ from jaxnn.numerical.interpret import (
     pruned,
     same_program,
     with_own_constants,
+    without_refs,
 )
 
-# The cotangent of the value in float64. It is not 1, to see rules that are not linear in theirs; a
-# power of 2 changes no digit of the others.
-COTANGENT = 2
 # Without a reverse mode, the reference uses forward mode for up to this many entries.
 MOST_FORWARD = 4096
 
@@ -132,7 +130,7 @@ class Programs:
     def tape(self, point: Point, dtype: Any = None, unrolled: bool = False) -> Tape:
         """The function's tape, in its own dtypes or in a wide one."""
         moving = [k < len(point.leaves) for k in range(len(jax.tree.leaves(point)))]
-        return Tape(self.program, moving, dtype, unrolled)
+        return Tape(without_refs(self.program), moving, dtype, unrolled)
 
     def line(self, point: Point, dtype: Any, watch: Callable[[Line], None], own: bool) -> Line:
         """The function along lines through a point; `own` if claims are in the user's dtypes."""
@@ -332,8 +330,8 @@ def _scalar(traced: Program, shapes: PyTree, form: Point, settings: Settings) ->
 
 def _both(static: Static, settings: Settings, packing: Packing, form: Sequence[Any]) -> Traced:
     """A function of leaves, data and the cotangent of the value that returns the value and the
-    packed gradient, which is empty if the gradient is hand-written. In forward mode, which has no
-    cotangents, the gradient is scaled.
+    packed gradient, which is empty if the gradient is hand-written. In forward mode, the cotangent
+    is the tangent of each entry.
 
     The user's function itself is differentiated, as by `jax.grad`, instead of an earlier trace.
     """
@@ -343,8 +341,8 @@ def _both(static: Static, settings: Settings, packing: Packing, form: Sequence[A
         if settings.by_hand is not None:
             return value(leaves, data), []
         if settings.forward:
-            result, gradient = forward_gradient(value)(leaves, data)
-            return result, packing.pack([g * cotangent.astype(g.dtype) for g in gradient])
+            result, gradient = forward_gradient(value, cotangent)(leaves, data)
+            return result, packing.pack(gradient)
         result, back = jax.vjp(lambda leaves: value(leaves, data), leaves)
         return result, packing.pack(back(cotangent)[0])
 

@@ -77,17 +77,22 @@ def _weights(data: Any) -> list[Any]:
     return jax.tree.leaves(data[1])
 
 
-def forward_gradient(value: Callable) -> Callable:
-    """A function that returns value and gradient, with one JVP for each entry."""
+def forward_gradient(value: Callable, tangent: Any = 1) -> Callable:
+    """A function that returns value and gradient, with one JVP for each entry.
+
+    The gradient is `tangent`, the tangent of each entry, times that of `value`.
+    """
 
     def both(leaves, data):
         def by_leaf(k):
             if not leaves[k].size:
                 return jnp.zeros_like(leaves[k])
 
+            one_entry = jnp.asarray(tangent, leaves[k].dtype)
+
             def one(i):
                 tangents = [jnp.zeros_like(x) for x in leaves]
-                tangents[k] = tangents[k].ravel().at[i].set(1).reshape(leaves[k].shape)
+                tangents[k] = tangents[k].ravel().at[i].set(one_entry).reshape(leaves[k].shape)
                 return jax.jvp(lambda leaves: value(leaves, data), (leaves,), (tangents,))[1]
 
             return jax.lax.map(one, jnp.arange(leaves[k].size)).reshape(leaves[k].shape)

@@ -9,11 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxnn._arguments import Partition
 from jaxnn.checking.packed import on_one_cpu
+from jaxnn.numerical.float64 import host
 
 # Relative error, in roundings, that a gradient in its own dtype may have along a random direction
 # if no digits are lost. A larger error is examined further; that does not yet make it wrong.
 OF_CLAIMS = 16
+# The cotangent of the value in float64, and the tangent of an entry. It is not 1, to see rules that
+# are not linear; a power of 2 changes no digit of the others.
+COTANGENT = 2
 
 
 class Settings(NamedTuple):
@@ -52,6 +57,12 @@ class Point(NamedTuple):
 
     leaves: list[jax.Array]
     data: tuple[list[jax.Array], PyTree | None]
+
+    @classmethod
+    def of(cls, call: Partition, cotangent: PyTree | None = None) -> "Point":
+        """The point of a call; on the CPU if the accelerator has no float64."""
+        point = cls(call.points, (call.dynamic, cotangent))
+        return point if host() is None else jax.device_put(point, host())
 
 
 class Claims(NamedTuple):

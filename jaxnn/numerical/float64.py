@@ -43,11 +43,27 @@ _OWN_DTYPE = frozenset(
         primitives.rng_uniform_p,
     ]
 )
+# The platforms of accelerators that have no float64.
+_WITHOUT_FLOAT64 = frozenset(["tpu", "METAL"])
+
+
+def host() -> Any:
+    """The CPU, if the accelerator that JAX uses by default has no float64; else None."""
+    if jax.default_backend() not in _WITHOUT_FLOAT64:
+        return None
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # `JAX_PLATFORMS` leaves it out
+        return None
 
 
 def wide_dtype() -> Any:
-    """float64, or float32 on a TPU, which has no float64."""
-    return jnp.float32 if jax.default_backend() == "tpu" else jnp.float64
+    """float64; float32 on an accelerator that has no float64."""
+    config: Any = jax.config
+    chosen = config.jax_default_device
+    on_cpu = getattr(chosen, "platform", chosen) == "cpu"
+    narrow = jax.default_backend() in _WITHOUT_FLOAT64 and not on_cpu
+    return jnp.float32 if narrow else jnp.float64
 
 
 @contextlib.contextmanager

@@ -187,7 +187,7 @@ def has_custom_rule(eqn: Equation) -> bool:
     """Whether an equation is a call of a function with a derivative rule that is not JAX's."""
     if eqn.primitive in _CUSTOM_RULES:
         return True
-    if (composite := _composite(eqn)) is None:
+    if (composite := _unmapped(_composite(eqn))) is None:
         return False
     return hasattr(composite, "bwd") or not type(composite).__module__.startswith("jax.")
 
@@ -205,6 +205,13 @@ def _composite(eqn: Equation) -> Any:
     """
     composite = eqn.params.get("_prim")
     return composite if hasattr(composite, "expand") else None
+
+
+def _unmapped(composite: Any) -> Any:
+    """The operation that `vmap` has made an operation of JAX's own of; others as they are."""
+    while type(composite).__module__.startswith("jax.") and hasattr(composite, "prim"):
+        composite = composite.prim
+    return composite
 
 
 def equations(program: Program) -> Iterator[Equation]:
@@ -276,6 +283,19 @@ def _with_own_refs(program: Program) -> Program:
         return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, refs))(*args)
 
     return jax.make_jaxpr(own)(*avals_of(jaxpr.invars))
+
+
+def without_refs(program: Program) -> Program:
+    """The program with array references replaced by values that are passed on; the program itself
+    if it creates none, or if JAX cannot do so.
+    """
+    creates = _private("core", "internal_mutable_array_effect")
+    if creates not in opened(program)[0].effects:
+        return program
+    try:
+        return _private("state.discharge", "discharge_state")(program, lower=False)
+    except Exception:  # a primitive of the user's that takes a reference
+        return program
 
 
 def outputs_that_change(program: Program, changing: Sequence[bool]) -> list[bool]:
@@ -540,7 +560,8 @@ def prints() -> frozenset[core.Primitive]:
 
 def source(eqn: Equation) -> tuple[str, str]:
     """The name of the function that a custom-rule call wraps, and its file and line."""
-    if (composite := _composite(eqn)) is not None and not hasattr(composite, "traced"):
+    composite = _unmapped(_composite(eqn))
+    if composite is not None and not hasattr(composite, "traced"):
         return type(composite).__name__, _place_of(type(composite).expand)
     jaxpr = composite.traced.jaxpr if composite is not None else opened(called(eqn))[0]
     name, _, place = jaxpr.debug_info.func_src_info.partition(" at ")
@@ -558,7 +579,7 @@ def rule_source(eqn: Equation) -> str:
     Empty if it is unknown or inside JAX, as for `defjvps`. JAX itself attributes a backward
     function's computations to the line of the call.
     """
-    if (composite := _composite(eqn)) is not None:
+    if (composite := _unmapped(_composite(eqn))) is not None:
         kinds = type(composite).vjp_bwd, type(composite).vjp_bwd_retval
         own = [f for f in kinds if not f.__module__.startswith("jax.")]
         rule: Any = getattr(composite, "bwd", own[0] if own else None)

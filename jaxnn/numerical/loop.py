@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnn.numerical.propagate import perturbations
@@ -41,6 +42,8 @@ def by_entry(
     Returns:
       For each leaf, the output pytree of f with arrays of shape (*leaf, *out).
     """
+    if any(map(_is_cut, leaves)):
+        return _by_entry_where_it_is(f, leaves, ends)
     try:
         return _by_change(f, leaves, ends, batch_size, mesh)
     except (TypeError, ValueError, NotImplementedError):
@@ -72,9 +75,7 @@ def _by_change(
         return found
 
     finite = functools.reduce(operator.and_, (_unbatched(one.finite) for one in prepared))
-    return jax.lax.cond(
-        finite, propagate, lambda: by_entry_dense(f, leaves, ends, batch_size, mesh)
-    )
+    return lax.cond(finite, propagate, lambda: by_entry_dense(f, leaves, ends, batch_size, mesh))
 
 
 def entries_at_once(bytes_per_entry: int, mesh: Mesh | None = None) -> int:
@@ -97,7 +98,7 @@ def in_chunks(function: Callable, size: int, batch: int, mesh: Mesh | None = Non
         return (
             x
             if mesh is None
-            else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
+            else lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
         )
 
     def chunk(indices):
@@ -110,7 +111,7 @@ def in_chunks(function: Callable, size: int, batch: int, mesh: Mesh | None = Non
     indices = jnp.minimum(jnp.arange(chunks * batch, dtype=jnp.int32), max(size - 1, 0)).reshape(
         chunks, batch
     )
-    rows = chunk(indices[0]) if chunks == 1 else jax.lax.map(chunk, indices)
+    rows = chunk(indices[0]) if chunks == 1 else lax.map(chunk, indices)
     return jax.tree.map(
         lambda r: place(r.reshape(chunks * batch, *r.shape[(chunks != 1) + 1 :])[:size]), rows
     )
@@ -143,6 +144,8 @@ def by_entry_dense(
     """As `by_entry`, with f as a black box that is evaluated in full for each end. One program
     serves all leaves.
     """
+    if any(map(_is_cut, leaves)):
+        return _by_entry_where_it_is(f, leaves, ends)
     flat = [jnp.concatenate([e[side].ravel() for e in ends]) for side in range(3)]
     starts = [sum(x.size for x in leaves[:k]) for k in range(len(leaves))]
 
@@ -168,13 +171,46 @@ def by_entry_dense(
     ]
 
 
+def _is_cut(x: Any) -> bool:
+    """Whether the type of an array says how it is cut along the explicit axes of a mesh."""
+    return any(axes is not None for axes in jax.typeof(x).sharding.spec)
+
+
+def _by_entry_where_it_is(f: Callable, leaves: Sequence[Any], ends: Sequence[Ends]) -> list[Any]:
+    """As `by_entry_dense`, one entry after the other, with every leaf on the devices where it is:
+    an entry cannot be cut out of an array whose type says how it is cut.
+    """
+
+    def quotient(k, entry):
+        x, place = leaves[k], jnp.unravel_index(entry, leaves[k].shape)
+        axes = [
+            lax.broadcasted_iota(i.dtype, x.shape, axis, out_sharding=jax.typeof(x).sharding) == i
+            for axis, i in enumerate(place)
+        ]
+        at = functools.reduce(operator.and_, axes)
+        high, low, taken = (jnp.sum(jnp.where(at, e, 0)) for e in ends[k])
+        up, down = (
+            f([*leaves[:k], jnp.where(at, value, x), *leaves[k + 1 :]]) for value in (high, low)
+        )
+        return jax.tree.map(lambda a, b: (a - b) / taken.astype(jnp.result_type(a)), up, down)
+
+    def of_leaf(k):
+        x = leaves[k]
+        rows = lax.map(functools.partial(quotient, k), jnp.arange(x.size))
+        found = jax.tree.map(lambda r: r.reshape(*x.shape, *r.shape[1:]), rows)
+        like = jax.typeof(x).sharding
+        return jax.tree.map(lambda r: jax.reshard(r, like) if r.shape == x.shape else r, found)
+
+    return [of_leaf(k) for k in range(len(leaves))]
+
+
 def _batched(changed: Callable, flat: Sequence[jax.Array]) -> Callable:
     """Vectorise `changed` over entries; loop instead if a primitive has no batching rule."""
     batched = jax.vmap(changed)
     try:
         jax.eval_shape(batched, jnp.zeros(1, jnp.int32), flat[0][:1])
     except NotImplementedError:
-        return lambda indices, values: jax.lax.map(lambda one: changed(*one), (indices, values))
+        return lambda indices, values: lax.map(lambda one: changed(*one), (indices, values))
     return batched
 
 

@@ -5,6 +5,15 @@ Each is a module with three pure functions: `applies(checked)` returns whether t
 of the module's docstring as the question.
 """
 
-from jaxnn.checking.questions import births, corners, detached, digits, phases, rules, solvers
+from jaxnn.checking.questions import (
+    births,
+    corners,
+    detached,
+    digits,
+    finer,
+    phases,
+    rules,
+    solvers,
+)
 
-QUESTIONS = (corners, solvers, detached, births, rules, phases, digits)
+QUESTIONS = (corners, solvers, detached, births, rules, phases, finer, digits)

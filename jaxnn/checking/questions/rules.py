@@ -32,7 +32,6 @@ from jaxnn.checking.line import Line, along_program
 from jaxnn.checking.locate import Claimed, examine, verdict_of
 from jaxnn.checking.measure import Checked
 from jaxnn.checking.moves import drawer
-from jaxnn.checking.programs import COTANGENT
 from jaxnn.checking.questions._rule_names import (
     Worst,
     kind_of_rule,
@@ -42,6 +41,7 @@ from jaxnn.checking.questions._rule_names import (
 )
 from jaxnn.checking.questions._solves import wrong_solve
 from jaxnn.checking.questions.solvers import within_approximation
+from jaxnn.checking.settings import COTANGENT
 from jaxnn.checking.site import SiteQuestion, differentiated, projected, whole
 from jaxnn.checking.slope import HALF, estimate_slope, ladder
 from jaxnn.checking.tape import (
@@ -103,9 +103,9 @@ def say(checked: Checked, found: list[RuleReport]) -> Checked:
         leaves = [within_approximation(leaf, checked.programs.program) for leaf in leaves]
     checked = checked.with_leaves(leaves)._replace(rules=tuple(found[:LINES]))
     if found and not _is_linear(checked):
-        checked = checked.with_note(
-            "a rule is not linear in its cotangent; the gradient shown is half that of twice the "
-            "function"
+        # The gradient in the user's dtypes, for the cotangent 1, is another one, not less precise.
+        checked = checked._replace(losses={}).with_note(
+            "a rule is not linear; the gradient shown is half that of twice the function"
         )
     if not _has_another_value(checked):
         return checked

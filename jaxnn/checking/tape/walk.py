@@ -16,6 +16,7 @@ from jax import lax
 from jax.extend import core
 
 from jaxnn._programs import Jitted
+from jaxnn.checking.settings import COTANGENT
 from jaxnn.checking.tape.layout import Site, avals_of, is_inexact, lay_out
 from jaxnn.numerical.float64 import RULES, Evaluation, wide_arithmetic, widen, widen_leaf
 from jaxnn.numerical.interpret import (
@@ -335,9 +336,10 @@ def vjp_of(
 
         def along(k, flat):
             tangents = [jnp.zeros_like(x) for x in points]
-            tangents[k] = tangents[k].ravel().at[flat].set(1).reshape(points[k].shape)
+            tangents[k] = tangents[k].ravel().at[flat].set(COTANGENT).reshape(points[k].shape)
             changes = jax.jvp(of(full), (points,), (tangents,))[1]
-            return functools.reduce(jnp.add, map(lambda ct, dy: jnp.sum(ct * dy), cts, changes))
+            terms = [jnp.sum(ct * dy) for ct, dy in zip(cts, changes, strict=True)]
+            return functools.reduce(jnp.add, terms) / COTANGENT
 
         return [
             lax.map(functools.partial(along, k), jnp.arange(x.size)).reshape(x.shape)

@@ -1,0 +1,51 @@
+"""Does the function vary between the steps, so that a gradient that differs may be right?
+
+Where no rule is wrong and the gradient is that of the values, a slope that excludes it was taken
+over variations that are finer than the steps. These show as noise, by far more than rounding.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from jaxnn.checking.evidence import ROUNDINGS_BETWEEN_CALLS, Verdict, explained, relative_error
+from jaxnn.checking.findings import LeafReport
+from jaxnn.checking.measure import Checked
+from jaxnn.numerical.float64 import wide_dtype
+
+
+def applies(checked: Checked) -> bool:
+    """Whether a leaf differs, no rule is wrong, and the values are noisier than rounding."""
+    noisy = any(_is_noisy(leaf, checked.centre) for leaf in checked.leaves)
+    return checked.is_automatic and noisy and not checked.rules
+
+
+def ask(checked: Checked) -> list[Any] | None:
+    """The gradient of the values, if they can be differentiated."""
+    return checked.programs.reference(checked.check.point, wide_dtype())
+
+
+def say(checked: Checked, reference: list[Any] | None) -> Checked:
+    """The results, with noisy leaves "unresolved" if their gradient is that of the values."""
+    if reference is None:
+        return checked
+    errors = map(relative_error, checked.claims.wide, reference)
+    off = dict(zip(checked.paths, errors, strict=True))
+    hint = (
+        "no derivative rule is wrong, but the values vary by more than rounding between the finest "
+        "steps: the function may have structure that no step resolves"
+    )
+    return checked.with_leaves(
+        [
+            leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint, entries=(), pattern="")
+            if _is_noisy(leaf, checked.centre) and off[leaf.path] <= explained(leaf.dtype)
+            else leaf
+            for leaf in checked.leaves
+        ]
+    )
+
+
+def _is_noisy(leaf: LeafReport, centre: float) -> bool:
+    """Whether the values exclude a leaf's gradient, with by far more noise than rounding."""
+    rounding = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps) * abs(centre)
+    return leaf.verdict is Verdict.DIFFERS and leaf.is_off and leaf.noise > rounding
