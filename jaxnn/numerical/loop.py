@@ -181,7 +181,7 @@ def _by_entry_where_it_is(f: Callable, leaves: Sequence[Any], ends: Sequence[End
     an entry cannot be cut out of an array whose type says how it is cut.
     """
 
-    def quotient(k, entry):
+    def quotient(k: int, entry):
         x, place = leaves[k], jnp.unravel_index(entry, leaves[k].shape)
         axes = [
             lax.broadcasted_iota(i.dtype, x.shape, axis, out_sharding=jax.typeof(x).sharding) == i
