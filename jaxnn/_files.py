@@ -1,12 +1,17 @@
 """Files that are replaced atomically, and directories that one run at a time may lock."""
 
 import contextlib
+import errno
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from jaxnn._validate import describe
+
+# What some file systems, often on networks, answer if they have no locks or sync no directories.
+_CANNOT = frozenset([errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP])
 
 
 def as_path(name: str, value: Any) -> Path:
@@ -37,12 +42,13 @@ def made_directory(name: str, value: Any) -> Path:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Write a new file that replaces `path` once complete, and is deleted on failure.
 
-    Both the file and its directory are synced, so after a crash a reader finds either the old file
-    or the new one.
+    Both the file and, if possible, its directory are synced, so after a crash a reader finds either
+    the old file or the new one.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.unlink(missing_ok=True)  # of an earlier process with this number
     try:
-        with beside.open("wb") as file:
+        with beside.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -53,6 +59,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
     finally:
         os.close(folder)
 
@@ -68,11 +77,16 @@ def locked(name: str, directory: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
       BlockingIOError: another run has locked it.
+
+    Warns:
+      RuntimeWarning: the file system has no locks.
     """
     import fcntl  # POSIX only; imported here so that the rest works without it
 
     folder = made_directory(name, directory)
-    with (folder / ".lock").open("a+") as file:
+    # The file is ours alone: its name is nobody else's, and a link is not followed.
+    lock = os.open(folder / ".jaxnn.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(lock, "r+") as file:
         stat = os.fstat(file.fileno())
         place, owner = (stat.st_dev, stat.st_ino), f"process {os.getpid()} on {os.uname().nodename}"
         try:
@@ -80,11 +94,19 @@ def locked(name: str, directory: str | os.PathLike) -> Iterator[Path]:
                 raise BlockingIOError
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            file.seek(0)
             raise BlockingIOError(
                 f"`{name}` must be a directory of one run. Got {str(folder)!r}, in use by "
                 f"{file.read().strip() or 'another'}."
             ) from None
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+            warnings.warn(
+                f"`{name}` {str(folder)!r} is on a file system without locks: a second run in it "
+                "would not be noticed",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         _held.add(place)
         try:
             file.truncate(0)

@@ -8,6 +8,7 @@ that trace to the same program.
 
 import enum
 import functools
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -257,8 +258,7 @@ def minimize(
         shapes = jax.eval_shape(optimizer.init, points)
         require_same_form("opt_state", opt_state, "optimizer.init(...)", shapes)
     most = np.int32(max_steps) if is_concrete(max_steps) else max_steps
-    extra = isinstance(optimizer, optax.GradientTransformationExtraArgs)
-    minimise = functools.partial(_minimise, f, grad, optimizer.update, extra, skeleton)
+    minimise = functools.partial(_minimise, f, grad, optimizer, skeleton)
     given = points, dynamic, opt_state, most, _typed(tolerance, points)
     found = compiled(minimise, *given)
     return found._replace(x=skeleton.join(found.x, dynamic))
@@ -304,8 +304,7 @@ class _Look(NamedTuple):
 def _minimise(
     f: Callable,
     grad: Callable,
-    update: Callable,
-    extra: bool,
+    optimizer: Any,
     skeleton: Skeleton,
     start: Any,
     dynamic: Any,
@@ -313,7 +312,7 @@ def _minimise(
     max_steps: Any,
     tolerance: Any,
 ) -> Minimum:
-    """The `Minimum`; `extra` is whether `update` takes the loss and its gradient as keywords."""
+    """The `Minimum`."""
     value, gradient = _value_and_gradient(f, grad, skeleton, dynamic)
 
     def look(x, opt_state):
@@ -326,8 +325,7 @@ def _minimise(
 
     def step(carry):
         at, steps, _ = carry
-        more = {"value": at.loss, "grad": at.gradient, "value_fn": value} if extra else {}
-        updates, opt_state = update(at.gradient, at.opt_state, at.x, **more)
+        updates, opt_state = updated(optimizer, at.opt_state, at.x, at.loss, at.gradient, value)
         new = look(optax.apply_updates(at.x, updates), opt_state)
         finite = jnp.isfinite(new.loss) & jnp.isfinite(new.norm) & _all_finite(new.x)
         last = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, at)
@@ -340,6 +338,30 @@ def _minimise(
     status = jnp.where(at.norm <= tolerance, Stop.SMALL_GRADIENT, Stop.MAX_STEPS)
     status = jnp.where(finite, status, Stop.NOT_FINITE).astype(jnp.int32)
     return Minimum(at.x, at.loss, at.norm, steps, status, at.opt_state)
+
+
+def updated(
+    optimizer: Any,
+    opt_state: PyTree,
+    params: PyTree,
+    value: Any,
+    gradient: PyTree,
+    value_fn: Callable[[PyTree], Any],
+) -> tuple[PyTree, PyTree]:
+    """The updates and the new state of an optimiser. It gets the loss, its gradient and both as
+    functions, under the names that optax's optimisers have for them, as far as it takes them.
+    """
+    more: dict[str, Any] = {}
+    if isinstance(optimizer, optax.GradientTransformationExtraArgs):
+        # A line search wants a function that takes each keyword that the optimiser gets.
+        of_params = lambda params, obj_fn=None, grad_fn=None: value_fn(params)  # noqa: E731
+        grad_fn = lambda params, *_: jax.grad(value_fn)(params)  # noqa: E731
+        more = {"value": value, "grad": gradient, "value_fn": of_params}
+        more |= {"obj_fn": value_fn, "grad_fn": grad_fn}
+        taken = inspect.signature(optimizer.update).parameters.values()
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in taken):
+            more = {p.name: more[p.name] for p in taken if p.name in more}
+    return optimizer.update(gradient, opt_state, params, **more)
 
 
 def _value_and_gradient(

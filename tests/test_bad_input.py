@@ -935,7 +935,7 @@ def unchanged(files, monkeypatch):
         return {
             str(p): p.read_bytes() if p.is_file() else None
             for p in files.rglob("*")
-            if p.name != ".lock" and "__pycache__" not in p.parts
+            if p.name != ".jaxnn.lock" and "__pycache__" not in p.parts
         }
 
     before = contents()
@@ -1259,8 +1259,6 @@ sweep(test={"a": (X,)})
     TypeError: `test` must be a tuple of arrays, such as (x, t). Got dict {'a': ...
 check_gradient(surfaces.bowl, X).save("report.png")
     ValueError: `path` must end in .html. Got 'report.png'.
-fit(on_progress=lambda progress: X)
-    TypeError: `on_progress` must return nothing, or whether to stop. Got float32[2].
 check_gradient(lambda x: np.sum(np.asarray(x)), X)
     TypeError: `f` must be differentiable by JAX (made of `jax.numpy`, not of NumPy), or `gradient`
     must be given. Got The numpy.ndarray conversion method __array__() was called on traced array

@@ -229,6 +229,22 @@ def test_a_run_is_saved_by_an_orbax_manager_and_goes_on(tmp_path):
     np.testing.assert_array_equal(rest.history.step_loss, whole.history.step_loss)
 
 
+def test_an_orbax_manager_decides_what_is_written_and_kept(tmp_path):
+    ocp = library("orbax.checkpoint")
+    pairs, start = (X, X[:, :1]), {"w": jnp.zeros((3, 1))}
+    run = {"key": jax.random.key(0), "batch_size": 2, "test": pairs, "epochs": 4, "every": 1}
+    seldom = ocp.CheckpointManagerOptions(save_interval_steps=5)
+    with ocp.CheckpointManager(tmp_path / "seldom", options=seldom) as manager:
+        last = fit(noisy, start, pairs, optax.adam(0.1), checkpoint=manager, **run).status.step
+        assert set(manager.all_steps()) <= {1, 5, 10, 15, last} and last in manager.all_steps()
+    best = ocp.CheckpointManagerOptions(
+        max_to_keep=1, best_fn=lambda metrics: metrics["test_loss"], best_mode="min"
+    )
+    with ocp.CheckpointManager(tmp_path / "best", options=best) as manager:
+        fit(noisy, start, pairs, optax.adam(0.1), checkpoint=manager, evaluate_steps=1, **run)
+        assert len(manager.all_steps()) == 1
+
+
 def an_equinox_module_under_filter_jit(unit):
     eqx = library("equinox")
     model = eqx.nn.MLP(3, 1, 8, 2, activation=unit, key=jax.random.key(0))

@@ -943,7 +943,7 @@ def test_any_number_of_sets_is_measured_by_name():
     np.testing.assert_allclose(some.history.metrics["far_loss"], metrics["far_loss"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("true", [bool, np.bool_, int])
+@pytest.mark.parametrize("true", [bool, np.bool_])
 def test_a_callback_ends_the_run(tmp_path, true):
     run = {"key": KEY, "batch_size": 4, "epochs": 50, "test": PAIRS, "checkpoint": tmp_path}
     stop = lambda progress: true(progress.epoch == 3)  # noqa: E731
@@ -953,6 +953,23 @@ def test_a_callback_ends_the_run(tmp_path, true):
     assert rest.status == Status("finished", 150)
 
 
+@pytest.mark.parametrize("returned", [7, "written", np.ones(3)], ids=str)
+def test_a_callback_may_return_anything_else(returned):
+    run = {"key": KEY, "batch_size": 4, "epochs": 2}
+    tell = lambda progress: returned  # noqa: E731
+    result = fit(linear_by_name, START, PAIRS, optax.sgd(0.1), on_progress=tell, **run)
+    assert result.status == Status("finished", 6)
+
+
+def test_a_callback_is_told_the_loss_of_each_step():
+    told = []
+    tell = lambda progress: told.append((progress.step, progress.step_loss))  # noqa: E731
+    run = {"key": KEY, "batch_size": 4, "epochs": 5, "test": PAIRS, "on_progress": tell}
+    result = fit(linear_by_name, START, PAIRS, optax.sgd(0.1), **run)
+    np.testing.assert_array_equal(np.concatenate([x for _, x in told]), result.history.step_loss)
+    assert [len(x) for _, x in told] == np.diff([0, *(step for step, _ in told)]).tolist()
+
+
 def test_what_a_callback_raises_goes_on_up_once_the_run_is_saved(tmp_path):
     run = {"key": KEY, "batch_size": 4, "epochs": 50, "test": PAIRS, "checkpoint": tmp_path}
 
@@ -960,14 +977,26 @@ def test_what_a_callback_raises_goes_on_up_once_the_run_is_saved(tmp_path):
         if progress.epoch == 3:
             raise OSError("no space to draw")
 
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OSError, match="no space") as raised:
         fit(linear_by_name, START, PAIRS, optax.sgd(0.1), on_progress=fail, **run)
-    assert load_checkpoint(tmp_path).step == 9
+    assert load_checkpoint(tmp_path).step == raised.value.fit.status.step == 9
 
 
 def test_a_run_that_diverges_says_so():
-    with pytest.warns(DivergenceWarning, match="the loss went from .* in 30 steps"):
+    with pytest.warns(DivergenceWarning, match="the first batch went from .* in 30 steps"):
         fit(linear_by_name, START, PAIRS, optax.sgd(6.0), key=KEY, epochs=10, batch_size=4)
+
+
+def test_a_loss_that_is_annealed_and_an_easy_first_batch_do_not_diverge():
+    """The warning would be an error."""
+    weighted = lambda p, x, t, beta: beta[0] * linear_by_name(p, x, t)  # noqa: E731
+    weights = lambda epoch: np.full(12, 10.0**epoch, np.float32)  # noqa: E731
+    annealed = lambda epoch: [(*PAIRS, weights(epoch))]  # noqa: E731
+    result = fit(weighted, START, annealed, optax.sgd(1e-6), key=KEY, epochs=4)
+    assert result.history.step_loss[-1] > 2 * result.history.step_loss[0]
+    easy = lambda epoch: [(PAIRS[0], 0.01 + 0 * PAIRS[1]), PAIRS, PAIRS]  # noqa: E731
+    result = fit(linear_by_name, START, easy, optax.sgd(1e-6), key=KEY, epochs=2)
+    assert result.history.step_loss[-1] > 2 * result.history.step_loss[0]
 
 
 def test_of_a_sweep_the_best_run_is_told():

@@ -1,11 +1,15 @@
 """Runs that are saved and gone on with: what may change, what may not, what a directory holds."""
 
+import errno
+import fcntl  # noqa: F401, for a test that replaces its functions
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -274,13 +278,87 @@ def test_a_save_does_not_hold_up_the_run(tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path).step == 60
 
 
-def test_a_save_that_fails_ends_the_run_with_its_error(tmp_path, monkeypatch):
-    def full(*args, **options):
-        raise OSError(28, "No space left on device")
+def refusing(monkeypatch, refused):
+    """A file system that refuses to write `refused(step, attempt)`."""
+    attempts = {}
 
-    monkeypatch.setattr("jaxnn.training.saves.save_checkpoint", full)
-    with pytest.raises(OSError, match="No space left"):
-        fit(linear, START, PAIRS, optax.sgd(0.1), checkpoint=tmp_path, epochs=9, every=1, **RUN)
+    def save(directory, step, *args, **options):
+        attempts[step] = attempts.get(step, 0) + 1
+        if refused(step, attempts[step]):
+            raise OSError(28, "No space left on device")
+        return save_checkpoint(directory, step, *args, **options)
+
+    monkeypatch.setattr("jaxnn.training.saves.save_checkpoint", save)
+    monkeypatch.setattr("jaxnn.training.saves.PAUSES", (0.01,))
+    return attempts
+
+
+SAVING = {"every": 3, "epochs": 3, **RUN}
+
+
+def test_a_save_that_fails_once_is_tried_again(tmp_path, monkeypatch):
+    attempts = refusing(monkeypatch, lambda step, attempt: attempt == 1)
+    fit(linear, START, PAIRS, optax.sgd(0.1), checkpoint=tmp_path, **SAVING)
+    assert attempts == {3: 2, 6: 2, 9: 2} and load_checkpoint(tmp_path).step == 9
+
+
+def test_the_run_goes_on_if_a_save_fails_and_its_result_comes_with_the_last_error(
+    tmp_path, monkeypatch
+):
+    refusing(monkeypatch, lambda step, attempt: step == 6)
+    with pytest.warns(RuntimeWarning, match="a checkpoint was not written: .*No space left"):
+        result = fit(linear, START, PAIRS, optax.sgd(0.1), checkpoint=tmp_path, **SAVING)
+    assert result.status.step == 9
+    assert [path.name for path in checkpoints(tmp_path)] == [
+        f"step_{step:012d}.npz" for step in (3, 9)
+    ]
+    shutil.rmtree(tmp_path)
+    refusing(monkeypatch, lambda step, attempt: step == 9)
+    with pytest.raises(OSError, match="No space left") as raised:
+        fit(linear, START, PAIRS, optax.sgd(0.1), checkpoint=tmp_path, **SAVING)
+    np.testing.assert_array_equal(raised.value.fit.params["w"], result.params["w"])
+
+
+@pytest.mark.parametrize("call", ["fcntl.lockf", "os.fsync"])
+def test_a_file_system_without_locks_or_synced_directories_will_do(tmp_path, monkeypatch, call):
+    module, name = call.split(".")
+    real = getattr(sys.modules[module], name)
+
+    def cannot(file, *flags):
+        number = file if isinstance(file, int) else file.fileno()
+        if name == "lockf" or stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(file, *flags)
+
+    monkeypatch.setattr(sys.modules[module], name, cannot)
+    told = pytest.warns(RuntimeWarning, match="without locks") if name == "lockf" else nullcontext()
+    with told:
+        fit(linear, START, PAIRS, optax.sgd(0.1), checkpoint=tmp_path, **SAVING)
+    assert load_checkpoint(tmp_path).step == 9
+
+
+def test_no_file_of_the_users_is_written_to_not_even_through_a_link(tmp_path):
+    theirs = {name: tmp_path / name for name in (".lock", "history", "log")}
+    for path in theirs.values():
+        path.write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".lock", "history"):
+        (run / name).write_text("mine")
+    fit(linear, START, PAIRS, optax.sgd(0.1), checkpoint=run, **SAVING)
+    files = [*theirs.values(), run / ".lock", run / "history"]
+    assert {path.read_text() for path in files} == {"mine"}
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / ".jaxnn.lock").symlink_to(theirs["log"])
+    with pytest.raises(OSError, match=".jaxnn.lock"):
+        fit(linear, START, PAIRS, optax.sgd(0.1), checkpoint=other, **SAVING)
+    assert theirs["log"].read_text() == "mine"
+
+
+def test_a_remote_place_is_for_orbax(own_errors):
+    with pytest.raises(ValueError, match="`checkpoint` must be a local directory or, for remote"):
+        fit(linear, START, PAIRS, optax.sgd(0.1), checkpoint="gs://bucket/run", **SAVING)
 
 
 CHILDREN = """

@@ -351,7 +351,8 @@ def _conclude(
     """Print the last lines of a run."""
     say()
     for lr, result in zip(args.lr, results, strict=True):
-        (reason, step, leaf, cause, _), metrics = result.status, result.history.metrics
+        status, metrics = result.status, result.history.metrics
+        reason, step, leaf, cause = status.reason, status.step, status.leaf, status.cause
         place = f"lr {lr:g}: " if len(results) > 1 else ""
         if reason == "not finite":
             say(f"{place}stopped after step {step}: at the next one, {leaf} was not finite")

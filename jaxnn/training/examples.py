@@ -4,15 +4,14 @@ batches from a function of the epoch.
 While the steps of one piece run, a thread gathers the next piece on the host.
 """
 
-import contextlib
 import functools
 import itertools
 import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +33,8 @@ MOST_OF_DEVICE = 0.5
 # The most batches from a function that are sent together, and how many seconds the first of them
 # waits for the others.
 TOGETHER, WAIT = 256, 0.25
+# Seconds between looks at whether a run that waits for examples has been interrupted.
+LOOK = 0.05
 
 
 class Piece(NamedTuple):
@@ -88,21 +89,23 @@ class Examples(NamedTuple):
         mesh: Mesh | None,
         stream: bool | None,
     ) -> "Examples":
-        """A set of examples. By default it is streamed if it would fill half of the device, or is a
-        memory map larger than a piece.
+        """A set of examples. By default it is streamed if it would fill half of the device, is a
+        memory map larger than a piece, or is read in slices, as from an HDF5 file.
         """
         count, leaves, size = count_examples(data, name), jax.tree.leaves(data), _bytes(data)
         if stream is None:
             mapped = any(isinstance(leaf, np.memmap) for leaf in leaves)
             on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
             stream = on_host and size > (PIECE if mapped else MOST_OF_DEVICE * _memory())
+            stream = stream or any(map(_is_elsewhere, leaves))
         batch_size = min(batch_size, count)
         total = -(-count // batch_size)
         if not stream:
             return cls(send(data, mesh), count, batch_size, total, False, mesh)
         fitting = int(PIECE // (size / count * batch_size))
         steps = max(1, min(total, fitting))
-        return cls(jax.tree.map(np.asarray, data), count, batch_size, steps, True, mesh)
+        here = jax.tree.map(lambda a: a if _is_elsewhere(a) else np.asarray(a), data)
+        return cls(here, count, batch_size, steps, True, mesh)
 
     @property
     def batch(self) -> PyTree:
@@ -110,11 +113,17 @@ class Examples(NamedTuple):
         return batch_form(self.data, self.batch_size)
 
     def training(
-        self, plan: Plan, key: Key[Array, ""], epoch: int, step: int
+        self,
+        plan: Plan,
+        key: Key[Array, ""],
+        epoch: int,
+        step: int,
+        stopped: Callable[[], Any] = lambda: False,
     ) -> Generator[Piece, None, None]:
-        """Yield the pieces of a run, starting at a step of an epoch."""
+        """Yield the pieces of a run, starting at a step of an epoch; none once it is `stopped`."""
         if self.streamed:
-            yield from _placed(_ahead(self._jobs(plan, key, epoch, step)), self.mesh)
+            jobs = self._jobs(plan, key, epoch, step)
+            yield from _ahead(jobs, self.mesh, stopped=stopped)
             return
         steps, size = plan.per_epoch, plan.batch_size
         while plan.epochs is None or epoch <= plan.epochs:
@@ -153,7 +162,7 @@ class Examples(NamedTuple):
 
         jobs = (functools.partial(piece, first) for first in range(0, total, self.steps))
         if self.streamed:
-            yield from _placed(_ahead(jobs), self.mesh)
+            yield from _ahead(jobs, self.mesh)
         else:
             yield from (job() for job in jobs)
 
@@ -161,7 +170,13 @@ class Examples(NamedTuple):
         """Examples from the host, padded to the size of a piece, so that one program serves all."""
         size = self.steps * self.batch_size
         filled = rows if len(rows) == size else np.resize(rows, size)
-        return jax.tree.map(lambda a: a[filled], self.data)
+        return self.rows(filled)
+
+    def rows(self, rows: np.ndarray) -> PyTree:
+        """Some examples. What is not in memory is asked for each of them once, in order."""
+        unique, places = np.unique(rows, return_inverse=True)
+        some = lambda a: np.asarray(a[unique])[places] if _is_elsewhere(a) else a[rows]  # noqa: E731
+        return jax.tree.map(some, self.data)
 
 
 class Batches(NamedTuple):
@@ -191,9 +206,8 @@ class Batches(NamedTuple):
         first = next(batches, None)
         if first is None:
             raise ValueError(f"`{name}(1)` must give at least one batch. Got none.")
-        require_batches(f"a batch of {name}(1)", first)
         opened = itertools.chain([first], batches)
-        return cls(name, make, mesh, _on_host(first), [opened])
+        return cls(name, make, mesh, _as_batch(f"a batch of {name}(1)", first), [opened])
 
     @property
     def batch(self) -> PyTree:
@@ -201,11 +215,18 @@ class Batches(NamedTuple):
         return batch_form(self.first, count_examples(self.first))
 
     def training(
-        self, plan: Plan, key: Key[Array, ""], epoch: int, step: int
+        self,
+        plan: Plan,
+        key: Key[Array, ""],
+        epoch: int,
+        step: int,
+        stopped: Callable[[], Any] = lambda: False,
     ) -> Generator[Piece, None, None]:
-        """Yield the pieces of a run from a step of an epoch on, skipping earlier batches."""
+        """Yield the pieces of a run from a step of an epoch on, skipping earlier batches; none once
+        it is `stopped`.
+        """
         del key  # the function does its own sampling
-        return self._ahead(self._training(plan.epochs, epoch, step))
+        return self._ahead(self._training(plan.epochs, epoch, step), stopped)
 
     def _training(self, epochs: int | None, epoch: int, step: int) -> Generator[Piece, None, None]:
         while epochs is None or epoch <= epochs:
@@ -216,9 +237,11 @@ class Batches(NamedTuple):
         """Yield the pieces of the set."""
         return self._ahead(self._epoch(1, 0))
 
-    def _ahead(self, pieces: Generator[Piece, None, None]) -> Generator[Piece, None, None]:
+    def _ahead(
+        self, pieces: Generator[Piece, None, None], stopped: Callable[[], Any] = lambda: False
+    ) -> Generator[Piece, None, None]:
         one_more = functools.partial(next, pieces, None)
-        return _placed(_ahead(itertools.repeat(one_more), pieces.close), self.mesh)
+        return _ahead(itertools.repeat(one_more), self.mesh, pieces.close, stopped)
 
     def _epoch(self, epoch: int, step: int) -> Generator[Piece, None, None]:
         opened = self.opened.pop() if epoch == 1 and self.opened else None
@@ -242,8 +265,7 @@ class Batches(NamedTuple):
     def _checked(self, batches: Iterable[Any], epoch: int) -> Iterator[Any]:
         name = f"a batch of {self.name}({epoch})"
         for batch in batches:
-            require_batches(name, batch)
-            batch = _on_host(batch)
+            batch = _as_batch(name, batch)
             one = [jax.tree.map(lambda a: a[:1], form) for form in (batch, self.first)]
             require_same_form(name, one[0], f"the first of {self.name}(1)", one[1])
             for new, old in zip(jax.tree.leaves(batch), jax.tree.leaves(self.first), strict=True):
@@ -264,32 +286,47 @@ def _iterator(name: str, make: Callable, epoch: int) -> Iterator[Any]:
 def _grouped(batches: Iterable[Any], most: int) -> Iterator[tuple[list[Any], bool]]:
     """Yield groups of batches of one size, and whether each group is the last.
 
-    A group ends at `most` batches, or once the first has waited `WAIT` seconds.
+    A group ends at `most` batches, once the first has waited `WAIT` seconds, or before an error.
     """
     group, began = [], 0.0
-    for batch in batches:
-        full = len(group) == most or time.perf_counter() - began > WAIT
-        if group and (full or count_examples(batch) != count_examples(group[0])):
+    try:
+        for batch in batches:
+            full = len(group) == most or time.perf_counter() - began > WAIT
+            if group and (full or count_examples(batch) != count_examples(group[0])):
+                yield group, False
+                group = []
+            if not group:
+                began = time.perf_counter()
+            group.append(batch)
+    except Exception:  # the user's iterable may raise anything
+        if group:
             yield group, False
-            group = []
-        if not group:
-            began = time.perf_counter()
-        group.append(batch)
+        raise
     if group:
         yield group, True
 
 
 def _ahead(
-    jobs: Iterable[Callable[[], Piece | None]], close: Callable[[], Any] = lambda: None
+    jobs: Iterable[Callable[[], Piece | None]],
+    mesh: Mesh | None,
+    close: Callable[[], Any] = lambda: None,
+    stopped: Callable[[], Any] = lambda: False,
 ) -> Generator[Piece, None, None]:
-    """Yield the pieces that jobs return, computing each in a thread while the previous one is in
-    use, until one is None; `close` is the last job.
+    """Yield the pieces that jobs return, on the device, until one is None or the run is `stopped`
+    while it waits. A thread prepares each while the one before is in use; `close` is its last job.
     """
-    wide = jnp.result_type(float) == jnp.float64
+    # Settings of the caller's thread that a new thread does not have.
+    wide, device = jnp.result_type(float) == jnp.float64, jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
     def done(job):
-        with jax.enable_x64(wide):  # thread-local settings do not carry over to another thread
-            return job()
+        with jax.enable_x64(wide), jax.default_device(device):
+            piece = job()
+            return piece and piece._replace(data=send(piece.data, mesh, ours=True))
+
+    def result(future):
+        while not (future.done() or stopped()):
+            wait([future], LOOK)
+        return future.result() if future.done() else None
 
     pool = ThreadPoolExecutor(1, "jaxnn examples")
     waiting: deque[Future[Piece | None]] = deque()
@@ -297,10 +334,10 @@ def _ahead(
         for job in jobs:
             waiting.append(pool.submit(done, job))
             if len(waiting) > 1:
-                if (piece := waiting.popleft().result()) is None:
+                if (piece := result(waiting.popleft())) is None:
                     return
                 yield piece
-        while waiting and (piece := waiting.popleft().result()) is not None:
+        while waiting and (piece := result(waiting.popleft())) is not None:
             yield piece
     finally:
         for job in waiting:
@@ -309,27 +346,26 @@ def _ahead(
         pool.shutdown(wait=False)
 
 
-def _placed(
-    pieces: Generator[Piece, None, None], mesh: Mesh | None
-) -> Generator[Piece, None, None]:
-    """Yield the pieces on the device, sending each before the previous one is used up."""
-    with contextlib.closing(pieces):
-        last = None
-        for piece in pieces:
-            piece = piece._replace(data=send(piece.data, mesh, ours=True))
-            if last is not None:
-                yield last
-            last = piece
-        if last is not None:
-            yield last
+def _as_batch(name: str, batch: Any) -> tuple[Any, ...]:
+    """A batch as a tuple of NumPy arrays, the arguments of the loss: a dictionary is one of them.
 
-
-def _on_host(batch: Any) -> tuple[Any, ...]:
+    Tensors of other libraries are converted.
+    """
+    one = isinstance(batch, Mapping) or hasattr(batch, "shape")
+    here = lambda x: np.asarray(x) if hasattr(x, "__array__") else x  # noqa: E731
+    batch = jax.tree.map(here, (batch,) if one else batch)
+    require_batches(name, batch)
     return jax.tree.map(np.asarray, tuple(batch))
 
 
+def _is_elsewhere(array: Any) -> bool:
+    """Whether an array is not in memory but read in slices, as from an HDF5 file."""
+    return hasattr(array, "shape") and not isinstance(array, np.ndarray | jax.Array | np.generic)
+
+
 def _bytes(tree: PyTree) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in leaves)
 
 
 def _memory() -> float:

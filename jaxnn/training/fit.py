@@ -10,7 +10,7 @@ takes the same steps as an uninterrupted one, to the bit.
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from jaxtyping import Array, Key, PyTree
 from jaxnn._arguments import Skeleton, arrays_of
 from jaxnn._validate import (
     as_mesh,
+    is_array,
     is_key,
     require_arguments,
     require_callable,
@@ -57,7 +58,7 @@ def fit(
     loss: Callable[..., Any],
     params: PyTree,
     data: PyTree | Callable[[int], Iterable[Any]],
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     *,
     key: Key[Array, ""],
     epochs: int | None = None,
@@ -100,7 +101,10 @@ def fit(
         are read as needed. Or a function that maps the epoch, counted from 1, to an iterable of
         batches, each such a tuple. The function decides on the order, size and number of batches.
         It runs in a thread, a little ahead of the steps. To resume within an epoch, its first
-        batches are skipped. Each of several processes must yield the whole batch.
+        batches are skipped. Each of several processes must yield the whole batch. An iterable that
+        begins anew in each epoch, such as a loader, may stand for the function. A dictionary of
+        arrays, or as a batch, is one argument of the loss. Arrays that are read in slices, as from
+        an HDF5 file, are read as needed.
       optimizer: an optax optimiser.
       key: a PRNG key; epoch e uses `jax.random.fold_in(key, e)`.
       epochs: how many times to go through the data; by default ten or, if `max_steps` is given, as
@@ -129,12 +133,16 @@ def fit(
         another run, or processes begin a run differently.
       FileExistsError: `checkpoint` contains checkpoints, and `resume` is not set.
       BlockingIOError: another run uses `checkpoint`.
+      OSError: the last checkpoint could not be written.
       RuntimeError: another process failed; the message gives the reason.
+      Exception: what the data or the callback raised. Whatever ends a run has the attribute `fit`,
+        the result so far.
 
     Warns:
-      DivergenceWarning: the loss ended above twice its first value. (A non-finite step gives a
-        status with its cause and its batch, not a warning.)
-      RuntimeWarning: the watched number is NaN.
+      DivergenceWarning: the loss ended above twice its first value, on the first batch, too. (A
+        non-finite step gives a status with its cause and its examples, not a warning.)
+      RuntimeWarning: the watched number is NaN, a checkpoint could not be written, or a directory
+        could not be locked.
       DeprecationWarning: for each of `old`.
 
     Source:
@@ -156,7 +164,10 @@ def fit(
         saving=saving,
         reporting=reporting,
     )
-    require_run(loss, grad, data, options.measuring.test)
+    test = _as_tests(options.measuring.test, data)
+    options = options._replace(measuring=options.measuring._replace(test=test))
+    data = _as_examples(data)
+    require_run(loss, grad, data, test)
     batch_size = _batch_size(data, batch_size, options.feeding)
     require_counts(epochs=epochs, batch_size=batch_size, max_steps=max_steps)
     require_differentiable("params", params)
@@ -186,7 +197,7 @@ def fit(
     if result.status.reason == "interrupted" and options.reporting.on_interrupt == "raise":
         raise Interrupted(result)
     if result.status.reason == "finished":
-        _warn_of_divergence(result, run.now.log.mean_loss)
+        _warn_of_divergence(result, run, options.start.model_state)
     if result.status.reason == "not finite":
         from jaxnn.training.cause import with_cause  # takes longer to import than all of training
 
@@ -221,6 +232,7 @@ def _run(
     objective = Objective.of(loss, measuring.metrics, grad, skeleton, batch, model_state, has_aux)
     objective.require(state.params, state.model_state, key, batch)
     more = {"norm": "gradient_norm" in reporting.record, "mesh": mesh, "guarded": is_large(state)}
+    more["skips"] = options.feeding.skip_not_finite
     first = [*list(sets)[1:], "train"][0]
     watch = measuring.watch or (lambda record: record[f"{first}_loss"])
     every, steps = measuring.evaluate_every, measuring.evaluate_steps
@@ -233,7 +245,7 @@ def _run(
         mesh=mesh,
         objective=objective,
         optimizer=optimizer,
-        way=Way.of(plan, optimizer, **more),
+        way=Way.of(plan, **more),
         across=_go_across(plan, schedule, sets["train"]),
         sets=sets,
         schedule=schedule,
@@ -256,6 +268,16 @@ def _batch_size(data: Any, batch_size: int | None, feeding: Feeding) -> int | No
             f"{feeding.stream}."
         )
     return None
+
+
+def _as_tests(test: Any, data: Any) -> Any:
+    """The sets for measurements by name, in the form of `_as_examples`; None if there are none."""
+    if test is None:
+        return None
+    several = isinstance(test, Mapping) and not (
+        isinstance(data, Mapping) and test.keys() == data.keys()
+    )
+    return {name: _as_examples(x) for name, x in (test if several else {"test": test}).items()}
 
 
 def _measured(sets: Mapping[str, Examples | Batches], measuring: Measuring) -> tuple[str, ...]:
@@ -289,6 +311,21 @@ def _is_function(data: Any) -> bool:
     return callable(data) and treedef_is_leaf(jax.tree.structure(data))
 
 
+def _as_examples(data: Any) -> Any:
+    """Data as a tuple of arrays, or as a function of the epoch.
+
+    A dictionary of arrays is the loss's only argument. An iterable of batches, such as a loader, is
+    gone through in each epoch.
+    """
+    if isinstance(data, Mapping):
+        return (data,)
+    if callable(data) or isinstance(data, Iterator) or not isinstance(data, Iterable):
+        return data
+    if not treedef_is_leaf(jax.tree.structure(data)) or isinstance(data, str) or is_array(data):
+        return data
+    return lambda epoch: data
+
+
 def _length(
     data: Any,
     batch_size: int | None,
@@ -318,8 +355,7 @@ def _sets(
         return Examples.of(label, examples, size, mesh, stream)
 
     sets = {"train": of("data", data)}
-    tests = {} if test is None else dict(test) if isinstance(test, Mapping) else {"test": test}
-    for name, examples in tests.items():
+    for name, examples in (test or {}).items():
         sets[name] = of("test" if name == "test" else f"test[{name!r}]", examples)
     return sets
 
@@ -373,11 +409,21 @@ def _mesh_of(params: PyTree) -> Mesh | None:
     return meshes[0] if meshes else None
 
 
-def _warn_of_divergence(result: Fit, ended: float) -> None:
-    began = float(result.history.step_loss[0])
-    if ended > began + abs(began):
+def _warn_of_divergence(result: Fit, run: Run, model_state: PyTree) -> None:
+    """Warn if the loss more than doubled: on average over an epoch and, as batches differ and a
+    loss may be annealed, on the first batch, too.
+    """
+    began, ended = float(result.history.step_loss[0]), run.now.log.mean_loss
+    most = began + abs(began)
+    if not ended > most:
+        return
+    if jax.process_count() == 1:
+        given = run.given(1, 0)
+        value = jax.jit(run.config.objective.value)
+        ended = float(value(run.now.state.params, model_state, given.key, given.batch)[0])
+    if ended > most:
         warnings.warn(
-            f"fit diverged: the loss went from {began:.6g} to {ended:.6g} in "
+            f"fit diverged: the loss of the first batch went from {began:.6g} to {ended:.6g} in "
             f"{result.status.step} steps; a smaller learning rate may converge.",
             DivergenceWarning,
             stacklevel=3,
@@ -404,7 +450,8 @@ def require_run(loss: Any, grad: Any, data: Any, test: Any) -> None:
     for name, examples in named.items():
         if not _is_function(examples):
             like = None if _is_function(data) else data
-            require_batches("test" if name is None else f"test[{name!r}]", examples, like)
+            label = "test" if name in (None, "test") else f"test[{name!r}]"
+            require_batches(label, examples, like)
 
 
 def _require_measure(measure: Any, sets: Mapping[str, Examples | Batches]) -> tuple[str, ...]:

@@ -63,10 +63,12 @@ class Status(NamedTuple):
         step would have made a value non-finite; "interrupted" by Ctrl-C, SIGTERM or a scheduler
         signal; or "stopped" by `on_progress`.
       step: number of steps taken, all of them good.
-      leaf: the non-finite value: `loss`, or for instance `params['W1']`.
+      leaf: the non-finite value: `loss`, or for instance `params['W1']`, `opt_state[0].mu['W1']`.
       cause: where it comes from: the lines in which NaN or infinity first appears in the loss or
         its gradient; empty if that is not known.
       batch: the examples of that step; None if the run ended otherwise.
+      examples: those for which the loss or its gradient is not finite even alone: their positions
+        in the data, or in the batch if the data come from a function.
 
     Example:
       >>> Status("not finite", 12, "params['W1']").leaf
@@ -78,12 +80,14 @@ class Status(NamedTuple):
     leaf: str | None = None
     cause: str = ""
     batch: Any = None
+    examples: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
-        """The fields, without the examples."""
+        """The fields, without the batch."""
         fields = {name: value for name, value in self._asdict().items() if name != "batch"}
-        if not self.cause:
-            del fields["cause"]
+        for name in ("cause", "examples"):
+            if not fields[name]:
+                del fields[name]
         return f"Status({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
 
@@ -197,10 +201,22 @@ class Log:
         evaluated = np.array(self.evaluated, np.int64)
         return History(step_loss, metrics, np.array(self.seconds), aux, evaluated)
 
+    def losses_since(self, step: int) -> np.ndarray:
+        """The losses of the steps after `step`."""
+        pieces, count = [], self.step - step
+        for piece in reversed(self.losses):
+            if sum(map(len, pieces)) >= count:
+                break
+            pieces.insert(0, piece)
+        losses = np.concatenate([np.zeros(0, np.float32), *pieces])
+        return losses[len(losses) - count :]
+
     @property
     def mean_loss(self) -> float:
-        """The mean loss over the examples of the current epoch, or of one that has just ended."""
-        return self.total / max(1, self.examples)
+        """The mean loss over the examples of the current epoch, or of one that has just ended; NaN
+        if all its steps were left out.
+        """
+        return self.total / self.examples if self.examples else np.nan
 
     @property
     def epoch(self) -> int:
@@ -245,8 +261,9 @@ class Log:
             if before == self.begun:
                 self.total, self.examples = 0.0, 0
             part = slice(before - first, end - first)
-            self.total += float(losses[part].astype(np.float64) @ sizes[part])
-            self.examples += int(sizes[part].sum())
+            taken = np.isfinite(losses[part])  # the others were left out
+            self.total += float(losses[part][taken].astype(np.float64) @ sizes[part][taken])
+            self.examples += int(sizes[part][taken].sum())
             self.spent += each * (end - before)
             if end in over:
                 self.seconds.append(self.spent)

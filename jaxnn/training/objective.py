@@ -134,12 +134,28 @@ class Objective(NamedTuple):
             (value, (new_state, aux)), gradient = both(*given)
         else:
             value, (new_state, aux) = of_moving(*given)
-            gradient = self.grad(lambda *given: of_moving(*given)[0])
-            require_callable("grad(loss)", gradient)
-            gradient = gradient(*given)
+            gradient = self._by_grad(moving, held, model_state, key, batch)
         require_same_form("grad(loss)(...)", gradient, "params", moving)
         # JAX's gradient by a complex number is the conjugate of the direction of steepest ascent.
         return value, jax.tree.map(jnp.conj, gradient), new_state, aux
+
+    def _by_grad(
+        self, moving: PyTree, held: PyTree, model_state: PyTree, key: Any, batch: tuple[Any, ...]
+    ) -> PyTree:
+        """The gradient that `grad` makes of the loss, which has the user's own arguments: of the
+        parameters, those that are trained.
+        """
+        state = (model_state,) if self.form.stateful else ()
+        keyword = {"key": key} if self.form.keyed and key is not None else {}
+
+        def loss(moving, *rest, key=None):
+            model_state, batch = (rest[0], rest[1:]) if self.form.stateful else (None, rest)
+            return self.value(self.skeleton.merge(moving, held), model_state, key, batch)[0]
+
+        loss.__name__ = getattr(self.loss, "__name__", "loss")
+        gradient: Any = self.grad and self.grad(loss)
+        require_callable("grad(loss)", gradient)
+        return gradient(moving, *state, *batch, **keyword)
 
     def measured(
         self, arrays: PyTree, model_state: PyTree, key: Any, batch: tuple[Any, ...]
@@ -188,6 +204,17 @@ class Objective(NamedTuple):
         for name, measured in record.items():
             if jnp.issubdtype(measured.dtype, jnp.complexfloating):
                 raise TypeError(f"`metrics(...)[{name!r}]` must be real. Got {describe(measured)}.")
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), batch)
+        try:
+            of_one = jax.eval_shape(metrics, arrays, model_state, *one)
+        except Exception:  # metrics may refuse a batch of one example
+            return
+        for name, measured in record.items():
+            if of_one[name].shape != measured.shape:
+                raise TypeError(
+                    f"`metrics(...)[{name!r}]` must be a mean over the examples, of a shape that "
+                    f"does not depend on their number. Got {describe(measured)}."
+                )
 
     def _given(self, arrays: PyTree, model_state: PyTree) -> tuple[PyTree, ...]:
         params = self.skeleton.fill(arrays)

@@ -6,6 +6,8 @@ import jax
 import optax
 from jaxtyping import PyTree
 
+from jaxnn.descent import updated
+
 
 def kind_of(opt_state: PyTree) -> str:
     """The structure of an optimiser without its numbers: the names of the parts of its state."""
@@ -20,12 +22,11 @@ def _states(node: Any) -> list[str]:
 
 def program_of(optimizer: Any, params: PyTree, opt_state: PyTree) -> str:
     """The text of an optimiser's lowered update, including all its numbers."""
-    extra = isinstance(optimizer, optax.GradientTransformationExtraArgs)
 
     def step(gradient, opt_state, params):
-        size = lambda params: optax.tree.norm(params)  # noqa: E731
-        more = {"value": size(params), "grad": gradient, "value_fn": size} if extra else {}
-        return optimizer.update(gradient, opt_state, params, **more)
+        return updated(optimizer, opt_state, params, size(params), gradient, size)
+
+    size = lambda params: optax.tree.norm(params)  # noqa: E731
 
     return jax.jit(step).lower(params, opt_state, params).as_text()
 

@@ -53,6 +53,8 @@ class Feeding(NamedTuple):
         one device, up to rounding error.
       stream: whether the data stay on the host and a thread gathers pieces ahead of the steps; by
         default for memory maps, and for NumPy arrays that would fill half of the device.
+      skip_not_finite: whether a step that would make the loss, a parameter or the optimiser's state
+        NaN or infinite is left out and the run goes on, instead of ending; its loss is recorded.
 
     Example:
       >>> jaxnn.Feeding(replacement=True).stream is None
@@ -62,6 +64,7 @@ class Feeding(NamedTuple):
     replacement: bool = False
     mesh: Mesh | None = None
     stream: bool | None = None
+    skip_not_finite: bool = False
 
 
 class Measuring(NamedTuple):
@@ -107,8 +110,10 @@ class Saving(NamedTuple):
 
     Attributes:
       checkpoint: a directory for this run's checkpoints alone, visible to all processes;
-        checkpoints are written while steps continue. Or an `orbax.checkpoint.CheckpointManager`,
-        which then decides how many are kept.
+        checkpoints are written while steps continue. One that the file system refuses is tried
+        again, then left out with a warning. Or an `orbax.checkpoint.CheckpointManager`: it is
+        offered each checkpoint, with the last measurements, and decides which to write and keep;
+        the last one is written in any case.
       resume: whether to continue from the newest checkpoint, if there is one; "previous" continues
         from the newest intact one.
       every: steps between checkpoints; by default, one at the end of an epoch if ten seconds have
@@ -133,8 +138,8 @@ class Reporting(NamedTuple):
 
     Attributes:
       on_progress: a callback that receives a `Progress` about twice a second and after each
-        measurement, only in process 0. If it returns a true value, the run ends with status
-        "stopped". If it raises, the run is saved first, and all processes end.
+        measurement, only in process 0. If it returns True, the run ends with status "stopped".
+        If it raises, the run is saved first, and all processes end.
       record: additional contents of `Progress`: "params", "opt_state", "learning_rate" (requires
         `optax.inject_hyperparams`) and "gradient_norm", which `history.aux` then contains, too. The
         arrays are valid only during the call; copy them to keep them.

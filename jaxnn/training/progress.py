@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import TextIOBase
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ class Progress(NamedTuple):
       resumed: the step from which the run resumed; 0 if it did not.
       reason: why the run ends early, if known.
       measures: whether the run measures anything.
+      step_loss: the losses of the steps since the last report; the last one is of `step`.
 
     Example:
       >>> Progress(epoch=1, epochs=2, step=15, steps=30, loss=2.3, record=None).step
@@ -57,6 +58,7 @@ class Progress(NamedTuple):
     resumed: int = 0
     reason: str | None = None
     measures: bool = True
+    step_loss: Sequence[float] = ()
 
 
 def show_progress(
@@ -158,6 +160,10 @@ def silent(*_: Any, **__: Any) -> None:
     """Ignore all arguments; a callback for runs that nobody watches."""
 
 
+# The fields of `Progress` that are not written to a log as they are.
+NOT_LOGGED = ("params", "opt_state", "resumed", "record", "reason", "measures", "step_loss")
+
+
 def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
     """A callback that appends each `Progress` to a file as a line of JSON: its numbers, and the
     `time` in seconds since 1970.
@@ -187,8 +193,7 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
         numbers = {
             name: _json(value)
             for name, value in progress._asdict().items()
-            if name not in ("params", "opt_state", "resumed", "record", "reason", "measures")
-            and (value is not None or name in ("epochs", "steps"))
+            if name not in NOT_LOGGED and (value is not None or name in ("epochs", "steps"))
         }
         record = progress.record and {k: _json(v) for k, v in progress.record.items()}
         line = json.dumps({**numbers, "record": record, "time": time.time()})

@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from jaxnn._arguments import arrays_of
-from jaxnn._validate import describe, require_same_form
+from jaxnn._validate import require_same_form
+from jaxnn.data import count_examples
 from jaxnn.training.examples import Batches, Examples, Piece
 from jaxnn.training.history import Fit, Log, Reason, Status
 from jaxnn.training.measuring import Measure, lowered, mean_over, measures, paced
@@ -169,6 +170,7 @@ class Host:
       failure: the exception raised in this process.
       caught: the signals received.
       compiling: measuring programs being compiled.
+      reported: the step of the last report.
     """
 
     feed: Generator[Piece, None, None] | None = None
@@ -176,6 +178,21 @@ class Host:
     failure: BaseException | None = None
     caught: list[int] = dataclasses.field(default_factory=list)
     compiling: list[concurrent.futures.Future] = dataclasses.field(default_factory=list)
+    reported: int = 0
+
+
+class Given(NamedTuple):
+    """What a step is given besides the state.
+
+    Attributes:
+      key: for the loss, or None.
+      batch: its examples.
+      rows: their positions in the data, or in the batch if the data come from a function.
+    """
+
+    key: Any
+    batch: tuple[Any, ...]
+    rows: np.ndarray
 
 
 @dataclasses.dataclass
@@ -225,7 +242,7 @@ class Run:
                     found.best,
                 )
                 self._lose_patience()
-            self.now.resumed = self.now.log.step
+            self.now.resumed = self.host.reported = self.now.log.step
             self.config.saves.step, self.config.saves.time = (
                 self.now.log.step or None,
                 time.perf_counter(),
@@ -236,7 +253,7 @@ class Run:
             self.now.best = self._copied(self.now.state)
         self._compile_measures()
         self.prepare()
-        self._end_if_failed(self._vote())
+        self.listen()
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -321,11 +338,13 @@ class Run:
         with self._own():
             if self.host.feed is None:
                 epoch = len(self.now.log.seconds) + 1
+                caught = lambda: self.host.caught  # noqa: E731
                 self.host.feed = self.config.sets["train"].training(
-                    self.config.plan, self.config.key, epoch, position
+                    self.config.plan, self.config.key, epoch, position, caught
                 )
-            self.host.piece = next(self.host.feed)
-            self.now.at = position - self.host.piece.first
+            self.host.piece = next(self.host.feed, None)
+            if self.host.piece is not None:
+                self.now.at = position - self.host.piece.first
 
     def take_steps(self) -> None:
         """Run the next chunk of steps and record it."""
@@ -448,11 +467,8 @@ class Run:
             return
         with self._own():
             wish = self.config.on_progress(self._progress(record))
-            if np.size(wish) != 1:
-                raise TypeError(
-                    f"`on_progress` must return nothing, or whether to stop. Got {describe(wish)}."
-                )
-            if wish:
+            # Only True itself stops: what a callback writes to may return anything.
+            if isinstance(wish, bool | np.bool_) and wish:
                 self.now.reason = self.now.reason or "stopped"
 
     def _progress(self, record: dict[str, Any] | None) -> Progress:
@@ -467,6 +483,8 @@ class Run:
         more = {name: asked[name]() for name in self.config.record}
         where = log.epoch, plan.epochs, log.step, plan.steps, log.mean_loss, record
         more |= {"resumed": self.now.resumed, "reason": self.now.reason}
+        more["step_loss"] = log.losses_since(self.host.reported)
+        self.host.reported = log.step
         return Progress(*where, measures=bool(self.config.schedule.names), **more)
 
     def listen(self) -> None:
@@ -478,15 +496,12 @@ class Run:
         if vote.interrupted and not self.ended:
             self.now.reason = "interrupted"
         self._end_if_failed(vote)
-        if self.config.saves is not None and (vote.due or self.ended):
+        begun = self.now.log.step > 0
+        if self.config.saves is not None and begun and (vote.due or self.ended):
             self._save()
 
     def _vote(self) -> Vote:
-        due = (
-            self.config.saves is not None
-            and self.now.log.step > 0
-            and self.config.saves.is_due(self.now.log)
-        )
+        due = self.config.saves is not None and self.config.saves.is_due(self.now.log)
         stopped, failed = self.now.reason == "stopped", self.host.failure is not None
         return Vote(stopped, bool(self.host.caught), failed, due, self.now.pace).agreed()
 
@@ -502,6 +517,8 @@ class Run:
             if self.config.saves is not None:
                 self.config.saves.place.wait()
         assert failure is not None
+        with contextlib.suppress(AttributeError):  # an exception without attributes
+            failure.fit = self.result()  # pyright: ignore[reportAttributeAccessIssue]
         raise failure
 
     def _save(self) -> None:
@@ -509,20 +526,20 @@ class Run:
         saves = self.config.saves
         if saves is None or self.now.log.step == saves.step:
             return
-        info = {"run": self.identity, "notes": saves.notes}
+        info, last = {"run": self.identity, "notes": saves.notes}, self.ended
         with self._own():
             if isinstance(saves.place, Manager):
-                saves.place.save(Saved(self.now.state, self.now.best, self.now.log, info))
+                saves.place.save(Saved(self.now.state, self.now.best, self.now.log, info), last)
             elif is_apart(self.now.state) or jax.process_index() == 0:
                 best = None if self.now.best is None else on_host(self.now.best)
-                saves.place.save(Saved(on_host(self.now.state), best, self.now.log, info))
+                saves.place.save(Saved(on_host(self.now.state), best, self.now.log, info), last)
         saves.step, saves.time = self.now.log.step, time.perf_counter()
 
     def finish(self) -> None:
         """Wait for pending writes and for the other processes."""
         with self._own():
             if self.config.saves is not None:
-                self.config.saves.place.wait()
+                self.config.saves.place.finish()
         self._end_if_failed(self._vote())
 
     def result(self) -> Fit:
@@ -532,24 +549,35 @@ class Run:
         params = self.config.objective.skeleton.fill(state.params)
         return Fit(params, state.opt_state, self.now.log.history(), status, state.model_state)
 
-    def failed_step(self) -> tuple[State, Any, tuple[Any, ...]]:
-        """What the step that was not finite was given: the state, its key, and its batch."""
-        plan, piece = self.config.plan, self.host.piece
-        if self.config.across:
-            epoch, i = divmod(self.now.log.step, plan.per_epoch)
-            (whole,) = self.config.sets["train"].measuring()
-            order = plan.order(self.config.key, epoch + 1)
-            piece = Piece(whole.data, order, epoch + 1, 0, plan.per_epoch, plan.batch_size)
+    def given(self, epoch: int, step: int) -> Given:
+        """What a step of an epoch is given. Of data from a function, only the first batch and those
+        of the current piece are known.
+        """
+        plan, train, piece = self.config.plan, self.config.sets["train"], self.host.piece
+        rows: Any = slice(step * plan.batch_size, (step + 1) * plan.batch_size)
+        if isinstance(train, Examples):
+            rows = np.asarray(plan.order(self.config.key, epoch))[rows]
+            batch = train.rows(rows)
+        elif (epoch, step) == (1, 0):
+            batch, rows = train.first, np.arange(count_examples(train.first))
         else:
-            i = self.now.at - 1
-        assert piece is not None
-        rows: Any = slice(i * piece.batch_size, (i + 1) * piece.batch_size)
-        rows = rows if piece.order is None else piece.order[rows]
-        batch = tuple(jax.tree.map(lambda a: a if plan.whole else a[rows], piece.data))
+            assert piece is not None
+            first = (step - piece.first) * piece.batch_size
+            rows = np.arange(piece.batch_size)
+            batch = jax.tree.map(lambda a: a[first : first + piece.batch_size], piece.data)
         key = None
         if self.config.objective.form.keyed:
-            key = jax.random.fold_in(self._key_of(piece.epoch), piece.first + i)
-        return self.now.state, key, batch
+            key = jax.random.fold_in(self._key_of(epoch), step)
+        return Given(key, tuple(batch), rows)
+
+    def failed_step(self) -> Given:
+        """What the step that was not finite was given."""
+        if self.config.across:
+            epoch, step = divmod(self.now.log.step, self.config.plan.per_epoch)
+            return self.given(epoch + 1, step)
+        piece = self.host.piece
+        assert piece is not None
+        return self.given(piece.epoch, piece.first + self.now.at - 1)
 
     def _copied(self, state: State) -> State:
         """A state whose memory is not donated to guarded steps."""

@@ -7,6 +7,8 @@ writes files one at a time, from a copy on the host.
 import contextlib
 import os
 import threading
+import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
@@ -29,6 +31,8 @@ LAYOUT = 4
 # Seconds between checkpoints if `every` is not set: the minimum at ends of epochs, and the maximum
 # anywhere.
 AT_EPOCHS, ANYWHERE = 10, 600
+# Seconds before a checkpoint that the file system refused is written again.
+PAUSES = 0.1, 1.0
 
 
 class Found(NamedTuple):
@@ -107,7 +111,7 @@ class Files:
         best = state("best_") if "best_params" in found.leaves else None
         return Found(state(""), best, Log.of(found.step, found.records))
 
-    def save(self, run: Saved) -> None:
+    def save(self, run: Saved, last: bool) -> None:
         """Write a checkpoint in the background, after waiting for the previous one."""
         self.wait()
         if jax.process_index() != 0:
@@ -115,16 +119,31 @@ class Files:
         records, step = run.log.records_to_save, run.log.step
 
         def write():
-            try:
-                keep = {"info": run.info, "keep": self.keep}
-                save_checkpoint(self.directory, step, run.parts, records=records, **keep)
-            except BaseException as error:
-                self.failure = error
+            keep = {"info": run.info, "keep": self.keep}
+            for pause in (*PAUSES, None):
+                try:
+                    save_checkpoint(self.directory, step, run.parts, records=records, **keep)
+                    self.failure = None
+                    return
+                except BaseException as error:
+                    self.failure = error
+                    if pause is None or not isinstance(error, OSError):
+                        return
+                    time.sleep(pause)
 
         self.thread = threading.Thread(target=write, name="jaxnn checkpoint")
         self.thread.start()
 
     def wait(self) -> None:
+        """Wait until pending writes are complete; raise the exception of a failed one. If the file
+        system refused one, that is a warning instead, as it may accept the next.
+        """
+        try:
+            self.finish()
+        except OSError as error:
+            warnings.warn(f"a checkpoint was not written: {error}", RuntimeWarning, stacklevel=2)
+
+    def finish(self) -> None:
         """Wait until pending writes are complete; raise the exception of a failed one."""
         if self.thread is not None:
             self.thread.join()
@@ -135,8 +154,8 @@ class Files:
 
 
 class Manager:
-    """Checkpoints by an `orbax.checkpoint.CheckpointManager`, which decides when, where and how
-    many to write; each device's arrays are saved as they are.
+    """Checkpoints by an `orbax.checkpoint.CheckpointManager`, which decides which of them to write
+    and to keep; each device's arrays are saved as they are.
     """
 
     def __init__(self, manager: Any):
@@ -176,8 +195,10 @@ class Manager:
         records = {name: np.array(values, kind) for name, kind, values in info["records"]}
         return Found(state(""), state("best_") if best else None, Log.of(step, records))
 
-    def save(self, run: Saved) -> None:
-        """Pass a checkpoint to the manager."""
+    def save(self, run: Saved, last: bool) -> None:
+        """Offer a checkpoint to the manager, with what was measured last; the last one is written
+        in any case.
+        """
         import orbax.checkpoint as ocp  # pyright: ignore[reportMissingImports]
 
         records = run.log.records_to_save.items()
@@ -186,17 +207,26 @@ class Manager:
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(run.parts), info=ocp.args.JsonSave(info)
         )
-        self.manager.save(run.log.step, args=args, force=True)
+        measured = {name: values[-1] for name, values in run.log.records.items()}
+        numbers = {name: float(x) for name, x in measured.items() if np.ndim(x) == 0}
+        self.manager.save(run.log.step, args=args, metrics=numbers or None, force=last)
 
     def wait(self) -> None:
         """Wait until pending writes are complete."""
         self.manager.wait_until_finished()
+
+    finish = wait
 
 
 def as_place(checkpoint: Any, keep: int) -> Files | Manager:
     """The destination of checkpoints: a directory, or an Orbax manager."""
     if hasattr(checkpoint, "latest_step") and hasattr(checkpoint, "wait_until_finished"):
         return Manager(checkpoint)
+    if "://" in str(checkpoint):
+        raise ValueError(
+            "`checkpoint` must be a local directory or, for remote ones, an "
+            f"`orbax.checkpoint.CheckpointManager`. Got {str(checkpoint)!r}."
+        )
     return Files(checkpoint, keep)
 
 

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from jaxnn._programs import Jitted
 from jaxnn._validate import is_differentiable, is_key
 from jaxnn.data import count_examples, shuffled
+from jaxnn.descent import updated
 from jaxnn.training.objective import Objective
 
 
@@ -95,26 +96,25 @@ class Way(NamedTuple):
       batch_size: examples per step.
       rest: examples of the smaller step at the end of an epoch; 0 if there is none.
       whole: whether a step takes all examples as they are.
-      extra: whether the optimiser also takes the loss, its gradient and its function.
       guarded: whether a step is checked before it is taken. Then no earlier state is kept, but the
         update is computed twice.
       norm: whether the norm of the gradient is recorded.
+      skips: whether a step that is not finite is left out instead of ending the run.
       mesh: devices that share each batch.
     """
 
     batch_size: int
     rest: int = 0
     whole: bool = False
-    extra: bool = False
     guarded: bool = False
     norm: bool = False
+    skips: bool = False
     mesh: Mesh | None = None
 
     @classmethod
-    def of(cls, plan: Plan, optimizer: Any, **more: Any) -> "Way":
-        """The options for a plan and an optimiser."""
-        extra = isinstance(optimizer, optax.GradientTransformationExtraArgs)
-        return cls(plan.batch_size, plan.rest, plan.whole, extra, **more)
+    def of(cls, plan: Plan, **more: Any) -> "Way":
+        """The options for a plan."""
+        return cls(plan.batch_size, plan.rest, plan.whole, **more)
 
 
 class Chunk(NamedTuple):
@@ -123,7 +123,8 @@ class Chunk(NamedTuple):
     Attributes:
       reached: the number of the next step.
       state: after the last step.
-      finite: whether the loss and each floating leaf of the parameters are finite there.
+      finite: whether the loss and each floating leaf of the parameters are finite there, and
+        whether those of the other parts of the state, where infinity may be a start, are not NaN.
       losses: entry i is the loss before step i.
       aux: the auxiliary outputs of the loss at each step, by name.
     """
@@ -136,9 +137,7 @@ class Chunk(NamedTuple):
 
     def not_finite(self) -> str | None:
         """The name of the first non-finite value, or None."""
-        leaves = tree_flatten_with_path(self.state.params)[0]
-        paths = [keystr(path) for path, leaf in leaves if is_differentiable(leaf)]
-        names = ["loss", *(f"params{path}" for path in paths)]
+        names = ["loss", *(path for path, _ in _watched(self.state))]
         pairs = zip(names, np.asarray(self.finite), strict=True)
         return next((name for name, fine in pairs if not fine), None)
 
@@ -155,15 +154,15 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
       way: the options that the steps are compiled for.
 
     Returns:
-      `take(update, state, data, order, key, first, start, stop, short)`, which returns a `Chunk`.
-      It takes the steps `start` to `stop` over `order`, or over `data` in order if that is None.
+      `take(optimizer, state, data, order, key, first, start, stop, short)`, a `Chunk`. It takes
+      the steps `start` to `stop` over `order`, or over `data` in order if that is None.
       Step i uses the i-th `batch_size` examples; if `short`, the last step uses `rest`. Step i
       folds `first` + i into the epoch's `key`. The loop ends after the first step whose loss is not
-      finite or, if guarded, whose parameters are not. `update` is the optimiser's.
+      finite or, if guarded, whose parameters are not.
     """
     skeleton, batch_size = objective.skeleton, way.batch_size
 
-    def take(update, state, data, order, key, first, start, stop, short):
+    def take(optimizer, state, data, order, key, first, start, stop, short):
         key_of = lambda i: jax.random.fold_in(key, first + i) if objective.form.keyed else None  # noqa: E731
 
         def step(chunk, size):
@@ -176,33 +175,33 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
                 rows = lax.dynamic_slice(order, (i * batch_size,), (size,))
                 batch = jax.tree.map(lambda a: a[rows], data)
             batch = tuple(shard_batch(batch, way.mesh))
-            given = state.model_state, key_of(i), batch
-            value, gradient, model_state, aux = objective.value_and_gradient(state.params, *given)
+            inputs = state.model_state, key_of(i), batch
+            value, gradient, model_state, aux = objective.value_and_gradient(state.params, *inputs)
 
             asked = []  # non-empty if the optimiser evaluates the function, as a line search does
 
             def of_moving(moving, held):
                 asked.append(True)
-                return objective.value(skeleton.merge(moving, held), *given)[0]
+                return objective.value(skeleton.merge(moving, held), *inputs)[0]
 
             def after(state):
                 moving, held = skeleton.split(state.params)
-                more = {}
-                if way.extra:
-                    value_fn = functools.partial(of_moving, held=held)
-                    more = {"value": value, "grad": gradient, "value_fn": value_fn}
-                updates, opt_state = update(gradient, state.opt_state, moving, **more)
+                value_fn = functools.partial(of_moving, held=held)
+                given = optimizer, state.opt_state, moving, value, gradient, value_fn
+                updates, opt_state = updated(*given)
                 params = skeleton.merge(optax.apply_updates(moving, updates), held)
                 return State(params, opt_state, model_state)
 
             new = after(state)
             finite = chunk.finite.at[0].set(jnp.isfinite(value))
-            if way.guarded:
-                finite = finite.at[1:].set(_finite(new.params))
-            if way.guarded and not asked:
+            if way.guarded or way.skips:
+                finite = finite.at[1:].set(_finite(new))
+            if way.guarded and not asked and not way.skips:
                 new = lax.cond(jnp.all(finite), after, lambda state: state, state)
-            elif way.guarded:
+            elif way.guarded or way.skips:
                 new = jax.tree.map(functools.partial(jnp.where, jnp.all(finite)), new, state)
+            if way.skips:
+                finite = chunk.finite
             if way.norm:
                 _require_free(aux)
                 aux = {**aux, NORM: optax.tree.norm(gradient)}
@@ -218,7 +217,7 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
             key_of(np.int32(0)),
             tuple(some),
         )
-        fine = jnp.ones(1 + len(_floating(state.params)), bool)
+        fine = jnp.ones(1 + len(_watched(state)), bool)
         steps = -(-(count_examples(data) if order is None else order.size) // batch_size)
         losses, *_ = noted = [jnp.zeros(steps, x.dtype) for x in (value, *aux.values())]
         chunk = Chunk(start, state, fine, losses, dict(zip(aux, noted[1:], strict=True)))
@@ -231,7 +230,7 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
         if way.guarded:
             return chunk
         # Steps add updates to parameters, so a non-finite parameter stays so until the end.
-        return chunk._replace(finite=chunk.finite.at[1:].set(_finite(chunk.state.params)))
+        return chunk._replace(finite=chunk.finite.at[1:].set(_finite(chunk.state)))
 
     return take
 
@@ -273,19 +272,19 @@ def across_epochs(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk
       plan: of epochs without a smaller step at their end.
 
     Returns:
-      `across(update, state, data, key, start, stop, short)`, which returns a `Chunk` of the steps
-      `start` to `stop` of the run. They touch at most `rows_of` epochs; the losses have one row per
-      epoch. `short` is False.
+      `across(optimizer, state, data, key, start, stop, short)`, a `Chunk` of the steps `start` to
+      `stop` of the run. They touch at most `rows_of` epochs; the losses have one row per epoch.
+      `short` is False.
     """
     size = plan.per_epoch
 
-    def across(update, state, data, key, start, stop, short):
+    def across(optimizer, state, data, key, start, stop, short):
         def epoch(chunk):
             number, first = jnp.divmod(chunk.reached, size)
             order, epoch_key = (of(key, number + 1) for of in (plan.order, plan.key_of))
             last = jnp.minimum(stop - number * size, size)
             given = data, order, epoch_key, np.int32(0), first, last, short
-            part = take(update, chunk.state, *given)
+            part = take(optimizer, chunk.state, *given)
             row = number - start // size
             noted = jax.tree.map(
                 lambda rows, x: rows.at[row].set(x),
@@ -295,7 +294,7 @@ def across_epochs(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk
             return Chunk(number * size + part.reached, part.state, part.finite, *noted)
 
         given = data, jnp.zeros(size * plan.batch_size, jnp.int32), key, *[np.int32(0)] * 3, short
-        nothing = jax.eval_shape(functools.partial(take, update), state, *given)
+        nothing = jax.eval_shape(functools.partial(take, optimizer), state, *given)
         rows = jax.tree.map(
             lambda x: jnp.zeros((rows_of(plan), *x.shape), x.dtype), (nothing.losses, nothing.aux)
         )
@@ -368,7 +367,7 @@ def compiled(
     take = make_chunk(objective, way)
     take = across_epochs(take, across) if across else take
     donated = (0,) if way.guarded else ()  # a small state may be needed for a rerun
-    return Jitted(functools.partial(take, optimizer.update), donated)
+    return Jitted(functools.partial(take, optimizer), donated)
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -428,12 +427,25 @@ def shard_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
     return jax.tree.map(lambda a: lax.with_sharding_constraint(a, parts), batch)
 
 
-def _floating(params: PyTree) -> list[Any]:
-    return [leaf for leaf in jax.tree.leaves(params) if is_differentiable(leaf)]
+def _watched(state: State) -> list[tuple[str, Any]]:
+    """The floating leaves of a state and their names; `params['w']` is one."""
+    return [
+        (f"{part}{keystr(path)}", leaf)
+        for part, tree in state._asdict().items()
+        for path, leaf in tree_flatten_with_path(tree)[0]
+        if not is_key(leaf) and is_differentiable(leaf)
+    ]
 
 
-def _finite(params: PyTree) -> Bool[Array, "leaves"]:  # noqa: F821
-    return jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in _floating(params)], bool)
+def _finite(state: State) -> Bool[Array, "leaves"]:  # noqa: F821
+    """Whether each leaf that is watched is finite or, outside of the parameters, not NaN."""
+    named = _watched(state)
+    bad = [jnp.isnan if not name.startswith("params") else _is_not_finite for name, _ in named]
+    return jnp.array([~jnp.any(of(leaf)) for of, (_, leaf) in zip(bad, named, strict=True)], bool)
+
+
+def _is_not_finite(x: Any) -> Any:
+    return ~jnp.isfinite(x)
 
 
 def _of_the_broken(fine: Any, known: Chunk, again: Chunk) -> Chunk:

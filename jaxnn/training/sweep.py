@@ -129,7 +129,7 @@ def sweep(
     skeleton, starts = _starts(params, key, keys, runs)
     first = _one(values, 0)
     require_arguments("optimizer", optimizer, first)
-    require_optimizer("optimizer(...)", made := optimizer(first))
+    require_optimizer("optimizer(...)", optimizer(first))
     sets = {"train": replicate(data, None)}
     if test is not None:
         sets["test"] = replicate(test, None)
@@ -140,7 +140,7 @@ def sweep(
     plan = Plan(count := count_examples(data), min(batch_size, count), epochs, replacement)
     batch = batch_form(sets["train"], plan.batch_size)
     objective.require(_one(starts, 0), model_state, keys[0], batch)
-    programs = _compiled(objective, optimizer, Way.of(plan, made), plan, key.ndim)
+    programs = _compiled(objective, optimizer, Way.of(plan), plan, key.ndim)
 
     def begin(params, value):
         return State(params, optimizer(value).init(skeleton.split(params)[0]), model_state)
@@ -212,7 +212,7 @@ def _compiled(
     one_chunk = make_chunk(objective, way)
 
     def take(state, value, data, order, key, first, *chunk):
-        return one_chunk(optimizer(value).update, state, data, order, key, first, *chunk)
+        return one_chunk(optimizer(value), state, data, order, key, first, *chunk)
 
     axes = (0, 0, None, 0 if own_keys else None, 0, None, 0, 0, 0)
 

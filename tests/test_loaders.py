@@ -1,0 +1,151 @@
+"""Data of a run that are not arrays in memory: loaders, dictionaries, files read in slices."""
+
+import signal
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flat import fit
+
+import jaxnn
+
+KEY = jax.random.key(0)
+X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(12, 1)
+PAIRS = (X, 2 * X + 1)
+START = {"w": jnp.zeros((1, 1)), "b": jnp.zeros(1)}
+BATCHES = [tuple(a[i : i + 4] for a in PAIRS) for i in range(0, 12, 4)]
+RUN = {"key": KEY, "epochs": 2}
+
+
+def linear(params, x, t):
+    return jnp.mean((x @ params["w"] + params["b"] - t) ** 2)
+
+
+def by_name(params, batch):
+    return linear(params, batch["x"], batch["t"])
+
+
+def same(one, other):
+    np.testing.assert_array_equal(one.history.step_loss, other.history.step_loss)
+    np.testing.assert_array_equal(one.params["w"], other.params["w"])
+
+
+class Tensor:
+    """An array of another library."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = array, array.shape, "float32 of another library"
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.array, dtype)
+
+
+class Loader:
+    """Batches of tensors, anew in each epoch."""
+
+    def __iter__(self):
+        return iter([tuple(map(Tensor, batch)) for batch in BATCHES])
+
+
+LOADERS = {"a class": Loader(), "a list of batches in a function": lambda epoch: BATCHES}
+
+
+@pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
+def test_a_loader_is_gone_through_in_each_epoch(loader):
+    result = fit(linear, START, loader, optax.sgd(0.1), test=Loader(), **RUN)
+    same(result, fit(linear, START, lambda epoch: iter(BATCHES), optax.sgd(0.1), **RUN))
+    assert result.status.step == 6 and len(result.history.metrics["test_loss"]) == 2
+
+
+def test_an_iterator_is_used_up_after_one_epoch_and_refused(own_errors):
+    with pytest.raises(TypeError, match="or a function of the epoch that makes its batches"):
+        fit(linear, START, iter(BATCHES), optax.sgd(0.1), **RUN)
+
+
+def test_a_dictionary_is_one_argument_of_the_loss():
+    named = dict(zip("xt", PAIRS, strict=True))
+    tuples = fit(linear, START, PAIRS, optax.sgd(0.1), batch_size=4, test=PAIRS, **RUN)
+    dictionary = {"batch_size": 4, "test": named, **RUN}
+    same(tuples, fit(by_name, START, named, optax.sgd(0.1), **dictionary))
+    several = dictionary | {"test": {"one": named, "other": named}}
+    metrics = fit(by_name, START, named, optax.sgd(0.1), **several).history.metrics
+    assert list(metrics) == ["train_loss", "one_loss", "other_loss"]
+    batches = [dict(zip("xt", batch, strict=True)) for batch in BATCHES]
+    same(
+        fit(by_name, START, lambda epoch: batches, optax.sgd(0.1), **RUN),
+        fit(linear, START, lambda epoch: BATCHES, optax.sgd(0.1), **RUN),
+    )
+
+
+class Sliced:
+    """An array that is read in slices and, as in HDF5 files, wants each index once, in order."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype, self.ndim = array, array.shape, array.dtype, array.ndim
+        self.most = 0
+
+    def __len__(self):
+        return len(self.array)
+
+    def __getitem__(self, rows):
+        if isinstance(rows, np.ndarray):
+            assert (np.diff(rows) > 0).all()
+        found = self.array[rows]
+        self.most = max(self.most, len(found))
+        return found
+
+
+def test_an_array_in_a_file_is_read_in_slices(monkeypatch):
+    monkeypatch.setattr("jaxnn.training.examples.PIECE", 32)  # four examples
+    sliced = tuple(map(Sliced, PAIRS))
+    run = {"batch_size": 4, **RUN}
+    result = fit(linear, START, sliced, optax.sgd(0.1), test=sliced, **run)
+    same(result, fit(linear, START, PAIRS, optax.sgd(0.1), **run))
+    assert sliced[0].most <= 12
+
+
+def test_an_error_of_a_loader_comes_after_the_steps_before_it(tmp_path):
+    def batches(epoch):
+        yield from BATCHES[:2]
+        if epoch == 2:
+            raise OSError("a broken file")
+        yield BATCHES[2]
+
+    with pytest.raises(OSError, match="a broken file") as raised:
+        fit(linear, START, batches, optax.sgd(0.1), checkpoint=tmp_path, **RUN)
+    assert raised.value.fit.status.step == 5
+    assert jaxnn.load_checkpoint(tmp_path).step == 5
+    good = [BATCHES, BATCHES[:2]]
+    whole = fit(linear, START, lambda epoch: good[epoch - 1], optax.sgd(0.1), **RUN)
+    np.testing.assert_array_equal(raised.value.fit.params["w"], whole.params["w"])
+
+
+def test_a_signal_is_heard_while_a_loader_is_waited_for(tmp_path):
+    waits = threading.Event()
+
+    def batches(epoch):
+        yield BATCHES[0]
+        if epoch == 2:
+            threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGTERM)).start()
+            waits.wait(30)
+        yield BATCHES[1]
+
+    main = threading.main_thread().ident
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt) as raised:
+        fit(linear, START, batches, optax.sgd(0.1), checkpoint=tmp_path, **RUN)
+    assert time.monotonic() - began < 15
+    waits.set()
+    assert raised.value.fit.status.step in (2, 3)
+    assert jaxnn.load_checkpoint(tmp_path).step == raised.value.fit.status.step
+
+
+def test_metrics_have_a_shape_that_does_not_depend_on_the_batch(own_errors):
+    errors = lambda p, x, t: {"error": jnp.abs(x @ p["w"] + p["b"] - t)[:, 0]}  # noqa: E731
+    message = r"`metrics\(...\)\['error'\]` must be a mean over the examples, of a shape that"
+    with pytest.raises(TypeError, match=message):
+        fit(linear, START, PAIRS, optax.sgd(0.1), metrics=errors, batch_size=4, **RUN)
