@@ -7,11 +7,11 @@ Check        check_gradient, assert_gradient, explain, watching
 Descent      gradient_descent, descent_path, minimize
 Network      init_network, predict, loss
 Data         load_digits, load_mnist, one_hot, sample_batch
-Training     fit (with Start, Feeding, Measuring, Saving, Reporting), sweep, show_progress,
+Training     fit, train (with Start, Feeding, Measuring, Saving, Reporting), sweep, show_progress,
              progress_log, save_checkpoint, load_checkpoint
 Results      GradientReport (and GradientError, Verdict, LeafReport, Entry), Explanation (and
              SourceLine, Birth, RuleReport, DigitsLost), WatchReport, DescentPath,
-             Minimum (and Stop), Fit, History, Status, Progress, Checkpoint
+             Minimum (and Stop), Fit, Trained, History, Status, Progress, Checkpoint
 Modules      jaxnn.surfaces: functions of one and two variables
              jaxnn.plots: one function a picture; jaxnn.figures: all of them
 

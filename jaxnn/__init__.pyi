@@ -54,7 +54,12 @@ from jaxnn.training.checkpoint import (
     save_checkpoint as save_checkpoint,
 )
 from jaxnn.training.fit import fit as fit
-from jaxnn.training.history import Fit as Fit, History as History, Status as Status
+from jaxnn.training.history import (
+    Fit as Fit,
+    History as History,
+    Status as Status,
+    Trained as Trained,
+)
 from jaxnn.training.options import (
     Feeding as Feeding,
     Measuring as Measuring,
@@ -68,5 +73,6 @@ from jaxnn.training.progress import (
     show_progress as show_progress,
 )
 from jaxnn.training.sweep import sweep as sweep
+from jaxnn.training.train import train as train
 
 __version__: str

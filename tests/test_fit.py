@@ -31,7 +31,8 @@ from jaxnn import (
 from jaxnn.data import shuffled
 from jaxnn.training import cause
 from jaxnn.training.measuring import compensated, paced
-from jaxnn.training.steps import Chunk, Plan, State, run_chunk
+from jaxnn.training.steps import Chunk, Plan, run_chunk
+from jaxnn.training.task import State
 
 KEY = jax.random.key(0)
 

@@ -32,6 +32,7 @@ from jaxnn.training.objective import Form, Objective
 from jaxnn.training.options import Feeding, Measuring, Reporting, Saving
 from jaxnn.training.progress import Progress, progress_log, show_progress, silent
 from jaxnn.training.sweep import sweep
+from jaxnn.training.task import Descent, State
 
 # Default number of epochs.
 EPOCHS = 100
@@ -322,11 +323,11 @@ def evaluate(args: argparse.Namespace) -> int:
     params = found.restore("best_params" if best else "params", like)
     objective = Objective(error, metrics, None, arrays_of(params)[0], Form())
     sets = {"train": (digits.x_train, digits.t_train), "test": (digits.x_test, digits.t_test)}
-    record, measure_of = {}, measures(objective)
+    record, measure_of = {}, measures(Descent(objective, None).measured)
     with passing("measuring"):
         for name, data in sets.items():
             pieces = Examples.of(name, data, MEASURED, None, False).measuring()
-            means = mean_over(pieces, measure_of, (params, None, None)) or {}
+            means = mean_over(pieces, measure_of, (State(params, None), None)) or {}
             record |= {f"{name}_{what}": float(value) for what, value in means.items()}
     step = Log.of(found.step, found.records).best_step if best else found.step
     if args.json:

@@ -10,20 +10,20 @@ import numpy as np
 from jaxnn.checking.explain import origins
 from jaxnn.data import count_examples
 from jaxnn.training.history import Fit
+from jaxnn.training.objective import Objective
 from jaxnn.training.run import Run
 
 # Larger batches are not searched for the examples to blame.
 MOST = 2**12
 
 
-def with_cause(result: Fit, run: Run) -> Fit:
+def with_cause(result: Fit, run: Run, objective: Objective) -> Fit:
     """The result of a run that ended at a step that is not finite, with its cause, its batch, and
     the examples to blame.
     """
     if jax.process_count() > 1:  # the others hold parts of the batch
         return result
     state, given = run.now.state, run.failed_step()
-    objective = run.config.objective
     moving, held = objective.skeleton.split(state.params)
 
     def loss(params, *batch):

@@ -63,7 +63,8 @@ class Status(NamedTuple):
         step would have made a value non-finite; "interrupted" by Ctrl-C, SIGTERM or a scheduler
         signal; or "stopped" by `on_progress`.
       step: number of steps taken, all of them good.
-      leaf: the non-finite value: `loss`, or for instance `params['W1']`, `opt_state[0].mu['W1']`.
+      leaf: the non-finite value: `loss`, or for instance `params['W1']`, `opt_state[0].mu['W1']`;
+        `state['W1']` in `train`.
       cause: where it comes from: the lines in which NaN or infinity first appears in the loss or
         its gradient; empty if that is not known.
       batch: the examples of that step; None if the run ended otherwise.
@@ -117,6 +118,30 @@ class Fit(NamedTuple):
 
     def __repr__(self) -> str:
         return f"<Fit: {self.status.reason}; {str(self.history)[1:-1]}>"
+
+
+class Trained(NamedTuple):
+    """The result of `train`.
+
+    Attributes:
+      state: after the last good step; with `patience`, the best one measured.
+      history: a `History`; its `aux` is what the steps recorded.
+      status: a `Status`.
+
+    Example:
+      >>> def step(state, batch, key):
+      ...     return state + 1, {"loss": 1 / state}
+      >>> data, key = (jnp.ones(4),), jax.random.key(0)
+      >>> jaxnn.train(step, jnp.ones(()), data, key=key, epochs=3).state
+      Array(4., dtype=float32)
+    """
+
+    state: PyTree
+    history: History
+    status: Status
+
+    def __repr__(self) -> str:
+        return f"<Trained: {self.status.reason}; {str(self.history)[1:-1]}>"
 
 
 @dataclasses.dataclass

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxnn._programs import Jitted
-from jaxnn.training.objective import Objective
 from jaxnn.training.steps import shard_batch
 
 # Seconds between returns of control to the host, during steps and measurements: often enough for a
@@ -33,6 +32,10 @@ def paced(pace: int, taken: int, seconds: float) -> int:
     return max(1, min(GROWTH * pace, fitting))
 
 
+# Numbers and arrays by name, means over a batch, from the state, a key, and the batch.
+Measured = Callable[[Any, Any, Any], dict[str, Any]]
+
+
 class Measure(NamedTuple):
     """Sums of the loss and the metrics over batches, weighted by batch size.
 
@@ -40,23 +43,22 @@ class Measure(NamedTuple):
     the next term. So the result depends only on the order of the batches.
 
     Attributes:
-      begin: `begin(params, model_state, key, data)`, empty sums.
-      add: `add(params, model_state, key, data, sums, start, stop, short)`, the sums after adding
-        batches `start` to `stop` of `data`; if `short`, the last one is the smaller batch at the
-        end.
+      begin: `begin(state, key, data)`, empty sums.
+      add: `add(state, key, data, sums, start, stop, short)`, the sums after adding batches `start`
+        to `stop` of `data`; if `short`, the last one is the smaller batch at the end.
     """
 
     begin: Callable[..., dict[str, Any]]
     add: Callable[..., dict[str, Any]]
 
     @classmethod
-    def of(cls, objective: Objective, batch_size: int, rest: int, mesh: Mesh | None) -> "Measure":
+    def of(cls, measured: Measured, batch_size: int, rest: int, mesh: Mesh | None) -> "Measure":
         """A measure for batches of `batch_size`, and a last one of `rest` examples if not 0."""
 
         @functools.partial(jax.jit, static_argnames="size")  # one trace serves `eval_shape` as well
-        def terms(params, model_state, key, data, i, size):
+        def terms(state, key, data, i, size):
             batch = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, i * batch_size, size), data)
-            record = objective.measured(params, model_state, key, tuple(shard_batch(batch, mesh)))
+            record = measured(state, key, tuple(shard_batch(batch, mesh)))
             wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)) * size  # noqa: E731
             return jax.tree.map(wide, record)
 
@@ -64,9 +66,9 @@ class Measure(NamedTuple):
             shapes = terms.eval_shape(*given, np.int32(0), size=batch_size)
             return {name: (np.zeros(x.shape, x.dtype),) * 2 for name, x in shapes.items()}
 
-        def add(params, model_state, key, data, sums, start, stop, short):
+        def add(state, key, data, sums, start, stop, short):
             def with_batch(sums, i, size):
-                new = terms(params, model_state, key, data, i, size=size)
+                new = terms(state, key, data, i, size=size)
                 return {name: compensated(sums[name], value) for name, value in new.items()}
 
             last = stop - jnp.astype(short, jnp.int32)
@@ -88,20 +90,20 @@ def compensated(sum: tuple[Any, Any], value: Any) -> tuple[Any, Any]:
     return new, (new - total) - term
 
 
-def measures(objective: Objective, mesh: Mesh | None = None) -> Callable[[int, int], Measure]:
+def measures(measured: Measured, mesh: Mesh | None = None) -> Callable[[int, int], Measure]:
     """A cached function from (batch size, size of the smaller batch) to `Measure`.
 
     Args:
-      objective: what is measured.
+      measured: what is measured on a batch.
       mesh: devices that share each batch.
     """
-    return functools.cache(lambda size, rest: Measure.of(objective, size, rest, mesh))
+    return functools.cache(lambda size, rest: Measure.of(measured, size, rest, mesh))
 
 
 def mean_over(
     pieces: Iterable[Any],
     measure_of: Callable[[int, int], Measure],
-    given: tuple[PyTree, PyTree, Any],
+    given: tuple[PyTree, Any],
     goes_on: Callable[[int], tuple[bool, int]] = lambda pace: (True, pace),
 ) -> dict[str, Any] | None:
     """The loss and the metrics as means over the examples of a set, the loss first.
@@ -109,7 +111,7 @@ def mean_over(
     Args:
       pieces: of the set.
       measure_of: from `measures`.
-      given: parameters, the model's state, and the key.
+      given: the state, and the key.
       goes_on: called after each chunk with the proposed number of batches for the next one;
         returns whether to continue and the number agreed by all processes.
 
@@ -140,7 +142,7 @@ def mean_over(
 
 
 def lowered(
-    piece: Any, measure_of: Callable[[int, int], Measure], given: tuple[PyTree, PyTree, Any]
+    piece: Any, measure_of: Callable[[int, int], Measure], given: tuple[PyTree, Any]
 ) -> jax.stages.Lowered:
     """The lowered program that will measure such a piece, to compile before its first call."""
     measure = measure_of(piece.batch_size, piece.rest)

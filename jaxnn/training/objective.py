@@ -116,7 +116,7 @@ class Objective(NamedTuple):
             require_same_form(
                 "the model's state of loss(...)", new_state, "model_state", model_state
             )
-        return value, (new_state, _scalars("the aux of loss(...)", aux) if has_aux else {})
+        return value, (new_state, scalars("the aux of loss(...)", aux) if has_aux else {})
 
     def value_and_gradient(
         self, arrays: PyTree, model_state: PyTree, key: Any, batch: tuple[Any, ...]
@@ -182,39 +182,12 @@ class Objective(NamedTuple):
         if (measure := self.metrics) is None:
             return
         require_arguments("metrics", measure, *given, *batch)
-
-        def metrics(arrays, model_state, *batch):
-            record = measure(*self._given(arrays, model_state), *batch)
-            if isinstance(record, dict) and not all(isinstance(name, str) for name in record):
-                raise TypeError(
-                    f"`metrics(...)` must have strings for its keys. Got {list(record)}."
-                )
-            require_arrays("metrics(...)", record)
-            return record
-
-        with tracing("metrics"):
-            record = jax.eval_shape(metrics, arrays, model_state, *batch)
-        if not isinstance(record, dict) or any(not hasattr(v, "dtype") for v in record.values()):
-            got = jax.tree.map(describe, record)
-            raise TypeError(f"`metrics` must return a dictionary of arrays. Got {got}.")
+        of = lambda state, batch: measure(*self._given(*state), *batch)  # noqa: E731
+        record = require_means(of, (arrays, model_state), batch)
         if "loss" in record:
             raise ValueError(
                 f"`metrics` must leave the name 'loss' to the loss. Got {sorted(record)}."
             )
-        for name, measured in record.items():
-            if jnp.issubdtype(measured.dtype, jnp.complexfloating):
-                raise TypeError(f"`metrics(...)[{name!r}]` must be real. Got {describe(measured)}.")
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), batch)
-        try:
-            of_one = jax.eval_shape(metrics, arrays, model_state, *one)
-        except Exception:  # metrics may refuse a batch of one example
-            return
-        for name, measured in record.items():
-            if of_one[name].shape != measured.shape:
-                raise TypeError(
-                    f"`metrics(...)[{name!r}]` must be a mean over the examples, of a shape that "
-                    f"does not depend on their number. Got {describe(measured)}."
-                )
 
     def _given(self, arrays: PyTree, model_state: PyTree) -> tuple[PyTree, ...]:
         params = self.skeleton.fill(arrays)
@@ -228,7 +201,50 @@ def _pair(name: str, value: Any, form: str) -> Any:
     return value
 
 
-def _scalars(name: str, record: Any) -> dict[str, Any]:
+def require_means(of: Callable[[Any, Any], Any], state: PyTree, batch: PyTree) -> dict[str, Any]:
+    """Refuse metrics that are not a dictionary of real numbers or arrays, each a mean over the
+    examples of a batch.
+
+    Args:
+      of: `of(state, batch)`, the metrics.
+      state: its first argument.
+      batch: the shapes and dtypes of a batch.
+
+    Returns:
+      The shapes and dtypes of the metrics.
+    """
+
+    def metrics(state, batch):
+        record = of(state, batch)
+        if isinstance(record, dict) and not all(isinstance(name, str) for name in record):
+            raise TypeError(f"`metrics(...)` must have strings for its keys. Got {list(record)}.")
+        require_arrays("metrics(...)", record)
+        return record
+
+    with tracing("metrics"):
+        record = jax.eval_shape(metrics, state, batch)
+    if not isinstance(record, dict) or any(not hasattr(v, "dtype") for v in record.values()):
+        got = jax.tree.map(describe, record)
+        raise TypeError(f"`metrics` must return a dictionary of arrays. Got {got}.")
+    for name, measured in record.items():
+        if jnp.issubdtype(measured.dtype, jnp.complexfloating):
+            raise TypeError(f"`metrics(...)[{name!r}]` must be real. Got {describe(measured)}.")
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), batch)
+    try:
+        of_one = jax.eval_shape(metrics, state, one)
+    except Exception:  # metrics may refuse a batch of one example
+        return record
+    for name, measured in record.items():
+        if of_one[name].shape != measured.shape:
+            raise TypeError(
+                f"`metrics(...)[{name!r}]` must be a mean over the examples, of a shape that does "
+                f"not depend on their number. Got {describe(measured)}."
+            )
+    return record
+
+
+def scalars(name: str, record: Any) -> dict[str, Any]:
+    """A record as arrays; refuses anything but a dictionary of scalars."""
     fine = isinstance(record, dict) and all(
         isinstance(key, str) and jnp.shape(x) == () for key, x in record.items()
     )

@@ -194,24 +194,39 @@ class Options(NamedTuple):
         return options
 
     def require(self, params: PyTree) -> "Options":
-        """The options with `record` as a tuple, after refusing invalid values."""
-        start, measuring, reporting = self.start, self.measuring, self.reporting
+        """The options of `fit` with `record` as a tuple, after refusing invalid values."""
+        if self.start.model_state is not None:
+            require_arrays("model_state", self.start.model_state)
+        if (eval_params := self.measuring.eval_params) is not None:
+            require_arguments("eval_params", eval_params, params, self.start.opt_state)
+        return self._required(RECORDED)
+
+    def require_of_train(self) -> "Options":
+        """The options of `train` with `record` as a tuple, after refusing invalid values."""
+        measuring = self.measuring
+        if measuring.eval_params is not None:
+            raise ValueError("`eval_params` must be left out of `train`, which has no parameters.")
+        if measuring.metrics is None and (measuring.test is not None or measuring.patience):
+            raise ValueError(
+                "`metrics` must come with `test` or `patience` in `train`, which measures nothing "
+                "else. Got none."
+            )
+        return self._required(("state",))
+
+    def _required(self, recorded: Sequence[str]) -> "Options":
+        measuring, reporting = self.measuring, self.reporting
         require_counts(
             evaluate_every=measuring.evaluate_every,
             evaluate_steps=measuring.evaluate_steps,
             patience=measuring.patience,
         )
-        if start.model_state is not None:
-            require_arrays("model_state", start.model_state)
-        if measuring.eval_params is not None:
-            require_arguments("eval_params", measuring.eval_params, params, start.opt_state)
         if measuring.watch is not None:
             require_arguments("watch", measuring.watch, {})
         if reporting.on_progress is not None:
             require_arguments("on_progress", reporting.on_progress, None)
         require_choice("on_interrupt", reporting.on_interrupt, ("raise", "return"))
         _require_saving(self.saving)
-        record = _require_record(reporting.record)
+        record = _require_record(reporting.record, recorded)
         return self._replace(reporting=reporting._replace(record=record))
 
 
@@ -242,8 +257,8 @@ def _require_saving(saving: Saving) -> None:
         )
 
 
-def _require_record(record: Any) -> tuple[str, ...]:
+def _require_record(record: Any, recorded: Sequence[str]) -> tuple[str, ...]:
     given = (record,) if isinstance(record, str) else record
-    if not isinstance(given, Sequence) or any(name not in RECORDED for name in given):
-        raise ValueError(f"`record` must name some of {RECORDED}. Got {record!r}.")
+    if not isinstance(given, Sequence) or any(name not in recorded for name in given):
+        raise ValueError(f"`record` must name some of {recorded}. Got {record!r}.")
     return tuple(given)

@@ -39,6 +39,7 @@ class Progress(NamedTuple):
       reason: why the run ends early, if known.
       measures: whether the run measures anything.
       step_loss: the losses of the steps since the last report; the last one is of `step`.
+      state: the state of `train`, if recorded; valid only during the call.
 
     Example:
       >>> Progress(epoch=1, epochs=2, step=15, steps=30, loss=2.3, record=None).step
@@ -59,6 +60,7 @@ class Progress(NamedTuple):
     reason: str | None = None
     measures: bool = True
     step_loss: Sequence[float] = ()
+    state: Any = None
 
 
 def show_progress(
@@ -161,7 +163,10 @@ def silent(*_: Any, **__: Any) -> None:
 
 
 # The fields of `Progress` that are not written to a log as they are.
-NOT_LOGGED = ("params", "opt_state", "resumed", "record", "reason", "measures", "step_loss")
+NOT_LOGGED = (
+    *("params", "opt_state", "state"),
+    *("resumed", "record", "reason", "measures", "step_loss"),
+)
 
 
 def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:

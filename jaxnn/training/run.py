@@ -19,14 +19,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from jaxnn._arguments import arrays_of
-from jaxnn._validate import require_same_form
 from jaxnn.data import count_examples
 from jaxnn.training.examples import Batches, Examples, Piece
-from jaxnn.training.history import Fit, Log, Reason, Status
+from jaxnn.training.history import Fit, Log, Reason, Status, Trained
 from jaxnn.training.measuring import Measure, lowered, mean_over, measures, paced
-from jaxnn.training.objective import Objective
-from jaxnn.training.optimizers import kind_of, learning_rate, program_of, with_new_numbers
 from jaxnn.training.progress import Progress
 from jaxnn.training.saves import (
     ANYWHERE,
@@ -41,10 +37,8 @@ from jaxnn.training.saves import (
 )
 from jaxnn.training.signals import noted
 from jaxnn.training.steps import (
-    NORM,
     Chunk,
     Plan,
-    State,
     Way,
     compiled,
     copied,
@@ -52,6 +46,7 @@ from jaxnn.training.steps import (
     rows_of,
     run_chunk,
 )
+from jaxnn.training.task import NORM
 from jaxnn.training.together import Vote, failure_of_others, require_same
 
 
@@ -106,8 +101,7 @@ class Config(NamedTuple):
       plan: how its epochs are divided into steps.
       key: for the order of its examples, and for its steps.
       mesh: devices that share each batch.
-      objective: what is minimised.
-      optimizer: the optax optimiser.
+      task: what its steps do: a `Descent` or an `Own`.
       way: options that its steps are compiled for.
       across: whether chunks span epochs.
       sets: examples by name; the training data are called "train".
@@ -115,14 +109,12 @@ class Config(NamedTuple):
       saves: where and when the run is saved, or None.
       on_progress: the callback.
       record: the names of optional `Progress` fields to fill in.
-      eval_params: maps parameters and optimiser state to the parameters that are measured.
     """
 
     plan: Plan
     key: Key[Array, ""]
     mesh: Mesh | None
-    objective: Objective
-    optimizer: Any
+    task: Any
     way: Way
     across: bool
     sets: dict[str, Examples | Batches]
@@ -130,7 +122,6 @@ class Config(NamedTuple):
     saves: Saves | None
     on_progress: Callable[[Progress], Any] | None
     record: tuple[str, ...]
-    eval_params: Callable | None
 
 
 @dataclasses.dataclass
@@ -138,7 +129,7 @@ class Reached:
     """The parts of a run that change as it proceeds.
 
     Attributes:
-      state: the arrays of the parameters, the optimiser's state, and the model's own.
+      state: the arrays that steps update.
       best: the best state so far.
       log: the host's record of the run.
       resumed: the step from which the run resumed.
@@ -149,8 +140,8 @@ class Reached:
       reason: why the run ends, once it does.
     """
 
-    state: State
-    best: State | None = None
+    state: Any
+    best: Any = None
     log: Log = dataclasses.field(default_factory=Log)
     resumed: int = 0
     pace: int = 1
@@ -231,16 +222,8 @@ class Run:
                 resume, self.identity, self.now.state, self.config.mesh
             )
             if found is not None:
-                # Hyperparameters that the optimiser keeps in its state, such as the learning rate,
-                # take the values of this call.
-                renewed = lambda state: state._replace(  # noqa: E731
-                    opt_state=with_new_numbers(state.opt_state, self.now.state.opt_state)
-                )
-                self.now.log, self.now.state, self.now.best = (
-                    found.log,
-                    renewed(found.state),
-                    found.best,
-                )
+                self.now.log, self.now.best = found.log, found.best
+                self.now.state = self.config.task.resumed(found.state, self.now.state)
                 self._lose_patience()
             self.now.resumed = self.host.reported = self.now.log.step
             self.config.saves.step, self.config.saves.time = (
@@ -265,7 +248,7 @@ class Run:
             "replacement": self.config.plan.replacement,
             "key": np.asarray(jax.random.key_data(self.config.key)).tolist(),
             "data": _told(train),
-            "optimizer": kind_of(self.now.state.opt_state),
+            **self.config.task.identity(self.now.state),
         }
 
     def _settings(self) -> dict[str, Any]:
@@ -274,8 +257,6 @@ class Run:
             return {}
         named = self.config.sets.items()
         tests = {name: checksum(s.data) for name, s in named if isinstance(s, Examples)}
-        moving, _ = self.config.objective.skeleton.split(self.now.state.params)
-        program = program_of(self.config.optimizer, moving, self.now.state.opt_state)
         schedule = self.config.schedule._asdict() | {"watch": None, "names": None}
         renamed = {"epochs": "evaluate_every", "steps": "evaluate_steps"}
         return {
@@ -287,8 +268,8 @@ class Run:
             "checkpoint": self.config.saves is not None,
             "every": self.config.saves and self.config.saves.every,
             "test": tests,
-            "params": checksum(self.now.state.params),
-            "optimizer": program,
+            self.now.state._fields[0]: checksum(self.now.state[0]),
+            **self.config.task.program(self.now.state),
         }
 
     @property
@@ -322,7 +303,7 @@ class Run:
         here = [x for x in sets if isinstance(x, Examples) and not x.streamed]
         if self.config.mesh is not None or self.ended or not here:
             return
-        given = self.now.state.params, self.now.state.model_state, self._key_of(0)
+        given = self.config.task.seen(self.now.state), self._key_of(0)
         pieces = (piece for examples in here for piece in examples.measuring())
         programs = [lowered(piece, self._measure_of, given) for piece in pieces]
         pool = concurrent.futures.ThreadPoolExecutor(1)
@@ -359,7 +340,7 @@ class Run:
         losses, aux = of_steps(chunk.losses), jax.tree.map(of_steps, chunk.aux)
         seconds = time.perf_counter() - began
         good = taken - (self.now.broken is not None)
-        if self.config.way.norm and good:
+        if self.config.task.norm and good:
             self.now.norm = float(aux[NORM][good - 1])
         ends = [end for end in ends if end <= before + good]
         self.now.log.add(losses, aux, sizes[:taken], good, ends, seconds)
@@ -405,17 +386,15 @@ class Run:
     @functools.cached_property
     def _take_of(self) -> Callable[..., Callable[..., Chunk]]:
         """A cached function from options to the compiled program that takes steps."""
-        return functools.cache(
-            functools.partial(compiled, self.config.objective, self.config.optimizer)
-        )
+        return functools.cache(functools.partial(compiled, self.config.task.step))
 
     @functools.cached_property
     def _measure_of(self) -> Callable[[int, int], Measure]:
-        return measures(self.config.objective, self.config.mesh)
+        return measures(self.config.task.measured, self.config.mesh)
 
     def _key_of(self, epoch: int) -> Any:
-        """The key of an epoch, if the loss takes keys."""
-        if not self.config.objective.form.keyed:
+        """The key of an epoch, if the steps take keys."""
+        if not self.config.task.keyed:
             return np.uint32(0)
         return replicate(self.config.plan.key_of(self.config.key, epoch), self.config.mesh)
 
@@ -423,22 +402,13 @@ class Run:
         chunk = run_chunk(take, self.now.state, *given, **limits, guarded=self.config.way.guarded)
         return jax.block_until_ready(chunk)
 
-    def measured_state(self) -> State:
-        """The state to measure: the current one, or with parameters from `eval_params`."""
-        if self.config.eval_params is None:
-            return self.now.state
-        params = self.config.objective.skeleton.fill(self.now.state.params)
-        made = arrays_of(self.config.eval_params(params, self.now.state.opt_state))[1]
-        require_same_form("eval_params(...)", made, "params", self.now.state.params)
-        return self.now.state._replace(params=made)
-
     def measurements(self) -> dict[str, Any] | None:
         """The measurements, if due; None if they are not, or a signal interrupted them."""
         if not self.owes:
             return None
         began, record = time.perf_counter(), {}
-        state = self.measured_state()
-        given = state.params, state.model_state, self._key_of(0)
+        state = self.config.task.measured_state(self.now.state)
+        given = self.config.task.seen(state), self._key_of(0)
         concurrent.futures.wait(self.host.compiling)
         for name in self.config.schedule.names:
             with contextlib.closing(self.config.sets[name].measuring()) as pieces:
@@ -461,7 +431,7 @@ class Run:
             self.now.log.measured(record)
             if self.config.schedule.patience is not None:
                 if self.now.log.watch(self._watched(record)):
-                    self.now.best = self._copied(self.measured_state())
+                    self.now.best = self._copied(self.config.task.measured_state(self.now.state))
                 self._lose_patience()
         if self.config.on_progress is None:
             return
@@ -474,13 +444,9 @@ class Run:
     def _progress(self, record: dict[str, Any] | None) -> Progress:
         """The `Progress` to report."""
         plan, log, state = self.config.plan, self.now.log, self.now.state
-        asked: dict[str, Callable[[], Any]] = {
-            "params": lambda: self.config.objective.skeleton.fill(state.params),
-            "opt_state": lambda: state.opt_state,
-            "learning_rate": lambda: float(learning_rate(state.opt_state)),
-            "gradient_norm": lambda: self.now.norm,
-        }
-        more = {name: asked[name]() for name in self.config.record}
+        more = self.config.task.told(state, self.config.record)
+        if NORM in self.config.record:
+            more[NORM] = self.now.norm
         where = log.epoch, plan.epochs, log.step, plan.steps, log.mean_loss, record
         more |= {"resumed": self.now.resumed, "reason": self.now.reason}
         more["step_loss"] = log.losses_since(self.host.reported)
@@ -542,12 +508,11 @@ class Run:
                 self.config.saves.place.finish()
         self._end_if_failed(self._vote())
 
-    def result(self) -> Fit:
-        """The `Fit` for the user."""
+    def result(self) -> Fit | Trained:
+        """The result for the user."""
         status = Status(self.now.reason or "finished", self.now.log.step, self.now.broken)
         state = self.now.state if self.now.best is None else self.now.best
-        params = self.config.objective.skeleton.fill(state.params)
-        return Fit(params, state.opt_state, self.now.log.history(), status, state.model_state)
+        return self.config.task.result(state, self.now.log.history(), status)
 
     def given(self, epoch: int, step: int) -> Given:
         """What a step of an epoch is given. Of data from a function, only the first batch and those
@@ -566,7 +531,7 @@ class Run:
             rows = np.arange(piece.batch_size)
             batch = jax.tree.map(lambda a: a[first : first + piece.batch_size], piece.data)
         key = None
-        if self.config.objective.form.keyed:
+        if self.config.task.keyed:
             key = jax.random.fold_in(self._key_of(epoch), step)
         return Given(key, tuple(batch), rows)
 
@@ -579,7 +544,7 @@ class Run:
         assert piece is not None
         return self.given(piece.epoch, piece.first + self.now.at - 1)
 
-    def _copied(self, state: State) -> State:
+    def _copied(self, state: Any) -> Any:
         """A state whose memory is not donated to guarded steps."""
         return copied(state) if self.config.way.guarded else state
 

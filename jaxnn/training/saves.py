@@ -24,7 +24,7 @@ from jaxnn._files import as_path, locked
 from jaxnn._validate import is_key
 from jaxnn.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from jaxnn.training.history import Log
-from jaxnn.training.steps import State, is_sharded, replicate
+from jaxnn.training.steps import is_sharded, replicate
 
 # The version of a run's checkpoint contents; a run cannot resume from another version.
 LAYOUT = 4
@@ -44,16 +44,16 @@ class Found(NamedTuple):
       log: the host's record of the run.
     """
 
-    state: State
-    best: State | None
+    state: Any
+    best: Any
     log: Log
 
 
 class Saved(NamedTuple):
     """A run to be saved, on the host."""
 
-    state: State
-    best: State | None
+    state: Any
+    best: Any
     log: Log
     info: dict[str, Any]
 
@@ -87,7 +87,7 @@ class Files:
             yield
 
     def found(
-        self, resume: bool | str, identity: dict[str, Any], like: State, mesh: Mesh | None
+        self, resume: bool | str, identity: dict[str, Any], like: Any, mesh: Mesh | None
     ) -> Found | None:
         """The checkpoint to resume from, if there is one; it must be of the run `identity`."""
         there = checkpoints(self.directory)
@@ -106,9 +106,9 @@ class Files:
                 if part is not None
             }
             placed = {name: _as(part, getattr(like, name), mesh) for name, part in parts.items()}
-            return State(**{"model_state": None, **placed})
+            return like._replace(**placed)
 
-        best = state("best_") if "best_params" in found.leaves else None
+        best = state("best_") if f"best_{like._fields[0]}" in found.leaves else None
         return Found(state(""), best, Log.of(found.step, found.records))
 
     def save(self, run: Saved, last: bool) -> None:
@@ -167,7 +167,7 @@ class Manager:
         yield
 
     def found(
-        self, resume: bool | str, identity: dict[str, Any], like: State, mesh: Mesh | None
+        self, resume: bool | str, identity: dict[str, Any], like: Any, mesh: Mesh | None
     ) -> Found | None:
         """The checkpoint to resume from, if there is one; it must be of the run `identity`."""
         import orbax.checkpoint as ocp  # pyright: ignore[reportMissingImports]
@@ -188,9 +188,8 @@ class Manager:
         parts = self.manager.restore(step, args=args)["state"]
 
         def state(prefix):
-            names = [name for name in State._fields if f"{prefix}{name}" in parts]
-            placed = {name: parts[f"{prefix}{name}"] for name in names}
-            return State(**{"model_state": None, **placed})
+            names = [name for name in like._fields if f"{prefix}{name}" in parts]
+            return like._replace(**{name: parts[f"{prefix}{name}"] for name in names})
 
         records = {name: np.array(values, kind) for name, kind, values in info["records"]}
         return Found(state(""), state("best_") if best else None, Log.of(step, records))
@@ -230,7 +229,7 @@ def as_place(checkpoint: Any, keep: int) -> Files | Manager:
     return Files(checkpoint, keep)
 
 
-def on_host(state: State) -> State:
+def on_host(state: PyTree) -> PyTree:
     """A copy of a state on the host, unaffected by donation; leaves that are sharded over processes
     are gathered one at a time.
     """
@@ -250,7 +249,7 @@ def on_host(state: State) -> State:
     return jax.tree.map(copy, state)
 
 
-def is_apart(state: State) -> bool:
+def is_apart(state: PyTree) -> bool:
     """Whether a state is sharded over processes, so that all of them are needed to save it."""
     leaves = [leaf for leaf in jax.tree.leaves(state) if not is_key(leaf)]
     return any(not leaf.is_fully_addressable and not leaf.is_fully_replicated for leaf in leaves)

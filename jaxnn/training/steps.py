@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path
@@ -23,16 +22,22 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from jaxnn._programs import Jitted
 from jaxnn._validate import is_differentiable, is_key
 from jaxnn.data import count_examples, shuffled
-from jaxnn.descent import updated
-from jaxnn.training.objective import Objective
 
 
-class State(NamedTuple):
-    """The values that a step updates: parameters, optimiser state, and the model's own, if any."""
+class Step(NamedTuple):
+    """A step in two parts, the second of which is evaluated again where memory is short.
 
-    params: PyTree
-    opt_state: PyTree
-    model_state: PyTree = None
+    Attributes:
+      begin: `begin(state, batch, key)`, what `end` needs, the loss, and further values to record.
+      end: `end(state, work)`, the new state.
+      noted: `noted(state, batch, key)`, the loss and the recorded values alone, for their shapes.
+      keyed: whether the step takes keys.
+    """
+
+    begin: Callable[[Any, Any, Any], tuple[Any, Any, dict[str, Any]]]
+    end: Callable[[Any, Any], Any]
+    noted: Callable[[Any, Any, Any], tuple[Any, dict[str, Any]]]
+    keyed: bool
 
 
 class Plan(NamedTuple):
@@ -97,8 +102,7 @@ class Way(NamedTuple):
       rest: examples of the smaller step at the end of an epoch; 0 if there is none.
       whole: whether a step takes all examples as they are.
       guarded: whether a step is checked before it is taken. Then no earlier state is kept, but the
-        update is computed twice.
-      norm: whether the norm of the gradient is recorded.
+        end of a step is computed twice.
       skips: whether a step that is not finite is left out instead of ending the run.
       mesh: devices that share each batch.
     """
@@ -107,7 +111,6 @@ class Way(NamedTuple):
     rest: int = 0
     whole: bool = False
     guarded: bool = False
-    norm: bool = False
     skips: bool = False
     mesh: Mesh | None = None
 
@@ -124,13 +127,13 @@ class Chunk(NamedTuple):
       reached: the number of the next step.
       state: after the last step.
       finite: whether the loss and each floating leaf of the parameters are finite there, and
-        whether those of the other parts of the state, where infinity may be a start, are not NaN.
+        whether those of other parts of the state, where infinity may be a start, are not NaN.
       losses: entry i is the loss before step i.
       aux: the auxiliary outputs of the loss at each step, by name.
     """
 
     reached: Int[Array, ""]
-    state: State
+    state: Any
     finite: Bool[Array, "1+leaves"]  # noqa: F821
     losses: Float[Array, "steps"]  # noqa: F821
     aux: dict[str, Any]
@@ -142,30 +145,26 @@ class Chunk(NamedTuple):
         return next((name for name, fine in pairs if not fine), None)
 
 
-# The name under which the norm of the gradient is recorded.
-NORM = "gradient_norm"
-
-
-def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
+def make_chunk(step: Step, way: Way) -> Callable[..., Chunk]:
     """A function that runs a chunk of steps.
 
     Args:
-      objective: what is minimised.
+      step: what each of them does.
       way: the options that the steps are compiled for.
 
     Returns:
-      `take(optimizer, state, data, order, key, first, start, stop, short)`, a `Chunk`. It takes
-      the steps `start` to `stop` over `order`, or over `data` in order if that is None.
-      Step i uses the i-th `batch_size` examples; if `short`, the last step uses `rest`. Step i
-      folds `first` + i into the epoch's `key`. The loop ends after the first step whose loss is not
-      finite or, if guarded, whose parameters are not.
+      `take(state, data, order, key, first, start, stop, short)`, a `Chunk`. It takes the steps
+      `start` to `stop` over `order`, or over `data` in order if that is None. Step i uses the i-th
+      `batch_size` examples; if `short`, the last step uses `rest`. Step i folds `first` + i into
+      the epoch's `key`. The loop ends after the first step whose loss is not finite or, if guarded,
+      whose state is not.
     """
-    skeleton, batch_size = objective.skeleton, way.batch_size
+    batch_size = way.batch_size
 
-    def take(optimizer, state, data, order, key, first, start, stop, short):
-        key_of = lambda i: jax.random.fold_in(key, first + i) if objective.form.keyed else None  # noqa: E731
+    def take(state, data, order, key, first, start, stop, short):
+        key_of = lambda i: jax.random.fold_in(key, first + i) if step.keyed else None  # noqa: E731
 
-        def step(chunk, size):
+        def advance(chunk, size):
             i, state = chunk.reached, chunk.state
             batch = data
             if not way.whole and order is None:
@@ -175,61 +174,36 @@ def make_chunk(objective: Objective, way: Way) -> Callable[..., Chunk]:
                 rows = lax.dynamic_slice(order, (i * batch_size,), (size,))
                 batch = jax.tree.map(lambda a: a[rows], data)
             batch = tuple(shard_batch(batch, way.mesh))
-            inputs = state.model_state, key_of(i), batch
-            value, gradient, model_state, aux = objective.value_and_gradient(state.params, *inputs)
-
-            asked = []  # non-empty if the optimiser evaluates the function, as a line search does
-
-            def of_moving(moving, held):
-                asked.append(True)
-                return objective.value(skeleton.merge(moving, held), *inputs)[0]
-
-            def after(state):
-                moving, held = skeleton.split(state.params)
-                value_fn = functools.partial(of_moving, held=held)
-                given = optimizer, state.opt_state, moving, value, gradient, value_fn
-                updates, opt_state = updated(*given)
-                params = skeleton.merge(optax.apply_updates(moving, updates), held)
-                return State(params, opt_state, model_state)
-
-            new = after(state)
+            work, value, aux = step.begin(state, batch, key_of(i))
+            new = step.end(state, work)
             finite = chunk.finite.at[0].set(jnp.isfinite(value))
             if way.guarded or way.skips:
                 finite = finite.at[1:].set(_finite(new))
-            if way.guarded and not asked and not way.skips:
-                new = lax.cond(jnp.all(finite), after, lambda state: state, state)
-            elif way.guarded or way.skips:
-                new = jax.tree.map(functools.partial(jnp.where, jnp.all(finite)), new, state)
             if way.skips:
+                new = jax.tree.map(functools.partial(jnp.where, jnp.all(finite)), new, state)
                 finite = chunk.finite
-            if way.norm:
-                _require_free(aux)
-                aux = {**aux, NORM: optax.tree.norm(gradient)}
+            elif way.guarded:
+                again = lambda state: step.end(state, work)  # noqa: E731
+                new = lax.cond(jnp.all(finite), again, lambda state: state, state)
             losses = chunk.losses.at[i].set(value)
             aux = {name: chunk.aux[name].at[i].set(x) for name, x in aux.items()}
             return Chunk(i + 1, new, finite, losses, aux)
 
         some = batch_form(data, min(batch_size, count_examples(data)))
-        value, aux = jax.eval_shape(
-            functools.partial(_noted, objective, way.norm),
-            state.params,
-            state.model_state,
-            key_of(np.int32(0)),
-            tuple(some),
-        )
+        value, aux = jax.eval_shape(step.noted, state, tuple(some), key_of(np.int32(0)))
         fine = jnp.ones(1 + len(_watched(state)), bool)
         steps = -(-(count_examples(data) if order is None else order.size) // batch_size)
         losses, *_ = noted = [jnp.zeros(steps, x.dtype) for x in (value, *aux.values())]
         chunk = Chunk(start, state, fine, losses, dict(zip(aux, noted[1:], strict=True)))
         last = stop - jnp.astype(short, jnp.int32)
         going = lambda c: (c.reached < last) & jnp.all(c.finite)  # noqa: E731
-        chunk = lax.while_loop(going, lambda c: step(c, batch_size), chunk)
+        chunk = lax.while_loop(going, lambda c: advance(c, batch_size), chunk)
         if way.rest:
             due = short & jnp.all(chunk.finite)
-            chunk = lax.cond(due, lambda c: step(c, way.rest), lambda c: c, chunk)
+            chunk = lax.cond(due, lambda c: advance(c, way.rest), lambda c: c, chunk)
         if way.guarded:
             return chunk
-        # Steps add updates to parameters, so a non-finite parameter stays so until the end.
+        # A leaf that is not finite stays so until the end, as steps add to it.
         return chunk._replace(finite=chunk.finite.at[1:].set(_finite(chunk.state)))
 
     return take
@@ -245,25 +219,6 @@ def batch_form(data: PyTree, size: int) -> PyTree:
     return jax.tree.map(form, data)
 
 
-def _require_free(aux: dict[str, Any]) -> None:
-    """Refuse a loss whose aux uses the name of the gradient norm."""
-    if NORM in aux:
-        raise ValueError(
-            f"`record` must leave {NORM!r} out where the aux of the loss has that name. Got both."
-        )
-
-
-def _noted(
-    objective: Objective, norm: bool, params: PyTree, model_state: PyTree, key: Any, batch: Any
-) -> tuple[Any, dict[str, Any]]:
-    """The loss of a step and its recorded outputs."""
-    value, (_, aux) = objective.value(params, model_state, key, batch)
-    if norm:
-        gradient = objective.skeleton.split(params)[0]
-        aux = {**aux, NORM: optax.tree.norm(gradient)}
-    return value, aux
-
-
 def across_epochs(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk]:
     """A function that takes steps across epochs, without measurements in between.
 
@@ -272,19 +227,19 @@ def across_epochs(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk
       plan: of epochs without a smaller step at their end.
 
     Returns:
-      `across(optimizer, state, data, key, start, stop, short)`, a `Chunk` of the steps `start` to
+      `across(state, data, key, start, stop, short)`, a `Chunk` of the steps `start` to
       `stop` of the run. They touch at most `rows_of` epochs; the losses have one row per epoch.
       `short` is False.
     """
     size = plan.per_epoch
 
-    def across(optimizer, state, data, key, start, stop, short):
+    def across(state, data, key, start, stop, short):
         def epoch(chunk):
             number, first = jnp.divmod(chunk.reached, size)
             order, epoch_key = (of(key, number + 1) for of in (plan.order, plan.key_of))
             last = jnp.minimum(stop - number * size, size)
             given = data, order, epoch_key, np.int32(0), first, last, short
-            part = take(optimizer, chunk.state, *given)
+            part = take(chunk.state, *given)
             row = number - start // size
             noted = jax.tree.map(
                 lambda rows, x: rows.at[row].set(x),
@@ -294,7 +249,7 @@ def across_epochs(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk
             return Chunk(number * size + part.reached, part.state, part.finite, *noted)
 
         given = data, jnp.zeros(size * plan.batch_size, jnp.int32), key, *[np.int32(0)] * 3, short
-        nothing = jax.eval_shape(functools.partial(take, optimizer), state, *given)
+        nothing = jax.eval_shape(take, state, *given)
         rows = jax.tree.map(
             lambda x: jnp.zeros((rows_of(plan), *x.shape), x.dtype), (nothing.losses, nothing.aux)
         )
@@ -315,7 +270,7 @@ def rows_of(plan: Plan) -> int:
 
 def run_chunk(
     take: Callable[..., Chunk],
-    state: State,
+    state: Any,
     *examples: Any,
     start: Any,
     stop: Any,
@@ -345,7 +300,7 @@ def run_chunk(
 
 
 @jax.jit
-def copied(state: State) -> State:
+def copied(state: PyTree) -> PyTree:
     """Copy a state in one program, which compiles faster than one program per shape."""
     return jax.tree.map(jnp.copy, state)
 
@@ -355,19 +310,16 @@ def copied(state: State) -> State:
 LARGE = 2**26
 
 
-def is_large(state: State) -> bool:
+def is_large(state: PyTree) -> bool:
     """Whether a state is too large to keep an earlier one beside it."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state) if not is_key(leaf)) >= LARGE
 
 
-def compiled(
-    objective: Objective, optimizer: Any, way: Way, across: Plan | None = None
-) -> Callable[..., Chunk]:
-    """Compile `take` for one optimiser, within an epoch or, with a plan, `across` epochs."""
-    take = make_chunk(objective, way)
+def compiled(step: Step, way: Way, across: Plan | None = None) -> Callable[..., Chunk]:
+    """Compile `take` for one kind of step, within an epoch or, with a plan, `across` epochs."""
+    take = make_chunk(step, way)
     take = across_epochs(take, across) if across else take
-    donated = (0,) if way.guarded else ()  # a small state may be needed for a rerun
-    return Jitted(functools.partial(take, optimizer), donated)
+    return Jitted(take, (0,) if way.guarded else ())  # a small state may be needed for a rerun
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -427,7 +379,7 @@ def shard_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
     return jax.tree.map(lambda a: lax.with_sharding_constraint(a, parts), batch)
 
 
-def _watched(state: State) -> list[tuple[str, Any]]:
+def _watched(state: Any) -> list[tuple[str, Any]]:
     """The floating leaves of a state and their names; `params['w']` is one."""
     return [
         (f"{part}{keystr(path)}", leaf)
@@ -437,7 +389,7 @@ def _watched(state: State) -> list[tuple[str, Any]]:
     ]
 
 
-def _finite(state: State) -> Bool[Array, "leaves"]:  # noqa: F821
+def _finite(state: Any) -> Bool[Array, "leaves"]:  # noqa: F821
     """Whether each leaf that is watched is finite or, outside of the parameters, not NaN."""
     named = _watched(state)
     bad = [jnp.isnan if not name.startswith("params") else _is_not_finite for name, _ in named]

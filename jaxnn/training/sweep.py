@@ -30,7 +30,6 @@ from jaxnn._validate import (
     require_optimizer,
 )
 from jaxnn.data import count_examples, require_batches
-from jaxnn.training.fit import require_run
 from jaxnn.training.history import Fit, Log, Status
 from jaxnn.training.measuring import Measure, loss_first
 from jaxnn.training.objective import Objective
@@ -39,13 +38,13 @@ from jaxnn.training.progress import Progress
 from jaxnn.training.steps import (
     Chunk,
     Plan,
-    State,
     Way,
     batch_form,
     make_chunk,
     replicate,
     run_chunk,
 )
+from jaxnn.training.task import Descent, State
 
 
 def sweep(
@@ -107,7 +106,8 @@ def sweep(
     require_batches("data", data)
     if test is not None:
         require_batches("test", test, data)
-    require_run(loss, grad, data, test)
+    require_callable("loss", loss)
+    require_arguments("grad", grad, loss)
     if on_progress is not None:
         require_arguments("on_progress", on_progress, None)
     require_counts(epochs=epochs, batch_size=batch_size)
@@ -209,10 +209,9 @@ def _compiled(
     objective: Objective, optimizer: Callable, way: Way, plan: Plan, own_keys: int
 ) -> _Programs:
     """Compile the programs; `own_keys` is 1 if each run has its own key, else 0."""
-    one_chunk = make_chunk(objective, way)
 
-    def take(state, value, data, order, key, first, *chunk):
-        return one_chunk(optimizer(value), state, data, order, key, first, *chunk)
+    def take(state, value, *given):
+        return make_chunk(Descent(objective, optimizer(value)).step, way)(state, *given)
 
     axes = (0, 0, None, 0 if own_keys else None, 0, None, 0, 0, 0)
 
@@ -220,8 +219,8 @@ def _compiled(
         count = count_examples(data)
         size = min(plan.batch_size, count)
         full, rest = divmod(count, size)
-        measure = Measure.of(objective, size, rest, None)
-        given = state.params, state.model_state, key, data
+        measure = Measure.of(Descent(objective, None).measured, size, rest, None)
+        given = state, key, data
         sums = measure.add(*given, measure.begin(*given), 0, full + (rest > 0), rest > 0)
         return {name: total / count for name, (total, _) in sums.items()}
 

@@ -1,0 +1,242 @@
+"""What the steps of a run do: descend a loss with an optimiser, as for `fit`, or whatever a step of
+the user's does, as for `train`.
+
+A task knows how to take a step, what to measure, what a run must share with its checkpoint, and
+what its result is; the run around it knows none of these.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jaxtyping import PyTree
+
+from jaxnn._arguments import Skeleton, arrays_of
+from jaxnn._validate import (
+    describe,
+    require_arguments,
+    require_arrays,
+    require_same_form,
+    require_scalar,
+    tracing,
+)
+from jaxnn.descent import updated
+from jaxnn.training.history import Fit, History, Status, Trained
+from jaxnn.training.objective import Objective, require_means, scalars
+from jaxnn.training.optimizers import kind_of, learning_rate, program_of, with_new_numbers
+from jaxnn.training.steps import Step
+
+# The name under which the norm of the gradient is recorded.
+NORM = "gradient_norm"
+
+
+class State(NamedTuple):
+    """What a descent updates: parameters, optimiser state, and the model's own state, if any."""
+
+    params: PyTree
+    opt_state: PyTree
+    model_state: PyTree = None
+
+
+class Descent(NamedTuple):
+    """The descent of a loss.
+
+    Attributes:
+      objective: the loss, its gradient and the metrics.
+      optimizer: the optax optimiser.
+      norm: whether the norm of the gradient is recorded.
+      eval_params: maps parameters and optimiser state to the parameters that are measured.
+    """
+
+    objective: Objective
+    optimizer: Any
+    norm: bool = False
+    eval_params: Callable | None = None
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the loss takes keys."""
+        return self.objective.form.keyed
+
+    @property
+    def step(self) -> Step:
+        """A step: the loss and its gradient, then the optimiser's update."""
+        return Step(self._begin, self._end, self._noted, self.keyed)
+
+    def _begin(self, state: State, batch: Any, key: Any) -> tuple[Any, Any, dict[str, Any]]:
+        inputs = state.model_state, key, batch
+        value, gradient, model_state, aux = self.objective.value_and_gradient(state.params, *inputs)
+        aux = self._with_norm(aux, gradient)
+        return (value, gradient, model_state, inputs), value, aux
+
+    def _end(self, state: State, work: Any) -> State:
+        value, gradient, model_state, inputs = work
+        skeleton = self.objective.skeleton
+        moving, held = skeleton.split(state.params)
+
+        def value_fn(moving):
+            return self.objective.value(skeleton.merge(moving, held), *inputs)[0]
+
+        given = self.optimizer, state.opt_state, moving, value, gradient, value_fn
+        updates, opt_state = updated(*given)
+        params = skeleton.merge(optax.apply_updates(moving, updates), held)
+        return State(params, opt_state, model_state)
+
+    def _noted(self, state: State, batch: Any, key: Any) -> tuple[Any, dict[str, Any]]:
+        value, (_, aux) = self.objective.value(state.params, state.model_state, key, batch)
+        return value, self._with_norm(aux, self.objective.skeleton.split(state.params)[0])
+
+    def _with_norm(self, aux: dict[str, Any], gradient: PyTree) -> dict[str, Any]:
+        if not self.norm:
+            return aux
+        if NORM in aux:
+            raise ValueError(
+                f"`record` must leave {NORM!r} out where the aux of the loss has that name. Got "
+                "both."
+            )
+        return {**aux, NORM: optax.tree.norm(gradient)}
+
+    def measured(self, state: State, key: Any, batch: Any) -> dict[str, Any]:
+        """The loss and the metrics on a batch."""
+        return self.objective.measured(state.params, state.model_state, key, batch)
+
+    def measured_state(self, state: State) -> State:
+        """The state to measure: the current one, or with parameters from `eval_params`."""
+        if self.eval_params is None:
+            return state
+        made = self.eval_params(self.objective.skeleton.fill(state.params), state.opt_state)
+        arrays = arrays_of(made)[1]
+        require_same_form("eval_params(...)", arrays, "params", state.params)
+        return state._replace(params=arrays)
+
+    def seen(self, state: State) -> State:
+        """The part of a state that measurements depend on."""
+        return state._replace(opt_state=None)
+
+    def identity(self, state: State) -> dict[str, Any]:
+        """What a resumed run must share with its checkpoint."""
+        return {"optimizer": kind_of(state.opt_state)}
+
+    def program(self, state: State) -> dict[str, Any]:
+        """What all processes must share."""
+        moving, _ = self.objective.skeleton.split(state.params)
+        return {"optimizer": program_of(self.optimizer, moving, state.opt_state)}
+
+    def resumed(self, found: State, start: State) -> State:
+        """A state from a checkpoint. Hyperparameters that the optimiser keeps in its state, such as
+        the learning rate, take the values of `start`.
+        """
+        return found._replace(opt_state=with_new_numbers(found.opt_state, start.opt_state))
+
+    def told(self, state: State, names: Sequence[str]) -> dict[str, Any]:
+        """Optional fields of `Progress`."""
+        fields: dict[str, Callable[[], Any]] = {
+            "params": lambda: self.objective.skeleton.fill(state.params),
+            "opt_state": lambda: state.opt_state,
+            "learning_rate": lambda: float(learning_rate(state.opt_state)),
+        }
+        return {name: of() for name, of in fields.items() if name in names}
+
+    def result(self, state: State, history: History, status: Status) -> Fit:
+        """The result of a run."""
+        params = self.objective.skeleton.fill(state.params)
+        return Fit(params, state.opt_state, history, status, state.model_state)
+
+
+class OwnState(NamedTuple):
+    """The arrays of a state of the user's."""
+
+    state: PyTree
+
+
+class Own(NamedTuple):
+    """A step of the user's.
+
+    Attributes:
+      function: `function(state, batch, key)`, the new state and a record.
+      metrics: `metrics(state, batch)`, a dictionary of means, or None.
+      skeleton: of the state; the methods take only its arrays.
+      one: whether a batch is one argument, a dictionary, rather than a tuple.
+    """
+
+    function: Callable
+    metrics: Callable | None
+    skeleton: Skeleton
+    one: bool
+
+    keyed, norm = True, False
+
+    @property
+    def step(self) -> Step:
+        """The step."""
+        return Step(self._begin, lambda _, new: new, self._noted, keyed=True)
+
+    def _begin(self, state: OwnState, batch: Any, key: Any) -> tuple[Any, Any, dict[str, Any]]:
+        made = self.function(self.skeleton.fill(state.state), self._batch(batch), key)
+        if not isinstance(made, tuple | list) or len(made) != 2:
+            got = jax.tree.map(describe, made)
+            raise TypeError(f"`step` must return (state, record). Got {got}.")
+        new, record = made
+        arrays = arrays_of(new)[1]
+        require_same_form("the state of step(...)", arrays, "state", state.state)
+        record = scalars("the record of step(...)", record)
+        if "loss" not in record:
+            raise ValueError(
+                f"`step` must return a record with a 'loss'. Got one with {sorted(record)}."
+            )
+        value = record.pop("loss")
+        require_scalar("the loss of step(...)", value)
+        return OwnState(arrays), value, record
+
+    def _noted(self, state: OwnState, batch: Any, key: Any) -> tuple[Any, dict[str, Any]]:
+        return self._begin(state, batch, key)[1:]
+
+    def _batch(self, batch: Any) -> Any:
+        return batch[0] if self.one else batch
+
+    def require(self, state: OwnState, key: Any, batch: Any) -> None:
+        """Refuse a step and metrics that do not take or return what they should."""
+        full, one = self.skeleton.fill(state.state), self._batch(batch)
+        require_arguments("step", self.function, full, one, key)
+        with tracing("step"):
+            jax.eval_shape(self._begin, state, batch, key)
+        if self.metrics is not None:
+            require_arguments("metrics", self.metrics, full, one)
+            require_means(lambda state, batch: self.measured(state, None, batch), state, batch)
+
+    def measured(self, state: OwnState, key: Any, batch: Any) -> dict[str, Any]:
+        """The metrics on a batch."""
+        assert self.metrics is not None
+        record = self.metrics(self.skeleton.fill(state.state), self._batch(batch))
+        require_arrays("metrics(...)", record)
+        return record
+
+    def measured_state(self, state: OwnState) -> OwnState:
+        """The state to measure."""
+        return state
+
+    seen = measured_state
+
+    def identity(self, state: OwnState) -> dict[str, Any]:
+        """What a resumed run must share with its checkpoint."""
+        return {"state": str(jax.tree.structure(state.state))}
+
+    def program(self, state: OwnState) -> dict[str, Any]:
+        """What all processes must share."""
+        return {}
+
+    def resumed(self, found: OwnState, start: OwnState) -> OwnState:
+        """A state from a checkpoint."""
+        return found
+
+    def told(self, state: OwnState, names: Sequence[str]) -> dict[str, Any]:
+        """Optional fields of `Progress`."""
+        return {"state": self.skeleton.fill(state.state)} if "state" in names else {}
+
+    def result(self, state: OwnState, history: History, status: Status) -> Trained:
+        """The result of a run."""
+        return Trained(self.skeleton.fill(state.state), history, status)
+
+
+Task = Descent | Own
