@@ -779,6 +779,12 @@ GOOD = {
     "descent_path": {"f": surfaces.bowl, "init_x": X, "lr": 0.1, "step_num": 2},
     "minimize": {"f": surfaces.bowl, "init_x": X, "optimizer": SGD, "max_steps": 2},
     "fit": RUN | {"optimizer": SGD},
+    "train": {
+        "step": lambda state, batch, key: (state, {"loss": 0.0}),
+        "state": X,
+        "data": (BATCH,),
+        "key": KEY,
+    },
     "sweep": RUN | {"optimizer": optax.sgd, "values": X},
     "save_checkpoint": {"directory": "nowhere", "step": 1, "state": STATE},
     "load_checkpoint": {"source": "nowhere"},

@@ -351,9 +351,8 @@ def _as_batch(name: str, batch: Any) -> tuple[Any, ...]:
 
     Tensors of other libraries are converted.
     """
-    one = isinstance(batch, Mapping) or hasattr(batch, "shape")
     here = lambda x: np.asarray(x) if hasattr(x, "__array__") else x  # noqa: E731
-    batch = jax.tree.map(here, (batch,) if one else batch)
+    batch = jax.tree.map(here, (batch,) if isinstance(batch, Mapping) else batch)
     require_batches(name, batch)
     return jax.tree.map(np.asarray, tuple(batch))
 

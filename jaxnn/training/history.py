@@ -291,8 +291,12 @@ class Log:
             self.examples += int(sizes[part][taken].sum())
             self.spent += each * (end - before)
             if end in over:
-                self.seconds.append(self.spent)
-                self.begun, self.spent = end, 0.0
+                self.end_epoch(end)
+
+    def end_epoch(self, step: int | None = None) -> None:
+        """Record that an epoch ends after a step, by default after the last one."""
+        self.seconds.append(self.spent)
+        self.begun, self.spent = self.step if step is None else step, 0.0
 
     def add_seconds(self, seconds: float) -> None:
         """Add time to the current epoch, or to one that has just ended."""

@@ -323,9 +323,14 @@ class Run:
                 self.host.feed = self.config.sets["train"].training(
                     self.config.plan, self.config.key, epoch, position, caught
                 )
-            self.host.piece = next(self.host.feed, None)
-            if self.host.piece is not None:
-                self.now.at = position - self.host.piece.first
+            self.host.piece = piece = next(self.host.feed, None)
+            if piece is None and self.host.caught:
+                return
+            if piece is None or piece.epoch > len(self.now.log.seconds) + 1:
+                self.now.log.end_epoch()  # of a resumed run that had taken all its batches
+                position = 0
+            if piece is not None:
+                self.now.at = position - piece.first
 
     def take_steps(self) -> None:
         """Run the next chunk of steps and record it."""

@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxnn.checking.evidence import ROUNDINGS_BETWEEN_CALLS, Verdict, explained, relative_error
+from jaxnn.checking.evidence import (
+    BLIND,
+    ROUNDINGS_BETWEEN_CALLS,
+    Verdict,
+    explained,
+    relative_error,
+)
 from jaxnn.checking.findings import LeafReport
 from jaxnn.checking.measure import Checked
 from jaxnn.numerical.float64 import wide_dtype
@@ -46,6 +52,11 @@ def say(checked: Checked, reference: list[Any] | None) -> Checked:
 
 
 def _is_noisy(leaf: LeafReport, centre: float) -> bool:
-    """Whether the values exclude a leaf's gradient, with by far more noise than rounding."""
+    """Whether the values exclude a leaf's gradient, but are noisier than rounding by far, and vary
+    by no more than their noise where a function with that gradient would cross it.
+    """
     rounding = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps) * abs(centre)
-    return leaf.verdict is Verdict.DIFFERS and leaf.is_off and leaf.noise > rounding
+    if leaf.verdict is not Verdict.DIFFERS or not leaf.is_off or leaf.noise <= rounding:
+        return False
+    claims = [entry.autodiff for entry in leaf.entries if entry.verdict.wrong] or [leaf.autodiff]
+    return all(abs(claim) * leaf.steps[-1] > BLIND * leaf.noise for claim in claims)
