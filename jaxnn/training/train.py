@@ -19,10 +19,10 @@ from jaxtyping import Array, Key, PyTree
 from jaxnn._arguments import arrays_of
 from jaxnn._validate import (
     as_mesh,
+    describe,
     is_array,
     is_key,
     require_arguments,
-    require_arrays,
     require_callable,
     require_key,
 )
@@ -108,10 +108,11 @@ def train(
         {}, feeding=feeding, measuring=measuring, saving=saving, reporting=reporting
     )
     require_callable("step", step)
-    require_arrays("state", arrays_of(state)[1])
+    skeleton, arrays = arrays_of(state)
+    if not jax.tree.leaves(arrays):
+        raise TypeError(f"`state` must hold at least one array. Got {describe(state)}.")
     options = options.require_of_train()
     ground = Ground.of(data, key, epochs, max_steps, batch_size, options, state)
-    skeleton, arrays = arrays_of(state)
     task = Own(step, options.measuring.metrics, skeleton, ground.one)
     begun = OwnState(placed(arrays, ground.mesh, set()))
     if is_large(begun):  # its memory is used again
