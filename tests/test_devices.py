@@ -205,6 +205,35 @@ def test_a_check_brings_no_leaf_to_the_host_that_lies_in_parts():
     require_printed("where they lie", WHERE_THEY_LIE)
 
 
+CUT = """
+import jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import NamedSharding, PartitionSpec as P
+import jaxnn, flat
+mesh = jax.make_mesh((2, 4), ("data", "model"))
+lying = lambda spec: lambda a: jax.device_put(a, NamedSharding(mesh, spec))
+start = {"w": jnp.zeros((8, 16)), "v": jnp.ones((16, 1))}
+cut = {"w": lying(P(None, "model"))(start["w"]), "v": lying(P("model", None))(start["v"])}
+x = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+seen = set()
+def loss(p, x):
+    jax.debug.inspect_array_sharding(x, callback=lambda s: seen.add(s.shard_shape((32, 8))))
+    return jnp.mean((jnp.tanh(x @ p["w"]) @ p["v"] - 1) ** 2)
+run = {"key": jax.random.key(0), "batch_size": 32, "epochs": 2}
+one = flat.fit(loss, start, (x,), optax.sgd(0.01), **run)
+seen.clear()
+many = flat.fit(loss, cut, (x,), optax.sgd(0.01), mesh=mesh, **run)
+print(seen)
+seen.clear()
+flat.fit(loss, cut, (x,), optax.sgd(0.01), mesh=mesh, batch_spec=P(("data", "model")), **run)
+print(seen)
+np.testing.assert_allclose(one.params["w"], many.params["w"], rtol=1e-4, atol=1e-6)
+"""
+
+
+def test_a_batch_is_cut_where_no_parameter_is_or_as_is_said():
+    require_printed("{(16, 8)}\n{(4, 8)}", CUT)
+
+
 EXPLICIT = """
 import jax, jax.numpy as jnp, jaxnn
 from jax.sharding import NamedSharding, PartitionSpec as P

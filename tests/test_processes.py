@@ -2,10 +2,12 @@
 meets ends all; and what comes in parts stays so.
 """
 
+import ast
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from test_devices import environment, free_address, require_printed
 
@@ -34,7 +36,13 @@ def batches(epoch):
     for i in range(0, 64, 16):
         if other and epoch == 20: os.kill(os.getpid(), 9)
         if other and epoch == 2 and case == "batches": raise OSError("the other disk is gone")
-        yield x[i : i + 16], t[i : i + 16]
+        if case == "different": yield x[i : i + 16] + number_of_mine, t[i : i + 16]
+        elif case == "parts": yield tuple(a[i : i + 16][8 * other :][:8] for a in (x, t))
+        elif case == "global": yield tuple(map(whole, (x[i : i + 16], t[i : i + 16])))
+        else: yield x[i : i + 16], t[i : i + 16]
+number_of_mine = float(number)
+cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
+def whole(array): return jax.make_array_from_callback(array.shape, cut, lambda rows: array[rows])
 data = (x, t)
 if case == "key" and other: call["key"] = jax.random.key(1)
 if case == "epochs" and other: call["epochs"] = 4
@@ -45,15 +53,16 @@ if case == "params" and other: params = {"w": jnp.ones(3)}
 if case == "callback": call |= {"on_progress": fail, "epochs": 10**6}
 if case == "disk":
     saves.save_checkpoint = full
-    call |= {"checkpoint": directory, "every": 10, "epochs": 10**6}
-if case in ("batches", "death"):
+    call |= {"checkpoint": directory, "every": 10}
+if case in ("batches", "death", "different", "parts", "global", "same"):
     data = batches
     del call["batch_size"]
+if case == "parts": call["parts"] = True
 if case == "death": call |= {"checkpoint": directory, "every": 1, "epochs": 10**6}
 began = time.monotonic()
 try:
-    flat.fit(loss, params, data, optimizer, **call)
-    print("ended well")
+    result = flat.fit(loss, params, data, optimizer, **call)
+    print("ended well with", result.history.step_loss.tolist())
 except Exception as error:
     print(f"{type(error).__name__}: {error}")
     if case == "death": raise
@@ -85,6 +94,25 @@ def test_processes_that_begin_differently_are_told_what_differs(tmp_path, case):
     expected = f"ValueError: `{case}` must be the same in all processes. Got another than that of"
     for text in said:
         assert expected in text and "in process 1." in text
+
+
+def test_processes_whose_batches_differ_are_told_to_say_so(tmp_path):
+    said, *_ = together("different", tmp_path)
+    expected = (
+        "ValueError: `data` must yield the same batches in all processes or, with `parts=True`"
+    )
+    assert all(expected in text for text in said)
+
+
+def test_processes_may_give_their_parts_of_batches_or_global_arrays(tmp_path):
+    losses = [
+        ast.literal_eval(text.partition("ended well with ")[2].partition("\nafter")[0])
+        for case in ("same", "parts", "global")
+        for text in together(case, tmp_path)[0]
+    ]
+    assert len(losses) == 6 and len(losses[0]) == 12
+    for other in losses:
+        np.testing.assert_allclose(other, losses[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

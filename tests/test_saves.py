@@ -538,9 +538,9 @@ def two(monkeypatch):
 
 
 def test_processes_do_what_the_least_or_most_of_them_wants(two):
-    two["other"] = np.array([False, True, False, False, 3], np.int32)
-    vote = together.Vote(False, False, False, True, 7).agreed()
-    assert vote == together.Vote(False, True, False, True, 3)
+    two["other"] = np.array([False, True, False, False, 5, 3], np.int32)
+    vote = together.Vote(False, False, False, True, 5, 7).agreed()
+    assert vote == together.Vote(False, True, False, True, 5, 3)
 
 
 def test_the_reason_of_the_process_that_failed_is_told_to_the_other(two):

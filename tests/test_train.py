@@ -57,7 +57,7 @@ def test_it_is_the_loop_of_fit_to_the_bit(monkeypatch, batch_size, large):
     trained = train(descend, begin(), PAIRS, **run)
     same(trained.state, (fitted.params, fitted.opt_state))
     same(trained.history.step_loss, fitted.history.step_loss)
-    same(trained.history.aux["double"], 2 * fitted.history.step_loss)
+    same(dict(trained.history.aux), {"double": 2 * fitted.history.step_loss})
     assert trained.status == Status("finished", 4 * -(-12 // batch_size))
     assert repr(trained) == f"<Trained: finished; History: {trained.status.step} steps>"
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key, PyTree
 
 from jaxnn._validate import describe, require_callable, require_same_form
@@ -186,6 +186,8 @@ class Batches(NamedTuple):
       name: what errors call the function.
       make: the function, `make(epoch)`.
       mesh: the devices that the batches are sent to.
+      parts: how a batch lies on them if each process gives its own part; None if each gives the
+        whole batch.
       first: the first batch, whose form the others must have.
       opened: the iterable of epoch 1, from which `first` was taken, until it is used.
     """
@@ -193,13 +195,16 @@ class Batches(NamedTuple):
     name: str
     make: Callable[[int], Iterable[Any]]
     mesh: Mesh | None
+    parts: NamedSharding | None
     first: tuple[Any, ...]
     opened: list[Iterator[Any]]
 
     streamed = True
 
     @classmethod
-    def of(cls, name: str, make: Callable, mesh: Mesh | None) -> "Batches":
+    def of(
+        cls, name: str, make: Callable, mesh: Mesh | None, parts: NamedSharding | None = None
+    ) -> "Batches":
         """A set whose first batch is read at once and validated."""
         require_callable(name, make)
         batches = _iterator(name, make, 1)
@@ -207,12 +212,22 @@ class Batches(NamedTuple):
         if first is None:
             raise ValueError(f"`{name}(1)` must give at least one batch. Got none.")
         opened = itertools.chain([first], batches)
-        return cls(name, make, mesh, _as_batch(f"a batch of {name}(1)", first), [opened])
+        first = _as_batch(f"a batch of {name}(1)", first)
+        return cls(name, make, mesh, parts, first, [opened])
+
+    @property
+    def whole(self) -> bool:
+        """Whether each process gives the whole of each batch."""
+        return self.parts is None and not any(map(_is_global, jax.tree.leaves(self.first)))
 
     @property
     def batch(self) -> PyTree:
         """The shapes and dtypes of the first batch."""
-        return batch_form(self.first, count_examples(self.first))
+        return batch_form(self.first, self._count(self.first))
+
+    def _count(self, batch: PyTree) -> int:
+        """The number of examples of a batch, in all processes together."""
+        return count_examples(batch) * (jax.process_count() if self.parts else 1)
 
     def training(
         self,
@@ -241,7 +256,7 @@ class Batches(NamedTuple):
         self, pieces: Generator[Piece, None, None], stopped: Callable[[], Any] = lambda: False
     ) -> Generator[Piece, None, None]:
         one_more = functools.partial(next, pieces, None)
-        return _ahead(itertools.repeat(one_more), self.mesh, pieces.close, stopped)
+        return _ahead(itertools.repeat(one_more), self.mesh, pieces.close, stopped, self.parts)
 
     def _epoch(self, epoch: int, step: int) -> Generator[Piece, None, None]:
         opened = self.opened.pop() if epoch == 1 and self.opened else None
@@ -249,11 +264,14 @@ class Batches(NamedTuple):
         passed = sum(1 for _ in itertools.islice(batches, step))
         size = count_examples(self.first)
         together = max(1, min(TOGETHER, PIECE // max(1, _bytes(self.first))))
+        together = together if self.whole else 1
         for group, ends in _grouped(self._checked(batches, epoch), together):
-            of_group, steps = count_examples(group[0]), len(group)
-            fill = (together if of_group == size else steps) - steps
-            data = jax.tree.map(lambda *parts: np.concatenate(parts), *group, *[group[0]] * fill)
-            yield Piece(data, None, epoch, step, steps, of_group, 0, ends)
+            data, of_group, steps = group[0], count_examples(group[0]), len(group)
+            if together > 1:
+                fill = (together if of_group == size else steps) - steps
+                filled = [*group, *[group[0]] * fill]
+                data = jax.tree.map(lambda *parts: np.concatenate(parts), *filled)
+            yield Piece(data, None, epoch, step, steps, self._count(group[0]), 0, ends)
             step += steps
             passed += steps
         if not passed:
@@ -266,7 +284,7 @@ class Batches(NamedTuple):
         name = f"a batch of {self.name}({epoch})"
         for batch in batches:
             batch = _as_batch(name, batch)
-            one = [jax.tree.map(lambda a: a[:1], form) for form in (batch, self.first)]
+            one = [batch_form(form, 1) for form in (batch, self.first)]
             require_same_form(name, one[0], f"the first of {self.name}(1)", one[1])
             for new, old in zip(jax.tree.leaves(batch), jax.tree.leaves(self.first), strict=True):
                 if new.dtype != old.dtype:
@@ -311,9 +329,11 @@ def _ahead(
     mesh: Mesh | None,
     close: Callable[[], Any] = lambda: None,
     stopped: Callable[[], Any] = lambda: False,
+    parts: NamedSharding | None = None,
 ) -> Generator[Piece, None, None]:
     """Yield the pieces that jobs return, on the device, until one is None or the run is `stopped`
     while it waits. A thread prepares each while the one before is in use; `close` is its last job.
+    If each process has its own `parts`, they are joined.
     """
     # Settings of the caller's thread that a new thread does not have.
     wide, device = jnp.result_type(float) == jnp.float64, jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
@@ -321,7 +341,12 @@ def _ahead(
     def done(job):
         with jax.enable_x64(wide), jax.default_device(device):
             piece = job()
-            return piece and piece._replace(data=send(piece.data, mesh, ours=True))
+            if piece is None:
+                return None
+            if parts is None:
+                return piece._replace(data=send(piece.data, mesh, ours=True))
+            join = functools.partial(jax.make_array_from_process_local_data, parts)
+            return piece._replace(data=jax.tree.map(join, piece.data))
 
     def result(future):
         while not (future.done() or stopped()):
@@ -351,10 +376,15 @@ def _as_batch(name: str, batch: Any) -> tuple[Any, ...]:
 
     Tensors of other libraries are converted.
     """
-    here = lambda x: np.asarray(x) if hasattr(x, "__array__") else x  # noqa: E731
+    here = lambda x: np.asarray(x) if hasattr(x, "__array__") and not _is_global(x) else x  # noqa: E731
     batch = jax.tree.map(here, (batch,) if isinstance(batch, Mapping) else batch)
     require_batches(name, batch)
-    return jax.tree.map(np.asarray, tuple(batch))
+    return jax.tree.map(lambda x: x if _is_global(x) else np.asarray(x), tuple(batch))
+
+
+def _is_global(array: Any) -> bool:
+    """Whether an array has parts in other processes."""
+    return isinstance(array, jax.Array) and not array.is_fully_addressable
 
 
 def _is_elsewhere(array: Any) -> bool:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 
 from jaxnn._programs import Jitted
@@ -52,13 +52,15 @@ class Measure(NamedTuple):
     add: Callable[..., dict[str, Any]]
 
     @classmethod
-    def of(cls, measured: Measured, batch_size: int, rest: int, mesh: Mesh | None) -> "Measure":
+    def of(
+        cls, measured: Measured, batch_size: int, rest: int, cut: NamedSharding | None
+    ) -> "Measure":
         """A measure for batches of `batch_size`, and a last one of `rest` examples if not 0."""
 
         @functools.partial(jax.jit, static_argnames="size")  # one trace serves `eval_shape` as well
         def terms(state, key, data, i, size):
             batch = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, i * batch_size, size), data)
-            record = measured(state, key, tuple(shard_batch(batch, mesh)))
+            record = measured(state, key, tuple(shard_batch(batch, cut)))
             wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)) * size  # noqa: E731
             return jax.tree.map(wide, record)
 
@@ -90,14 +92,14 @@ def compensated(sum: tuple[Any, Any], value: Any) -> tuple[Any, Any]:
     return new, (new - total) - term
 
 
-def measures(measured: Measured, mesh: Mesh | None = None) -> Callable[[int, int], Measure]:
+def measures(measured: Measured, cut: NamedSharding | None = None) -> Callable[[int, int], Measure]:
     """A cached function from (batch size, size of the smaller batch) to `Measure`.
 
     Args:
       measured: what is measured on a batch.
-      mesh: devices that share each batch.
+      cut: how a batch lies on a mesh of devices.
     """
-    return functools.cache(lambda size, rest: Measure.of(measured, size, rest, mesh))
+    return functools.cache(lambda size, rest: Measure.of(measured, size, rest, cut))
 
 
 def mean_over(

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 
 from jaxnn._validate import (
@@ -51,6 +51,11 @@ class Feeding(NamedTuple):
         each epoch goes through them in a shuffled order.
       mesh: devices that share each batch, possibly of several processes. The results equal those on
         one device, up to rounding error.
+      batch_spec: how a batch lies on `mesh`; by default cut along its first axis, by all axes of
+        the mesh along which no parameter is cut (if there are none, by all).
+      parts: whether, of several processes, each yields its own part of every batch instead of the
+        whole batch; the parts follow each other in the order of the processes. For a function as
+        `data`. Batches of global `jax.Array`s are taken as they are.
       stream: whether the data stay on the host and a thread gathers pieces ahead of the steps; by
         default for memory maps, and for NumPy arrays that would fill half of the device.
       skip_not_finite: whether a step that would make the loss, a parameter or the optimiser's state
@@ -63,6 +68,8 @@ class Feeding(NamedTuple):
 
     replacement: bool = False
     mesh: Mesh | None = None
+    batch_spec: PartitionSpec | None = None
+    parts: bool = False
     stream: bool | None = None
     skip_not_finite: bool = False
 

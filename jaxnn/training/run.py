@@ -161,6 +161,7 @@ class Host:
       failure: the exception raised in this process.
       caught: the signals received.
       compiling: measuring programs being compiled.
+      digest: of the current examples, to compare processes; 0 where these have parts of their own.
       reported: the step of the last report.
     """
 
@@ -169,6 +170,7 @@ class Host:
     failure: BaseException | None = None
     caught: list[int] = dataclasses.field(default_factory=list)
     compiling: list[concurrent.futures.Future] = dataclasses.field(default_factory=list)
+    digest: int = 0
     reported: int = 0
 
 
@@ -331,6 +333,9 @@ class Run:
                 position = 0
             if piece is not None:
                 self.now.at = position - piece.first
+                train = self.config.sets["train"]
+                if jax.process_count() > 1 and isinstance(train, Batches) and train.whole:
+                    self.host.digest = int(checksum(piece.data), 16) % 2**31
 
     def take_steps(self) -> None:
         """Run the next chunk of steps and record it."""
@@ -395,7 +400,7 @@ class Run:
 
     @functools.cached_property
     def _measure_of(self) -> Callable[[int, int], Measure]:
-        return measures(self.config.task.measured, self.config.mesh)
+        return measures(self.config.task.measured, self.config.way.cut)
 
     def _key_of(self, epoch: int) -> Any:
         """The key of an epoch, if the steps take keys."""
@@ -425,7 +430,7 @@ class Run:
         return record
 
     def _goes_on(self, pace: int) -> tuple[bool, int]:
-        vote = Vote(False, bool(self.host.caught), False, False, pace).agreed()
+        vote = Vote(False, bool(self.host.caught), False, False, 0, pace).agreed()
         return not vote.interrupted, vote.pace
 
     def report(self, record: dict[str, Any] | None) -> None:
@@ -474,11 +479,17 @@ class Run:
     def _vote(self) -> Vote:
         due = self.config.saves is not None and self.config.saves.is_due(self.now.log)
         stopped, failed = self.now.reason == "stopped", self.host.failure is not None
-        return Vote(stopped, bool(self.host.caught), failed, due, self.now.pace).agreed()
+        mine = stopped, bool(self.host.caught), failed, due, self.host.digest, self.now.pace
+        return Vote(*mine).agreed()
 
     def _end_if_failed(self, vote: Vote) -> None:
         """If any process failed, save, then raise this process's exception or the other's."""
-        if not vote.failed:
+        if vote.digest < 0:
+            self.host.failure = self.host.failure or ValueError(
+                "`data` must yield the same batches in all processes or, with `parts=True`, each "
+                "its own part. Got batches that differ."
+            )
+        elif not vote.failed:
             return
         others = failure_of_others(self.host.failure)
         failure = self.host.failure or others

@@ -104,7 +104,7 @@ class Way(NamedTuple):
       guarded: whether a step is checked before it is taken. Then no earlier state is kept, but the
         end of a step is computed twice.
       skips: whether a step that is not finite is left out instead of ending the run.
-      mesh: devices that share each batch.
+      cut: how a batch lies on a mesh of devices.
     """
 
     batch_size: int
@@ -112,7 +112,7 @@ class Way(NamedTuple):
     whole: bool = False
     guarded: bool = False
     skips: bool = False
-    mesh: Mesh | None = None
+    cut: NamedSharding | None = None
 
     @classmethod
     def of(cls, plan: Plan, **more: Any) -> "Way":
@@ -173,7 +173,7 @@ def make_chunk(step: Step, way: Way) -> Callable[..., Chunk]:
             elif not way.whole:
                 rows = lax.dynamic_slice(order, (i * batch_size,), (size,))
                 batch = jax.tree.map(lambda a: a[rows], data)
-            batch = tuple(shard_batch(batch, way.mesh))
+            batch = tuple(shard_batch(batch, way.cut))
             work, value, aux = step.begin(state, batch, key_of(i))
             new = step.end(state, work)
             finite = chunk.finite.at[0].set(jnp.isfinite(value))
@@ -368,15 +368,14 @@ def in_parts(leaf: Any, mesh: Mesh) -> jax.Array:
     return jax.device_put(leaf, NamedSharding(mesh, leaf.sharding.spec))
 
 
-def shard_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
-    """A batch sharded over all devices of a mesh.
+def shard_batch(batch: PyTree, cut: NamedSharding | None) -> PyTree:
+    """A batch cut over the devices of a mesh.
 
     The compiler pads uneven shards and ignores the padding.
     """
-    if mesh is None:
+    if cut is None:
         return batch
-    parts = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    return jax.tree.map(lambda a: lax.with_sharding_constraint(a, parts), batch)
+    return jax.tree.map(lambda a: lax.with_sharding_constraint(a, cut), batch)
 
 
 def _watched(state: Any) -> list[tuple[str, Any]]:

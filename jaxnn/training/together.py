@@ -20,6 +20,7 @@ class Vote(NamedTuple):
       interrupted: whether a signal arrived.
       failed: whether an exception was raised.
       due: whether a checkpoint is due.
+      digest: of the examples that all processes should share; 0 if there are none.
       pace: number of steps in the next chunk.
     """
 
@@ -27,15 +28,20 @@ class Vote(NamedTuple):
     interrupted: bool
     failed: bool
     due: bool
+    digest: int
     pace: int
 
     def agreed(self) -> "Vote":
-        """The joint decision: a flag is set if any process sets it; the smallest pace wins."""
+        """The joint decision: a flag is set if any process sets it; the smallest pace wins; the
+        digest is -1 if there are different ones.
+        """
         if jax.process_count() == 1:
             return self
         of_all = multihost_utils.process_allgather(np.array(self, np.int32))
-        flags = (bool(flag) for flag in of_all[:, :-1].any(axis=0))
-        return Vote(*flags, pace=int(of_all[:, -1].min()))
+        flags = (bool(flag) for flag in of_all[:, :-2].any(axis=0))
+        digests = np.unique(of_all[:, -2])
+        digest = -1 if np.count_nonzero(digests) > 1 else int(digests[-1])
+        return Vote(*flags, digest=digest, pace=int(of_all[:, -1].min()))
 
 
 def failure_of_others(mine: BaseException | None) -> RuntimeError | None:

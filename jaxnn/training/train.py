@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import treedef_is_leaf
 from jaxtyping import Array, Key, PyTree
 
@@ -130,6 +130,7 @@ class Ground(NamedTuple):
       key: the key of the run.
       plan: how its epochs are divided into steps.
       mesh: devices that share each batch.
+      cut: how a batch lies on them.
       sets: examples by name; the training data are called "train".
       names: of the sets to measure.
       options: the bundles.
@@ -139,6 +140,7 @@ class Ground(NamedTuple):
     key: Any
     plan: Plan
     mesh: Mesh | None
+    cut: NamedSharding | None
     sets: dict[str, Examples | Batches]
     names: tuple[str, ...]
     options: Options
@@ -164,10 +166,11 @@ class Ground(NamedTuple):
         require_key("key", key)
         plan = _length(data, batch_size, epochs, max_steps, options)
         mesh = as_mesh("mesh", options.feeding.mesh or _mesh_of(state))
-        sets = _sets(data, test, plan.batch_size, mesh, options.feeding.stream)
+        cut = _cut(mesh, options.feeding.batch_spec, state)
+        sets = _sets(data, test, plan.batch_size, mesh, cut, options.feeding)
         batch = sets["train"].batch
         one = len(batch) == 1 and isinstance(batch[0], Mapping)
-        return cls(key, plan, mesh, sets, _measured(sets, options.measuring), options, one)
+        return cls(key, plan, mesh, cut, sets, _measured(sets, options.measuring), options, one)
 
     def run(self, task: Task, state: Any) -> Run:
         """A run that is ready to start."""
@@ -182,7 +185,7 @@ class Ground(NamedTuple):
         schedule = Schedule(self.names, every, steps, watch, measuring.patience)
         place = None if saving.checkpoint is None else as_place(saving.checkpoint, saving.keep)
         skips = self.options.feeding.skip_not_finite
-        way = Way.of(self.plan, guarded=is_large(state), skips=skips, mesh=self.mesh)
+        way = Way.of(self.plan, guarded=is_large(state), skips=skips, cut=self.cut)
         config = Config(
             plan=self.plan,
             key=self.key,
@@ -218,6 +221,10 @@ def finished(run: Run, options: Options) -> Fit | Trained:
 def _batch_size(data: Any, batch_size: int | None, feeding: Feeding) -> int | None:
     """The number of examples per step; None if `data` is a function, which decides."""
     if not _is_function(data):
+        if feeding.parts:
+            raise ValueError(
+                "`parts` must come with a function as `data`, which gives the parts. Got arrays."
+            )
         return BATCH_SIZE if batch_size is None else batch_size
     if batch_size is not None or feeding.replacement or feeding.stream is not None:
         raise ValueError(
@@ -302,15 +309,21 @@ def _length(
 
 
 def _sets(
-    data: Any, test: Any, batch_size: int, mesh: Mesh | None, stream: bool | None
+    data: Any,
+    test: Any,
+    batch_size: int,
+    mesh: Mesh | None,
+    cut: NamedSharding | None,
+    feeding: Feeding,
 ) -> dict[str, Examples | Batches]:
     """The sets of examples by name: "train" first, then the test sets."""
 
     def of(label, examples):
         if _is_function(examples):
-            return Batches.of(label, examples, mesh)
+            parts = cut if feeding.parts else None
+            return Batches.of(label, examples, mesh, parts)
         size = batch_size if not _is_function(data) else BATCH_SIZE
-        return Examples.of(label, examples, size, mesh, stream)
+        return Examples.of(label, examples, size, mesh, feeding.stream)
 
     sets = {"train": of("data", data)}
     for name, examples in (test or {}).items():
@@ -331,6 +344,20 @@ def placed(tree: PyTree, mesh: Mesh | None, taken: set[int]) -> PyTree:
         return leaf if mesh is None else in_parts(leaf, mesh)
 
     return jax.tree.map(own, tree)
+
+
+def _cut(mesh: Mesh | None, spec: PartitionSpec | None, state: PyTree) -> NamedSharding | None:
+    """How a batch lies on a mesh: by default, cut by the axes along which no leaf is cut."""
+    if mesh is None:
+        if spec is not None:
+            raise ValueError(f"`batch_spec` must come with `mesh`. Got {spec} alone.")
+        return None
+    if spec is None:
+        cut = [leaf.sharding.spec for leaf in jax.tree.leaves(state) if is_sharded(leaf)]
+        used = set(jax.tree.leaves([tuple(axes) for axes in cut]))
+        free = tuple(axis for axis in mesh.axis_names if axis not in used)
+        spec = PartitionSpec(free or mesh.axis_names)
+    return NamedSharding(mesh, spec)
 
 
 def _mesh_of(params: PyTree) -> Mesh | None:
