@@ -988,6 +988,18 @@ def test_a_run_that_diverges_says_so():
         fit(linear_by_name, START, PAIRS, optax.sgd(6.0), key=KEY, epochs=10, batch_size=4)
 
 
+def test_a_number_that_a_loss_closes_over_as_an_array_may_change(compilations):
+    def clipped(clip):
+        def loss(p, x, t):
+            return jnp.mean(jnp.clip(x @ p["w"] - t, -clip, clip) ** 2)
+
+        run = {"key": KEY, "epochs": 1, "batch_size": 4}
+        return fit(loss, START, PAIRS, optax.sgd(0.1), **run).history.step_loss[0]
+
+    first, before = clipped(jnp.asarray(0.3)), compilations()
+    assert clipped(jnp.asarray(0.2)) < first and compilations() == before
+
+
 def test_a_loss_that_is_annealed_and_an_easy_first_batch_do_not_diverge():
     """The warning would be an error."""
     weighted = lambda p, x, t, beta: beta[0] * linear_by_name(p, x, t)  # noqa: E731
