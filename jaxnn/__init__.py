@@ -36,7 +36,7 @@ _MODULE_OF = {
 _MODULES = {name for name, module in _MODULE_OF.items() if module == __name__}
 
 __all__ = sorted(_MODULE_OF.keys() - _MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
-__version__ = version("jaxnn")
+__version__ = version("jaxnn-gradients")  # on the package index, `jaxnn` is another project
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ that trace to the same program.
 
 import enum
 import functools
+import html
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
@@ -207,6 +208,9 @@ class Minimum(NamedTuple):
             return tuple.__repr__(self)
         told = f"loss {float(self.loss):.4g}, gradient norm {float(self.grad_norm):.2g}"
         return f"<Minimum: {self.reason} after {int(self.steps)} steps; {told}>"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self)[1:-1])}</p>"
 
     @property
     def reason(self) -> str:

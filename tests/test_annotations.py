@@ -1,10 +1,13 @@
 """What a failing test prints, and the lines that are marked in a change under GitHub Actions."""
 
+import json
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
+import jaxnn
 from jaxnn.cli.parser import main
 
 MODEL = """import jax, jax.numpy as jnp, jaxnn
@@ -49,6 +52,31 @@ def test_the_commands_mark_lines(model, monkeypatch, capsys, command, mark):
     monkeypatch.delenv("GITHUB_ACTIONS")
     main(command)
     assert "::error" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [(["check", "test_model.py:loss"], 4), (["explain", "test_model.py:root"], 8)]
+    + [(["watch", "test_model.py"], 4), (["check", "test_model.py:right"], None)],
+)
+def test_what_is_found_is_written_as_sarif(model, command, line):
+    main([command[0], "--sarif", "found.sarif", *command[1:]])
+    found = json.loads(pathlib.Path("found.sarif").read_text())
+    assert found["version"] == "2.1.0" and found["$schema"].endswith("sarif-2.1.0.json")
+    (run,) = found["runs"]
+    driver = run["tool"]["driver"]
+    assert (driver["name"], driver["version"]) == ("jaxnn", jaxnn.__version__)
+    places = [result["locations"][0]["physicalLocation"] for result in run["results"]]
+    assert [place["region"]["startLine"] for place in places] == [line] * (line is not None)
+    for place, result in zip(places, run["results"], strict=True):
+        assert place["artifactLocation"]["uri"] == "test_model.py"
+        assert result["ruleId"] in {rule["id"] for rule in driver["rules"]}
+
+
+def test_a_place_for_sarif_that_is_none_is_refused_first(model, capsys):
+    for command in ("check", "explain", "watch"):
+        assert main([command, "--sarif", "nowhere/x.sarif", "test_model.py:loss"]) == 2
+        assert "`--sarif` must be a file in a directory that is there." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("processes", ["0", "2"])

@@ -289,7 +289,7 @@ def test_check_prints_json_and_draws(capsys, model, tmp_path):
         (
             "{model}:needs",
             "`needs` must have a default for each argument. Got none for x; or let `needs()` "
-            "return (function, arguments).",
+            "return (function, arguments);",
         ),
         (
             "{model}:nothing",
@@ -322,7 +322,37 @@ def test_version_and_help_answer_without_jax():
     module = subprocess.run(
         [sys.executable, "-m", "jaxnn", "--version"], capture_output=True, text=True, timeout=60
     )
-    assert re.fullmatch(r"jaxnn \d+\.\d+\.\d+\n", module.stdout)
+    told = r"jaxnn \d+\.\d+\.\d+, of the distribution jaxnn-gradients\n"
+    assert re.fullmatch(told, module.stdout)
+
+
+def test_the_reference_needs_pdoc(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pdoc", None)
+    assert main(["docs", "--out", str(tmp_path)]) == 2
+    assert "must have pdoc: pip install pdoc. Got none." in capsys.readouterr().err
+
+
+NESTED = """
+import jax, jax.numpy as jnp
+def make():
+    def loss(w): return jnp.sum(w**2)
+    return loss
+def loss_of(w, x): return jnp.sum(w * x)
+class Model:
+    def __init__(self, size): self.w = jnp.ones(size)
+    def loss(self, w=jnp.ones(2)): return jnp.sum(w)
+"""
+
+
+@pytest.mark.parametrize("name", ["make.loss", "inner", "loss_of", "Model.loss"])
+def test_what_cannot_be_called_on_its_own_is_for_watch(capsys, tmp_path, monkeypatch, name):
+    (tmp_path / "model.py").write_text(NESTED)
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", f"model.py:{name}"]) == 2
+    assert "`jaxnn watch model.py`" in capsys.readouterr().err
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["check", f"model:{name}"]) == 2
+    assert "`jaxnn watch -m model`" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -562,8 +592,8 @@ def test_check_takes_functions_of_real_projects(capsys, project, targets, code, 
             "`TARGET` must be a test that checks or takes a gradient. Got",
         ),
         ("test_model.py::test_other", "`TARGET` must be a function that runs. Got AssertionError"),
-        ("pkg/models/losses.py:Model.nothing", "Got 'Model.nothing', which it does not define."),
-        ("pkg/models/losses.py:helper", "or let `helper()` return (function, arguments)."),
+        ("pkg/models/losses.py:Model.nothing", "Got 'Model.nothing', which it does not define;"),
+        ("pkg/models/losses.py:helper", "or let `helper()` return (function, arguments);"),
     ],
 )
 def test_what_cannot_be_checked_says_the_way_out(capsys, project, target, message):

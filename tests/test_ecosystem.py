@@ -13,6 +13,7 @@ from flat import fit
 from jax.experimental import sparse
 from watched_programs import require_watched
 
+import jaxnn
 from jaxnn import check_gradient, gradient_descent, minimize, numerical_grad, sweep
 
 pytestmark = pytest.mark.ecosystem
@@ -243,6 +244,19 @@ def test_an_orbax_manager_decides_what_is_written_and_kept(tmp_path):
     with ocp.CheckpointManager(tmp_path / "best", options=best) as manager:
         fit(noisy, start, pairs, optax.adam(0.1), checkpoint=manager, evaluate_steps=1, **run)
         assert len(manager.all_steps()) == 1
+
+
+def test_the_reference_has_all_public_names(tmp_path):
+    library("pdoc")
+    command = [sys.executable, "-m", "jaxnn", "docs", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.stdout == f"{tmp_path / 'jaxnn.html'}\n", done.stderr
+    page = (tmp_path / "jaxnn.html").read_text()
+    for name in jaxnn.__all__:
+        assert f'id="{name}"' in page, name
+    assert (
+        "View Source" in page and 'id="bowl"' in (tmp_path / "jaxnn" / "surfaces.html").read_text()
+    )
 
 
 def an_equinox_module_under_filter_jit(unit):

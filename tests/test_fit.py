@@ -932,6 +932,8 @@ def test_it_is_measured_when_that_is_asked_for(how, steps):
 def test_a_fit_is_one_line():
     result = fit(linear_by_name, START, PAIRS, optax.sgd(0.1), key=KEY, epochs=2, batch_size=4)
     assert repr(result) == "<Fit: finished; History: 6 steps>"
+    assert "reason=&#x27;finished&#x27;" in result._repr_html_()
+    assert result.history._repr_html_() in result._repr_html_()
 
 
 def test_any_number_of_sets_is_measured_by_name():

@@ -10,6 +10,7 @@ from jaxnn._arguments import Partition, Where, floating_argnums
 from jaxnn._validate import how_to_be_traced, require_callable, require_mapping
 from jaxnn.checking.findings import Birth, DigitsLost, RuleReport
 from jaxnn.checking.measure import Check, Checked, require_outermost, undisturbed
+from jaxnn.checking.page import text_fragment
 from jaxnn.checking.precision import losses
 from jaxnn.checking.programs import Programs, prepare
 from jaxnn.checking.questions import births, digits, rules
@@ -69,6 +70,9 @@ class Explanation:
         """One line; `str` has the findings."""
         counts = f"{len(self.births)} births, {len(self.rules)} wrong rules"
         return f"<Explanation of {self.function}: {counts}, {len(self.digits_lost)} digits_lost>"
+
+    def _repr_html_(self) -> str:
+        return text_fragment(str(self))
 
     def __str__(self) -> str:
         if not self.found:

@@ -2,6 +2,7 @@
 
 import linecache
 import os
+import pathlib
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -314,6 +315,33 @@ def annotations(found: Iterable[Any]) -> list[str]:
         if place.file:
             marks.append(f"::error file={place.path},line={place.line},title=gradient::{text}")
     return list(dict.fromkeys(marks))
+
+
+def sarif(found: Iterable[Any], version: str) -> dict[str, Any]:
+    """Findings on lines in the Static Analysis Results Interchange Format 2.1.0, which code hosts
+    and editors read.
+
+    Args:
+      found: the findings.
+      version: of this package.
+    """
+    results, kinds = [], {}
+    for one in found:
+        line = one.rule if isinstance(one, RuleReport) else one.line
+        if not line.file:
+            continue
+        kinds.setdefault(type(one).__name__, str(type(one).__doc__).partition("\n")[0])
+        file = {"artifactLocation": {"uri": pathlib.PurePath(line.path).as_posix()}}
+        place = {"physicalLocation": {**file, "region": {"startLine": max(1, line.line)}}}
+        result = {"ruleId": type(one).__name__, "level": "error", "message": {"text": str(one)}}
+        results.append(result | {"locations": [place]})
+    rules = [{"id": name, "shortDescription": {"text": text}} for name, text in kinds.items()]
+    driver = {"name": "jaxnn", "version": version, "rules": rules}
+    run = {"tool": {"driver": driver}, "results": results}
+    return {"version": "2.1.0", "$schema": SARIF, "runs": [run]}
+
+
+SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 class DigitsLost(NamedTuple):

@@ -49,6 +49,11 @@ def watch_page(report: Any) -> str:
     return _page("watched gradients", watch_fragment(report))
 
 
+def text_fragment(text: str) -> str:
+    """A text as HTML for an existing page."""
+    return f"<style>{_STYLE}</style><div class='jaxnn'><pre>{html.escape(text)}</pre></div>"
+
+
 def write_page(path: str | os.PathLike, text: str) -> None:
     """Write a page to a file whose name ends in .html or .htm."""
     place = as_path("path", path)

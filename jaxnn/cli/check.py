@@ -25,8 +25,9 @@ def check(args: argparse.Namespace) -> int:
     """Compare gradients with values; returns the exit code of the worst verdict."""
     if args.plot:
         _require_picture("--plot", args.plot)
-    if args.html:
-        require_place("--html", args.html)
+    for option in ("html", "sarif"):
+        if path := getattr(args, option):
+            require_place(f"--{option}", path)
     if not args.no_cache:
         keep_programs()
     targets, failures = _targets(args)
@@ -48,7 +49,7 @@ def check(args: argparse.Namespace) -> int:
             if not args.json:
                 print(report.text(_paint) if takes_codes(sys.stdout) else report)
         made += reports
-    mark(one for report in made if not report.ok for one in report.found)
+    mark((one for report in made if not report.ok for one in report.found), args.sarif)
     if made:
         _keep(made, args)
     if args.json:
@@ -58,6 +59,8 @@ def check(args: argparse.Namespace) -> int:
 
 def explain(args: argparse.Namespace) -> int:
     """Name the lines where a gradient goes bad; returns exit code 1 if there are any."""
+    if args.sarif:
+        require_place("--sarif", args.sarif)
     if not args.no_cache:
         keep_programs()
     targets, failures = _targets(args)
@@ -69,7 +72,7 @@ def explain(args: argparse.Namespace) -> int:
             )
     found = [(t, _ran(of_checking.explain, t.function, *t.point)) for t in targets]
     codes = [2] * failures + [explanation.exit_code for _, explanation in found]
-    mark(one for _, explanation in found for one in explanation.found)
+    mark((one for _, explanation in found for one in explanation.found), args.sarif)
     if args.json:
         told = [explanation.to_dict() for _, explanation in found]
         print_json(told[0] if len(told) == 1 else {"targets": told}, args.stdout)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
+import jaxnn
 from jaxnn._terminal import erase_line, takes_codes, write
 
 
@@ -50,12 +51,18 @@ def coloured(text: str, exit_code: int) -> str:
     return f"\x1b[{(32, 31, 33)[exit_code]}m{text}\x1b[0m"
 
 
-def mark(found: Iterable[Any]) -> None:
-    """Under GitHub Actions, mark the lines that findings name."""
-    if os.environ.get("GITHUB_ACTIONS") == "true":
-        from jaxnn.checking.findings import annotations
+def mark(found: Iterable[Any], file: str | None) -> None:
+    """Under GitHub Actions, mark the lines that findings name; and write them to a SARIF file, if
+    one is asked for.
+    """
+    from jaxnn.checking.findings import annotations, sarif
 
+    found = list(found)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
         print(*annotations(found), sep="\n", file=sys.stderr)
+    if file:
+        text = json.dumps(sarif(found, jaxnn.__version__), indent=1)
+        pathlib.Path(file).write_text(text, encoding="utf-8")
 
 
 def print_json(value: Any, stream: TextIO | None = None) -> None:

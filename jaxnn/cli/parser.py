@@ -12,9 +12,9 @@ import time
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any, NamedTuple, NoReturn
 
+import jaxnn
 from jaxnn.cli.choices import ACTIVATIONS, FIGURES, OPTIMIZERS
 from jaxnn.cli.output import kept_free, passing
 
@@ -28,6 +28,7 @@ _FLAGS = {
     "eval": {"source": "DIR", "directory": "--data"},
     "figures": {"directory": "--out", "names": "NAME"},
     "tour": {"directory": "--figures"},
+    "docs": {"directory": "--out"},
     "check": {},
     "explain": {},
     "watch": {"points": "--points", "budget": "--budget", "directory": "--save"},
@@ -103,7 +104,8 @@ def _parser() -> _Parser:
         description="Losses, gradients two ways, and descent that compiles once, in JAX.",
         epilog="example: jaxnn train",
     )
-    parser.add_argument("--version", action="version", version=f"jaxnn {version('jaxnn')}")
+    told = f"jaxnn {jaxnn.__version__}, of the distribution jaxnn-gradients"
+    parser.add_argument("--version", action="version", version=told)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         one = commands.add_parser(
@@ -219,6 +221,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 _NO_CACHE = Option("--no-cache", bool, help="keep no compiled programs in ~/.cache/jaxnn")
+_SARIF = Option("--sarif", str, None, "FILE", "write what is found on lines as SARIF")
 _TARGETS = Option("targets", str, None, "TARGET", more={"nargs": "+"})
 
 COMMANDS = {
@@ -322,6 +325,7 @@ COMMANDS = {
                 Option("--seed", _seed, 0, "N", "seed of random projections"),
                 Option("--plot", str, None, "FILE", "draw the evidence on the worst leaf"),
                 Option("--html", str, None, "FILE", "write the report as an HTML page"),
+                _SARIF,
                 _NO_CACHE,
             )
         },
@@ -333,7 +337,7 @@ COMMANDS = {
         "is wrong, or where digits are lost. TARGET is as for `jaxnn check`, but not a test. Exit "
         "code 0: everything is finite and no rule is wrong; 1: a line is to blame; 2: bad input.",
         "jaxnn explain model.py:loss",
-        {(): (_TARGETS._replace(help="as for `jaxnn check`, but not a test"), _NO_CACHE)},
+        {(): (_TARGETS._replace(help="as for `jaxnn check`, but not a test"), _SARIF, _NO_CACHE)},
     ),
     "watch": Command(
         "watch:watch",
@@ -354,6 +358,7 @@ COMMANDS = {
                 Option("--save", str, None, "DIR", "write the inputs of such a gradient as .npz"),
                 Option("--html", str, None, "FILE", "write the report as an HTML page"),
                 Option("--json", str, None, "FILE", "write the report as JSON"),
+                _SARIF,
             )
         },
     ),
@@ -379,5 +384,13 @@ COMMANDS = {
         "one.",
         "jaxnn tour --figures figures",
         {(): (Option("--figures", str, None, "DIR", "draw the chapter's pictures there as well"),)},
+    ),
+    "docs": Command(
+        "reference:docs",
+        "write the API reference",
+        "Write a reference of all public names as HTML pages, from the docstrings. It needs pdoc: "
+        "`pip install pdoc`.",
+        "jaxnn docs --out reference",
+        {(): (Option("--out", str, None, "DIR", "directory to write to", {"required": True}),)},
     ),
 }

@@ -55,6 +55,11 @@ def load(target: str) -> list[Target]:
     return [_target(target, names, function)]
 
 
+def _watching(place: str) -> str:
+    """The command that checks what cannot be called on its own."""
+    return f"`jaxnn watch {'' if place.endswith('.py') else '-m '}{place}`"
+
+
 def _target(target: str, name: str, function: Callable) -> Target:
     """A function with its defaults as arguments, or the pair that it returns if it takes none. For
     a method of a module with weights, the module is the first argument.
@@ -65,7 +70,10 @@ def _target(target: str, name: str, function: Callable) -> Target:
         return Target(target, function.__func__, (owner, *defaults))
     if not inspect.signature(function).parameters:
         return Target(target, *_made_by(name, function))
-    way = f"or let `{name}()` return (function, arguments)"
+    way = (
+        f"or let `{name}()` return (function, arguments); {_watching(_parted(target)[0])} checks "
+        "the gradients that a program takes"
+    )
     return Target(target, function, _require_defaults(name, function, way))
 
 
@@ -119,7 +127,8 @@ def _attribute(place: str, module: ModuleType, names: str) -> Callable:
         if not hasattr(found, name):
             raise ValueError(
                 f"`TARGET` must name a function of {place}. Got {names!r}, which it does not "
-                "define."
+                f"define; for one inside of another, {_watching(place)} checks the gradients that "
+                "the program takes."
             )
         owner, found = found, getattr(found, name)
     if not callable(found):
@@ -130,9 +139,8 @@ def _attribute(place: str, module: ModuleType, names: str) -> Callable:
         try:
             return getattr(owner(), names.rpartition(".")[2])
         except TypeError as error:
-            raise refusal(names, "a method of a class that is made without arguments", error) from (
-                error
-            )
+            way = f"a method of a class that is made without arguments, or see {_watching(place)}"
+            raise refusal(names, way, error) from error
     return found
 
 

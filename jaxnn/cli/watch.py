@@ -24,7 +24,7 @@ def watch(args: argparse.Namespace) -> int:
     """Run a program and report on its gradients; returns the program's exit code if it is not 0,
     else 1 if a gradient is wrong or was not finite, 2 if none could be judged, or 0.
     """
-    for option in ("html", "json"):
+    for option in ("html", "json", "sarif"):
         if path := getattr(args, option):
             require_place(f"--{option}", path)
     stopped: list[bool] = []
@@ -44,7 +44,7 @@ def watch(args: argparse.Namespace) -> int:
     text = str(report)
     text = coloured(text, report.exit_code) if takes_codes(sys.stderr) else text
     print(text, file=sys.stderr)
-    mark(report.found)
+    mark(report.found, args.sarif)
     if args.html:
         report.save(args.html)
     if args.json:

@@ -119,6 +119,9 @@ class Fit(NamedTuple):
     def __repr__(self) -> str:
         return f"<Fit: {self.status.reason}; {str(self.history)[1:-1]}>"
 
+    def _repr_html_(self) -> str:
+        return _html(self)
+
 
 class Trained(NamedTuple):
     """The result of `train`.
@@ -142,6 +145,14 @@ class Trained(NamedTuple):
 
     def __repr__(self) -> str:
         return f"<Trained: {self.status.reason}; {str(self.history)[1:-1]}>"
+
+    def _repr_html_(self) -> str:
+        return _html(self)
+
+
+def _html(result: Fit | Trained) -> str:
+    """How a run ended, and its history."""
+    return f"<p>{html.escape(repr(result.status))}</p>{result.history._repr_html_()}"
 
 
 @dataclasses.dataclass

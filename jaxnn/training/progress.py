@@ -70,7 +70,7 @@ def show_progress(
 
     A line has the measurements, or the loss of the steps if the run measures nothing; such a run
     may end before control has returned to the host ten times, and then prints fewer lines. The bar
-    needs tqdm (`pip install 'jaxnn[progress]'`) and a terminal.
+    needs tqdm (`pip install tqdm`) and a terminal.
 
     Args:
       lines: where the lines go; standard output by default.

@@ -1,0 +1,29 @@
+"""The command `jaxnn docs`: the API reference, by pdoc; returns the exit code.
+
+Of the generators, pdoc needs no configuration beside the docstrings, and follows names to their
+sources.
+"""
+
+import argparse
+
+import jaxnn
+from jaxnn._files import made_directory
+from jaxnn.cli.output import print_json
+
+
+def docs(args: argparse.Namespace) -> int:
+    """Write the pages, and print the path of the first."""
+    try:
+        import pdoc  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError("`docs` must have pdoc: pip install pdoc. Got none.") from None
+    folder = made_directory("directory", args.out)
+    pdoc.render.configure(docformat="google", footer_text=f"jaxnn {jaxnn.__version__}")
+    modules = jaxnn, jaxnn.surfaces, jaxnn.plots, jaxnn.figures
+    pdoc.pdoc(*(module.__name__ for module in modules), output_directory=folder)
+    page = str(folder / f"{jaxnn.__name__}.html")
+    if args.json:
+        print_json(page, args.stdout)
+    else:
+        print(page)
+    return 0
