@@ -1187,7 +1187,7 @@ $ check code.py:right --plot good
 $ check code.py:right --plot no/x.png
     `--plot` must be a file in a directory that is there. Got 'no/x.png'.
 $ check code.py:missing
-    `TARGET` must name a function of code.py. Got 'missing', which it does not ...
+    `TARGET` must name a function of code.py. Got 'missing', which it does not define; for one inside of
 $ check code.py:text
     `args[0]` must be floating-point, for a derivative with respect to it. Got str 'a'.
 $ check code.py:integers
