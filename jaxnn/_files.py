@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from jaxnn._validate import describe
 
-# What some file systems, often on networks, answer if they have no locks or sync no directories.
+# Errors from file systems, often on networks, that cannot lock files or sync directories.
 _CANNOT = frozenset([errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP])
 
 
@@ -95,7 +95,7 @@ def locked(name: str, directory: str | os.PathLike) -> Iterator[Path]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise BlockingIOError(
-                f"`{name}` must be a directory of one run. Got {str(folder)!r}, in use by "
+                f"`{name}` must be used by one run at a time. Got {str(folder)!r}, in use by "
                 f"{file.read().strip() or 'another'}."
             ) from None
         except OSError as error:

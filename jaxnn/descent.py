@@ -355,16 +355,14 @@ def updated(
     """The updates and the new state of an optimiser. It gets the loss, its gradient and both as
     functions, under the names that optax's optimisers have for them, as far as it takes them.
     """
-    more: dict[str, Any] = {}
-    if isinstance(optimizer, optax.GradientTransformationExtraArgs):
-        # A line search wants a function that takes each keyword that the optimiser gets.
-        of_params = lambda params, obj_fn=None, grad_fn=None: value_fn(params)  # noqa: E731
-        grad_fn = lambda params, *_: jax.grad(value_fn)(params)  # noqa: E731
-        more = {"value": value, "grad": gradient, "value_fn": of_params}
-        more |= {"obj_fn": value_fn, "grad_fn": grad_fn}
-        taken = inspect.signature(optimizer.update).parameters.values()
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in taken):
-            more = {p.name: more[p.name] for p in taken if p.name in more}
+    # A line search wants a function that takes each keyword that the optimiser gets.
+    of_params = lambda params, obj_fn=None, grad_fn=None: value_fn(params)  # noqa: E731
+    grad_fn = lambda params, *_: jax.grad(value_fn)(params)  # noqa: E731
+    more = {"value": value, "grad": gradient, "value_fn": of_params}
+    more |= {"obj_fn": value_fn, "grad_fn": grad_fn}
+    taken = inspect.signature(optimizer.update).parameters.values()
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in taken):
+        more = {p.name: more[p.name] for p in taken if p.name in more}
     return optimizer.update(gradient, opt_state, params, **more)
 
 

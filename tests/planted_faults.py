@@ -66,8 +66,8 @@ FAULTS = (
     Fault(
         "--no-cache is ignored",
         "cli/check.py",
-        '        require_place("--html", args.html)\n    if not args.no_cache:',
-        '        require_place("--html", args.html)\n    if True:',
+        "        keep_programs()\n    targets, failures = _targets(args)\n    codes, told",
+        "        pass\n    keep_programs()\n    targets, failures = _targets(args)\n    codes, told",
         "test_cache.py -k not_wanted",
     ),
     Fault(
@@ -840,15 +840,15 @@ FAULTS = (
     Fault(
         "a guarded step does not look at its parameters",
         "training/steps.py",
-        "finite = finite.at[1:].set(_finite(new))",
+        "finite = finite.at[1:].set(_finite(new, way))",
         "finite = finite.at[1:].set(True)",
         "test_saves.py -k 'large_state'",
     ),
     Fault(
         "only parameters are watched",
         "training/steps.py",
-        "jnp.isnan if not name.startswith",
-        "jnp.zeros_like if not name.startswith",
+        "name in way.unwatched or jnp",
+        "not name.startswith('params') or jnp",
         "test_steps.py -k 'state_is_watched'",
     ),
     Fault(

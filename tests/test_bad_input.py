@@ -658,7 +658,7 @@ fit(every=-1)
 fit(resume="newest")
     ValueError: `resume` must be True, False or 'previous'. Got 'newest'.
 fit(resume=True)
-    ValueError: `resume` must come with `checkpoint`, a directory. Got True alone.
+    ValueError: `resume` must come with `checkpoint`. Got True alone.
 sweep(optimizer=lambda rate: 3)
     TypeError: `optimizer(...)` must be an optax.GradientTransformation. Got int 3.
 sweep(values=(X, jnp.ones(3)))
@@ -1072,7 +1072,7 @@ fit(checkpoint="renamed", resume=True)
     ValueError: renamed/step_000000000009.npz: must be a whole checkpoint. Got that of step 1, under
     another's name.
 fit(checkpoint="good", resume=True)
-    ValueError: `checkpoint` must hold a run of `fit`. Got 'good', with something else.
+    ValueError: `checkpoint` must hold a run of `fit` or `train`. Got 'good', with something else.
 
 # Logs and figures
 progress_log("good")(PROGRESS)
@@ -1187,7 +1187,7 @@ $ check code.py:right --plot good
 $ check code.py:right --plot no/x.png
     `--plot` must be a file in a directory that is there. Got 'no/x.png'.
 $ check code.py:missing
-    `TARGET` must name a function of code.py. Got 'missing', which it does not define; for one inside of
+    `TARGET` must name a function of code.py. Got 'missing', which it does not define; for one
 $ check code.py:text
     `args[0]` must be floating-point, for a derivative with respect to it. Got str 'a'.
 $ check code.py:integers

@@ -328,7 +328,7 @@ def test_a_directory_belongs_to_one_run(tmp_path):
         with (
             pytest.raises(
                 BlockingIOError,
-                match="`checkpoint` must be a directory of one run. Got .*, in use.",
+                match="`checkpoint` must be used by one run at a time. Got .*, in use.",
             ),
             locked("checkpoint", tmp_path),
         ):

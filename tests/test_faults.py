@@ -192,7 +192,7 @@ def test_a_directory_in_use_is_refused_to_another_run(tmp_path):
         wait_for(lambda: checkpoints(tmp_path / "run"))
         second = command("--checkpoint", tmp_path / "run", "--epochs", "100000", "--resume")
         _, err = second.communicate(timeout=120)
-        assert second.returncode == 2 and "must be a directory of one run" in err
+        assert second.returncode == 2 and "must be used by one run at a time" in err
     finally:
         first.kill()
         first.communicate()

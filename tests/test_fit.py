@@ -316,7 +316,7 @@ def test_a_loss_that_is_not_finite_stops_a_run_before_its_step():
         key=KEY,
     )
     assert one.status[:3] == ("not finite", 0, "params['a']")
-    assert one.status.cause == "the loss and its gradient are finite; the optimizer's update is not"
+    assert one.status.cause == "the loss and its gradient are finite; the optimiser's update is not"
     assert same(one.params, {"a": jnp.ones(2)})
 
 
@@ -936,6 +936,12 @@ def test_a_fit_is_one_line():
     assert result.history._repr_html_() in result._repr_html_()
 
 
+def test_patience_waits_for_a_set_that_is_measured():
+    run = {"key": KEY, "batch_size": 4, "epochs": 2, "test": PAIRS, "patience": 2}
+    result = fit(linear_by_name, START, PAIRS, optax.sgd(0.1), measure=("train",), **run)
+    assert list(result.history.metrics) == ["train_loss"]
+
+
 def test_any_number_of_sets_is_measured_by_name():
     sets = {"valid": PAIRS, "far": (PAIRS[0] + 10, PAIRS[1])}
     run = {"key": KEY, "batch_size": 4, "epochs": 2, "test": sets}
@@ -986,7 +992,7 @@ def test_what_a_callback_raises_goes_on_up_once_the_run_is_saved(tmp_path):
 
 
 def test_a_run_that_diverges_says_so():
-    with pytest.warns(DivergenceWarning, match="the first batch went from .* in 30 steps"):
+    with pytest.warns(DivergenceWarning, match="the loss went from .* in 30 steps"):
         fit(linear_by_name, START, PAIRS, optax.sgd(6.0), key=KEY, epochs=10, batch_size=4)
 
 

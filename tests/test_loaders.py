@@ -61,6 +61,21 @@ def test_a_loader_is_gone_through_in_each_epoch(loader):
     assert result.status.step == 6 and len(result.history.metrics["test_loss"]) == 2
 
 
+def test_a_loader_may_fill_its_buffers_again():
+    def batches(epoch):
+        buffers = tuple(np.zeros_like(a) for a in BATCHES[0])
+        for batch in BATCHES:
+            for buffer, a in zip(buffers, batch, strict=True):
+                buffer[:] = a
+            yield buffers
+
+    for test in (None, batches):
+        same(
+            fit(linear, START, batches, optax.sgd(0.1), test=test, **RUN),
+            fit(linear, START, lambda epoch: BATCHES, optax.sgd(0.1), test=test, **RUN),
+        )
+
+
 def test_an_iterator_is_used_up_after_one_epoch_and_refused(own_errors):
     with pytest.raises(TypeError, match="or a function of the epoch that makes its batches"):
         fit(linear, START, iter(BATCHES), optax.sgd(0.1), **RUN)
@@ -71,6 +86,10 @@ def test_a_dictionary_is_one_argument_of_the_loss():
     tuples = fit(linear, START, PAIRS, optax.sgd(0.1), batch_size=4, test=PAIRS, **RUN)
     dictionary = {"batch_size": 4, "test": named, **RUN}
     same(tuples, fit(by_name, START, named, optax.sgd(0.1), **dictionary))
+    loader = dictionary | {"test": named, "batch_size": None}
+    loader["metrics"] = lambda p, batch: {"error": by_name(p, batch)}
+    once = fit(by_name, START, lambda epoch: [named], optax.sgd(0.1), **loader)
+    assert list(once.history.metrics) == ["test_loss", "test_error"]
     several = dictionary | {"test": {"one": named, "other": named}}
     metrics = fit(by_name, START, named, optax.sgd(0.1), **several).history.metrics
     assert list(metrics) == ["train_loss", "one_loss", "other_loss"]
@@ -141,6 +160,64 @@ def test_a_signal_is_heard_while_a_loader_is_waited_for(tmp_path):
     waits.set()
     assert raised.value.fit.status.step in (2, 3)
     assert jaxnn.load_checkpoint(tmp_path).step == raised.value.fit.status.step
+
+
+def failing(epoch, calls):
+    """A test set whose second measurement fails."""
+    calls.append(epoch)
+    yield BATCHES[0]
+    if len(calls) > 1:
+        raise OSError("the disk is gone")
+
+
+def test_an_error_in_a_measurement_saves_the_run_and_carries_its_result(tmp_path):
+    calls = []
+    run = {"test": lambda epoch: failing(epoch, calls), "checkpoint": tmp_path, "batch_size": 4}
+    with pytest.raises(OSError, match="the disk is gone") as raised:
+        fit(linear, START, PAIRS, optax.sgd(0.1), **run, **RUN)
+    assert raised.value.fit.status == jaxnn.Status("failed", 6)
+    assert jaxnn.load_checkpoint(tmp_path).step == 6
+
+
+def test_an_error_of_watch_carries_the_result():
+    watch = lambda record: 1 / 0  # noqa: E731
+    run = {"test": PAIRS, "watch": watch, "patience": 3, "batch_size": 4}
+    with pytest.raises(ZeroDivisionError) as raised:
+        fit(linear, START, PAIRS, optax.sgd(0.1), **run, **RUN)
+    assert raised.value.fit.status == jaxnn.Status("failed", 3)
+
+
+def test_a_test_loader_of_another_form_is_refused_first(own_errors):
+    other = [(X[:4], X[:4, 0])]
+    with pytest.raises(ValueError, match=r"`an example of test\[1\]` must have shape"):
+        fit(linear, START, PAIRS, optax.sgd(0.1), test=lambda epoch: other, **RUN)
+
+
+def test_a_signal_is_heard_while_a_test_loader_is_waited_for():
+    waits, calls, main = threading.Event(), [], threading.main_thread().ident
+
+    def blocking(epoch):
+        calls.append(epoch)
+        yield BATCHES[0]
+        if len(calls) > 1:
+            threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT)).start()
+            waits.wait(30)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt) as raised:
+        fit(linear, START, PAIRS, optax.sgd(0.1), test=blocking, batch_size=4, **RUN)
+    assert time.monotonic() - began < 15 and raised.value.fit.status.reason == "interrupted"
+    # A process ends even if the loader still blocks.
+    assert all(t.daemon for t in threading.enumerate() if t.name == "jaxnn examples")
+    waits.set()
+
+
+def test_a_resumed_epoch_that_has_become_shorter_is_an_error(tmp_path):
+    saved = {"checkpoint": tmp_path, "max_steps": 2, "key": KEY}
+    fit(linear, START, lambda epoch: BATCHES, optax.sgd(0.1), **saved)
+    shorter = lambda epoch: BATCHES[:1]  # noqa: E731
+    with pytest.raises(ValueError, match=r"`data\(1\)` must give the 2 batches that the run took"):
+        fit(linear, START, shorter, optax.sgd(0.1), resume=True, **saved | {"max_steps": 9})
 
 
 def test_metrics_have_a_shape_that_does_not_depend_on_the_batch(own_errors):

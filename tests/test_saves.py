@@ -429,6 +429,10 @@ def test_a_callback_is_told_what_it_asks_for():
     norms = result.history.aux["gradient_norm"]
     assert norms.shape == (12,) and told[-1].gradient_norm == norms[-1]
     assert told[-1].learning_rate == pytest.approx(0.1 / 12, rel=1e-5)
+    told.clear()
+    alone = {"record": "learning_rate", "on_progress": told.append}
+    fit(linear, START, PAIRS, optimizer, **run | alone)
+    assert told[-1].learning_rate is not None and told[-1].params is None
     first = optax.tree.norm(jax.grad(linear)(START, *PAIRS))
     whole = fit(linear, START, PAIRS, optimizer, **run | {"batch_size": 12})
     assert whole.history.aux["gradient_norm"][0] == pytest.approx(float(first), rel=1e-6)

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flat import fit
 
-from jaxnn import Status
+from jaxnn import DivergenceWarning, Status
 
 KEY = jax.random.key(0)
 X = jnp.linspace(-1, 1, 12).reshape(12, 1)
@@ -52,6 +52,27 @@ def test_steps_that_are_not_finite_are_left_out_if_asked():
     assert result.opt_state[0].count < 9 and np.isfinite(good).all()
 
 
+def test_if_all_steps_are_left_out_or_the_first_is_that_is_said():
+    run = {"key": KEY, "epochs": 3, "batch_size": 4, "skip_not_finite": True}
+    never = lambda p, x, t: linear(p, x, t) * jnp.nan  # noqa: E731
+    with pytest.warns(RuntimeWarning, match="no step was finite, so all were left out"):
+        fit(never, START, PAIRS, optax.sgd(0.1), **run)
+    late = lambda epoch: [(jnp.nan * X, X), *[PAIRS] * 3]  # noqa: E731
+    del run["batch_size"]
+    with pytest.warns(DivergenceWarning):
+        fit(linear, START, late, optax.sgd(6.0), **run)
+
+
+def test_what_is_not_finite_from_the_start_is_not_watched():
+    start = START | {"mask": jnp.array([0.0, -jnp.inf])}
+    run = {"key": KEY, "epochs": 2, "batch_size": 4}
+    result = fit(linear, start, PAIRS, optax.sgd(0.1), **run)
+    assert result.status == Status("finished", 6)
+    nan = START | {"w": jnp.full((1, 1), jnp.nan)}
+    result = fit(linear, nan, PAIRS, optax.sgd(0.1), **run)
+    assert result.status[:3] == ("not finite", 0, "loss")
+
+
 class Count(NamedTuple):
     count: jax.Array
 
@@ -90,6 +111,7 @@ WRAPPED = {
     "apply_if_finite": lambda: optax.apply_if_finite(optax.sgd(0.1), 3),
     "plateau": lambda: optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()),
     "accumulated": lambda: optax.MultiSteps(optax.sgd(0.1), 2),
+    "accumulated, with the loss": lambda: optax.MultiSteps(optax.polyak_sgd(), 2),
 }
 # Aliases and contributions that take a learning rate alone.
 NAMED = """

@@ -1,5 +1,6 @@
 """`train`: the loop of `fit` with any step."""
 
+import dataclasses
 import re
 
 import jax
@@ -106,6 +107,30 @@ def test_what_is_not_an_array_stays_as_it_is():
     result = train(step, state, PAIRS, epochs=2, **RUN)
     assert result.state["n"] == 6 and result.state["name"] == "mine"
     same(result.history.step_loss, np.arange(6.0))
+    counts = lambda state, batch, key: (state | {"k": state["k"] + 1}, {"loss": 0.0})  # noqa: E731
+    with pytest.raises(TypeError, match="to change it, make it an array. Got 1 for 0"):
+        train(counts, {"w": X, "k": 0}, PAIRS, epochs=1, **RUN)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Held:
+    w: jax.Array
+    unit: object = dataclasses.field(metadata={"static": True})
+
+
+def test_a_state_that_holds_a_function_may_be_resumed_with_another(tmp_path):
+    step = lambda s, b, k: (Held(s.w + 1, s.unit), {"loss": s.w})  # noqa: E731
+    for epochs in (1, 2):
+        begun, saving = Held(jnp.zeros(()), lambda x: x), Saving(tmp_path, resume=True)
+        result = train(step, begun, PAIRS, epochs=epochs, saving=saving, **RUN)
+    assert result.state.w == 6
+
+
+def test_a_state_may_not_become_infinite():
+    step = lambda s, b, k: (s / jnp.where(s == 3, 0, 1) + 1, {"loss": 0.0})  # noqa: E731
+    result = train(step, jnp.zeros(()), PAIRS, epochs=2, **RUN)
+    assert result.status == Status("not finite", 3, "state") and result.state == 3
 
 
 @pytest.mark.parametrize("skip, reason, steps", [(False, "not finite", 2), (True, "finished", 6)])
@@ -134,6 +159,14 @@ REFUSED = {
         lambda s, b, k: (s, {"loss": s["b"]}),
         "`the record of step(...)` must be a dictionary of scalars. Got",
     ),
+    "another dtype": (
+        lambda s, b, k: (jax.tree.map(lambda x: x.astype("float16"), s), {"loss": 0.0}),
+        "`step` must keep the dtypes of the state. Got float16",
+    ),
+    "None": (
+        lambda s, b, k: (s, {"loss": 0.0, "x": None}),
+        "`the record of step(...)` must be a dictionary of scalars. Got",
+    ),
     "two arguments": (
         lambda s, b: (s, {"loss": 0.0}),
         "`step` must take the arguments it is given, 3 positional. Got (s, b)",
@@ -149,6 +182,10 @@ def test_a_step_that_does_not_fit_is_refused(own_errors, step, message):
 
 OPTIONS = {
     "patience alone": (Measuring(patience=2), "`metrics` must come with `test` or `patience`"),
+    "no loss": (
+        Measuring(metrics=lambda s, b: {"mse": linear(s[0], *b)}, patience=2),
+        "`watch` must come with `patience` where `metrics` give no 'loss'. Got",
+    ),
     "parameters": (Measuring(eval_params=max), "`eval_params` must be left out of `train`"),
 }
 

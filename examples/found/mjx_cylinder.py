@@ -1,4 +1,4 @@
-"""The signed distance from a cylinder in MuJoCo MJX 3.17.0 does not depend on the cylinder's size.
+"""MuJoCo MJX 3.17.0: the derivative of the distance from a cylinder by the cylinder's size is 0.
 
     pip install mujoco-mjx==3.17.0
     jaxnn check examples/found/mjx_cylinder.py

@@ -1,5 +1,5 @@
-"""Steps as in K-FAC: each weight's gradient between the inverses of two small matrices, averages of
-the layer's inputs and of the gradients by its outputs.
+"""Steps as in K-FAC: each weight's gradient is preconditioned by the inverses of two averages, the
+second moments of the layer's inputs and of the gradients with respect to its outputs.
 
 Run it:  python examples/steps/kronecker.py
 """

@@ -1,5 +1,5 @@
-"""Gradients in float16 with a dynamic scale: it is halved, and the step left out, where they
-overflow; after a hundred good steps it is doubled.
+"""Gradients in float16 with a dynamic loss scale: if they overflow, the scale is halved and the
+step skipped; after 100 good steps, the scale is doubled.
 
 Run it:  python examples/steps/loss_scaling.py
 """
@@ -32,7 +32,7 @@ def step(state, batch, key):
     params = jax.tree.map(keep, optax.apply_updates(params, updates), params)
     opt_state = jax.tree.map(keep, after, opt_state)
     good = jnp.where(fine, good + 1, 0)
-    grows = jnp.where(good % 100 == 99, 2.0, 1.0)
+    grows = jnp.where(good % 100 == 0, 2.0, 1.0)
     scale = jnp.where(fine, scale * grows, scale / 2)
     return (params, opt_state, scale, good), {"loss": loss.astype(jnp.float32), "scale": scale}
 

@@ -1,7 +1,6 @@
 """The command `jaxnn docs`: the API reference, by pdoc; returns the exit code.
 
-Of the generators, pdoc needs no configuration beside the docstrings, and follows names to their
-sources.
+We use pdoc because it needs only the docstrings, and follows re-exported names to their sources.
 """
 
 import argparse

@@ -33,7 +33,7 @@ def with_cause(result: Fit, run: Run, objective: Objective) -> Fit:
     examples: tuple[int, ...] = ()
     try:
         found = origins(lambda params: loss(params, *given.batch), moving)
-        finite = "the loss and its gradient are finite; the optimizer's update is not"
+        finite = "the loss and its gradient are finite; the optimiser's update is not"
         cause = "\n".join(map(str, found)) or finite
         if found and count_examples(given.batch) <= MOST:
             bad = ~_finite_alone(loss, moving, given.batch)

@@ -8,10 +8,12 @@ import functools
 import itertools
 import math
 import os
+import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import Any, NamedTuple
 
 import jax
@@ -147,8 +149,8 @@ class Examples(NamedTuple):
         rest = plan.rest if stop == of_epoch else 0
         return Piece(data, None, epoch, first, stop - first, size, rest, stop == of_epoch)
 
-    def measuring(self) -> Generator[Piece, None, None]:
-        """Yield the pieces of the set, each example once, in its own order."""
+    def measuring(self, stopped: Callable[[], Any] = lambda: False) -> Generator[Piece, None, None]:
+        """Yield the pieces of the set, each example once, in its own order; none once `stopped`."""
         size, total = self.batch_size, -(-self.count // self.batch_size)
         if not self.streamed and self.mesh is None and self.count % total == 0:
             size = self.count // total  # equal batches avoid compiling a smaller one
@@ -162,7 +164,7 @@ class Examples(NamedTuple):
 
         jobs = (functools.partial(piece, first) for first in range(0, total, self.steps))
         if self.streamed:
-            yield from _ahead(jobs, self.mesh)
+            yield from _ahead(jobs, self.mesh, stopped=stopped)
         else:
             yield from (job() for job in jobs)
 
@@ -173,7 +175,7 @@ class Examples(NamedTuple):
         return self.rows(filled)
 
     def rows(self, rows: np.ndarray) -> PyTree:
-        """Some examples. What is not in memory is asked for each of them once, in order."""
+        """The examples at `rows`. Arrays not in memory are read once per distinct row, in order."""
         unique, places = np.unique(rows, return_inverse=True)
         some = lambda a: np.asarray(a[unique])[places] if _is_elsewhere(a) else a[rows]  # noqa: E731
         return jax.tree.map(some, self.data)
@@ -248,9 +250,9 @@ class Batches(NamedTuple):
             yield from self._epoch(epoch, step)
             epoch, step = epoch + 1, 0
 
-    def measuring(self) -> Generator[Piece, None, None]:
-        """Yield the pieces of the set."""
-        return self._ahead(self._epoch(1, 0))
+    def measuring(self, stopped: Callable[[], Any] = lambda: False) -> Generator[Piece, None, None]:
+        """Yield the pieces of the set; none once `stopped`."""
+        return self._ahead(self._epoch(1, 0), stopped)
 
     def _ahead(
         self, pieces: Generator[Piece, None, None], stopped: Callable[[], Any] = lambda: False
@@ -262,6 +264,11 @@ class Batches(NamedTuple):
         opened = self.opened.pop() if epoch == 1 and self.opened else None
         batches = _iterator(self.name, self.make, epoch) if opened is None else opened
         passed = sum(1 for _ in itertools.islice(batches, step))
+        if passed < step:
+            raise ValueError(
+                f"`{self.name}({epoch})` must give the {step} batches that the run took before, at "
+                f"least. Got {passed}."
+            )
         size = count_examples(self.first)
         together = max(1, min(TOGETHER, PIECE // max(1, _bytes(self.first))))
         together = together if self.whole else 1
@@ -353,11 +360,18 @@ def _ahead(
             wait([future], LOOK)
         return future.result() if future.done() else None
 
-    pool = ThreadPoolExecutor(1, "jaxnn examples")
+    todo: queue.SimpleQueue[tuple[Future, Callable] | None] = queue.SimpleQueue()
+    # An executor's thread would keep the process from ending while the user's iterable blocks.
+    threading.Thread(target=_work, args=(todo,), name="jaxnn examples", daemon=True).start()
+
+    def submit(job):
+        todo.put((future := Future(), job))
+        return future
+
     waiting: deque[Future[Piece | None]] = deque()
     try:
         for job in jobs:
-            waiting.append(pool.submit(done, job))
+            waiting.append(submit(functools.partial(done, job)))
             if len(waiting) > 1:
                 if (piece := result(waiting.popleft())) is None:
                     return
@@ -365,21 +379,32 @@ def _ahead(
         while waiting and (piece := result(waiting.popleft())) is not None:
             yield piece
     finally:
-        for job in waiting:
-            job.cancel()
-        pool.submit(close)
-        pool.shutdown(wait=False)
+        for future in waiting:
+            future.cancel()
+        submit(close)
+        todo.put(None)
+
+
+def _work(todo: "queue.SimpleQueue[tuple[Future, Callable] | None]") -> None:
+    """Do jobs, one after the other, until there is None."""
+    while (item := todo.get()) is not None:
+        future, job = item
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(job())
+            except BaseException as error:
+                future.set_exception(error)
 
 
 def _as_batch(name: str, batch: Any) -> tuple[Any, ...]:
     """A batch as a tuple of NumPy arrays, the arguments of the loss: a dictionary is one of them.
 
-    Tensors of other libraries are converted.
+    Tensors of other libraries are converted, and buffers copied, as a loader may fill them again.
     """
     here = lambda x: np.asarray(x) if hasattr(x, "__array__") and not _is_global(x) else x  # noqa: E731
-    batch = jax.tree.map(here, (batch,) if isinstance(batch, Mapping) else batch)
+    batch = jax.tree.map(here, (dict(batch),) if isinstance(batch, Mapping) else batch)
     require_batches(name, batch)
-    return jax.tree.map(lambda x: x if _is_global(x) else np.asarray(x), tuple(batch))
+    return jax.tree.map(lambda x: x if _is_global(x) else np.array(x), tuple(batch))
 
 
 def _is_global(array: Any) -> bool:

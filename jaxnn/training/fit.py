@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
@@ -30,7 +31,7 @@ from jaxnn.training.options import Feeding, Measuring, Options, Reporting, Savin
 from jaxnn.training.run import Run
 from jaxnn.training.steps import is_large, replicate
 from jaxnn.training.task import NORM, Descent, State
-from jaxnn.training.train import Ground, finished, placed
+from jaxnn.training.train import Setup, placed, run_to_end
 
 
 def fit(
@@ -55,13 +56,13 @@ def fit(
     """Train `params` on mini-batches of `data`.
 
     Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 stop the run after the steps in progress: it saves a
-    checkpoint and raises KeyboardInterrupt, with status "interrupted". A second signal stops the
-    run at once.
+    checkpoint, with `saving`, and raises KeyboardInterrupt, with status "interrupted". A second
+    signal stops the run at once.
 
-    The functions are traced at each call and compiled once for equal programs, so new values of
-    variables that they read take effect.
+    The functions are traced at each call and recompiled only if their programs differ, so new
+    values of variables that they read take effect.
 
-    A resumed run takes the same steps as an uninterrupted one, to the bit. Some options may change
+    A resumed run takes the same steps as an uninterrupted one, bit for bit. Some options may change
     when a run is resumed: `epochs`, `max_steps`, all of `measuring`, when checkpoints are saved,
     `mesh` and `stream`, the loss, and the numbers of the optimiser, including those that
     `optax.inject_hyperparams` keeps in its state. A change of `data`, `batch_size`, `key`,
@@ -69,8 +70,8 @@ def fit(
 
     Args:
       loss: `loss(params, *batch)`, the mean over the examples of a batch. If it takes a keyword
-        `key`, step s of epoch e gets `fold_in(fold_in(key, e), s)`; measurements get
-        `fold_in(key, 0)`, or none if `key` has a default.
+        `key`, step s (from 0) of epoch e (from 1) gets `fold_in(fold_in(key, e), s)`; measurements
+        get `fold_in(key, 0)`, or none if `key` has a default.
       params: initial parameters, any pytree; not overwritten. Floating and complex leaves are
         trained; everything else is treated as constant. So are Python numbers (settings, such as a
         dropout rate) in a module with arrays, that is, an object whose class is registered as a
@@ -80,10 +81,11 @@ def fit(
         are read as needed. Or a function that maps the epoch, counted from 1, to an iterable of
         batches, each such a tuple. The function decides on the order, size and number of batches.
         It runs in a thread, a little ahead of the steps. To resume within an epoch, its first
-        batches are skipped. Each of several processes must yield the whole batch. An iterable that
-        begins anew in each epoch, such as a loader, may stand for the function. A dictionary of
-        arrays, or as a batch, is one argument of the loss. Arrays that are read in slices, as from
-        an HDF5 file, are read as needed.
+        batches are skipped. Each of several processes must yield the whole batch. A loader, or
+        another iterable that can be iterated once per epoch, may replace the function; one with an
+        order of its own begins it anew when a run is resumed. A dictionary
+        of arrays, as `data` or as a batch, is passed to the loss as one argument. Arrays that can
+        be sliced, as in an HDF5 file, are read as needed.
       optimizer: an optax optimiser.
       key: a PRNG key; epoch e uses `jax.random.fold_in(key, e)`.
       epochs: how many times to go through the data; by default ten or, if `max_steps` is given, as
@@ -107,7 +109,8 @@ def fit(
 
     Raises:
       KeyboardInterrupt: the run was interrupted; the `fit` attribute is the result so far.
-      TypeError: `params` has no floating leaf, or `epochs` or another count is not an integer.
+      TypeError: `params` has no floating or complex leaf, or `epochs` or another count is not an
+        integer.
       ValueError: `data` is empty, its arrays differ in length, the checkpoint is broken or from
         another run, or processes begin a run differently.
       FileExistsError: `checkpoint` contains checkpoints, and `resume` is not set.
@@ -118,7 +121,7 @@ def fit(
         the result so far.
 
     Warns:
-      DivergenceWarning: the loss ended above twice its first value, on the first batch, too. (A
+      DivergenceWarning: the loss more than doubled, on average and on the first batch. (A
         non-finite step gives a status with its cause and its examples, not a warning.)
       RuntimeWarning: the watched number is NaN, a checkpoint could not be written, or a directory
         could not be locked.
@@ -147,18 +150,18 @@ def fit(
     require_arguments("grad", grad, loss)
     require_differentiable("params", params)
     require_optimizer("optimizer", optimizer)
-    ground = Ground.of(data, key, epochs, max_steps, batch_size, options, params)
     options = options.require(params)
+    setup = Setup.of(data, key, epochs, max_steps, batch_size, options, params)
     (model_state, opt_state, donate), measuring = options.start, options.measuring
     skeleton, arrays = arrays_of(params)
-    state = _state(arrays, skeleton, optimizer, opt_state, model_state, ground.mesh, donate)
+    state = _state(arrays, skeleton, optimizer, opt_state, model_state, setup.mesh, donate)
     _require_kept(options.reporting.record, state)
-    batch = ground.sets["train"].batch
+    batch = setup.sets["train"].batch
     objective = Objective.of(loss, measuring.metrics, grad, skeleton, batch, model_state, has_aux)
     objective.require(state.params, state.model_state, key, batch)
     norm = NORM in options.reporting.record
-    run = ground.run(Descent(objective, optimizer, norm, measuring.eval_params), state)
-    result = finished(run, options)
+    run = setup.run(Descent(objective, optimizer, norm, measuring.eval_params), state)
+    result = run_to_end(run, options)
     assert isinstance(result, Fit)
     if result.status.reason == "finished":
         _warn_of_divergence(result, run, objective, model_state)
@@ -201,17 +204,23 @@ def _warn_of_divergence(result: Fit, run: Run, objective: Objective, model_state
     """Warn if the loss more than doubled: on average over an epoch and, as batches differ and a
     loss may be annealed, on the first batch, too.
     """
-    began, ended = float(result.history.step_loss[0]), run.now.log.mean_loss
+    losses = result.history.step_loss[np.isfinite(result.history.step_loss)]
+    if not len(losses):
+        text = "no step was finite, so all were left out: nothing has been learned"
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+        return
+    began, ended = float(losses[0]), run.now.log.mean_loss
     most = began + abs(began)
     if not ended > most:
         return
     if jax.process_count() == 1:
         given = run.given(1, 0)
         value = jax.jit(objective.value)
-        ended = float(value(run.now.state.params, model_state, given.key, given.batch)[0])
+        alike = float(value(run.now.state.params, model_state, given.key, given.batch)[0])
+        ended = alike if np.isfinite(alike) else ended
     if ended > most:
         warnings.warn(
-            f"fit diverged: the loss of the first batch went from {began:.6g} to {ended:.6g} in "
+            f"fit diverged: the loss went from {began:.6g} to {ended:.6g} in "
             f"{result.status.step} steps; a smaller learning rate may converge.",
             DivergenceWarning,
             stacklevel=3,

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, PyTree, Shaped
 
-Reason = Literal["finished", "no improvement", "not finite", "interrupted", "stopped"]
+Reason = Literal["finished", "no improvement", "not finite", "interrupted", "stopped", "failed"]
 
 
 class History(NamedTuple):
@@ -61,7 +61,7 @@ class Status(NamedTuple):
     Attributes:
       reason: "finished"; "no improvement" for `patience` measurements; "not finite", if the next
         step would have made a value non-finite; "interrupted" by Ctrl-C, SIGTERM or a scheduler
-        signal; or "stopped" by `on_progress`.
+        signal; "stopped" by `on_progress`; or "failed", in the result that an error carries.
       step: number of steps taken, all of them good.
       leaf: the non-finite value: `loss`, or for instance `params['W1']`, `opt_state[0].mu['W1']`;
         `state['W1']` in `train`.

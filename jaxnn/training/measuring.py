@@ -53,14 +53,14 @@ class Measure(NamedTuple):
 
     @classmethod
     def of(
-        cls, measured: Measured, batch_size: int, rest: int, cut: NamedSharding | None
+        cls, measured: Measured, batch_size: int, rest: int, sharding: NamedSharding | None
     ) -> "Measure":
         """A measure for batches of `batch_size`, and a last one of `rest` examples if not 0."""
 
         @functools.partial(jax.jit, static_argnames="size")  # one trace serves `eval_shape` as well
         def terms(state, key, data, i, size):
             batch = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, i * batch_size, size), data)
-            record = measured(state, key, tuple(shard_batch(batch, cut)))
+            record = measured(state, key, tuple(shard_batch(batch, sharding)))
             wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)) * size  # noqa: E731
             return jax.tree.map(wide, record)
 
@@ -92,14 +92,16 @@ def compensated(sum: tuple[Any, Any], value: Any) -> tuple[Any, Any]:
     return new, (new - total) - term
 
 
-def measures(measured: Measured, cut: NamedSharding | None = None) -> Callable[[int, int], Measure]:
+def measures(
+    measured: Measured, sharding: NamedSharding | None = None
+) -> Callable[[int, int], Measure]:
     """A cached function from (batch size, size of the smaller batch) to `Measure`.
 
     Args:
       measured: what is measured on a batch.
-      cut: how a batch lies on a mesh of devices.
+      sharding: how a batch is sharded over a mesh of devices.
     """
-    return functools.cache(lambda size, rest: Measure.of(measured, size, rest, cut))
+    return functools.cache(lambda size, rest: Measure.of(measured, size, rest, sharding))
 
 
 def mean_over(

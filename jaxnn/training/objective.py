@@ -246,7 +246,7 @@ def require_means(of: Callable[[Any, Any], Any], state: PyTree, batch: PyTree) -
 def scalars(name: str, record: Any) -> dict[str, Any]:
     """A record as arrays; refuses anything but a dictionary of scalars."""
     fine = isinstance(record, dict) and all(
-        isinstance(key, str) and jnp.shape(x) == () for key, x in record.items()
+        isinstance(key, str) and x is not None and jnp.shape(x) == () for key, x in record.items()
     )
     if not fine:
         got = jax.tree.map(describe, record)

@@ -1,4 +1,4 @@
-"""The options of `fit`, in bundles of related options."""
+"""The options of `fit` and `train`, in bundles of related options."""
 
 import json
 import warnings
@@ -51,13 +51,13 @@ class Feeding(NamedTuple):
         each epoch goes through them in a shuffled order.
       mesh: devices that share each batch, possibly of several processes. The results equal those on
         one device, up to rounding error.
-      batch_spec: how a batch lies on `mesh`; by default cut along its first axis, by all axes of
-        the mesh along which no parameter is cut (if there are none, by all).
-      parts: whether, of several processes, each yields its own part of every batch instead of the
-        whole batch; the parts follow each other in the order of the processes. For a function as
-        `data`. Batches of global `jax.Array`s are taken as they are.
+      batch_spec: how a batch is sharded over `mesh`; by default along its first axis, over all axes
+        of the mesh that no parameter uses (if there are none, over all).
+      parts: whether each process yields its own part of every batch instead of the whole batch;
+        the parts are concatenated in process order. Requires a function as `data`. Batches of
+        global `jax.Array`s are used as they are.
       stream: whether the data stay on the host and a thread gathers pieces ahead of the steps; by
-        default for memory maps, and for NumPy arrays that would fill half of the device.
+        default for large memory maps, sliced arrays (HDF5), and arrays over half the device.
       skip_not_finite: whether a step that would make the loss, a parameter or the optimiser's state
         NaN or infinite is left out and the run goes on, instead of ending; its loss is recorded.
 
@@ -259,9 +259,7 @@ def _require_saving(saving: Saving) -> None:
     if not isinstance(resume, bool | int | str) or resume not in (True, False, "previous"):
         raise ValueError(f"`resume` must be True, False or 'previous'. Got {resume!r}.")
     if resume and checkpoint is None:
-        raise ValueError(
-            f"`resume` must come with `checkpoint`, a directory. Got {resume!r} alone."
-        )
+        raise ValueError(f"`resume` must come with `checkpoint`. Got {resume!r} alone.")
 
 
 def _require_record(record: Any, recorded: Sequence[str]) -> tuple[str, ...]:

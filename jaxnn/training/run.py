@@ -101,7 +101,7 @@ class Config(NamedTuple):
       plan: how its epochs are divided into steps.
       key: for the order of its examples, and for its steps.
       mesh: devices that share each batch.
-      task: what its steps do: a `Descent` or an `Own`.
+      task: what its steps do: a `Descent` or a `UserStep`.
       way: options that its steps are compiled for.
       across: whether chunks span epochs.
       sets: examples by name; the training data are called "train".
@@ -208,11 +208,11 @@ class Run:
             yield
 
     @contextlib.contextmanager
-    def _own(self) -> Iterator[None]:
-        """Hold back an exception in code of this process alone, so that all end together."""
+    def _own(self, kind: type[BaseException] = BaseException) -> Iterator[None]:
+        """Hold back an exception of this process: the run is saved, and all processes end."""
         try:
             yield
-        except BaseException as error:
+        except kind as error:
             self.host.failure = self.host.failure or error
 
     def begin(self, resume: bool | str) -> None:
@@ -305,7 +305,7 @@ class Run:
         here = [x for x in sets if isinstance(x, Examples) and not x.streamed]
         if self.config.mesh is not None or self.ended or not here:
             return
-        given = self.config.task.seen(self.now.state), self._key_of(0)
+        given = self.config.task.measured_part(self.now.state), self._key_of(0)
         pieces = (piece for examples in here for piece in examples.measuring())
         programs = [lowered(piece, self._measure_of, given) for piece in pieces]
         pool = concurrent.futures.ThreadPoolExecutor(1)
@@ -315,7 +315,8 @@ class Run:
     def prepare(self) -> None:
         """Fetch the piece of examples for the next steps."""
         used_up = self.host.piece is None or self.now.at >= self.host.piece.steps
-        if self.config.across or self.done or self.now.reason is not None or not used_up:
+        over = self.done or self.now.reason is not None or self.host.failure is not None
+        if self.config.across or over or not used_up:
             return
         position = self.now.log.step - self.now.log.begun
         with self._own():
@@ -339,8 +340,11 @@ class Run:
 
     def take_steps(self) -> None:
         """Run the next chunk of steps and record it."""
-        if self.owes:  # a resumed run may have to measure first
-            return
+        if not self.owes:  # a resumed run may have to measure first
+            with self._own(Exception):
+                self._take_steps()
+
+    def _take_steps(self) -> None:
         began, before = time.perf_counter(), self.now.log.step
         take = self._across_epochs if self.config.across else self._within_piece
         chunk, first, offset, sizes, ends = take()
@@ -400,7 +404,7 @@ class Run:
 
     @functools.cached_property
     def _measure_of(self) -> Callable[[int, int], Measure]:
-        return measures(self.config.task.measured, self.config.way.cut)
+        return measures(self.config.task.measured, self.config.way.sharding)
 
     def _key_of(self, epoch: int) -> Any:
         """The key of an epoch, if the steps take keys."""
@@ -414,16 +418,22 @@ class Run:
 
     def measurements(self) -> dict[str, Any] | None:
         """The measurements, if due; None if they are not, or a signal interrupted them."""
-        if not self.owes:
+        if not self.owes or self.host.failure is not None:
             return None
+        with self._own(Exception):
+            return self._measurements()
+        return None
+
+    def _measurements(self) -> dict[str, Any] | None:
         began, record = time.perf_counter(), {}
         state = self.config.task.measured_state(self.now.state)
-        given = self.config.task.seen(state), self._key_of(0)
+        given = self.config.task.measured_part(state), self._key_of(0)
         concurrent.futures.wait(self.host.compiling)
         for name in self.config.schedule.names:
-            with contextlib.closing(self.config.sets[name].measuring()) as pieces:
+            caught = lambda: self.host.caught  # noqa: E731
+            with contextlib.closing(self.config.sets[name].measuring(caught)) as pieces:
                 means = mean_over(pieces, self._measure_of, given, self._goes_on)
-            if means is None:
+            if means is None or self.host.caught:
                 return None
             record |= {f"{name}_{what}": value for what, value in means.items()}
         self.now.log.add_seconds(time.perf_counter() - began)
@@ -435,14 +445,12 @@ class Run:
 
     def report(self, record: dict[str, Any] | None) -> None:
         """Record the measurements, and call `on_progress`."""
-        if self.now.broken is not None:
+        if self.now.broken is not None or self.host.failure is not None:
             return
         if record is not None:
             self.now.log.measured(record)
-            if self.config.schedule.patience is not None:
-                if self.now.log.watch(self._watched(record)):
-                    self.now.best = self._copied(self.config.task.measured_state(self.now.state))
-                self._lose_patience()
+            with self._own(Exception):
+                self._watch(record)
         if self.config.on_progress is None:
             return
         with self._own():
@@ -451,10 +459,18 @@ class Run:
             if isinstance(wish, bool | np.bool_) and wish:
                 self.now.reason = self.now.reason or "stopped"
 
+    def _watch(self, record: dict[str, Any]) -> None:
+        """Keep the state if it is the best so far, or lose patience."""
+        if self.config.schedule.patience is None:
+            return
+        if self.now.log.watch(self._watched(record)):
+            self.now.best = self._copied(self.config.task.measured_state(self.now.state))
+        self._lose_patience()
+
     def _progress(self, record: dict[str, Any] | None) -> Progress:
         """The `Progress` to report."""
         plan, log, state = self.config.plan, self.now.log, self.now.state
-        more = self.config.task.told(state, self.config.record)
+        more = self.config.task.progress_fields(state, self.config.record)
         if NORM in self.config.record:
             more[NORM] = self.now.norm
         where = log.epoch, plan.epochs, log.step, plan.steps, log.mean_loss, record
@@ -499,6 +515,7 @@ class Run:
             if self.config.saves is not None:
                 self.config.saves.place.wait()
         assert failure is not None
+        self.now.reason = self.now.reason or "failed"
         with contextlib.suppress(AttributeError):  # an exception without attributes
             failure.fit = self.result()  # pyright: ignore[reportAttributeAccessIssue]
         raise failure
@@ -569,7 +586,7 @@ class Run:
         number = float(self.config.schedule.watch(record))
         if number != number:
             warnings.warn(
-                f"what `fit` watches is NaN after epoch {self.now.log.epoch}: no epoch is better "
+                f"what is watched is NaN after epoch {self.now.log.epoch}: no epoch is better "
                 "for that",
                 RuntimeWarning,
                 stacklevel=4,

@@ -135,8 +135,8 @@ class Files:
         self.thread.start()
 
     def wait(self) -> None:
-        """Wait until pending writes are complete; raise the exception of a failed one. If the file
-        system refused one, that is a warning instead, as it may accept the next.
+        """Wait until pending writes are complete; raise the exception of a failed one. An OSError
+        becomes a warning, as the next write may succeed.
         """
         try:
             self.finish()
@@ -172,6 +172,8 @@ class Manager:
         """The checkpoint to resume from, if there is one; it must be of the run `identity`."""
         import orbax.checkpoint as ocp  # pyright: ignore[reportMissingImports]
 
+        if resume == "previous":
+            raise ValueError("`resume` must be True with an Orbax manager. Got 'previous'.")
         step = self.manager.latest_step()
         if step is not None and not resume:
             _refuse(self.manager.directory, f"step {step}")
@@ -267,7 +269,8 @@ def _require_run(directory: Any, info: Any, asked: Mapping[str, Any]) -> None:
     found = info.get("run") if isinstance(info, dict) else None
     if not isinstance(found, dict):
         raise ValueError(
-            f"`checkpoint` must hold a run of `fit`. Got {str(directory)!r}, with something else."
+            f"`checkpoint` must hold a run of `fit` or `train`. Got {str(directory)!r}, with "
+            "something else."
         )
     if found.keys() != asked.keys():
         raise ValueError(

@@ -104,7 +104,8 @@ class Way(NamedTuple):
       guarded: whether a step is checked before it is taken. Then no earlier state is kept, but the
         end of a step is computed twice.
       skips: whether a step that is not finite is left out instead of ending the run.
-      cut: how a batch lies on a mesh of devices.
+      sharding: how a batch is sharded over a mesh of devices.
+      unwatched: the names of the leaves that are not finite from the start.
     """
 
     batch_size: int
@@ -112,7 +113,8 @@ class Way(NamedTuple):
     whole: bool = False
     guarded: bool = False
     skips: bool = False
-    cut: NamedSharding | None = None
+    sharding: NamedSharding | None = None
+    unwatched: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, plan: Plan, **more: Any) -> "Way":
@@ -126,8 +128,7 @@ class Chunk(NamedTuple):
     Attributes:
       reached: the number of the next step.
       state: after the last step.
-      finite: whether the loss and each floating leaf of the parameters are finite there, and
-        whether those of other parts of the state, where infinity may be a start, are not NaN.
+      finite: whether the loss and each floating leaf of the state are finite there.
       losses: entry i is the loss before step i.
       aux: the auxiliary outputs of the loss at each step, by name.
     """
@@ -145,12 +146,13 @@ class Chunk(NamedTuple):
         return next((name for name, fine in pairs if not fine), None)
 
 
-def make_chunk(step: Step, way: Way) -> Callable[..., Chunk]:
+def make_chunk(step: Step, way: Way, whole: bool = True) -> Callable[..., Chunk]:
     """A function that runs a chunk of steps.
 
     Args:
       step: what each of them does.
       way: the options that the steps are compiled for.
+      whole: whether the state is looked at after the last step; not for a part of a chunk.
 
     Returns:
       `take(state, data, order, key, first, start, stop, short)`, a `Chunk`. It takes the steps
@@ -173,12 +175,12 @@ def make_chunk(step: Step, way: Way) -> Callable[..., Chunk]:
             elif not way.whole:
                 rows = lax.dynamic_slice(order, (i * batch_size,), (size,))
                 batch = jax.tree.map(lambda a: a[rows], data)
-            batch = tuple(shard_batch(batch, way.cut))
+            batch = tuple(shard_batch(batch, way.sharding))
             work, value, aux = step.begin(state, batch, key_of(i))
             new = step.end(state, work)
             finite = chunk.finite.at[0].set(jnp.isfinite(value))
             if way.guarded or way.skips:
-                finite = finite.at[1:].set(_finite(new))
+                finite = finite.at[1:].set(_finite(new, way))
             if way.skips:
                 new = jax.tree.map(functools.partial(jnp.where, jnp.all(finite)), new, state)
                 finite = chunk.finite
@@ -201,12 +203,18 @@ def make_chunk(step: Step, way: Way) -> Callable[..., Chunk]:
         if way.rest:
             due = short & jnp.all(chunk.finite)
             chunk = lax.cond(due, lambda c: advance(c, way.rest), lambda c: c, chunk)
-        if way.guarded:
-            return chunk
-        # A leaf that is not finite stays so until the end, as steps add to it.
-        return chunk._replace(finite=chunk.finite.at[1:].set(_finite(chunk.state)))
+        return _looked_at(chunk, way) if whole else chunk
 
     return take
+
+
+def _looked_at(chunk: Chunk, way: Way) -> Chunk:
+    """A chunk that says whether its state is finite: a leaf that is not stays so until the end, as
+    steps add to it. A guarded step has looked itself.
+    """
+    if way.guarded:
+        return chunk
+    return chunk._replace(finite=chunk.finite.at[1:].set(_finite(chunk.state, way)))
 
 
 def batch_form(data: PyTree, size: int) -> PyTree:
@@ -219,11 +227,12 @@ def batch_form(data: PyTree, size: int) -> PyTree:
     return jax.tree.map(form, data)
 
 
-def across_epochs(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk]:
+def across_epochs(step: Step, way: Way, plan: Plan) -> Callable[..., Chunk]:
     """A function that takes steps across epochs, without measurements in between.
 
     Args:
-      take: runs a chunk of one epoch's steps.
+      step: what each of them does.
+      way: the options that the steps are compiled for.
       plan: of epochs without a smaller step at their end.
 
     Returns:
@@ -231,7 +240,7 @@ def across_epochs(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk
       `stop` of the run. They touch at most `rows_of` epochs; the losses have one row per epoch.
       `short` is False.
     """
-    size = plan.per_epoch
+    size, take = plan.per_epoch, make_chunk(step, way, whole=False)
 
     def across(state, data, key, start, stop, short):
         def epoch(chunk):
@@ -254,7 +263,8 @@ def across_epochs(take: Callable[..., Chunk], plan: Plan) -> Callable[..., Chunk
             lambda x: jnp.zeros((rows_of(plan), *x.shape), x.dtype), (nothing.losses, nothing.aux)
         )
         chunk = Chunk(start, state, jnp.ones(nothing.finite.shape, bool), *rows)
-        return lax.while_loop(lambda c: (c.reached < stop) & jnp.all(c.finite), epoch, chunk)
+        going = lambda c: (c.reached < stop) & jnp.all(c.finite)  # noqa: E731
+        return _looked_at(lax.while_loop(going, epoch, chunk), way)
 
     return across
 
@@ -317,8 +327,7 @@ def is_large(state: PyTree) -> bool:
 
 def compiled(step: Step, way: Way, across: Plan | None = None) -> Callable[..., Chunk]:
     """Compile `take` for one kind of step, within an epoch or, with a plan, `across` epochs."""
-    take = make_chunk(step, way)
-    take = across_epochs(take, across) if across else take
+    take = across_epochs(step, way, across) if across else make_chunk(step, way)
     return Jitted(take, (0,) if way.guarded else ())  # a small state may be needed for a rerun
 
 
@@ -368,14 +377,14 @@ def in_parts(leaf: Any, mesh: Mesh) -> jax.Array:
     return jax.device_put(leaf, NamedSharding(mesh, leaf.sharding.spec))
 
 
-def shard_batch(batch: PyTree, cut: NamedSharding | None) -> PyTree:
-    """A batch cut over the devices of a mesh.
+def shard_batch(batch: PyTree, sharding: NamedSharding | None) -> PyTree:
+    """A batch, sharded over the devices of a mesh.
 
     The compiler pads uneven shards and ignores the padding.
     """
-    if cut is None:
+    if sharding is None:
         return batch
-    return jax.tree.map(lambda a: lax.with_sharding_constraint(a, cut), batch)
+    return jax.tree.map(lambda a: lax.with_sharding_constraint(a, sharding), batch)
 
 
 def _watched(state: Any) -> list[tuple[str, Any]]:
@@ -388,15 +397,21 @@ def _watched(state: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def _finite(state: Any) -> Bool[Array, "leaves"]:  # noqa: F821
-    """Whether each leaf that is watched is finite or, outside of the parameters, not NaN."""
-    named = _watched(state)
-    bad = [jnp.isnan if not name.startswith("params") else _is_not_finite for name, _ in named]
-    return jnp.array([~jnp.any(of(leaf)) for of, (_, leaf) in zip(bad, named, strict=True)], bool)
+def not_finite(state: Any) -> frozenset[str]:
+    """The names of the floating leaves of a state that are not finite."""
+
+    def is_finite(leaf):
+        here = not isinstance(leaf, jax.Array) or leaf.devices() == {jax.devices("cpu")[0]}
+        xp = np if here else jnp  # NumPy compiles nothing
+        return bool(xp.all(xp.isfinite(np.asarray(leaf) if here else leaf)))
+
+    return frozenset(name for name, leaf in _watched(state) if not is_finite(leaf))
 
 
-def _is_not_finite(x: Any) -> Any:
-    return ~jnp.isfinite(x)
+def _finite(state: Any, way: Way) -> Bool[Array, "leaves"]:  # noqa: F821
+    """Whether each watched leaf is finite; those that are not from the start count as finite."""
+    fine = [name in way.unwatched or jnp.all(jnp.isfinite(leaf)) for name, leaf in _watched(state)]
+    return jnp.array(fine, bool)
 
 
 def _of_the_broken(fine: Any, known: Chunk, again: Chunk) -> Chunk:

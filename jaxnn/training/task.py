@@ -110,7 +110,7 @@ class Descent(NamedTuple):
         require_same_form("eval_params(...)", arrays, "params", state.params)
         return state._replace(params=arrays)
 
-    def seen(self, state: State) -> State:
+    def measured_part(self, state: State) -> State:
         """The part of a state that measurements depend on."""
         return state._replace(opt_state=None)
 
@@ -129,7 +129,7 @@ class Descent(NamedTuple):
         """
         return found._replace(opt_state=with_new_numbers(found.opt_state, start.opt_state))
 
-    def told(self, state: State, names: Sequence[str]) -> dict[str, Any]:
+    def progress_fields(self, state: State, names: Sequence[str]) -> dict[str, Any]:
         """Optional fields of `Progress`."""
         fields: dict[str, Callable[[], Any]] = {
             "params": lambda: self.objective.skeleton.fill(state.params),
@@ -144,26 +144,26 @@ class Descent(NamedTuple):
         return Fit(params, state.opt_state, history, status, state.model_state)
 
 
-class OwnState(NamedTuple):
+class UserState(NamedTuple):
     """The arrays of a state of the user's."""
 
     state: PyTree
 
 
-class Own(NamedTuple):
+class UserStep(NamedTuple):
     """A step of the user's.
 
     Attributes:
       function: `function(state, batch, key)`, the new state and a record.
       metrics: `metrics(state, batch)`, a dictionary of means, or None.
       skeleton: of the state; the methods take only its arrays.
-      one: whether a batch is one argument, a dictionary, rather than a tuple.
+      is_mapping: whether a batch is one argument, a dictionary, rather than a tuple.
     """
 
     function: Callable
     metrics: Callable | None
     skeleton: Skeleton
-    one: bool
+    is_mapping: bool
 
     keyed, norm = True, False
 
@@ -172,14 +172,26 @@ class Own(NamedTuple):
         """The step."""
         return Step(self._begin, lambda _, new: new, self._noted, keyed=True)
 
-    def _begin(self, state: OwnState, batch: Any, key: Any) -> tuple[Any, Any, dict[str, Any]]:
+    def _begin(self, state: UserState, batch: Any, key: Any) -> tuple[Any, Any, dict[str, Any]]:
         made = self.function(self.skeleton.fill(state.state), self._batch(batch), key)
         if not isinstance(made, tuple | list) or len(made) != 2:
             got = jax.tree.map(describe, made)
             raise TypeError(f"`step` must return (state, record). Got {got}.")
         new, record = made
-        arrays = arrays_of(new)[1]
+        skeleton, arrays = arrays_of(new)
         require_same_form("the state of step(...)", arrays, "state", state.state)
+        pairs = zip(jax.tree.leaves(arrays), jax.tree.leaves(state.state), strict=True)
+        for x, old in pairs:
+            if x.dtype != old.dtype:
+                raise TypeError(
+                    f"`step` must keep the dtypes of the state. Got {describe(x)} for {old.dtype}."
+                )
+        for x, old in zip(skeleton.leaves, self.skeleton.leaves, strict=True):
+            if x is not old and x != old:
+                raise TypeError(
+                    "`step` must leave what is not an array in its state as it is; to change it, "
+                    f"make it an array. Got {x!r} for {old!r}."
+                )
         record = scalars("the record of step(...)", record)
         if "loss" not in record:
             raise ValueError(
@@ -187,56 +199,66 @@ class Own(NamedTuple):
             )
         value = record.pop("loss")
         require_scalar("the loss of step(...)", value)
-        return OwnState(arrays), value, record
+        return UserState(arrays), value, record
 
-    def _noted(self, state: OwnState, batch: Any, key: Any) -> tuple[Any, dict[str, Any]]:
+    def _noted(self, state: UserState, batch: Any, key: Any) -> tuple[Any, dict[str, Any]]:
         return self._begin(state, batch, key)[1:]
 
     def _batch(self, batch: Any) -> Any:
-        return batch[0] if self.one else batch
+        return batch[0] if self.is_mapping else batch
 
-    def require(self, state: OwnState, key: Any, batch: Any) -> None:
-        """Refuse a step and metrics that do not take or return what they should."""
+    def require(self, state: UserState, key: Any, batch: Any, watches: bool) -> None:
+        """Refuse a step and metrics that do not take or return what they should; `watches` is
+        whether a 'loss' is what patience waits for.
+        """
         full, one = self.skeleton.fill(state.state), self._batch(batch)
         require_arguments("step", self.function, full, one, key)
         with tracing("step"):
             jax.eval_shape(self._begin, state, batch, key)
-        if self.metrics is not None:
-            require_arguments("metrics", self.metrics, full, one)
-            require_means(lambda state, batch: self.measured(state, None, batch), state, batch)
+        if self.metrics is None:
+            return
+        require_arguments("metrics", self.metrics, full, one)
+        of = lambda state, batch: self.measured(state, None, batch)  # noqa: E731
+        record = require_means(of, state, batch)
+        if watches and "loss" not in record:
+            raise ValueError(
+                "`watch` must come with `patience` where `metrics` give no 'loss'. Got "
+                f"{sorted(record)} alone."
+            )
 
-    def measured(self, state: OwnState, key: Any, batch: Any) -> dict[str, Any]:
+    def measured(self, state: UserState, key: Any, batch: Any) -> dict[str, Any]:
         """The metrics on a batch."""
         assert self.metrics is not None
         record = self.metrics(self.skeleton.fill(state.state), self._batch(batch))
         require_arrays("metrics(...)", record)
         return record
 
-    def measured_state(self, state: OwnState) -> OwnState:
+    def measured_state(self, state: UserState) -> UserState:
         """The state to measure."""
         return state
 
-    seen = measured_state
+    measured_part = measured_state
 
-    def identity(self, state: OwnState) -> dict[str, Any]:
+    def identity(self, state: UserState) -> dict[str, Any]:
         """What a resumed run must share with its checkpoint."""
-        return {"state": str(jax.tree.structure(state.state))}
+        leaves = jax.tree_util.tree_flatten_with_path(state.state)[0]
+        return {"state": [f"{jax.tree_util.keystr(path)} {describe(x)}" for path, x in leaves]}
 
-    def program(self, state: OwnState) -> dict[str, Any]:
+    def program(self, state: UserState) -> dict[str, Any]:
         """What all processes must share."""
         return {}
 
-    def resumed(self, found: OwnState, start: OwnState) -> OwnState:
+    def resumed(self, found: UserState, start: UserState) -> UserState:
         """A state from a checkpoint."""
         return found
 
-    def told(self, state: OwnState, names: Sequence[str]) -> dict[str, Any]:
+    def progress_fields(self, state: UserState, names: Sequence[str]) -> dict[str, Any]:
         """Optional fields of `Progress`."""
         return {"state": self.skeleton.fill(state.state)} if "state" in names else {}
 
-    def result(self, state: OwnState, history: History, status: Status) -> Trained:
+    def result(self, state: UserState, history: History, status: Status) -> Trained:
         """The result of a run."""
         return Trained(self.skeleton.fill(state.state), history, status)
 
 
-Task = Descent | Own
+Task = Descent | UserStep

@@ -5,7 +5,7 @@ returns to the host, which measures, reports, saves and may stop. The loop knows
 optimisers: `fit` is this loop with one particular step.
 
 The order of the examples in epoch e comes from `jax.random.fold_in(key, e)` alone, so a resumed run
-takes the same steps as an uninterrupted one, to the bit.
+takes the same steps as an uninterrupted one, bit for bit.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +25,7 @@ from jaxnn._validate import (
     require_arguments,
     require_callable,
     require_key,
+    require_same_form,
 )
 from jaxnn.data import count_examples, require_batches
 from jaxnn.training.examples import Batches, Examples
@@ -39,8 +40,17 @@ from jaxnn.training.options import (
 )
 from jaxnn.training.run import Config, Reached, Run, Saves, Schedule
 from jaxnn.training.saves import as_place
-from jaxnn.training.steps import Plan, Way, in_parts, is_large, is_sharded, replicate
-from jaxnn.training.task import Own, OwnState, Task
+from jaxnn.training.steps import (
+    Plan,
+    Way,
+    batch_form,
+    in_parts,
+    is_large,
+    is_sharded,
+    not_finite,
+    replicate,
+)
+from jaxnn.training.task import Task, UserState, UserStep
 
 # Default number of epochs, and default number of examples per step.
 EPOCHS, BATCH_SIZE = 10, 100
@@ -60,11 +70,11 @@ def train(
     saving: Saving | None = None,
     reporting: Reporting | None = None,
 ) -> Trained:
-    """Take steps of your own: `state, record = step(state, batch, key)`, compiled, on mini-batches.
+    """Train by a step that you write, `state, record = step(state, batch, key)`, on mini-batches.
 
-    All that `fit` does around its steps is done around these: they are measured, reported, saved,
-    resumed to the bit, and stopped. Use it for several losses or optimisers, for gradients of
-    single examples, and whatever else is not the gradient of one loss.
+    Its steps are compiled, measured, reported, saved, resumed bit for bit, and stopped like those
+    of `fit`. Use it for several losses or optimisers, for per-example gradients, and for whatever
+    else is not the gradient of one loss.
 
     Args:
       step: a pure function that JAX can trace. `batch` has the form of `data`; step s of epoch e
@@ -79,9 +89,9 @@ def train(
       batch_size: as for `fit`.
       feeding: a `Feeding`, as for `fit`.
       measuring: a `Measuring`, as for `fit`; its `metrics(state, batch)` are all that is measured.
-        With `patience`, one of them is "loss", or `watch` says what counts.
+        With `patience`, one of them must be "loss", unless `watch` is set.
       saving: a `Saving`, as for `fit`.
-      reporting: a `Reporting`, as for `fit`; the only thing to record is "state".
+      reporting: a `Reporting`, as for `fit`; `record` may only name "state".
 
     Returns:
       A `Trained` of state, history and status.
@@ -112,39 +122,40 @@ def train(
     if not jax.tree.leaves(arrays):
         raise TypeError(f"`state` must hold at least one array. Got {describe(state)}.")
     options = options.require_of_train()
-    ground = Ground.of(data, key, epochs, max_steps, batch_size, options, state)
-    task = Own(step, options.measuring.metrics, skeleton, ground.one)
-    begun = OwnState(placed(arrays, ground.mesh, set()))
+    setup = Setup.of(data, key, epochs, max_steps, batch_size, options, state)
+    task = UserStep(step, options.measuring.metrics, skeleton, setup.is_mapping)
+    begun = UserState(placed(arrays, setup.mesh, set()))
     if is_large(begun):  # its memory is used again
-        begun = OwnState(replicate(begun.state, ground.mesh))
-    task.require(begun, key, ground.sets["train"].batch)
-    result = finished(ground.run(task, begun), options)
+        begun = UserState(replicate(begun.state, setup.mesh))
+    watches = options.measuring.patience is not None and options.measuring.watch is None
+    task.require(begun, key, setup.sets["train"].batch, watches)
+    result = run_to_end(setup.run(task, begun), options)
     assert isinstance(result, Trained)
     return result
 
 
-class Ground(NamedTuple):
-    """What a run stands on, whatever its steps do.
+class Setup(NamedTuple):
+    """The inputs of a run, apart from its steps.
 
     Attributes:
       key: the key of the run.
       plan: how its epochs are divided into steps.
       mesh: devices that share each batch.
-      cut: how a batch lies on them.
+      sharding: how a batch is sharded over them.
       sets: examples by name; the training data are called "train".
       names: of the sets to measure.
       options: the bundles.
-      one: whether a batch is a dictionary.
+      is_mapping: whether a batch is a dictionary.
     """
 
     key: Any
     plan: Plan
     mesh: Mesh | None
-    cut: NamedSharding | None
+    sharding: NamedSharding | None
     sets: dict[str, Examples | Batches]
     names: tuple[str, ...]
     options: Options
-    one: bool
+    is_mapping: bool
 
     @classmethod
     def of(
@@ -156,9 +167,9 @@ class Ground(NamedTuple):
         batch_size: int | None,
         options: Options,
         state: PyTree,
-    ) -> "Ground":
+    ) -> "Setup":
         """Read, validate and place the data."""
-        test = _as_tests(options.measuring.test, data)
+        test = _as_tests(options.measuring.test)
         data = _as_examples(data)
         _require_data(data, test)
         batch_size = _batch_size(data, batch_size, options.feeding)
@@ -166,11 +177,12 @@ class Ground(NamedTuple):
         require_key("key", key)
         plan = _length(data, batch_size, epochs, max_steps, options)
         mesh = as_mesh("mesh", options.feeding.mesh or _mesh_of(state))
-        cut = _cut(mesh, options.feeding.batch_spec, state)
-        sets = _sets(data, test, plan.batch_size, mesh, cut, options.feeding)
+        sharding = _batch_sharding(mesh, options.feeding.batch_spec, state)
+        sets = _sets(data, test, plan.batch_size, mesh, sharding, options.feeding)
         batch = sets["train"].batch
-        one = len(batch) == 1 and isinstance(batch[0], Mapping)
-        return cls(key, plan, mesh, cut, sets, _measured(sets, options.measuring), options, one)
+        is_mapping = len(batch) == 1 and isinstance(batch[0], Mapping)
+        names = _measured(sets, options.measuring)
+        return cls(key, plan, mesh, sharding, sets, names, options, is_mapping)
 
     def run(self, task: Task, state: Any) -> Run:
         """A run that is ready to start."""
@@ -179,13 +191,14 @@ class Ground(NamedTuple):
             self.options.reporting,
             self.options.saving,
         )
-        first = [*list(self.sets)[1:], "train"][0]
+        first = next((name for name in self.names if name != "train"), "train")
         watch = measuring.watch or (lambda record: record[f"{first}_loss"])
         every, steps = measuring.evaluate_every, measuring.evaluate_steps
         schedule = Schedule(self.names, every, steps, watch, measuring.patience)
         place = None if saving.checkpoint is None else as_place(saving.checkpoint, saving.keep)
         skips = self.options.feeding.skip_not_finite
-        way = Way.of(self.plan, guarded=is_large(state), skips=skips, cut=self.cut)
+        more = {"skips": skips, "sharding": self.sharding, "unwatched": not_finite(state)}
+        way = Way.of(self.plan, guarded=is_large(state), **more)
         config = Config(
             plan=self.plan,
             key=self.key,
@@ -202,7 +215,7 @@ class Ground(NamedTuple):
         return Run(config, Reached(state))
 
 
-def finished(run: Run, options: Options) -> Fit | Trained:
+def run_to_end(run: Run, options: Options) -> Fit | Trained:
     """Take the steps of a run; its result."""
     with run.held():
         run.begin(options.saving.resume)
@@ -228,20 +241,18 @@ def _batch_size(data: Any, batch_size: int | None, feeding: Feeding) -> int | No
         return BATCH_SIZE if batch_size is None else batch_size
     if batch_size is not None or feeding.replacement or feeding.stream is not None:
         raise ValueError(
-            "`batch_size`, `replacement` and `stream` must be left out where `data` is a function, "
-            f"which makes the batches. Got {batch_size}, {feeding.replacement} and "
+            "`batch_size`, `replacement` and `stream` must be left out where `data` is a function "
+            f"or a loader, which makes the batches. Got {batch_size}, {feeding.replacement} and "
             f"{feeding.stream}."
         )
     return None
 
 
-def _as_tests(test: Any, data: Any) -> Any:
+def _as_tests(test: Any) -> Any:
     """The sets for measurements by name, in the form of `_as_examples`; None if there are none."""
     if test is None:
         return None
-    several = isinstance(test, Mapping) and not (
-        isinstance(data, Mapping) and test.keys() == data.keys()
-    )
+    several = isinstance(test, Mapping) and not any(map(is_array, test.values()))
     return {name: _as_examples(x) for name, x in (test if several else {"test": test}).items()}
 
 
@@ -283,7 +294,7 @@ def _as_examples(data: Any) -> Any:
     gone through in each epoch.
     """
     if isinstance(data, Mapping):
-        return (data,)
+        return (dict(data),)
     if callable(data) or isinstance(data, Iterator) or not isinstance(data, Iterable):
         return data
     if not treedef_is_leaf(jax.tree.structure(data)) or isinstance(data, str) or is_array(data):
@@ -313,21 +324,24 @@ def _sets(
     test: Any,
     batch_size: int,
     mesh: Mesh | None,
-    cut: NamedSharding | None,
+    sharding: NamedSharding | None,
     feeding: Feeding,
 ) -> dict[str, Examples | Batches]:
     """The sets of examples by name: "train" first, then the test sets."""
 
     def of(label, examples):
         if _is_function(examples):
-            parts = cut if feeding.parts else None
+            parts = sharding if feeding.parts else None
             return Batches.of(label, examples, mesh, parts)
         size = batch_size if not _is_function(data) else BATCH_SIZE
         return Examples.of(label, examples, size, mesh, feeding.stream)
 
     sets = {"train": of("data", data)}
     for name, examples in (test or {}).items():
-        sets[name] = of("test" if name == "test" else f"test[{name!r}]", examples)
+        label = "test" if name == "test" else f"test[{name!r}]"
+        sets[name] = of(label, examples)
+        one, other = (batch_form(sets[key].batch, 1) for key in (name, "train"))
+        require_same_form(f"an example of {label}", one, "data", other)
     return sets
 
 
@@ -346,15 +360,17 @@ def placed(tree: PyTree, mesh: Mesh | None, taken: set[int]) -> PyTree:
     return jax.tree.map(own, tree)
 
 
-def _cut(mesh: Mesh | None, spec: PartitionSpec | None, state: PyTree) -> NamedSharding | None:
-    """How a batch lies on a mesh: by default, cut by the axes along which no leaf is cut."""
+def _batch_sharding(
+    mesh: Mesh | None, spec: PartitionSpec | None, state: PyTree
+) -> NamedSharding | None:
+    """How a batch is sharded: by default, over the axes of the mesh that no leaf uses."""
     if mesh is None:
         if spec is not None:
             raise ValueError(f"`batch_spec` must come with `mesh`. Got {spec} alone.")
         return None
     if spec is None:
-        cut = [leaf.sharding.spec for leaf in jax.tree.leaves(state) if is_sharded(leaf)]
-        used = set(jax.tree.leaves([tuple(axes) for axes in cut]))
+        taken = [leaf.sharding.spec for leaf in jax.tree.leaves(state) if is_sharded(leaf)]
+        used = set(jax.tree.leaves([tuple(axes) for axes in taken]))
         free = tuple(axis for axis in mesh.axis_names if axis not in used)
         spec = PartitionSpec(free or mesh.axis_names)
     return NamedSharding(mesh, spec)

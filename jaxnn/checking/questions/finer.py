@@ -1,7 +1,7 @@
-"""Does the function vary between the steps, so that a gradient that differs may be right?
+"""Does the function vary on scales finer than the steps, so that a gradient may be right after all?
 
-Where no rule is wrong and the gradient is that of the values, a slope that excludes it was taken
-over variations that are finer than the steps. These show as noise, by far more than rounding.
+If no rule is wrong and the gradient equals the reference, numerical slopes that exclude it missed
+structure finer than the steps. Such structure shows as noise far above rounding error.
 """
 
 from typing import Any
@@ -52,8 +52,8 @@ def say(checked: Checked, reference: list[Any] | None) -> Checked:
 
 
 def _is_noisy(leaf: LeafReport, centre: float) -> bool:
-    """Whether the values exclude a leaf's gradient, but are noisier than rounding by far, and vary
-    by no more than their noise where a function with that gradient would cross it.
+    """Whether the values exclude a leaf's gradient, but their noise is far above rounding error,
+    and less than ten times the change that this gradient predicts at the finest step.
     """
     rounding = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps) * abs(centre)
     if leaf.verdict is not Verdict.DIFFERS or not leaf.is_off or leaf.noise <= rounding:
