@@ -66,8 +66,8 @@ FAULTS = (
     Fault(
         "--no-cache is ignored",
         "cli/check.py",
-        "        keep_programs()\n    targets, failures = _targets(args)\n    codes, told",
-        "        pass\n    keep_programs()\n    targets, failures = _targets(args)\n    codes, told",
+        "        keep_programs()\n    targets, failures = _targets(args)\n    codes, to",
+        "        pass\n    keep_programs()\n    targets, failures = _targets(args)\n    codes, to",
         "test_cache.py -k not_wanted",
     ),
     Fault(
