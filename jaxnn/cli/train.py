@@ -3,6 +3,7 @@
 import argparse
 import functools
 import pathlib
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -167,6 +168,8 @@ def _quietly(run: Callable, *args: Any, **options: Any) -> Fit:
     """The result of a run without divergence warnings, because `_lesson` reports divergence."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)
+        tell = lambda text, *_, **__: print(f"jaxnn train: warning: {text}", file=sys.stderr)  # noqa: E731
+        warnings.showwarning = tell
         return run(*args, **options)
 
 

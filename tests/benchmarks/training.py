@@ -150,9 +150,8 @@ def watched(params, x, t):
         params,
         x,
         t,
-        test=(x[:1000], t[:1000]),
-        metrics=metrics,
-        on_progress=jaxnn.show_progress(io.StringIO()),
+        measuring=jaxnn.Measuring(test=(x[:1000], t[:1000]), metrics=metrics),
+        reporting=jaxnn.Reporting(jaxnn.show_progress(io.StringIO())),
     )
 
 
