@@ -159,6 +159,7 @@ def test_a_start_that_is_not_finite_is_reported():
 def test_a_minimum_is_one_line():
     found = minimize(bowl, jnp.array([-3.0, 4.0]), optax.sgd(0.5))
     assert repr(found) == "<Minimum: small gradient after 1 steps; loss 0, gradient norm 0>"
+    assert found._repr_html_() == f"<p>{repr(found)[1:-1]}</p>"
     assert repr(jax.eval_shape(lambda: found)).startswith("(ShapeDtypeStruct(")
     several = jax.vmap(lambda x: minimize(bowl, x, optax.sgd(0.5)))(jnp.ones((2, 2)))
     assert repr(several).startswith("(Array(")

@@ -669,6 +669,8 @@ def test_a_wrong_rule_is_named_where_its_result_goes_through_a_reference():
         held[0] = 2 * held[0]
         return jnp.sum(held[...] ** 2)
 
+    page = explain(through, jnp.array([0.3, -0.4, 0.5]))._repr_html_()
+    assert "held[...] = wrong(x)" in page and "light-dark(" in page
     report = check_gradient(through, jnp.array([0.3, -0.4, 0.5]))
     assert report.verdict == "differs"
     assert [(rule.name, rule.line.text) for rule in report.rules] == [

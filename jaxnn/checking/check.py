@@ -70,6 +70,17 @@ def check_gradient(
 ) -> GradientReport:
     """Compare the gradient of `f` at `args` with the function's values.
 
+    Most checks need no option but `argnums`. In a test, `assert_gradient(f, *args)` does the same
+    for all arguments and raises an error.
+
+    Example:
+      >>> f, x = lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0])
+      >>> check_gradient(f, x).ok
+      True
+      >>> wrong = check_gradient(f, x, gradient=lambda x: 2 * x.at[1].multiply(1.01))
+      >>> wrong.verdict, wrong.leaves[0].entries[0].index
+      ('differs', (1,))
+
     Args:
       f: a function of pytrees, jitted or not. Its output is a real scalar, or is projected on
         `cotangent`.
@@ -118,11 +129,6 @@ def check_gradient(
     Source:
       Ridders, Adv. Eng. Software 4 (1982) 75, on extrapolated differences; Moré and Wild,
       SIAM J. Sci. Comput. 33 (2011) 1292, on noise in differences.
-
-    Example:
-      >>> report = check_gradient(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]))
-      >>> report.verdict
-      'agrees'
     """
     require_callable("f", f)
     require_count("seed", seed)
