@@ -66,7 +66,8 @@ def fit(
     when a run is resumed: `epochs`, `max_steps`, all of `measuring`, when checkpoints are saved,
     `mesh` and `stream`, the loss, and the numbers of the optimiser, including those that
     `optax.inject_hyperparams` keeps in its state. A change of `data`, `batch_size`, `key`,
-    `replacement`, the form of `params` or the form of the optimiser's state raises an error.
+    `replacement`, the form of `params` or the form of the optimiser's state raises an error. A run
+    that `max_steps` ends within an epoch is measured there, which counts for `patience`.
 
     Args:
       loss: `loss(params, *batch)`, the mean over the examples of a batch. If it takes a keyword
