@@ -176,8 +176,13 @@ class Examples(NamedTuple):
 
     def rows(self, rows: np.ndarray) -> PyTree:
         """The examples at `rows`. Arrays not in memory are read once per distinct row, in order."""
-        unique, places = np.unique(rows, return_inverse=True)
-        some = lambda a: np.asarray(a[unique])[places] if _is_elsewhere(a) else a[rows]  # noqa: E731
+
+        def some(array):
+            if not _is_elsewhere(array):
+                return array[rows]
+            unique, places = np.unique(rows, return_inverse=True)
+            return np.asarray(array[unique])[places]
+
         return jax.tree.map(some, self.data)
 
 
@@ -343,7 +348,8 @@ def _ahead(
     If each process has its own `parts`, they are joined.
     """
     # Settings of the caller's thread that a new thread does not have.
-    wide, device = jnp.result_type(float) == jnp.float64, jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    config: Any = jax.config
+    wide, device = jnp.result_type(float) == jnp.float64, config.jax_default_device
 
     def done(job):
         with jax.enable_x64(wide), jax.default_device(device):

@@ -208,11 +208,23 @@ class Run:
             yield
 
     @contextlib.contextmanager
-    def _own(self, kind: type[BaseException] = BaseException) -> Iterator[None]:
-        """Hold back an exception of this process: the run is saved, and all processes end."""
+    def _own(self) -> Iterator[None]:
+        """Hold back an exception in code of this process alone, so that all end together."""
         try:
             yield
-        except kind as error:
+        except BaseException as error:
+            self.host.failure = self.host.failure or error
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold back an exception while devices compute, so that the run is saved. Of several
+        processes, the others would wait for this one's devices, so it ends.
+        """
+        try:
+            yield
+        except Exception as error:
+            if jax.process_count() > 1:
+                raise
             self.host.failure = self.host.failure or error
 
     def begin(self, resume: bool | str) -> None:
@@ -341,7 +353,7 @@ class Run:
     def take_steps(self) -> None:
         """Run the next chunk of steps and record it."""
         if not self.owes:  # a resumed run may have to measure first
-            with self._own(Exception):
+            with self._alone():
                 self._take_steps()
 
     def _take_steps(self) -> None:
@@ -420,7 +432,7 @@ class Run:
         """The measurements, if due; None if they are not, or a signal interrupted them."""
         if not self.owes or self.host.failure is not None:
             return None
-        with self._own(Exception):
+        with self._alone():
             return self._measurements()
         return None
 
@@ -449,7 +461,7 @@ class Run:
             return
         if record is not None:
             self.now.log.measured(record)
-            with self._own(Exception):
+            with self._alone():
                 self._watch(record)
         if self.config.on_progress is None:
             return
