@@ -268,6 +268,87 @@ def test_an_operation_of_the_users_with_a_rule_of_its_own(kind, mapped, factor, 
     assert check_gradient(f, X, trust=(kind.__name__,)).ok
 
 
+@dataclasses.dataclass
+class Two:
+    """A value of the user's own type."""
+
+    parts: tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoType(hijax.HiType):
+    kinds: tuple
+
+    def lo_ty(self):
+        return list(self.kinds)
+
+    def lower_val(self, pair):
+        return list(pair.parts)
+
+    def raise_val(self, *parts):
+        return Two(parts)
+
+    def to_tangent_aval(self):
+        return TwoType(tuple(kind.to_tangent_aval() for kind in self.kinds))
+
+    to_ct_aval = to_tangent_aval
+
+    def vspace_add(self, one, other):
+        return paired(*(part_of(one, i) + part_of(other, i) for i in (0, 1)))
+
+
+hijax.register_hitype(Two, lambda pair: TwoType(tuple(map(jax.typeof, pair.parts))))
+
+
+class Paired(OPERATION):
+    def __init__(self, x, y):
+        self.in_avals, self.out_aval, self.params = (x, y), TwoType((x, y)), {}
+        super().__init__()
+
+    def expand(self, x, y):
+        return Two((x, y))
+
+    def vjp_fwd(self, nonzero, x, y):
+        return self(x, y), None
+
+    def vjp_bwd_retval(self, _, g):
+        return part_of(g, 0), part_of(g, 1)
+
+
+class PartOf(OPERATION):
+    def __init__(self, pair, place, factor):
+        self.in_avals, self.out_aval = (pair,), pair.kinds[place]
+        self.params = {"place": place, "factor": factor}
+        super().__init__()
+
+    def expand(self, pair):
+        return pair.parts[self.place]
+
+    def vjp_fwd(self, nonzero, pair):
+        return self(pair), None
+
+    def vjp_bwd_retval(self, _, g):
+        zeros, g = jnp.zeros(g.shape, g.dtype), self.factor * g
+        return (paired(zeros, g) if self.place else paired(g, zeros),)
+
+
+def paired(x, y):
+    return Paired(jax.typeof(x), jax.typeof(y))(x, y)
+
+
+def part_of(pair, place, factor=1.0):
+    return PartOf(jax.typeof(pair), place, factor)(pair)
+
+
+@pytest.mark.parametrize("factor, verdict", [(1.0, "agrees"), (1.01, "differs")])
+def test_values_of_a_type_of_the_users(factor, verdict):
+    def f(x):
+        pair = paired(jnp.sin(x), jnp.cos(x))
+        return jnp.sum(part_of(pair, 0, factor) * part_of(pair, 1) ** 2)
+
+    assert check_gradient(f, X).verdict == verdict
+
+
 @pytest.mark.parametrize("factor, verdict", [(1.0, "agrees"), (2.0, "differs")])
 def test_a_call_of_jaxs_own_is_entered(factor, verdict):
     sine = jax.custom_jvp(jnp.sin)

@@ -256,7 +256,11 @@ def pruned(program: Program) -> Program:
 
 
 def with_own_constants(program: Program) -> Program:
-    """The program with copies of the NumPy arrays that it closes over."""
+    """The program with copies of the NumPy arrays that it closes over, and with arrays in place of
+    values of the user's own types.
+    """
+    if any(not hasattr(v.aval, "dtype") for eqn in equations(program) for v in eqn.outvars):
+        program = _private("interpreters.partial_eval", "lower_jaxpr2")(program)
     jaxpr, consts = opened(program)
     if any(map(_is_ref, consts)):
         return with_own_constants(_with_own_refs(program))
