@@ -659,24 +659,47 @@ def test_a_rule_that_is_not_linear_in_its_tangent_is_named(change, point):
     assert any("not linear" in note for note in report.notes)
 
 
-def test_a_wrong_rule_is_named_where_its_result_goes_through_a_reference():
-    wrong = jax.custom_vjp(jnp.tanh)
-    wrong.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (1.1 * g * (1 - jnp.tanh(x) ** 2),))
+def halved(x):
+    held = jax.new_ref(jnp.zeros_like(x))
+    held[...] = wrong_tanh(x)
+    held[0] = 2 * held[0]
+    return jnp.sum(held[...] ** 2)
 
-    def through(x):
-        held = jax.new_ref(jnp.zeros_like(x))
-        held[...] = wrong(x)
-        held[0] = 2 * held[0]
-        return jnp.sum(held[...] ** 2)
 
-    page = explain(through, jnp.array([0.3, -0.4, 0.5]))._repr_html_()
-    assert "held[...] = wrong(x)" in page and "light-dark(" in page
-    report = check_gradient(through, jnp.array([0.3, -0.4, 0.5]))
-    assert report.verdict == "differs"
-    assert [(rule.name, rule.line.text) for rule in report.rules] == [
-        ("tanh", "held[...] = wrong(x)")
-    ]
-    assert explain(through, jnp.ones(3)).rules
+def in_a_loop(x):
+    held, factor = jax.new_ref(jnp.zeros_like(x)), jax.new_ref(jnp.ones(()))
+
+    def body(i, _):
+        factor[...] = 1.1 * factor[...]
+        held[i] = wrong_tanh(x[i]) * factor[...]
+
+    jax.lax.fori_loop(0, len(x), body, None)
+    return jnp.sum(held[...])
+
+
+def in_a_scan(x):
+    total = jax.new_ref(jnp.zeros(()))
+
+    def body(carry, y):
+        total[...] += wrong_tanh(y) * carry
+        return 1.01 * carry, y**2
+
+    carry, squares = jax.lax.scan(body, 1.0, x)
+    return total[...] ** 2 + jnp.sum(squares) + carry
+
+
+wrong_tanh = jax.custom_vjp(jnp.tanh)
+wrong_tanh.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (1.1 * g * (1 - jnp.tanh(x) ** 2),))
+
+
+@pytest.mark.parametrize("f", [halved, in_a_loop, in_a_scan])
+def test_a_wrong_rule_is_named_where_its_result_goes_through_a_reference(f):
+    x = jnp.array([0.3, -0.4, 0.5])
+    page = explain(f, x)._repr_html_()
+    assert "wrong_tanh(" in page and "light-dark(" in page
+    report = check_gradient(f, x)
+    assert report.verdict == "differs" and [rule.name for rule in report.rules] == ["tanh"]
+    assert "wrong_tanh(" in report.rules[0].line.text
 
 
 # ---------------------------------------------------------------- rules of JAX's own, made wrong

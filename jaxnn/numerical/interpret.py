@@ -296,10 +296,44 @@ def without_refs(program: Program) -> Program:
     creates = _private("core", "internal_mutable_array_effect")
     if creates not in opened(program)[0].effects:
         return program
+    avals, step = avals_of(opened(program)[0].invars), _with_values_in_loops
     try:
-        return _private("state.discharge", "discharge_state")(program, lower=False)
+        return _values_for_refs(jax.make_jaxpr(lambda *args: evaluate(program, args, step))(*avals))
     except Exception:  # a primitive of the user's that takes a reference
         return program
+
+
+def _values_for_refs(program: Program) -> Program:
+    return _private("state.discharge", "discharge_state")(program, lower=False)
+
+
+def _with_values_in_loops(eqn: Equation, inputs: list[Any]) -> list[Any]:
+    """The outputs of an equation at the same line; a scan gets what the references that it closes
+    over hold, and returns it, since JAX drops derivative rules in loops that write to references.
+    """
+    source = eqn.source_info
+    with _private("source_info_util", "user_context")(
+        source.traceback, name_stack=source.name_stack
+    ):
+        places = [i for i, v in enumerate(eqn.invars) if hasattr(v.aval, "inner_aval")]
+        if eqn.primitive is not primitives.scan_p or not places:
+            return bind(eqn, inputs)
+        parts, refs = scan_parts(eqn.params, inputs), [inputs[i] for i in places]
+        body, count = _values_for_refs(parts.body), len(parts.carry)
+        ends = len(opened(parts.body)[0].outvars)
+
+        def step(carry, x):
+            consts = list(parts.consts)
+            for i, value in zip(places, carry[count:], strict=True):
+                consts[i] = value
+            outputs = core.jaxpr_as_fun(body)(*consts, *carry[:count], *x)
+            return [*outputs[:count], *outputs[ends:]], outputs[count:ends]
+
+        held = [ref[...] for ref in refs]
+        carry, ys = lax.scan(step, [*parts.carry, *held], parts.xs, **parts.options)
+        for ref, value in zip(refs, carry[count:], strict=True):
+            ref[...] = value
+        return [*carry[:count], *ys]
 
 
 def outputs_that_change(program: Program, changing: Sequence[bool]) -> list[bool]:
