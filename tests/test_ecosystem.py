@@ -353,14 +353,19 @@ def test_a_program_is_watched_and_nothing_of_it_changes(program):
     require_watched(program)
 
 
+LIBRARIES = {"numpyro": "numpyro", "ott": "ott", "exojax": "exojax", "mjx": "mujoco.mjx"}
+
+
 @pytest.mark.parametrize("script", FOUND, ids=lambda path: path.stem)
 def test_what_was_found_in_libraries_is_found_again(script):
-    library("numpyro" if "numpyro" in script.stem else "ott")
+    library(LIBRARIES[script.stem.partition("_")[0]])  # two of them are not among the extras
     command = [sys.executable, "-m", "jaxnn", "check", str(script)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 1 and "gradient of check_" in run.stdout, run.stderr
 
 
 def test_there_are_such_scripts_and_the_readme_names_their_libraries():
-    assert len(FOUND) == 3
-    assert all(f"{name}:" in README for name in ("NumPyro 0.22.0", "OTT-JAX 0.6.0"))
+    assert {script.stem.partition("_")[0] for script in FOUND} == set(LIBRARIES)
+    words = " ".join(README.split())
+    for name in ("NumPyro 0.22.0", "OTT-JAX 0.6.0", "MuJoCo MJX 3.17.0", "ExoJAX 2.6.0"):
+        assert f"{name}:" in words
