@@ -200,7 +200,7 @@ def test_a_signal_is_heard_while_a_test_loader_is_waited_for():
         calls.append(epoch)
         yield BATCHES[0]
         if len(calls) > 1:
-            threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT)).start()
+            threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGTERM)).start()
             waits.wait(30)
 
     began = time.monotonic()
