@@ -4,7 +4,7 @@ import linecache
 import os
 import pathlib
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,8 @@ from jaxnn.checking.evidence import Evidence, Verdict, explained
 LINES, HANDFUL = 3, 6
 # An imprecise gradient passes with this many digits left.
 LEAST_DIGITS = 2.0
+# The address of the schema of SARIF files.
+SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 class Entry(NamedTuple):
@@ -309,11 +311,9 @@ class RuleReport(NamedTuple):
 def annotations(found: Iterable[Any]) -> list[str]:
     """Findings on lines as commands with which GitHub Actions marks these lines in a change."""
     marks = []
-    for one in found:
-        place = one.rule if isinstance(one, RuleReport) else one.line
+    for one, line in _with_lines(found):
         text = str(one).partition("\n")[0].replace("%", "%25")
-        if place.file:
-            marks.append(f"::error file={place.path},line={place.line},title=gradient::{text}")
+        marks.append(f"::error file={line.path},line={line.line},title=gradient::{text}")
     return list(dict.fromkeys(marks))
 
 
@@ -326,10 +326,7 @@ def sarif(found: Iterable[Any], version: str) -> dict[str, Any]:
       version: of this package.
     """
     results, kinds = [], {}
-    for one in found:
-        line = one.rule if isinstance(one, RuleReport) else one.line
-        if not line.file:
-            continue
+    for one, line in _with_lines(found):
         kinds.setdefault(type(one).__name__, str(type(one).__doc__).partition("\n")[0])
         file = {"artifactLocation": {"uri": pathlib.PurePath(line.path).as_posix()}}
         place = {"physicalLocation": {**file, "region": {"startLine": max(1, line.line)}}}
@@ -341,7 +338,12 @@ def sarif(found: Iterable[Any], version: str) -> dict[str, Any]:
     return {"version": "2.1.0", "$schema": SARIF, "runs": [run]}
 
 
-SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
+def _with_lines(found: Iterable[Any]) -> Iterator[tuple[Any, SourceLine]]:
+    """Yield each finding whose file is known, and the line to mark for it."""
+    for one in found:
+        line = one.rule if isinstance(one, RuleReport) else one.line
+        if line.file:
+            yield one, line
 
 
 class DigitsLost(NamedTuple):

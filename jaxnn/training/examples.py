@@ -63,6 +63,15 @@ class Piece(NamedTuple):
     ends: bool = True
 
 
+Pieces = Generator[Piece, None, None]
+# Returns whether a run should wait for examples no longer.
+Stopped = Callable[[], Any]
+
+
+def _never() -> bool:
+    return False
+
+
 class Examples(NamedTuple):
     """A set of examples held in arrays.
 
@@ -115,17 +124,12 @@ class Examples(NamedTuple):
         return batch_form(self.data, self.batch_size)
 
     def training(
-        self,
-        plan: Plan,
-        key: Key[Array, ""],
-        epoch: int,
-        step: int,
-        stopped: Callable[[], Any] = lambda: False,
-    ) -> Generator[Piece, None, None]:
+        self, plan: Plan, key: Key[Array, ""], epoch: int, step: int, stopped: Stopped
+    ) -> Pieces:
         """Yield the pieces of a run, starting at a step of an epoch; none once it is `stopped`."""
         if self.streamed:
             jobs = self._jobs(plan, key, epoch, step)
-            yield from _ahead(jobs, self.mesh, stopped=stopped)
+            yield from _ahead(jobs, self.mesh, stopped)
             return
         steps, size = plan.per_epoch, plan.batch_size
         while plan.epochs is None or epoch <= plan.epochs:
@@ -149,7 +153,7 @@ class Examples(NamedTuple):
         rest = plan.rest if stop == of_epoch else 0
         return Piece(data, None, epoch, first, stop - first, size, rest, stop == of_epoch)
 
-    def measuring(self, stopped: Callable[[], Any] = lambda: False) -> Generator[Piece, None, None]:
+    def measuring(self, stopped: Stopped = _never) -> Pieces:
         """Yield the pieces of the set, each example once, in its own order; none once `stopped`."""
         size, total = self.batch_size, -(-self.count // self.batch_size)
         if not self.streamed and self.mesh is None and self.count % total == 0:
@@ -164,7 +168,7 @@ class Examples(NamedTuple):
 
         jobs = (functools.partial(piece, first) for first in range(0, total, self.steps))
         if self.streamed:
-            yield from _ahead(jobs, self.mesh, stopped=stopped)
+            yield from _ahead(jobs, self.mesh, stopped)
         else:
             yield from (job() for job in jobs)
 
@@ -237,35 +241,28 @@ class Batches(NamedTuple):
         return count_examples(batch) * (jax.process_count() if self.parts else 1)
 
     def training(
-        self,
-        plan: Plan,
-        key: Key[Array, ""],
-        epoch: int,
-        step: int,
-        stopped: Callable[[], Any] = lambda: False,
-    ) -> Generator[Piece, None, None]:
+        self, plan: Plan, key: Key[Array, ""], epoch: int, step: int, stopped: Stopped
+    ) -> Pieces:
         """Yield the pieces of a run from a step of an epoch on, skipping earlier batches; none once
         it is `stopped`.
         """
         del key  # the function does its own sampling
         return self._ahead(self._training(plan.epochs, epoch, step), stopped)
 
-    def _training(self, epochs: int | None, epoch: int, step: int) -> Generator[Piece, None, None]:
+    def _training(self, epochs: int | None, epoch: int, step: int) -> Pieces:
         while epochs is None or epoch <= epochs:
             yield from self._epoch(epoch, step)
             epoch, step = epoch + 1, 0
 
-    def measuring(self, stopped: Callable[[], Any] = lambda: False) -> Generator[Piece, None, None]:
+    def measuring(self, stopped: Stopped = _never) -> Pieces:
         """Yield the pieces of the set; none once `stopped`."""
         return self._ahead(self._epoch(1, 0), stopped)
 
-    def _ahead(
-        self, pieces: Generator[Piece, None, None], stopped: Callable[[], Any] = lambda: False
-    ) -> Generator[Piece, None, None]:
+    def _ahead(self, pieces: Pieces, stopped: Stopped) -> Pieces:
         one_more = functools.partial(next, pieces, None)
-        return _ahead(itertools.repeat(one_more), self.mesh, pieces.close, stopped, self.parts)
+        return _ahead(itertools.repeat(one_more), self.mesh, stopped, pieces.close, self.parts)
 
-    def _epoch(self, epoch: int, step: int) -> Generator[Piece, None, None]:
+    def _epoch(self, epoch: int, step: int) -> Pieces:
         opened = self.opened.pop() if epoch == 1 and self.opened else None
         batches = _iterator(self.name, self.make, epoch) if opened is None else opened
         passed = sum(1 for _ in itertools.islice(batches, step))
@@ -274,13 +271,13 @@ class Batches(NamedTuple):
                 f"`{self.name}({epoch})` must give the {step} batches that the run took before, at "
                 f"least. Got {passed}."
             )
-        size = count_examples(self.first)
-        together = max(1, min(TOGETHER, PIECE // max(1, _bytes(self.first))))
-        together = together if self.whole else 1
+        size, together = count_examples(self.first), 1
+        if self.whole:
+            together = max(1, min(TOGETHER, PIECE // max(1, _bytes(self.first))))
         for group, ends in _grouped(self._checked(batches, epoch), together):
             data, of_group, steps = group[0], count_examples(group[0]), len(group)
             if together > 1:
-                fill = (together if of_group == size else steps) - steps
+                fill = together - steps if of_group == size else 0
                 filled = [*group, *[group[0]] * fill]
                 data = jax.tree.map(lambda *parts: np.concatenate(parts), *filled)
             yield Piece(data, None, epoch, step, steps, self._count(group[0]), 0, ends)
@@ -293,11 +290,10 @@ class Batches(NamedTuple):
             )
 
     def _checked(self, batches: Iterable[Any], epoch: int) -> Iterator[Any]:
-        name = f"a batch of {self.name}({epoch})"
+        name, form = f"a batch of {self.name}({epoch})", batch_form(self.first, 1)
         for batch in batches:
             batch = _as_batch(name, batch)
-            one = [batch_form(form, 1) for form in (batch, self.first)]
-            require_same_form(name, one[0], f"the first of {self.name}(1)", one[1])
+            require_same_form(name, batch_form(batch, 1), f"the first of {self.name}(1)", form)
             for new, old in zip(jax.tree.leaves(batch), jax.tree.leaves(self.first), strict=True):
                 if new.dtype != old.dtype:
                     raise TypeError(f"`{name}` must have dtype {old.dtype}. Got {describe(new)}.")
@@ -339,10 +335,10 @@ def _grouped(batches: Iterable[Any], most: int) -> Iterator[tuple[list[Any], boo
 def _ahead(
     jobs: Iterable[Callable[[], Piece | None]],
     mesh: Mesh | None,
+    stopped: Stopped,
     close: Callable[[], Any] = lambda: None,
-    stopped: Callable[[], Any] = lambda: False,
     parts: NamedSharding | None = None,
-) -> Generator[Piece, None, None]:
+) -> Pieces:
     """Yield the pieces that jobs return, on the device, until one is None or the run is `stopped`
     while it waits. A thread prepares each while the one before is in use; `close` is its last job.
     If each process has its own `parts`, they are joined.

@@ -22,6 +22,7 @@ from jaxnn._validate import (
     require_scalar,
     tracing,
 )
+from jaxnn.training.steps import batch_form
 
 
 class Form(NamedTuple):
@@ -229,9 +230,8 @@ def require_means(of: Callable[[Any, Any], Any], state: PyTree, batch: PyTree) -
     for name, measured in record.items():
         if jnp.issubdtype(measured.dtype, jnp.complexfloating):
             raise TypeError(f"`metrics(...)[{name!r}]` must be real. Got {describe(measured)}.")
-    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), batch)
     try:
-        of_one = jax.eval_shape(metrics, state, one)
+        of_one = jax.eval_shape(metrics, state, batch_form(batch, 1))
     except Exception:  # metrics may refuse a batch of one example
         return record
     for name, measured in record.items():

@@ -163,10 +163,7 @@ def silent(*_: Any, **__: Any) -> None:
 
 
 # The fields of `Progress` that are not written to a log as they are.
-NOT_LOGGED = (
-    *("params", "opt_state", "state"),
-    *("resumed", "record", "reason", "measures", "step_loss"),
-)
+NOT_LOGGED = frozenset("params opt_state state resumed record reason measures step_loss".split())
 
 
 def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:

@@ -334,12 +334,11 @@ class Run:
         with self._own():
             if self.host.feed is None:
                 epoch = len(self.now.log.seconds) + 1
-                caught = lambda: self.host.caught  # noqa: E731
                 self.host.feed = self.config.sets["train"].training(
-                    self.config.plan, self.config.key, epoch, position, caught
+                    self.config.plan, self.config.key, epoch, position, self._is_interrupted
                 )
             self.host.piece = piece = next(self.host.feed, None)
-            if piece is None and self.host.caught:
+            if piece is None and self._is_interrupted():
                 return
             if piece is None or piece.epoch > len(self.now.log.seconds) + 1:
                 self.now.log.end_epoch()  # of a resumed run that had taken all its batches
@@ -442,17 +441,21 @@ class Run:
         given = self.config.task.measured_part(state), self._key_of(0)
         concurrent.futures.wait(self.host.compiling)
         for name in self.config.schedule.names:
-            caught = lambda: self.host.caught  # noqa: E731
-            with contextlib.closing(self.config.sets[name].measuring(caught)) as pieces:
+            pieces = self.config.sets[name].measuring(self._is_interrupted)
+            with contextlib.closing(pieces):
                 means = mean_over(pieces, self._measure_of, given, self._goes_on)
-            if means is None or self.host.caught:
+            if means is None or self._is_interrupted():
                 return None
             record |= {f"{name}_{what}": value for what, value in means.items()}
         self.now.log.add_seconds(time.perf_counter() - began)
         return record
 
+    def _is_interrupted(self) -> bool:
+        """Whether this process has received a signal."""
+        return bool(self.host.caught)
+
     def _goes_on(self, pace: int) -> tuple[bool, int]:
-        vote = Vote(False, bool(self.host.caught), False, False, 0, pace).agreed()
+        vote = Vote(False, self._is_interrupted(), False, False, 0, pace).agreed()
         return not vote.interrupted, vote.pace
 
     def report(self, record: dict[str, Any] | None) -> None:
@@ -507,7 +510,7 @@ class Run:
     def _vote(self) -> Vote:
         due = self.config.saves is not None and self.config.saves.is_due(self.now.log)
         stopped, failed = self.now.reason == "stopped", self.host.failure is not None
-        mine = stopped, bool(self.host.caught), failed, due, self.host.digest, self.now.pace
+        mine = stopped, self._is_interrupted(), failed, due, self.host.digest, self.now.pace
         return Vote(*mine).agreed()
 
     def _end_if_failed(self, vote: Vote) -> None:

@@ -338,11 +338,16 @@ def _sets(
 
     sets = {"train": of("data", data)}
     for name, examples in (test or {}).items():
-        label = "test" if name == "test" else f"test[{name!r}]"
+        label = _label(name)
         sets[name] = of(label, examples)
         one, other = (batch_form(sets[key].batch, 1) for key in (name, "train"))
         require_same_form(f"an example of {label}", one, "data", other)
     return sets
+
+
+def _label(name: str) -> str:
+    """What errors call a test set."""
+    return "test" if name == "test" else f"test[{name!r}]"
 
 
 def placed(tree: PyTree, mesh: Mesh | None, taken: set[int]) -> PyTree:
@@ -399,8 +404,7 @@ def _require_data(data: Any, test: Any) -> None:
     for name, examples in (test or {}).items():
         if not _is_function(examples):
             like = None if _is_function(data) else data
-            label = "test" if name == "test" else f"test[{name!r}]"
-            require_batches(label, examples, like)
+            require_batches(_label(name), examples, like)
 
 
 def _require_measure(measure: Any, sets: Mapping[str, Examples | Batches]) -> tuple[str, ...]:
