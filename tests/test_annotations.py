@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import jaxnn
+from jaxnn.checking.findings import Birth, SourceLine, annotations, sarif
 from jaxnn.cli.parser import main
 
 MODEL = """import jax, jax.numpy as jnp, jaxnn
@@ -71,6 +72,14 @@ def test_what_is_found_is_written_as_sarif(model, command, line):
     for place, result in zip(places, run["results"], strict=True):
         assert place["artifactLocation"]["uri"] == "test_model.py"
         assert result["ruleId"] in {rule["id"] for rule in driver["rules"]}
+
+
+def test_a_line_in_no_file_is_not_marked():
+    nowhere, here = SourceLine("", 0, "", ""), SourceLine("model.py", 5, "loss", "jnp.log(x)")
+    found = [Birth(line, "log", "inf", 1, 2, "", False, "") for line in (nowhere, here)]
+    (mark,) = annotations(found)
+    assert mark.startswith("::error file=model.py,line=5,title=gradient::born at model.py:5")
+    assert len(sarif(found, "1")["runs"][0]["results"]) == 1
 
 
 def test_a_place_for_sarif_that_is_none_is_refused_first(model, capsys):

@@ -1,6 +1,9 @@
 """Data of a run that are not arrays in memory: loaders, dictionaries, files read in slices."""
 
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -188,9 +191,43 @@ def test_an_error_of_watch_carries_the_result():
 
 
 def test_a_test_loader_of_another_form_is_refused_first(own_errors):
-    other = [(X[:4], X[:4, 0])]
-    with pytest.raises(ValueError, match=r"`an example of test\[1\]` must have shape"):
-        fit(linear, START, PAIRS, optax.sgd(0.1), test=lambda epoch: other, **RUN)
+    other = lambda epoch: [(X[:4], X[:4, 0])]  # noqa: E731
+    for test, label in ((other, "test"), ({"held out": other}, "test['held out']")):
+        message = re.escape(f"`an example of {label}[1]` must have shape")
+        with pytest.raises(ValueError, match=message):
+            fit(linear, START, PAIRS, optax.sgd(0.1), test=test, **RUN)
+
+
+def test_epochs_of_different_lengths_share_a_program():
+    def traces(epochs):
+        traced = []
+
+        def step(state, batch, key):
+            traced.append(True)
+            return state + 1, {"loss": jnp.sum(batch[0])}
+
+        state = jnp.zeros(())
+        jaxnn.train(step, state, lambda epoch: BATCHES[:epoch], key=KEY, epochs=epochs)
+        return len(traced)
+
+    assert traces(1) == traces(3)
+
+
+def test_python_exits_while_a_loader_computes():
+    program = """if True:
+        import jax, jax.numpy as jnp, jaxnn
+
+        def batches(epoch):
+            while True:
+                yield (jnp.ones((1500, 1500)) @ jnp.ones((1500, 1500)),)
+
+        def step(state, batch, key):
+            return state + 1, {"loss": jnp.sum(batch[0])}
+
+        jaxnn.train(step, jnp.zeros(()), batches, key=jax.random.key(0), max_steps=1)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_signal_is_heard_while_a_test_loader_is_waited_for():

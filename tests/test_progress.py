@@ -145,6 +145,7 @@ def test_the_log_is_added_to(tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9]
     assert lines[2]["record"] == {"train_loss": 1.0, "test_accuracy": 0.5}
     assert lines[-1]["loss"] is None and all(line["time"] > 1.7e9 for line in lines)
+    assert lines[-1].keys() == {"epoch", "epochs", "step", "steps", "loss", "record", "time"}
     run(progress_log(path), epochs=1)  # a second run
     assert [line["step"] for line in read(path)[-3:]] == [1, 2, 3]
 

@@ -4,6 +4,7 @@ batches from a function of the epoch.
 While the steps of one piece run, a thread gathers the next piece on the host.
 """
 
+import atexit
 import functools
 import itertools
 import math
@@ -37,6 +38,9 @@ MOST_OF_DEVICE = 0.5
 TOGETHER, WAIT = 256, 0.25
 # Seconds between looks at whether a run that waits for examples has been interrupted.
 LOOK = 0.05
+# The name of the threads that prepare pieces, and how many seconds Python waits for them to end
+# when it exits.
+THREAD, AT_EXIT = "jaxnn examples", 5.0
 
 
 class Piece(NamedTuple):
@@ -364,7 +368,7 @@ def _ahead(
 
     todo: queue.SimpleQueue[tuple[Future, Callable] | None] = queue.SimpleQueue()
     # An executor's thread would keep the process from ending while the user's iterable blocks.
-    threading.Thread(target=_work, args=(todo,), name="jaxnn examples", daemon=True).start()
+    threading.Thread(target=_work, args=(todo,), name=THREAD, daemon=True).start()
 
     def submit(job):
         todo.put((future := Future(), job))
@@ -396,6 +400,15 @@ def _work(todo: "queue.SimpleQueue[tuple[Future, Callable] | None]") -> None:
                 future.set_result(job())
             except BaseException as error:
                 future.set_exception(error)
+
+
+@atexit.register
+def _let_end() -> None:
+    """Let threads end whose run is over: if one is inside JAX when Python exits, Python aborts."""
+    until = time.monotonic() + AT_EXIT
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 def _as_batch(name: str, batch: Any) -> tuple[Any, ...]:
