@@ -20,7 +20,14 @@ from jax.extend import core
 from jaxtyping import PyTree
 
 from jaxnn._validate import is_concrete
-from jaxnn.numerical.interpret import Program, emptied, fingerprint, opened, standalone
+from jaxnn.numerical.interpret import (
+    Program,
+    emptied,
+    fingerprint,
+    make_jaxpr,
+    opened,
+    standalone,
+)
 
 # How many compiled programs are kept; the least recently used goes first.
 KEPT = 256
@@ -52,7 +59,7 @@ class Traced(NamedTuple):
         """Trace `f` for arguments like these; through a function of its own, so that JAX does not
         return an earlier trace.
         """
-        return cls.of_program(*jax.make_jaxpr(lambda *args: f(*args), return_shape=True)(*args))
+        return cls.of_program(*make_jaxpr(lambda *args: f(*args), return_shape=True)(*args))
 
     @classmethod
     def of_program(cls, program: Program, shapes: PyTree) -> "Traced":

@@ -47,7 +47,11 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Generator[None, Any, Any]
         report.annotations = getattr(error, "annotations", [])
         is_ours = hasattr(error, "annotations") and error.report is not None
         if is_ours and item.config.option.verbose > 0:
-            report.sections.append(("gradient report", str(error.report)))
+            from jaxnn.checking.report import painted
+
+            coloured = item.config.get_terminal_writer().hasmarkup
+            told = error.report.text(painted) if coloured else str(error.report)
+            report.sections.append(("gradient report", told))
     return report
 
 

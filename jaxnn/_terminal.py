@@ -1,4 +1,4 @@
-"""Terminal output: immediate writes, and erasing the current line."""
+"""Terminal output: colours, immediate writes, and erasing the current line."""
 
 import os
 from typing import Any
@@ -15,6 +15,11 @@ def takes_codes(stream: Any) -> bool:
     """
     plain = os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
     return is_open(stream) and stream.isatty() and not plain
+
+
+def coloured(text: str, exit_code: int) -> str:
+    """A text in the terminal's colour for an exit code: green, red or yellow."""
+    return f"\x1b[{(32, 31, 33)[exit_code]}m{text}\x1b[0m"
 
 
 def write(stream: Any, text: str) -> None:

@@ -22,6 +22,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from jaxnn._files import as_path
+from jaxnn._jax import enable_x64
 from jaxnn._validate import (
     as_array,
     describe,
@@ -312,7 +313,7 @@ def shuffled(key: Key[Array, ""], count: int) -> Int[Array, "count"]:  # noqa: F
     # least 33 bits, so ties, whose indices keep their order, are rare.
     width = (count - 1).bit_length()
     draws = jax.random.bits(key, (2, count), jnp.uint32)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         high, low = draws.astype(jnp.uint64)
         mixed = jnp.sort((high << 32 | low) >> width << width | jnp.arange(count, dtype=jnp.uint64))
         return (mixed & 2**width - 1).astype(jnp.int32)

@@ -8,7 +8,6 @@ that trace to the same program.
 
 import enum
 import functools
-import html
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxnn._arguments import Skeleton, take_apart
+from jaxnn._notebook import paragraph
 from jaxnn._programs import compiled
 from jaxnn._validate import (
     is_concrete,
@@ -107,6 +107,11 @@ def gradient_descent(
     return skeleton.join(end, dynamic)
 
 
+def _is_plain(x: Any, ndim: int) -> bool:
+    """Whether a result's array is neither traced nor batched."""
+    return isinstance(x, jax.Array | np.ndarray) and is_concrete(x) and x.ndim == ndim
+
+
 class DescentPath(NamedTuple):
     """Every point of a descent and its loss.
 
@@ -122,6 +127,14 @@ class DescentPath(NamedTuple):
 
     points: PyTree
     losses: Float[Array, "points"]  # noqa: F821
+
+    def __repr__(self) -> str:
+        if not _is_plain(self.losses, 1):
+            return tuple.__repr__(self)
+        first, last = map(float, (self.losses[0], self.losses[-1]))
+        return f"<DescentPath: {len(self.losses) - 1} steps; loss {first:.4g} to {last:.4g}>"
+
+    _repr_html_ = paragraph
 
 
 def descent_path(
@@ -203,14 +216,12 @@ class Minimum(NamedTuple):
     opt_state: PyTree
 
     def __repr__(self) -> str:
-        known = isinstance(self.status, jax.Array | np.ndarray) and is_concrete(self)
-        if not known or np.ndim(self.status):  # traced or batched
+        if not _is_plain(self.status, 0):
             return tuple.__repr__(self)
         told = f"loss {float(self.loss):.4g}, gradient norm {float(self.grad_norm):.2g}"
         return f"<Minimum: {self.reason} after {int(self.steps)} steps; {told}>"
 
-    def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self)[1:-1])}</p>"
+    _repr_html_ = paragraph
 
     @property
     def reason(self) -> str:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from jaxnn import plots
 from jaxnn._chapter import INPUT, TARGET, WEIGHTS, braking
 from jaxnn._files import made_directory
+from jaxnn._jax import enable_x64
 from jaxnn._validate import require_choice
 from jaxnn.checking.check import check_gradient
 from jaxnn.data import load_digits
@@ -203,7 +204,7 @@ def _step_errors(figure: Figure) -> None:
 
     curves, defaults = {}, {}
     for dtype, finest in (("float32", -21), ("float64", -50)):
-        with jax.enable_x64(dtype == "float64"):
+        with enable_x64(dtype == "float64"):
             x = jnp.linspace(0.9, 1.1, 41, dtype=dtype)
             for scheme in ("forward", "central"):
                 own = functools.partial(numerical_diff, scheme=scheme, evaluation="own")

@@ -22,6 +22,9 @@ import jaxtyping
 import pytest
 from hypothesis import settings
 
+if not hasattr(jax, "enable_x64"):  # before JAX 0.8; the tests are written for later versions
+    jax.enable_x64 = jax.experimental.enable_x64
+
 HOUSE = pathlib.Path(__file__).parents[1]
 # `PyTree` alone is no shape.
 SHAPED = [

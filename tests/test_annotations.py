@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -98,7 +99,10 @@ def test_pytest_marks_lines(model, processes):
 @pytest.mark.parametrize("option", ["-q", "-v"])
 def test_pytest_shows_a_short_report_and_with_v_the_whole(model, option):
     command = [sys.executable, "-m", "pytest", option, "-p", "no:cacheprovider", "test_model.py"]
-    out = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
+    coloured = [*command, "--color=yes"] if option == "-v" else command
+    out = subprocess.run(coloured, capture_output=True, text=True, timeout=300).stdout
+    assert ("gradient of loss: \x1b[31mdiffers\x1b[0m\n" in out) == (option == "-v")
+    out = re.sub("\x1b\\[[0-9;]*m", "", out)
     error = [line for line in out.splitlines() if line.startswith("E  ")]
     assert "wrong rule: custom_vjp" in error[0] and "half.defvjp(" in error[1] and len(error) <= 15
     assert ("- gradient report -" in out) == (option == "-v")

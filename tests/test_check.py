@@ -14,6 +14,7 @@ import optax
 import pytest
 from gradient_cases import CASES, draw, rule
 from slow import slow_but
+from versions import since
 
 import jaxnn
 from jaxnn import GradientError, assert_gradient, check_gradient, explain
@@ -405,6 +406,7 @@ def onto(u):
     return u @ u.conj().T
 
 
+@since(0, 9)
 @pytest.mark.parametrize(
     "name, f, verdict",
     [
@@ -423,6 +425,7 @@ def test_the_phases_of_complex_vectors_are_free(name, f, verdict):
     assert ("phases" in report.leaves[0].hint) == (verdict == "unresolved")
 
 
+@since(0, 9)
 def test_a_wrong_rule_before_a_complex_decomposition_is_named():
     rng = np.random.default_rng(0)
     a = jnp.asarray(rng.normal(size=(4, 4)) + 1j * rng.normal(size=(4, 4)), "complex64")

@@ -2,12 +2,14 @@
 whole is never believed.
 """
 
+import contextlib
 import errno
 import io
 import json
 import os
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import jax
@@ -98,6 +100,7 @@ def test_any_tree_of_any_dtype_comes_back(tmp_path_factory, tree, info):
     assert jax.tree.structure(back) == jax.tree.structure(tree)
     assert all(map(equal, jax.tree.leaves(back), jax.tree.leaves(tree)))
     assert (found.step, found.info, found.records["r"].tolist()) == (3, info, [0, 1, 2, 3])
+    assert repr(found) == f"<Checkpoint: step 3; {', '.join(['tree', 'r', 'b', *info])}>"
     assert found.records["b"].dtype == jnp.bfloat16 and found.records["b"].tolist() == [1, 1, 1]
 
 
@@ -272,6 +275,28 @@ def test_changed_bytes_are_seen_or_change_nothing(tmp_path, data):
                 jax.tree.leaves(STATE["params"]),
             )
         )
+
+
+def test_a_changed_end_is_seen_wherever_it_sends_the_reader(tmp_path):
+    content, path = good(tmp_path / "good"), tmp_path / "changed.npz"
+    for place in range(len(content) - 22, len(content)):
+        for change in (0x01, 0x80, 0xFF):
+            changed = bytearray(content)
+            changed[place] ^= change
+            path.write_bytes(changed)
+            with contextlib.suppress(ValueError):
+                assert load_checkpoint(path).step == 1
+
+
+def test_a_checkpoint_is_read_array_by_array(tmp_path):
+    state = {f"w{i}": np.full(2**18, i, np.float32) for i in range(8)}
+    save_checkpoint(tmp_path, 1, {"params": state})
+    tracemalloc.start()
+    found = load_checkpoint(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * sum(x.nbytes for x in state.values())
+    assert found.restore("params", state)["w7"][0] == 7
 
 
 def test_nothing_is_a_clear_error(tmp_path):

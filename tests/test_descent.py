@@ -163,3 +163,10 @@ def test_a_minimum_is_one_line():
     assert repr(jax.eval_shape(lambda: found)).startswith("(ShapeDtypeStruct(")
     several = jax.vmap(lambda x: minimize(bowl, x, optax.sgd(0.5)))(jnp.ones((2, 2)))
     assert repr(several).startswith("(Array(")
+
+
+def test_a_path_is_one_line():
+    path = descent_path(lambda x: jnp.sum(x**2), jnp.array([1.0]), 0.25, 2)
+    assert repr(path) == "<DescentPath: 2 steps; loss 1 to 0.0625>"
+    several = jax.vmap(lambda x: descent_path(jnp.sum, x, 0.25, 2))(jnp.ones((2, 2)))
+    assert repr(several).startswith("(Array(")

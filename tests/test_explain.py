@@ -13,6 +13,7 @@ from benchmarks.blame import outcome
 from jax import lax
 from rule_mutants import FUNCTIONS, mutants, mutated
 from slow import slow_but
+from versions import since
 
 from jaxnn import (
     GradientError,
@@ -692,6 +693,7 @@ wrong_tanh = jax.custom_vjp(jnp.tanh)
 wrong_tanh.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (1.1 * g * (1 - jnp.tanh(x) ** 2),))
 
 
+@since(0, 10)
 @pytest.mark.parametrize("f", [halved, in_a_loop, in_a_scan])
 def test_a_wrong_rule_is_named_where_its_result_goes_through_a_reference(f):
     x = jnp.array([0.3, -0.4, 0.5])

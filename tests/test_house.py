@@ -5,10 +5,12 @@ import pathlib
 
 import pytest
 
+import jaxnn
+
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxnn"
 # From the ground up; a module imports from rooms below its own, or from its own.
 ROOMS = (
-    ("_validate", "_terminal"),
+    ("_validate", "_terminal", "_notebook", "_jax"),
     ("numerical.interpret",),
     ("_files", "_programs", "_arguments", "_cache"),
     ("losses", "surfaces", "data", "_chapter"),
@@ -95,3 +97,13 @@ def test_no_module_is_imported_by_a_string():
         ]
         texts = [node.value for node in calls if "\n" not in node.value and " " not in node.value]
         assert not texts, (module, texts)
+
+
+RESULTS = """DescentPath Minimum Fit Trained History Status Progress Checkpoint GradientReport
+Explanation WatchReport""".split()
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_result_has_a_text_and_a_form_for_notebooks(name):
+    own = vars(getattr(jaxnn, name))
+    assert "__repr__" in own and "_repr_html_" in own

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.scipy.linalg import lu, solve_triangular
+from versions import since
 
 import jaxnn
 from jaxnn.checking.nan_causes import NOT_FINITE
@@ -60,6 +61,7 @@ EXAMPLES = {
 ROWS = {primitive.name: cause for primitive, cause in NOT_FINITE.items()}
 KINDS = ("value", "slope")
 SAID = [(name, which) for name in ROWS for which in KINDS if getattr(ROWS[name], which)]
+LATER = {("eig", "slope"): since(0, 10), ("svd", "slope"): since(0, 9)}
 
 
 def test_each_row_has_an_example_of_what_it_says():
@@ -68,7 +70,9 @@ def test_each_row_has_an_example_of_what_it_says():
     assert sorted(shown) == sorted(SAID)
 
 
-@pytest.mark.parametrize("name, which", SAID)
+@pytest.mark.parametrize(
+    "name, which", [pytest.param(*said, marks=LATER.get(said, ())) for said in SAID]
+)
 def test_the_cause_is_said_of_the_primitive(name, which):
     f, of_value, of_slope = EXAMPLES[name]
     masked = lambda x: jnp.where(jnp.arange(2) < 1, 0 * jnp.sum(x), jnp.sum(f(x)))[0]  # noqa: E731

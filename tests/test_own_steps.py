@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from versions import since
 
 import jaxnn
 from jaxnn.data import shuffled
@@ -49,6 +50,7 @@ def test_each_script_is_tried_here():
     assert sorted(path.stem for path in FOLDER.glob("*.py")) == sorted([*OWN, "sam"])
 
 
+@since(0, 8)
 @pytest.mark.parametrize("name", OWN)
 def test_the_steps_are_those_of_a_loop_by_hand(name):
     given = script(name)

@@ -7,6 +7,7 @@ import stat
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from jaxnn import Progress, progress_log, show_progress
@@ -26,6 +27,12 @@ def run(*watchers, epochs=20, steps=3):
             )
             for watcher in watchers:
                 watcher(progress)
+
+
+def test_progress_is_one_line():
+    told = Progress(1, None, 15, 30, 2.3, {"train_loss": 2.25, "hits": np.ones(2)})
+    assert repr(told) == "<Progress: epoch 1, step 15 of 30; loss 2.3; train_loss 2.25>"
+    assert told._repr_html_() == f"<p>{repr(told)[1:-1]}</p>"
 
 
 def test_a_tenth_of_the_epochs_are_told_in_a_table_and_no_bar_where_there_is_no_terminal():

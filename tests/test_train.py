@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from versions import since
 
 import jaxnn
 from jaxnn import Feeding, Measuring, Reporting, Saving, Status, train
@@ -49,7 +50,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("batch_size", [4, 5, 12])
-@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("large", [False, pytest.param(True, marks=since(0, 10))])
 def test_it_is_the_loop_of_fit_to_the_bit(monkeypatch, batch_size, large):
     if large:
         monkeypatch.setattr("jaxnn.training.steps.LARGE", 1)

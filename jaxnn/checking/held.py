@@ -25,6 +25,7 @@ from jaxnn.numerical.interpret import (
     called,
     equations,
     line_of,
+    make_jaxpr,
     rule_primitives,
     source,
 )
@@ -102,7 +103,7 @@ def _continued(eqn: Equation) -> Program:
             changes = changes[0] if isinstance(changes, tuple) and len(changes) == 1 else changes
         return [y + dy for y, dy in zip(outputs, changes, strict=True)]
 
-    return jax.make_jaxpr(continued)(*avals, *avals)
+    return make_jaxpr(continued)(*avals, *avals)
 
 
 def _transposed(eqn: Equation, back: Callable, outputs: Any, steps: Any) -> Any:

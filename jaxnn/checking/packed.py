@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn._jax import enable_x64
+
 
 class Packing(NamedTuple):
     """Which leaves share an array; hashable.
@@ -56,7 +58,7 @@ def count_not_finite(x: Any) -> int:
     """How many entries of an array are not finite, computed on the array's devices."""
     if on_one_cpu(x):
         return x.size - int(np.count_nonzero(np.isfinite(x)))
-    with jax.enable_x64(True):
+    with enable_x64(True):
         return int(jnp.sum(~jnp.isfinite(x)))
 
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn._jax import enable_x64
 from jaxnn.checking.evidence import (
     BLIND,
     ROUNDINGS,
@@ -418,7 +419,7 @@ def _distance(own: Any, wide: Any, tolerance: float) -> tuple[float, float, bool
     if on_one_cpu(wide):
         found = _distances(np.asarray(own, np.float64), np.asarray(wide, np.float64), tolerance, np)
     else:
-        with jax.enable_x64(True):
+        with enable_x64(True):
             found = _ON_DEVICE(own, wide, tolerance)
     gap, size, is_near = found
     return float(gap), float(size), bool(is_near)

@@ -51,6 +51,7 @@ from jaxnn.numerical.interpret import (
     emptied,
     equations,
     implicit_solve,
+    make_jaxpr,
     prints,
     pruned,
     same_program,
@@ -312,7 +313,7 @@ def _trace(static: Static, form: Point) -> tuple[Program, PyTree]:
     JAX remembers, for each NumPy array, the precision that a live trace uses for it.
     """
     f = lambda leaves, data: static.value(leaves, data[0])  # noqa: E731
-    program, shapes = jax.make_jaxpr(f, return_shape=True)(*form)
+    program, shapes = make_jaxpr(f, return_shape=True)(*form)
     return with_own_constants(program), shapes
 
 
@@ -325,7 +326,7 @@ def _scalar(traced: Program, shapes: PyTree, form: Point, settings: Settings) ->
         out = core.jaxpr_as_fun(traced)(*jax.tree.leaves((leaves, data)))
         return jax.tree.unflatten(jax.tree.structure(shapes), out)
 
-    return with_own_constants(jax.make_jaxpr(scalar_of(user, settings))(*form))
+    return with_own_constants(make_jaxpr(scalar_of(user, settings))(*form))
 
 
 def _both(static: Static, settings: Settings, packing: Packing, form: Sequence[Any]) -> Traced:
@@ -346,7 +347,7 @@ def _both(static: Static, settings: Settings, packing: Packing, form: Sequence[A
         result, back = jax.vjp(lambda leaves: value(leaves, data), leaves)
         return result, packing.pack(back(cotangent)[0])
 
-    program, shapes = jax.make_jaxpr(both, return_shape=True)(*form)
+    program, shapes = make_jaxpr(both, return_shape=True)(*form)
     return Traced.of_program(with_own_constants(program), shapes)
 
 

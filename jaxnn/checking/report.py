@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from jaxnn._terminal import coloured
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import (
     HANDFUL,
@@ -34,6 +35,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     return value
+
+
+def painted(verdict: Verdict, text: str) -> str:
+    """A verdict's text in its colour, for terminals."""
+    return coloured(text, 2 if verdict in (Verdict.KINK, Verdict.IMPRECISE) else verdict.exit_code)
 
 
 class GradientError(AssertionError):

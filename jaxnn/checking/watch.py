@@ -34,7 +34,17 @@ from jaxnn._programs import trace_again, traced_apart
 from jaxnn._validate import first_line, is_concrete, is_key
 from jaxnn.checking.findings import SourceLine
 from jaxnn.checking.tape import is_inexact
-from jaxnn.numerical.interpret import Program, axes, emptied, equations, opened, varying
+from jaxnn.numerical.interpret import (
+    Program,
+    axes,
+    emptied,
+    equations,
+    keep_effects_under_vmap,
+    make_jaxpr,
+    opened,
+    varied,
+    varying,
+)
 
 # How many kinds of one gradient are noted, such as for other shapes.
 KINDS = 100
@@ -174,7 +184,7 @@ def _on_all_of(mesh: Any, jaxpr: core.Jaxpr, run: Callable) -> Callable:
 
     def local(consts, *leaves):
         pairs = zip((*consts, *leaves), inputs, strict=True)
-        given = [lax.pcast(x, varying(v), to="varying") if varying(v) else x for x, v in pairs]
+        given = [varied(x, varying(v)) for x, v in pairs]
         n = len(consts)
         pairs = zip(run(given[:n], *given[n:]), jaxpr.outvars, strict=True)
         return [lax.pmean(y, varying(v)) if varying(v) else y for y, v in pairs]
@@ -215,7 +225,7 @@ def _allow_transposing() -> None:
     """Let JAX transpose functions that send: what depends on a linear argument has no value there,
     and nothing is sent.
     """
-    sent = jax.make_jaxpr(lambda x: _send(print, x, jnp.all, x))(1.0)
+    sent = make_jaxpr(lambda x: _send(print, x, jnp.all, x))(1.0)
 
     def transpose_of(primitive):
         def transpose(cotangents, *arguments, **params):
@@ -325,7 +335,7 @@ class Watcher:
     def _taken(self, f: Callable, taken: Taken, call: Call) -> tuple[Taken, Point]:
         """The gradient that a call takes, and the point, of arrays or tracers."""
         leaves, tree = jax.tree.flatten(call.differentiated)
-        program = jax.make_jaxpr(call.of_leaves(f, tree))(*leaves)
+        program = make_jaxpr(call.of_leaves(f, tree))(*leaves)
         consts = opened(program)[1]
         # Numbers of Python's in the function may differ from call to call.
         kind = tuple((e.primitive, *(v.aval for v in e.outvars)) for e in equations(program))
@@ -521,6 +531,7 @@ def noting(watcher: Watcher) -> Iterator[None]:
         _ACTIVE.append(watcher)
         if len(_ACTIVE) == 1:
             _allow_transposing()
+            keep_effects_under_vmap()
             _replace(_wrapped())
         try:
             yield

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxnn._arguments import readable
 from jaxnn._files import as_path
+from jaxnn._jax import enable_x64
 from jaxnn._validate import first_line, require_choice, require_count, require_number
 from jaxnn.checking.check import check_gradient
 from jaxnn.checking.evidence import Verdict
@@ -279,7 +280,7 @@ def _judged(taken: Taken, place: Place) -> Place:
     bad = taken.bad
     try:
         if bad is not None:
-            with jax.enable_x64(bad.x64):
+            with enable_x64(bad.x64):
                 args = taken.arguments(bad)
                 found = explain(taken.function(bad), *args, argnums=taken.argnums, progress=False)
             if found.births:
@@ -287,7 +288,7 @@ def _judged(taken: Taken, place: Place) -> Place:
                     not_finite=found, call=taken.bad_call, inputs=_inputs(taken, bad)
                 )
         for point in taken.points:
-            with jax.enable_x64(point.x64):
+            with enable_x64(point.x64):
                 reports.append(
                     check_gradient(
                         taken.function(point), *taken.arguments(point), argnums=taken.argnums, **how

@@ -10,12 +10,11 @@ from jaxnn._cache import keep_programs
 from jaxnn._terminal import takes_codes
 from jaxnn.checking import explain as of_checking
 from jaxnn.checking.check import MADE, check_gradient
-from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.page import page
-from jaxnn.checking.report import GradientError, GradientReport
+from jaxnn.checking.report import GradientError, GradientReport, painted
 from jaxnn.checking.watch import Watcher, noting
 from jaxnn.checking.watched import judged
-from jaxnn.cli.output import coloured, mark, passing, print_json, require_place
+from jaxnn.cli.output import mark, passing, print_json, require_place
 from jaxnn.cli.targets import Target, load, refusal
 
 # Matplotlib is imported only to draw: its import takes as long as all others together.
@@ -47,7 +46,7 @@ def check(args: argparse.Namespace) -> int:
             codes.append(report.exit_code)
             told.append(report.to_dict() | {"target": target.name})
             if not args.json:
-                print(report.text(_paint) if takes_codes(sys.stdout) else report)
+                print(report.text(painted) if takes_codes(sys.stdout) else report)
         made += reports
     mark((one for report in made if not report.ok for one in report.found), args.sarif)
     if made:
@@ -176,10 +175,6 @@ def _ran(ask: Callable, *args: Any, **options: Any) -> Any:
         raise
     except (Exception, SystemExit) as error:
         raise refusal("TARGET", "a function that runs", error) from error
-
-
-def _paint(verdict: Verdict, text: str) -> str:
-    return coloured(text, 2 if verdict in (Verdict.KINK, Verdict.IMPRECISE) else verdict.exit_code)
 
 
 def _require_picture(option: str, path: str) -> None:

@@ -46,11 +46,6 @@ def passing(doing: str) -> Iterator[None]:
         erase_line(sys.stderr)
 
 
-def coloured(text: str, exit_code: int) -> str:
-    """A text in the terminal's colour for an exit code: green, red or yellow."""
-    return f"\x1b[{(32, 31, 33)[exit_code]}m{text}\x1b[0m"
-
-
 def mark(found: Iterable[Any], file: str | None) -> None:
     """Under GitHub Actions, mark the lines that findings name; and write them to a SARIF file, if
     one is asked for.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxnn._chapter import INPUT, SAYS_SEVEN, SAYS_TWO, TARGET, WEIGHTS, braking
+from jaxnn._jax import enable_x64
 from jaxnn.data import load_digits, one_hot, sample_batch
 from jaxnn.descent import gradient_descent
 from jaxnn.losses import accuracy, cross_entropy_error, mean_squared_error
@@ -36,7 +37,7 @@ class Row(NamedTuple):
 
 def walk() -> Iterator[Row]:
     """All rows, in the chapter's order, computed in float64 as the chapter does."""
-    with jax.enable_x64(True):
+    with enable_x64(True):
         yield from _losses()
         yield from _derivatives()
         yield from _gradients()

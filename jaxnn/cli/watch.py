@@ -11,10 +11,10 @@ import threading
 import types
 from typing import Any
 
-from jaxnn._terminal import takes_codes
+from jaxnn._terminal import coloured, takes_codes
 from jaxnn.checking.watch import Watcher, noting
 from jaxnn.checking.watched import interruptible, judged
-from jaxnn.cli.output import coloured, mark, passing, print_json, require_place
+from jaxnn.cli.output import mark, passing, print_json, require_place
 
 # Frames of these files come before those of the program in a traceback.
 _OWN = (os.path.join(str(pathlib.Path(__file__).parents[1]), ""), "<frozen runpy>", runpy.__file__)

@@ -18,6 +18,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 from jaxtyping import PyTree
 
+from jaxnn._jax import enable_x64
 from jaxnn._programs import Traced
 from jaxnn.numerical.interpret import (
     CONTROL_FLOW,
@@ -29,6 +30,7 @@ from jaxnn.numerical.interpret import (
     evaluate,
     is_foreign,
     is_program,
+    make_jaxpr,
     replaced,
     shard_map_parts,
     with_own_constants,
@@ -74,7 +76,7 @@ def wide_arithmetic(dtype: Any) -> Iterator[None]:
     compiled even under `jax.disable_jit`: what was traced has nothing to step through. Random keys
     are used again at each step.
     """
-    x64 = jax.enable_x64(True) if dtype == jnp.float64 else contextlib.nullcontext()
+    x64 = enable_x64(True) if dtype == jnp.float64 else contextlib.nullcontext()
     precise, compiled = jax.default_matmul_precision("highest"), jax.disable_jit(False)
     with x64, precise, compiled, jax.debug_key_reuse(False):
         yield
@@ -118,7 +120,7 @@ class Evaluation(NamedTuple):
         avals = [
             aval.update(dtype=_widened_dtype(aval.dtype, self.dtype)) for aval in program.in_avals
         ]
-        return jax.make_jaxpr(lambda *args: self(program, args))(*avals)
+        return make_jaxpr(lambda *args: self(program, args))(*avals)
 
     def step(self, eqn: Equation, inputs: list[Any]) -> list[Any]:
         """The outputs of one equation for wide inputs."""
@@ -187,7 +189,7 @@ def widen(
     # Trace a temporary function whose constants are copies: for each NumPy array that a living
     # trace closes over, JAX remembers its precision, and a later trace under the other x64 setting
     # would reuse it.
-    program, shapes = jax.make_jaxpr(lambda *args: f(*args), return_shape=True)(*args)
+    program, shapes = make_jaxpr(lambda *args: f(*args), return_shape=True)(*args)
     program = with_own_constants(program)
     tree, by = jax.tree.structure(shapes), {**RULES, **(rules or {})}
 

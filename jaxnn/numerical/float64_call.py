@@ -14,7 +14,7 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
 from jaxnn.numerical.float64 import wide_arithmetic
-from jaxnn.numerical.interpret import Program
+from jaxnn.numerical.interpret import Program, make_jaxpr
 
 _float64_call_p = core.Primitive("float64_call")
 _float64_call_p.multiple_results = True
@@ -25,7 +25,7 @@ def float64_call(f: Callable, dtype: Any, *args: Any) -> Any:
     that exist outside it.
     """
     with wide_arithmetic(dtype):
-        closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+        closed, shapes = make_jaxpr(f, return_shape=True)(*args)
         leaves = _float64_call_p.bind(*jax.tree.leaves(args), closed=closed, dtype=dtype)
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
@@ -39,7 +39,7 @@ def _batch(
     leaves: Sequence[Any], axes: Sequence[Any], *, closed: Program, dtype: Any
 ) -> tuple[list[Any], list[int]]:
     with wide_arithmetic(dtype):
-        batched = jax.make_jaxpr(jax.vmap(core.jaxpr_as_fun(closed), in_axes=tuple(axes)))(*leaves)
+        batched = make_jaxpr(jax.vmap(core.jaxpr_as_fun(closed), in_axes=tuple(axes)))(*leaves)
         out = _float64_call_p.bind(*leaves, closed=batched, dtype=dtype)
     return out, [0] * len(out)
 

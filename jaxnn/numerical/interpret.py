@@ -23,6 +23,7 @@ from jax.experimental import io_callback
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives
 
+from jaxnn._jax import VERSION, enable_x64
 from jaxnn._validate import is_key
 
 # Source lines should point into the user's code. JAX skips its own files; these parts of this
@@ -34,11 +35,19 @@ Program = Any  # a ClosedJaxpr; since JAX 0.12 one class with Jaxpr
 Equation = Any  # a JaxprEqn, whose variables have shapes and dtypes
 Run = Callable[[Program, Sequence[Any]], list[Any]]  # evaluates a program in some arithmetic
 
+
+def _private(module: str, name: str) -> Any:
+    """A primitive that only a private module defines; a program that uses it has imported it."""
+    return getattr(sys.modules.get(f"jax._src.{module}"), name, None)
+
+
+_REMAT = getattr(primitives, "remat_p", None) or _private("ad_checkpoint", "remat_p")
+
 # Primitives that stand for a program, and the parameter that holds it. Custom derivative rules do
 # not affect values.
 _CALLS = {
     primitives.jit_p: "jaxpr",
-    primitives.remat_p: "jaxpr",
+    _REMAT: "jaxpr",
     primitives.call_p: "call_jaxpr",
     primitives.closed_call_p: "call_jaxpr",
     primitives.custom_jvp_call_p: "call_jaxpr",
@@ -65,6 +74,38 @@ ELEMENTWISE = frozenset(
         "square stop_gradient sub tan tanh xor"
     ).split()
 )
+
+
+def make_jaxpr(f: Callable, **options: Any) -> Callable:
+    """`jax.make_jaxpr`; numbers in the program have the dtypes of the trace before JAX 0.8, too."""
+    if VERSION >= (0, 8):
+        return jax.make_jaxpr(f, **options)
+
+    def trace(*args):
+        made = jax.make_jaxpr(f, **options)(*args)
+        _fix_dtypes(made[0] if options.get("return_shape") else made)
+        return made
+
+    return trace
+
+
+def _fix_dtypes(program: Program) -> None:
+    """Give each Python number in a program the dtype of its trace, for evaluations in another."""
+    jaxpr, typed = opened(program)[0], _private("literals", "LiteralArray")
+    for atom in itertools.chain(jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns)):
+        if isinstance(atom, core.Literal) and isinstance(atom.val, int | float | complex):
+            atom.val = typed(np.asarray(atom.val, atom.aval.dtype), atom.aval.weak_type)
+    for eqn in jaxpr.eqns:
+        for inner in _programs_in(list(eqn.params.values())):
+            _fix_dtypes(inner)
+
+
+@functools.cache
+def keep_effects_under_vmap() -> None:
+    """Let `custom_vmap` keep its function's effects, which JAX dropped before 0.9."""
+    if VERSION < (0, 9):
+        effectful = lambda *_, call, **__: (call.out_avals, call.effects)  # noqa: E731
+        _private("custom_batching", "custom_vmap_p").def_effectful_abstract_eval(effectful)
 
 
 class Scan(NamedTuple):
@@ -165,7 +206,8 @@ def bind(eqn: Equation, inputs: Sequence[Any], **changed: Any) -> list[Any]:
     """Bind an equation's primitive to other inputs, with the parameters in `changed` replaced."""
     with eqn.ctx.manager:
         params = eqn.primitive.get_bind_params(eqn.params | changed)
-        outputs = eqn.primitive.bind(*inputs, **params)
+        functions, params = params if isinstance(params, tuple) else ((), params)  # before JAX 0.10
+        outputs = eqn.primitive.bind(*functions, *inputs, **params)
     return list(outputs) if eqn.primitive.multiple_results else [outputs]
 
 
@@ -180,7 +222,7 @@ def called(eqn: Equation) -> Program | None:
         return jax.tree.leaves(composite.expand(*jax.tree.unflatten(composite.in_tree, leaves)))
 
     avals = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in eqn.invars]
-    return jax.make_jaxpr(expanded)(*avals)
+    return make_jaxpr(expanded)(*avals)
 
 
 def has_custom_rule(eqn: Equation) -> bool:
@@ -286,7 +328,7 @@ def _with_own_refs(program: Program) -> Program:
         refs = [jax.new_ref(x) if _is_ref(const) else x for x, const in pairs]
         return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, refs))(*args)
 
-    return jax.make_jaxpr(own)(*avals_of(jaxpr.invars))
+    return make_jaxpr(own)(*avals_of(jaxpr.invars))
 
 
 def without_refs(program: Program) -> Program:
@@ -298,7 +340,7 @@ def without_refs(program: Program) -> Program:
         return program
     avals, step = avals_of(opened(program)[0].invars), _with_values_in_loops
     try:
-        return _values_for_refs(jax.make_jaxpr(lambda *args: evaluate(program, args, step))(*avals))
+        return _values_for_refs(make_jaxpr(lambda *args: evaluate(program, args, step))(*avals))
     except Exception:  # a primitive of the user's that takes a reference
         return program
 
@@ -429,8 +471,8 @@ def standalone(program: Program) -> Program:
     jaxpr, consts = opened(program)
     plain = lambda consts, args: run(core.ClosedJaxpr(jaxpr, consts), args)  # noqa: E731
     of_consts = [jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in consts]
-    with jax.enable_x64(True):  # or inputs in float64 would be traced as float32
-        traced = jax.make_jaxpr(plain)(of_consts, avals_of(jaxpr.invars))
+    with enable_x64(True):  # or inputs in float64 would be traced as float32
+        traced = make_jaxpr(plain)(of_consts, avals_of(jaxpr.invars))
     n = len(consts)
     bare = traced.jaxpr.replace(
         constvars=[*traced.jaxpr.constvars, *traced.jaxpr.invars[:n]],
@@ -570,7 +612,8 @@ def shard_map_parts(eqn: Equation) -> ShardMap | None:
     """The parts of a `shard_map`, or None for any other equation."""
     if eqn.primitive is not _private("shard_map", "shard_map_p"):
         return None
-    names = {"mesh": "mesh", "check_vma": "check_vma", "newly_manual_axes": "axis_names"}
+    manual = "newly_manual_axes" if VERSION >= (0, 10) else "manual_axes"
+    names = {"mesh": "mesh", "check_vma": "check_vma", manual: "axis_names"}
     options = {argument: eqn.params[name] for name, argument in names.items()}
     options |= {"in_specs": tuple(eqn.params["in_specs"])}
     options |= {"out_specs": list(eqn.params["out_specs"])}
@@ -579,7 +622,15 @@ def shard_map_parts(eqn: Equation) -> ShardMap | None:
 
 def varying(variable: Any) -> tuple[str, ...]:
     """The axes of a mesh along which the devices of a `shard_map` hold different values."""
-    return tuple(sorted(getattr(getattr(variable.aval, "mat", None), "varying", ())))
+    axes = variable.aval.mat.varying if VERSION >= (0, 10) else variable.aval.vma
+    return tuple(sorted(axes))
+
+
+def varied(x: Any, axes: tuple[str, ...]) -> Any:
+    """An array that may hold different values along these axes of a mesh."""
+    if not axes:
+        return x
+    return lax.pcast(x, axes, to="varying") if VERSION >= (0, 9) else lax.pvary(x, axes)
 
 
 def is_foreign(primitive: core.Primitive) -> bool:
@@ -668,12 +719,7 @@ def _callbacks() -> frozenset[core.Primitive]:
 
 def _first_primitives(*calls: Callable) -> frozenset[core.Primitive]:
     """The first primitive of each call's trace, since JAX exports none of them publicly."""
-    return frozenset(jax.make_jaxpr(call)(_NUMBER).eqns[0].primitive for call in calls)
-
-
-def _private(module: str, name: str) -> Any:
-    """A primitive that only a private module defines; a program that uses it has imported it."""
-    return getattr(sys.modules.get(f"jax._src.{module}"), name, None)
+    return frozenset(make_jaxpr(call)(_NUMBER).eqns[0].primitive for call in calls)
 
 
 def _variables(atoms: Sequence[Any]) -> list[Any]:

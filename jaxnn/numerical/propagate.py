@@ -30,6 +30,7 @@ from jaxnn.numerical.interpret import (
     called,
     equations,
     evaluate,
+    make_jaxpr,
     outputs_that_change,
     scan_parts,
     scan_sizes,
@@ -69,7 +70,7 @@ def perturbations(f: Callable, leaves: Sequence[Any]) -> list[Perturbation] | No
       The perturbations, or None if `f` has side effects, which must happen at each evaluation.
     """
     leaves = [jnp.asarray(leaf) for leaf in leaves]
-    traced, out_shape = jax.make_jaxpr(f, return_shape=True)(leaves)
+    traced, out_shape = make_jaxpr(f, return_shape=True)(leaves)
     if traced.effects:
         return None
     tree, known = jax.tree.structure(out_shape), {}
@@ -95,7 +96,7 @@ def _perturbed(
 
     index_dtype = jnp.int32 if x.size < 2**31 else jnp.int64
     scalars = jax.ShapeDtypeStruct((), index_dtype), jax.ShapeDtypeStruct((), x.dtype)
-    batched = Batched(jax.make_jaxpr(single)(*scalars))
+    batched = Batched(make_jaxpr(single)(*scalars))
 
     def change(indices, values):
         outs = batched(indices.astype(index_dtype), jnp.asarray(values, x.dtype))

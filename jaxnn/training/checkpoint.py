@@ -8,6 +8,7 @@ trusts nothing: it uses no pickle, runs no code, allocates no more memory than t
 and verifies a checksum over every byte.
 """
 
+import errno
 import io
 import json
 import math
@@ -18,7 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
 from jaxnn._files import as_path, is_alive, made_directory, replacing
+from jaxnn._notebook import paragraph
 from jaxnn._validate import as_array, describe, is_key, require_arrays, require_count
 
 _FORMAT, _VERSION = "jaxnn checkpoint", 2
@@ -56,6 +58,12 @@ class Checkpoint(NamedTuple):
     leaves: dict[str, dict[str, Any]]
     records: dict[str, np.ndarray]
     info: dict[str, Any]
+
+    def __repr__(self) -> str:
+        names = ", ".join([*self.leaves, *self.records, *self.info])
+        return f"<Checkpoint: step {self.step}; {names}>"
+
+    _repr_html_ = paragraph
 
     def restore(self, part: str, like: PyTree) -> PyTree:
         """One part of the state, in the structure of `like`; shapes and dtypes must match.
@@ -260,16 +268,20 @@ class _UnreadableError(Exception):
 
 
 def _read(path: Path) -> Checkpoint:
-    content = path.read_bytes()  # outside `try`: an I/O error does not mean a broken file
     named = _NAME.fullmatch(path.name)
     try:
-        found = _parsed(content)
+        with path.open("rb") as file:
+            found = _parsed(file)
         if named and int(named[1]) != found.step:
             raise _UnreadableError(f"that of step {found.step}, under another's name")
         return found
     except _UnreadableError as error:
         what = str(error)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        what = f"a file that is cut off or changed: {error}"
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a changed file, which makes the reader seek below 0
+            raise
         what = f"a file that is cut off or changed: {error}"
     except ValueError as error:
         what = f"one with arrays or a header that cannot be read: {error}"
@@ -278,14 +290,16 @@ def _read(path: Path) -> Checkpoint:
     raise ValueError(f"{path}: must be a whole checkpoint. Got {what}.")
 
 
-def _parsed(content: bytes) -> Checkpoint:
-    if not content.startswith(b"PK\x03\x04"):  # the ZIP format allows other bytes before it
+def _parsed(file: BinaryIO) -> Checkpoint:
+    """The contents of a checkpoint, read one array at a time."""
+    if file.read(4) != b"PK\x03\x04":  # the ZIP format allows other bytes before it
         raise _UnreadableError("a file that is empty or begins with something else")
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    size = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
         # Members must be uncompressed and fit in the file, so they cannot exhaust the memory.
         members = archive.infolist()
         packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-        if packed or sum(member.file_size for member in members) > len(content):
+        if packed or sum(member.file_size for member in members) > size:
             raise _UnreadableError("a ZIP whose members are packed")
         header = _header(archive)
         entries = [*header["leaves"], *header["records"]]

@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key, PyTree
 
+from jaxnn._jax import enable_x64
 from jaxnn._validate import describe, require_callable, require_same_form
 from jaxnn.data import count_examples, require_batches
 from jaxnn.training.steps import Plan, batch_form, send
@@ -352,7 +353,7 @@ def _ahead(
     wide, device = jnp.result_type(float) == jnp.float64, config.jax_default_device
 
     def done(job):
-        with jax.enable_x64(wide), jax.default_device(device):
+        with enable_x64(wide), jax.default_device(device):
             piece = job()
             if piece is None:
                 return None

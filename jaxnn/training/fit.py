@@ -25,6 +25,7 @@ from jaxnn._validate import (
 )
 from jaxnn.descent import DivergenceWarning
 from jaxnn.training.history import Fit
+from jaxnn.training.labels import require_classes
 from jaxnn.training.objective import Objective
 from jaxnn.training.optimizers import learning_rate
 from jaxnn.training.options import Feeding, Measuring, Options, Reporting, Saving, Start
@@ -112,8 +113,9 @@ def fit(
       KeyboardInterrupt: the run was interrupted; the `fit` attribute is the result so far.
       TypeError: `params` has no floating or complex leaf, or `epochs` or another count is not an
         integer.
-      ValueError: `data` is empty, its arrays differ in length, the checkpoint is broken or from
-        another run, or processes begin a run differently.
+      ValueError: `data` is empty, its arrays differ in length, or has labels below 0 that the loss
+        takes for classes from the end; the checkpoint is broken or from another run; or processes
+        begin a run differently.
       FileExistsError: `checkpoint` contains checkpoints, and `resume` is not set.
       BlockingIOError: another run uses `checkpoint`.
       OSError: the last checkpoint could not be written.
@@ -160,6 +162,7 @@ def fit(
     batch = setup.sets["train"].batch
     objective = Objective.of(loss, measuring.metrics, grad, skeleton, batch, model_state, has_aux)
     objective.require(state.params, state.model_state, key, batch)
+    require_classes(objective, state.params, state.model_state, key, setup.sets["train"])
     norm = NORM in options.reporting.record
     run = setup.run(Descent(objective, optimizer, norm, measuring.eval_params), state)
     result = run_to_end(run, options)

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, PyTree, Shaped
 
+from jaxnn._notebook import paragraph
+
 Reason = Literal["finished", "no improvement", "not finite", "interrupted", "stopped", "failed"]
 
 
@@ -91,6 +93,8 @@ class Status(NamedTuple):
                 del fields[name]
         return f"Status({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
+    _repr_html_ = paragraph
+
 
 class Fit(NamedTuple):
     """The result of `fit`.
@@ -152,7 +156,7 @@ class Trained(NamedTuple):
 
 def _html(result: Fit | Trained) -> str:
     """How a run ended, and its history."""
-    return f"<p>{html.escape(repr(result.status))}</p>{result.history._repr_html_()}"
+    return result.status._repr_html_() + result.history._repr_html_()
 
 
 @dataclasses.dataclass

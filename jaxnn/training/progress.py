@@ -16,6 +16,7 @@ from io import TextIOBase
 from typing import Any, NamedTuple
 
 from jaxnn._files import as_path
+from jaxnn._notebook import paragraph
 from jaxnn._terminal import erase_line, is_open, takes_codes, write
 from jaxnn._validate import describe
 
@@ -61,6 +62,17 @@ class Progress(NamedTuple):
     measures: bool = True
     step_loss: Sequence[float] = ()
     state: Any = None
+
+    def __repr__(self) -> str:
+        of = lambda whole: "" if whole is None else f" of {whole}"  # noqa: E731
+        where = f"epoch {self.epoch}{of(self.epochs)}, step {self.step}{of(self.steps)}"
+        measured = {"loss": self.loss, **_scalars(self.record or {})}
+        return (
+            "; ".join([f"<Progress: {where}", *(f"{name} {x:.4g}" for name, x in measured.items())])
+            + ">"
+        )
+
+    _repr_html_ = paragraph
 
 
 def show_progress(

@@ -100,12 +100,11 @@ class Files:
         _require_run(self.directory, found.info, identity)
 
         def state(prefix):
-            parts = {
-                name: found.restore(f"{prefix}{name}", part)
-                for name, part in like._asdict().items()
-                if part is not None
-            }
-            placed = {name: _as(part, getattr(like, name), mesh) for name, part in parts.items()}
+            placed = {}
+            for name, part in like._asdict().items():
+                if part is not None:
+                    placed[name] = _as(found.restore(f"{prefix}{name}", part), part, mesh)
+                    del found.leaves[f"{prefix}{name}"]  # frees the host's copy
             return like._replace(**placed)
 
         best = state("best_") if f"best_{like._fields[0]}" in found.leaves else None

@@ -22,6 +22,7 @@ from jaxnn.numerical.interpret import (
     equations_inside,
     has_custom_rule,
     line_of,
+    make_jaxpr,
     rule_consts,
     rule_source,
     source,
@@ -122,7 +123,7 @@ def _wrong_transpose(site: Site, asked: SiteQuestion, dtype: Any) -> str | None:
     """
     avals = avals_of(site.eqn.invars)
     tangents = [avals[i] for i in site.active]
-    program = jax.make_jaxpr(_changes(site))(avals, tangents)
+    program = make_jaxpr(_changes(site))(avals, tangents)
     moving = [False] * len(avals) + [True] * len(tangents)
     linear = Tape(program, moving, dtype)
     rng = np.random.default_rng(0)

@@ -8,7 +8,6 @@ JAX lies between them.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -23,6 +22,7 @@ from jaxnn.numerical.interpret import (
     called,
     has_custom_rule,
     line_of,
+    make_jaxpr,
     opened,
     prints,
     scan_parts,
@@ -154,7 +154,7 @@ class _Layer:
         n, m, length = len(parts.consts), len(parts.carry), parts.options["length"]
         avals = avals_of(eqn.invars)[n + m :]
         row = lambda x, i: lax.dynamic_index_in_dim(x, i, keepdims=False)  # noqa: E731
-        rows = [jax.make_jaxpr(row)(x, np.int32(0)) for x in avals]
+        rows = [make_jaxpr(row)(x, np.int32(0)) for x in avals]
         carry, ys = list(parts.carry), []
         order = range(length)[:: -1 if parts.options["reverse"] else 1]
         for place in order:
@@ -166,7 +166,7 @@ class _Layer:
         in_place = ys if not parts.options["reverse"] else ys[::-1]
         stacked = []
         for k, aval in enumerate(avals_of(opened(parts.body)[0].outvars[m:])):
-            together = jax.make_jaxpr(lambda *x: jnp.stack(x))(*[aval] * length)
+            together = make_jaxpr(lambda *x: jnp.stack(x))(*[aval] * length)
             stacked += self.lay(together, [y[k] for y in in_place], line)
         return (*carry, *stacked)
 

@@ -1,0 +1,7 @@
+"""What JAX's versions have in different places."""
+
+import jax
+import jax.experimental
+
+VERSION = jax.__version_info__
+enable_x64 = jax.enable_x64 if VERSION >= (0, 8) else jax.experimental.enable_x64
