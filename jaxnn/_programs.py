@@ -11,6 +11,7 @@ import collections
 import contextlib
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ KEPT = 256
 RETRACE = "jax_pgle_profiling_runs"
 _traces = itertools.count(1000)  # values of it that nobody else uses
 _kept: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
+_of_jitted: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -87,9 +89,11 @@ class Traced(NamedTuple):
 class Jitted:
     """Like `jax.jit(f)`, but functions that trace to the same program share one compilation."""
 
-    def __init__(self, f: Callable, donate_argnums: tuple[int, ...] = ()):
+    def __init__(
+        self, f: Callable, donate_argnums: tuple[int, ...] = (), programs: dict | None = None
+    ):
         self._f, self._donate = f, donate_argnums
-        self._programs: dict[Hashable, tuple[Any, Sequence[Any]]] = {}
+        self._programs: dict[Hashable, Any] = {} if programs is None else programs
 
     def __call__(self, *args: PyTree) -> PyTree:
         """`f(*args)`; traced once for each form of the arguments."""
@@ -110,6 +114,20 @@ class Jitted:
             program = kept(key, lambda: jitted(traced.bare, self._donate))
             self._programs[form] = program, traced.consts
         return self._programs[form]
+
+
+def programs_of(function: Callable, other: Callable, *key: Hashable) -> dict | None:
+    """Where a `Jitted` made of these functions finds the programs of an earlier one if the first is
+    jitted, since JAX would not trace it again, either. They are kept while both functions live;
+    None if they cannot be.
+    """
+    if not isinstance(function, jax.stages.Wrapped):
+        return None
+    try:
+        of_other = _of_jitted.setdefault(function, weakref.WeakKeyDictionary())
+        return of_other.setdefault(other, {}).setdefault(key, {})
+    except TypeError:  # without weak references, or without a hash
+        return None
 
 
 def compiled(f: Callable, *args: PyTree) -> PyTree:

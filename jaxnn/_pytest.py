@@ -45,12 +45,12 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Generator[None, Any, Any]
     if call.excinfo is not None:
         error = call.excinfo.value
         report.annotations = getattr(error, "annotations", [])
-        is_ours = hasattr(error, "annotations") and error.report is not None
-        if is_ours and item.config.option.verbose > 0:
+        whole = getattr(error, "report", None) if hasattr(error, "annotations") else None
+        if whole is not None and item.config.option.verbose > 0:
             from jaxnn.checking.report import painted
 
             coloured = item.config.get_terminal_writer().hasmarkup
-            told = error.report.text(painted) if coloured else str(error.report)
+            told = whole.text(painted) if coloured else str(whole)
             report.sections.append(("gradient report", told))
     return report
 

@@ -52,15 +52,15 @@ FAULTS = (
     Fault(
         "the whole report is shown without -v, too",
         "_pytest.py",
-        "if is_ours and item.config.option.verbose > 0:",
-        "if is_ours:",
+        "if whole is not None and item.config.option.verbose > 0:",
+        "if whole is not None:",
         "test_annotations.py -k with_v",
     ),
     Fault(
         "a whole report is never coloured",
         "_pytest.py",
-        "error.report.text(painted) if coloured else",
-        "error.report.text() if coloured else",
+        "whole.text(painted) if coloured else",
+        "whole.text() if coloured else",
         "test_annotations.py -k with_v",
     ),
     Fault(

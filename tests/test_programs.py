@@ -409,6 +409,33 @@ def test_a_jitted_function_is_traced_once_for_all_calls(use):
     assert len(traces) == before > 0
 
 
+DESCENT = {"key": jax.random.key(0), "batch_size": 1, "epochs": 2}
+
+
+@pytest.mark.parametrize("kind", ["fit", "train"])
+def test_steps_of_a_jitted_function_are_traced_once_and_kept_while_it_lives(monkeypatch, kind):
+    data = Data()
+    of = lambda w, x, t: jnp.sum((w * data.weights) ** 2) * jnp.mean(x)  # noqa: E731
+    of_step = lambda w, batch, key: (0.9 * w * data.weights, {"loss": jnp.sum(w)})  # noqa: E731
+    f, optimizer = jax.jit(of if kind == "fit" else of_step), optax.sgd(0.1)
+
+    def run(f, optimizer):
+        if kind == "fit":
+            return jaxnn.fit(f, jnp.ones(3), (X, X), optimizer, **DESCENT).params
+        return jaxnn.train(f, jnp.ones(3), (X,), **DESCENT).state
+
+    first, traced = run(f, optimizer), []
+    of_traced = _programs.Traced.of
+    monkeypatch.setattr(_programs.Traced, "of", lambda *args: traced.append(1) or of_traced(*args))
+    assert (run(f, optimizer) == first).all() and not traced
+    if kind == "fit":
+        assert not (run(f, optax.sgd(0.2)) == first).all() and traced
+    watched = weakref.ref(f)
+    del f
+    gc.collect()
+    assert watched() is None
+
+
 @pytest.mark.parametrize("use", slow_but(QUICK, [*USES]))
 def test_equal_functions_share_a_program(use, compilations):
     make = lambda: lambda x: jnp.sum(jnp.sin(x) ** 2)  # noqa: E731

@@ -19,6 +19,7 @@ from jax.experimental.ode import odeint
 from jax.extend.core import primitives
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
+from versions import since
 
 from jaxnn import (
     check_gradient,
@@ -140,7 +141,10 @@ FORWARD = {
 }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+LATER = {"pmap and psum": since(0, 8)}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=LATER.get(n, ())) for n in PROGRAMS])
 def test_a_program_is_checked_as_it_is(name):
     point = X + 0  # a copy, as one of them donates
     report = check_gradient(PROGRAMS[name], point)
@@ -195,6 +199,7 @@ def test_loops_under_vmap_and_strict_promotion():
         assert check_gradient(f, X, modes="fwd").verdict == "agrees"
 
 
+@since(0, 9)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_gradient_is_that_of_its_own_dtypes_values(seed):
     """Of eigen- and singular vectors float32 and float64 may choose different signs."""
@@ -209,6 +214,7 @@ def test_a_constant_function_has_the_gradient_0():
     assert report.verdict == "agrees" and "does not depend" in report.leaves[0].hint
 
 
+@since(0, 10)
 @pytest.mark.parametrize("factor, verdict", [(1.0, "agrees"), (2.0, "differs")])
 def test_a_call_of_jaxs_own_is_entered(factor, verdict):
     sine = jax.custom_jvp(jnp.sin)
@@ -226,6 +232,7 @@ def test_a_call_of_jaxs_own_is_entered(factor, verdict):
     assert report.verdict == verdict and len(report.rules) == (verdict == "differs")
 
 
+@since(0, 10)
 @pytest.mark.parametrize("argnums", [0, 1])
 def test_owens_t_is_right(argnums):
     args = jnp.float32(0.7), jnp.float32(0.5)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives
+from jax.sharding import AxisType
 from jaxtyping import PyTree
 
 from jaxnn._arguments import Partition, Static
@@ -297,7 +298,8 @@ def _form(x: Any) -> jax.ShapeDtypeStruct:
 def _sharding(x: Any) -> Any:
     """The sharding of an array on a mesh with explicit axes, which is part of its type."""
     sharding = jax.typeof(x).sharding
-    return None if sharding.mesh.are_all_axes_auto else sharding
+    automatic = all(kind == AxisType.Auto for kind in sharding.mesh.axis_types)
+    return None if automatic else sharding
 
 
 def _shaken(x: Any, shake: float, rng: np.random.Generator) -> np.ndarray:

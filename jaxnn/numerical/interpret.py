@@ -94,7 +94,8 @@ def _fix_dtypes(program: Program) -> None:
     jaxpr, typed = opened(program)[0], _private("literals", "LiteralArray")
     for atom in itertools.chain(jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns)):
         if isinstance(atom, core.Literal) and isinstance(atom.val, int | float | complex):
-            atom.val = typed(np.asarray(atom.val, atom.aval.dtype), atom.aval.weak_type)
+            aval: Any = atom.aval
+            atom.val = typed(np.asarray(atom.val, aval.dtype), aval.weak_type)
     for eqn in jaxpr.eqns:
         for inner in _programs_in(list(eqn.params.values())):
             _fix_dtypes(inner)
@@ -630,7 +631,9 @@ def varied(x: Any, axes: tuple[str, ...]) -> Any:
     """An array that may hold different values along these axes of a mesh."""
     if not axes:
         return x
-    return lax.pcast(x, axes, to="varying") if VERSION >= (0, 9) else lax.pvary(x, axes)
+    if VERSION >= (0, 9):
+        return lax.pcast(x, axes, to="varying")
+    return getattr(lax, "pvary")(x, axes)  # noqa: B009
 
 
 def is_foreign(primitive: core.Primitive) -> bool:

@@ -61,7 +61,8 @@ def fit(
     signal stops the run at once.
 
     The functions are traced at each call and recompiled only if their programs differ, so new
-    values of variables that they read take effect.
+    values of variables that they read take effect. To save the time of tracing in many short runs,
+    pass a jitted loss and the same optimiser: as with any jitted function, new values then do not.
 
     A resumed run takes the same steps as an uninterrupted one, bit for bit. Some options may change
     when a run is resumed: `epochs`, `max_steps`, all of `measuring`, when checkpoints are saved,

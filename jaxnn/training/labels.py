@@ -30,7 +30,7 @@ def require_classes(
     for number, (path, labels) in enumerate(paths):
         if not jnp.issubdtype(labels.dtype, jnp.signedinteger) or not (labels < 0).any():
             continue
-        below = np.asarray(labels < 0).reshape(train.count, -1).any(1)
+        below = np.any(np.reshape(labels < 0, (train.count, -1)), axis=1)
         row, beside = int(np.argmax(below)), int(np.argmin(below))
         classes, label = int(labels.max()) + 1, int(labels[row].min())
         if classes < 2 or label < -classes or below[beside]:

@@ -411,7 +411,8 @@ class Run:
     @functools.cached_property
     def _take_of(self) -> Callable[..., Callable[..., Chunk]]:
         """A cached function from options to the compiled program that takes steps."""
-        return functools.cache(functools.partial(compiled, self.config.task.step))
+        task = self.config.task
+        return functools.cache(lambda *way: compiled(task.step, *way, programs=task.programs(*way)))
 
     @functools.cached_property
     def _measure_of(self) -> Callable[[int, int], Measure]:

@@ -325,10 +325,15 @@ def is_large(state: PyTree) -> bool:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state) if not is_key(leaf)) >= LARGE
 
 
-def compiled(step: Step, way: Way, across: Plan | None = None) -> Callable[..., Chunk]:
-    """Compile `take` for one kind of step, within an epoch or, with a plan, `across` epochs."""
+def compiled(
+    step: Step, way: Way, across: Plan | None = None, programs: dict | None = None
+) -> Callable[..., Chunk]:
+    """Compile `take` for one kind of step, within an epoch or, with a plan, `across` epochs; or
+    take it from `programs`.
+    """
     take = across_epochs(step, way, across) if across else make_chunk(step, way)
-    return Jitted(take, (0,) if way.guarded else ())  # a small state may be needed for a rerun
+    donated = (0,) if way.guarded else ()  # a small state may be needed for a rerun
+    return Jitted(take, donated, programs)
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:

@@ -5,7 +5,7 @@ A task knows how to take a step, what to measure, what a run must share with its
 what its result is; the run around it knows none of these.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import optax
 from jaxtyping import PyTree
 
 from jaxnn._arguments import Skeleton, arrays_of
+from jaxnn._programs import programs_of
 from jaxnn._validate import (
     describe,
     require_arguments,
@@ -63,6 +64,14 @@ class Descent(NamedTuple):
     def step(self) -> Step:
         """A step: the loss and its gradient, then the optimiser's update."""
         return Step(self._begin, self._end, self._noted, self.keyed)
+
+    def programs(self, *way: Hashable) -> dict | None:
+        """Where the programs of these steps are kept, if the loss is jitted."""
+        objective = self.objective
+        if objective.grad is not None:
+            return None
+        key = objective.skeleton, objective.form, self.norm, *way
+        return programs_of(objective.loss, self.optimizer.update, *key)
 
     def _begin(self, state: State, batch: Any, key: Any) -> tuple[Any, Any, dict[str, Any]]:
         inputs = state.model_state, key, batch
@@ -171,6 +180,11 @@ class UserStep(NamedTuple):
     def step(self) -> Step:
         """The step."""
         return Step(self._begin, lambda _, new: new, self._noted, keyed=True)
+
+    def programs(self, *way: Hashable) -> dict | None:
+        """Where the programs of these steps are kept, if the step is jitted."""
+        key = self.skeleton, self.is_mapping, *way
+        return programs_of(self.function, self.function, *key)
 
     def _begin(self, state: UserState, batch: Any, key: Any) -> tuple[Any, Any, dict[str, Any]]:
         made = self.function(self.skeleton.fill(state.state), self._batch(batch), key)

@@ -77,9 +77,10 @@ def train(
     else is not the gradient of one loss.
 
     Args:
-      step: a pure function that JAX can trace. `batch` has the form of `data`; step s of epoch e
-        gets the key `fold_in(fold_in(key, e), s)`. It returns the new state, of the same form, and
-        a dictionary of scalars to record. One of them is "loss".
+      step: a pure function that JAX can trace; a jitted one is not traced again at the next call.
+        `batch` has the form of `data`; step s of epoch e gets `fold_in(fold_in(key, e), s)`. It
+        returns the new state, of the same form, and a dictionary of scalars to record. One of them
+        is "loss".
       state: any pytree: parameters, the states of optimisers, averages, counters. Its arrays are
         updated; everything else in it is treated as constant.
       data: as for `fit`.
