@@ -130,9 +130,11 @@ def programs_of(function: Callable, other: Callable, *key: Hashable) -> dict | N
         return None
 
 
-def compiled(f: Callable, *args: PyTree) -> PyTree:
-    """`f(*args)`, in a program that is compiled once for functions that trace to the same one."""
-    return Jitted(f)(*args)
+def compiled(f: Callable, *args: PyTree, programs: dict | None = None) -> PyTree:
+    """`f(*args)`, in a program that is compiled once for functions that trace to the same one; or
+    in one of `programs`.
+    """
+    return Jitted(f, programs=programs)(*args)
 
 
 def jitted(traced: Traced, donate_argnums: tuple[int, ...] = ()) -> Any:

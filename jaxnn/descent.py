@@ -10,7 +10,7 @@ import enum
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxnn._arguments import Skeleton, take_apart
 from jaxnn._notebook import paragraph
-from jaxnn._programs import compiled
+from jaxnn._programs import compiled, programs_of
 from jaxnn._validate import (
     is_concrete,
     require_arguments,
@@ -35,6 +35,11 @@ from jaxnn._validate import (
 )
 
 Loss = Callable[[Any], Float[Array, ""]]
+
+
+def is_automatic(grad: Callable) -> bool:
+    """Whether it is `jax.grad`, which is wrapped while gradients are watched."""
+    return grad in (jax.grad, getattr(jax.grad, "__wrapped__", None))
 
 
 class DivergenceWarning(RuntimeWarning):
@@ -95,7 +100,8 @@ def gradient_descent(
     skeleton, points, dynamic = take_apart(init_x)
     descend = functools.partial(_descend, f, grad, skeleton)
     given = points, dynamic, _typed(lr, points), steps
-    end, before, after, lower = compiled(descend, *given)
+    programs = _programs(f, f, grad, "descend", skeleton)
+    end, before, after, lower = compiled(descend, *given, programs=programs)
     if is_concrete(lower) and not bool(lower):
         warnings.warn(
             f"gradient_descent diverged: the loss went from {float(before):.6g} to "
@@ -173,7 +179,9 @@ def descent_path(
     require_count("step_num", step_num, most=2**31 - 2)
     skeleton, points, dynamic = take_apart(init_x)
     follow = functools.partial(_follow, f, grad, skeleton, int(step_num))
-    points, losses = compiled(follow, points, dynamic, _typed(lr, points))
+    programs = _programs(f, f, grad, "follow", skeleton, int(step_num))
+    given = points, dynamic, _typed(lr, points)
+    points, losses = compiled(follow, *given, programs=programs)
     fixed = [jnp.broadcast_to(x, (step_num + 1, *x.shape)) for x in dynamic]
     return DescentPath(skeleton.join(points, fixed), losses)
 
@@ -275,7 +283,8 @@ def minimize(
     most = np.int32(max_steps) if is_concrete(max_steps) else max_steps
     minimise = functools.partial(_minimise, f, grad, optimizer, skeleton)
     given = points, dynamic, opt_state, most, _typed(tolerance, points)
-    found = compiled(minimise, *given)
+    programs = _programs(f, optimizer.update, grad, "minimise", skeleton)
+    found = compiled(minimise, *given, programs=programs)
     return found._replace(x=skeleton.join(found.x, dynamic))
 
 
@@ -304,6 +313,11 @@ def _follow(
     pairs = zip(start, points, strict=True)
     points = [jnp.concatenate([x[None], later]) for x, later in pairs]
     return points, jnp.concatenate([value(start)[None], losses])
+
+
+def _programs(f: Callable, other: Callable, grad: Callable, *key: Hashable) -> dict | None:
+    """Where programs of a jitted loss and its automatic gradient are kept."""
+    return programs_of(f, other, *key) if is_automatic(grad) else None
 
 
 class _Look(NamedTuple):

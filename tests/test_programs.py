@@ -410,28 +410,38 @@ def test_a_jitted_function_is_traced_once_for_all_calls(use):
 
 
 DESCENT = {"key": jax.random.key(0), "batch_size": 1, "epochs": 2}
+# What runs many steps of a function: the function, and the run of it.
+RUNS = {
+    "fit": (
+        lambda w, x, t: jnp.sum((w * x) ** 2),
+        lambda f, lr: jaxnn.fit(f, X, (X, X), lr, **DESCENT).params,
+    ),
+    "train": (
+        lambda w, batch, key: (0.9 * w, {"loss": jnp.sum(w)}),
+        lambda f, _: jaxnn.train(f, X, (X,), **DESCENT).state,
+    ),
+    "gradient_descent": (lambda w: jnp.sum(w**2), lambda f, _: jaxnn.gradient_descent(f, X, 0.1)),
+    "descent_path": (lambda w: jnp.sum(w**2), lambda f, _: jaxnn.descent_path(f, X, 0.1)[0]),
+    "minimize": (lambda w: jnp.sum(w**2), lambda f, lr: jaxnn.minimize(f, X, lr, max_steps=9).x),
+}
 
 
-@pytest.mark.parametrize("kind", ["fit", "train"])
+@pytest.mark.parametrize("kind", RUNS)
 def test_steps_of_a_jitted_function_are_traced_once_and_kept_while_it_lives(monkeypatch, kind):
-    data = Data()
-    of = lambda w, x, t: jnp.sum((w * data.weights) ** 2) * jnp.mean(x)  # noqa: E731
-    of_step = lambda w, batch, key: (0.9 * w * data.weights, {"loss": jnp.sum(w)})  # noqa: E731
-    f, optimizer = jax.jit(of if kind == "fit" else of_step), optax.sgd(0.1)
+    function, run = RUNS[kind]
+    weights, optimizer = np.ones(3, np.float32), optax.sgd(0.1)
 
-    def run(f, optimizer):
-        if kind == "fit":
-            return jaxnn.fit(f, jnp.ones(3), (X, X), optimizer, **DESCENT).params
-        return jaxnn.train(f, jnp.ones(3), (X,), **DESCENT).state
+    def weighted(w, *args):
+        return function(w * weights, *args)
 
-    first, traced = run(f, optimizer), []
-    of_traced = _programs.Traced.of
-    monkeypatch.setattr(_programs.Traced, "of", lambda *args: traced.append(1) or of_traced(*args))
+    f = jax.jit(weighted)
+    first, traced, of = run(f, optimizer), [], _programs.Traced.of
+    monkeypatch.setattr(_programs.Traced, "of", lambda *args: traced.append(1) or of(*args))
     assert (run(f, optimizer) == first).all() and not traced
-    if kind == "fit":
+    if kind in ("fit", "minimize"):  # another optimiser is another program
         assert not (run(f, optax.sgd(0.2)) == first).all() and traced
-    watched = weakref.ref(f)
-    del f
+    watched = weakref.ref(weighted)
+    del f, weighted
     gc.collect()
     assert watched() is None
 

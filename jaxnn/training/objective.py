@@ -22,6 +22,7 @@ from jaxnn._validate import (
     require_scalar,
     tracing,
 )
+from jaxnn.descent import is_automatic
 from jaxnn.training.steps import batch_form
 
 
@@ -89,8 +90,7 @@ class Objective(NamedTuple):
         """The objective of a run; a `model_state` other than None makes the loss stateful."""
         stateful = model_state is not None
         form = Form.of(loss, 1 + stateful + len(data), stateful, has_aux)
-        automatic = grad in (jax.grad, getattr(jax.grad, "__wrapped__", None))  # while watched
-        return cls(loss, metrics, None if automatic else grad, skeleton, form)
+        return cls(loss, metrics, None if is_automatic(grad) else grad, skeleton, form)
 
     def value(
         self, arrays: PyTree, model_state: PyTree, key: Any, batch: tuple[Any, ...]
