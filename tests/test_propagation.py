@@ -619,8 +619,10 @@ def test_any_batch_size_gives_the_same(x64):
         assert_same(quotients(f, leaves, batch_size=batch_size), want, 1e-12)
 
 
-def test_a_batch_is_bounded_by_memory():
+def test_a_batch_is_bounded_by_memory(monkeypatch):
     assert entries_at_once(8) == 64 and entries_at_once(2**22) == 2 and entries_at_once(2**40) == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert entries_at_once(8) == 4096 and entries_at_once(2**22, most=8) == 128
 
 
 @pytest.mark.slow

@@ -78,10 +78,16 @@ def _by_change(
     return lax.cond(finite, propagate, lambda: by_entry_dense(f, leaves, ends, batch_size, mesh))
 
 
-def entries_at_once(bytes_per_entry: int, mesh: Mesh | None = None) -> int:
-    """How many entries to evaluate at once: enough to fill a CPU's caches or an accelerator."""
+# The space that an evaluation as a whole takes, in copies of the leaves, is at least about this.
+COPIES = 4
+
+
+def entries_at_once(bytes_per_entry: int, mesh: Mesh | None = None, most: int = 64) -> int:
+    """How many entries to evaluate at once: enough to fill a CPU's caches, at most `most`, or an
+    accelerator.
+    """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    budget, most = (2**24, 64) if platform == "cpu" else (2**30, 4096)
+    budget, most = (2**24, most) if platform == "cpu" else (2**30, 4096)
     fitting = budget // max(1, 2 * bytes_per_entry)  # two ends
     return (1 if mesh is None else mesh.size) * 2 ** int(math.log2(min(max(fitting, 1), most)))
 
@@ -164,7 +170,9 @@ def by_entry_dense(
         )
 
     quotient = functools.partial(_quotient, _batched(changed, flat), flat)
-    rows = in_chunks(quotient, sum(x.size for x in leaves), batch_size or 8, mesh)
+    size, space = sum(x.size for x in leaves), sum(x.size * x.dtype.itemsize for x in leaves)
+    batch = batch_size or entries_at_once(COPIES * space, mesh, most=8)
+    rows = in_chunks(quotient, size, batch, mesh)
     return [
         jax.tree.map(lambda r, x=x, s=s: r[s : s + x.size].reshape(*x.shape, *r.shape[1:]), rows)
         for x, s in zip(leaves, starts, strict=True)
