@@ -369,3 +369,12 @@ def test_there_are_such_scripts_and_the_readme_names_their_libraries():
     words = " ".join(README.split())
     for name in ("NumPyro 0.22.0", "OTT-JAX 0.6.0", "MuJoCo MJX 3.17.0", "ExoJAX 2.6.0"):
         assert f"{name}:" in words
+
+
+def test_a_data_frame_of_pandas_is_trained_on():
+    pandas = library("pandas")
+    x = np.linspace(-1, 1, 12, dtype=np.float32)
+    frame = pandas.DataFrame({"x": x, "t": 2 * x})
+    loss = lambda w, d: jnp.mean((w * d["x"] - d["t"]) ** 2)  # noqa: E731
+    run = {"key": jax.random.key(0), "epochs": 50, "batch_size": 4}
+    assert jaxnn.fit(loss, jnp.zeros(()), frame, optax.sgd(0.5), **run).params == pytest.approx(2)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +83,40 @@ def test_a_loader_may_fill_its_buffers_again():
 def test_an_iterator_is_used_up_after_one_epoch_and_refused(own_errors):
     with pytest.raises(TypeError, match="or a function of the epoch that makes its batches"):
         fit(linear, START, iter(BATCHES), optax.sgd(0.1), **RUN)
+
+
+class Column(NamedTuple):
+    values: np.ndarray
+
+    def to_numpy(self):
+        return self.values
+
+
+class Frame(NamedTuple):
+    """What data frames of pandas and Polars have in common."""
+
+    content: dict
+
+    @property
+    def columns(self):
+        return list(self.content)
+
+    def __getitem__(self, name):
+        return Column(self.content[name])
+
+    def to_numpy(self):
+        return np.stack(list(self.content.values()), 1)
+
+
+def test_a_data_frame_is_the_dictionary_of_its_columns():
+    columns = {"x": X[:, 0], "t": 2 * X[:, 0] + 1}
+    of_line = lambda p, d: jnp.mean((p["w"][0] * d["x"] + p["b"] - d["t"]) ** 2)  # noqa: E731
+    options = {"batch_size": 4, **RUN}
+    named = fit(of_line, START, columns, optax.sgd(0.1), test=columns, **options)
+    same(named, fit(of_line, START, Frame(columns), optax.sgd(0.1), test=Frame(columns), **options))
+    beside = lambda p, d, t: of_line(p, {**d, "t": t})  # noqa: E731
+    given = (Frame(columns), columns["t"])
+    same(named, fit(beside, START, given, optax.sgd(0.1), test=given, **options))
 
 
 def test_a_dictionary_is_one_argument_of_the_loss():

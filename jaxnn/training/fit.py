@@ -86,9 +86,9 @@ def fit(
         It runs in a thread, a little ahead of the steps. To resume within an epoch, its first
         batches are skipped. Each of several processes must yield the whole batch. A loader, or
         another iterable that can be iterated once per epoch, may replace the function; one with an
-        order of its own begins it anew when a run is resumed. A dictionary
-        of arrays, as `data` or as a batch, is passed to the loss as one argument. Arrays that can
-        be sliced, as in an HDF5 file, are read as needed.
+        order of its own begins it anew when a run is resumed. A dictionary of arrays, as `data` or
+        as a batch, is passed to the loss as one argument; a data frame is taken as the dictionary
+        of its columns. Arrays that can be sliced, as in an HDF5 file, are read as needed.
       optimizer: an optax optimiser.
       key: a PRNG key; epoch e uses `jax.random.fold_in(key, e)`.
       epochs: how many times to go through the data; by default ten or, if `max_steps` is given, as

@@ -291,9 +291,10 @@ def _is_function(data: Any) -> bool:
 def _as_examples(data: Any) -> Any:
     """Data as a tuple of arrays, or as a function of the epoch.
 
-    A dictionary of arrays is the loss's only argument. An iterable of batches, such as a loader, is
-    gone through in each epoch.
+    A dictionary of arrays is the loss's only argument, and so is a data frame, as a dictionary of
+    its columns. An iterable of batches, such as a loader, is gone through in each epoch.
     """
+    data = tuple(map(_columns, data)) if type(data) is tuple else _columns(data)
     if isinstance(data, Mapping):
         return (dict(data),)
     if callable(data) or isinstance(data, Iterator) or not isinstance(data, Iterable):
@@ -301,6 +302,13 @@ def _as_examples(data: Any) -> Any:
     if not treedef_is_leaf(jax.tree.structure(data)) or isinstance(data, str) or is_array(data):
         return data
     return lambda epoch: data
+
+
+def _columns(data: Any) -> Any:
+    """A data frame as a dictionary of its columns; anything else as it is."""
+    if not (hasattr(data, "columns") and hasattr(data, "to_numpy")):
+        return data
+    return {name: data[name].to_numpy() for name in data.columns}
 
 
 def _length(
