@@ -434,5 +434,5 @@ def _wanted(where: Where, argnums: int | tuple[int, ...], args: Sequence[Any]) -
     wanted = [jax.tree.leaves(flag) for flag in flags]
     for flag in (flag for some in wanted for flag in some):
         if not isinstance(flag, bool | np.bool_):
-            raise TypeError(f"`where` must say True or False of a leaf. Got {describe(flag)}.")
+            raise TypeError(f"`where` must be True or False for each leaf. Got {describe(flag)}.")
     return dict(zip(numbers, wanted, strict=True))

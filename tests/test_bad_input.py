@@ -503,7 +503,7 @@ check_gradient(lambda x: x, X, gradient=lambda x: x)
 check_gradient(lambda x: 1, X)
     TypeError: `f` must return floating-point output. Got int32[].
 check_gradient(bowl, X, where=lambda x: 1)
-    TypeError: `where` must say True or False of a leaf. Got int 1.
+    TypeError: `where` must be True or False for each leaf. Got int 1.
 check_gradient(bowl, X, where=False)
     ValueError: `where` must choose at least one floating leaf. Got none.
 check_gradient(bowl, {"a": X}, where={"b": True})
@@ -627,11 +627,11 @@ each(TRAINERS, grad=jax.value_and_grad)
     ValueError: `grad(loss)(...)` must have the structure of `params`, PyTreeDef({'w': *}). Got
     PyTreeDef((*, {'w': *})).
 each(TRAINERS, has_aux=True)
-    TypeError: `loss` must return (value, aux), as it was asked to. Got float32[].
+    TypeError: `loss` must return (value, aux), as requested. Got float32[].
 each(TRAINERS, loss=lambda p, x, t: (jnp.mean(p["w"]), x), has_aux=True)
     TypeError: `the aux of loss(...)` must be a dictionary of scalars. Got float32[4, 3].
 each(TRAINERS, loss=lambda p, s, x, t: jnp.mean(p["w"]), model_state=X)
-    TypeError: `loss` must return (value, model_state), as it was asked to. Got float32[].
+    TypeError: `loss` must return (value, model_state), as requested. Got float32[].
 each(TRAINERS, loss=lambda p, s, x, t: (jnp.mean(p["w"]), s[:1]), model_state=X)
     ValueError: `the model's state of loss(...)` must have shape (2,), like `model_state`. Got
     shape (1,).
@@ -662,10 +662,10 @@ fit(resume=True)
 sweep(optimizer=lambda rate: 3)
     TypeError: `optimizer(...)` must be an optax.GradientTransformation. Got int 3.
 sweep(values=(X, jnp.ones(3)))
-    ValueError: `values` must have one entry a run on the first axis, at least one. Got
+    ValueError: `values` must have one entry per run on the first axis, at least one. Got
     ('float32[2]', 'float32[3]').
 sweep(values=jnp.float32(0.1))
-    ValueError: `values` must have one entry a run on the first axis, at least one. Got float32[].
+    ValueError: `values` must have one entry per run on the first axis, at least one. Got float32[].
 sweep(key=jax.random.split(KEY, 3))
     ValueError: `key` must be one key, or one for each of the 2 runs. Got 3.
 sweep(key=jax.random.PRNGKey(0))
@@ -1019,7 +1019,7 @@ save_checkpoint("new", 1, STATE, records={"a": [[1], [1, 2]]})
 save_checkpoint("new", 1, STATE, info="a")
     TypeError: `info` must be a dictionary with strings for its keys. Got str 'a'.
 save_checkpoint("new", 1, STATE, info={"a": {1}})
-    TypeError: `info` must be what JSON can hold. Got what it cannot: Object of type set is not
+    TypeError: `info` must be JSON-compatible. Got something else: Object of type set is not
     JSON serializable.
 load_checkpoint("nowhere")
     FileNotFoundError: `source` must be a checkpoint or a directory of them. Got 'nowhere'.
@@ -1238,7 +1238,7 @@ numerical_grad(surfaces.bowl, X)
     is returned, as in numerical_grad(f)(x). Got float32[2].
 cross_entropy_error(jnp.array([2.0, -3.0]), jnp.array(0))
     ValueError: `y` must be probabilities, from 0 to 1; `softmax_cross_entropy` takes scores. Got
-    one that is 3 beyond.
+    one that is 3 outside.
 fit(data=iter([(X,)]))
     TypeError: `data` must be a tuple of arrays, such as (x, t), or a function of the epoch that
     makes its batches, as in `lambda epoch: ...`. Got list_iterator ...
@@ -1246,7 +1246,7 @@ fit(data=optax.sgd(0.1))
     TypeError: `data` must be a tuple of arrays, such as (x, t), and stand before the optimizer. Got
     GradientTransformationExtraArgs ...
 fit(loss=lambda w, x, t: (jnp.sum(x), {}))
-    TypeError: `loss` must return a real scalar; of several things, say which by `has_aux=True` or
+    TypeError: `loss` must return a real scalar; for several outputs, set `has_aux=True` or
     `model_state=`. Got ('float32[]', {}).
 fit(loss=lambda w, s, x, t: (jnp.sum(x), ({"n": s}, {})), model_state=X)
     TypeError: `loss` must return (value, model_state), or with `has_aux=True` (value,
@@ -1274,7 +1274,7 @@ fit(optimizer=optax.adam)
     Got function ...
 sweep(optimizer=optax.sgd(0.1))
     TypeError: `optimizer` must be a function of one of `values`, such as optax.sgd itself. Got an
-    optimiser that was made already.
+    optimiser already constructed.
 sweep(values=[0.1, 0.2])
     TypeError: `values` must be an array, or a pytree of arrays with one entry a run, as
     jnp.array(...) makes it. Got list [0.1, 0.2].

@@ -51,19 +51,19 @@ def changed(*values, at=17):
 @pytest.mark.parametrize(
     "loss, t, got",
     [
-        (by_optax, changed(-1), "Got -1 in example 17, which is taken for class 3"),
-        (by_optax, changed(-3), "Got -3 in example 17, which is taken for class 1"),
+        (by_optax, changed(-1), "Got -1 in example 17, which is read as class 3"),
+        (by_optax, changed(-3), "Got -3 in example 17, which is read as class 1"),
         (by_ours, changed(-1), "Got -1 in example 17, which gives a loss that is not finite"),
     ],
 )
 def test_a_label_that_is_taken_for_a_class_is_named_before_the_first_step(loss, t, got, array):
-    with pytest.raises(ValueError, match=rf"`data\[1\]` must be classes from 0 on. {got}\."):
+    with pytest.raises(ValueError, match=rf"`data\[1\]` must be classes from 0 up. {got}\."):
         run(loss, array(t))
 
 
 def test_labels_of_sequences_are_looked_at_too():
     t = np.stack([T, changed(-1)], 1)
-    with pytest.raises(ValueError, match=r"Got -1 in example 17, which is taken for class 3\."):
+    with pytest.raises(ValueError, match=r"Got -1 in example 17, which is read as class 3\."):
         run(lambda w, x, t: by_optax(w, x[:, None], t), t)
 
 

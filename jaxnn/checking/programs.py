@@ -285,7 +285,7 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
             f"before by either mode. Got {settings.order}: {reason}"
         ) from mistakes[0]
     if settings.forward:
-        mistakes[0].add_note("`modes` asks for forward mode, which there is none of here.")
+        mistakes[0].add_note("`modes` asks for forward mode, which does not exist here.")
     raise mistakes[0]
 
 

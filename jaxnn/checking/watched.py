@@ -202,12 +202,12 @@ class Watched:
 def watching(
     *, points: int = 1, budget: float = BUDGET, finite: bool = True
 ) -> contextlib.AbstractContextManager[Watched]:
-    """Check every gradient that is taken inside of a `with` block, without a change to the code.
+    """Check every gradient that is taken inside a `with` block, without changing the code.
 
     `jax.grad`, `value_and_grad`, `vjp`, `jvp`, `linearize`, `jacrev`, `jacfwd` and `hessian` are
     noted, wherever they are called: in other functions, under `jit`, `vmap`, `scan` and
     `shard_map`, and by libraries. Each gradient is checked at the first point that it meets, after
-    the block. What `jax.lax.stop_gradient` cuts off is taken as meant. The function is traced once
+    the block. What `jax.lax.stop_gradient` cuts off is held constant. The function is traced once
     more, so what it prints while it is traced appears twice.
 
     Args:
@@ -217,7 +217,7 @@ def watching(
       finite: whether to look for gradients that are not finite, in every call.
 
     Returns:
-      A context manager; the `report` of its value is the `WatchReport`, when the block has ended.
+      A context manager; the `report` of its value is the `WatchReport` once the block has ended.
 
     Raises:
       ValueError: `points` is below 1, or `budget` is not finite.

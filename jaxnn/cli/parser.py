@@ -355,7 +355,7 @@ COMMANDS = {
                 Option("--budget", _rate, 60.0, "SECONDS", "for checking, after the program"),
                 Option("--no-nan", bool, help="do not look for NaN and infinity"),
                 Option("--stop", bool, help="end the program at the first NaN or infinity"),
-                Option("--save", str, None, "DIR", "write the inputs of such a gradient as .npz"),
+                Option("--save", str, None, "DIR", "write non-finite gradients' inputs as .npz"),
                 Option("--html", str, None, "FILE", "write the report as an HTML page"),
                 Option("--json", str, None, "FILE", "write the report as JSON"),
                 _SARIF,

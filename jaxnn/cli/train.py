@@ -371,7 +371,7 @@ def _conclude(
             say(f"{place}stopped after step {step}: {reason}{more}")
         elif begun and step == begun:
             limit = "--epochs" if args.max_steps is None else "--max-steps"
-            say(f"nothing was left to do: the run had come so far already; {limit} says how far")
+            say(f"nothing was left to do: the run was already that far; {limit} says how far")
         if "test_loss" in metrics:
             lowest = int(metrics["test_loss"].argmin())
             accuracy = metrics["test_accuracy"][lowest if args.patience else -1]

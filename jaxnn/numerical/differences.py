@@ -361,7 +361,7 @@ def partial_derivative(
     scheme: Scheme = "central",
     evaluation: Evaluation = "float64",
 ) -> Float[Array, ""]:
-    """The partial derivative of `f` by one entry of `x`; the others are treated as constant.
+    """The partial derivative of `f` with respect to one entry of `x`; the rest are constant.
 
     Args:
       f: a scalar function of one array.

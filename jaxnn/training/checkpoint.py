@@ -166,9 +166,7 @@ def save_checkpoint(
     try:
         head = json.dumps(header)
     except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(
-            f"`info` must be what JSON can hold. Got what it cannot: {error}."
-        ) from None
+        raise TypeError(f"`info` must be JSON-compatible. Got something else: {error}.") from None
     made_directory("directory", folder)
     with (
         replacing(folder / f"step_{step:012d}.npz") as file,

@@ -62,7 +62,8 @@ def fit(
 
     The functions are traced at each call and recompiled only if their programs differ, so new
     values of variables that they read take effect. To save the time of tracing in many short runs,
-    pass a jitted loss and the same optimiser: as with any jitted function, new values then do not.
+    pass a jitted loss and the same optimiser; new values are then ignored, as by any jitted
+    function.
 
     A resumed run takes the same steps as an uninterrupted one, bit for bit. Some options may change
     when a run is resumed: `epochs`, `max_steps`, all of `measuring`, when checkpoints are saved,

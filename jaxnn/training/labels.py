@@ -17,10 +17,10 @@ from jaxnn.training.objective import Objective
 def require_classes(
     objective: Objective, arrays: PyTree, model_state: PyTree, key: Any, train: Examples | Batches
 ) -> None:
-    """Refuse negative integers among examples in arrays that the loss takes for classes.
+    """Refuse negative integers among examples in arrays that the loss reads as classes.
 
     The first such example shows it, beside one without: the loss and its gradient are the same for
-    class -1 and for the last one, and others for a third; or they are not finite for -1 alone.
+    class -1 and for the last one, unlike for a third; or they are not finite for -1 alone.
     Losses that ignore -1, as padding, or that compute with it pass.
     """
     if isinstance(train, Batches) or train.streamed or jax.process_count() > 1:
@@ -51,8 +51,8 @@ def require_classes(
         known = np.isfinite(of_last).all() and np.isfinite(of_third).all()
         wraps = np.array_equal(given, of_last) and not np.array_equal(given, of_third)
         if known and (wraps or not np.isfinite(given).all()):
-            taken = f"is taken for class {last}" if wraps else "gives a loss that is not finite"
+            taken = f"is read as class {last}" if wraps else "gives a loss that is not finite"
             raise ValueError(
-                f"`data{keystr(path)}` must be classes from 0 on. Got {label} in example {row}, "
+                f"`data{keystr(path)}` must be classes from 0 up. Got {label} in example {row}, "
                 f"which {taken}."
             )

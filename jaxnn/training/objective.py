@@ -198,7 +198,7 @@ class Objective(NamedTuple):
 def _pair(name: str, value: Any, form: str) -> Any:
     if not isinstance(value, tuple | list) or len(value) != 2:
         got = jax.tree.map(describe, value)
-        raise TypeError(f"`{name}` must return {form}, as it was asked to. Got {got}.")
+        raise TypeError(f"`{name}` must return {form}, as requested. Got {got}.")
     return value
 
 

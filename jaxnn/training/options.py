@@ -254,7 +254,7 @@ def _require_saving(saving: Saving) -> None:
             json.dumps(notes)
         except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(
-                f"`notes` must be what JSON can hold. Got what it cannot: {error}."
+                f"`notes` must be JSON-compatible. Got something else: {error}."
             ) from None
     if not isinstance(resume, bool | int | str) or resume not in (True, False, "previous"):
         raise ValueError(f"`resume` must be True, False or 'previous'. Got {resume!r}.")

@@ -78,7 +78,7 @@ class Progress(NamedTuple):
 def show_progress(
     lines: TextIOBase | None = None, bar: TextIOBase | None = None
 ) -> Callable[[Progress], None]:
-    """A callback that prints a line for each tenth of the run, and shows a progress bar between.
+    """A callback that prints a line for each tenth of the run, with a progress bar in between.
 
     A line has the measurements, or the loss of the steps if the run measures nothing; such a run
     may end before control has returned to the host ten times, and then prints fewer lines. The bar

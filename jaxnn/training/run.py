@@ -602,8 +602,7 @@ class Run:
         number = float(self.config.schedule.watch(record))
         if number != number:
             warnings.warn(
-                f"what is watched is NaN after epoch {self.now.log.epoch}: no epoch is better "
-                "for that",
+                f"the watched value is NaN after epoch {self.now.log.epoch}: NaN is never the best",
                 RuntimeWarning,
                 stacklevel=4,
             )

@@ -114,7 +114,7 @@ def sweep(
     if isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             "`optimizer` must be a function of one of `values`, such as optax.sgd itself. Got an "
-            "optimiser that was made already."
+            "optimiser already constructed."
         )
     require_callable("optimizer", optimizer)
     require_arrays("values", values)
@@ -255,7 +255,7 @@ def _count_runs(values: PyTree) -> int:
     if len(lengths) != 1 or lengths & {(), (0,)}:
         got = jax.tree.map(describe, values)
         raise ValueError(
-            f"`values` must have one entry a run on the first axis, at least one. Got {got}."
+            f"`values` must have one entry per run on the first axis, at least one. Got {got}."
         )
     return lengths.pop()[0]
 

@@ -203,7 +203,7 @@ class UserStep(NamedTuple):
         for x, old in zip(skeleton.leaves, self.skeleton.leaves, strict=True):
             if x is not old and x != old:
                 raise TypeError(
-                    "`step` must leave what is not an array in its state as it is; to change it, "
+                    "`step` must leave non-arrays in its state unchanged; to change one, "
                     f"make it an array. Got {x!r} for {old!r}."
                 )
         record = scalars("the record of step(...)", record)
