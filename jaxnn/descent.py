@@ -401,6 +401,7 @@ def _value_and_gradient(
         require_scalar("f", out)
         return jnp.asarray(out)
 
+    value.__name__ = getattr(f, "__name__", "f")  # for reports
     gradient = grad(value)
     require_callable("grad(f)", gradient)
 

@@ -168,13 +168,13 @@ def test_tour_agrees_with_the_chapter(capsys):
         "its t (there: one-hot)",
         "a mini-batch of 10, x",
         "its t",
-        "lr = 10: further away than 1e10",
-        "its loss (weights rounded to 8 digits)",
+        "lr = 10, 100 steps: how far away",
+        "its loss (the weights have 8 digits)",
         "scores of the 2x3 network",
     }
     here = {row["quantity"]: row["here"] for row in rows}
     assert here["the accuracy's gradient, at most"] == "0"
-    assert here["W1, before a step function, moves by"] == "0"
+    assert here["change of W1 in 20 epochs, a step function"] == "0"
     assert here["300 km in 3 hours, km/h on average"] == "100"
     assert main(["tour"]) == 0
     out = capsys.readouterr().out
@@ -329,7 +329,7 @@ def test_version_and_help_answer_without_jax():
 def test_the_reference_needs_pdoc(capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pdoc", None)
     assert main(["docs", "--out", str(tmp_path)]) == 2
-    assert "must have pdoc: pip install pdoc. Got none." in capsys.readouterr().err
+    assert "needs pdoc: pip install pdoc." in capsys.readouterr().err
 
 
 NESTED = """

@@ -167,7 +167,7 @@ def beyond_the_domain(entries: Sequence[Entry], slope: Slope, centre: float) -> 
 def nothing_there(slope: Slope, scale: float, claims: Any) -> str:
     """A hint if a gradient agrees only because it is zero or negligible, else ""."""
     if slope.constant and not np.any(claims):
-        return "the function does not depend on this leaf here"
+        return "the checked function does not depend on this leaf here"
     if slope.bound > scale:
         return (
             f"the claimed slope is below {slope.bound:.1e}, the smallest that could be seen beside "

@@ -239,7 +239,13 @@ COMMANDS = {
                 Option("--dropout", _part, 0.0, "X", "fraction of hidden units dropped per step"),
                 Option("--epochs", _count, None, "N", "100 by default, unlimited with --max-steps"),
                 Option("--max-steps", _count, None, "N", "steps after which the run ends"),
-                Option("--evaluate-every", _count, 1, "N", "epochs between measurements"),
+                Option(
+                    "--evaluate-every",
+                    _count,
+                    1,
+                    "N",
+                    "epochs between measurements; the table shows a tenth",
+                ),
                 Option("--batch-size", _count, 100, "N", "examples per step"),
                 Option("--lr", _rates, (0.5,), "X,X,...", "learning rate; several train at once"),
                 Option("--optimizer", OPTIMIZERS, "sgd", help="from optax"),
@@ -352,7 +358,9 @@ COMMANDS = {
             (): (
                 Option("program", str, None, "PROGRAM", "FILE or -m MODULE", {"nargs": "+"}),
                 Option("--points", _count, 1, "N", "points to check each gradient at"),
-                Option("--budget", _rate, 60.0, "SECONDS", "for checking, after the program"),
+                Option(
+                    "--budget", _rate, 60.0, "SECONDS", "for the checks that follow the program"
+                ),
                 Option("--no-nan", bool, help="do not look for NaN and infinity"),
                 Option("--stop", bool, help="end the program at the first NaN or infinity"),
                 Option("--save", str, None, "DIR", "write non-finite gradients' inputs as .npz"),
@@ -372,7 +380,7 @@ COMMANDS = {
         {
             (): (
                 Option("names", str, None, "NAME", "which (default: all)", {"nargs": "*"}),
-                Option("--style", ("light", "dark"), "light", help="of the page"),
+                Option("--style", ("light", "dark"), "light", help="colours of the page"),
                 Option("--out", str, None, "DIR", "directory to write to", {"required": True}),
             )
         },
@@ -380,7 +388,7 @@ COMMANDS = {
     "tour": Command(
         "pictures:tour",
         "the chapter's numbers beside ours",
-        "Compute every number of the chapter, section by section, and show it next to the printed "
+        "Compute the numbers of the chapter, section by section, and show it next to the printed "
         "one.",
         "jaxnn tour --figures figures",
         {(): (Option("--figures", str, None, "DIR", "draw the chapter's pictures there as well"),)},

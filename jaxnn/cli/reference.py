@@ -15,7 +15,7 @@ def docs(args: argparse.Namespace) -> int:
     try:
         import pdoc  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ValueError("`docs` must have pdoc: pip install pdoc. Got none.") from None
+        raise ValueError("`docs` needs pdoc: pip install pdoc.") from None
     folder = made_directory("directory", args.out)
     pdoc.render.configure(docformat="google", footer_text=f"jaxnn {jaxnn.__version__}")
     modules = jaxnn, jaxnn.surfaces, jaxnn.plots, jaxnn.figures
