@@ -2,6 +2,7 @@
 last one and says nothing.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,40 +20,53 @@ def require_classes(
 ) -> None:
     """Refuse negative integers among examples in arrays that the loss reads as classes.
 
-    The first such example shows it, beside one without: the loss and its gradient are the same for
-    class -1 and for the last one, unlike for a third; or they are not finite for -1 alone.
     Losses that ignore -1, as padding, or that compute with it pass.
     """
     if isinstance(train, Batches) or train.streamed or jax.process_count() > 1:
         return
+
+    @jax.jit
+    def slopes(*leaves):
+        batch = jax.tree.unflatten(tree, leaves)
+        return objective.value_and_gradient(arrays, model_state, key, batch)[:2]
+
     paths, tree = tree_flatten_with_path(train.data)
     leaves = [leaf for _, leaf in paths]
     for number, (path, labels) in enumerate(paths):
-        if not jnp.issubdtype(labels.dtype, jnp.signedinteger) or not (labels < 0).any():
-            continue
-        below = np.any(np.reshape(labels < 0, (train.count, -1)), axis=1)
-        row, beside = int(np.argmax(below)), int(np.argmin(below))
-        classes, label = int(labels.max()) + 1, int(labels[row].min())
-        if classes < 2 or label < -classes or below[beside]:
-            continue
-        two = [leaf[np.array([row, beside])] for leaf in leaves]
+        signed = jnp.issubdtype(labels.dtype, jnp.signedinteger)
+        if signed and (labels < 0).any() and (misread := _misread(slopes, leaves, number)):
+            raise ValueError(f"`data{keystr(path)}` must be classes from 0 up. Got {misread}.")
 
-        def slopes(taken, two=two, number=number, label=label):
-            changed = jnp.where(two[number] == label, taken, two[number])
-            batch = jax.tree.unflatten(tree, [*two[:number], changed, *two[number + 1 :]])
-            return objective.value_and_gradient(arrays, model_state, key, batch)[:2]
 
-        last, third = label + classes, (label + classes + 1) % classes
-        try:
-            flat = [jax.tree.leaves(jax.jit(slopes)(taken)) for taken in (label, last, third)]
-        except Exception:  # a loss may refuse a batch of two examples
-            continue
-        given, of_last, of_third = (np.concatenate([np.ravel(x) for x in one]) for one in flat)
-        known = np.isfinite(of_last).all() and np.isfinite(of_third).all()
-        wraps = np.array_equal(given, of_last) and not np.array_equal(given, of_third)
-        if known and (wraps or not np.isfinite(given).all()):
-            taken = f"is read as class {last}" if wraps else "gives a loss that is not finite"
-            raise ValueError(
-                f"`data{keystr(path)}` must be classes from 0 up. Got {label} in example {row}, "
-                f"which {taken}."
-            )
+def _misread(slopes: Callable, leaves: Sequence[Any], number: int) -> str | None:
+    """What the loss makes of the first label below 0, beside an example without one; None if that
+    is no mistake.
+
+    It is one if the loss and its gradient are the same for class -1 and for the last one, unlike
+    for a third; or if they are not finite for -1 alone.
+    """
+    labels = leaves[number]
+    below = np.any(np.reshape(labels < 0, (len(labels), -1)), axis=1)
+    row, beside = int(np.argmax(below)), int(np.argmin(below))
+    classes, label = int(labels.max()) + 1, int(labels[row].min())
+    if classes < 2 or label < -classes or below[beside]:
+        return None
+    two = [leaf[np.array([row, beside])] for leaf in leaves]
+
+    def made_of(taken):
+        changed = jnp.where(two[number] == label, taken, two[number])
+        found = slopes(*two[:number], changed, *two[number + 1 :])
+        return np.concatenate([np.ravel(x) for x in jax.tree.leaves(found)])
+
+    last = label + classes
+    try:
+        given, of_last, of_third = map(made_of, (label, last, (last + 1) % classes))
+    except Exception:  # a loss may refuse a batch of two examples
+        return None
+    if not (np.isfinite(of_last).all() and np.isfinite(of_third).all()):
+        return None
+    if not np.isfinite(given).all():
+        return f"{label} in example {row}, which gives a loss that is not finite"
+    if np.array_equal(given, of_last) and not np.array_equal(given, of_third):
+        return f"{label} in example {row}, which is read as class {last}"
+    return None
