@@ -14,6 +14,8 @@ from importlib.metadata import version
 # versions refuse the flag. JAX reads it when it is imported. To test without: `XLA_FLAGS= pytest`.
 if version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+if version("jaxlib").startswith("0.9."):  # it complains of programs that it has kept itself
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # ruff: noqa: E402
 import jax

@@ -520,7 +520,7 @@ def test_an_attribute_that_was_set_since_the_last_call_is_seen(of):
 
 
 def test_the_options_of_a_run_are_json(tmp_path, own_errors):
-    with pytest.raises(TypeError, match="`notes` must be what JSON can hold"):
+    with pytest.raises(TypeError, match="`notes` must be JSON-compatible"):
         run = {**RUN, "checkpoint": tmp_path, "notes": {"a": object()}}
         fit(linear, START, PAIRS, optax.sgd(0.1), **run)
 

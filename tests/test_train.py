@@ -109,7 +109,7 @@ def test_what_is_not_an_array_stays_as_it_is():
     assert result.state["n"] == 6 and result.state["name"] == "mine"
     same(result.history.step_loss, np.arange(6.0))
     counts = lambda state, batch, key: (state | {"k": state["k"] + 1}, {"loss": 0.0})  # noqa: E731
-    with pytest.raises(TypeError, match="to change it, make it an array. Got 1 for 0"):
+    with pytest.raises(TypeError, match="to change one, make it an array. Got 1 for 0"):
         train(counts, {"w": X, "k": 0}, PAIRS, epochs=1, **RUN)
 
 
