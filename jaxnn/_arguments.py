@@ -434,5 +434,8 @@ def _wanted(where: Where, argnums: int | tuple[int, ...], args: Sequence[Any]) -
     wanted = [jax.tree.leaves(flag) for flag in flags]
     for flag in (flag for some in wanted for flag in some):
         if not isinstance(flag, bool | np.bool_):
-            raise TypeError(f"`where` must be True or False for each leaf. Got {describe(flag)}.")
+            raise TypeError(
+                "`where` must be a function that returns True or False for a leaf. Got "
+                f"{describe(flag)}."
+            )
     return dict(zip(numbers, wanted, strict=True))

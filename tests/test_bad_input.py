@@ -503,7 +503,7 @@ check_gradient(lambda x: x, X, gradient=lambda x: x)
 check_gradient(lambda x: 1, X)
     TypeError: `f` must return floating-point output. Got int32[].
 check_gradient(bowl, X, where=lambda x: 1)
-    TypeError: `where` must be True or False for each leaf. Got int 1.
+    TypeError: `where` must be a function that returns True or False for a leaf. Got int 1.
 check_gradient(bowl, X, where=False)
     ValueError: `where` must choose at least one floating leaf. Got none.
 check_gradient(bowl, {"a": X}, where={"b": True})
@@ -1187,7 +1187,7 @@ $ check code.py:right --plot good
 $ check code.py:right --plot no/x.png
     `--plot` must be a file in a directory that is there. Got 'no/x.png'.
 $ check code.py:missing
-    `TARGET` must name a function of code.py. Got 'missing', which it does not define; for one
+    `TARGET` must name a function of code.py. Got 'missing', which it does not define. For a
 $ check code.py:text
     `args[0]` must be floating-point, for a derivative with respect to it. Got str 'a'.
 $ check code.py:integers

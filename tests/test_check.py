@@ -180,6 +180,14 @@ def test_without_a_reference_no_more_is_counted_than_was_found():
     assert leaf.pattern.startswith("at least 6 of 40 entries; autodiff / numerical = 1.01")
 
 
+def test_beside_a_wrong_entry_others_that_are_off_by_less_are_not_called_right():
+    errors = jnp.array([1e-3, 1e-4, 1e-4, 1e-4])
+    square = jax.custom_vjp(lambda x: x**2)
+    square.defvjp(lambda x: (x**2, x), lambda x, g: (2 * x * g * (1 + errors),))
+    (leaf,) = check_gradient(lambda x: jnp.sum(square(x)), jnp.ones(4)).leaves
+    assert leaf.pattern == "at least 1 of 4 entries"
+
+
 def test_of_leaves_that_are_wrong_those_whose_entries_are_known_come_first():
     params = {name: draw(k, 9) for k, name in enumerate("abcdef")}
     noisy = lambda p: jax.tree.map(lambda x: 2 * x * jnp.linspace(1, 2, 9), p)  # noqa: E731

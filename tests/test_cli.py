@@ -592,7 +592,7 @@ def test_check_takes_functions_of_real_projects(capsys, project, targets, code, 
             "`TARGET` must be a test that checks or takes a gradient. Got",
         ),
         ("test_model.py::test_other", "`TARGET` must be a function that runs. Got AssertionError"),
-        ("pkg/models/losses.py:Model.nothing", "Got 'Model.nothing', which it does not define;"),
+        ("pkg/models/losses.py:Model.nothing", "Got 'Model.nothing', which it does not define."),
         ("pkg/models/losses.py:helper", "or let `helper()` return (function, arguments);"),
     ],
 )

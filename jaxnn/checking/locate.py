@@ -246,7 +246,13 @@ def _by_reference(
     gradient = claimed.with_leaf(leaf, filled).gradient
     asked = tuple(_with_claims(line, gradient, leaf, comparison) for comparison in supported)
     found = Located(
-        asked, (), False, bool(few), np.sort(wrong), not np.any(undecided & ~off), right
+        asked,
+        (),
+        False,
+        bool(few),
+        np.sort(wrong),
+        not np.any((undecided | slightly) & ~off),
+        right,
     )
     if not few and verdict_of(found, line.centre, tolerance) is Verdict.AGREES:
         few = 1  # an entry may show an error that the line does not

@@ -32,7 +32,7 @@ _GAMMA = Cause("at 0, or a negative integer", "it has no slope at 0 and negative
 _ARC = Cause(
     "outside of -1 to 1",
     "its slope at -1 and 1 is infinite",
-    "keep the argument off them, or take the angle by `jnp.arctan2`",
+    "keep the argument away from them, or take the angle by `jnp.arctan2`",
 )
 # `integer_pow` with a positive exponent.
 _POSITIVE_POWER = Cause("it overflows", "it overflows", "scale what is taken to a power")

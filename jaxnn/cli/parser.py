@@ -101,7 +101,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     parser = _Parser(
         prog="jaxnn",
-        description="Losses, gradients two ways, and descent that compiles once, in JAX.",
+        description="Check JAX gradients, find the line at fault, and train small networks.",
         epilog="example: jaxnn train",
     )
     told = f"jaxnn {jaxnn.__version__}, of the distribution jaxnn-gradients"
@@ -221,7 +221,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 _NO_CACHE = Option("--no-cache", bool, help="keep no compiled programs in ~/.cache/jaxnn")
-_SARIF = Option("--sarif", str, None, "FILE", "write what is found on lines as SARIF")
+_SARIF = Option("--sarif", str, None, "FILE", "write the lines to blame as SARIF")
 _TARGETS = Option("targets", str, None, "TARGET", more={"nargs": "+"})
 
 COMMANDS = {
@@ -262,7 +262,7 @@ COMMANDS = {
                     None,
                     help="continue from the newest checkpoint in DIR, with the same flags except "
                     "--epochs and those for the times of measurements and checkpoints; `previous`: "
-                    "from the newest intact one",
+                    "if the newest is damaged, from the last intact one",
                     more={"nargs": "?", "const": "newest"},
                 ),
                 Option(
@@ -341,7 +341,8 @@ COMMANDS = {
         "name the line where a gradient goes bad",
         "Name the lines of your function where its gradient becomes NaN, where a derivative rule "
         "is wrong, or where digits are lost. TARGET is as for `jaxnn check`, but not a test. Exit "
-        "code 0: everything is finite and no rule is wrong; 1: a line is to blame; 2: bad input.",
+        "code 0: everything is finite and no rule is wrong; 1: a NaN or a wrong rule was found; 2: "
+        "bad input.",
         "jaxnn explain model.py:loss",
         {(): (_TARGETS._replace(help="as for `jaxnn check`, but not a test"), _SARIF, _NO_CACHE)},
     ),
@@ -361,7 +362,7 @@ COMMANDS = {
                 Option(
                     "--budget", _rate, 60.0, "SECONDS", "for the checks that follow the program"
                 ),
-                Option("--no-nan", bool, help="do not look for NaN and infinity"),
+                Option("--no-nan", bool, help="do not check for NaN and infinity"),
                 Option("--stop", bool, help="end the program at the first NaN or infinity"),
                 Option("--save", str, None, "DIR", "write non-finite gradients' inputs as .npz"),
                 Option("--html", str, None, "FILE", "write the report as an HTML page"),

@@ -127,8 +127,8 @@ def _attribute(place: str, module: ModuleType, names: str) -> Callable:
         if not hasattr(found, name):
             raise ValueError(
                 f"`TARGET` must name a function of {place}. Got {names!r}, which it does not "
-                f"define; for one inside of another, {_watching(place)} checks the gradients that "
-                "the program takes."
+                f"define. For a function inside another, {_watching(place)} checks the gradients "
+                "that a program takes."
             )
         owner, found = found, getattr(found, name)
     if not callable(found):

@@ -27,18 +27,24 @@ def watch(args: argparse.Namespace) -> int:
     for option in ("html", "json", "sarif"):
         if path := getattr(args, option):
             require_place(f"--{option}", path)
-    stopped: list[bool] = []
+    stopped: list[threading.Timer] = []
 
     def stop():
         if args.stop and not stopped:
-            stopped.append(True)
             # Not from inside of the callback, whose error JAX would print.
-            threading.Timer(0.1, _thread.interrupt_main).start()
+            stopped.append(threading.Timer(0.1, _thread.interrupt_main))
+            stopped[0].start()
 
     watcher = Watcher(args.points, not args.no_nan, stop)
     with noting(watcher), interruptible() if args.stop else contextlib.nullcontext():
         code = _ran(args.program)
+        with contextlib.suppress(KeyboardInterrupt):  # the program may have ended before it came
+            for timer in stopped:
+                timer.cancel()
+                timer.join()
         sys.stdout.flush()
+    if stopped and code == 130:
+        print("stopped at the first gradient that is not finite", file=sys.stderr)
     with passing("checking gradients"):
         report = judged(watcher, args.budget)
     text = str(report)
