@@ -660,7 +660,8 @@ def test_a_program_that_ignores_ctrl_c_is_stopped_and_its_checks_end_in_time():
         signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_ends_the_program_and_the_report_is_there(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_program_and_the_report_is_there(tmp_path, sent):
     path = tmp_path / "endless.py"
     path.write_text(
         "import signal, time, jax, jax.numpy as jnp\n"
@@ -674,9 +675,19 @@ def test_ctrl_c_ends_the_program_and_the_report_is_there(tmp_path):
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout.readline() == "[1. 1.]\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, said = process.communicate(timeout=120)
-    assert process.returncode == 130 and "1 leaf agrees" in said, said
+    assert process.returncode == 128 + sent and "1 leaf agrees" in said, said
+
+
+def test_a_jitted_function_is_called_by_its_name():
+    @jax.jit
+    def energy(x):
+        return jnp.sum(x**2)
+
+    with watching() as watched:
+        jax.grad(energy)(POINT)
+    assert watched.report.places[0].function == "energy"
 
 
 def test_what_is_no_program_is_refused(tmp_path, monkeypatch, capsys):

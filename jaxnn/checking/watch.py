@@ -495,7 +495,7 @@ def _checking(real: Callable) -> Callable:
 
 def _copied(f: Callable) -> Callable:
     """A callable object with copies of its containers, which a call may empty."""
-    if not _ACTIVE or isinstance(f, types.FunctionType | types.MethodType):
+    if not _ACTIVE or isinstance(f, types.FunctionType | types.MethodType | jax.stages.Wrapped):
         return f
     holds = {n: x for n, x in getattr(f, "__dict__", {}).items() if isinstance(x, _CONTAINERS)}
     if not holds:

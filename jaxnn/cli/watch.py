@@ -6,9 +6,11 @@ import contextlib
 import os
 import pathlib
 import runpy
+import signal
 import sys
 import threading
 import types
+from collections.abc import Iterator
 from typing import Any
 
 from jaxnn._terminal import coloured, takes_codes
@@ -36,7 +38,8 @@ def watch(args: argparse.Namespace) -> int:
             stopped[0].start()
 
     watcher = Watcher(args.points, not args.no_nan, stop)
-    with noting(watcher), interruptible() if args.stop else contextlib.nullcontext():
+    stoppable = interruptible() if args.stop else contextlib.nullcontext()
+    with noting(watcher), stoppable, _ended_in_order():
         code = _ran(args.program)
         with contextlib.suppress(KeyboardInterrupt):  # the program may have ended before it came
             for timer in stopped:
@@ -60,6 +63,26 @@ def watch(args: argparse.Namespace) -> int:
         for path in report.save_inputs(args.save):
             print(f"inputs written to {path}", file=sys.stderr)
     return report.exit_code if code == 0 or stopped else code
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM, as `timeout` and schedulers send it, ends a program that does not handle it as
+    `sys.exit(143)` does, so that there is a report.
+    """
+
+    def end(*_):
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    ours = before is signal.SIG_DFL and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _ran(program: list[str]) -> int:
