@@ -12,7 +12,7 @@ By JAX's convention the gradient of a real f is df/dx - i df/dy.
 """
 
 import enum
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -59,6 +59,12 @@ class Skeleton(NamedTuple):
     tree: Any
     roles: tuple[Role, ...]
     leaves: tuple[Any, ...]
+
+    @property
+    def key(self) -> Hashable:
+        """The same in a form in which 1 is not True, and 0.0 not -0.0."""
+        leaves = ((type(x), x.hex() if isinstance(x, float) else x) for x in self.leaves)
+        return self.tree, self.roles, tuple(leaves)
 
     def join(self, points: Iterable[Any], dynamic: Iterable[Any]) -> PyTree:
         """Rebuild the tree from points in their real form and dynamic leaves."""

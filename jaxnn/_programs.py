@@ -28,6 +28,7 @@ from jaxnn.numerical.interpret import (
     make_jaxpr,
     opened,
     standalone,
+    trace_context,
 )
 
 # How many compiled programs are kept; the least recently used goes first.
@@ -107,13 +108,15 @@ class Jitted:
 
     def _program(self, args: Sequence[PyTree]) -> tuple[Any, Sequence[Any]]:
         leaves, tree = jax.tree.flatten(args)
-        form = tree, tuple(map(jax.typeof, leaves)), getattr(jax.config, RETRACE)
-        if form not in self._programs:
+        form = tree, tuple(map(jax.typeof, leaves)), trace_context()
+        if (found := self._programs.get(form)) is None:
+            if len(self._programs) >= KEPT:
+                self._programs.clear()
             traced = Traced.of(self._f, *args)
             key = None if traced.key is None else (traced.key, self._donate)
             program = kept(key, lambda: jitted(traced.bare, self._donate))
-            self._programs[form] = program, traced.consts
-        return self._programs[form]
+            found = self._programs[form] = program, traced.consts
+        return found
 
 
 def programs_of(function: Callable, other: Callable, *key: Hashable) -> dict | None:
@@ -125,7 +128,10 @@ def programs_of(function: Callable, other: Callable, *key: Hashable) -> dict | N
         return None
     try:
         of_other = _of_jitted.setdefault(function, weakref.WeakKeyDictionary())
-        return of_other.setdefault(other, {}).setdefault(key, {})
+        found = of_other.setdefault(other, {})
+        if key not in found and len(found) >= KEPT:
+            found.clear()
+        return found.setdefault(key, {})
     except TypeError:  # without weak references, or without a hash
         return None
 

@@ -100,7 +100,7 @@ def gradient_descent(
     skeleton, points, dynamic = take_apart(init_x)
     descend = functools.partial(_descend, f, grad, skeleton)
     given = points, dynamic, _typed(lr, points), steps
-    programs = _programs(f, f, grad, "descend", skeleton)
+    programs = _programs(f, f, grad, "descend", skeleton.key)
     end, before, after, lower = compiled(descend, *given, programs=programs)
     if is_concrete(lower) and not bool(lower):
         warnings.warn(
@@ -179,7 +179,7 @@ def descent_path(
     require_count("step_num", step_num, most=2**31 - 2)
     skeleton, points, dynamic = take_apart(init_x)
     follow = functools.partial(_follow, f, grad, skeleton, int(step_num))
-    programs = _programs(f, f, grad, "follow", skeleton, int(step_num))
+    programs = _programs(f, f, grad, "follow", skeleton.key, int(step_num))
     given = points, dynamic, _typed(lr, points)
     points, losses = compiled(follow, *given, programs=programs)
     fixed = [jnp.broadcast_to(x, (step_num + 1, *x.shape)) for x in dynamic]
@@ -283,7 +283,7 @@ def minimize(
     most = np.int32(max_steps) if is_concrete(max_steps) else max_steps
     minimise = functools.partial(_minimise, f, grad, optimizer, skeleton)
     given = points, dynamic, opt_state, most, _typed(tolerance, points)
-    programs = _programs(f, optimizer.update, grad, "minimise", skeleton)
+    programs = _programs(f, optimizer.update, grad, "minimise", skeleton.key)
     found = compiled(minimise, *given, programs=programs)
     return found._replace(x=skeleton.join(found.x, dynamic))
 

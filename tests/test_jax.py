@@ -29,6 +29,7 @@ from jaxnn.numerical.interpret import (
     rule_source,
     scan_sizes,
     shard_map_parts,
+    trace_context,
 )
 
 X = jnp.array([0.5, 1.5, 2.5])
@@ -245,6 +246,7 @@ equation(lambda x: lax.select_n(x > 0, x, -x)).invars[0].aval.dtype == bool
 hasattr(batching.primitive_batchers, "__setitem__") and hasattr(ad.primitive_jvps, "__setitem__")
 callable(ad.instantiate_zeros) and callable(mlir.lower_fun) and callable(mlir.register_lowering)
 within(True, jnp.result_type, float) == jnp.float64
+within(True, trace_context) != within(False, trace_context) and hash(trace_context())
 within(False, jnp.result_type, float) == jnp.float32
 within(True, program, lambda x: x.astype("float64")).out_avals[0].dtype == jnp.float64
 jax.random.PRNGKey(0).dtype == jnp.uint32

@@ -21,6 +21,7 @@ from slow import slow_but
 
 import jaxnn
 from jaxnn import _programs
+from jaxnn._arguments import Skeleton
 from jaxnn.numerical.interpret import same_program
 
 X = jnp.array([1.0, 2.0, 3.0])
@@ -370,6 +371,12 @@ def test_no_argument_outlives_what_the_user_holds(public):
     assert watched() is None
 
 
+def test_equal_settings_of_a_module_are_not_the_same():
+    tree = jax.tree.structure((0, 0))
+    keys = {Skeleton(tree, (), (n, jnp.tanh)).key for n in (1, True, 1.0, 0.0, -0.0, np.nan)}
+    assert len(keys) == 6 and Skeleton(tree, (), (np.nan, jnp.tanh)).key in keys
+
+
 def test_arguments_that_are_equal_are_not_the_same():
     f = lambda x, n: jnp.sum(x) * (10 if n is True else 1)  # noqa: E731
     gradient = jaxnn.numerical_grad(f)
@@ -438,7 +445,13 @@ def test_steps_of_a_jitted_function_are_traced_once_and_kept_while_it_lives(monk
     first, traced, of = run(f, optimizer), [], _programs.Traced.of
     monkeypatch.setattr(_programs.Traced, "of", lambda *args: traced.append(1) or of(*args))
     assert (run(f, optimizer) == first).all() and not traced
+    for other in (jax.enable_x64(True), jax.default_matmul_precision("highest")):
+        traced.clear()
+        with other:
+            run(f, optimizer)
+        assert traced
     if kind in ("fit", "minimize"):  # another optimiser is another program
+        traced.clear()
         assert not (run(f, optax.sgd(0.2)) == first).all() and traced
     watched = weakref.ref(weighted)
     del f, weighted

@@ -101,6 +101,11 @@ def _fix_dtypes(program: Program) -> None:
             _fix_dtypes(inner)
 
 
+def trace_context() -> Hashable:
+    """The settings that JAX traces by, such as x64 and the precision of products."""
+    return _private("config", "trace_context")()
+
+
 @functools.cache
 def keep_effects_under_vmap() -> None:
     """Let `custom_vmap` keep its function's effects, which JAX dropped before 0.9."""

@@ -70,7 +70,7 @@ class Descent(NamedTuple):
         objective = self.objective
         if objective.grad is not None:
             return None
-        key = objective.skeleton, objective.form, self.norm, *way
+        key = objective.skeleton.key, objective.form, self.norm, *way
         return programs_of(objective.loss, self.optimizer.update, *key)
 
     def _begin(self, state: State, batch: Any, key: Any) -> tuple[Any, Any, dict[str, Any]]:
@@ -183,7 +183,7 @@ class UserStep(NamedTuple):
 
     def programs(self, *way: Hashable) -> dict | None:
         """Where the programs of these steps are kept, if the step is jitted."""
-        key = self.skeleton, self.is_mapping, *way
+        key = self.skeleton.key, self.is_mapping, *way
         return programs_of(self.function, self.function, *key)
 
     def _begin(self, state: UserState, batch: Any, key: Any) -> tuple[Any, Any, dict[str, Any]]:
