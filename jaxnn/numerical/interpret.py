@@ -628,8 +628,9 @@ def shard_map_parts(eqn: Equation) -> ShardMap | None:
 
 def varying(variable: Any) -> tuple[str, ...]:
     """The axes of a mesh along which the devices of a `shard_map` hold different values."""
-    axes = variable.aval.mat.varying if VERSION >= (0, 10) else variable.aval.vma
-    return tuple(sorted(axes))
+    if VERSION < (0, 10):
+        return tuple(sorted(getattr(variable.aval, "vma", ())))
+    return tuple(sorted(getattr(getattr(variable.aval, "mat", None), "varying", ())))
 
 
 def varied(x: Any, axes: tuple[str, ...]) -> Any:

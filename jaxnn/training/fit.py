@@ -115,9 +115,9 @@ def fit(
       KeyboardInterrupt: the run was interrupted; the `fit` attribute is the result so far.
       TypeError: `params` has no floating or complex leaf, or `epochs` or another count is not an
         integer.
-      ValueError: `data` is empty, its arrays differ in length, or has labels below 0 that the loss
-        takes for classes from the end; the checkpoint is broken or from another run; or processes
-        begin a run differently.
+      ValueError: `data` is empty, has arrays of different lengths, or labels below 0 that the loss
+        reads as classes; the checkpoint is broken or from another run; or processes begin a run
+        differently.
       FileExistsError: `checkpoint` contains checkpoints, and `resume` is not set.
       BlockingIOError: another run uses `checkpoint`.
       OSError: the last checkpoint could not be written.

@@ -67,10 +67,8 @@ class Progress(NamedTuple):
         of = lambda whole: "" if whole is None else f" of {whole}"  # noqa: E731
         where = f"epoch {self.epoch}{of(self.epochs)}, step {self.step}{of(self.steps)}"
         measured = {"loss": self.loss, **_scalars(self.record or {})}
-        return (
-            "; ".join([f"<Progress: {where}", *(f"{name} {x:.4g}" for name, x in measured.items())])
-            + ">"
-        )
+        told = (f"{name} {x:.4g}" for name, x in measured.items())
+        return f"<Progress: {'; '.join([where, *told])}>"
 
     _repr_html_ = paragraph
 
