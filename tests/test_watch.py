@@ -24,7 +24,7 @@ from jax.test_util import check_grads
 from watched_programs import require_watched, unit
 
 import jaxnn
-from jaxnn import GradientError, watching
+from jaxnn import GradientError, gradient_descent, watching
 from jaxnn._programs import Jitted
 from jaxnn.checking import watch, watched as watched_module
 from jaxnn.checking.watch import Watcher, noting
@@ -687,7 +687,8 @@ def test_a_jitted_function_is_called_by_its_name():
 
     with watching() as watched:
         jax.grad(energy)(POINT)
-    assert watched.report.places[0].function == "energy"
+        gradient_descent(energy, POINT, 0.1, 1, grad=jax.grad)
+    assert [place.function for place in watched.report.places] == ["energy", "energy"]
 
 
 def test_what_is_no_program_is_refused(tmp_path, monkeypatch, capsys):

@@ -245,15 +245,8 @@ def _by_reference(
     filled = np.where(np.isfinite(claims), claims, right.reshape(claims.shape))
     gradient = claimed.with_leaf(leaf, filled).gradient
     asked = tuple(_with_claims(line, gradient, leaf, comparison) for comparison in supported)
-    found = Located(
-        asked,
-        (),
-        False,
-        bool(few),
-        np.sort(wrong),
-        not np.any((undecided | slightly) & ~off),
-        right,
-    )
+    complete = not np.any((undecided | slightly) & ~off)
+    found = Located(asked, (), False, bool(few), np.sort(wrong), complete, right)
     if not few and verdict_of(found, line.centre, tolerance) is Verdict.AGREES:
         few = 1  # an entry may show an error that the line does not
     exact, entries = claimed._replace(tolerances=claimed.exact), []

@@ -389,8 +389,7 @@ COMMANDS = {
     "tour": Command(
         "pictures:tour",
         "the chapter's numbers beside ours",
-        "Compute the numbers of the chapter, section by section, and show it next to the printed "
-        "one.",
+        "Compute the chapter's numbers, section by section, and show each next to the printed one.",
         "jaxnn tour --figures figures",
         {(): (Option("--figures", str, None, "DIR", "draw the chapter's pictures there as well"),)},
     ),

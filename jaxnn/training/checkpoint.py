@@ -275,10 +275,9 @@ def _read(path: Path) -> Checkpoint:
         return found
     except _UnreadableError as error:
         what = str(error)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        what = f"a file that is cut off or changed: {error}"
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # of a changed file, which makes the reader seek below 0
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        # A changed file can make the reader seek below 0; other errors are those of the disk.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         what = f"a file that is cut off or changed: {error}"
     except ValueError as error:
