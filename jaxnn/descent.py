@@ -402,7 +402,8 @@ def _value_and_gradient(
         return jnp.asarray(out)
 
     value.__name__ = getattr(f, "__name__", "f")  # for reports
-    gradient = grad(value)
+    # As bound now: a default was bound before `jax.grad` was watched.
+    gradient = (jax.grad if is_automatic(grad) else grad)(value)
     require_callable("grad(f)", gradient)
 
     def checked(x):

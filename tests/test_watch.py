@@ -687,7 +687,7 @@ def test_a_jitted_function_is_called_by_its_name():
 
     with watching() as watched:
         jax.grad(energy)(POINT)
-        gradient_descent(energy, POINT, 0.1, 1, grad=jax.grad)
+        gradient_descent(energy, POINT, 0.1, 1)
     assert [place.function for place in watched.report.places] == ["energy", "energy"]
 
 
