@@ -17,6 +17,7 @@ from jaxnn._arguments import Partition, Role
 from jaxnn._programs import outermost
 from jaxnn.checking.evidence import Verdict, explained, reach, same_value
 from jaxnn.checking.findings import Birth, DigitsLost, LeafReport, RuleReport
+from jaxnn.checking.further import LOOSE
 from jaxnn.checking.held import stops
 from jaxnn.checking.leaf import Place, bare_report, leaf_report
 from jaxnn.checking.line import Line
@@ -78,6 +79,7 @@ class Checked(NamedTuple):
       births: where NaN or infinity first appears.
       rules: the derivative rules that are wrong.
       digits_lost: the lines that lose digits.
+      loose: the relative error of a rule that its solver's tolerance may explain.
     """
 
     check: Check
@@ -95,6 +97,7 @@ class Checked(NamedTuple):
     births: tuple[Birth, ...] = ()
     rules: tuple[RuleReport, ...] = ()
     digits_lost: tuple[DigitsLost, ...] = ()
+    loose: float = LOOSE
 
     def with_leaves(self, leaves: Sequence[LeafReport]) -> "Checked":
         """The same results with other reports on leaves."""
@@ -257,11 +260,8 @@ def _notes(checked: Checked) -> tuple[str, ...]:
         named = [f"{path.removeprefix('args')} ({_kind(leaf)})" for path, leaf in constant]
         notes.append(f"treated as constant: {', '.join(first_of(named))}")
     if programs.narrow:
-        coarsest = max(programs.narrow, key=lambda kind: jnp.finfo(kind).eps)
-        notes.append(
-            f"parts of the function, such as a host callback, were evaluated in "
-            f"{jnp.dtype(coarsest).name}"
-        )
+        named = {f"`{name}` in {jnp.dtype(dtype).name}" for name, dtype in programs.narrow}
+        notes.append(f"evaluated in its own dtype: {', '.join(first_of(sorted(named)))}")
     if host() is not None:
         notes.append(f"computed on the CPU, as {jax.default_backend()} has no float64")
     if checked.evaluations and not np.isfinite(centre):

@@ -41,7 +41,7 @@ from jaxnn.checking.tape import Tape
 from jaxnn.checking.untraced import Untraced, untraced
 from jaxnn.numerical.float64 import (
     is_wide,
-    narrow_dtypes,
+    left_narrow,
     wide_arithmetic,
     wide_dtype,
     widen_leaf,
@@ -74,7 +74,7 @@ class Compiled(NamedTuple):
       references: the packed gradient of the values by reverse and by forward mode, without custom
         rules.
       packing: how leaves share the arrays of a packed gradient.
-      narrow: narrower dtypes in which parts of the function are still evaluated.
+      narrow: the primitives that keep a narrower dtype, and that dtype.
     """
 
     own: Callable
@@ -82,7 +82,7 @@ class Compiled(NamedTuple):
     along: Callable
     references: tuple[Callable, Callable]
     packing: Packing
-    narrow: frozenset[Any]
+    narrow: frozenset[tuple[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +125,8 @@ class Programs:
         return frozenset(n for const in self.consts for n in np.shape(const)[:1])
 
     @property
-    def narrow(self) -> frozenset[Any]:
-        """The narrower dtypes in which parts of the function are still evaluated."""
+    def narrow(self) -> frozenset[tuple[str, Any]]:
+        """The primitives that keep a narrower dtype, and that dtype."""
         return self.compiled.narrow
 
     def tape(self, point: Point, dtype: Any = None, unrolled: bool = False) -> Tape:
@@ -410,7 +410,7 @@ def _compile(
         along=along,
         references=(by(jax.value_and_grad), by(forward_gradient)),
         packing=packing,
-        narrow=narrow_dtypes(scalar, dtype),
+        narrow=left_narrow(scalar, dtype),
     )
 
 

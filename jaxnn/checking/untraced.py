@@ -30,7 +30,7 @@ class Untraced:
 
     value: Callable
     gradient: Callable
-    narrow: frozenset[Any] = frozenset()
+    narrow: frozenset[tuple[str, Any]] = frozenset()
     rounding: float = 0.0
     counts: frozenset[int] = frozenset()
     has_solver: bool = False

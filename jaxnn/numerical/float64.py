@@ -105,11 +105,13 @@ class Wide(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Evaluate programs in `dtype`, by `rules` if there is one; collect dtypes left narrow."""
+    """Evaluate programs in `dtype`, by `rules` if there is one; collect what was left narrow:
+    names of primitives, and the dtypes that they kept.
+    """
 
     dtype: Any
     rules: Mapping[core.Primitive, Callable]
-    narrow: set[Any]
+    narrow: set[tuple[str, Any]]
 
     def __call__(self, program: Program, args: Sequence[Any]) -> list[Any]:
         """The outputs of a program for wide arguments."""
@@ -148,7 +150,8 @@ class Evaluation(NamedTuple):
                 params = {name: self._widened_param(value) for name, value in eqn.params.items()}
                 return bind(eqn, inputs, **params)
         if any(self._is_narrow(v.aval) for v in eqn.invars):  # otherwise the output is a constant
-            self.narrow.update(v.aval.dtype for v in eqn.outvars if self._is_narrow(v.aval))
+            kept = (v.aval.dtype for v in eqn.outvars if self._is_narrow(v.aval))
+            self.narrow.update((eqn.primitive.name, dtype) for dtype in kept)
         pairs = zip(inputs, eqn.invars, strict=True)
         return bind(
             eqn, [x if x.dtype == v.aval.dtype else x.astype(v.aval.dtype) for x, v in pairs]
@@ -217,8 +220,8 @@ def widened(
     return call
 
 
-def narrow_dtypes(program: Program, dtype: Any) -> frozenset[Any]:
-    """The narrow dtypes that host callbacks and similar primitives require."""
+def left_narrow(program: Program, dtype: Any) -> frozenset[tuple[str, Any]]:
+    """The primitives that keep a narrow dtype, such as host callbacks, and that dtype."""
     evaluation = Evaluation(dtype, RULES, set())
     with wide_arithmetic(dtype):
         evaluation.widened(program)

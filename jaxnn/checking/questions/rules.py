@@ -85,11 +85,12 @@ def ask(checked: Checked) -> list[RuleReport]:
     suspicious = {leaf.path for leaf in checked.leaves if _is_suspicious(leaf)}
     only_custom = bool(checked.leaves) and suspicious <= checked.by_reference
     seeds = [COTANGENT * seed for seed in seeds_of(programs.program)]
-    found = wrong_rules(tape, checked.values, seeds, only_custom)
+    find = functools.partial(wrong_rules, tape, checked.values, seeds, only_custom, checked.loose)
+    found = find()
     wrong = [leaf for leaf in checked.leaves if leaf.verdict is Verdict.DIFFERS]
     if wrong and not found and only_custom:  # a part of the function may have a narrower dtype
         closest = min(explained(leaf.dtype) for leaf in wrong)
-        found = wrong_rules(tape, checked.values, seeds, only_custom, closest)
+        found = find(closest)
     # The user's rules come before JAX's, and about equally wrong ones in the order of the program.
     return sorted(found, key=lambda rule: (not rule.where, -float(f"{rule.difference:.1g}")))
 
@@ -168,6 +169,7 @@ def wrong_rules(
     inputs: Sequence[Any],
     seeds: Sequence[Any],
     only_custom: bool = False,
+    loose: float = LOOSE,
     tolerance: float | None = None,
 ) -> list[RuleReport]:
     """The rules that do not give the derivative of the values at their actual inputs.
@@ -177,7 +179,8 @@ def wrong_rules(
       inputs: the values of the inputs.
       seeds: the cotangents of the outputs, None for outputs without one.
       only_custom: whether JAX's own rules are known to be right.
-      tolerance: the relative error that is allowed, if not that of the dtypes of each equation.
+      loose: the relative error that is allowed where there is an iterative solver.
+      tolerance: the one that is allowed elsewhere, if not that of the dtypes of each equation.
     """
     numbers = [
         number
@@ -194,7 +197,8 @@ def wrong_rules(
         if (site.name, site.line) in named_at:  # one report for all calls in a line
             continue
         if number in suspects:
-            report = _examined(tape, record, number, tolerance)
+            allowed = loose if _is_iterative(site) else tolerance or _explained(site)
+            report = _examined(tape, record, number, allowed)
         if site.eqn.primitive is primitives.linear_solve_p:
             report = wrong_solve(site, record, tape.dtype)
         if report is None and has_custom_rule(site.eqn):
@@ -206,9 +210,8 @@ def wrong_rules(
         most = None if report is not None else SAMPLE
         for inside in _spread_first(insides(tape, number, record))[:most]:
             if any(seed is not None for seed in inside.seeds):
-                inner = wrong_rules(
-                    tape_of(tape, inside), inside.inputs, inside.seeds, only_custom, tolerance
-                )
+                given = tape_of(tape, inside), inside.inputs, inside.seeds
+                inner = wrong_rules(*given, only_custom, loose, tolerance)
             if inner:
                 break
         if report is None:
@@ -303,9 +306,7 @@ def _reference(tape: Tape, number: int, asked: SiteQuestion) -> list[Any] | None
     return [np.where(np.isfinite(x), g, claim) for x, g, claim in pairs]
 
 
-def _examined(
-    tape: Tape, record: Record, number: int, tolerance: float | None
-) -> RuleReport | None:
+def _examined(tape: Tape, record: Record, number: int, tolerance: float) -> RuleReport | None:
     """A report on the rule of a site, checked like a gradient; None if it is correct."""
     site, dtype, along = tape.sites[number], tape.dtype, _along(tape, number)
     with arithmetic(dtype):
@@ -319,7 +320,6 @@ def _examined(
 
     draw, sizes = drawer(asked.points, dtype), [x.size for x in asked.points]
     line = Line(draw, values, asked.points, float(jnp.finfo(dtype).eps), [0.0] * len(sizes))
-    tolerance = LOOSE if _is_iterative(site) else tolerance or _explained(site)
     tolerances = [tolerance] * len(sizes)
     claims = [np.asarray(c, np.float64) for c in asked.claims]
     worst = None
