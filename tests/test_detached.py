@@ -127,3 +127,16 @@ def test_stops_are_not_held_where_the_values_support_the_gradient_with_them(monk
     report = check_gradient(f, X)
     assert report.verdict == "differs" and not report.notes
     assert [rule.name for rule in report.rules] == ["scaled"]
+
+
+@pytest.mark.parametrize("x", [1.2, 2.7, [0.3, 1.2], [0.3, 1.2, 2.2]])
+def test_where_the_values_do_not_change_a_passed_gradient_is_not_right(x):
+    """Far from the point, `round` has the slope that is claimed."""
+    x, f = jnp.asarray(x), lambda x: jnp.sum(x + stop(jnp.round(x) - x))
+    assert check_gradient(f, x).verdict == "detached"
+    report = check_gradient(lambda x: jnp.sum(rounded(x)), x)
+    assert report.verdict == "differs" and [rule.name for rule in report.rules] == ["<lambda>"]
+
+
+rounded = jax.custom_jvp(lambda x: jnp.round(x))
+rounded.defjvp(lambda x, t: (rounded(*x), t[0]))

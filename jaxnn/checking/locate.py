@@ -161,14 +161,22 @@ def _supported(
       line: measures slopes.
       claims: the gradient, leaf by leaf.
       leaves: which leaves to check.
-      bisect: whether a group that the values do not support is split until every leaf is settled.
+      bisect: whether a group that the values do not support is split until every leaf is settled,
+        and moved further if they do not show its claims. Far from the point, the values may have
+        another slope, as those of `round` do, so only a gradient of the values may ask there.
     """
     sizes = line.claimed_sizes(claims, leaves) if len(leaves) > 1 else dict.fromkeys(leaves, 1.0)
     todo = [(sizes, True)] if sizes else []
     while todo:
         group, mixed = todo.pop()
-        parts, pair = _ask_wider(line, claims, _parts(line, group))
-        off, known = any(c.is_off for c in pair), []
+        parts = _parts(line, group)
+        if bisect:
+            parts, pair = _ask_wider(line, claims, parts)
+            off = any(c.is_off for c in pair)
+        else:
+            pair = _ask(line, claims, parts)
+            off = any(c.is_off for c in pair) or all(map(_is_unseen, pair))
+        known = []
         if not off:
             nothing = _nothing(line, pair, max(group.values()))
             known = [p for p in parts if len(group) == 1 or _confirms(pair, p, nothing)]

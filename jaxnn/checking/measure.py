@@ -70,7 +70,7 @@ class Checked(NamedTuple):
       losses: the digits that each leaf's gradient loses in its own dtype.
       leaves: a report on each leaf, worst first.
       by_reference: the paths of the leaves for which the values support the gradient that JAX gives
-        without custom rules.
+        without custom rules and without stopping it.
       notes: remarks on anything unusual.
       deterministic: whether two calls of the function gave the same result.
       evaluations: how many values were computed.

@@ -24,7 +24,7 @@ from jaxnn._programs import Traced, jitted, kept
 from jaxnn._validate import first_line
 from jaxnn.checking.by_hand import gradient_by_hand
 from jaxnn.checking.further import RUN_FURTHER, has_solver
-from jaxnn.checking.held import beside, holding
+from jaxnn.checking.held import beside, holding, stops
 from jaxnn.checking.line import Line, along_program, one_by_one
 from jaxnn.checking.moves import drawer
 from jaxnn.checking.packed import Packing
@@ -60,6 +60,8 @@ from jaxnn.numerical.interpret import (
     without_refs,
 )
 
+# An evaluation rule that differentiates the operand of `stop_gradient`, too.
+_THROUGH = {primitives.stop_gradient_p: lambda _, inputs, __: inputs}
 # Without a reverse mode, the reference uses forward mode for up to this many entries.
 MOST_FORWARD = 4096
 
@@ -73,6 +75,7 @@ class Compiled(NamedTuple):
       along: the values along a line.
       references: the packed gradient of the values by reverse and by forward mode, without custom
         rules.
+      stopping: the same by reverse mode if `stop_gradient` stops it; None if there is none.
       packing: how leaves share the arrays of a packed gradient.
       narrow: the primitives that keep a narrower dtype, and that dtype.
     """
@@ -81,6 +84,7 @@ class Compiled(NamedTuple):
     wide: Callable
     along: Callable
     references: tuple[Callable, Callable]
+    stopping: Callable | None
     packing: Packing
     narrow: frozenset[tuple[str, Any]]
 
@@ -210,16 +214,27 @@ class Programs:
             return float(value), [g / cotangent for g in self._unpacked(gradient)]
 
     def reference(self, point: Point, dtype: Any) -> list[Any] | None:
-        """The gradient of the values at a point; None if the values cannot be differentiated."""
+        """The gradient of the values at a point; None if the values cannot be differentiated.
+
+        What `stop_gradient` stops is differentiated, too, if it has a derivative.
+        """
+        (reverse, forward), stopping = self.compiled.references, self.compiled.stopping
         few = sum(x.size for x in point.leaves) <= MOST_FORWARD
-        for way in self.compiled.references[: 1 + few]:
-            try:
-                with wide_arithmetic(dtype):
-                    leaves = [widen_leaf(x, dtype) for x in point.leaves]
-                    return self._unpacked(way(self.consts, leaves, point.data))
-            except Exception:  # a loop without a reverse mode, a host callback, or a faulty rule
-                continue
-        return None
+        ways = [reverse] + [stopping] * bool(stopping) + [forward] * few
+        found = (self._by(way, point, dtype) for way in ways)
+        return next((gradient for gradient in found if gradient is not None), None)
+
+    def stopped_reference(self, point: Point, dtype: Any) -> list[Any] | None:
+        """The same gradient where `stop_gradient` stops it; None if there is none."""
+        return self.compiled.stopping and self._by(self.compiled.stopping, point, dtype)
+
+    def _by(self, way: Callable, point: Point, dtype: Any) -> list[Any] | None:
+        try:
+            with wide_arithmetic(dtype):
+                leaves = [widen_leaf(x, dtype) for x in point.leaves]
+                return self._unpacked(way(self.consts, leaves, point.data))
+        except Exception:  # a loop without a reverse mode, a host callback, or a faulty rule
+            return None
 
     def _unpacked(self, gradient: Sequence[Any]) -> list[Any]:
         return [looked_at(g) for g in self.compiled.packing.unpack(gradient)]
@@ -387,11 +402,13 @@ def _compile(
             return beside(value)
         return lambda _, moved, data: value(moved, data)
 
-    differentiable = moving_by({primitives.linear_solve_p: implicit_solve} | rules)
+    rules_of_reference = {primitives.linear_solve_p: implicit_solve} | rules
 
-    def by(derive):
+    def by(derive, through=True):
+        value = moving_by(rules_of_reference | (_THROUGH if through else {}))
+
         def gradient(consts, leaves, data):
-            of = lambda moved, _: differentiable(leaves, moved, (consts, data))  # noqa: E731
+            of = lambda moved, _: value(leaves, moved, (consts, data))  # noqa: E731
             return packing.pack(derive(of)(leaves, data)[1])
 
         return jax.jit(gradient)
@@ -409,6 +426,7 @@ def _compile(
         wide=wide,
         along=along,
         references=(by(jax.value_and_grad), by(forward_gradient)),
+        stopping=by(jax.value_and_grad, through=False) if stops(scalar) else None,
         packing=packing,
         narrow=left_narrow(scalar, dtype),
     )
