@@ -1,9 +1,10 @@
-"""Is a wrong gradient right to the tolerance of a solver inside?
+"""Is a wrong gradient correct to an inner solver's tolerance?
 
 Implicit differentiation gives the gradient of the exact solution, but the values come from an
 approximate one. If the two disagree, the function is measured again with its solvers run further.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def ask(checked: Checked) -> Checked:
 
 def say(checked: Checked, further: Checked) -> Checked:
     """The results, with leaves that are correct once the solver runs further reported as correct
-    to its tolerance.
+    to its tolerance. The rule around a solver that has not converged is not to blame.
     """
     again = {leaf.path: leaf for leaf in further.leaves}
     gradients = dict(
@@ -42,7 +43,7 @@ def say(checked: Checked, further: Checked) -> Checked:
         _within_tolerance(leaf, again[leaf.path], *gradients[leaf.path]) for leaf in checked.leaves
     ]
     excused = any(new is not leaf for new, leaf in zip(leaves, checked.leaves, strict=True))
-    return checked.with_leaves(leaves)._replace(loose=STEADY if excused else LOOSE)
+    return checked.with_leaves(leaves)._replace(loose=math.inf if excused else LOOSE)
 
 
 def _within_tolerance(
@@ -57,15 +58,19 @@ def _within_tolerance(
     )
     moved = np.linalg.norm(gradient - gradient_further)
     if not moved <= STEADY * np.linalg.norm(gradient_further):
-        return leaf
+        hint = (
+            "if the inner solver iterates longer, values and gradient agree to "
+            f"{further.digits:.1f} digits"
+        )
+        return leaf._replace(hint=hint)
     if not further.verdict.ok:
         hint = (
-            f"values and gradient agree to {leaf.digits:.1f} digits, and to {further.digits:.1f} "
-            "if the solver inside takes more iterations: the rest may be its tolerance"
+            f"values and gradient agree to {leaf.digits:.1f} digits, or {further.digits:.1f} if "
+            "the inner solver iterates longer: its tolerance may explain the rest"
         )
         return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
     hint = (
-        "correct to the tolerance of the solver inside; with more iterations, to "
+        "correct to the inner solver's tolerance; with more iterations, to "
         f"{further.digits:.1f} digits"
     )
     return further._replace(hint=hint, own_dtype_digits=leaf.own_dtype_digits)
@@ -96,7 +101,7 @@ def within_approximation(leaf: LeafReport, program: Program) -> LeafReport:
     if not (close and loops):
         return leaf
     hint = (
-        f"values and gradient agree to {leaf.digits:.1f} digits; the rest may be the tolerance of "
-        "the solver inside"
+        f"values and gradient agree to {leaf.digits:.1f} digits; the rest may be due to an inner "
+        "solver's tolerance"
     )
     return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
