@@ -284,6 +284,17 @@ def test_a_rule_is_not_wrong_if_its_solver_gets_closer_but_not_close(off, verdic
     assert report.leaves[0].verdict == verdict and bool(report.rules) == (verdict == "differs")
 
 
+@pytest.mark.parametrize("off, verdict", [(1e-8, "unresolved"), (1e-3, "differs")])
+def test_a_gradient_that_cancels_is_not_wrong_by_less_than_its_rounding_error(off, verdict):
+    """The values are constant; each rule is right to its rounding, or not."""
+    rounded = jnp.array([1.0, -2, 3, -1, 2, -3]) * off
+    near = jax.custom_jvp(lambda x: x * 1)
+    near.defjvp(lambda x, dx: (near(*x), dx[0] * (1 + rounded)))
+    x = jnp.array([1.7, 0.4, 1.0, 2.2, 1.9, -1.0])
+    report = check_gradient(lambda x: jnp.sum(near(x / jnp.linalg.norm(x)) ** 2), x)
+    assert report.leaves[0].verdict == verdict and bool(report.rules) == (verdict == "differs")
+
+
 @pytest.mark.parametrize("off", [0, 0.3])
 def test_the_rule_around_a_solver_that_stopped_early_is_not_to_blame(off):
     """The solution is 2 b; the solver, which counts its steps, stops at 1.75 b."""

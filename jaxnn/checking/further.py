@@ -27,7 +27,7 @@ from jaxnn.numerical.interpret import (
     while_step,
 )
 
-# How many further steps a loop takes at most; a contraction by 0.97 gains three digits in this many.
+# How many further steps a loop takes at most; a contraction by 0.97 gains three digits in them.
 MORE_STEPS = 256
 # A loop is about to settle if a step changes an array by at most this relative size.
 NEARLY = 0.05

@@ -60,6 +60,8 @@ FLAT = frozenset(
     getattr(primitives, f"{name}_p")
     for name in "ceil floor nextafter round sign stop_gradient".split()
 )
+# How many of the user's calls around an equation are looked at.
+DEEP = 64
 # The largest array, in bytes, that is compared by value.
 LARGE = 4096
 LOOPS = frozenset([primitives.while_p, primitives.scan_p])
@@ -697,9 +699,14 @@ def _place_of(f: Callable) -> str:
     return f"{f.__code__.co_filename}:{f.__code__.co_firstlineno}"
 
 
-def line_of(eqn: Equation) -> str:
-    """The user's line that an equation comes from: file, line and function."""
-    return source_info_util.summarize(eqn.source_info)
+def line_of(eqn: Equation, outside: str = "") -> str:
+    """The user's line that an equation comes from: file, line and function; the innermost one that
+    is not in the folder `outside`, if there is one.
+    """
+    lines = source_info_util.summarize(eqn.source_info, num_frames=DEEP if outside else 1)
+    first, *more = reversed(lines.split("\n"))
+    beyond = (line for line in (first, *more) if not (outside and line.startswith(outside)))
+    return next(beyond, first)
 
 
 def rule_consts(eqn: Equation) -> int:

@@ -1,5 +1,6 @@
 """The name and location of a wrong rule, and whether its JVP or its transpose is to blame."""
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,6 +29,9 @@ from jaxnn.numerical.interpret import (
     source,
 )
 
+# The folder in which packages are installed.
+_PACKAGES = f"{os.sep}site-packages{os.sep}"
+
 
 class Worst(NamedTuple):
     """The argument in which a rule has the largest error, in the form of `RuleReport`."""
@@ -44,6 +48,7 @@ def named(site: Site, asked: SiteQuestion, line: Line, worst: Worst, dtype: Any)
     argument = worst.argument
     if has_custom_rule(site.eqn):
         kind, where = kind_of_rule(site.eqn), line_of_rule(site.eqn)
+        place = _call_of(site.eqn) or place
         argument -= rule_consts(site.eqn)
         path = argument_paths(site.eqn).get(argument, "")
     else:
@@ -59,6 +64,16 @@ def line_of_rule(eqn: Equation) -> str:
     """The location of a rule or, if it is unknown, of the rule's function."""
     name, place = source(eqn)
     return str(SourceLine.of(rule_source(eqn) or f"{place} ({name})"))
+
+
+def _call_of(eqn: Equation) -> SourceLine | None:
+    """The line that calls a function with a custom rule; if the rule is in an installed package,
+    the line that calls the package. None if it is unknown.
+    """
+    folder, packages, inside = line_of_rule(eqn).rpartition(_PACKAGES)
+    package = folder + packages + inside.split(os.sep)[0] + os.sep if packages else ""
+    line = line_of(eqn, package)
+    return SourceLine.of(line) if line else None
 
 
 def kind_of_rule(eqn: Equation) -> str:
@@ -77,7 +92,7 @@ def only_rule_inside(report: RuleReport, eqn: Equation) -> RuleReport:
     inner, path = inside[0], f"{report.name}[{report.argument}]"
     return report._replace(
         name=source(inner)[0],
-        line=SourceLine.of(line_of(inner)),
+        line=_call_of(inner) or report.line,
         kind=kind_of_rule(inner),
         where=line_of_rule(inner),
         path=path,

@@ -102,6 +102,7 @@ def say(checked: Checked, found: list[RuleReport]) -> Checked:
         leaves = [_wrong_by_rule(leaf) if _is_suspicious(leaf) else leaf for leaf in leaves]
     else:
         leaves = [within_approximation(leaf, checked.programs.program) for leaf in leaves]
+        leaves = [_within_rounding(leaf, checked) for leaf in leaves]
     checked = checked.with_leaves(leaves)._replace(rules=tuple(found[:LINES]))
     if found and not _is_linear(checked):
         # The gradient in the user's dtypes, for the cotangent 1, is another one, not less precise.
@@ -150,6 +151,22 @@ def _wrong_by_rule(leaf: LeafReport) -> LeafReport:
     )
     hint = "a derivative rule that it passes through is wrong by more than rounding explains"
     return leaf._replace(verdict=Verdict.DIFFERS, hint=hint, entries=entries)
+
+
+def _within_rounding(leaf: LeafReport, checked: Checked) -> LeafReport:
+    """The report on a leaf; a wrong leaf is "unresolved" if the gradient is nothing but rounding
+    error in its own dtype, and the values are off by less. No rule is off by more than rounding,
+    but all that they give cancels.
+    """
+    if leaf.verdict is not Verdict.DIFFERS or leaf.own_dtype_digits or not leaf.entries:
+        return leaf
+    k = checked.paths.index(leaf.path)
+    own, wide = (np.asarray(g[k], np.float64) for g in (checked.claims.own, checked.claims.wide))
+    error = np.max(np.abs(own - wide))
+    if not all(abs(entry.autodiff - entry.numerical) < error for entry in leaf.entries):
+        return leaf
+    hint = f"the difference is smaller than the gradient's rounding error in {leaf.dtype}"
+    return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
 
 
 def _has_another_value(checked: Checked) -> bool:
