@@ -1,7 +1,9 @@
 """The line: where NaN is born, which rule is wrong, where digits go."""
 
 import functools
+import importlib
 import json
+import os
 import time
 
 import blame_cases
@@ -23,6 +25,7 @@ from jaxnn import (
     softmax_cross_entropy,
 )
 from jaxnn.checking import precision
+from jaxnn.checking.findings import annotations
 from jaxnn.checking.nan_causes import usual_cause
 from jaxnn.checking.questions import digits as question, rules
 from jaxnn.checking.tape import Tape, seeds_of
@@ -762,3 +765,30 @@ def timed(f, *args):
     began = time.perf_counter()
     jax.block_until_ready(f(*args))
     return time.perf_counter() - began
+
+
+PACKAGE = """
+import jax
+@jax.custom_jvp
+def square(x):
+    return x * x
+square.defjvp(lambda x, dx: (x[0] ** 2, 3 * x[0] * dx[0]))
+def energy(x):
+    return square(x).sum()
+"""
+
+
+def test_a_wrong_rule_of_a_package_is_marked_where_the_package_is_called(tmp_path, monkeypatch):
+    folder = tmp_path / "site-packages" / "squares"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(folder.parent)
+    squares = importlib.import_module("squares")
+
+    def loss(x):
+        return squares.energy(2 * x)
+
+    (rule,) = check_gradient(loss, jnp.ones(3)).rules
+    assert rule.rule.file == str(folder / "__init__.py") and rule.line.function.endswith("loss")
+    (mark,) = annotations([rule])
+    assert "file=tests/test_explain.py" in mark.replace(os.sep, "/")

@@ -15,6 +15,8 @@ from jaxnn.checking.evidence import Evidence, Verdict, explained
 LINES, HANDFUL = 3, 6
 # An imprecise gradient passes with this many digits left.
 LEAST_DIGITS = 2.0
+# The folder in which packages are installed.
+PACKAGES = f"{os.sep}site-packages{os.sep}"
 # The address of the schema of SARIF files.
 SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
@@ -339,9 +341,13 @@ def sarif(found: Iterable[Any], version: str) -> dict[str, Any]:
 
 
 def _with_lines(found: Iterable[Any]) -> Iterator[tuple[Any, SourceLine]]:
-    """Yield each finding whose file is known, and the line to mark for it."""
+    """Yield each finding whose file is known, and the line to mark for it: that of a rule, unless
+    it is in an installed package.
+    """
     for one in found:
-        line = one.rule if isinstance(one, RuleReport) else one.line
+        line = one.line
+        if isinstance(one, RuleReport) and PACKAGES not in one.rule.file:
+            line = one.rule
         if line.file:
             yield one, line
 

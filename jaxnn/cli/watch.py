@@ -34,7 +34,7 @@ def watch(args: argparse.Namespace) -> int:
     def stop():
         if args.stop and not stopped:
             # Not from inside of the callback, whose error JAX would print.
-            stopped.append(threading.Timer(0.1, _thread.interrupt_main))
+            stopped.append(threading.Timer(0.01, _thread.interrupt_main))
             stopped[0].start()
 
     watcher = Watcher(args.points, not args.no_nan, stop)

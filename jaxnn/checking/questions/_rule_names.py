@@ -11,7 +11,7 @@ from jax.extend.core import primitives
 
 from jaxnn._arguments import as_complex
 from jaxnn.checking.evidence import OF_SERIES, Verdict
-from jaxnn.checking.findings import RuleReport, SourceLine
+from jaxnn.checking.findings import PACKAGES, RuleReport, SourceLine
 from jaxnn.checking.line import Direction, Line
 from jaxnn.checking.moves import drawer
 from jaxnn.checking.site import SYMMETRIC, SiteQuestion, of_site, symmetric, whole
@@ -28,9 +28,6 @@ from jaxnn.numerical.interpret import (
     rule_source,
     source,
 )
-
-# The folder in which packages are installed.
-_PACKAGES = f"{os.sep}site-packages{os.sep}"
 
 
 class Worst(NamedTuple):
@@ -70,7 +67,7 @@ def _call_of(eqn: Equation) -> SourceLine | None:
     """The line that calls a function with a custom rule; if the rule is in an installed package,
     the line that calls the package. None if it is unknown.
     """
-    folder, packages, inside = line_of_rule(eqn).rpartition(_PACKAGES)
+    folder, packages, inside = line_of_rule(eqn).rpartition(PACKAGES)
     package = folder + packages + inside.split(os.sep)[0] + os.sep if packages else ""
     line = line_of(eqn, package)
     return SourceLine.of(line) if line else None
