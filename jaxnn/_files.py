@@ -32,8 +32,7 @@ def made_directory(name: str, value: Any) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise type(error)(
-            f"`{name}` must be a directory, or a place for one. Got {str(path)!r}: "
-            f"{error.strerror}."
+            f"`{name}` must be a usable directory. Got {str(path)!r}: {error.strerror}."
         ) from None
     return path
 

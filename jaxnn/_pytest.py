@@ -23,7 +23,7 @@ def pytest_addoption(parser: Any) -> None:
 def pytest_configure(config: Any) -> None:
     """Register the marker and, with the option, the watcher."""
     config.addinivalue_line(
-        "markers", "gradient_unchecked: --check-gradients leaves the gradients of this test out"
+        "markers", "gradient_unchecked: --check-gradients skips the gradients of this test"
     )
     if config.getoption("check_gradients"):
         from jaxnn._cache import keep_programs

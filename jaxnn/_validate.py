@@ -47,7 +47,7 @@ def describe(leaf: Any) -> str:
     if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
         return f"{leaf.dtype}{list(leaf.shape)}"
     if isinstance(leaf, list | tuple) and not is_concrete(leaf):
-        return f"a {type(leaf).__name__} of {len(leaf)}, where jnp.array would make one array"
+        return f"a {type(leaf).__name__} of {len(leaf)}; jnp.array would make it one array"
     return f"{type(leaf).__name__} {reprlib.repr(leaf)}"
 
 
@@ -122,7 +122,7 @@ def require_differentiable(name: str, tree: Any) -> None:
     if not any(is_inexact(leaf) for _, leaf in leaves):
         path, leaf = leaves[0]
         raise TypeError(
-            f"`{name}{keystr(path)}` must be floating-point, for a derivative with respect to it. "
+            f"`{name}{keystr(path)}` must be floating-point to be differentiated. "
             f"Got {describe(leaf)}."
         )
 
@@ -153,7 +153,7 @@ def require_arguments(name: str, f: Any, *args: Any, **kwargs: Any) -> None:
     except TypeError as error:
         given = ", ".join([f"{len(args)} positional", *kwargs])
         raise TypeError(
-            f"`{name}` must take the arguments it is given, {given}. Got {signature}: {error}."
+            f"`{name}` must accept the given arguments, {given}. Got {signature}: {error}."
         ) from None
 
 
@@ -170,8 +170,8 @@ def tracing(name: str) -> Iterator[None]:
 def how_to_be_traced(name: str) -> str:
     """Advice for a function that JAX cannot trace."""
     return (
-        f"JAX runs `{name}` once, without values, so Python's `if`, `float()` and NumPy's "
-        "functions cannot look at them: take `jnp.where` or `jax.lax.cond`, and `jax.numpy`."
+        f"JAX traces `{name}` without values, so Python's `if`, `float()` and NumPy functions "
+        "cannot read them: use `jnp.where` or `jax.lax.cond`, and `jax.numpy`."
     )
 
 

@@ -158,7 +158,7 @@ def load_mnist(directory: str | Path) -> Digits:
             raise ValueError(f"{paths[f't_{half}']}: labels must be 0 to 9. Got {labels.max()}.")
     if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
         raise ValueError(
-            f"{paths['x_test']}: images must have the size of those to train on, "
+            f"{paths['x_test']}: images must have the training images' size, "
             f"{arrays['x_train'].shape[1:]}. "
             f"Got {arrays['x_test'].shape[1:]}."
         )
@@ -225,7 +225,7 @@ def read_idx(
             data = stream.read(size + 1)
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(
-                f"{path}: must be a whole gzip file. Got one that cannot be unpacked: {error}."
+                f"{path}: must be a valid gzip file. Got one that cannot be unpacked: {error}."
             ) from None
     if len(data) != size:
         found = f"{len(data)} bytes" if len(data) < size else "more"
@@ -351,9 +351,9 @@ def require_batches(name: str, data: PyTree, like: PyTree = None) -> None:
     optimizer = hasattr(data, "init") and hasattr(data, "update")
     if isinstance(data, list) and data and all(isinstance(part, tuple | list) for part in data):
         raise TypeError(
-            f"`{name}` must be a tuple of arrays, such as (x, t): examples are to be stacked, and "
-            f"batches come from a function of the epoch, as in `lambda epoch: batches`. Got a list "
-            f"of {len(data)} tuples."
+            f"`{name}` must be a tuple of arrays, such as (x, t): stack the examples, or pass "
+            "batches as a function of the epoch, as in `lambda epoch: batches`. Got a list of "
+            f"{len(data)} tuples."
         )
     if not isinstance(data, tuple | list) or optimizer:
         hint = ""

@@ -86,7 +86,7 @@ def test_a_line_in_no_file_is_not_marked():
 def test_a_place_for_sarif_that_is_none_is_refused_first(model, capsys):
     for command in ("check", "explain", "watch"):
         assert main([command, "--sarif", "nowhere/x.sarif", "test_model.py:loss"]) == 2
-        assert "`--sarif` must be a file in a directory that is there." in capsys.readouterr().err
+        assert "`--sarif` must be a file in an existing directory." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("processes", ["0", "2"])

@@ -146,24 +146,24 @@ require_differentiable("x", None)
 require_differentiable("x", [])
     TypeError: `x` must hold at least one floating-point array. Got an empty list.
 require_differentiable("x", {"a": T})
-    TypeError: `x['a']` must be floating-point, for a derivative with respect to it. Got
+    TypeError: `x['a']` must be floating-point to be differentiated. Got
     int32[2].
 require_differentiable("x", X > 0)
-    TypeError: `x` must be floating-point, for a derivative with respect to it. Got bool[2].
+    TypeError: `x` must be floating-point to be differentiated. Got bool[2].
 require_differentiable("x", KEY)
-    TypeError: `x` must be floating-point, for a derivative with respect to it. Got key<fry>[].
+    TypeError: `x` must be floating-point to be differentiated. Got key<fry>[].
 require_callable("f", "relu")
     TypeError: `f` must be a function. Got str 'relu'.
 require_arguments("f", 3)
     TypeError: `f` must be a function. Got int 3.
 require_arguments("f", two, X)
-    TypeError: `f` must take the arguments it is given, 1 positional. Got (x, y): missing a
+    TypeError: `f` must accept the given arguments, 1 positional. Got (x, y): missing a
     required argument: 'y'.
 require_arguments("f", lambda: 3, X)
-    TypeError: `f` must take the arguments it is given, 1 positional. Got (): too many
+    TypeError: `f` must accept the given arguments, 1 positional. Got (): too many
     positional arguments.
 require_arguments("f", two, X, X, key=1)
-    TypeError: `f` must take the arguments it is given, 2 positional, key. Got (x, y): got an
+    TypeError: `f` must accept the given arguments, 2 positional, key. Got (x, y): got an
     unexpected keyword argument 'key'.
 require_scalar("f", X)
     TypeError: `f` must return a real scalar. Got float32[2].
@@ -333,7 +333,7 @@ partial_derivative(bowl, X, 2)
 numerical_diff(jnp.sum, X)
     TypeError: `f` must return one number for each entry of `x`, shape (2,). Got float32[].
 each(DESCENTS, bowl, T)
-    TypeError: `init_x` must be floating-point, for a derivative with respect to it. Got
+    TypeError: `init_x` must be floating-point to be differentiated. Got
     int32[2].
 gradient_descent(jnp.sin, X)
     TypeError: `f` must return a real scalar. Got float32[2].
@@ -435,9 +435,9 @@ two_valleys(jnp.ones((5, 3)))
 
 # Numerical derivatives
 numerical_gradient(bowl, [3, 4])
-    TypeError: `x[0]` must be floating-point, for a derivative with respect to it. Got int 3.
+    TypeError: `x[0]` must be floating-point to be differentiated. Got int 3.
 numerical_gradient(bowl, {"a": "b"})
-    TypeError: `x['a']` must be floating-point, for a derivative with respect to it. Got str 'b'.
+    TypeError: `x['a']` must be floating-point to be differentiated. Got str 'b'.
 numerical_gradient(bowl, X, batch_size=0)
     ValueError: `batch_size` must be an integer of at least 1. Got 0.
 numerical_gradient(bowl, X, h=1e-50)
@@ -486,17 +486,17 @@ each((check_gradient, explain), bowl)
 explain(lambda x: float(x.sum()), X)
     TypeError: `f` must be a function that JAX can trace. Got one that it cannot.
 explain(bowl, T)
-    TypeError: `args[0]` must be floating-point, for a derivative with respect to it. Got int32[2].
+    TypeError: `args[0]` must be floating-point to be differentiated. Got int32[2].
 explain(bowl, X, kwargs=[("a", 1)])
     TypeError: `kwargs` must be a dictionary of names and values. Got list [('a', 1)].
 jax.jit(lambda x: explain(bowl, x))(X)
     TypeError: `explain` must be called outside `jax.jit`, `jax.grad` and `jax.vmap`, as it
-    looks at values. Got traced arguments.
+    needs values. Got traced arguments.
 check_gradient(bowl, X, digits="many")
     TypeError: `digits` must be a number. Got str 'many'.
 jax.jit(lambda x: check_gradient(bowl, x))(X)
     TypeError: `check_gradient` must be called outside `jax.jit`, `jax.grad` and `jax.vmap`, as it
-    looks at values. Got traced arguments.
+    needs values. Got traced arguments.
 check_gradient(lambda x: x, X, gradient=lambda x: x)
     TypeError: `f` must return a scalar, or `cotangent` must say how to project its output (a
     pytree like it, or 'random'). Got float32[2].
@@ -524,7 +524,7 @@ check_gradient(bowl, X, evidence="all")
 check_gradient(bowl, X, order=5)
     ValueError: `order` must be 1, 2, 3 or 4. Got 5.
 check_gradient(lambda x: float(x.sum()), X)
-    TypeError: `f` must be differentiable by JAX (made of `jax.numpy`, not of NumPy), or `gradient`
+    TypeError: `f` must be differentiable by JAX (written in `jax.numpy`, not NumPy), or `gradient`
     must be given. Got ...
 check_gradient(bowl, X, order=2, gradient=jax.grad(bowl))
     ValueError: `order` must be 1 with a hand-written `gradient`. Got 2.
@@ -553,12 +553,12 @@ check_gradient(bowl, X).plot("x")
 
 # Descent
 each(DESCENTS, bowl, {"b": "c"})
-    TypeError: `init_x['b']` must be floating-point, for a derivative with respect to it. Got str
+    TypeError: `init_x['b']` must be floating-point to be differentiated. Got str
     'c'.
 each(DESCENTS, lambda x: x, X)
     TypeError: `f` must return a real scalar. Got float32[2].
 each(DESCENTS, bowl, X, grad=lambda: 3)
-    TypeError: `grad` must take the arguments it is given, 1 positional. Got (): too many
+    TypeError: `grad` must accept the given arguments, 1 positional. Got (): too many
     positional arguments.
 each(DESCENTS, bowl, X, grad=lambda f: 3)
     TypeError: `grad(f)` must be a function. Got int 3.
@@ -587,19 +587,19 @@ minimize(bowl, X, optax.adam(0.1), opt_state=optax.adam(0.1).init([jnp.ones(3)])
 
 # Training
 each(TRAINERS, loss=two)
-    TypeError: `loss` must take the arguments it is given, 3 positional. Got (x, y): too many
+    TypeError: `loss` must accept the given arguments, 3 positional. Got (x, y): too many
     positional arguments.
 each(TRAINERS, loss=lambda p, x, t: "a")
     TypeError: `loss(...)` must be an array or a number. Got str 'a'.
 each(TRAINERS, loss=lambda p, x, t: x)
     TypeError: `loss` must return a real scalar. Got float32[4, 3].
 each(TRAINERS, params={"w": T})
-    TypeError: `params['w']` must be floating-point, for a derivative with respect to it. Got
+    TypeError: `params['w']` must be floating-point to be differentiated. Got
     int32[2].
 each(TRAINERS, data=DATA[0])
     TypeError: `data` must be a tuple of arrays, such as (x, t). Got float32[6, 3].
 each(TRAINERS, data=DATA[:1])
-    TypeError: `loss` must take the arguments it is given, 2 positional. Got (params, x, t):
+    TypeError: `loss` must accept the given arguments, 2 positional. Got (params, x, t):
     missing a required argument: 't'.
 each(TRAINERS, data=(jnp.ones(3), jnp.ones(2)))
     ValueError: `data` must be arrays with the same number of examples, at least one, on the
@@ -648,7 +648,7 @@ each(TRAINERS, metrics=lambda p, x, t: {1: jnp.sum(x)})
 each(TRAINERS, metrics=lambda p, x, t: {"a": jnp.sum(x) * 1j})
     TypeError: `metrics(...)['a']` must be real. Got complex64[].
 each(TRAINERS, metrics=lambda p, x, t: {"loss": jnp.sum(x)})
-    ValueError: `metrics` must leave the name 'loss' to the loss. Got ['loss'].
+    ValueError: `metrics` must not use the name 'loss'. Got ['loss'].
 fit(key=KEYS)
     TypeError: `key` must be one PRNG key, from `jax.random.key`. Got key<fry>[2].
 fit(patience=0)
@@ -658,7 +658,7 @@ fit(every=-1)
 fit(resume="newest")
     ValueError: `resume` must be True, False or 'previous'. Got 'newest'.
 fit(resume=True)
-    ValueError: `resume` must come with `checkpoint`. Got True alone.
+    ValueError: `resume` must be used with `checkpoint`. Got True alone.
 sweep(optimizer=lambda rate: 3)
     TypeError: `optimizer(...)` must be an optax.GradientTransformation. Got int 3.
 sweep(values=(X, jnp.ones(3)))
@@ -669,7 +669,7 @@ sweep(values=jnp.float32(0.1))
 sweep(key=jax.random.split(KEY, 3))
     ValueError: `key` must be one key, or one for each of the 2 runs. Got 3.
 sweep(key=jax.random.PRNGKey(0))
-    TypeError: `key` must be one typed PRNG key, or an array of them, one a run. Got uint32[2].
+    TypeError: `key` must be one typed PRNG key, or an array of them, one per run. Got uint32[2].
 
 # Plots
 plots.losses(CURVE[:0], CURVE, CURVE)
@@ -972,16 +972,16 @@ read_idx("idx.none", 3)
     ValueError: idx.none: must hold at most 2147483648 bytes of data. Got a header that says (0,
     4294967295, 4294967295), 0 bytes.
 read_idx("gz.magic", 3)
-    ValueError: gz.magic: must be a whole gzip file. Got one that cannot be unpacked: ...
+    ValueError: gz.magic: must be a valid gzip file. Got one that cannot be unpacked: ...
 read_idx("gz.bomb", 3)
     ValueError: gz.bomb: the header says (2, 2, 2), so 8 bytes must follow it. Got more.
 read_idx("gz.crc", 3)
-    ValueError: gz.crc: must be a whole gzip file. Got one that cannot be unpacked: ...
+    ValueError: gz.crc: must be a valid gzip file. Got one that cannot be unpacked: ...
 read_idx("gz.twice", 3)
     ValueError: gz.twice: the magic number must be 0x00000803 (unsigned bytes, 3 axes). Got
     0x1f8b0800.
 read_idx("gz.more", 3)
-    ValueError: gz.more: must be a whole gzip file. Got one that cannot be unpacked: ...
+    ValueError: gz.more: must be a valid gzip file. Got one that cannot be unpacked: ...
 read_idx("idx", 1)
     ValueError: idx: the magic number must be 0x00000801 (unsigned bytes, 1 axis). Got
     0x00000803.
@@ -996,10 +996,10 @@ load_mnist("mnist")
 
 # Checkpoints
 save_checkpoint("text", 1, STATE)
-    FileExistsError: `directory` must be a directory, or a place for one. Got 'text': File
+    FileExistsError: `directory` must be a usable directory. Got 'text': File
     exists.
 save_checkpoint("text/x", 1, STATE)
-    NotADirectoryError: `directory` must be a directory, or a place for one. Got 'text/x': Not a
+    NotADirectoryError: `directory` must be a usable directory. Got 'text/x': Not a
     directory.
 save_checkpoint("new", -1, STATE)
     ValueError: `step` must be an integer of at least 0. Got -1.
@@ -1033,7 +1033,7 @@ load_checkpoint("empty")
 load_checkpoint("foreign.npz")
     ValueError: foreign.npz: must be a whole checkpoint. Got one with another header: ...
 load_checkpoint("packed.npz")
-    ValueError: packed.npz: must be a whole checkpoint. Got a ZIP whose members are packed.
+    ValueError: packed.npz: must be a whole checkpoint. Got a ZIP with compressed members.
 load_checkpoint("encrypted.npz")
     ValueError: encrypted.npz: must be a whole checkpoint. Got one with another header: ...
 load_checkpoint("good/forged_step.npz")
@@ -1060,29 +1060,29 @@ load_checkpoint("good").restore("params", {})
 load_checkpoint("good").restore("params", {"w": "a"})
     ValueError: `params['w']` must be as in the checkpoint, which holds float32[2]. Got str 'a'.
 fit(checkpoint="text")
-    FileExistsError: `checkpoint` must be a directory, or a place for one. Got 'text': File
+    FileExistsError: `checkpoint` must be a usable directory. Got 'text': File
     exists.
 fit(checkpoint="good")
     FileExistsError: `checkpoint` must be empty unless `resume` is set. Got 'good', with
     step_000000000001.npz.
 load_checkpoint("renamed")
-    ValueError: renamed/step_000000000009.npz: must be a whole checkpoint. Got that of step 1, under
-    another's name.
+    ValueError: renamed/step_000000000009.npz: must be a whole checkpoint. Got step 1 under
+    another step's name.
 fit(checkpoint="renamed", resume=True)
-    ValueError: renamed/step_000000000009.npz: must be a whole checkpoint. Got that of step 1, under
-    another's name.
+    ValueError: renamed/step_000000000009.npz: must be a whole checkpoint. Got step 1 under
+    another step's name.
 fit(checkpoint="good", resume=True)
     ValueError: `checkpoint` must hold a run of `fit` or `train`. Got 'good', with something else.
 
 # Logs and figures
 progress_log("good")(PROGRESS)
-    IsADirectoryError: `path` must be a file in a directory that is there. Got 'good': Is a
+    IsADirectoryError: `path` must be a file in an existing directory. Got 'good': Is a
     directory.
 progress_log("a/b")(PROGRESS)
-    FileNotFoundError: `path` must be a file in a directory that is there. Got 'a/b': No such
+    FileNotFoundError: `path` must be a file in an existing directory. Got 'a/b': No such
     file or directory.
 figures.draw("text")
-    FileExistsError: `directory` must be a directory, or a place for one. Got 'text': File
+    FileExistsError: `directory` must be a usable directory. Got 'text': File
     exists.
 """
 
@@ -1122,7 +1122,7 @@ $ train --every 0
 $ train --frob
     unrecognized arguments: --frob
 $ train --resume
-    `--resume` must come with --checkpoint DIR. Got no directory.
+    `--resume` must be used with --checkpoint DIR. Got no directory.
 $ train --resume oldest --checkpoint new
     argument --resume: invalid choice: 'oldest'
 $ train --lr 0.1,0.2 --checkpoint new
@@ -1135,13 +1135,13 @@ $ train --data mnist --checkpoint new
     mnist/train-images-idx3-ubyte: must hold at least one image and one pixel. Got shape (0, 2,
     2).
 $ train --log good --checkpoint new
-    `--log` must be a file in a directory that is there. Got 'good'.
+    `--log` must be a file in an existing directory. Got 'good'.
 $ train --log no/where
-    `--log` must be a file in a directory that is there. Got 'no/where'.
+    `--log` must be a file in an existing directory. Got 'no/where'.
 $ train --checkpoint text
-    `--checkpoint` must be a directory, or a place for one. Got 'text': File exists.
+    `--checkpoint` must be a usable directory. Got 'text': File exists.
 $ train --checkpoint run/list --resume
-    `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/list'
+    `DIR` must be the DIR of `jaxnn train --checkpoint`. Got 'run/list'
 $ train --checkpoint run/fine --resume
     `--layers` must be 5, as in the checkpoint. Got 50.
 $ train --dropout 1
@@ -1159,21 +1159,21 @@ $ eval nowhere
 $ eval run/empty
     `DIR` must hold a checkpoint. Got 'run/empty', which has none.
 $ eval run/nothing
-    `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/nothing'
+    `DIR` must be the DIR of `jaxnn train --checkpoint`. Got 'run/nothing'
 $ eval run/list
-    `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/list'
+    `DIR` must be the DIR of `jaxnn train --checkpoint`. Got 'run/list'
 $ eval run/other
-    `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/other'
+    `DIR` must be the DIR of `jaxnn train --checkpoint`. Got 'run/other'
 $ eval run/none
-    `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/none'
+    `DIR` must be the DIR of `jaxnn train --checkpoint`. Got 'run/none'
 $ eval run/layers
-    `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/layers'
+    `DIR` must be the DIR of `jaxnn train --checkpoint`. Got 'run/layers'
 $ eval run/number
-    `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/number'
+    `DIR` must be the DIR of `jaxnn train --checkpoint`. Got 'run/number'
 $ eval run/evil
-    `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/evil'
+    `DIR` must be the DIR of `jaxnn train --checkpoint`. Got 'run/evil'
 $ eval run/data
-    `DIR` must be what `jaxnn train --checkpoint` was given. Got 'run/data'
+    `DIR` must be the DIR of `jaxnn train --checkpoint`. Got 'run/data'
 $ eval run/fine --data nowhere
     `--data` must be a directory with MNIST's IDX files. Got 'nowhere'.
 $ check
@@ -1183,15 +1183,15 @@ $ check :f
 $ check code.py:right --order 5
     argument --order: invalid choice: 5
 $ check code.py:right --plot good
-    `--plot` must be a file in a directory that is there. Got 'good'.
+    `--plot` must be a file in an existing directory. Got 'good'.
 $ check code.py:right --plot no/x.png
-    `--plot` must be a file in a directory that is there. Got 'no/x.png'.
+    `--plot` must be a file in an existing directory. Got 'no/x.png'.
 $ check code.py:missing
     `TARGET` must name a function of code.py. Got 'missing', which it does not define. For a
 $ check code.py:text
-    `args[0]` must be floating-point, for a derivative with respect to it. Got str 'a'.
+    `args[0]` must be floating-point to be differentiated. Got str 'a'.
 $ check code.py:integers
-    `args[0]` must be floating-point, for a derivative with respect to it. Got int32[2].
+    `args[0]` must be floating-point to be differentiated. Got int32[2].
 $ check code.py:raises
     `TARGET` must be a function that runs. Got RuntimeError: two lines
 $ check code.py:pair
@@ -1201,7 +1201,7 @@ $ check code.py:quits
 $ check code.py:keyword
     `args[0]` must be given: the point to differentiate at. Got none.
 $ explain code.py::quits
-    `TARGET` must be a function to explain; `jaxnn check` names the lines of what a test checks.
+    `TARGET` must be a function to explain; for a test, `jaxnn check` names the lines.
     Got the test 'code.py::quits'.
 $ check syntax.py:f
     `TARGET` must be a file or module that runs. Got SyntaxError
@@ -1214,7 +1214,7 @@ $ check good.py:f
 $ figures
     the following arguments are required: --out
 $ figures --out text
-    `--out` must be a directory, or a place for one. Got 'text': File exists.
+    `--out` must be a usable directory. Got 'text': File exists.
 """
 
 
@@ -1231,8 +1231,8 @@ def test_a_bad_command_is_one_line_and_exit_code_2(own_errors, unchanged, capsys
 PATH = jaxnn.descent_path(surfaces.bowl, X, 0.1, 2)
 WAYS = r"""
 numerical_gradient(surfaces.bowl, [3.0, 4.0])
-    ValueError: `x` must be an array with at least 1 variable on its last axis. Got a list of 2,
-    where jnp.array would make one array.
+    ValueError: `x` must be an array with at least 1 variable on its last axis. Got a list of 2;
+    jnp.array would make it one array.
 numerical_grad(surfaces.bowl, X)
     TypeError: `argnums` must be an integer or a tuple of them; the point goes to the function that
     is returned, as in numerical_grad(f)(x). Got float32[2].
@@ -1252,9 +1252,8 @@ fit(loss=lambda w, s, x, t: (jnp.sum(x), ({"n": s}, {})), model_state=X)
     TypeError: `loss` must return (value, model_state), or with `has_aux=True` (value,
     (model_state, aux)). Got a state ({'n': 'float32[2]'}, {}).
 fit(data=[(np.ones(3), 1)] * 100)
-    TypeError: `data` must be a tuple of arrays, such as (x, t): examples are to be stacked, and
-    batches come from a function of the epoch, as in `lambda epoch: batches`. Got a list of 100
-    tuples.
+    TypeError: `data` must be a tuple of arrays, such as (x, t): stack the examples, or pass
+    batches as a function of the epoch, as in `lambda epoch: batches`. Got a list of 100 tuples.
 fit(data=tuple(np.ones(n) for n in range(1, 9)))
     ValueError: `data` must be arrays with the same number of examples, at least one, on the first
     axis. Got `data[0]` (1,), `data[1]` (2,), `data[2]` (3,), `data[3]` (4,) and 4 more.
@@ -1266,7 +1265,7 @@ sweep(test={"a": (X,)})
 check_gradient(surfaces.bowl, X).save("report.png")
     ValueError: `path` must end in .html. Got 'report.png'.
 check_gradient(lambda x: np.sum(np.asarray(x)), X)
-    TypeError: `f` must be differentiable by JAX (made of `jax.numpy`, not of NumPy), or `gradient`
+    TypeError: `f` must be differentiable by JAX (written in `jax.numpy`, not NumPy), or `gradient`
     must be given. Got The numpy.ndarray conversion method __array__() was called on traced array
     with shape float32[2]
 fit(optimizer=optax.adam)
@@ -1276,8 +1275,8 @@ sweep(optimizer=optax.sgd(0.1))
     TypeError: `optimizer` must be a function of one of `values`, such as optax.sgd itself. Got an
     optimiser already constructed.
 sweep(values=[0.1, 0.2])
-    TypeError: `values` must be an array, or a pytree of arrays with one entry a run, as
-    jnp.array(...) makes it. Got list [0.1, 0.2].
+    TypeError: `values` must be an array, or a pytree of arrays with one entry per run, as
+    from jnp.array(...). Got list [0.1, 0.2].
 check_gradient(surfaces.bowl)
     ValueError: `args[0]` must be given: the point to differentiate at. Got none.
 plots.path_losses(PATH)

@@ -285,7 +285,7 @@ def test_check_prints_json_and_draws(capsys, model, tmp_path):
     [
         ("nocolon", "`TARGET` must be FILE.py, FILE.py:NAME, FILE.py::TEST or MODULE:NAME. Got"),
         ("{model}:missing", "`TARGET` must name a function of"),
-        ("{model}:number", "Got 'number', which is int"),
+        ("{model}:number", "Got 'number', of type int"),
         (
             "{model}:needs",
             "`needs` must have a default for each argument. Got none for x; or let `needs()` "
@@ -392,7 +392,7 @@ def test_eval_refuses_a_run_of_something_else(capsys, tmp_path):
         checkpoint=tmp_path,
     )
     assert main(["eval", str(tmp_path)]) == 2
-    assert "which holds a run of something else." in capsys.readouterr().err
+    assert "which holds another kind of run." in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_a_wrong_rule_does_not_hide_behind_corners(f, x, index):
     assert report.verdict == "differs" and len(report.rules) == 1, str(report)
     assert "test_corners.py" in report.rules[0].where
     assert index is None or report.leaves[0].entries[0].index == index
-    assert (index is None) == any("corners" in note for note in report.notes)
+    assert (index is None) == any("kinks" in note for note in report.notes)
 
 
 def test_a_rule_that_is_wrong_at_the_corner_alone_differs():

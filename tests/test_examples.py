@@ -133,7 +133,7 @@ def of(*batches):
 @pytest.mark.parametrize(
     "data, error, message",
     [
-        (of(), ValueError, r"`data\(1\)` must give at least one batch. Got none."),
+        (of(), ValueError, r"`data\(1\)` must yield at least one batch. Got none."),
         (lambda epoch: 3, TypeError, r"`data\(1\)` must be an iterable of batches. Got int 3."),
         (of(X), TypeError, r"`a batch of data\(1\)` must be a tuple of arrays"),
         (of((X, T[:3])), ValueError, r"the same number of examples"),
@@ -150,7 +150,7 @@ def of(*batches):
         (
             lambda epoch: batches(epoch) if epoch < 2 else iter(()),
             ValueError,
-            r"`data\(2\)` must give at least one batch, .* Got none.",
+            r"`data\(2\)` must yield at least one batch, .* Got none.",
         ),
     ],
 )
@@ -168,11 +168,14 @@ def test_what_the_function_decides_is_not_asked_for_beside_it(own_errors, more):
 @pytest.mark.parametrize(
     "more, message",
     [
-        ({"metrics": lambda p, x, t: {}}, "`metrics` must come with `test`"),
-        ({"measure": ("train",)}, "`measure` must come with `test`"),
-        ({"evaluate_steps": 3}, "`evaluate_steps` must come with `test`, `metrics` or `patience`"),
-        ({"data": lambda: [(X, T)]}, "`data` must take the arguments it is given"),
-        ({"on_progress": lambda: 1}, "`on_progress` must take the arguments it is given"),
+        ({"metrics": lambda p, x, t: {}}, "`metrics` must be used with `test`"),
+        ({"measure": ("train",)}, "`measure` must be used with `test`"),
+        (
+            {"evaluate_steps": 3},
+            "`evaluate_steps` must be used with `test`, `metrics` or `patience`",
+        ),
+        ({"data": lambda: [(X, T)]}, "`data` must accept the given arguments"),
+        ({"on_progress": lambda: 1}, "`on_progress` must accept the given arguments"),
     ],
 )
 def test_what_would_never_happen_is_refused(own_errors, more, message):

@@ -409,12 +409,12 @@ def test_what_underflows_is_the_dtypes_0(point):
     report = check_gradient(jnp.exp, jnp.float32(point))
     assert report.verdict == "agrees"
     if point != -90.0:
-        assert "underflows to 0" in report.leaves[0].hint or not math.exp(point)
+        assert "become 0" in report.leaves[0].hint or not math.exp(point)
 
 
 def test_the_slope_of_nothing_agrees_with_none():
     report = check_gradient(jnp.linalg.det, jnp.diag(jnp.array([1.0, 2, 0, 0])))
-    assert report.verdict == "agrees" and "smallest that could be seen" in report.leaves[0].hint
+    assert report.verdict == "agrees" and "smallest detectable" in report.leaves[0].hint
 
 
 @pytest.mark.parametrize("f", [jax.nn.mish, jax.nn.softplus, jnp.exp])

@@ -55,7 +55,7 @@ def test_steps_that_are_not_finite_are_left_out_if_asked():
 def test_if_all_steps_are_left_out_or_the_first_is_that_is_said():
     run = {"key": KEY, "epochs": 3, "batch_size": 4, "skip_not_finite": True}
     never = lambda p, x, t: linear(p, x, t) * jnp.nan  # noqa: E731
-    with pytest.warns(RuntimeWarning, match="no step was finite, so all were left out"):
+    with pytest.warns(RuntimeWarning, match="no step was finite, so all were skipped"):
         fit(never, START, PAIRS, optax.sgd(0.1), **run)
     late = lambda epoch: [(jnp.nan * X, X), *[PAIRS] * 3]  # noqa: E731
     del run["batch_size"]

@@ -170,7 +170,7 @@ REFUSED = {
     ),
     "two arguments": (
         lambda s, b: (s, {"loss": 0.0}),
-        "`step` must take the arguments it is given, 3 positional. Got (s, b)",
+        "`step` must accept the given arguments, 3 positional. Got (s, b)",
     ),
 }
 
@@ -182,10 +182,10 @@ def test_a_step_that_does_not_fit_is_refused(own_errors, step, message):
 
 
 OPTIONS = {
-    "patience alone": (Measuring(patience=2), "`metrics` must come with `test` or `patience`"),
+    "patience alone": (Measuring(patience=2), "`metrics` must be used with `test` or `patience`"),
     "no loss": (
         Measuring(metrics=lambda s, b: {"mse": linear(s[0], *b)}, patience=2),
-        "`watch` must come with `patience` where `metrics` give no 'loss'. Got",
+        "`patience` must be used with `watch` where `metrics` give no 'loss'. Got",
     ),
     "parameters": (Measuring(eval_params=max), "`eval_params` must be left out of `train`"),
 }

@@ -398,7 +398,7 @@ def test_numbers_that_change_make_one_place_and_shapes_no_more_than_allowed(monk
         for step in range(5):
             jax.grad(f)(jnp.ones(step + 1), 0.1, 1)
     assert len(watched.report.places) == 3
-    assert "further kinds than these 3 were left out" in str(watched.report)
+    assert "kinds beyond these 3 were skipped" in str(watched.report)
 
 
 def test_points_are_sent_once_and_then_no_more():
@@ -472,7 +472,7 @@ def test_nothing_taken():
     with watching() as watched:
         jnp.sum(POINT)
     assert (str(watched.report), watched.report.exit_code) == (
-        "nothing taken: no gradient was computed",
+        "no gradients taken",
         2,
     )
 
@@ -480,7 +480,7 @@ def test_nothing_taken():
 def test_no_time_for_checking():
     with watching(budget=0) as watched:
         jax.grad(jnp.sum)(POINT)
-    assert "left out: the time for checking was over" in str(watched.report)
+    assert "not checked: the time budget ran out" in str(watched.report)
     assert watched.report.exit_code == 2
 
 
@@ -606,7 +606,7 @@ COMMANDS = {
     "wrong": ("jax.grad(lambda x: jnp.sum(wrong(x)))(jnp.ones(2))", [], [], 1, "", "differs"),
     "its own code": ("jax.grad(jnp.sum)(jnp.ones(2)); sys.exit(3)", [], [], 3, "", "agrees"),
     "an error": ("jax.grad(jnp.sum)(jnp.ones(2)); {}['x']", [], [], 1, "", "KeyError: 'x'"),
-    "nothing": ("print(1)", [], [], 2, "1", "nothing taken: no gradient was computed"),
+    "nothing": ("print(1)", [], [], 2, "1", "no gradients taken"),
     "stop": ("import time\nfor i in range(99):\n jax.grad(lambda x: jnp.sum(jnp.sqrt(x)))"
              "(jnp.full(2, 2.0 - i)); time.sleep(0.1)\nprint('end')", [], ["--stop"], 1, "",
              "not finite in call 3"),
@@ -694,7 +694,7 @@ def test_a_jitted_function_is_called_by_its_name():
 def test_what_is_no_program_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["watch", "nothing.py"]) == 2
-    assert "`PROGRAM` must be a file of Python code" in capsys.readouterr().err
+    assert "`PROGRAM` must be a Python file" in capsys.readouterr().err
     assert main(["watch", "-m"]) == 2
     assert "`-m` must be followed by the name of a module" in capsys.readouterr().err
     assert main(["watch", "--html", "no/page.html", "nothing.py"]) == 2

@@ -36,7 +36,7 @@ class Verdict(enum.StrEnum):
 
     Attributes:
       kind: "good", "look" or "bad"; selects the colour.
-      exit_code: exit code of the command: 0 correct, 1 wrong, 2 if the evidence cannot tell.
+      exit_code: exit code of the command: 0 correct, 1 wrong, 2 if it is inconclusive.
       meaning: the verdict in one sentence.
 
     Example:
@@ -57,7 +57,7 @@ class Verdict(enum.StrEnum):
         1,
         "correct if the operands of stop_gradient are treated as constant",
     )
-    UNRESOLVED = "unresolved", "look", 2, "the evidence cannot tell"
+    UNRESOLVED = "unresolved", "look", 2, "inconclusive evidence"
     DIFFERS = "differs", "bad", 1, "the gradient is not the slope that the values show"
     NOT_FINITE = "not finite", "bad", 1, "the gradient is NaN or infinite"
     NOT_DETERMINISTIC = "not deterministic", "bad", 1, "two calls gave two different results"

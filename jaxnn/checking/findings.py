@@ -197,7 +197,7 @@ class SourceLine(NamedTuple):
 
     def __str__(self) -> str:
         if not self.file:
-            return "a place that is not known"
+            return "an unknown place"
         function = self.function.rpartition("<locals>.")[2]
         return f"{self.path}:{self.line}" + (f" ({function})" if function else "")
 
@@ -293,10 +293,11 @@ class RuleReport(NamedTuple):
         call = f"at {self.line}" if self.line.file else "in the function itself"
         by = f"argument {self.argument}" if self.argument is not None else "its value"
         by = f"argument `{self.path}`" if self.path else by
-        most = f"most at {list(self.entry)}, " if self.entry else ""
+        at = f", at {list(self.entry)}" if self.entry else ""
         off = f"{100 * self.difference:.3g} %" if self.difference < 10 else "more than 1,000 %"
         what = f"{self.kind} of `{self.name}`"
-        lines = [f"wrong {call}: {what}", self.line.quoted, f"    {by} is off {most}by {off}"]
+        up_to = "up to " if self.entry and self.difference < 10 else ""
+        lines = [f"wrong {call}: {what}", self.line.quoted, f"    {by}: off by {up_to}{off}{at}"]
         if self.where:  # as in a traceback, so that the call remains the place that a report names
             rule, quoted = self.rule, f"    {self.line.quoted}".rstrip()
             place = f'"{rule.path}", line {rule.line}, in {rule.function}'
@@ -379,7 +380,7 @@ class DigitsLost(NamedTuple):
     def __str__(self) -> str:
         what = f"{self.what}; " if self.what else ""
         before, after = round(self.before), round(self.after)
-        left = "no digit left" if before == 0 else f"{after} of {before} digits left"
+        left = "no digits left" if before == 0 else f"{after} of {before} digits left"
         if 0 < before == after:
             left = "later operations amplify its rounding error"
         text = f"lost at {self.line}: `{self.operation}`, {what}{left}"

@@ -134,10 +134,10 @@ def _hint_on_loss(loss: Loss, dtype: Any, by_values: Verdict) -> str:
     """A hint on the digits lost in the leaf's own dtype, and whether float64 agrees with values."""
     if not loss.keeps:
         return loss.hint
-    kind, keeps = _name_of(dtype, False), f"it keeps {loss.keeps} of the gradient"
+    kind, keeps = _name_of(dtype, False), f"{loss.keeps} match the float64 gradient"
     if by_values is Verdict.AGREES:
-        return f"only in {kind}: {keeps} computed in float64, which is correct"
-    return f"in {kind} {keeps} computed in float64, which the values cannot confirm"
+        return f"only in {kind}: {keeps}, which is correct"
+    return f"in {kind}, {keeps}, which the values cannot confirm"
 
 
 def _hint_on_digits(digits: float, dtype: str) -> str:

@@ -137,7 +137,7 @@ def require_outermost(name: str, *values: PyTree) -> None:
     """Refuse traced arguments: the function `name` needs concrete values."""
     if not outermost(values):
         raise TypeError(
-            f"`{name}` must be called outside `jax.jit`, `jax.grad` and `jax.vmap`, as it looks at "
+            f"`{name}` must be called outside `jax.jit`, `jax.grad` and `jax.vmap`, as it needs "
             "values. Got traced arguments."
         )
 

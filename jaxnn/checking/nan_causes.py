@@ -19,8 +19,8 @@ class Cause(NamedTuple):
     cure: str
 
 
-_SAFE = "choose a safe argument before it"
-_EIGENVALUES = "make equal ones different: add a small diagonal of different numbers to the matrix"
+_SAFE = "make the argument safe first"
+_EIGENVALUES = "separate equal ones: add small distinct numbers to the matrix's diagonal"
 _SINGULAR = "add a small multiple of the identity"
 _EQUAL = "eigenvectors have no derivative where eigenvalues are equal"
 _OVERFLOW = Cause(
@@ -30,12 +30,12 @@ _OVERFLOW = Cause(
 )
 _GAMMA = Cause("at 0, or a negative integer", "it has no slope at 0 and negative integers", "")
 _ARC = Cause(
-    "outside of -1 to 1",
+    "outside -1 to 1",
     "its slope at -1 and 1 is infinite",
-    "keep the argument away from them, or take the angle by `jnp.arctan2`",
+    "keep the argument away from them, or use `jnp.arctan2` for the angle",
 )
 # `integer_pow` with a positive exponent.
-_POSITIVE_POWER = Cause("it overflows", "it overflows", "scale what is taken to a power")
+_POSITIVE_POWER = Cause("it overflows", "it overflows", "scale the base down")
 
 NOT_FINITE: dict[core.Primitive, Cause] = {
     primitives.sqrt_p: Cause(
@@ -56,7 +56,7 @@ NOT_FINITE: dict[core.Primitive, Cause] = {
     primitives.log_p: Cause(
         "the logarithm of 0, or of a negative number",
         "its slope at 0 is infinite",
-        "for probabilities take `jax.nn.log_softmax` of the scores; else "
+        "for probabilities use `jax.nn.log_softmax` of the scores; else "
         f"{_SAFE}, as in `jnp.log(jnp.where(x > 0, x, 1))`",
     ),
     primitives.log1p_p: Cause(
@@ -70,7 +70,7 @@ NOT_FINITE: dict[core.Primitive, Cause] = {
         f"{_SAFE}, as in `a / jnp.where(b != 0, b, 1)`",
     ),
     primitives.pow_p: Cause(
-        "a power that is too large, of 0, or of a negative number",
+        "an overflow, or a power of 0 or of a negative number",
         "its slope at 0 is infinite, for an exponent below 1",
         f"{_SAFE}, as in `jnp.where(x > 0, x, 1) ** k`",
     ),
@@ -123,17 +123,17 @@ NOT_FINITE: dict[core.Primitive, Cause] = {
         "",
     ),
     primitives.sub_p: Cause(
-        "infinity less infinity, or too large",
+        "an overflow, or infinity minus infinity",
         "",
         "mask with a large finite number instead of `-jnp.inf`",
     ),
     primitives.add_p: Cause(
-        "infinity less infinity, or too large",
+        "an overflow, or infinity minus infinity",
         "",
         "",
     ),
     primitives.mul_p: Cause(
-        "0 times infinity, or too large",
+        "an overflow, or 0 times infinity",
         "",
         "",
     ),
@@ -160,12 +160,12 @@ NOT_FINITE: dict[core.Primitive, Cause] = {
         "",
     ),
     primitives.dot_general_p: Cause(
-        "it overflows, or infinity less infinity",
+        "an overflow, or infinity minus infinity",
         "",
         "",
     ),
     primitives.reduce_sum_p: Cause(
-        "it overflows, or infinity less infinity",
+        "an overflow, or infinity minus infinity",
         "",
         "",
     ),
@@ -186,4 +186,4 @@ def usual_cause(eqn: Equation, which: Literal["value", "slope"]) -> tuple[str, s
 
 def cure_unmasked(cure: str) -> str:
     """What helps if the value is not masked afterwards: a safe argument alone would change it."""
-    return f"{cure},\nand the value after it by another `jnp.where`" if _SAFE in cure else cure
+    return f"{cure},\nand select the value with another `jnp.where`" if _SAFE in cure else cure

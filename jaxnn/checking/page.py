@@ -63,7 +63,7 @@ def write_page(path: str | os.PathLike, text: str) -> None:
         place.write_text(text, encoding="utf-8")
     except OSError as error:
         raise type(error)(
-            f"`path` must be a place for a file. Got {str(place)!r}: {error.strerror}."
+            f"`path` must be a writable file. Got {str(place)!r}: {error.strerror}."
         ) from None
 
 
@@ -104,7 +104,7 @@ def fragment(report: Any, drawn: int = DRAWN) -> str:
 
 def _parts(report: Any, drawn: int) -> Iterator[str]:
     yield f"<h1>{html.escape(report.subject)}: {_word(report.verdict)}</h1>"
-    so_far = ", as far as it came" if report.interrupted else ""
+    so_far = ", so far" if report.interrupted else ""
     yield f"<p>{report.verdict.meaning}{so_far}</p>"
     for found in (*report.births, *report.rules, *report.digits_lost):
         line = getattr(found, "rule", found.line)
@@ -127,8 +127,8 @@ def _word(verdict: Verdict) -> str:
 def _leaf(leaf: LeafReport, is_open: bool, is_drawn: bool) -> str:
     shape = "x".join(map(str, leaf.shape)) or "scalar"
     rows = {
-        "slope by autodiff": f"{leaf.autodiff:z.9g}",
-        "slope by values": f"{leaf.numerical:z.9g} ± {leaf.bound:.1e}",
+        "autodiff slope": f"{leaf.autodiff:z.9g}",
+        "numerical slope": f"{leaf.numerical:z.9g} ± {leaf.bound:.1e}",
         "digits that agree": f"{leaf.digits:.1f}",
         "digits in its own dtype": f"{leaf.own_dtype_digits:.1f}",
     }

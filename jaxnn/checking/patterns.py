@@ -170,8 +170,8 @@ def nothing_there(slope: Slope, scale: float, claims: Any) -> str:
         return "the checked function does not depend on this leaf here"
     if slope.bound > scale:
         return (
-            f"the claimed slope is below {slope.bound:.1e}, the smallest that could be seen beside "
-            "the function's values"
+            f"the claimed slope is below {slope.bound:.1e}, the smallest detectable next to the "
+            "function's values"
         )
     return ""
 

@@ -3,8 +3,8 @@
 A gradient is good if it is the exact gradient at a point a few roundings away: the program is not
 to blame if the function is ill-conditioned. If the error exceeds both what such roundings explain
 and half the digits, the program loses digits and the verdict is `imprecise`. The gradient is wrong
-only if no digit is left, or an entry is NaN that is finite in float64. The check, `explain` and the
-report all use this one definition.
+only if no digits are left, or an entry is NaN that is finite in float64. The check, `explain` and
+the report all use this one definition.
 """
 
 import functools
@@ -169,7 +169,8 @@ def losses(
     for k in leaves:
         epsilon = float(jnp.finfo(point.leaves[k].dtype).eps)
         gap, size, is_near = _distance(claims.own[k], claims.wide[k], reach_of(epsilon))
-        found[k] = Loss(digits_shared(float(np.maximum(gap, epsilon * size)), size))
+        shared = digits_shared(float(np.maximum(gap, epsilon * size)), size)
+        found[k] = Loss(min(shared, -math.log10(epsilon)))
         if not is_near or (math.isfinite(centre) and not math.isfinite(claims.value)):
             far.append(k)
     if not (far or unseen):
@@ -286,13 +287,13 @@ class _Leaf(NamedTuple):
             least = float(jnp.finfo(self.dtype).tiny)
             zeros = self.wide[self.own == 0]
             underflows = bool(np.any((zeros != 0) & (np.abs(zeros) < least)))
-            hint = f"in {kind} it underflows to 0 below {least:.1e}"
+            hint = f"in {kind}, entries below {least:.1e} become 0"
             return shared._replace(hint=hint if underflows else "")
         verdict, left, keeps = lost.verdict, 0.0, ""
         hint = f"only in {kind}: the same gradient computed in float64 is finite"
         if verdict is Verdict.DIFFERS:
             verdict, left = self.what_is_left(lost)
-            keeps = "no digit" if verdict is Verdict.DIFFERS else f"{left:.1f} digits"
+            keeps = "no digits" if verdict is Verdict.DIFFERS else f"{left:.1f} digits"
         if rounding.has_no_value:
             verdict, keeps = Verdict.NOT_FINITE, ""
             hint = (

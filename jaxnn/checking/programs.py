@@ -296,11 +296,11 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
     if settings.order > 1:
         reason = first_line(mistakes[0])
         raise TypeError(
-            f"`order` must be {settings.order - 1} here, as JAX has no derivative of the one "
-            f"before by either mode. Got {settings.order}: {reason}"
+            f"`order` must be {settings.order - 1} here, as neither mode can differentiate "
+            f"further. Got {settings.order}: {reason}"
         ) from mistakes[0]
     if settings.forward:
-        mistakes[0].add_note("`modes` asks for forward mode, which does not exist here.")
+        mistakes[0].add_note("`modes` asks for forward mode, which `f` lacks.")
     raise mistakes[0]
 
 

@@ -85,7 +85,7 @@ class GradientReport:
       interrupted: whether Ctrl-C ended the check early.
       digits: how many digits of each leaf's gradient must be correct, if specified.
       fixed: the arguments that are not differentiated, each with its shape and dtype.
-      argnums: the arguments that are differentiated; () if these are all that could be.
+      argnums: the arguments that are differentiated; () if no others could be.
 
     Example:
       >>> report = jaxnn.check_gradient(lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0]))
@@ -116,7 +116,7 @@ class GradientReport:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of the command: 0 if `ok`, 1 if not, 2 if the evidence cannot tell."""
+        """The exit code of the command: 0 if `ok`, 1 if not, 2 if it is inconclusive."""
         return self.verdict.exit_code if not self.verdict.ok else int(not self.ok)
 
     def _lacks(self, leaf: LeafReport) -> bool:

@@ -103,7 +103,7 @@ def _eager_gradient(value: Callable) -> Callable:
             return jax.value_and_grad(value)(leaves, data)
         except jax.errors.JAXTypeError as error:
             raise TypeError(
-                "`f` must be differentiable by JAX (made of `jax.numpy`, not of NumPy), or "
+                "`f` must be differentiable by JAX (written in `jax.numpy`, not NumPy), or "
                 f"`gradient` must be given. Got {first_line(error)}"
             ) from None
 

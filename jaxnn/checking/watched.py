@@ -39,7 +39,7 @@ class Place(NamedTuple):
       calls: how often the gradient was taken; 0 if that was not counted.
       reports: the checks, one for each point.
       not_finite: where it is not finite, and why, if that happened.
-      call: the number of that call, as far as calls were counted.
+      call: the number of that call, if calls were counted.
       inputs: the inputs of that call by their paths.
       trouble: why it was not checked, or "".
     """
@@ -90,7 +90,7 @@ class Place(NamedTuple):
                 found.append(f"{len(report.leaves)} {several}{least}")
             else:
                 found.append(str(report.verdict))
-        found = list(dict.fromkeys(found)) or ["left out: the time for checking was over"]
+        found = list(dict.fromkeys(found)) or ["not checked: the time budget ran out"]
         calls = [f"{self.calls:,} call{'s' * (self.calls > 1)}"] if self.calls else []
         return "; ".join([*calls, *found])
 
@@ -101,7 +101,7 @@ class WatchReport:
 
     Attributes:
       places: the gradients that the program took.
-      seconds: how long they were checked.
+      seconds: how long the checks took.
 
     Example:
       >>> with jaxnn.watching() as watched:
@@ -167,7 +167,7 @@ class WatchReport:
 
     def __str__(self) -> str:
         if not self.places:
-            return "nothing taken: no gradient was computed"
+            return "no gradients taken"
         count = f"{len(self.places)} gradient{'s' * (len(self.places) > 1)} taken"
         return "\n".join([f"{count}, checked in {self.seconds:.1f} s", *map(str, self.places)])
 
@@ -194,7 +194,7 @@ class WatchReport:
 
 
 class Watched:
-    """What `watching` returns; `report` is there when the block has ended."""
+    """What `watching` returns; `report` is set when the block ends."""
 
     report: WatchReport = WatchReport()
 
@@ -205,10 +205,10 @@ def watching(
     """Check every gradient that is taken inside a `with` block, without changing the code.
 
     `jax.grad`, `value_and_grad`, `vjp`, `jvp`, `linearize`, `jacrev`, `jacfwd` and `hessian` are
-    noted, wherever they are called: in other functions, under `jit`, `vmap`, `scan` and
-    `shard_map`, and by libraries. Each gradient is checked at the first point that it meets, after
-    the block. What `jax.lax.stop_gradient` cuts off is held constant. The function is traced once
-    more, so what it prints while it is traced appears twice.
+    watched, wherever they are called: in other functions, under `jit`, `vmap`, `scan` and
+    `shard_map`, and by libraries. After the block, each gradient is checked at its first point.
+    Operands of `jax.lax.stop_gradient` are treated as constant. The function is traced once more,
+    so anything it prints during tracing appears twice.
 
     Args:
       points: at how many points each gradient is checked: the first, and further ones spaced
@@ -258,7 +258,7 @@ def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
                 with _at_most(rest) as is_over:
                     place = _judged(taken, place)
                 if is_over():
-                    place = place._replace(trouble="left out: the time for checking was over")
+                    place = place._replace(trouble="not checked: the time budget ran out")
             places.append(place)
     seconds = time.monotonic() - began
     places.sort(key=lambda place: (not place.is_wrong, place.is_judged))

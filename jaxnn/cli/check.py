@@ -66,8 +66,8 @@ def explain(args: argparse.Namespace) -> int:
     for target in targets:
         if target.test:
             raise ValueError(
-                "`TARGET` must be a function to explain; `jaxnn check` names the lines of what a "
-                f"test checks. Got the test {target.name!r}."
+                "`TARGET` must be a function to explain; for a test, `jaxnn check` names the "
+                f"lines. Got the test {target.name!r}."
             )
     found = [(t, _ran(of_checking.explain, t.function, *t.point)) for t in targets]
     codes = [2] * failures + [explanation.exit_code for _, explanation in found]

@@ -84,4 +84,4 @@ def require_place(option: str, path: str, made: str | None = None) -> None:
     place = pathlib.Path(path)
     beside = place.parent.is_dir() or (made and pathlib.Path(made).is_relative_to(place.parent))
     if "\0" in path or place.is_dir() or not beside:
-        raise ValueError(f"`{option}` must be a file in a directory that is there. Got {path!r}.")
+        raise ValueError(f"`{option}` must be a file in an existing directory. Got {path!r}.")

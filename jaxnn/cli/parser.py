@@ -244,10 +244,10 @@ COMMANDS = {
                     _count,
                     1,
                     "N",
-                    "epochs between measurements; the table shows a tenth",
+                    "epochs between measurements; the table has about ten",
                 ),
                 Option("--batch-size", _count, 100, "N", "examples per step"),
-                Option("--lr", _rates, (0.5,), "X,X,...", "learning rate; several train at once"),
+                Option("--lr", _rates, (0.5,), "X,X,...", "learning rates, run in parallel"),
                 Option("--optimizer", OPTIMIZERS, "sgd", help="from optax"),
                 Option("--weight-scale", _rate, 0.01, "X", "scale of the initial weights"),
                 Option("--seed", _seed, 0, "N", "seed of weights and batches"),
@@ -261,7 +261,7 @@ COMMANDS = {
                     ("newest", "previous"),
                     None,
                     help="continue from the newest checkpoint in DIR, with the same flags except "
-                    "--epochs and those for the times of measurements and checkpoints; `previous`: "
+                    "--epochs and those that time measurements and checkpoints; `previous`: "
                     "if the newest is damaged, from the last intact one",
                     more={"nargs": "?", "const": "newest"},
                 ),
@@ -284,9 +284,9 @@ COMMANDS = {
             ),
             (
                 "several machines",
-                "All devices share each batch. Start the same command once per process.",
+                "The devices split each batch. Start the same command once per process.",
             ): (
-                Option("--distributed", bool, help="find the others (SLURM, Kubernetes, TPU, MPI)"),
+                Option("--distributed", bool, help="connect by SLURM, Kubernetes, TPU or MPI"),
                 Option("--coordinator", str, None, "HOST:PORT", "where process 0 listens"),
                 Option("--num-processes", _count, None, "N", "how many processes there are"),
                 Option("--process-id", _seed, None, "I", "which of them this is, from 0"),
@@ -301,7 +301,7 @@ COMMANDS = {
         "jaxnn eval runs/first --json",
         {
             (): (
-                Option("directory", str, None, "DIR", "what `jaxnn train --checkpoint` was given"),
+                Option("directory", str, None, "DIR", "the DIR of `jaxnn train --checkpoint`"),
                 Option("--data", str, None, "DIR", "other images; by default those of the run"),
             )
         },
@@ -310,13 +310,13 @@ COMMANDS = {
         "check:check",
         "compare a function's gradient with its values",
         "Check the gradients of your functions. TARGET is FILE.py:NAME or MODULE:NAME; the file is "
-        "run, as by `python -m`. NAME, which may be Class.method, is a function with defaults for "
-        "all arguments, which give the point; or a function without arguments that returns "
-        "(function, arguments). All arguments are differentiated. For a method of a module with "
-        "weights, the module (made without arguments) is the first. FILE.py alone checks all "
-        "functions check_... and loss... with defaults. FILE.py::TEST runs a test. Exit code 0: "
-        "correct, or at a kink between the slopes from both sides; 1: wrong, not finite, or cut "
-        "off by stop_gradient; 2: the evidence cannot tell, or bad input.",
+        "run, as by `python -m`. NAME, which may be Class.method, is a function whose arguments "
+        "all have defaults (the point); or a function without arguments that returns (function, "
+        "arguments). All arguments are differentiated. For a method of a module with weights, the "
+        "module, built without arguments, is argument 0. FILE.py alone checks all check_... and "
+        "loss... functions with defaults. FILE.py::TEST runs a test. Exit code 0: correct, or "
+        "between the two slopes at a kink; 1: wrong, not finite, or cut off by stop_gradient; 2: "
+        "inconclusive, or bad input.",
         "jaxnn check model.py:loss --order 2",
         {
             (): (
@@ -329,7 +329,7 @@ COMMANDS = {
                     more={"choices": (1, 2, 3, 4)},
                 ),
                 Option("--seed", _seed, 0, "N", "seed of random projections"),
-                Option("--plot", str, None, "FILE", "draw the evidence on the worst leaf"),
+                Option("--plot", str, None, "FILE", "plot the worst leaf's evidence"),
                 Option("--html", str, None, "FILE", "write the report as an HTML page"),
                 _SARIF,
                 _NO_CACHE,
@@ -349,10 +349,10 @@ COMMANDS = {
     "watch": Command(
         "watch:watch",
         "check every gradient that a program takes",
-        "Run a program, unchanged, and check every gradient that it takes: at the first point that "
-        "it meets, and for NaN and infinity in every call. PROGRAM is a file, or -m MODULE, with "
-        "its own arguments. The report follows on standard error. Exit code: the program's, if it "
-        "is not 0; else 1 if a gradient is wrong or was not finite, 2 if none could be judged, 0 "
+        "Run a program, unchanged, and check every gradient that it takes: at its first point, and "
+        "for NaN and infinity in every call. PROGRAM is a file, or -m MODULE, with its own "
+        "arguments. The report follows on standard error. Exit code: the program's, if it is not "
+        "0; else 1 if a gradient is wrong or was not finite, 2 if none could be judged, 0 "
         "otherwise.",
         "jaxnn watch --save inputs train.py --epochs 3",
         {
@@ -376,7 +376,7 @@ COMMANDS = {
         "draw the pictures",
         "Compute and draw the pictures of losses, derivatives, descent, training and the gradient "
         "check, as PNG and SVG files; an animation of descent, as GIF; and a page with a slider "
-        f"for the learning rate. All, or those whose NAMEs are given, of {', '.join(FIGURES)}.",
+        f"for the learning rate. Draws all, or only the given NAMEs: {', '.join(FIGURES)}.",
         "jaxnn figures --out figures",
         {
             (): (

@@ -121,7 +121,7 @@ def _importable(folder: str) -> None:
 
 
 def _attribute(place: str, module: ModuleType, names: str) -> Callable:
-    """The function with a dotted name; a method is bound to an instance made without arguments."""
+    """The function with a dotted name; a method is bound to an instance built without arguments."""
     found, owner = module, None
     for name in names.split("."):
         if not hasattr(found, name):
@@ -132,14 +132,14 @@ def _attribute(place: str, module: ModuleType, names: str) -> Callable:
             )
         owner, found = found, getattr(found, name)
     if not callable(found):
-        what = f"which is {type(found).__name__}"
+        what = f"of type {type(found).__name__}"
         raise ValueError(f"`TARGET` must name a function of {place}. Got {names!r}, {what}.")
     first = next(iter(inspect.signature(found).parameters), None)
     if isinstance(owner, type) and first == "self":
         try:
             return getattr(owner(), names.rpartition(".")[2])
         except TypeError as error:
-            way = f"a method of a class that is made without arguments, or see {_watching(place)}"
+            way = f"a method of a class that needs no arguments, or see {_watching(place)}"
             raise refusal(names, way, error) from error
     return found
 
@@ -159,7 +159,7 @@ def _candidates(target: str, module: ModuleType) -> Iterator[Target]:
             found += 1
             yield _target(f"{target}:{name}", name, function)
     if found and left_out:
-        said = f"left out, without defaults for all arguments: {', '.join(left_out)}"
+        said = f"skipped, as some arguments lack defaults: {', '.join(left_out)}"
         print(f"jaxnn: {said}", file=sys.stderr)
     if not found:
         there = ", ".join(functions) or "none"

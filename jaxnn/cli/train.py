@@ -66,7 +66,7 @@ def train(args: argparse.Namespace) -> int:
     if begun:
         say(f"\nresumed after step {begun}")
     if len(args.lr) > 1:
-        say(f"\n{len(args.lr)} runs at once; the table is of the one with the lowest loss")
+        say(f"\n{len(args.lr)} runs at once; the table shows the one with the lowest loss")
     say("\ncompiling the steps, then training:")
     results = _results(
         args,
@@ -91,7 +91,7 @@ def train(args: argparse.Namespace) -> int:
 
 def _require_options_that_fit(args: argparse.Namespace) -> None:
     if args.resume and not args.checkpoint:
-        raise ValueError("`--resume` must come with --checkpoint DIR. Got no directory.")
+        raise ValueError("`--resume` must be used with --checkpoint DIR. Got no directory.")
     alone = {
         "--checkpoint": args.checkpoint,
         "--patience": args.patience,
@@ -104,7 +104,7 @@ def _require_options_that_fit(args: argparse.Namespace) -> None:
             f"`--lr` must be one number with {' or '.join(asked)}. Got {len(args.lr)} numbers."
         )
     if args.every and not args.checkpoint:
-        raise ValueError(f"`--every` must come with --checkpoint DIR. Got {args.every} alone.")
+        raise ValueError(f"`--every` must be used with --checkpoint DIR. Got {args.every} alone.")
     if args.log:
         require_place("--log", args.log, args.checkpoint)
 
@@ -290,16 +290,15 @@ def _run_of(found: Checkpoint, directory: pathlib.Path) -> dict[str, Any]:
         layers = run["layers"]
         sizes = isinstance(layers, list) and all(type(n) is int and n > 0 for n in layers)
         if not known or not sizes or not isinstance(run["data"], str | None):
-            raise ValueError("its options are none that `jaxnn train` writes")
+            raise ValueError("its options are not from `jaxnn train`")
     except KeyError:
         raise ValueError(
-            "`DIR` must be what `jaxnn train --checkpoint` was given. Got "
-            f"{str(directory)!r}, which holds a run of something else."
+            "`DIR` must be the DIR of `jaxnn train --checkpoint`. Got "
+            f"{str(directory)!r}, which holds another kind of run."
         ) from None
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"`DIR` must be what `jaxnn train --checkpoint` was given. Got {str(directory)!r}: "
-            f"{error}."
+            f"`DIR` must be the DIR of `jaxnn train --checkpoint`. Got {str(directory)!r}: {error}."
         ) from error
     return run
 
@@ -319,8 +318,7 @@ def evaluate(args: argparse.Namespace) -> int:
     pixels, images = len(found.leaves["params"]["['W1']"]), digits.x_train.shape[1]
     if pixels != images:
         raise ValueError(
-            f"`--data` must hold images of {pixels} pixels, as those of the run. Got {images} "
-            f"pixels."
+            f"`--data` must hold images of {pixels} pixels, like the run's. Got {images} pixels."
         )
     best = "best_params" in found.leaves
     params = found.restore("best_params" if best else "params", like)
@@ -363,21 +361,16 @@ def _conclude(
             if cause:
                 say(cause)
         elif reason != "finished":
-            more = (
-                "; --resume goes on from there"
-                if reason == "interrupted" and args.checkpoint
-                else ""
-            )
+            more = "; --resume continues it" if reason == "interrupted" and args.checkpoint else ""
             say(f"{place}stopped after step {step}: {reason}{more}")
         elif begun and step == begun:
             limit = "--epochs" if args.max_steps is None else "--max-steps"
-            say(f"nothing was left to do: the run was already that far; {limit} says how far")
+            say(f"nothing left to do: the run had already reached {limit}")
         if "test_loss" in metrics:
             lowest = int(metrics["test_loss"].argmin())
             accuracy = metrics["test_accuracy"][lowest if args.patience else -1]
             taken = (
-                f"{place}{step - begun} steps by {args.grad} gradients in {seconds:.1f} s, start "
-                f"to end"
+                f"{place}{step - begun} steps with {args.grad} gradients in {seconds:.1f} s overall"
             )
             say(f"{taken}: test accuracy {accuracy:.4f}")
             if args.patience:
@@ -396,7 +389,7 @@ def _lesson(args: argparse.Namespace, result: Fit, lowest: int, place: str) -> s
         still = "W1 and b1 are" if depth == 1 else f"W1 to W{depth} and their biases are"
         return (
             f"{place}a step function has slope 0 wherever it has one: {still}\n"
-            "what they were, and only the last layer learns\n"
+            "unchanged, and only the last layer learns\n"
         )
     if ended > 1.1 * began:
         return (

@@ -92,7 +92,7 @@ def _ran(program: list[str]) -> int:
         raise ValueError("`-m` must be followed by the name of a module. Got nothing.")
     name, *rest = program[is_module:]
     if not is_module and not os.path.exists(name):
-        raise ValueError(f"`PROGRAM` must be a file of Python code, or -m MODULE. Got {name!r}.")
+        raise ValueError(f"`PROGRAM` must be a Python file, or -m MODULE. Got {name!r}.")
     before = sys.argv, sys.path[:]
     sys.argv = [name, *rest]
     sys.path[0] = os.getcwd() if is_module else os.path.dirname(os.path.abspath(name))

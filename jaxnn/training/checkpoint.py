@@ -271,7 +271,7 @@ def _read(path: Path) -> Checkpoint:
         with path.open("rb") as file:
             found = _parsed(file)
         if named and int(named[1]) != found.step:
-            raise _UnreadableError(f"that of step {found.step}, under another's name")
+            raise _UnreadableError(f"step {found.step} under another step's name")
         return found
     except _UnreadableError as error:
         what = str(error)
@@ -279,7 +279,7 @@ def _read(path: Path) -> Checkpoint:
         # A changed file can make the reader seek below 0; other errors are those of the disk.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
-        what = f"a file that is cut off or changed: {error}"
+        what = f"a truncated or modified file: {error}"
     except ValueError as error:
         what = f"one with arrays or a header that cannot be read: {error}"
     except (KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
@@ -297,7 +297,7 @@ def _parsed(file: BinaryIO) -> Checkpoint:
         members = archive.infolist()
         packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
         if packed or sum(member.file_size for member in members) > size:
-            raise _UnreadableError("a ZIP whose members are packed")
+            raise _UnreadableError("a ZIP with compressed members")
         header = _header(archive)
         entries = [*header["leaves"], *header["records"]]
         arrays = [

@@ -226,7 +226,7 @@ class Batches(NamedTuple):
         batches = _iterator(name, make, 1)
         first = next(batches, None)
         if first is None:
-            raise ValueError(f"`{name}(1)` must give at least one batch. Got none.")
+            raise ValueError(f"`{name}(1)` must yield at least one batch. Got none.")
         opened = itertools.chain([first], batches)
         first = _as_batch(f"a batch of {name}(1)", first)
         return cls(name, make, mesh, parts, first, [opened])
@@ -273,8 +273,8 @@ class Batches(NamedTuple):
         passed = sum(1 for _ in itertools.islice(batches, step))
         if passed < step:
             raise ValueError(
-                f"`{self.name}({epoch})` must give the {step} batches that the run took before, at "
-                f"least. Got {passed}."
+                f"`{self.name}({epoch})` must yield at least the {step} batches already taken. Got "
+                f"{passed}."
             )
         size, together = count_examples(self.first), 1
         if self.whole:
@@ -290,8 +290,8 @@ class Batches(NamedTuple):
             passed += steps
         if not passed:
             raise ValueError(
-                f"`{self.name}({epoch})` must give at least one batch, from an iterable made anew "
-                "for each epoch. Got none."
+                f"`{self.name}({epoch})` must yield at least one batch, from a new iterable for "
+                "each epoch. Got none."
             )
 
     def _checked(self, batches: Iterable[Any], epoch: int) -> Iterator[Any]:

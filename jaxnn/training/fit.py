@@ -86,8 +86,8 @@ def fit(
         batches, each such a tuple. The function decides on the order, size and number of batches.
         It runs in a thread, a little ahead of the steps. To resume within an epoch, its first
         batches are skipped. Each of several processes must yield the whole batch. A loader, or
-        another iterable that can be iterated once per epoch, may replace the function; one with an
-        order of its own begins it anew when a run is resumed. A dictionary of arrays, as `data` or
+        another iterable that can be iterated once per epoch, may replace the function; one with
+        its own order restarts it when a run is resumed. A dictionary of arrays, as `data` or
         as a batch, is passed to the loss as one argument; a data frame is taken as the dictionary
         of its columns. Arrays that can be sliced, as in an HDF5 file, are read as needed.
       optimizer: an optax optimiser.
@@ -212,7 +212,7 @@ def _warn_of_divergence(result: Fit, run: Run, objective: Objective, model_state
     """
     losses = result.history.step_loss[np.isfinite(result.history.step_loss)]
     if not len(losses):
-        text = "no step was finite, so all were left out: nothing has been learned"
+        text = "no step was finite, so all were skipped: nothing has been learned"
         warnings.warn(text, RuntimeWarning, stacklevel=3)
         return
     began, ended = float(losses[0]), run.now.log.mean_loss

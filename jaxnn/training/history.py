@@ -70,8 +70,8 @@ class Status(NamedTuple):
       cause: where it comes from: the lines in which NaN or infinity first appears in the loss or
         its gradient; empty if that is not known.
       batch: the examples of that step; None if the run ended otherwise.
-      examples: those for which the loss or its gradient is not finite even alone: their positions
-        in the data, or in the batch if the data come from a function.
+      examples: those whose own loss or gradient is not finite: their positions in the data, or in
+        the batch if the data come from a function.
 
     Example:
       >>> Status("not finite", 12, "params['W1']").leaf

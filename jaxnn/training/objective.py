@@ -186,9 +186,7 @@ class Objective(NamedTuple):
         of = lambda state, batch: measure(*self._given(*state), *batch)  # noqa: E731
         record = require_means(of, (arrays, model_state), batch)
         if "loss" in record:
-            raise ValueError(
-                f"`metrics` must leave the name 'loss' to the loss. Got {sorted(record)}."
-            )
+            raise ValueError(f"`metrics` must not use the name 'loss'. Got {sorted(record)}.")
 
     def _given(self, arrays: PyTree, model_state: PyTree) -> tuple[PyTree, ...]:
         params = self.skeleton.fill(arrays)

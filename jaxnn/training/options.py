@@ -49,17 +49,17 @@ class Feeding(NamedTuple):
     Attributes:
       replacement: whether every batch is drawn from all examples, as in the chapter; by default,
         each epoch goes through them in a shuffled order.
-      mesh: devices that share each batch, possibly of several processes. The results equal those on
+      mesh: devices that split each batch, possibly of several processes. The results equal those on
         one device, up to rounding error.
       batch_spec: how a batch is sharded over `mesh`; by default along its first axis, over all axes
         of the mesh that no parameter uses (if there are none, over all).
       parts: whether each process yields its own part of every batch instead of the whole batch;
         the parts are concatenated in process order. Requires a function as `data`. Batches of
         global `jax.Array`s are used as they are.
-      stream: whether the data stay on the host and a thread gathers pieces ahead of the steps; by
-        default for large memory maps, sliced arrays (HDF5), and arrays over half the device.
+      stream: whether the data stay on the host, where a thread prefetches them; by default for
+        large memory maps, sliced arrays (HDF5), and arrays over half the device's memory.
       skip_not_finite: whether a step that would make the loss, a parameter or the optimiser's state
-        NaN or infinite is left out and the run goes on, instead of ending; its loss is recorded.
+        NaN or infinite is skipped instead of ending the run; its loss is recorded.
 
     Example:
       >>> jaxnn.Feeding(replacement=True).stream is None
@@ -117,8 +117,8 @@ class Saving(NamedTuple):
 
     Attributes:
       checkpoint: a directory for this run's checkpoints alone, visible to all processes;
-        checkpoints are written while steps continue. One that the file system refuses is tried
-        again, then left out with a warning. Or an `orbax.checkpoint.CheckpointManager`: it is
+        checkpoints are written while steps continue. A failed write is retried, then skipped with
+        a warning. Or an `orbax.checkpoint.CheckpointManager`: it is
         offered each checkpoint, with the last measurements, and decides which to write and keep;
         the last one is written in any case.
       resume: whether to continue from the newest checkpoint, if there is one; "previous" continues
@@ -215,8 +215,8 @@ class Options(NamedTuple):
             raise ValueError("`eval_params` must be left out of `train`, which has no parameters.")
         if measuring.metrics is None and (measuring.test is not None or measuring.patience):
             raise ValueError(
-                "`metrics` must come with `test` or `patience` in `train`, which measures nothing "
-                "else. Got none."
+                "`metrics` must be used with `test` or `patience` in `train`, which measures "
+                "nothing else. Got none."
             )
         return self._required(("state",))
 
@@ -259,7 +259,7 @@ def _require_saving(saving: Saving) -> None:
     if not isinstance(resume, bool | int | str) or resume not in (True, False, "previous"):
         raise ValueError(f"`resume` must be True, False or 'previous'. Got {resume!r}.")
     if resume and checkpoint is None:
-        raise ValueError(f"`resume` must come with `checkpoint`. Got {resume!r} alone.")
+        raise ValueError(f"`resume` must be used with `checkpoint`. Got {resume!r} alone.")
 
 
 def _require_record(record: Any, recorded: Sequence[str]) -> tuple[str, ...]:

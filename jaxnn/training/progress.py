@@ -216,7 +216,7 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
                 file.write("\n" * cut_off + line + "\n")
         except OSError as error:
             raise type(error)(
-                f"`path` must be a file in a directory that is there. Got {str(path)!r}: "
+                f"`path` must be a file in an existing directory. Got {str(path)!r}: "
                 f"{error.strerror}."
             ) from None
         begun = True

@@ -100,7 +100,7 @@ class Config(NamedTuple):
     Attributes:
       plan: how its epochs are divided into steps.
       key: for the order of its examples, and for its steps.
-      mesh: devices that share each batch.
+      mesh: devices that split each batch.
       task: what its steps do: a `Descent` or a `UserStep`.
       way: options that its steps are compiled for.
       across: whether chunks span epochs.

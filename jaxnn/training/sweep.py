@@ -120,8 +120,8 @@ def sweep(
     require_arrays("values", values)
     if isinstance(values, list | tuple) and all(isinstance(v, int | float) for v in values):
         raise TypeError(
-            "`values` must be an array, or a pytree of arrays with one entry a run, as "
-            f"jnp.array(...) makes it. Got {describe(values)}."
+            "`values` must be an array, or a pytree of arrays with one entry per run, as "
+            f"from jnp.array(...). Got {describe(values)}."
         )
     values = replicate(values, None)
     runs = _count_runs(values)
@@ -239,7 +239,7 @@ def _require_keys(key: Any, runs: int) -> Key[Array, "runs"]:  # noqa: F821
     """A key for each run; refuse anything but one key, or one per run."""
     if not is_key(key) or key.ndim > 1:
         raise TypeError(
-            f"`key` must be one typed PRNG key, or an array of them, one a run. Got "
+            f"`key` must be one typed PRNG key, or an array of them, one per run. Got "
             f"{describe(key)}."
         )
     if key.ndim and len(key) != runs:

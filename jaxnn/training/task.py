@@ -101,8 +101,7 @@ class Descent(NamedTuple):
             return aux
         if NORM in aux:
             raise ValueError(
-                f"`record` must leave {NORM!r} out where the aux of the loss has that name. Got "
-                "both."
+                f"`record` must not name {NORM!r} if the aux of the loss does. Got both."
             )
         return {**aux, NORM: optax.tree.norm(gradient)}
 
@@ -236,7 +235,7 @@ class UserStep(NamedTuple):
         record = require_means(of, state, batch)
         if watches and "loss" not in record:
             raise ValueError(
-                "`watch` must come with `patience` where `metrics` give no 'loss'. Got "
+                "`patience` must be used with `watch` where `metrics` give no 'loss'. Got "
                 f"{sorted(record)} alone."
             )
 

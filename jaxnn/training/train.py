@@ -141,7 +141,7 @@ class Setup(NamedTuple):
     Attributes:
       key: the key of the run.
       plan: how its epochs are divided into steps.
-      mesh: devices that share each batch.
+      mesh: devices that split each batch.
       sharding: how a batch is sharded over them.
       sets: examples by name; the training data are called "train".
       names: of the sets to measure.
@@ -237,7 +237,7 @@ def _batch_size(data: Any, batch_size: int | None, feeding: Feeding) -> int | No
     if not _is_function(data):
         if feeding.parts:
             raise ValueError(
-                "`parts` must come with a function as `data`, which gives the parts. Got arrays."
+                "`parts` must be used with a function as `data`, which gives the parts. Got arrays."
             )
         return BATCH_SIZE if batch_size is None else batch_size
     if batch_size is not None or feeding.replacement or feeding.stream is not None:
@@ -266,12 +266,12 @@ def _measured(sets: Mapping[str, Examples | Batches], measuring: Measuring) -> t
     names = _require_measure(measuring.measure, sets) if wanted else ()
     if asked and not names:
         raise ValueError(
-            f"`{asked[0]}` must come with `test` where `data` is a function. Got none."
+            f"`{asked[0]}` must be used with `test` where `data` is a function. Got none."
         )
     if measuring.evaluate_steps is not None and not names:
         raise ValueError(
-            "`evaluate_steps` must come with `test`, `metrics` or `patience`, for something to be "
-            "measured. Got none."
+            "`evaluate_steps` must be used with `test`, `metrics` or `patience`, so that something "
+            "is measured. Got none."
         )
     return names
 
@@ -380,7 +380,7 @@ def _batch_sharding(
     """How a batch is sharded: by default, over the axes of the mesh that no leaf uses."""
     if mesh is None:
         if spec is not None:
-            raise ValueError(f"`batch_spec` must come with `mesh`. Got {spec} alone.")
+            raise ValueError(f"`batch_spec` must be used with `mesh`. Got {spec} alone.")
         return None
     if spec is None:
         taken = [leaf.sharding.spec for leaf in jax.tree.leaves(state) if is_sharded(leaf)]

@@ -1,4 +1,4 @@
-"""Does the gradient agree with the values at a point beside the corners?
+"""Does the gradient agree with the values at a nearby smooth point?
 
 Where many entries are at a corner, a line has two slopes that tell little: sums of one-sided slopes
 accuse a correct gradient, and the interval between them hides a wrong one. So the check is repeated
@@ -64,7 +64,7 @@ def say(checked: Checked, answer: Answer) -> Checked:
     if any(leaf.verdict is Verdict.DIFFERS and not _has_corner(leaf) for leaf in beside.leaves):
         beside = beside._replace(evaluations=checked.evaluations + beside.evaluations)
         return beside.with_note(
-            "this is the check of a nearby point, because the function has corners at the point"
+            "a nearby point was checked instead, because the function has kinks at this one"
         )
     agrees = {leaf.path for leaf in beside.leaves if leaf.verdict.ok}
     leaves = []
@@ -114,5 +114,5 @@ def _at_a_corner(leaf: LeafReport, agrees: bool) -> LeafReport:
     entries = tuple(entry._replace(verdict=Verdict.KINK) for entry in leaf.entries)
     verdict, hint = Verdict.UNRESOLVED, ""
     if agrees:
-        verdict, hint = Verdict.KINK, "it agrees with the values at a nearby point without corners"
+        verdict, hint = Verdict.KINK, "it agrees with the values at a nearby point without kinks"
     return leaf._replace(verdict=verdict, entries=entries, pattern="", hint=hint)

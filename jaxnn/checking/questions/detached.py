@@ -1,4 +1,4 @@
-"""Is a wrong gradient that of the function with what `stop_gradient` stops held at the point?"""
+"""Is a wrong gradient correct if operands of `stop_gradient` are treated as constant?"""
 
 from jaxnn.checking.evidence import Verdict, relative_error
 from jaxnn.checking.held import stops
