@@ -1181,7 +1181,7 @@ $ check
 $ check :f
     `TARGET` must be FILE.py, FILE.py:NAME, FILE.py::TEST or MODULE:NAME. Got ':f'.
 $ check code.py:right --order 5
-    argument --order: invalid choice: 5
+    argument --order: invalid choice:
 $ check code.py:right --plot good
     `--plot` must be a file in an existing directory. Got 'good'.
 $ check code.py:right --plot no/x.png
