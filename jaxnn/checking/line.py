@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxnn._jax import OF_VALUES
 from jaxnn.checking.evidence import excess
 from jaxnn.checking.moves import Along, Question, scales_of
 from jaxnn.checking.slope import HALF, RUNGS, Slope, estimate_slope, ladder
@@ -246,6 +247,12 @@ def along_program(value: Callable, dtype: Any) -> Callable:
         return jax.lax.map(at, steps)
 
     return program
+
+
+def compiled_along(value: Callable, dtype: Any) -> Callable:
+    """`along_program`, jitted."""
+    options: Any = OF_VALUES if jax.default_backend() == "cpu" else None
+    return jax.jit(along_program(value, dtype), compiler_options=options)
 
 
 def one_by_one(evaluate: Callable[[Any], float], steps: np.ndarray) -> np.ndarray:

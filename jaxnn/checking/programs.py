@@ -25,7 +25,7 @@ from jaxnn._validate import first_line
 from jaxnn.checking.by_hand import gradient_by_hand
 from jaxnn.checking.further import RUN_FURTHER, has_solver
 from jaxnn.checking.held import beside, holding, stops
-from jaxnn.checking.line import Line, along_program, one_by_one
+from jaxnn.checking.line import Line, compiled_along, one_by_one
 from jaxnn.checking.moves import drawer
 from jaxnn.checking.packed import Packing
 from jaxnn.checking.scalar import (
@@ -161,7 +161,7 @@ class Programs:
         value = lambda _, moved, data: core.jaxpr_as_fun(self.program)(  # noqa: E731
             *jax.tree.leaves((moved, data))
         )[0]
-        along = jax.jit(along_program(value, dtype))
+        along = compiled_along(value, dtype)
 
         def values(moves, steps):
             moves = [jnp.asarray(v, x.dtype) for v, x in zip(moves, point.leaves, strict=True)]
@@ -420,7 +420,7 @@ def _compile(
         wide = jax.jit(wide)
         same = not settings.further and _is_unchanged(both.jaxpr, dtype)
         own = _wide_call(wide, dtype) if same else jitted(both)
-        along = jax.jit(along_program(value, dtype))
+        along = compiled_along(value, dtype)
     return Compiled(
         own=own,
         wide=wide,
