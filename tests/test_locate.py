@@ -314,3 +314,19 @@ def test_compiled_programs_take_leaves_apart_and_give_them_packed():
 def test_the_usual_size_of_leaves_is_their_root_mean_square():
     assert moves.usual_size(np.array([3.0, 4.0])) == pytest.approx(12.5**0.5)
     assert moves.usual_size(np.array([0.0, np.inf])) == 1
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_many_entries_take_fewer_values_and_the_wrong_one_is_still_named(monkeypatch, wrong):
+    monkeypatch.setattr(locate, "MANY", 100)
+    scaled = jax.custom_jvp(lambda x: x * 1)
+    scaled.defjvp(lambda x, dx: (scaled(*x), dx[0].at[3, 4].multiply(1.01 if wrong else 1.0)))
+    params = {"W": jnp.linspace(-1, 1, 300).reshape(20, 15), "b": jnp.full(15, 0.1)}
+    x = jnp.linspace(-1, 1, 160).reshape(8, 20)
+    f = lambda p: jnp.mean(jnp.tanh(x @ scaled(p["W"]) + p["b"]) ** 2)  # noqa: E731
+    report = check_gradient(f, params)
+    if not wrong:
+        assert report.verdict == "agrees" and report.evaluations == 30
+        return
+    worst = report.leaves[0]
+    assert worst.verdict == "differs" and [e.index for e in worst.entries] == [(3, 4)]
