@@ -23,6 +23,8 @@ import jaxnn
 from jaxnn import _programs
 from jaxnn._arguments import Skeleton
 from jaxnn.numerical.interpret import same_program
+from jaxnn.training import objective
+from jaxnn.training.run import Run
 
 X = jnp.array([1.0, 2.0, 3.0])
 SGD = optax.sgd(0.01)
@@ -457,6 +459,21 @@ def test_steps_of_a_jitted_function_are_traced_once_and_kept_while_it_lives(monk
     del f, weighted
     gc.collect()
     assert watched() is None
+
+
+def test_a_warm_run_of_a_jitted_loss_is_one_chunk_and_asks_nothing(monkeypatch):
+    loss = jax.jit(lambda w, x: jnp.sum((w * x) ** 2))
+    asked, chunks, require, take = [], [], objective.require_scalar, Run._chunk
+    monkeypatch.setattr(objective, "require_scalar", lambda *x: asked.append(1) or require(*x))
+    monkeypatch.setattr(Run, "_chunk", lambda *x, **y: chunks.append(1) or take(*x, **y))
+    optimizer = optax.sgd(0.1)
+    first, *_, last = (jaxnn.fit(loss, X, (X,), optimizer, **DESCENT).params for _ in range(5))
+    assert (first == last).all() and len(asked) == 1 and len(chunks) < 10
+    chunks.clear()
+    jaxnn.fit(loss, X, (X,), optimizer, **DESCENT)
+    assert len(chunks) == 1
+    with pytest.raises(TypeError, match="real scalar"):
+        jaxnn.fit(jax.jit(lambda w, x: w * x), X, (X,), optimizer, **DESCENT)
 
 
 @pytest.mark.parametrize("use", slow_but(QUICK, [*USES]))

@@ -220,8 +220,8 @@ class Programs:
         """
         (reverse, forward), stopping = self.compiled.references, self.compiled.stopping
         few = sum(x.size for x in point.leaves) <= MOST_FORWARD
-        ways = [reverse] + [stopping] * bool(stopping) + [forward] * few
-        found = (self._by(way, point, dtype) for way in ways)
+        ways = reverse, stopping, forward if few else None
+        found = (self._by(way, point, dtype) for way in ways if way is not None)
         return next((gradient for gradient in found if gradient is not None), None)
 
     def stopped_reference(self, point: Point, dtype: Any) -> list[Any] | None:

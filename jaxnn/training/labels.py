@@ -25,7 +25,6 @@ def require_classes(
     if isinstance(train, Batches) or train.streamed or jax.process_count() > 1:
         return
 
-    @jax.jit
     def slopes(*leaves):
         batch = jax.tree.unflatten(tree, leaves)
         return objective.value_and_gradient(arrays, model_state, key, batch)[:2]
@@ -34,7 +33,7 @@ def require_classes(
     leaves = [leaf for _, leaf in paths]
     for number, (path, labels) in enumerate(paths):
         signed = jnp.issubdtype(labels.dtype, jnp.signedinteger)
-        if signed and (labels < 0).any() and (misread := _misread(slopes, leaves, number)):
+        if signed and (labels < 0).any() and (misread := _misread(jax.jit(slopes), leaves, number)):
             raise ValueError(f"`data{keystr(path)}` must be classes from 0 up. Got {misread}.")
 
 

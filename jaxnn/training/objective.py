@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxnn._arguments import Skeleton
+from jaxnn._programs import programs_of
 from jaxnn._validate import (
     describe,
     require_arguments,
@@ -168,7 +169,15 @@ class Objective(NamedTuple):
         return {"loss": value, **self.metrics(*self._given(arrays, model_state), *batch)}
 
     def require(self, arrays: PyTree, model_state: PyTree, key: Any, batch: PyTree) -> None:
-        """Refuse a loss that is not a scalar, and metrics that are not a dictionary of numbers."""
+        """Refuse a loss that is not a scalar, and metrics that are not a dictionary of numbers; a
+        jitted loss without metrics is looked at once.
+        """
+        leaves, tree = jax.tree.flatten((arrays, model_state, batch))
+        forms = tree, *((x.shape, x.dtype) for x in leaves)
+        alike = "required", self.skeleton.key, self.form, *forms
+        known = programs_of(self.loss, self.loss, *alike) if self.metrics is None else None
+        if known:
+            return
         given = self._given(arrays, model_state)
         keyword = {"key": key} if self.form.keyed else {}
         require_arguments("loss", self.loss, *given, *batch, **keyword)
@@ -180,13 +189,14 @@ class Objective(NamedTuple):
 
         with tracing("loss"):
             require_scalar("loss", jax.eval_shape(value, arrays, model_state, key, *batch))
-        if (measure := self.metrics) is None:
-            return
-        require_arguments("metrics", measure, *given, *batch)
-        of = lambda state, batch: measure(*self._given(*state), *batch)  # noqa: E731
-        record = require_means(of, (arrays, model_state), batch)
-        if "loss" in record:
-            raise ValueError(f"`metrics` must not use the name 'loss'. Got {sorted(record)}.")
+        if (measure := self.metrics) is not None:
+            require_arguments("metrics", measure, *given, *batch)
+            of = lambda state, batch: measure(*self._given(*state), *batch)  # noqa: E731
+            record = require_means(of, (arrays, model_state), batch)
+            if "loss" in record:
+                raise ValueError(f"`metrics` must not use the name 'loss'. Got {sorted(record)}.")
+        if known is not None:
+            known["required"] = True
 
     def _given(self, arrays: PyTree, model_state: PyTree) -> tuple[PyTree, ...]:
         params = self.skeleton.fill(arrays)

@@ -249,8 +249,15 @@ class Run:
         elif self.now.best is None:
             self.now.best = self._copied(self.now.state)
         self._compile_measures()
+        self.now.pace = (self._known or {}).get("pace", 1)
         self.prepare()
         self.listen()
+
+    @property
+    def _known(self) -> dict | None:
+        """What earlier runs found out about such steps of a jitted function: their pace."""
+        sizes = (leaf.size for leaf in jax.tree.leaves(self.now.state))
+        return self.config.task.programs("known", self.config.plan.batch_size, *sizes)
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -552,6 +559,8 @@ class Run:
 
     def finish(self) -> None:
         """Wait for pending writes and for the other processes."""
+        if self._known is not None:
+            self._known["pace"] = self.now.pace
         with self._own():
             if self.config.saves is not None:
                 self.config.saves.place.finish()
