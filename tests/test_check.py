@@ -1282,3 +1282,56 @@ def test_the_page_shows_the_rule_and_not_its_caller():
     report = check_gradient(lambda x: jnp.sum(doubled(x)), jnp.ones(3))
     (here,) = re.findall("<span class='here'>(.*?)</span>", fragment(report))
     assert "2.02 * g" in here
+
+
+@jax.custom_vjp
+def leaky(v, i):
+    return 0.9 * v + 0.1 * i
+
+
+leaky.defvjp(lambda v, i: (leaky(v, i), None), lambda _, g: (0 * g, g))  # right: 0.9 g, 0.1 g
+
+
+@pytest.mark.parametrize("steps", [1, 12, 50])
+def test_a_loop_that_is_no_solver_does_not_hide_a_wrong_rule(steps):
+    """Run further, the loop would converge to what the rule claims."""
+    f = lambda i: jnp.sum(jax.lax.fori_loop(0, steps, lambda _, v: leaky(v, i), 0 * i))  # noqa: E731
+    report = check_gradient(f, jnp.array([0.5, -1.0, 2.0]))
+    assert report.verdict == "differs" and [rule.name for rule in report.rules] == ["leaky"]
+    np.testing.assert_allclose(report.leaves[0].entries[0].numerical, 1 - 0.9**steps, rtol=1e-6)
+
+
+def halved_by(steps, factor):
+    """2 x = p, solved in so many steps; the rule is exact if the factor is 0.5."""
+
+    @jax.custom_vjp
+    def solve(p):
+        return jax.lax.fori_loop(0, steps, lambda _, x: x - 0.1 * (2 * x - p), 0 * p)
+
+    solve.defvjp(lambda p: (solve(p), None), lambda _, g: (g * factor,))
+    return solve
+
+
+@pytest.mark.parametrize("steps, verdict", [(10, "unresolved"), (30, "agrees"), (50, "agrees")])
+def test_an_exact_rule_of_a_solver_with_so_many_steps_is_not_accused(steps, verdict):
+    report = check_gradient(lambda p: jnp.sum(halved_by(steps, 0.5)(p)), jnp.array([0.5, 1.0]))
+    assert report.leaves[0].verdict == verdict and not report.rules
+
+
+def test_one_loose_solver_does_not_excuse_the_wrong_rule_of_another():
+    loose, wrong = halved_by(22, 0.5), halved_by(80, 0.501)
+    p = jnp.array([0.5, 1.0])
+    report = check_gradient(lambda a, b: jnp.sum(loose(a) + wrong(b)), p, p, argnums=(0, 1))
+    verdicts = {leaf.path: leaf.verdict for leaf in report.leaves}
+    assert verdicts == {"[0]": "agrees", "[1]": "differs"} and len(report.rules) == 1
+
+
+@pytest.mark.parametrize("gap", [38.0, 45.0, 80.0])
+def test_a_loss_that_has_rounded_to_0_hides_a_gradient_and_does_not_contradict_it(gap):
+    def loss(w):
+        return -jnp.mean(jnp.diag(jax.nn.log_softmax(w)))
+
+    report = check_gradient(loss, gap * jnp.eye(3))
+    assert report.verdict == "agrees" and "the smallest detectable" in report.leaves[0].hint
+    doubled = lambda w: 2 * jax.grad(loss)(w) + 1e-3  # noqa: E731
+    assert not check_gradient(loss, gap * jnp.eye(3), gradient=doubled).ok

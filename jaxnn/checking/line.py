@@ -172,6 +172,7 @@ class Line:
             self._slopes[key] = self._measure(moves, quick, enough)
         slope = self._slopes[key]
         claim, size = float(np.sum(along.terms)), float(np.sqrt(np.sum(along.squares)))
+        slope = slope.beside(claim)
         if slope.is_outrun_by(claim):
             slope = slope._replace(bound=np.inf)
         with np.errstate(invalid="ignore"):  # claims may be infinite

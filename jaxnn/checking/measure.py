@@ -5,7 +5,8 @@ questions take and return it.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,6 @@ from jaxnn._arguments import Partition, Role
 from jaxnn._programs import outermost
 from jaxnn.checking.evidence import Verdict, explained, reach, same_value
 from jaxnn.checking.findings import Birth, DigitsLost, LeafReport, RuleReport
-from jaxnn.checking.further import LOOSE
 from jaxnn.checking.held import stops
 from jaxnn.checking.leaf import Place, bare_report, leaf_report
 from jaxnn.checking.line import Line
@@ -79,7 +79,7 @@ class Checked(NamedTuple):
       births: where NaN or infinity first appears.
       rules: the derivative rules that are wrong.
       digits_lost: the lines that lose digits.
-      loose: the relative error of a rule that its solver's tolerance may explain.
+      before: the reports on leaves before the solvers inside were run further, by their paths.
     """
 
     check: Check
@@ -97,7 +97,7 @@ class Checked(NamedTuple):
     births: tuple[Birth, ...] = ()
     rules: tuple[RuleReport, ...] = ()
     digits_lost: tuple[DigitsLost, ...] = ()
-    loose: float = LOOSE
+    before: Mapping[str, LeafReport] = MappingProxyType({})
 
     def with_leaves(self, leaves: Sequence[LeafReport]) -> "Checked":
         """The same results with other reports on leaves."""

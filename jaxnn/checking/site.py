@@ -1,18 +1,19 @@
 """One equation of a tape as a function of its active inputs, projected on its cotangents."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 from jax.extend.core import primitives
 
 from jaxnn._arguments import as_complex, real_form
 from jaxnn.checking.moves import Question
 from jaxnn.checking.tape import Record, Site, evaluated, is_inexact, of_active
-from jaxnn.numerical.float64 import widen_leaf
+from jaxnn.numerical.float64 import RULES, widen_leaf
 from jaxnn.numerical.interpret import bind
 
 # Primitives that read half of a symmetric matrix, which must therefore move symmetrically.
@@ -58,9 +59,15 @@ class SiteQuestion(NamedTuple):
         return cls(points, claims, paired, rest, cts) if fine and some else None
 
 
-def projected(site: Site, given: Any, points: Sequence[Any], dtype: Any) -> Any:
-    """The real part of the sum of the products of a site's cotangents and outputs. What has the
-    cotangent 0 counts as 0, even if it is infinite.
+def projected(
+    site: Site,
+    given: Any,
+    points: Sequence[Any],
+    dtype: Any,
+    rules: Mapping[core.Primitive, Callable] = RULES,
+) -> Any:
+    """The real part of the sum of the products of a site's cotangents and outputs, evaluated by
+    `rules`. What has the cotangent 0 counts as 0, even if it is infinite.
     """
     rest, cts = given
     full = list(rest)
@@ -68,7 +75,7 @@ def projected(site: Site, given: Any, points: Sequence[Any], dtype: Any) -> Any:
         full[i] = as_complex(x) if jnp.iscomplexobj(rest[i]) else x
         if site.eqn.primitive in SYMMETRIC:
             full[i] = symmetric(full[i])
-    outputs = evaluated(site.eqn, full, dtype)
+    outputs = evaluated(site.eqn, full, dtype, rules)
     pairs = [(ct, outputs[j]) for j, ct in zip(site.asked, cts, strict=True)]
     terms = [jnp.sum(jnp.real(ct * jnp.where(ct == 0, 0, y))) for ct, y in pairs]
     return functools.reduce(jnp.add, terms).astype(dtype)

@@ -38,6 +38,9 @@ WITNESSES = 3
 CAUTION = 3.0
 # Noise above this fraction of the values is not rounding error but finer structure of the function.
 WILD = 1e-5
+# Values and changes up to this size may be lost beside terms of size 1 that cancel, as in the
+# logarithm of 1 and a little more.
+LITTLE = 1e-14
 # A bound below this fraction of the slope is close.
 CLEAR = 1e-3
 # How many of the finest steps show a jump; noise would have to be the same in all of them.
@@ -118,6 +121,16 @@ class Slope(NamedTuple):
         outside = abs(claim - self.value) > self.bound
         runs = abs(claim) * finest > BLIND * self.noise
         return outside and runs and self.noise > WILD * self.size
+
+    def beside(self, claim: float) -> "Slope":
+        """The same slope, or one whose bound covers a claim that may be lost in rounding errors of
+        terms of size 1.
+        """
+        seen = (self.value and self.known_to(CLEAR)) or self.size > LITTLE
+        if seen or not 0 < abs(claim) * FIRST_STEP <= LITTLE:
+            return self
+        bound = max(self.bound, LITTLE / FIRST_STEP)
+        return self._replace(bound=bound, noise=LITTLE, size=1.0)
 
     @property
     def jumps(self) -> bool:

@@ -27,8 +27,8 @@ from jaxnn.checking.evidence import (
     relative_error,
 )
 from jaxnn.checking.findings import LINES, LeafReport, RuleReport, SourceLine
-from jaxnn.checking.further import LOOSE
-from jaxnn.checking.line import Line, along_program
+from jaxnn.checking.further import LOOSE, RUN_FURTHER, has_solver
+from jaxnn.checking.line import Direction, Line, along_program
 from jaxnn.checking.locate import Claimed, examine, verdict_of
 from jaxnn.checking.measure import Checked
 from jaxnn.checking.moves import drawer
@@ -55,7 +55,7 @@ from jaxnn.checking.tape import (
     seeds_of,
     tape_of,
 )
-from jaxnn.numerical.float64 import wide_arithmetic, wide_dtype, widen, widen_leaf
+from jaxnn.numerical.float64 import RULES, wide_arithmetic, wide_dtype, widen, widen_leaf
 from jaxnn.numerical.interpret import (
     called,
     equations,
@@ -65,6 +65,9 @@ from jaxnn.numerical.interpret import (
 
 # How many iterations of a loop are checked before all others.
 SAMPLE = 32
+# The error of a rule around a solver is the solver's if it shrinks by this factor when the solver
+# runs further.
+SHRINKS = 2
 # The relative change of the gradient from which a rule counts as not linear in its cotangent: an
 # absolute one, and one relative to the error, as an adaptive solver is linear to its tolerance.
 LINEAR = 1e-9
@@ -73,7 +76,7 @@ LINEAR_FOR_ERROR = 1e-3
 
 def applies(checked: Checked) -> bool:
     """Whether a leaf is suspicious, or a rule's forward pass changes the function's value."""
-    suspicious = any(map(_is_suspicious, checked.leaves))
+    suspicious = bool(checked.before) or any(map(_is_suspicious, checked.leaves))
     return checked.is_automatic and (suspicious or _has_another_value(checked))
 
 
@@ -85,12 +88,11 @@ def ask(checked: Checked) -> list[RuleReport]:
     suspicious = {leaf.path for leaf in checked.leaves if _is_suspicious(leaf)}
     only_custom = bool(checked.leaves) and suspicious <= checked.by_reference
     seeds = [COTANGENT * seed for seed in seeds_of(programs.program)]
-    find = functools.partial(wrong_rules, tape, checked.values, seeds, only_custom, checked.loose)
-    found = find()
+    found = wrong_rules(tape, checked.values, seeds, only_custom)
     wrong = [leaf for leaf in checked.leaves if leaf.verdict is Verdict.DIFFERS]
     if wrong and not found and only_custom:  # a part of the function may have a narrower dtype
         closest = min(explained(leaf.dtype) for leaf in wrong)
-        found = find(closest)
+        found = wrong_rules(tape, checked.values, seeds, only_custom, closest)
     # The user's rules come before JAX's, and about equally wrong ones in the order of the program.
     return sorted(found, key=lambda rule: (not rule.where, -float(f"{rule.difference:.1g}")))
 
@@ -99,6 +101,9 @@ def say(checked: Checked, found: list[RuleReport]) -> Checked:
     """The results with the first few rules, and with verdicts on leaves that they explain."""
     leaves = checked.leaves
     if found:
+        # If no leaf was wrong, the rule is why running the solver further seemed to help.
+        before = {} if checked.wrong else checked.before
+        leaves = [before.get(leaf.path, leaf) for leaf in leaves]
         leaves = [_wrong_by_rule(leaf) if _is_suspicious(leaf) else leaf for leaf in leaves]
     else:
         leaves = [within_approximation(leaf, checked.programs.program) for leaf in leaves]
@@ -186,7 +191,6 @@ def wrong_rules(
     inputs: Sequence[Any],
     seeds: Sequence[Any],
     only_custom: bool = False,
-    loose: float = LOOSE,
     tolerance: float | None = None,
 ) -> list[RuleReport]:
     """The rules that do not give the derivative of the values at their actual inputs.
@@ -196,8 +200,7 @@ def wrong_rules(
       inputs: the values of the inputs.
       seeds: the cotangents of the outputs, None for outputs without one.
       only_custom: whether JAX's own rules are known to be right.
-      loose: the relative error that is allowed where there is an iterative solver.
-      tolerance: the one that is allowed elsewhere, if not that of the dtypes of each equation.
+      tolerance: the relative error that is allowed, if not that of the dtypes of each equation.
     """
     numbers = [
         number
@@ -214,8 +217,7 @@ def wrong_rules(
         if (site.name, site.line) in named_at:  # one report for all calls in a line
             continue
         if number in suspects:
-            allowed = loose if _is_iterative(site) else tolerance or _explained(site)
-            report = _examined(tape, record, number, allowed)
+            report = _examined(tape, record, number, tolerance)
         if site.eqn.primitive is primitives.linear_solve_p:
             report = wrong_solve(site, record, tape.dtype)
         if report is None and has_custom_rule(site.eqn):
@@ -228,7 +230,7 @@ def wrong_rules(
         for inside in _spread_first(insides(tape, number, record))[:most]:
             if any(seed is not None for seed in inside.seeds):
                 given = tape_of(tape, inside), inside.inputs, inside.seeds
-                inner = wrong_rules(*given, only_custom, loose, tolerance)
+                inner = wrong_rules(*given, only_custom, tolerance)
             if inner:
                 break
         if report is None:
@@ -297,13 +299,14 @@ def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> list[int]:
     return suspects
 
 
-def _along(tape: Tape, number: int) -> Callable:
+def _along(tape: Tape, number: int, further: bool = False) -> Callable:
     """A function that computes the values of a site along lines; shared by all sites of a kind."""
-    kind, site = tape.kinds[number], tape.sites[number]
-    if ("line", kind) not in tape.kept:
-        value = lambda _, moved, data: projected(site, data, moved, tape.dtype)  # noqa: E731
-        tape.kept["line", kind] = Jitted(along_program(value, tape.dtype))
-    return tape.kept["line", kind]
+    site, rules = tape.sites[number], {**RULES, **(RUN_FURTHER if further else {})}
+    key = "line", further, tape.kinds[number]
+    if key not in tape.kept:
+        value = lambda _, moved, data: projected(site, data, moved, tape.dtype, rules)  # noqa: E731
+        tape.kept[key] = Jitted(along_program(value, tape.dtype))
+    return tape.kept[key]
 
 
 def _reference(tape: Tape, number: int, asked: SiteQuestion) -> list[Any] | None:
@@ -323,24 +326,20 @@ def _reference(tape: Tape, number: int, asked: SiteQuestion) -> list[Any] | None
     return [np.where(np.isfinite(x), g, claim) for x, g, claim in pairs]
 
 
-def _examined(tape: Tape, record: Record, number: int, tolerance: float) -> RuleReport | None:
+def _examined(
+    tape: Tape, record: Record, number: int, tolerance: float | None
+) -> RuleReport | None:
     """A report on the rule of a site, checked like a gradient; None if it is correct."""
-    site, dtype, along = tape.sites[number], tape.dtype, _along(tape, number)
+    site, dtype = tape.sites[number], tape.dtype
     with arithmetic(dtype):
         asked = SiteQuestion.of(site, record, number, dtype)
     assert asked is not None
-
-    def values(moves, steps):
-        with wide_arithmetic(dtype):
-            moves = [jnp.asarray(v) for v in moves]
-            return np.asarray(along(asked.points, moves, steps, (asked.rest, asked.cts)))
-
-    draw, sizes = drawer(asked.points, dtype), [x.size for x in asked.points]
-    line = Line(draw, values, asked.points, float(jnp.finfo(dtype).eps), [0.0] * len(sizes))
-    tolerances = [tolerance] * len(sizes)
+    line = _line(tape, number, asked)
+    tolerance = LOOSE if _is_iterative(site) else tolerance or _explained(site)
+    tolerances = [tolerance] * len(asked.points)
     claims = [np.asarray(c, np.float64) for c in asked.claims]
     worst = None
-    alike = (tolerances, tolerances, [0.0] * len(sizes))
+    alike = (tolerances, tolerances, [0.0] * len(claims))
     claimed = Claimed(claims, tolerances, asked.paired, *alike)
     reference = functools.partial(_reference, tape, number, asked)
     for k, found in examine(line, claimed, reference, together=False):
@@ -357,9 +356,33 @@ def _examined(tape: Tape, record: Record, number: int, tolerance: float) -> Rule
             at = at[:-1] if asked.paired[k] else at
         if worst is None or off > worst.difference:
             worst = Worst(site.active[k], at, off, verdict)
-    if worst is None:
+    if worst is None or _is_of_a_solver(tape, number, asked, line):
         return None
     return named(site, asked, line, worst, dtype)
+
+
+def _line(tape: Tape, number: int, asked: SiteQuestion, further: bool = False) -> Line:
+    """The lines through a site's inputs; further: with the solvers inside run further."""
+    dtype, along = tape.dtype, _along(tape, number, further)
+
+    def values(moves, steps):
+        with wide_arithmetic(dtype):
+            moves = [jnp.asarray(v) for v in moves]
+            return np.asarray(along(asked.points, moves, steps, (asked.rest, asked.cts)))
+
+    draw, epsilon = drawer(asked.points, dtype), float(jnp.finfo(dtype).eps)
+    return Line(draw, values, asked.points, epsilon, [0.0] * len(asked.points))
+
+
+def _is_of_a_solver(tape: Tape, number: int, asked: SiteQuestion, line: Line) -> bool:
+    """Whether the error of a rule is that of a solver which has not converged."""
+    eqn = tape.sites[number].eqn
+    if not has_custom_rule(eqn) or not has_solver(called(eqn)):
+        return False
+    further = _line(tape, number, asked, further=True)
+    direction = Direction(tuple(map(line.whole, range(len(asked.points)))))
+    first, last = (one.compare(asked.claims, direction) for one in (line, further))
+    return SHRINKS * (abs(last.difference) - last.slope.bound) < abs(first.difference)
 
 
 def _with_another_value(site: Site, record: Record, dtype: Any) -> RuleReport | None:

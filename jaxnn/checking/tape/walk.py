@@ -6,7 +6,7 @@ A walk is one compiled program; for a long program, there is one per kind of equ
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -279,11 +279,16 @@ def _levels_one_by_one(record: Record) -> Record:
     return jax.tree.map(jax.jit(level), record)
 
 
-def evaluated(eqn: Equation, inputs: Sequence[Any], dtype: Any) -> list[Any]:
-    """The outputs of an equation, in its own dtypes or in a wide one."""
+def evaluated(
+    eqn: Equation,
+    inputs: Sequence[Any],
+    dtype: Any,
+    rules: Mapping[core.Primitive, Callable] = RULES,
+) -> list[Any]:
+    """The outputs of an equation, in its own dtypes or in a wide one by `rules`."""
     if dtype is None:
         return bind(eqn, inputs)
-    return Evaluation(dtype, RULES, set()).step(eqn, list(inputs))
+    return Evaluation(dtype, rules, set()).step(eqn, list(inputs))
 
 
 def run_program(program: Program, inputs: Sequence[Any], dtype: Any) -> list[Any]:
