@@ -1472,8 +1472,8 @@ FAULTS = (
     Fault(
         "a gradient that is far off is correct to a tolerance",
         "checking/questions/solvers.py",
-        "NEAR = 0.02",
-        "NEAR = 1.0",
+        "or _error(leaf) > STEADY:",
+        "or _error(leaf) > 1.0:",
         "test_check.py -k 'exact_rule'",
     ),
     Fault(

@@ -16,10 +16,9 @@ from jaxnn.checking.measure import Checked, measure
 from jaxnn.numerical.interpret import Program, called, equations, has_custom_rule
 
 # If running the solver further changes a leaf's gradient by more than this fraction, it is the
-# gradient of the steps taken, not of the solution.
+# gradient of the steps taken, not of the solution; and if the gradient is off by more, it is not
+# correct to a tolerance.
 STEADY = 0.1
-# A gradient that is off by more than this fraction is not correct to a tolerance.
-NEAR = 0.02
 
 
 def applies(checked: Checked) -> bool:
@@ -65,7 +64,7 @@ def _within_tolerance(
             f"{further.digits:.1f} digits"
         )
         return leaf._replace(hint=hint)
-    if not further.verdict.ok or _error(leaf) > NEAR:
+    if not further.verdict.ok or _error(leaf) > STEADY:
         hint = (
             f"values and gradient agree to {leaf.digits:.1f} digits, or {further.digits:.1f} if "
             "the inner solver iterates longer: its tolerance may explain the rest"
@@ -79,9 +78,10 @@ def _within_tolerance(
 
 
 def _error(leaf: LeafReport) -> float:
-    """The largest relative error of a leaf's slope and entries."""
-    off = [abs(e.autodiff - e.numerical) / abs(e.numerical) for e in leaf.entries if e.numerical]
-    return max(10**-leaf.digits, *off, 0.0)
+    """The error of a leaf's slope, or of an entry beside the largest one, if that is larger."""
+    most = max((abs(e.numerical) for e in leaf.entries), default=0.0)
+    off = max((abs(e.autodiff - e.numerical) for e in leaf.entries), default=0.0)
+    return max(10**-leaf.digits, off / most if most else 0.0)
 
 
 def within_approximation(leaf: LeafReport, program: Program) -> LeafReport:
@@ -99,7 +99,8 @@ def within_approximation(leaf: LeafReport, program: Program) -> LeafReport:
             "distribution at a fixed quantile, not the draw itself"
         )
         return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
-    close = _error(leaf) < LOOSE
+    off = [abs(e.autodiff - e.numerical) / abs(e.numerical) for e in leaf.entries if e.numerical]
+    close = leaf.digits > -np.log10(LOOSE) and max(off, default=0.0) < LOOSE
     loops = any(
         has_custom_rule(eqn)
         and any(inner.primitive is primitives.while_p for inner in equations(called(eqn)))
