@@ -56,6 +56,7 @@ def watch(args: argparse.Namespace) -> int:
     mark(report.found, args.sarif)
     if args.html:
         report.save(args.html)
+        print(f"page written to {args.html}", file=sys.stderr)
     if args.json:
         with open(args.json, "w") as file:
             print_json(report.to_dict(), file)
