@@ -382,7 +382,7 @@ def _is_of_a_solver(tape: Tape, number: int, asked: SiteQuestion, line: Line) ->
     further = _line(tape, number, asked, further=True)
     direction = Direction(tuple(map(line.whole, range(len(asked.points)))))
     first, last = (one.compare(asked.claims, direction) for one in (line, further))
-    return SHRINKS * (abs(last.difference) - last.slope.bound) < abs(first.difference)
+    return SHRINKS * (abs(last.difference) + last.slope.bound) < abs(first.difference)
 
 
 def _with_another_value(site: Site, record: Record, dtype: Any) -> RuleReport | None:
