@@ -166,8 +166,8 @@ def _candidates(target: str, module: ModuleType) -> Iterator[Target]:
         tests = any(name.startswith("test") for name in functions)
         form = "FILE.py:NAME or FILE.py::TEST" if tests else "FILE.py:NAME"
         raise ValueError(
-            f"`TARGET` must be {form} where no function named check_... or loss... has defaults "
-            f"for all arguments. Got {target!r}, which defines {there}."
+            f"`TARGET` must be {form} if no check_... or loss... function has defaults for all "
+            f"arguments. Got {target!r}, which defines {there}."
         )
 
 
