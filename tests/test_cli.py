@@ -585,7 +585,10 @@ def test_check_takes_functions_of_real_projects(capsys, project, targets, code, 
     "target, message",
     [
         ("nothing.py", "Got 'nothing.py', which defines f, g."),
-        ("test_model.py", "`TARGET` must be FILE.py:NAME or FILE.py::TEST if no check_... or loss... function"),
+        (
+            "test_model.py",
+            "`TARGET` must be FILE.py:NAME or FILE.py::TEST if no check_... or loss... function",
+        ),
         ("test_model.py:test_none", "no arguments itself; a test is FILE.py::test_none. Got None."),
         (
             "test_model.py::test_none",
