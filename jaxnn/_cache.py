@@ -3,6 +3,7 @@
 import os
 import pathlib
 import platform
+import sys
 
 import jax
 
@@ -22,8 +23,10 @@ def keep_programs() -> None:
         return
     try:
         caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        # Machines that share a home may have different processors.
-        folder = pathlib.Path(caches, "jaxnn", platform.node() or "here")
+        # Machines that share a home may have different processors, and from Python 3.14 on, JAX
+        # compresses programs otherwise.
+        place = f"{platform.node() or 'here'}-{sys.implementation.cache_tag}"
+        folder = pathlib.Path(caches, "jaxnn", place)
         folder.mkdir(parents=True, exist_ok=True)
         _make_room(folder)
     except (OSError, RuntimeError):  # no home, or none that can be written to

@@ -7,6 +7,7 @@ import datetime
 import os
 import pathlib
 import re
+import sys
 import threading
 from importlib.metadata import version
 
@@ -52,7 +53,9 @@ def pytest_configure(config):
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, (str(HOUSE / "tests"), os.environ.get("PYTHONPATH")))
     )
-    programs = config.rootpath / ".pytest_cache" / "d" / "programs"
+    # From Python 3.14 on, JAX compresses them otherwise.
+    kept = config.rootpath / ".pytest_cache" / "d"
+    programs = kept / f"programs-{sys.implementation.cache_tag}"
     programs = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

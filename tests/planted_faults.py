@@ -1546,7 +1546,7 @@ def _fail(tests: str, directory: str) -> bool:
         "PYTHONPATH": directory,
         "PYTHONSAFEPATH": "1",  # else the package of the working directory would come first
         "PYTHONDONTWRITEBYTECODE": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(HOUSE / ".pytest_cache" / "d" / "programs"),
+        "JAX_COMPILATION_CACHE_DIR": str(HOUSE / ".pytest_cache" / "d" / "faults"),
         "JAX_PLATFORMS": "cpu",
         "MPLBACKEND": "agg",
     }
