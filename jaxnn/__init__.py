@@ -1,19 +1,19 @@
 """Losses, gradients two ways, and descent that compiles once and runs on CPU, GPU or TPU.
 
-Losses       mean_squared_error, cross_entropy_error, softmax_cross_entropy, accuracy
-Derivatives  numerical_diff, partial_derivative, directional_derivative, numerical_gradient,
-             numerical_grad, numerical_jacobian, numerical_hessian
-Check        check_gradient, assert_gradient, explain, watching
-Descent      gradient_descent, descent_path, minimize
-Network      init_network, predict, loss
-Data         load_digits, load_mnist, one_hot, sample_batch
-Training     fit, train (with Start, Feeding, Measuring, Saving, Reporting), sweep, show_progress,
-             progress_log, save_checkpoint, load_checkpoint
-Results      GradientReport (and GradientError, Verdict, LeafReport, Entry), Explanation (and
-             SourceLine, Birth, RuleReport, DigitsLost), WatchReport, DescentPath,
-             Minimum (and Stop), Fit, Trained, History, Status, Progress, Checkpoint
-Modules      jaxnn.surfaces: functions of one and two variables
-             jaxnn.plots: one function a picture; jaxnn.figures: all of them
+- Losses: mean_squared_error, cross_entropy_error, softmax_cross_entropy, accuracy
+- Derivatives: numerical_diff, partial_derivative, directional_derivative, numerical_gradient,
+  numerical_grad, numerical_jacobian, numerical_hessian
+- Check: check_gradient, assert_gradient, explain, watching
+- Descent: gradient_descent, descent_path, minimize
+- Network: init_network, predict, loss
+- Data: load_digits, load_mnist, one_hot, sample_batch
+- Training: fit, train (with Start, Feeding, Measuring, Saving, Reporting), sweep, show_progress,
+  progress_log, save_checkpoint, load_checkpoint
+- Results: GradientReport (and GradientError, Verdict, LeafReport, Entry), Explanation (and
+  SourceLine, Birth, RuleReport, DigitsLost), WatchReport, DescentPath, Minimum (and Stop), Fit,
+  Trained, History, Status, Progress, Checkpoint
+- Modules: jaxnn.surfaces (functions of one and two variables), jaxnn.plots (one function a
+  picture), jaxnn.figures (all of them)
 
 At a shell: `jaxnn --help`.
 """
