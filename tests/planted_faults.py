@@ -1451,8 +1451,8 @@ FAULTS = (
     Fault(
         "a claim itself may ask far from the point",
         "checking/locate.py",
-        "        if bisect:\n            parts, pair = _ask_wider",
-        "        if True:\n            parts, pair = _ask_wider",
+        "_ask_wider(line, claims, parts) if bisect else (parts, _ask(line, claims, parts))",
+        "_ask_wider(line, claims, parts)",
         "test_detached.py -k 'do_not_change'",
     ),
     Fault(
@@ -1542,11 +1542,12 @@ def _fail(tests: str, directory: str) -> bool:
     """Whether tests fail on the package in a directory; the same examples are drawn each time."""
     given = [f"tests/{word}" if word.endswith(".py") else word for word in shlex.split(tests)]
     quick = ["-x", "-q", "-n0", "-m", "not slow and not ecosystem", "--hypothesis-seed=0"]
+    programs = f"programs-{sys.implementation.cache_tag}"  # those that other tests keep
     environment = {
         "PYTHONPATH": directory,
         "PYTHONSAFEPATH": "1",  # else the package of the working directory would come first
         "PYTHONDONTWRITEBYTECODE": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(HOUSE / ".pytest_cache" / "d" / "faults"),
+        "JAX_COMPILATION_CACHE_DIR": str(HOUSE / ".pytest_cache" / "d" / programs),
         "JAX_PLATFORMS": "cpu",
         "MPLBACKEND": "agg",
     }

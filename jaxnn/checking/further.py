@@ -64,6 +64,8 @@ def _further(step: Callable, end: Sequence[Any]) -> list[Any]:
     of the end, because the solver may permit no more steps.
     """
     inexact = [k for k, x in enumerate(end) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    if not inexact:
+        return list(end)
 
     def more(state):
         carry, taken, _ = state
@@ -77,8 +79,6 @@ def _further(step: Callable, end: Sequence[Any]) -> list[Any]:
     def going(state):
         return state[2] & (state[1] < MORE_STEPS)
 
-    if not inexact:
-        return list(end)
     last = lax.while_loop(going, more, (list(end), 0, jnp.bool_(True)))[0]
     return [b if k in inexact else a for k, (a, b) in enumerate(zip(end, last, strict=True))]
 

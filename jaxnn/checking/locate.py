@@ -172,13 +172,11 @@ def _supported(
     while todo:
         group, mixed = todo.pop()
         parts = _parts(line, group)
-        if bisect:
-            parts, pair = _ask_wider(line, claims, parts)
-            off = any(c.is_off for c in pair)
-        else:
-            pair = _ask(line, claims, parts)
-            off = any(c.is_off for c in pair) or all(map(_is_unseen, pair))
-        known = []
+        parts, pair = (
+            _ask_wider(line, claims, parts) if bisect else (parts, _ask(line, claims, parts))
+        )
+        unseen = not bisect and all(map(_is_unseen, pair))
+        off, known = unseen or any(c.is_off for c in pair), []
         if not off:
             nothing = _nothing(line, pair, max(group.values()))
             known = [p for p in parts if len(group) == 1 or _confirms(pair, p, nothing)]

@@ -559,8 +559,8 @@ class Run:
 
     def finish(self) -> None:
         """Wait for pending writes and for the other processes."""
-        if self._known is not None:
-            self._known["pace"] = self.now.pace
+        if (known := self._known) is not None:
+            known["pace"] = self.now.pace
         with self._own():
             if self.config.saves is not None:
                 self.config.saves.place.finish()
