@@ -1,9 +1,9 @@
 # %% [markdown]
 """A convolutional network of Equinox on the digits, with batch normalisation and dropout.
 
-The module is what is trained, as it is; what its batch normalisation remembers is the model's
-state; and the loss asks for a key, so each step has its own for the dropout. Where it is measured
-it has no key, and the network is in its form for use.
+The module itself is trained; the running statistics of its batch normalisation are the model's
+state; and the loss takes a key, so each step has its own key for dropout. Without a key, as in
+measurements, the network is in inference mode.
 
 Run it:  pip install equinox && python examples/convolution_equinox.py
 """

@@ -108,7 +108,7 @@ def _losses(figure: Figure) -> None:
     )
     panels = plots.losses(p, entropy, error, axes=figure.subplots(1, 2))
     panels[0].set_title("-log(x + 1e-7) is finite at 0")
-    panels[1].set_title("The surer of the truth, the smaller both")
+    panels[1].set_title("Higher probability of the truth, smaller losses")
     for x in (0.6, 0.1):  # the chapter's two answers
         panels[1].plot(x, -np.log(x), "o", color=panels[1].lines[0].get_color())
         panels[1].annotate(f" x = {x:g}: {-np.log(x):.2f}", (x, -np.log(x)), va="bottom")
@@ -158,7 +158,7 @@ def _activations(figure: Figure) -> None:
         (-3.8, 0.45),
         arrowprops={"arrowstyle": "->", "color": matplotlib.rcParams["text.color"]},
     )
-    figure.suptitle("A step function has no slope to learn by; a sigmoid and ReLU have")
+    figure.suptitle("A step function has no slope to learn by; a sigmoid and a ReLU do")
 
 
 def _derivative(figure: Figure) -> None:
@@ -233,7 +233,7 @@ def _gradient(figure: Figure) -> None:
     right = plots.gradient_field(points, gradient, ax=figure.add_subplot(1, 2, 2))
     left.set(title="$f(x_0, x_1) = x_0^2 + x_1^2$", xlim=(-2, 2), ylim=(-2, 2))
     left.set(xticks=(-2, 0, 2), yticks=(-2, 0, 2), zticks=(0, 4, 8))
-    right.set(title="It points down the steepest way", xlim=(-2.3, 2.3), ylim=(-2.3, 2.3))
+    right.set(title="It points steepest downhill", xlim=(-2.3, 2.3), ylim=(-2.3, 2.3))
     figure.suptitle("The negative gradient: longer where f is steeper, 0 at the minimum")
 
 
@@ -320,7 +320,7 @@ def _training(figure: Figure) -> None:
 def _overfitting(figure: Figure) -> None:
     digits = load_digits()
     few = digits.x_train[:100], digits.t_train[:100]
-    figure.suptitle("100 digits are learned by heart: the test loss rises while the other falls")
+    figure.suptitle("100 digits are memorised: the test loss rises while the training loss falls")
     plots.training(_fit(few, epochs=400, batch_size=20).history, axes=figure.subplots(1, 2))
 
 

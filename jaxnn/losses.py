@@ -191,7 +191,7 @@ def _require_loss_arguments(name: str, y: Any, t: Any) -> tuple[Array, Array]:
         return y, t if is_differentiable(t) else t.astype(y.dtype)
     if not jnp.issubdtype(t.dtype, jnp.integer):
         raise TypeError(
-            f"`t` must be class indices (integers) where it has one axis less than `{name}`. Got "
+            f"`t` must be class indices (integers) if it has one axis less than `{name}`. Got "
             f"{describe(t)}."
         )
     require_classes("t", given, y.shape[-1])  # before conversion, which would truncate 64 bits

@@ -844,7 +844,7 @@ def _slopes_of(leaf: LeafReport, entry: Entry, ax: Axes) -> Axes:
             arrowprops={"arrowstyle": "->", "color": _color(1)},
         )
         two = f", whose slopes are {left:z.4g} and {right:z.4g}" if left != right else ""
-        title = f"{where}: no gradient, of finite values{two}"
+        title = f"{where}: gradient not finite, unlike the values{two}"
     ax.set(xlabel="move of the entry, in small units", ylabel="change of the function", title=title)
     ax.set(ylim=(-1.5 * reach, 1.7 * reach))
     return ax

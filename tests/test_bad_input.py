@@ -287,10 +287,10 @@ each(LOSSES, Y, jnp.ones((4, 5)))
 each(LOSSES, Y, T[:, None])
     ValueError: `t` must have shape (2, 3) or (2,), to fit `y`. Got shape (2, 1).
 each(LOSSES, Y, T > 0)
-    TypeError: `t` must be class indices (integers) where it has one axis less than `y`. Got
+    TypeError: `t` must be class indices (integers) if it has one axis less than `y`. Got
     bool[2].
 each(LOSSES, Y, X)
-    TypeError: `t` must be class indices (integers) where it has one axis less than `y`. Got
+    TypeError: `t` must be class indices (integers) if it has one axis less than `y`. Got
     float32[2].
 each(LOSSES, Y, Y * 1j)
     TypeError: `t` must be real, or class indices (integers). Got complex64[2, 3].
@@ -1195,7 +1195,7 @@ $ check code.py:integers
 $ check code.py:raises
     `TARGET` must be a function that runs. Got RuntimeError: two lines
 $ check code.py:pair
-    `pair` must return (function, arguments) where it takes no arguments itself. Got (3, 4).
+    `pair` must return (function, arguments) if it takes no arguments itself. Got (3, 4).
 $ check code.py:quits
     `quits` must be a function that runs. Got SystemExit: 0
 $ check code.py:keyword
@@ -1243,7 +1243,7 @@ fit(data=iter([(X,)]))
     TypeError: `data` must be a tuple of arrays, such as (x, t), or a function of the epoch that
     makes its batches, as in `lambda epoch: ...`. Got list_iterator ...
 fit(data=optax.sgd(0.1))
-    TypeError: `data` must be a tuple of arrays, such as (x, t), and stand before the optimizer. Got
+    TypeError: `data` must be a tuple of arrays, such as (x, t), and come before the optimizer. Got
     GradientTransformationExtraArgs ...
 fit(loss=lambda w, x, t: (jnp.sum(x), {}))
     TypeError: `loss` must return a real scalar; for several outputs, set `has_aux=True` or
@@ -1258,8 +1258,8 @@ fit(data=tuple(np.ones(n) for n in range(1, 9)))
     ValueError: `data` must be arrays with the same number of examples, at least one, on the first
     axis. Got `data[0]` (1,), `data[1]` (2,), `data[2]` (3,), `data[3]` (4,) and 4 more.
 jaxnn.assert_gradient(surfaces.bowl, X, y=1)
-    TypeError: `y` must be in `kwargs`, as in kwargs={'y': ...}, if `f` takes it. Got no option of
-    that name.
+    TypeError: `y` must be in `kwargs`, as in kwargs={'y': ...}, if `f` takes it. Got an
+    unknown option.
 sweep(test={"a": (X,)})
     TypeError: `test` must be a tuple of arrays, such as (x, t). Got dict {'a': ...
 check_gradient(surfaces.bowl, X).save("report.png")

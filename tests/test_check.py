@@ -877,7 +877,7 @@ def test_a_value_that_is_not_finite_in_the_own_dtype_is_not_passed():
         lambda x: jnp.sum(jnp.exp(x) / jnp.sum(jnp.exp(x)) * x), jnp.array([100.0, 99.0])
     ).leaves[0]
     assert (
-        leaf.verdict == "not finite" and "only in float32: the function itself is nan" in leaf.hint
+        leaf.verdict == "not finite" and "only in float32: the function's value is nan" in leaf.hint
     )
 
 

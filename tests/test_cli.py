@@ -293,8 +293,7 @@ def test_check_prints_json_and_draws(capsys, model, tmp_path):
         ),
         (
             "{model}:nothing",
-            "`nothing` must return (function, arguments) where it takes no arguments itself. Got "
-            "3.",
+            "`nothing` must return (function, arguments) if it takes no arguments itself. Got 3.",
         ),
         ("nowhere.py:f", "`TARGET` must be a file or module that runs. Got FileNotFoundError"),
         ("no_such_module:f", "Got ModuleNotFoundError: No module named 'no_such_module'"),

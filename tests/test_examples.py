@@ -161,7 +161,7 @@ def test_a_function_that_gives_something_else_is_told(own_errors, data, error, m
 
 @pytest.mark.parametrize("more", [{"batch_size": 5}, {"replacement": True}, {"stream": True}])
 def test_what_the_function_decides_is_not_asked_for_beside_it(own_errors, more):
-    with pytest.raises(ValueError, match="must be left out where `data` is a function"):
+    with pytest.raises(ValueError, match="must be left out if `data` is a function"):
         fit(linear, START, batches, optax.sgd(0.1), key=KEY, **more)
 
 

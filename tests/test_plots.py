@@ -349,7 +349,7 @@ def test_the_valley_of_a_steep_function_can_be_seen():
     "f, point, said",
     [
         (lambda x: jnp.sum(jnp.abs(x)), [0.0, 1.0], "[0][0] is at a kink: slopes -1 and 1 meet"),
-        (lambda x: jnp.sqrt(jnp.sum(x**2)), [0.0, 0.0], "no gradient, of finite values"),
+        (lambda x: jnp.sqrt(jnp.sum(x**2)), [0.0, 0.0], "gradient not finite, unlike the values"),
     ],
 )
 def test_a_kink_and_a_missing_gradient_have_pictures_of_their_own(f, point, said):

@@ -93,7 +93,7 @@ def test_processes_that_begin_differently_are_told_what_differs(tmp_path, case):
     said, *_ = together(case, tmp_path)
     expected = f"ValueError: `{case}` must be the same in all processes. Got another value in"
     for text in said:
-        assert expected in text and "in process 1 than in 0." in text
+        assert expected in text and "in process 1, another in process 0." in text
 
 
 def test_processes_whose_batches_differ_are_told_to_say_so(tmp_path):

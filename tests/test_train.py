@@ -185,7 +185,7 @@ OPTIONS = {
     "patience alone": (Measuring(patience=2), "`metrics` must be used with `test` or `patience`"),
     "no loss": (
         Measuring(metrics=lambda s, b: {"mse": linear(s[0], *b)}, patience=2),
-        "`patience` must be used with `watch` where `metrics` give no 'loss'. Got",
+        "`patience` must be used with `watch` if `metrics` give no 'loss'. Got",
     ),
     "parameters": (Measuring(eval_params=max), "`eval_params` must be left out of `train`"),
 }

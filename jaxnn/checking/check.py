@@ -82,7 +82,7 @@ def check_gradient(
       ('differs', (1,))
 
     Args:
-      f: a function of pytrees, jitted or not. Its output is a real scalar, or is projected on
+      f: a function of pytrees, jitted or not. Its output is a real scalar, or is projected onto
         `cotangent`.
       *args: the point. Floating and complex leaves of the chosen arguments are differentiated;
         everything else is treated as constant.
@@ -161,7 +161,7 @@ def check_gradient(
             for mode in forward:
                 checked = asked(measure(check.with_settings(order=level, forward=mode)))
                 if mode and len(forward) > 1:
-                    checked = checked.with_note("this is the gradient by forward mode")
+                    checked = checked.with_note("this is the gradient computed in forward mode")
                 report = _report(checked, digits, _unless_all(argnums, args))
                 if not report.ok or report.interrupted:
                     return _announced(report)
@@ -263,7 +263,7 @@ def assert_gradient(f: Callable, *args: Any, **options: Unpack[Options]) -> None
     """Raise `GradientError` unless the gradient of `f` at `args` is correct; for tests.
 
     The options are those of `check_gradient`. By default, all arguments with floating leaves are
-    differentiated; with a hand-written `gradient` or with `where`, the first.
+    differentiated; with a hand-written `gradient` or with `where`, only the first.
 
     Example:
       >>> assert_gradient(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]))
@@ -273,7 +273,7 @@ def assert_gradient(f: Callable, *args: Any, **options: Unpack[Options]) -> None
         name = unknown[0]
         raise TypeError(
             f"`{name}` must be in `kwargs`, as in kwargs={{{name!r}: ...}}, if `f` takes it. Got "
-            "no option of that name."
+            "an unknown option."
         )
     if not options.keys() & {"argnums", "gradient", "where"}:
         options["argnums"] = floating_argnums(args) or 0

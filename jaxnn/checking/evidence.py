@@ -48,7 +48,7 @@ class Verdict(enum.StrEnum):
     exit_code: int
     meaning: str
 
-    AGREES = "agrees", "good", 0, "the gradient is the slope that the values show"
+    AGREES = "agrees", "good", 0, "the gradient matches the slope of the values"
     KINK = "kink", "look", 0, "two slopes meet here, and the gradient is between them"
     IMPRECISE = "imprecise", "look", 0, "correct, but it has lost digits in its own dtype"
     DETACHED = (
@@ -58,7 +58,7 @@ class Verdict(enum.StrEnum):
         "correct if the operands of stop_gradient are treated as constant",
     )
     UNRESOLVED = "unresolved", "look", 2, "inconclusive evidence"
-    DIFFERS = "differs", "bad", 1, "the gradient is not the slope that the values show"
+    DIFFERS = "differs", "bad", 1, "the gradient does not match the slope of the values"
     NOT_FINITE = "not finite", "bad", 1, "the gradient is NaN or infinite"
     NOT_DETERMINISTIC = "not deterministic", "bad", 1, "two calls gave two different results"
 

@@ -97,7 +97,7 @@ def explain(
     every equation is examined, so this can take longer than a check.
 
     Args:
-      f: a function of pytrees; its output is projected on random numbers unless it is a real
+      f: a function of pytrees; its output is projected onto random numbers unless it is a real
         scalar.
       *args: the point.
       argnums: the argument or arguments to differentiate; by default all with floating leaves.
@@ -117,7 +117,7 @@ def explain(
     Example:
       >>> loss = lambda x: jnp.log(jnp.sum(jnp.exp(x)))
       >>> print(jaxnn.explain(loss, jnp.array([100.0, 1.0])).births[0].what)
-      `exp`, it overflows: infinity
+      `exp`: it overflows, giving infinity
     """
     require_callable("f", f)
     kwargs = {} if kwargs is None else kwargs

@@ -383,5 +383,5 @@ class DigitsLost(NamedTuple):
         left = "no digits left" if before == 0 else f"{after} of {before} digits left"
         if 0 < before == after:
             left = "later operations amplify its rounding error"
-        text = f"lost at {self.line}: `{self.operation}`, {what}{left}"
+        text = f"lost at {self.line}: `{self.operation}`: {what}{left}"
         return "\n".join(filter(None, (text, self.line.quoted)))

@@ -265,7 +265,7 @@ def _notes(checked: Checked) -> tuple[str, ...]:
     if host() is not None:
         notes.append(f"computed on the CPU, as {jax.default_backend()} has no float64")
     if checked.evaluations and not np.isfinite(centre):
-        notes.append(f"the function itself is {centre} here")
+        notes.append(f"the function's value is {centre} here")
     return tuple(notes)
 
 

@@ -297,7 +297,7 @@ class _Leaf(NamedTuple):
         if rounding.has_no_value:
             verdict, keeps = Verdict.NOT_FINITE, ""
             hint = (
-                f"only in {kind}: the function itself is {rounding.value}, but in float64 it is "
+                f"only in {kind}: the function's value is {rounding.value}; in float64 it is "
                 f"{rounding.centre:.6g}"
             )
         entries, mask = self.entries(lost, verdict), self.mask(lost)

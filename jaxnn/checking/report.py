@@ -85,7 +85,7 @@ class GradientReport:
       interrupted: whether Ctrl-C ended the check early.
       digits: how many digits of each leaf's gradient must be correct, if specified.
       fixed: the arguments that are not differentiated, each with its shape and dtype.
-      argnums: the arguments that are differentiated; () if no others could be.
+      argnums: the arguments that are differentiated; () if these are all that could be.
 
     Example:
       >>> report = jaxnn.check_gradient(lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0]))
@@ -230,7 +230,7 @@ class GradientReport:
         if self.verdict.ok and (few := [leaf.path for leaf in self.leaves if self._lacks(leaf)]):
             least = LEAST_DIGITS if self.digits is None else self.digits
             lines.append(
-                f"not ok: fewer than {least:g} correct digits in its own dtype: {', '.join(few)}"
+                f"not ok: fewer than {least:g} correct digits in their own dtype: {', '.join(few)}"
             )
         if not self.leaves:
             lines += map(str, self.found)

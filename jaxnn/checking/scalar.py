@@ -1,6 +1,6 @@
 """The scalar function whose gradient is checked.
 
-It is the user's function, projected on a cotangent if it is not scalar; or, for a higher order, a
+It is the user's function, projected onto a cotangent if it is not scalar; or, for a higher order, a
 random projection of its gradient.
 """
 

@@ -26,7 +26,7 @@ class Settings(NamedTuple):
 
     Attributes:
       by_hand: the user's gradient function; None for JAX's.
-      projected: whether the output is projected on a cotangent.
+      projected: whether the output is projected onto a cotangent.
       random: whether that cotangent is random.
       seed: seed of the random projections.
       order: n for the gradient of a projection of the gradient of order n - 1.

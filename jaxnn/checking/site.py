@@ -1,4 +1,4 @@
-"""One equation of a tape as a function of its active inputs, projected on its cotangents."""
+"""One equation of a tape as a function of its active inputs, projected onto its cotangents."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence

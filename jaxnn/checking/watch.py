@@ -343,7 +343,7 @@ class Watcher:
         alike = [other for other in list(self.taken) if other[:2] == key[:2]]
         if key not in self.taken and len(alike) >= KINDS:
             key = alike[-1]
-            self.taken[key].trouble = f"kinds beyond these {KINDS} were skipped"
+            self.taken[key].trouble = f"only the first {KINDS} variants were watched"
         if key not in self.taken:
             taken.tree, taken.argnums = tree, call.argnums
             self.taken[key] = taken

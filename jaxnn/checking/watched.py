@@ -212,7 +212,7 @@ def watching(
 
     Args:
       points: at how many points each gradient is checked: the first, and further ones spaced
-        geometrically over the run, at about the calls 4, 16, 64 and so on.
+        geometrically over the run, at about calls 4, 16, 64 and so on.
       budget: the seconds after which no further gradient is checked.
       finite: whether to look for gradients that are not finite, in every call.
 

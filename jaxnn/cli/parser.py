@@ -261,7 +261,7 @@ COMMANDS = {
                     ("newest", "previous"),
                     None,
                     help="continue from the newest checkpoint in DIR, with the same flags except "
-                    "--epochs and those that time measurements and checkpoints; `previous`: "
+                    "--epochs and those that set when to measure and save; `previous`: "
                     "if the newest is damaged, from the last intact one",
                     more={"nargs": "?", "const": "newest"},
                 ),
@@ -286,7 +286,7 @@ COMMANDS = {
                 "several machines",
                 "The devices split each batch. Start the same command once per process.",
             ): (
-                Option("--distributed", bool, help="connect by SLURM, Kubernetes, TPU or MPI"),
+                Option("--distributed", bool, help="connect through SLURM, Kubernetes, TPU or MPI"),
                 Option("--coordinator", str, None, "HOST:PORT", "where process 0 listens"),
                 Option("--num-processes", _count, None, "N", "how many processes there are"),
                 Option("--process-id", _seed, None, "I", "which of them this is, from 0"),
@@ -364,7 +364,7 @@ COMMANDS = {
                 ),
                 Option("--no-nan", bool, help="do not check for NaN and infinity"),
                 Option("--stop", bool, help="end the program at the first NaN or infinity"),
-                Option("--save", str, None, "DIR", "write non-finite gradients' inputs as .npz"),
+                Option("--save", str, None, "DIR", "write inputs of non-finite gradients as .npz"),
                 Option("--html", str, None, "FILE", "write the report as an HTML page"),
                 Option("--json", str, None, "FILE", "write the report as JSON"),
                 _SARIF,

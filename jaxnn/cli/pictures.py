@@ -23,7 +23,7 @@ def tour(args: argparse.Namespace) -> int:
     """Print the chapter's numbers beside ours, each as soon as it is computed."""
     rows = []
     if not args.json:
-        print(_line("empty: nothing to compare with", "here", "in the chapter"))
+        print(_line("blank: not in the chapter", "here", "in the chapter"))
     for row in walk():
         if not args.json:
             if not rows or row.section != rows[-1].section:

@@ -50,7 +50,7 @@ def load(target: str) -> list[Target]:
         return list(_candidates(target, module))
     function = _attribute(place, module, names)
     if test:
-        _require_defaults(names, function, "a test that jaxnn runs has no fixtures")
+        _require_defaults(names, function, "jaxnn runs tests without fixtures")
         return [Target(target, function, test=True)]
     return [_target(target, names, function)]
 
@@ -202,7 +202,7 @@ def _made_by(name: str, make: Callable) -> tuple[Callable, tuple[Any, ...]]:
     if not is_pair or not callable(result[0]) or not isinstance(result[1], tuple | list):
         test = f"; a test is FILE.py::{name}" if name.startswith("test") else ""
         raise ValueError(
-            f"`{name}` must return (function, arguments) where it takes no arguments itself{test}. "
+            f"`{name}` must return (function, arguments) if it takes no arguments itself{test}. "
             f"Got {result!r}."
         )
     return result[0], tuple(result[1])

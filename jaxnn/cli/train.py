@@ -263,7 +263,7 @@ def _begun(args: argparse.Namespace) -> int:
     if there and not args.resume:
         raise FileExistsError(
             f"`--checkpoint` must be empty unless --resume is given. Got {str(directory)!r}, with "
-            f"a run."
+            f"a run in it."
         )
     if not there:
         return 0
@@ -375,7 +375,7 @@ def _conclude(
             say(f"{taken}: test accuracy {accuracy:.4f}")
             if args.patience:
                 when = result.history.evaluated[lowest]
-                say(f"{place}as it was after step {when}, where the test loss was lowest")
+                say(f"{place}measured after step {when}, where the test loss was lowest")
             say(_lesson(args, result, lowest, place), end="")
 
 

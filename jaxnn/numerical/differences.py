@@ -182,8 +182,8 @@ def numerical_jacobian(
       the output.
 
     Raises:
-      TypeError: as `numerical_grad`; `f` may return arrays of any shape.
-      ValueError: as `numerical_grad`.
+      TypeError: as for `numerical_grad`; `f` may return arrays of any shape.
+      ValueError: as for `numerical_grad`.
 
     Source:
       Press et al., Numerical Recipes, 5.7.
@@ -231,8 +231,8 @@ def numerical_hessian(
       nested in itself, with leaves of shape (*outer, *inner) in the dtype of the inner argument.
 
     Raises:
-      TypeError: as `numerical_grad`.
-      ValueError: as `numerical_grad`.
+      TypeError: as for `numerical_grad`.
+      ValueError: as for `numerical_grad`.
 
     Source:
       Abramowitz and Stegun, Handbook of Mathematical Functions, 25.3.
@@ -278,7 +278,7 @@ def directional_derivative(
       The output of `f` with each leaf replaced by its rate of change per unit of `v`.
 
     Raises:
-      TypeError: as `numerical_grad`.
+      TypeError: as for `numerical_grad`.
       ValueError: the structure or shapes of `v` differ from those of `x`, or `h` is not positive.
 
     Source:
@@ -377,7 +377,7 @@ def partial_derivative(
 
     Raises:
       IndexError: `index` is out of range.
-      TypeError: as `numerical_grad`.
+      TypeError: as for `numerical_grad`.
       ValueError: `h` is not positive, or too small to change x.
 
     Source:

@@ -70,7 +70,7 @@ def fit(
     `mesh` and `stream`, the loss, and the numbers of the optimiser, including those that
     `optax.inject_hyperparams` keeps in its state. A change of `data`, `batch_size`, `key`,
     `replacement`, the form of `params` or the form of the optimiser's state raises an error. A run
-    that `max_steps` ends within an epoch is measured there, which counts for `patience`.
+    that `max_steps` stops within an epoch is measured there, and this counts towards `patience`.
 
     Args:
       loss: `loss(params, *batch)`, the mean over the examples of a batch. If it takes a keyword
@@ -87,7 +87,7 @@ def fit(
         It runs in a thread, a little ahead of the steps. To resume within an epoch, its first
         batches are skipped. Each of several processes must yield the whole batch. A loader, or
         another iterable that can be iterated once per epoch, may replace the function; one with
-        its own order restarts it when a run is resumed. A dictionary of arrays, as `data` or
+        its own order restarts that order on resumption. A dictionary of arrays, as `data` or
         as a batch, is passed to the loss as one argument; a data frame is taken as the dictionary
         of its columns. Arrays that can be sliced, as in an HDF5 file, are read as needed.
       optimizer: an optax optimiser.
@@ -122,7 +122,7 @@ def fit(
       BlockingIOError: another run uses `checkpoint`.
       OSError: the last checkpoint could not be written.
       RuntimeError: another process failed; the message gives the reason.
-      Exception: what the data or the callback raised. Whatever ends a run has the attribute `fit`,
+      Exception: what the data or the callback raised. Any exception that ends a run has `fit`,
         the result so far.
 
     Warns:

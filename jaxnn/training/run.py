@@ -525,8 +525,8 @@ class Run:
         """If any process failed, save, then raise this process's exception or the other's."""
         if vote.digest < 0:
             self.host.failure = self.host.failure or ValueError(
-                "`data` must yield the same batches in all processes or, with `parts=True`, each "
-                "its own part. Got batches that differ."
+                "`data` must yield the same batches in all processes or, with `parts=True`, one "
+                "part each. Got batches that differ."
             )
         elif not vote.failed:
             return

@@ -91,8 +91,8 @@ def sweep(
       One `Fit` per run, in the order of `values`; its seconds are those of all runs together.
 
     Raises:
-      TypeError: as `fit`.
-      ValueError: as `fit`; or `values` and `key` differ in length.
+      TypeError: as for `fit`.
+      ValueError: as for `fit`; or `values` and `key` differ in length.
 
     Example:
       >>> digits = jaxnn.load_digits()

@@ -235,7 +235,7 @@ class UserStep(NamedTuple):
         record = require_means(of, state, batch)
         if watches and "loss" not in record:
             raise ValueError(
-                "`patience` must be used with `watch` where `metrics` give no 'loss'. Got "
+                "`patience` must be used with `watch` if `metrics` give no 'loss'. Got "
                 f"{sorted(record)} alone."
             )
 

@@ -78,8 +78,8 @@ def require_same(parts: Mapping[str, Any]) -> None:
         if others.any():
             which = ", ".join(map(str, np.flatnonzero(others)))
             raise ValueError(
-                f"`{name}` must be the same in all processes. Got another value in process {which} "
-                "than in 0."
+                f"`{name}` must be the same in all processes. Got one value in process {which}, "
+                "another in process 0."
             )
 
 

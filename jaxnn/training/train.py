@@ -70,7 +70,7 @@ def train(
     saving: Saving | None = None,
     reporting: Reporting | None = None,
 ) -> Trained:
-    """Train by a step that you write, `state, record = step(state, batch, key)`, on mini-batches.
+    """Train with a step that you write, `state, record = step(state, batch, key)`, on mini-batches.
 
     Its steps are compiled, measured, reported, saved, resumed bit for bit, and stopped like those
     of `fit`. Use it for several losses or optimisers, for per-example gradients, and for whatever
@@ -242,7 +242,7 @@ def _batch_size(data: Any, batch_size: int | None, feeding: Feeding) -> int | No
         return BATCH_SIZE if batch_size is None else batch_size
     if batch_size is not None or feeding.replacement or feeding.stream is not None:
         raise ValueError(
-            "`batch_size`, `replacement` and `stream` must be left out where `data` is a function "
+            "`batch_size`, `replacement` and `stream` must be left out if `data` is a function "
             f"or a loader, which makes the batches. Got {batch_size}, {feeding.replacement} and "
             f"{feeding.stream}."
         )
@@ -266,7 +266,7 @@ def _measured(sets: Mapping[str, Examples | Batches], measuring: Measuring) -> t
     names = _require_measure(measuring.measure, sets) if wanted else ()
     if asked and not names:
         raise ValueError(
-            f"`{asked[0]}` must be used with `test` where `data` is a function. Got none."
+            f"`{asked[0]}` must be used with `test` if `data` is a function. Got none."
         )
     if measuring.evaluate_steps is not None and not names:
         raise ValueError(

@@ -160,7 +160,9 @@ def _born_in_values(tape: Tape, record: Record, number: int) -> list[Birth]:
         Birth(
             line=SourceLine.of(site.line),
             operation=site.name,
-            what=f"`{site.name}`, {reason or 'its value'}: {what}",
+            what=f"`{site.name}`: {reason}, giving {what}"
+            if reason
+            else f"`{site.name}` gives {what}",
             count=count,
             total=total,
             cure=cure,
@@ -179,7 +181,7 @@ def _born_in_cotangents(tape: Tape, record: Record, number: int) -> list[Birth]:
     bad = [~np.isfinite(x) for x in back]
     count, total = (sum(int(f(b)) for b in bad) for f in (np.sum, np.size))
     reason, cure = usual_cause(site.eqn, "slope")
-    what = f"`{site.name}`, {reason or 'its derivative is not finite'}"
+    what = f"`{site.name}`: {reason or 'its derivative is not finite'}"
     ct = np.asarray(record.cotangents[site.outputs[site.asked[0]]])
     masks = [b for b in bad if b.shape == ct.shape and b.any()]
     masked = bool(masks) and all(np.all(ct[b] == 0) for b in masks)

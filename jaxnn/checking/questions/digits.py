@@ -187,5 +187,5 @@ def _how_lost(site: Site, record: Record, place: Place) -> str:
             same = np.log10(np.maximum(np.abs(a), np.abs(b)) / np.abs(result))
         digits = float(np.median(same))
         if digits >= 1:
-            return f"two values equal to {digits:.0f} digits" if digits < np.inf else "equal values"
+            return f"values that share {digits:.0f} digits" if digits < np.inf else "equal values"
     return "a sum whose terms cancel" if primitive in SUMS else ""
