@@ -4,6 +4,7 @@ import functools
 import importlib
 import json
 import os
+import sys
 import time
 
 import blame_cases
@@ -23,6 +24,7 @@ from jaxnn import (
     check_gradient,
     explain,
     softmax_cross_entropy,
+    watching,
 )
 from jaxnn.checking import precision
 from jaxnn.checking.findings import annotations
@@ -775,20 +777,59 @@ def square(x):
 square.defjvp(lambda x, dx: (x[0] ** 2, 3 * x[0] * dx[0]))
 def energy(x):
     return square(x).sum()
+
+class WithRule:
+    def __init__(self, function, backward):
+        self.function, self.backward = function, backward
+    def __call__(self, x):
+        def whole(x):
+            return self.function(x)
+        def back(kept, ct):
+            return (self.backward(kept, ct),)
+        rule = jax.custom_vjp(whole)
+        rule.defvjp(lambda x: (whole(x), x), back)
+        return rule(x)
+    def grad(self):
+        def gradient_of(x):
+            return self.function(x)
+        return jax.grad(gradient_of)
 """
 
 
-def test_a_wrong_rule_of_a_package_is_marked_where_the_package_is_called(tmp_path, monkeypatch):
+@pytest.fixture
+def squares(tmp_path, monkeypatch):
+    """An installed package."""
     folder = tmp_path / "site-packages" / "squares"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text(PACKAGE)
     monkeypatch.syspath_prepend(folder.parent)
-    squares = importlib.import_module("squares")
+    yield importlib.import_module("squares")
+    del sys.modules["squares"]
 
+
+def test_a_wrong_rule_of_a_package_is_marked_where_the_package_is_called(squares):
     def loss(x):
         return squares.energy(2 * x)
 
     (rule,) = check_gradient(loss, jnp.ones(3)).rules
-    assert rule.rule.file == str(folder / "__init__.py") and rule.line.function.endswith("loss")
+    assert rule.rule.file == squares.__file__ and rule.line.function.endswith("loss")
     (mark,) = annotations([rule])
     assert "file=tests/test_explain.py" in mark.replace(os.sep, "/")
+
+
+def test_what_a_package_has_wrapped_is_named_as_the_users(squares):
+    def backward(x, ct):
+        return 3 * x * ct
+
+    square = squares.WithRule(lambda x: x**2, backward)
+
+    def loss(x):
+        return jnp.sum(square(x))
+
+    (rule,) = check_gradient(loss, jnp.ones(3)).rules
+    assert rule.rule.function.endswith("backward")
+    assert os.path.abspath(rule.rule.file) == __file__
+    assert rule.line.function.endswith("loss")
+    with watching() as watched:
+        squares.WithRule(loss, None).grad()(jnp.ones(3))
+    assert "gradient of loss:" in str(watched.report)

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxnn.checking.evidence import Evidence, Verdict, explained
+from jaxnn.numerical.interpret import PACKAGES
 
 # How many lines are named per question, and how many entries per leaf.
 LINES, HANDFUL = 3, 6
 # An imprecise gradient passes with this many digits left.
 LEAST_DIGITS = 2.0
-# The folder in which packages are installed.
-PACKAGES = f"{os.sep}site-packages{os.sep}"
 # The address of the schema of SARIF files.
 SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 

@@ -42,6 +42,7 @@ from jaxnn.numerical.interpret import (
     keep_effects_under_vmap,
     make_jaxpr,
     opened,
+    unwrapped,
     varied,
     varying,
 )
@@ -317,7 +318,7 @@ class Watcher:
         line = None if self.is_busy else _users_line()
         if line is None:
             return
-        name = getattr(f, "__name__", type(f).__name__)
+        name = getattr(unwrapped(f), "__name__", type(f).__name__)
         with self.undisturbed():
             try:
                 call = called()

@@ -53,6 +53,8 @@ _CALLS = {
     primitives.custom_jvp_call_p: "call_jaxpr",
     primitives.custom_vjp_call_p: "call_jaxpr",
 }
+# The folder in which packages are installed.
+PACKAGES = f"{os.sep}site-packages{os.sep}"
 _NUMBER = jax.ShapeDtypeStruct((), np.float32)
 _CUSTOM_RULES = frozenset([primitives.custom_jvp_call_p, primitives.custom_vjp_call_p])
 # Primitives whose derivative is zero by JAX's rules: no cotangent passes through them.
@@ -686,17 +688,35 @@ def rule_source(eqn: Equation) -> str:
         inside = [cell.cell_contents for cell in getattr(rule, "__closure__", None) or ()]
         for f in (rule, *inside):  # JAX 0.12 wraps the user's
             if hasattr(f, "__code__") and not f.__module__.startswith("jax."):
-                return f"{_place_of(f)} ({f.__name__})"
+                return _source_of(unwrapped(f))
         return ""
     rule = eqn.params.get("bwd", eqn.params.get("jvp_jaxpr_fun"))
+    if (inside := unwrapped(rule.f)) is not rule.f:
+        return _source_of(inside)
     name, _, place = rule.debug_info.func_src_info.partition(" at ")
     its_own = not place or place.startswith(os.path.dirname(jax.__file__))
     return "" if its_own else f"{place} ({name})"
 
 
+def unwrapped(f: Callable) -> Callable:
+    """The user's function in a closure of an installed package; `f` itself if there is none."""
+    code = getattr(f, "__code__", None)
+    if code is None or PACKAGES not in code.co_filename:
+        return f
+    held = [cell.cell_contents for cell in f.__closure__ or ()]
+    held += [getattr(x, "__dict__", {}).get(name) for x in held for name in code.co_names]
+    codes = ((g, getattr(g, "__code__", None)) for g in held)
+    return next((g for g, inside in codes if inside and PACKAGES not in inside.co_filename), f)
+
+
 def _place_of(f: Callable) -> str:
     """The file and line of a function."""
     return f"{f.__code__.co_filename}:{f.__code__.co_firstlineno}"
+
+
+def _source_of(f: Callable) -> str:
+    """The file, line and name of a function."""
+    return f"{_place_of(f)} ({f.__name__})"
 
 
 def line_of(eqn: Equation, outside: str = "") -> str:

@@ -11,13 +11,14 @@ from jax.extend.core import primitives
 
 from jaxnn._arguments import as_complex
 from jaxnn.checking.evidence import OF_SERIES, Verdict
-from jaxnn.checking.findings import PACKAGES, RuleReport, SourceLine
+from jaxnn.checking.findings import RuleReport, SourceLine
 from jaxnn.checking.line import Direction, Line
 from jaxnn.checking.moves import drawer
 from jaxnn.checking.site import SYMMETRIC, SiteQuestion, of_site, symmetric, whole
 from jaxnn.checking.tape import Site, Tape, arithmetic, avals_of
 from jaxnn.numerical.float64 import wide_arithmetic, widen, widen_leaf
 from jaxnn.numerical.interpret import (
+    PACKAGES,
     Equation,
     argument_paths,
     equations_inside,
@@ -64,10 +65,10 @@ def line_of_rule(eqn: Equation) -> str:
 
 
 def _call_of(eqn: Equation) -> SourceLine | None:
-    """The line that calls a function with a custom rule; if the rule is in an installed package,
-    the line that calls the package. None if it is unknown.
+    """The line that calls a function with a custom rule; if the function is in an installed
+    package, the line that calls the package. None if it is unknown.
     """
-    folder, packages, inside = line_of_rule(eqn).rpartition(PACKAGES)
+    folder, packages, inside = source(eqn)[1].rpartition(PACKAGES)
     package = folder + packages + inside.split(os.sep)[0] + os.sep if packages else ""
     line = line_of(eqn, package)
     return SourceLine.of(line) if line else None
