@@ -4,6 +4,7 @@ import inspect
 import itertools
 import re
 import signal
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -960,6 +961,23 @@ def test_a_callback_ends_the_run(tmp_path, true):
     assert result.status == Status("stopped", 9)
     rest = fit(linear_by_name, START, PAIRS, optax.sgd(0.1), resume=True, **run)
     assert rest.status == Status("finished", 150)
+
+
+def test_a_run_in_a_thread_is_stopped_and_saved_by_an_event(tmp_path):
+    """Only the main thread receives signals."""
+    stop, results = threading.Event(), []
+    run = {"key": KEY, "batch_size": 4, "epochs": 10**6, "checkpoint": tmp_path}
+    run["on_progress"] = lambda progress: stop.is_set()
+    train = lambda: results.append(fit(linear_by_name, START, PAIRS, optax.sgd(0.1), **run))  # noqa: E731
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    thread = threading.Thread(target=train)
+    thread.start()
+    signal.raise_signal(signal.SIGTERM)
+    thread.join(60)
+    signal.signal(signal.SIGTERM, before)
+    (result,) = results
+    assert result.status.reason == "stopped"
+    assert load_checkpoint(tmp_path).step == result.status.step
 
 
 @pytest.mark.parametrize("returned", [7, "written", np.ones(3)], ids=str)
