@@ -81,6 +81,6 @@ def test_the_cause_is_said_of_the_primitive(name, which):
         loss = masked if which == "slope" else lambda x: jnp.sum(f(x))
         (birth,) = jaxnn.explain(loss, point).births
     assert birth.operation == name
-    assert f"`{name}`, {getattr(ROWS[name], which)}" in birth.what
+    assert f"`{name}`: {getattr(ROWS[name], which)}" in birth.what
     assert ROWS[name].cure in birth.cure
     assert birth.line.file == __file__
