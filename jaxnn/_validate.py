@@ -152,6 +152,8 @@ def require_arguments(name: str, f: Any, *args: Any, **kwargs: Any) -> None:
         signature.bind(*args, **kwargs)
     except TypeError as error:
         given = ", ".join([f"{len(args)} positional", *kwargs])
+        plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        signature = inspect.Signature(plain)
         raise TypeError(
             f"`{name}` must accept the given arguments, {given}. Got {signature}: {error}."
         ) from None

@@ -107,8 +107,7 @@ def _losses(figure: Figure) -> None:
         for f in (cross_entropy_error, mean_squared_error)
     )
     panels = plots.losses(p, entropy, error, axes=figure.subplots(1, 2))
-    panels[0].set_title("-log(x + 1e-7) is finite at 0")
-    panels[1].set_title("Higher probability of the truth, smaller losses")
+    panels[1].set_title("Higher probability, smaller loss")
     for x in (0.6, 0.1):  # the chapter's two answers
         panels[1].plot(x, -np.log(x), "o", color=panels[1].lines[0].get_color())
         panels[1].annotate(f" x = {x:g}: {-np.log(x):.2f}", (x, -np.log(x)), va="bottom")
@@ -153,12 +152,12 @@ def _activations(figure: Figure) -> None:
         x, {name: f(x) for name, f in functions.items()}, derivatives, axes=figure.subplots(1, 2)
     )
     panels[1].annotate(
-        "of the step: 0, and at 0 none",
+        "the step: 0, and none at 0",
         (0, 0),
         (-3.8, 0.45),
         arrowprops={"arrowstyle": "->", "color": matplotlib.rcParams["text.color"]},
     )
-    figure.suptitle("A step function has no slope to learn by; a sigmoid and a ReLU do")
+    figure.suptitle("A step function has no slope to learn by; a sigmoid and a ReLU have")
 
 
 def _derivative(figure: Figure) -> None:
@@ -179,7 +178,7 @@ def _derivative(figure: Figure) -> None:
                 float(numerical_diff(jnp.exp, at, h, scheme=scheme)),
             )
         plots.slopes(x, jnp.exp(x), lines, ax=ax)
-        ax.set_title(f"{scheme.capitalize()} differences close in on $e^x$")
+        ax.set_title(f"$e^x$ at {at:g}: {scheme} differences")
         ends = {at - back * 2: "x - h" if back else "x", at + 2: "x + h"}
         for place, name in ends.items():
             ax.annotate(
@@ -233,7 +232,9 @@ def _gradient(figure: Figure) -> None:
     right = plots.gradient_field(points, gradient, ax=figure.add_subplot(1, 2, 2))
     left.set(title="$f(x_0, x_1) = x_0^2 + x_1^2$", xlim=(-2, 2), ylim=(-2, 2))
     left.set(xticks=(-2, 0, 2), yticks=(-2, 0, 2), zticks=(0, 4, 8))
-    right.set(title="It points steepest downhill", xlim=(-2.3, 2.3), ylim=(-2.3, 2.3))
+    right.set(
+        title="It points in the direction of steepest descent", xlim=(-2.3, 2.3), ylim=(-2.3, 2.3)
+    )
     figure.suptitle("The negative gradient: longer where f is steeper, 0 at the minimum")
 
 
@@ -272,7 +273,9 @@ def _learning_rates(figure: Figure) -> None:
 
 
 def _zero_gradients(figure: Figure) -> None:
-    figure.suptitle("A gradient of 0 is not always a minimum: 300 steps, from square to star")
+    figure.suptitle(
+        "A gradient of 0 does not always mean a minimum: 300 steps, from square to star"
+    )
     lowest = "the minimum"
     cases = (
         ("$x_0^2 + x_1^2$", bowl, 3, 0.1, {(-2.5, 1.5): lowest, (2.0, 2.5): lowest + " as well"}),
@@ -288,7 +291,7 @@ def _zero_gradients(figure: Figure) -> None:
             saddle,
             2,
             0.1,
-            {(1.8, 0.0): "a saddle point", (1.8, 0.01): "a minimum"},
+            {(1.8, 0.0): "a saddle point, from $x_1 = 0$", (1.8, 0.01): "a minimum, from 0.01"},
         ),
         (
             "$1 - e^{-(x_0^2 + x_1^2) / 2}$, a plateau",
@@ -303,7 +306,7 @@ def _zero_gradients(figure: Figure) -> None:
         for start, end in starts.items():
             path = descent_path(f, jnp.array(start), lr, 300)
             slope = float(jnp.linalg.norm(jax.jit(jax.grad(f))(path.points[-1])))
-            paths[f"to {end}; slope {slope:.0e}"] = path
+            paths[f"to {end}; slope {slope:.0e}" if slope else f"to {end}; slope 0"] = path
         points = _grid(-reach, reach, 101)
         plots.descent_paths(points, f(points), paths, levels=12, colorbar=False, ax=ax)
         ax.legend(fontsize="small", framealpha=1, loc="lower center")
@@ -360,7 +363,7 @@ def _evidence(figure: Figure) -> None:
         gradient = jax.grad(loss)(params, x, t)
         return gradient | {"W1": gradient["W1"].at[20, 3].multiply(1.01)}
 
-    titles = ("A right gradient: differences fall to the bound", "One wrong entry: they do not")
+    titles = ("A correct gradient: differences fall to the bound", "One wrong entry: they do not")
     floor = 0.0
     for ax, gradient, title in zip(
         figure.subplots(1, 2, sharey=True), (None, wrong), titles, strict=True
@@ -383,6 +386,7 @@ def _speed(figure: Figure) -> None:
         lines[f"at that moment, after {at:g} h"] = ((at, at), float(numerical_diff(braking, at)))
     ax = plots.slopes(t, braking(t), lines, ax=axes)
     ax.set(xlabel="hours", ylabel="km", title="300 km in 3 hours: 100 km/h only on average")
+    ax.get_legend().get_texts()[0].set_text("distance")
 
 
 def _flat_places(figure: Figure) -> None:
@@ -413,7 +417,7 @@ def _weight_gradient(figure: Figure) -> None:
     plots.matrix(weights, title="The weights W", ax=left)
     plots.matrix(gradient, title="The gradient dL/dW, numerically", ax=right)
     figure.suptitle(
-        f"Change w11 by h, and the loss changes by {gradient[0, 0]:.2f} h: one number a weight"
+        f"Change w11 by h, and the loss changes by {gradient[0, 0]:.2f} h: one number per weight"
     )
 
 

@@ -75,7 +75,7 @@ def cross_entropy_error(
       delta: keeps the logarithm and its gradient finite at y = 0.
 
     Returns:
-      Scalar in nats with the dtype of `y`; about 0 is perfect, `log(classes)` is guessing.
+      Scalar in nats with the dtype of `y`; about 0 is perfect, guessing gives `log(classes)`.
 
     Raises:
       ValueError: the shapes do not match, the batch is empty, or (outside `jit`) a class index is
@@ -120,7 +120,7 @@ def softmax_cross_entropy(
         less.
 
     Returns:
-      Scalar in nats with the dtype of `logits`; 0 is perfect, `log(classes)` is guessing.
+      Scalar in nats with the dtype of `logits`; 0 is perfect, guessing gives `log(classes)`.
 
     Raises:
       ValueError: the shapes do not match, the batch is empty, or (outside `jit`) a class index is

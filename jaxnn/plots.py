@@ -79,7 +79,7 @@ def losses(
         )
     (log,) = panels[0].semilogx(p, -np.log(p), color=_soft(), lw=4)
     (entropy,) = panels[0].semilogx(p, cross_entropy, **_line(0))
-    panels[0].set(ylabel="loss (nats)", title="Cross-entropy is -log x")
+    panels[0].set(ylabel="loss (nats)", title="-log(x + 1e-7) is finite at 0")
     (upper,) = panels[1].plot(p, cross_entropy, **_line(0))
     (lower,) = panels[1].plot(p, squared_error, **_line(1))
     panels[1].set(ylabel="loss of one example", ylim=(-0.2, 5), title="Two losses of one answer")
@@ -792,7 +792,7 @@ def gradient_evidence(leaf: LeafReport, ax: Axes | None = None) -> Axes:
     names[line] = "difference"
     if np.isfinite(leaf.bound):
         (line,) = below.plot(ends, [max(leaf.bound / size, _SMALLEST)] * 2, **_line(1))
-        names[line] = "bound on the\nbest slope's error"
+        names[line] = "bound on the ex-\ntrapolated slope"
     if np.isfinite(leaf.noise) and leaf.noise > 0:
         (line,) = below.loglog(steps, leaf.noise / steps / size, **_line(3), lw=2)
         names[line] = "noise of the\nvalues / step"
@@ -800,7 +800,7 @@ def gradient_evidence(leaf: LeafReport, ax: Axes | None = None) -> Axes:
         below.axvline(leaf.step, color=_soft(), lw=1, zorder=1)
         is_coarse = np.log(leaf.step / steps.min()) > 0.7 * np.log(steps.max() / steps.min())
         below.annotate(
-            "best step",
+            "step used",
             (leaf.step, 0),
             xycoords=below.get_xaxis_transform(),
             xytext=(-3 if is_coarse else 3, 3),

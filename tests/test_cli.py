@@ -168,13 +168,14 @@ def test_tour_agrees_with_the_chapter(capsys):
         "its t (there: one-hot)",
         "a mini-batch of 10, x",
         "its t",
-        "lr = 10, 100 steps: how far away",
+        "lr = 10, 100 steps: distance from (0, 0)",
         "its loss (the weights have 8 digits)",
         "scores of the 2x3 network",
+        "w11 by h = 0.01: the loss changes by",
     }
     here = {row["quantity"]: row["here"] for row in rows}
     assert here["the accuracy's gradient, at most"] == "0"
-    assert here["change of W1 in 20 epochs, a step function"] == "0"
+    assert here["largest change of W1 in 20 epochs, step"] == "0"
     assert here["300 km in 3 hours, km/h on average"] == "100"
     assert main(["tour"]) == 0
     out = capsys.readouterr().out

@@ -23,7 +23,7 @@ def tour(args: argparse.Namespace) -> int:
     """Print the chapter's numbers beside ours, each as soon as it is computed."""
     rows = []
     if not args.json:
-        print(_line("blank: not in the chapter", "here", "in the chapter"))
+        print(_line("in float64; blank: not in the chapter", "here", "in the chapter"))
     for row in walk():
         if not args.json:
             if not rows or row.section != rows[-1].section:
@@ -50,7 +50,8 @@ def _line(quantity: str, here: str, chapter: str) -> str:
     line = f"{quantity:41} {here:>18} {chapter:>18}"
     if len(line) <= _WIDTH:
         return line
-    return "\n".join((quantity, f"{'here':>{20}}  {here}", f"{'in the chapter':>{20}}  {chapter}"))
+    there = f"{'in the chapter':>20}  {chapter}" if chapter else ""
+    return "\n".join(filter(None, (quantity, f"{'here':>20}  {here}", there)))
 
 
 def _drawn(directory: str, say: Callable, names: Any = None, **options: Any) -> list[str]:

@@ -132,7 +132,7 @@ def _gradients() -> Iterator[Row]:
         float(directional_derivative(bowl, point, jnp.array([jnp.cos(a), jnp.sin(a)])))
         for a in angles
     ]
-    yield Row(section, "steepest of 72 directions: no steeper", f"{max(others):.6g}", "")
+    yield Row(section, "the largest slope in 72 directions", f"{max(others):.6g}", "")
     start = jnp.array([-3.0, 4.0])
     for name, grad in (("numerical", numerical_grad), ("jax.grad", jax.grad)):
         end = gradient_descent(bowl, start, lr=0.1, step_num=100, grad=grad)
@@ -144,7 +144,9 @@ def _gradients() -> Iterator[Row]:
         )
     # The chapter's slopes round to 0 from 1e13 on, where its run therefore stops; these do not.
     far = f"{jnp.linalg.norm(descend_quietly(start, 10.0)):.3g}"
-    yield Row(section, "lr = 10, 100 steps: how far away", far, "2.59e+13, by rounding")
+    yield Row(
+        section, "lr = 10, 100 steps: distance from (0, 0)", far, "2.59e+13, as rounding stops it"
+    )
     end = gradient_descent(bowl, start, lr=1e-10, step_num=100)
     yield Row(section, "lr = 1e-10, 100 steps", _vector(end, 9), "(-2.99999994, 3.99999992)")
     params = {"W1": jnp.array(WEIGHTS)}
@@ -171,7 +173,7 @@ def _gradients() -> Iterator[Row]:
             yield Row(section, f"dW, row {row}, {name}", _vector(line, 8), there)
     moved = {"W1": params["W1"].at[0, 0].add(0.01)}
     change = float(loss(moved, x, t) - loss(params, x, t))
-    yield Row(section, "w11 by +0.01: the loss changes by about 0.01 dW", f"{change:.4g}", "")
+    yield Row(section, "w11 by h = 0.01: the loss changes by", f"{change:.4g}", "about 0.2 h")
 
 
 def descend_quietly(start: jax.Array, lr: float) -> jax.Array:
@@ -193,11 +195,11 @@ def _learning() -> Iterator[Row]:
     start, key = init_network(jax.random.key(0), (64, 20, 10)), jax.random.key(1)
     data = digits.x_train, digits.t_train
     step = lambda scores: jnp.where(scores > 0, 1.0, 0.0)  # noqa: E731
-    for name, activation in (("a sigmoid", jax.nn.sigmoid), ("a step function", step)):
+    for name, activation in (("sigmoid", jax.nn.sigmoid), ("step", step)):
         of = functools.partial(loss, activation=activation)
         end = fit(of, start, data, optax.sgd(0.5), key=key, epochs=20).params
         moved = float(jnp.max(abs(end["W1"] - start["W1"])))
-        yield Row(section, f"change of W1 in 20 epochs, {name}", f"{moved:.2g}", "")
+        yield Row(section, f"largest change of W1 in 20 epochs, {name}", f"{moved:.2g}", "")
 
 
 def _vector(values: Iterable[Any], digits: int) -> str:

@@ -82,14 +82,14 @@ def numerical_grad(
       argnums: the argument or arguments to differentiate.
       has_aux: whether `f` returns `(value, aux)`; if so, the result is `(gradient, aux)`.
       h: step, in the unit of x. It is traced, so a new value does not recompile. By default it is
-        derived from each entry, as the module docstring describes.
+        derived from each entry, as `help(jaxnn.numerical.differences)` describes.
       scheme: "central" (error O(h^2)), or "forward" and "backward" (error O(h)).
       evaluation: "float64" evaluates narrower functions in float64; "own" keeps the dtypes of the
         arguments.
       batch_size: number of entries evaluated at once, over all devices; by default chosen to fit
         the machine.
-      method: "propagation" recomputes only the values that depend on the perturbed entry
-        (`propagate.py`); "dense" evaluates all of `f` for each entry. The results agree up to
+      method: "propagation" recomputes only the values that depend on the perturbed entry;
+        "dense" evaluates all of `f` for each entry. The results agree up to
         rounding error.
       mesh: devices that share the entries, possibly of several processes; the arguments must be on
         all of them (with axis types Auto).
@@ -101,7 +101,8 @@ def numerical_grad(
     Raises:
       TypeError: an argument to differentiate has no floating leaf, or `f` does not return a real
         scalar.
-      ValueError: `argnums` is out of range, `h` is not positive, or `h` is too small to change x.
+      ValueError: `argnums` is out of range, `h` is not positive, or `h` is too small to change x
+        (inside `jit` or a loop, the result is then NaN instead).
 
     Source:
       the chapter, 4.4; Press et al., Numerical Recipes, 5.7, on steps.
@@ -133,8 +134,11 @@ def numerical_gradient(
     method: Method = "propagation",
     mesh: Mesh | None = None,
 ) -> PyTree:
-    """The gradient of `f` at `x` by finite differences, with the chapter's signature:
-    `numerical_grad(f)(x)`.
+    """The gradient of `f` at `x` by finite differences, called as in the chapter; the same as
+    `numerical_grad(f)(x)`, with the same options.
+
+    `f` must compute from its argument. The gradient of the chapter's `lambda W: net.loss(x, t)` is
+    0, as this function changes nothing in `net`: write `lambda W: loss({"W1": W}, x, t)`.
 
     Source:
       the chapter, 4.4.
