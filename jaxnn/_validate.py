@@ -121,9 +121,12 @@ def require_differentiable(name: str, tree: Any) -> None:
         )
     if not any(is_inexact(leaf) for _, leaf in leaves):
         path, leaf = leaves[0]
+        other = (
+            ", which is not a pytree" if hasattr(leaf, "__dict__") and not is_array(leaf) else ""
+        )
         raise TypeError(
             f"`{name}{keystr(path)}` must be floating-point to be differentiated. "
-            f"Got {describe(leaf)}."
+            f"Got {describe(leaf)}{other}."
         )
 
 

@@ -410,8 +410,8 @@ FAULTS = (
     Fault(
         "no finer step is heard against an estimate",
         "checking/slope.py",
-        "finer = (rung > rung[best]) & (apart > bound + bound[best])",
-        "finer = (rung > rung[best]) & (apart < 0)",
+        "excluded, finer = apart > bound + bound[best], rung > rung[best]",
+        "excluded, finer = apart < 0, rung > rung[best]",
         "test_slope.py test_check.py -k 'faster or slope or kink or HARD or hard'",
     ),
     Fault(
@@ -1507,8 +1507,8 @@ FAULTS = (
     Fault(
         "lines through many entries end when one leaf is confirmed",
         "checking/locate.py",
-        "return SHARP * math.sqrt(min(",
-        "return SHARP * 0 * math.sqrt(min(",
+        "return SHARP * float(min(",
+        "return SHARP * 0 * float(min(",
         "test_locate.py -k 'many_entries'",
     ),
     Fault(

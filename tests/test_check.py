@@ -1335,3 +1335,20 @@ def test_a_loss_that_has_rounded_to_0_hides_a_gradient_and_does_not_contradict_i
     assert report.verdict == "agrees" and "the smallest detectable" in report.leaves[0].hint
     doubled = lambda w: 2 * jax.grad(loss)(w) + 1e-3  # noqa: E731
     assert not check_gradient(loss, gap * jnp.eye(3), gradient=doubled).ok
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e155, 1e200])
+def test_claims_whose_squares_leave_the_range_of_float64_are_compared(scale):
+    with jax.enable_x64(True):
+        x = jnp.array([0.3, -0.4, 0.5])
+        f = lambda x: scale * jnp.sum(jnp.sin(x))  # noqa: E731
+        wrong = lambda x: -scale * jnp.cos(x)  # noqa: E731
+        assert check_gradient(f, x).verdict == "agrees"
+        assert check_gradient(f, x, gradient=wrong).verdict == "differs"
+
+
+def test_where_cancelled_terms_are_constant_over_small_steps_nothing_is_accused():
+    """The cosine of 1e-5 does not change over steps below 1e-11, but its cancellation does."""
+    with jax.enable_x64(True):
+        report = check_gradient(lambda x: (1 - jnp.cos(x)) / x**2, jnp.float64(1e-5))
+    assert report.verdict == "unresolved"

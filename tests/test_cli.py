@@ -639,3 +639,19 @@ def test_a_page_is_written(capsys, project):
     page = (project / "check.html").read_text()
     assert "<svg" in page and "differs" in page and "http" not in page.replace("http://www.w3", "")
     assert "page written to check.html" in capsys.readouterr().out
+
+
+PLAIN = """
+import jax.numpy as jnp
+class Plain:
+    def __init__(self): self.w = jnp.ones(2)
+    def loss(self, x=jnp.ones(2)): return jnp.sum(self.w * x)
+"""
+
+
+def test_weights_that_are_not_checked_are_said_to_be_constant(capsys, tmp_path, monkeypatch):
+    (tmp_path / "plain.py").write_text(PLAIN)
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "plain.py:Plain.loss"]) == 0
+    told = "plain.py:Plain.loss: Plain is not a pytree, so the attributes of its instance are"
+    assert told in capsys.readouterr().err

@@ -102,6 +102,14 @@ def test_a_rule_that_is_meant_to_differ_can_be_trusted(rule, name):
         check_gradient(jnp.sum, X, trust=["f"])
 
 
+def test_a_trusted_rule_is_not_accused_beside_a_wrong_one():
+    square = jax.custom_vjp(lambda x: x**2)
+    square.defvjp(lambda x: (square(x), x), lambda x, g: (2.1 * x * g,))
+    f = lambda x: jnp.sum(backward(x)) + jnp.sum(square(x))  # noqa: E731
+    (rule,) = check_gradient(f, X, trust=["quantised_vjp"]).rules
+    assert rule.name == "<lambda>"
+
+
 def test_a_rule_that_is_not_linear_cannot_be_trusted():
     clipped = jax.custom_vjp(lambda x: x)
     clipped.defvjp(lambda x: (x, None), lambda _, g: (jnp.clip(g, -0.1, 0.1),))

@@ -82,5 +82,20 @@ def test_the_cause_is_said_of_the_primitive(name, which):
         (birth,) = jaxnn.explain(loss, point).births
     assert birth.operation == name
     assert f"`{name}`: {getattr(ROWS[name], which)}" in birth.what
-    assert ROWS[name].cure in birth.cure
+    assert ROWS[name].cure.rpartition("; else ")[2] in birth.cure
     assert birth.line.file == __file__
+
+
+def test_of_an_operation_inside_a_call_the_call_is_to_be_written_out():
+    def norm(x):
+        return jnp.linalg.norm(x)
+
+    (birth,) = jaxnn.explain(norm, jnp.zeros(2)).births
+    cure = "`sqrt` is inside a call: write that out, and make the argument safe first"
+    assert birth.cure.startswith(cure)
+
+
+def test_of_several_operands_the_entries_of_one_are_counted():
+    power = lambda x, k: jnp.sum(x**k)  # noqa: E731
+    (birth,) = jaxnn.explain(power, jnp.array([0.0, 1.0, 2.0]), jnp.float32(0.5)).births
+    assert (birth.count, birth.total) == (1, 3)

@@ -105,7 +105,7 @@ def test_a_run_that_measures_nothing_is_told_by_the_loss_of_its_steps():
 
 
 def test_the_speed_is_told_without_the_time_of_compilation(monkeypatch):
-    clock = iter([0.0, 100.0, 101.0])  # the first measurement is compiled for 100 seconds
+    clock = iter([0.0, 0.0, 100.0, 101.0])  # the first measurement is compiled for 100 seconds
     monkeypatch.setattr("jaxnn.training.progress.time.perf_counter", lambda: next(clock))
     lines = io.StringIO()
     show = show_progress(lines, io.StringIO())
@@ -167,3 +167,13 @@ def test_a_log_is_written_to_whatever_is_there(tmp_path):
     run(progress_log(link), epochs=1)
     assert link.is_symlink() and target.read_text().startswith("old\n{") and len(read(target)) == 3
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+def test_of_a_long_run_there_is_a_line_every_ten_seconds(monkeypatch):
+    clock = iter(range(0, 100, 4))
+    monkeypatch.setattr("jaxnn.training.progress.time.perf_counter", lambda: next(clock))
+    lines = io.StringIO()
+    show = show_progress(lines, io.StringIO())
+    for epoch in range(1, 8):
+        show(Progress(epoch, 1000, epoch, 1000, 1.0, {"train_loss": 1.0}))
+    assert [line.split()[0] for line in lines.getvalue().splitlines()[1:]] == ["3", "6"]

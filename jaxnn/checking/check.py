@@ -101,7 +101,8 @@ def check_gradient(
       has_aux: whether `f` returns `(value, aux)`.
       cotangent: for an output that is not a scalar: a pytree like the output, or "random", the
         default. The gradient of sum(cotangent * output), or of its real part if it is complex, is
-        checked. Infinite entries of an output are skipped.
+        checked. Infinite entries of an output are skipped. Much larger outputs hide others: check
+        these alone.
       stop_gradient: "held" treats the operands of `jax.lax.stop_gradient` as constant when values
         are computed; "report" does so only if the gradient is wrong otherwise, and then reports
         "detached".

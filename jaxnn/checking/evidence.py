@@ -208,6 +208,13 @@ def judge_all(
     return Verdict.AGREES, np.array([], int)
 
 
+def norm(x: Any) -> float:
+    """The Euclidean norm, from squares that neither overflow nor underflow."""
+    most = float(np.max(np.abs(x), initial=0))
+    unit = most if 0 < most < math.inf else 1.0
+    return unit * float(np.linalg.norm(np.asarray(x) / unit))
+
+
 def excess(difference: float, bound: float) -> float:
     """By how many times the bound a difference exceeds it; guides the search and sets no verdict.
 
@@ -240,9 +247,9 @@ def relative_error(own: Any, exact: Any) -> float:
     a, b = np.asarray(own), np.asarray(exact)
     if not jnp.issubdtype(b.dtype, jnp.inexact):
         return 0.0
-    size = float(np.linalg.norm(b))
+    size = norm(b)
     with np.errstate(invalid="ignore"):  # both may be infinite
-        error = float(np.linalg.norm((a.astype(b.dtype) - b).ravel()))
+        error = norm((a.astype(b.dtype) - b).ravel())
     return error / size if size else float(bool(error))
 
 

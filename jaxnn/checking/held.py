@@ -16,6 +16,7 @@ from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
 
+from jaxnn._validate import first_line
 from jaxnn.checking.findings import SourceLine
 from jaxnn.numerical.float64 import Evaluation
 from jaxnn.numerical.interpret import (
@@ -114,5 +115,5 @@ def _transposed(eqn: Equation, back: Callable, outputs: Any, steps: Any) -> Any:
         name = source(eqn)[0]
         raise TypeError(
             "`trust` must name rules that are linear in the cotangent, as derivatives are. Got "
-            f"{name!r}: {error}"
-        ) from error
+            f"{name!r}: {first_line(error)}"
+        ) from None

@@ -93,7 +93,7 @@ class Comparison(NamedTuple):
 
     def size_of(self, leaf: int) -> float:
         """The contribution of one leaf to the size."""
-        return math.sqrt(self.along.squares[leaf])
+        return float(self.along.sizes[leaf])
 
     def share(self, part: Part) -> "Comparison":
         """The comparison for one leaf in its own unit, assuming that all other claims are right."""
@@ -171,13 +171,13 @@ class Line:
         if key not in self._slopes:
             self._slopes[key] = self._measure(moves, quick, enough)
         slope = self._slopes[key]
-        claim, size = float(np.sum(along.terms)), float(np.sqrt(np.sum(along.squares)))
+        claim = float(np.sum(along.terms))
         slope = slope.beside(claim)
         if slope.is_outrun_by(claim):
             slope = slope._replace(bound=np.inf)
         with np.errstate(invalid="ignore"):  # claims may be infinite
-            slack = float(np.sqrt(np.sum(self._roundings**2 * along.squares)))
-        return Comparison(direction, claim, slope, size, slack, along)
+            slack = math.hypot(*(self._roundings * along.sizes))
+        return Comparison(direction, claim, slope, along.size, slack, along)
 
     def along(self, claims: Sequence[Any], direction: Direction) -> Along:
         """The claims and the movement along a direction, leaf by leaf, without evaluations."""
@@ -187,7 +187,7 @@ class Line:
         """The size of each leaf's claim along a line that moves all leaves, without evaluations."""
         direction = Direction(tuple(map(self.whole, leaves)))
         along = self.along(claims, direction)
-        return {k: math.sqrt(along.squares[k]) for k in leaves}
+        return {k: float(along.sizes[k]) for k in leaves}
 
     def _measure(self, moves: list[Any], quick: float, enough: float) -> Slope:
         """The slope along a movement, from the coarser half of the steps and then finer steps until

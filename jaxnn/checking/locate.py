@@ -412,7 +412,7 @@ def _with_claims(
     direction = comparison.direction._replace(parts=(part._replace(weight=1.0),))
     along = line.along(claims, direction)
     return comparison._replace(
-        claim=float(along.terms[leaf]), size=math.sqrt(along.squares[leaf]), along=along
+        claim=float(along.terms[leaf]), size=float(along.sizes[leaf]), along=along
     )
 
 
@@ -460,8 +460,8 @@ def _ask(line: Line, claims: Sequence[Any], parts: Sequence[Part]) -> tuple[Comp
 
 def _enough(line: Line, claims: Sequence[Any], direction: Direction) -> float:
     """The bound that confirms every leaf of a direction."""
-    squares = line.along(claims, direction).squares
-    return SHARP * math.sqrt(min(squares[part.leaf] for part in direction.parts))
+    sizes = line.along(claims, direction).sizes
+    return SHARP * float(min(sizes[part.leaf] for part in direction.parts))
 
 
 def _ask_wider(

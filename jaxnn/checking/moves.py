@@ -32,13 +32,18 @@ class Along(NamedTuple):
 
     Attributes:
       terms: sums of g_i v_i, the leaf's claim.
-      squares: sums of (g_i v_i)^2.
+      sizes: roots of the sums of (g_i v_i)^2.
       moves: sums of v_i.
     """
 
     terms: Any
-    squares: Any
+    sizes: Any
     moves: Any
+
+    @property
+    def size(self) -> float:
+        """The size of the claim of all leaves, if no terms cancelled."""
+        return math.hypot(*self.sizes)
 
 
 class Question(NamedTuple):
@@ -148,8 +153,16 @@ class _Small(NamedTuple):
             v, terms = _moves(x, usual, index, claim, span, q.relative, q.up, np)
             moves[low:high] = v
             with np.errstate(invalid="ignore"):  # claims may be infinite, of both signs
-                parts = [np.add.reduceat(a, begins - low) for a in (terms, terms**2, v)]
-                sums[here] += np.stack(parts, axis=-1)
+                add = functools.partial(np.add.reduceat, indices=begins - low)
+                unit = _unit(np.maximum.reduceat(np.abs(terms), begins - low), np)
+                size = unit * np.sqrt(add((terms / spread(unit)) ** 2))
+                before = sums[here]
+                after = (
+                    before[:, 0] + add(terms),
+                    np.hypot(before[:, 1], size),
+                    before[:, 2] + add(v),
+                )
+                sums[here] = np.stack(after, axis=-1)
         return moves, sums
 
 
@@ -159,7 +172,14 @@ def _moves_on_device(x: Any, claim: Any, span: _Span, relative: Any, up: Any, dt
     index = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
     claim = claim.reshape(x.shape)
     v, terms = _moves(x, usual_size(x, jnp), index, claim, span, relative, up, jnp)
-    return v, jnp.stack([jnp.sum(terms), jnp.sum(terms**2), jnp.sum(v)])
+    unit = _unit(jnp.max(jnp.abs(terms)), jnp)
+    size = unit * jnp.sqrt(jnp.sum((terms / unit) ** 2))
+    return v, jnp.stack([jnp.sum(terms), size, jnp.sum(v)])
+
+
+def _unit(most: Any, xp: Any) -> Any:
+    """A unit in which squares neither overflow nor underflow: the largest number, if it is one."""
+    return xp.where((most > 0) & (most < math.inf), most, 1)
 
 
 def usual_size(x: Any, xp: Any = np) -> Any:

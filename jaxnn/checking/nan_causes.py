@@ -3,6 +3,7 @@
 The keys are primitives, not names, because a user's primitive may have any name.
 """
 
+import re
 from typing import Literal, NamedTuple
 
 from jax.extend import core
@@ -20,6 +21,8 @@ class Cause(NamedTuple):
 
 
 _SAFE = "make the argument safe first"
+# Functions of one number that `jax.numpy` has, too; others are written as operators.
+_FUNCTIONS = frozenset(["sqrt", "rsqrt", "cbrt", "log", "log1p"])
 _EIGENVALUES = "separate equal ones: add small distinct numbers to the matrix's diagonal"
 _SINGULAR = "add a small multiple of the identity"
 _EQUAL = "eigenvectors have no derivative where eigenvalues are equal"
@@ -187,3 +190,10 @@ def usual_cause(eqn: Equation, which: Literal["value", "slope"]) -> tuple[str, s
 def cure_unmasked(cure: str) -> str:
     """What helps if the value is not masked afterwards: a safe argument alone would change it."""
     return f"{cure},\nand select the value with another `jnp.where`" if _SAFE in cure else cure
+
+
+def as_written(cure: str, name: str, text: str) -> str:
+    """What helps if the operation `name` may be inside of what the line `text` calls."""
+    if name not in _FUNCTIONS or not text or re.search(rf"\b{name}\b", text):
+        return cure
+    return f"`{name}` is inside a call: write that out, and {cure.rpartition('; else ')[2]}"

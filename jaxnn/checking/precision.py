@@ -28,6 +28,7 @@ from jaxnn.checking.evidence import (
     digits_shared,
     judge,
     judge_all,
+    norm,
     reach_of,
 )
 from jaxnn.checking.findings import HANDFUL, Entry
@@ -175,7 +176,7 @@ def losses(
             far.append(k)
     if not (far or unseen):
         return found
-    overall = math.sqrt(sum(_finite_square(parts(k)) for k in range(len(point.leaves))))
+    overall = norm([_finite_norm(parts(k)) for k in range(len(point.leaves))])
     shaken = functools.cache(lambda: _shaken(point, programs, claims))
 
     def moves(k):
@@ -192,7 +193,7 @@ def losses(
         rounding = _Rounding(coarsest, claims.value, centre, overall, overall)
         lost = leaf.lost(rounding, functools.partial(moves, k))
         if lost.verdict is Verdict.AGREES and claims.in_float64:
-            by_itself = rounding._replace(whole=math.sqrt(_finite_square(parts(k))))
+            by_itself = rounding._replace(whole=_finite_norm(parts(k)))
             more = leaf.lost(by_itself, functools.partial(moves, k))
             if more.verdict.wrong and _is_apart(point, programs, claims, k):
                 lost = more
@@ -259,14 +260,14 @@ class _Leaf(NamedTuple):
     @property
     def is_noise(self) -> bool:
         """Whether the gradients in both dtypes have no digit in common."""
-        apart = np.linalg.norm((self.own - self.wide) * self.size)
-        return bool(apart > NO_DIGIT * np.linalg.norm(self.wide * self.size))
+        apart = norm((self.own - self.wide) * self.size)
+        return bool(apart > NO_DIGIT * norm(self.wide * self.size))
 
     def shrinks(self, slope: float) -> bool:
         """Whether the gradient in float64 and this slope are as small as rounding would make them
         if the gradient in the leaf's own dtype was rounding.
         """
-        own, wide = (np.linalg.norm(g * self.size) for g in (self.own, self.wide))
+        own, wide = (norm(g * self.size) for g in (self.own, self.wide))
         return bool(max(wide, abs(slope)) <= SHRINKS * own)
 
     def cancels(self, inner: float) -> np.ndarray:
@@ -276,8 +277,8 @@ class _Leaf(NamedTuple):
 
     def is_rounding(self, moves: Any, inner: float) -> bool:
         """Whether the float64 gradient is rounding error: moving the arguments changes it all."""
-        whole = np.linalg.norm(self.wide * self.size)
-        changes = np.linalg.norm(moves * self.size) > NO_DIGIT * whole
+        whole = norm(self.wide * self.size)
+        changes = norm(moves * self.size) > NO_DIGIT * whole
         return bool(changes and np.all(self.cancels(inner)))
 
     def loss(self, shared: Loss, lost: _Lost, rounding: _Rounding) -> Loss:
@@ -408,9 +409,8 @@ def _own_values_agree(
     return asked.slope.known_to(BLIND) and not asked.excess
 
 
-def _finite_square(x: np.ndarray) -> float:
-    with np.errstate(over="ignore"):
-        return float(np.sum(x[np.isfinite(x)] ** 2))
+def _finite_norm(x: np.ndarray) -> float:
+    return norm(x[np.isfinite(x)])
 
 
 def _distance(own: Any, wide: Any, tolerance: float) -> tuple[float, float, bool]:

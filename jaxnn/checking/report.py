@@ -310,7 +310,7 @@ def _details(leaf: LeafReport, paint: Callable[[Verdict, str], str]) -> Iterator
         name = str(list(entry.index)) if entry.index else "value"
         slopes = f"autodiff {entry.autodiff:z.9g}, numerical {entry.numerical:z.9g}"
         sides = f", from {entry.left:z.6g} to {entry.right:z.6g}"
-        two_slopes = entry.verdict.wrong and entry.left != entry.right
+        two_slopes = entry.verdict.wrong and abs(entry.left - entry.right) > 0
         kink = sides if entry.verdict is Verdict.KINK or two_slopes else ""
         yield f"{name} {paint(entry.verdict, entry.verdict)}: {slopes} +- {entry.bound:.0e}{kink}"
     if leaf.pattern:

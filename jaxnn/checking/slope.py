@@ -260,17 +260,21 @@ def limit(
         rows.append(np.stack(estimates)[:, usable])
     value, bound, noise, rung = np.concatenate(rows, axis=1)
     rung = rung.astype(int)
-    best = int(np.argmin(bound))
+    best, widest = int(np.argmin(bound)), np.maximum.accumulate(gap)
     while True:
         apart = np.abs(value - value[best])
-        finer = (rung > rung[best]) & (apart > bound + bound[best])
-        # A finer estimate wins if the values vary by more than rounding, or a kink is nearby.
-        shown = (noise[best] > WILD * size) | (gap[rung[best] + WITNESSES] >= apart)
-        better = np.flatnonzero(finer & shown)
+        excluded, finer = apart > bound + bound[best], rung > rung[best]
+        # The finer of two estimates wins if the values vary by more than rounding, or a kink is
+        # nearby.
+        coarse = np.where(finer, best, np.arange(len(rung)))
+        shown = (noise[coarse] > WILD * size) | (widest[rung[coarse] + WITNESSES] >= apart)
+        better = np.flatnonzero(excluded & finer & shown)
         if not len(better):
             break
         best = int(better[np.argmin(bound[better])])
-    total = float(bound[best] + np.max((apart + bound)[finer], initial=0.0))
+    # A coarser one is in doubt if the finer ones contradict it by far more than its bound.
+    doubtful = excluded & ~shown & (finer | ((rung < rung[best]) & (bound < CLEAR * apart)))
+    total = float(bound[best] + np.max((apart + bound)[doubtful], initial=0.0))
     return Limit(float(value[best]), total, float(t[rung[best]]), float(noise[best]))
 
 

@@ -14,7 +14,7 @@ from jaxnn.checking.page import page
 from jaxnn.checking.report import GradientError, GradientReport, painted
 from jaxnn.checking.watch import Watcher, noting
 from jaxnn.checking.watched import judged
-from jaxnn.cli.output import mark, passing, print_json, require_place
+from jaxnn.cli.output import mark, passing, place_of, print_json, require_place
 from jaxnn.cli.targets import Target, load, refusal
 
 # Matplotlib is imported only to draw: its import takes as long as all others together.
@@ -101,7 +101,8 @@ def _targets(args: argparse.Namespace) -> tuple[list[Target], int]:
 
 def _say(error: Exception, of: str = "") -> None:
     """Print why one of several targets cannot be checked."""
-    print(f"jaxnn: error: {of}{' '.join(str(error).split())}", file=sys.stderr)
+    message = " ".join([*str(error).split(), *place_of(error)])
+    print(f"jaxnn: error: {of}{message}", file=sys.stderr)
 
 
 def _raising(error: GradientError) -> Callable:

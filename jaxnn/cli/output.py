@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
@@ -85,3 +86,13 @@ def require_place(option: str, path: str, made: str | None = None) -> None:
     beside = place.parent.is_dir() or (made and pathlib.Path(made).is_relative_to(place.parent))
     if "\0" in path or place.is_dir() or not beside:
         raise ValueError(f"`{option}` must be a file in an existing directory. Got {path!r}.")
+
+
+def place_of(error: BaseException) -> list[str]:
+    """The line of the user's code that an error comes from, as a list; empty if there is none."""
+    frames = traceback.extract_tb((error.__cause__ or error).__traceback__)
+    ours = (sys.prefix, sys.base_prefix, str(pathlib.Path(__file__).parents[1]), sys.argv[0], "<")
+    users = [frame for frame in frames if not frame.filename.startswith(ours)]
+    if not users:
+        return []
+    return [f"(at {users[-1].filename}:{users[-1].lineno}; --debug shows the traceback)"]

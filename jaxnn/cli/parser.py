@@ -6,7 +6,6 @@ error prints one line on standard error and gives exit code 2; `--debug` shows t
 
 import argparse
 import math
-import pathlib
 import sys
 import time
 import traceback
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import jaxnn
 from jaxnn.cli.choices import ACTIVATIONS, FIGURES, OPTIMIZERS
-from jaxnn.cli.output import kept_free, passing
+from jaxnn.cli.output import kept_free, passing, place_of
 
 # The command-line names of the library's arguments, for use in error messages.
 _FLAGS = {
@@ -57,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         # No traceback is shown, so JAX's note on shortened tracebacks is dropped.
         notes = [note for note in getattr(error, "__notes__", ()) if not note.startswith("---")]
-        message = " ".join([*str(error).split(), *notes, *_place(error)])
+        message = " ".join([*str(error).split(), *notes, *place_of(error)])
         for argument, flag in _FLAGS[args.command].items():
             message = message.replace(f"`{argument}`", f"`{flag}`")
         print(f"jaxnn {args.command}: error: {message}", file=sys.stderr)
@@ -73,16 +72,6 @@ def _before_program(argv: list[str]) -> list[str]:
     while at < len(argv) and argv[at].startswith("--") and argv[at] != "--":
         at += 1 + (argv[at] in valued)
     return [*argv[:at], "--", *argv[at:]] if at < len(argv) and argv[at] != "--" else argv
-
-
-def _place(error: BaseException) -> list[str]:
-    """The line of the user's code that an error comes from, as a list; empty if there is none."""
-    frames = traceback.extract_tb((error.__cause__ or error).__traceback__)
-    ours = (sys.prefix, sys.base_prefix, str(pathlib.Path(__file__).parents[1]), sys.argv[0], "<")
-    users = [frame for frame in frames if not frame.filename.startswith(ours)]
-    if not users:
-        return []
-    return [f"(at {users[-1].filename}:{users[-1].lineno}; --debug shows the traceback)"]
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -50,7 +50,9 @@ def load(target: str) -> list[Target]:
         return list(_candidates(target, module))
     function = _attribute(place, module, names)
     if test:
-        _require_defaults(names, function, "jaxnn runs tests without fixtures")
+        _require_defaults(
+            names, function, f"`pytest --check-gradients {place}` runs tests with fixtures"
+        )
         return [Target(target, function, test=True)]
     return [_target(target, names, function)]
 
@@ -68,6 +70,10 @@ def _target(target: str, name: str, function: Callable) -> Target:
     if owner is not None and take_apart(owner)[1]:
         defaults = _require_defaults(name, function, "the module itself needs none")
         return Target(target, function.__func__, (owner, *defaults))
+    if owner is not None and vars(owner):
+        kind = type(owner).__name__
+        said = f"{kind} is not a pytree, so the attributes of its instance are treated as constant"
+        print(f"jaxnn: {target}: {said}", file=sys.stderr)
     if not inspect.signature(function).parameters:
         return Target(target, *_made_by(name, function))
     way = (
@@ -167,7 +173,7 @@ def _candidates(target: str, module: ModuleType) -> Iterator[Target]:
         form = "FILE.py:NAME or FILE.py::TEST" if tests else "FILE.py:NAME"
         raise ValueError(
             f"`TARGET` must be {form} if no check_... or loss... function has defaults for all "
-            f"arguments. Got {target!r}, which defines {there}."
+            f"arguments; for a method, FILE.py:Class.NAME. Got {target!r}, which defines {there}."
         )
 
 

@@ -699,9 +699,11 @@ def rule_source(eqn: Equation) -> str:
 
 
 def unwrapped(f: Callable) -> Callable:
-    """The user's function in a closure of an installed package; `f` itself if there is none."""
+    """The user's function in a closure of an installed package; `f` itself if there is none, or if
+    the closure bears its name.
+    """
     code = getattr(f, "__code__", None)
-    if code is None or PACKAGES not in code.co_filename:
+    if code is None or hasattr(f, "__wrapped__") or PACKAGES not in code.co_filename:
         return f
     held = [cell.cell_contents for cell in f.__closure__ or ()]
     held += [getattr(x, "__dict__", {}).get(name) for x in held for name in code.co_names]

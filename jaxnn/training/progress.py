@@ -73,10 +73,15 @@ class Progress(NamedTuple):
     _repr_html_ = paragraph
 
 
+# The longest time between two lines of `show_progress`.
+SECONDS = 10.0
+
+
 def show_progress(
     lines: TextIOBase | None = None, bar: TextIOBase | None = None
 ) -> Callable[[Progress], None]:
-    """A callback that prints a line for each tenth of the run, with a progress bar in between.
+    """A callback that prints a line for each tenth of the run, and at least every ten seconds, with
+    a progress bar in between.
 
     A line has the measurements, or the loss of the steps if the run measures nothing; such a run
     may end before control has returned to the host ten times, and then prints fewer lines. The bar
@@ -104,10 +109,10 @@ def show_progress(
     drawn = _Bar(bar or sys.stderr)
     drawn.begin()
     recent: deque[tuple[float, int]] = deque(maxlen=6)
-    headed, last = False, (0, 0)
+    headed, last, told_at = False, (0, 0), time.perf_counter()
 
     def show(progress: Progress) -> None:
-        nonlocal headed, last
+        nonlocal headed, last, told_at
         told = []
         record = progress.record if progress.measures else {"loss": progress.loss}
         if record is not None and not headed:
@@ -119,8 +124,9 @@ def show_progress(
         recent.append((time.perf_counter(), progress.step))
         (began, first), (now, step) = recent[0], recent[-1]
         speed = (step - first) / (now - began) if step > first and now > began else math.nan
-        if record is not None and (mark := _mark(progress, last)) != last:
-            last = mark
+        mark = last if record is None else _mark(progress, last)
+        if record is not None and (mark != last or now - told_at > SECONDS):
+            last, told_at = mark, now
             cells = "  ".join(
                 f"{value:14.4f}" if abs(value) < 1e6 else f"{value:14.4g}"
                 for value in _scalars(record).values()

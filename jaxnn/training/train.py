@@ -228,7 +228,7 @@ def run_to_end(run: Run, options: Options) -> Fit | Trained:
         run.finish()
     result = run.result()
     if result.status.reason == "interrupted" and options.reporting.on_interrupt == "raise":
-        raise Interrupted(result)
+        raise Interrupted(result, options.saving.checkpoint is not None)
     return result
 
 
@@ -399,8 +399,9 @@ def _mesh_of(params: PyTree) -> Mesh | None:
 class Interrupted(KeyboardInterrupt):
     """Raised when a run is interrupted, after it is saved; `fit` is the result so far."""
 
-    def __init__(self, fit: Fit | Trained):
-        super().__init__(f"interrupted after step {fit.status.step}")
+    def __init__(self, fit: Fit | Trained, is_saved: bool):
+        more = "; saved: `resume=True` continues" if is_saved else ""
+        super().__init__(f"interrupted after step {fit.status.step}{more}")
         self.fit = fit
 
 

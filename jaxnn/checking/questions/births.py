@@ -15,7 +15,7 @@ from jax.extend.core import primitives
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import LINES, Birth, SourceLine
 from jaxnn.checking.measure import Checked
-from jaxnn.checking.nan_causes import cure_unmasked, usual_cause
+from jaxnn.checking.nan_causes import as_written, cure_unmasked, usual_cause
 from jaxnn.checking.tape import Record, Site, Tape, insides, is_inexact, seeds_of, tape_of
 from jaxnn.numerical.interpret import has_custom_rule
 
@@ -156,16 +156,17 @@ def _born_in_values(tape: Tape, record: Record, number: int) -> list[Birth]:
     what = "NaN" if any(np.any(np.isnan(y)) for y in outputs) else "infinity"
     count, total = (sum(int(f(b)) for b in bad) for f in (np.sum, np.size))
     reason, cure = usual_cause(site.eqn, "value")
+    line = SourceLine.of(site.line)
     return [
         Birth(
-            line=SourceLine.of(site.line),
+            line=line,
             operation=site.name,
             what=f"`{site.name}`: {reason}, giving {what}"
             if reason
             else f"`{site.name}` gives {what}",
             count=count,
             total=total,
-            cure=cure,
+            cure=as_written(cure, site.name, line.text),
         )
     ]
 
@@ -177,13 +178,13 @@ def _born_in_cotangents(tape: Tape, record: Record, number: int) -> list[Birth]:
             finite = all(s is None or np.all(np.isfinite(s)) for s in inside.seeds)
             if finite and (inner := births(tape_of(tape, inside), inside.inputs, inside.seeds)):
                 return [birth.within(inside.name) for birth in inner]
-    back = [np.asarray(x) for x in record.pulled[number]]
-    bad = [~np.isfinite(x) for x in back]
-    count, total = (sum(int(f(b)) for b in bad) for f in (np.sum, np.size))
+    bad = [~np.isfinite(np.asarray(x)) for x in record.pulled[number]]
+    most = max(bad, key=np.sum)  # of several operands
     reason, cure = usual_cause(site.eqn, "slope")
     what = f"`{site.name}`: {reason or 'its derivative is not finite'}"
     ct = np.asarray(record.cotangents[site.outputs[site.asked[0]]])
     masks = [b for b in bad if b.shape == ct.shape and b.any()]
     masked = bool(masks) and all(np.all(ct[b] == 0) for b in masks)
-    cure = cure if masked else cure_unmasked(cure)
-    return [Birth(SourceLine.of(site.line), site.name, what, count, total, cure, masked)]
+    line = SourceLine.of(site.line)
+    cure = as_written(cure if masked else cure_unmasked(cure), site.name, line.text)
+    return [Birth(line, site.name, what, int(most.sum()), most.size, cure, masked)]

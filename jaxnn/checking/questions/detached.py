@@ -38,7 +38,8 @@ def say(checked: Checked, held: Checked) -> Checked:
         if leaf.verdict is Verdict.DIFFERS and again[leaf.path].verdict.ok:
             hint = (
                 "with the operands of `stop_gradient` treated as constant, values and gradient "
-                f"agree to {again[leaf.path].digits:.1f} digits ({places})"
+                f"agree to {again[leaf.path].digits:.1f} digits ({places}); "
+                'if that is intended, set `stop_gradient="held"`'
             )
             leaf = leaf._replace(verdict=Verdict.DETACHED, hint=hint)
         leaves.append(leaf)

@@ -93,6 +93,7 @@ def ask(checked: Checked) -> list[RuleReport]:
     if wrong and not found and only_custom:  # a part of the function may have a narrower dtype
         closest = min(explained(leaf.dtype) for leaf in wrong)
         found = wrong_rules(tape, checked.values, seeds, only_custom, closest)
+    found = [rule for rule in found if rule.name not in checked.check.settings.trust]
     # The user's rules come before JAX's, and about equally wrong ones in the order of the program.
     return sorted(found, key=lambda rule: (not rule.where, -float(f"{rule.difference:.1g}")))
 
@@ -290,7 +291,7 @@ def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> list[int]:
     epsilon, suspects = float(jnp.finfo(tape.dtype).eps), []
     for number, along, phi in zip(asked, sums, map(np.asarray, values), strict=True):
         slope = estimate_slope(half, phi[:HALF], phi[HALF:-1], float(phi[-1]), epsilon)
-        claim, size = float(np.sum(along.terms)), float(np.sqrt(np.sum(along.squares)))
+        claim, size = float(np.sum(along.terms)), along.size
         off = abs(claim - slope.value)
         # The sums have rounding errors that the bound of the slope does not cover.
         rounding = ROUNDINGS * epsilon * max(size, abs(slope.value), abs(float(phi[-1])))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import primitives
 
-from jaxnn.checking.evidence import Verdict
+from jaxnn.checking.evidence import Verdict, norm
 from jaxnn.checking.findings import LeafReport
 from jaxnn.checking.further import LOOSE
 from jaxnn.checking.measure import Checked, measure
@@ -57,8 +57,8 @@ def _within_tolerance(
     gradient, gradient_further = (
         np.asarray(g, np.float64).ravel() for g in (gradient, gradient_further)
     )
-    moved = np.linalg.norm(gradient - gradient_further)
-    if not moved <= STEADY * np.linalg.norm(gradient_further):
+    moved = norm(gradient - gradient_further)
+    if not moved <= STEADY * norm(gradient_further):
         hint = (
             "if the inner solver iterates longer, values and gradient agree to "
             f"{further.digits:.1f} digits"
