@@ -192,6 +192,13 @@ def require_scalar(name: str, value: Any) -> None:
     raise TypeError(f"`{name}` must return a real scalar{several}. Got {got}.")
 
 
+def require_names(name: str, value: Any) -> None:
+    """Refuse anything but a sequence of strings."""
+    names = isinstance(value, Sequence) and not isinstance(value, str)
+    if not names or not all(isinstance(one, str) for one in value):
+        raise TypeError(f"`{name}` must be names of functions. Got {describe(value)}.")
+
+
 def require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Refuse anything but one of the choices."""
     if not isinstance(value, type(choices[0])) or value not in choices:

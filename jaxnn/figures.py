@@ -386,7 +386,8 @@ def _speed(figure: Figure) -> None:
         lines[f"at that moment, after {at:g} h"] = ((at, at), float(numerical_diff(braking, at)))
     ax = plots.slopes(t, braking(t), lines, ax=axes)
     ax.set(xlabel="hours", ylabel="km", title="300 km in 3 hours: 100 km/h only on average")
-    ax.get_legend().get_texts()[0].set_text("distance")
+    ax.lines[0].set_label("distance")
+    ax.legend(fontsize="small")
 
 
 def _flat_places(figure: Figure) -> None:

@@ -589,6 +589,7 @@ def test_no_tracer_leaks():
         ({"points": 0}, "`points` must be an integer of at least 1. Got 0."),
         ({"budget": math.nan}, "`budget` must be finite. Got nan."),
         ({"finite": "no"}, "`finite` must be True or False. Got 'no'."),
+        ({"trust": "rule"}, "`trust` must be names of functions. Got str 'rule'."),
     ],
 )
 def test_bad_input(options, text):
@@ -681,6 +682,19 @@ def test_a_signal_ends_the_program_and_the_report_is_there(tmp_path, sent):
         process.send_signal(sent)
         _, said = process.communicate(timeout=120)
     assert process.returncode == 128 + sent and "1 leaf agrees" in said, said
+
+
+def test_a_rule_that_is_meant_to_differ_can_be_trusted():
+    @jax.custom_vjp
+    def rounded(x):
+        return jnp.round(x)
+
+    rounded.defvjp(lambda x: (rounded(x), None), lambda _, g: (g,))
+    for trust, wrong in (((), 1), (("rounded", "another"), 0)):
+        with watching(trust=trust) as watched:
+            jax.grad(lambda x: jnp.sum(rounded(x) ** 2))(jnp.full(3, 1.3))
+            jax.grad(lambda x: jnp.sum(x**2))(jnp.full(3, 1.3))
+        assert sum(place.is_wrong for place in watched.report.places) == wrong
 
 
 def test_a_jitted_function_is_called_by_its_name():

@@ -30,6 +30,7 @@ from jaxnn._validate import (
     require_choice,
     require_count,
     require_mapping,
+    require_names,
     require_number,
 )
 from jaxnn.checking.evidence import Verdict
@@ -139,7 +140,7 @@ def check_gradient(
         require_callable("gradient", gradient)
     _require_order(order, gradient)
     require_choice("stop_gradient", stop_gradient, ("report", "held"))
-    _require_names(trust)
+    require_names("trust", trust)
     require_choice("evidence", evidence, ("together", "leaf"))
     kwargs = {} if kwargs is None else kwargs
     require_mapping("kwargs", kwargs)
@@ -285,12 +286,6 @@ def _require_order(order: Any, gradient: Any) -> None:
     require_choice("order", order, (1, 2, 3, 4))
     if order > 1 and gradient is not None:
         raise ValueError(f"`order` must be 1 with a hand-written `gradient`. Got {order}.")
-
-
-def _require_names(trust: Any) -> None:
-    names = isinstance(trust, Sequence) and not isinstance(trust, str)
-    if not names or not all(isinstance(name, str) for name in trust):
-        raise TypeError(f"`trust` must be names of functions. Got {describe(trust)}.")
 
 
 def _require_modes(modes: Any) -> tuple[bool | None, ...]:

@@ -108,9 +108,14 @@ def is_real_scalar(shapes: PyTree) -> bool:
     return real and shapes.shape == ()
 
 
+def rules_of(program: Program) -> set[str]:
+    """The names of the functions with custom rules that a program calls."""
+    return {source(e)[0] for e in equations(program) if has_custom_rule(e)}
+
+
 def require_known(trust: Sequence[str], program: Program) -> None:
     """Refuse names of functions without a custom rule in the program."""
-    rules = {source(e)[0] for e in equations(program) if has_custom_rule(e)}
+    rules = rules_of(program)
     for name in trust:
         if name not in rules:
             there = ", ".join(sorted(rules)) or "none"

@@ -285,12 +285,19 @@ class Watcher:
       points: how many points of each gradient are kept: the first, and others at intervals that
         grow with the number of calls.
       finite: whether to look for gradients that are not finite.
+      trust: names of functions whose custom rules deliberately differ from their derivatives.
       stop: called the first time that a gradient is not finite.
       taken: the gradients.
     """
 
-    def __init__(self, points: int = 1, finite: bool = True, stop: Callable = lambda: None):
-        self.points, self.finite, self.stop = points, finite, stop
+    def __init__(
+        self,
+        points: int = 1,
+        finite: bool = True,
+        trust: Sequence[str] = (),
+        stop: Callable = lambda: None,
+    ):
+        self.points, self.finite, self.trust, self.stop = points, finite, trust, stop
         self.taken: dict[Any, Taken] = {}
         self._sending: set[Taken] = set()
         self._retraces = 0

@@ -17,13 +17,20 @@ import numpy as np
 from jaxnn._arguments import readable
 from jaxnn._files import as_path
 from jaxnn._jax import enable_x64
-from jaxnn._validate import first_line, require_choice, require_count, require_number
+from jaxnn._validate import (
+    first_line,
+    require_choice,
+    require_count,
+    require_names,
+    require_number,
+)
 from jaxnn.checking.check import check_gradient
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.explain import Explanation, explain
 from jaxnn.checking.findings import SourceLine
 from jaxnn.checking.page import watch_fragment, watch_page, write_page
 from jaxnn.checking.report import GradientError, GradientReport, plain
+from jaxnn.checking.scalar import rules_of
 from jaxnn.checking.watch import Point, Taken, Watcher, noting
 
 # Seconds spent checking, by default.
@@ -200,7 +207,7 @@ class Watched:
 
 
 def watching(
-    *, points: int = 1, budget: float = BUDGET, finite: bool = True
+    *, points: int = 1, budget: float = BUDGET, finite: bool = True, trust: Sequence[str] = ()
 ) -> contextlib.AbstractContextManager[Watched]:
     """Check every gradient that is taken inside a `with` block, without changing the code.
 
@@ -215,6 +222,7 @@ def watching(
         geometrically over the run, at about calls 4, 16, 64 and so on.
       budget: the seconds after which no further gradient is checked.
       finite: whether to look for gradients that are not finite, in every call.
+      trust: names of functions whose custom rules deliberately differ from their derivatives.
 
     Returns:
       A context manager; the `report` of its value is the `WatchReport` once the block has ended.
@@ -231,7 +239,8 @@ def watching(
     require_count("points", points, least=1)
     require_number("budget", budget)
     require_choice("finite", finite, (True, False))
-    return _watching(Watcher(points, finite), budget)
+    require_names("trust", trust)
+    return _watching(Watcher(points, finite, trust), budget)
 
 
 @contextlib.contextmanager
@@ -256,7 +265,7 @@ def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
             place = _place(taken)
             if rest > 0:
                 with _at_most(rest) as is_over:
-                    place = _judged(taken, place)
+                    place = _judged(taken, place, watcher.trust)
                 if is_over():
                     place = place._replace(trouble="not checked: the time budget ran out")
             places.append(place)
@@ -272,7 +281,7 @@ def _place(taken: Taken) -> Place:
     return Place(taken.line, taken.name, taken.calls, trouble=trouble)
 
 
-def _judged(taken: Taken, place: Place) -> Place:
+def _judged(taken: Taken, place: Place, trust: Sequence[str]) -> Place:
     """The place with its checks."""
     form, reports = taken.form, []
     how = {"order": form.order, "modes": "fwd" if form.forward else None, "progress": False}
@@ -289,11 +298,9 @@ def _judged(taken: Taken, place: Place) -> Place:
                 )
         for point in taken.points:
             with enable_x64(point.x64):
-                reports.append(
-                    check_gradient(
-                        taken.function(point), *taken.arguments(point), argnums=taken.argnums, **how
-                    )
-                )
+                how |= {"trust": sorted(rules_of(point.program).intersection(trust))}
+                given = taken.function(point), *taken.arguments(point)
+                reports.append(check_gradient(*given, argnums=taken.argnums, **how))
     except Exception as error:  # what a program does may be impossible outside of it
         reason = f"{type(error).__name__}: {first_line(error)}"
         place = place._replace(trouble=f"could not be checked ({reason})")

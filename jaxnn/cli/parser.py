@@ -209,6 +209,10 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(_count(part) for part in text.split(","))
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
 _NO_CACHE = Option("--no-cache", bool, help="keep no compiled programs in ~/.cache/jaxnn")
 _SARIF = Option("--sarif", str, None, "FILE", "write the lines to blame as SARIF")
 _TARGETS = Option("targets", str, None, "TARGET", more={"nargs": "+"})
@@ -352,6 +356,13 @@ COMMANDS = {
                     "--budget", _rate, 60.0, "SECONDS", "for the checks that follow the program"
                 ),
                 Option("--no-nan", bool, help="do not check for NaN and infinity"),
+                Option(
+                    "--trust",
+                    _names,
+                    (),
+                    "NAME,NAME,...",
+                    "functions whose custom rules differ from them on purpose",
+                ),
                 Option("--stop", bool, help="end the program at the first NaN or infinity"),
                 Option("--save", str, None, "DIR", "write inputs of non-finite gradients as .npz"),
                 Option("--html", str, None, "FILE", "write the report as an HTML page"),

@@ -37,7 +37,7 @@ def watch(args: argparse.Namespace) -> int:
             stopped.append(threading.Timer(0.01, _thread.interrupt_main))
             stopped[0].start()
 
-    watcher = Watcher(args.points, not args.no_nan, stop)
+    watcher = Watcher(args.points, not args.no_nan, args.trust, stop)
     stoppable = interruptible() if args.stop else contextlib.nullcontext()
     with noting(watcher), stoppable, _ended_in_order():
         code = _ran(args.program)
