@@ -214,37 +214,46 @@ def wrong_rules(
         record = tape.record(inputs, seeds)
     found, suspects, named_at = [], set(_suspects(tape, record, numbers)), set()
     for number in numbers:
-        report, site = None, tape.sites[number]
+        site = tape.sites[number]
         if (site.name, site.line) in named_at:  # one report for all calls in a line
             continue
-        if number in suspects:
-            report = _examined(tape, record, number, tolerance)
-        if site.eqn.primitive is primitives.linear_solve_p:
-            report = wrong_solve(site, record, tape.dtype)
-        if report is None and has_custom_rule(site.eqn):
-            report = _with_another_value(site, record, tape.dtype)
+        report = _whole(tape, record, number, number in suspects, tolerance)
         if report is None and number not in tape.arbitrary:
             continue
-        inner = []
         # Inside a loop that gives no reason to search it, a few iterations are enough.
-        most = None if report is not None else SAMPLE
-        for inside in _spread_first(insides(tape, number, record))[:most]:
-            if any(seed is not None for seed in inside.seeds):
-                given = tape_of(tape, inside), inside.inputs, inside.seeds
-                inner = wrong_rules(*given, only_custom, tolerance)
-            if inner:
-                break
+        programs = _spread_first(insides(tape, number, record))[
+            : SAMPLE if report is None else None
+        ]
+        seeded = (one for one in programs if any(seed is not None for seed in one.seeds))
+        inner = (
+            wrong_rules(tape_of(tape, one), one.inputs, one.seeds, only_custom, tolerance)
+            for one in seeded
+        )
+        rules = next(filter(None, inner), [])
+        found += rules
         if report is None:
-            found += inner
             continue
         named_at.add((site.name, site.line))
-        if only_custom and not inner and not has_custom_rule(site.eqn):
-            report = only_rule_inside(report, site.eqn)
-        found += inner or [report]
+        if not rules:
+            inside = only_custom and not has_custom_rule(site.eqn)
+            found.append(only_rule_inside(report, site.eqn) if inside else report)
     worst: dict[Any, RuleReport] = {}
     for report in found:  # one report per rule and line
         worst.setdefault((report.name, report.kind, report.line.file, report.line.line), report)
     return list(worst.values())
+
+
+def _whole(
+    tape: Tape, record: Record, number: int, is_suspect: bool, tolerance: float | None
+) -> RuleReport | None:
+    """The report on a site as a whole, if it is wrong."""
+    site = tape.sites[number]
+    report = _examined(tape, record, number, tolerance) if is_suspect else None
+    if site.eqn.primitive is primitives.linear_solve_p:
+        report = wrong_solve(site, record, tape.dtype)
+    if report is None and has_custom_rule(site.eqn):
+        report = _with_another_value(site, record, tape.dtype)
+    return report
 
 
 def _spread_first(insides: Sequence[Any]) -> Sequence[Any]:
