@@ -12,7 +12,7 @@
 - Results: GradientReport (and GradientError, Verdict, LeafReport, Entry), Explanation (and
   SourceLine, Birth, RuleReport, DigitsLost), WatchReport, DescentPath, Minimum (and Stop), Fit,
   Trained, History, Status, Progress, Checkpoint
-- Modules: jaxnn.surfaces (functions of one and two variables), jaxnn.plots (one function a
+- Modules: jaxnn.surfaces (functions of one and two variables), jaxnn.plots (one function per
   picture), jaxnn.figures (all of them)
 
 At a shell: `jaxnn --help`.

@@ -97,7 +97,7 @@ def cross_entropy_error(
         wrong = float(jnp.max(jnp.where(y < 0, -y, y - 1)))
         raise ValueError(
             "`y` must be probabilities, from 0 to 1; `softmax_cross_entropy` takes scores. Got one "
-            f"that is {wrong:.3g} outside."
+            f"that is outside by {wrong:.3g}."
         )
     return jnp.mean(-_expected(jnp.log(y + jnp.asarray(delta, y.dtype)), t))
 
@@ -143,7 +143,7 @@ def accuracy(
     y: Float[ArrayLike, "*batch classes"],
     t: Num[ArrayLike, "*batch classes"] | Int[ArrayLike, "*batch"],
 ) -> Float[Array, ""]:
-    """Fraction of examples whose largest output is the true class. Not a loss to train on: its
+    """Fraction of examples whose largest output is at the true class. Not a loss to train on: its
     gradient is zero almost everywhere.
 
     Args:

@@ -151,7 +151,7 @@ def loss(
       activation: as for `predict`.
 
     Returns:
-      Scalar; `log(classes)` is guessing.
+      Scalar; guessing gives `log(classes)`.
 
     Raises:
       ValueError: shapes do not match, as for `predict` and `softmax_cross_entropy`.

@@ -1031,11 +1031,11 @@ load_checkpoint("empty")
     ValueError: empty: must be a whole checkpoint. Got a file that is empty or begins with
     something else.
 load_checkpoint("foreign.npz")
-    ValueError: foreign.npz: must be a whole checkpoint. Got one with another header: ...
+    ValueError: foreign.npz: must be a whole checkpoint. Got one with an invalid header: ...
 load_checkpoint("packed.npz")
     ValueError: packed.npz: must be a whole checkpoint. Got a ZIP with compressed members.
 load_checkpoint("encrypted.npz")
-    ValueError: encrypted.npz: must be a whole checkpoint. Got one with another header: ...
+    ValueError: encrypted.npz: must be a whole checkpoint. Got one with an invalid header: ...
 load_checkpoint("good/forged_step.npz")
     ValueError: good/forged_step.npz: must be a whole checkpoint. Got a header without step or
     info.
@@ -1048,7 +1048,7 @@ load_checkpoint("good/forged_version.npz")
 load_checkpoint("good/forged_format.npz")
     ValueError: good/forged_format.npz: must be a whole checkpoint. Got a file of another kind.
 load_checkpoint("good/forged_parts.npz")
-    ValueError: good/forged_parts.npz: must be a whole checkpoint. Got one with another header:
+    ValueError: good/forged_parts.npz: must be a whole checkpoint. Got one with an invalid header:
     ...
 load_checkpoint("good/forged_leaves.npz")
     ValueError: good/forged_leaves.npz: must be a whole checkpoint. Got an array of float32
@@ -1238,7 +1238,7 @@ numerical_grad(surfaces.bowl, X)
     is returned, as in numerical_grad(f)(x). Got float32[2].
 cross_entropy_error(jnp.array([2.0, -3.0]), jnp.array(0))
     ValueError: `y` must be probabilities, from 0 to 1; `softmax_cross_entropy` takes scores. Got
-    one that is 3 outside.
+    one that is outside by 3.
 fit(data=iter([(X,)]))
     TypeError: `data` must be a tuple of arrays, such as (x, t), or a function of the epoch that
     makes its batches, as in `lambda epoch: ...`. Got list_iterator ...

@@ -102,8 +102,8 @@ def check_gradient(
       has_aux: whether `f` returns `(value, aux)`.
       cotangent: for an output that is not a scalar: a pytree like the output, or "random", the
         default. The gradient of sum(cotangent * output), or of its real part if it is complex, is
-        checked. Infinite entries of an output are skipped. Much larger outputs hide others: check
-        these alone.
+        checked. Infinite entries of an output are skipped. Large outputs can hide small ones: check
+        the small ones alone.
       stop_gradient: "held" treats the operands of `jax.lax.stop_gradient` as constant when values
         are computed; "report" does so only if the gradient is wrong otherwise, and then reports
         "detached".
@@ -115,8 +115,8 @@ def check_gradient(
         default only if stderr is a terminal.
       seed: seed of the random projections.
       digits: how many digits of each leaf's gradient must be correct for the report to be `ok`:
-        retained in the leaf's own dtype and not contradicted by the values. By default two, for a
-        leaf that is "imprecise".
+        retained in the leaf's own dtype and not contradicted by the values. By default, a leaf
+        that is "imprecise" needs two.
 
     Returns:
       A `GradientReport`: `report.ok`, `print(report)`, `report.raise_if_wrong()`. Ctrl-C ends the

@@ -44,7 +44,7 @@ class Explanation:
 
     @property
     def found(self) -> tuple[Birth | RuleReport | DigitsLost, ...]:
-        """What is found on lines: births, rules, and digits lost."""
+        """All findings on lines of code: births, rules, and digits lost."""
         return *self.births, *self.rules, *self.digits_lost
 
     @property

@@ -101,9 +101,9 @@ class LeafReport(NamedTuple):
       autodiff: the slope that the gradient claims.
       numerical: the slope that the function's values show.
       bound: the bound on the error of `numerical`.
-      step: the step along the direction that `numerical` comes from.
+      step: the step, along that direction, from which `numerical` comes.
       noise: the measured noise of the function's values.
-      digits: how many digits of claim and values agree, as far as the evidence can tell.
+      digits: how many digits the two slopes share, as far as the evidence can tell.
       own_dtype_digits: how many digits agree between the gradients in the leaf's own dtype and in
         float64.
       entries: the entries that were checked separately, worst first.

@@ -23,7 +23,7 @@ class Cause(NamedTuple):
 _SAFE = "make the argument safe first"
 # Functions of one number that `jax.numpy` has, too; others are written as operators.
 _FUNCTIONS = frozenset(["sqrt", "rsqrt", "cbrt", "log", "log1p"])
-_EIGENVALUES = "separate equal ones: add small distinct numbers to the matrix's diagonal"
+_EIGENVALUES = "separate equal values: add small distinct numbers to the matrix's diagonal"
 _SINGULAR = "add a small multiple of the identity"
 _EQUAL = "eigenvectors have no derivative where eigenvalues are equal"
 _OVERFLOW = Cause(
@@ -85,7 +85,7 @@ NOT_FINITE: dict[core.Primitive, Cause] = {
     primitives.square_p: Cause(
         "it overflows",
         "",
-        "scale what is squared",
+        "scale the argument down",
     ),
     primitives.exp_p: _OVERFLOW,
     primitives.eigh_p: Cause(

@@ -144,7 +144,7 @@ class GradientReport:
 
     @property
     def found(self) -> tuple[Birth | RuleReport | DigitsLost, ...]:
-        """What is found on lines: births, rules, and digits lost."""
+        """All findings on lines of code: births, rules, and digits lost."""
         return *self.births, *self.rules, *self.digits_lost
 
     def raise_if_wrong(self) -> None:

@@ -45,8 +45,8 @@ class Place(NamedTuple):
       function: name of the differentiated function.
       calls: how often the gradient was taken; 0 if that was not counted.
       reports: the checks, one for each point.
-      not_finite: where it is not finite, and why, if that happened.
-      call: the number of that call, if calls were counted.
+      not_finite: where NaN or infinity first appears, and why; None if it never did.
+      call: number of the first call whose gradient is not finite; 0 if none, or not counted.
       inputs: the inputs of that call by their paths.
       trouble: why it was not checked, or "".
     """
@@ -139,7 +139,7 @@ class WatchReport:
 
     @property
     def found(self) -> tuple[Any, ...]:
-        """What is found on lines, in the places that are wrong."""
+        """All findings on lines of code, in the places that are wrong."""
         wrong = [place for place in self.places if place.is_wrong]
         asked = [one for place in wrong for one in (place.not_finite, *place.reports)]
         return tuple(line for one in asked if one is not None for line in one.found)

@@ -282,7 +282,7 @@ COMMANDS = {
                 Option("--distributed", bool, help="connect through SLURM, Kubernetes, TPU or MPI"),
                 Option("--coordinator", str, None, "HOST:PORT", "where process 0 listens"),
                 Option("--num-processes", _count, None, "N", "how many processes there are"),
-                Option("--process-id", _seed, None, "I", "which of them this is, from 0"),
+                Option("--process-id", _seed, None, "I", "index of this process, from 0"),
             ),
         },
     ),
@@ -380,7 +380,7 @@ COMMANDS = {
         "jaxnn figures --out figures",
         {
             (): (
-                Option("names", str, None, "NAME", "which (default: all)", {"nargs": "*"}),
+                Option("names", str, None, "NAME", "pictures (default: all)", {"nargs": "*"}),
                 Option("--style", ("light", "dark"), "light", help="colours of the page"),
                 Option("--out", str, None, "DIR", "directory to write to", {"required": True}),
             )

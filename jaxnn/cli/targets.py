@@ -165,7 +165,7 @@ def _candidates(target: str, module: ModuleType) -> Iterator[Target]:
             found += 1
             yield _target(f"{target}:{name}", name, function)
     if found and left_out:
-        said = f"skipped, as some arguments lack defaults: {', '.join(left_out)}"
+        said = f"skipped functions without defaults for all arguments: {', '.join(left_out)}"
         print(f"jaxnn: {said}", file=sys.stderr)
     if not found:
         there = ", ".join(functions) or "none"

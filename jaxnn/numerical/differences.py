@@ -137,8 +137,8 @@ def numerical_gradient(
     """The gradient of `f` at `x` by finite differences, called as in the chapter; the same as
     `numerical_grad(f)(x)`, with the same options.
 
-    `f` must compute from its argument. The gradient of the chapter's `lambda W: net.loss(x, t)` is
-    0, as this function changes nothing in `net`: write `lambda W: loss({"W1": W}, x, t)`.
+    `f` must depend on its argument. The gradient of the chapter's `lambda W: net.loss(x, t)` is
+    0, because this function ignores `W`: write `lambda W: loss({"W1": W}, x, t)`.
 
     Source:
       the chapter, 4.4.

@@ -283,7 +283,7 @@ def _read(path: Path) -> Checkpoint:
     except ValueError as error:
         what = f"one with arrays or a header that cannot be read: {error}"
     except (KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
-        what = f"one with another header: {type(error).__name__} {error}"
+        what = f"one with an invalid header: {type(error).__name__} {error}"
     raise ValueError(f"{path}: must be a whole checkpoint. Got {what}.")
 
 

@@ -57,7 +57,7 @@ def fit(
     """Train `params` on mini-batches of `data`.
 
     Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 stop the run after the steps in progress: it saves a
-    checkpoint, with `saving`, and raises KeyboardInterrupt, with status "interrupted". A second
+    checkpoint, if `saving` is set, and raises KeyboardInterrupt with status "interrupted". A second
     signal stops the run at once.
 
     The functions are traced at each call and recompiled only if their programs differ, so new
@@ -84,8 +84,8 @@ def fit(
       data: a tuple of arrays whose first axis is the examples, for instance `(x, t)`; memory maps
         are read as needed. Or a function that maps the epoch, counted from 1, to an iterable of
         batches, each such a tuple. The function decides on the order, size and number of batches.
-        It runs in a thread, a little ahead of the steps. To resume within an epoch, its first
-        batches are skipped. Each of several processes must yield the whole batch. A loader, or
+        It runs in a thread, a little ahead of the steps. A run resumed within an epoch skips the
+        batches already used. Each of several processes must yield the whole batch. A loader, or
         another iterable that can be iterated once per epoch, may replace the function; one with
         its own order restarts that order on resumption. A dictionary of arrays, as `data` or
         as a batch, is passed to the loss as one argument; a data frame is taken as the dictionary
@@ -116,8 +116,8 @@ def fit(
       TypeError: `params` has no floating or complex leaf, or `epochs` or another count is not an
         integer.
       ValueError: `data` is empty, has arrays of different lengths, or labels below 0 that the loss
-        reads as classes; the checkpoint is broken or from another run; or processes begin a run
-        differently.
+        reads as classes; the checkpoint is broken or from another run; or the processes begin
+        with different settings.
       FileExistsError: `checkpoint` contains checkpoints, and `resume` is not set.
       BlockingIOError: another run uses `checkpoint`.
       OSError: the last checkpoint could not be written.

@@ -83,7 +83,7 @@ class Measuring(NamedTuple):
 
     Attributes:
       test: examples for measurements only, in the form of the training data; or a dictionary of
-        several such sets. A function is called with 1.
+        several such sets. A set that is a function is called with epoch 1.
       metrics: `metrics(params, *batch)`, a dictionary of means over the examples of a batch,
         numbers or arrays.
       evaluate_every: epochs between measurements.

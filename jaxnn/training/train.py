@@ -73,8 +73,8 @@ def train(
     """Train with a step that you write, `state, record = step(state, batch, key)`, on mini-batches.
 
     Its steps are compiled, measured, reported, saved, resumed bit for bit, and stopped like those
-    of `fit`. Use it for several losses or optimisers, for per-example gradients, and for whatever
-    else is not the gradient of one loss.
+    of `fit`. Use it for several losses or optimisers, for per-example gradients, and for any other
+    step that does not follow the gradient of one loss.
 
     Args:
       step: a pure function that JAX can trace; a jitted one is not traced again at the next call.
