@@ -100,7 +100,7 @@ def test_a_run_that_is_measured_is_the_best_one_and_its_last_row_is_told(capsys,
     assert main([*run, "--epochs", "100", "--checkpoint", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     stopped = int(re.search(r"stopped after step (\d+): no improvement", out)[1])
-    told = r"test accuracy (\S+)\nas it was after step (\d+), where the test loss was lowest"
+    told = r"test accuracy (\S+)\nmeasured after step (\d+), where the test loss was lowest"
     best, shown = re.search(told, out).group(2, 1)
     assert int(best) == stopped - 2 * 15
     rows = re.findall(r"^ +(\d+) .*$", out, re.M)

@@ -826,10 +826,40 @@ def test_what_a_package_has_wrapped_is_named_as_the_users(squares):
     def loss(x):
         return jnp.sum(square(x))
 
+    for f in (loss, lambda x: jnp.sum(jax.vmap(square)(x))):
+        (rule,) = check_gradient(f, jnp.ones(3)).rules
+        assert rule.rule.function.endswith("backward")
+        assert os.path.abspath(rule.rule.file) == __file__
     (rule,) = check_gradient(loss, jnp.ones(3)).rules
-    assert rule.rule.function.endswith("backward")
-    assert os.path.abspath(rule.rule.file) == __file__
     assert rule.line.function.endswith("loss")
     with watching() as watched:
         squares.WithRule(loss, None).grad()(jnp.ones(3))
     assert "gradient of loss:" in str(watched.report)
+
+
+def newton(f, x):
+    step = lambda x: x - jnp.linalg.solve(jax.jacfwd(f)(x), f(x))  # noqa: E731
+    return jax.lax.fori_loop(0, 8, lambda _, x: step(x), x)
+
+
+def test_a_right_root_is_not_accused_where_a_parameter_enters_twice():
+    """The values depend on `p` through the solver, the rule on that of `f`."""
+
+    def loss(p, factor=1.0):
+        f = lambda x: x**3 + p * x - 2.0  # noqa: E731
+        tangent = lambda g, y: factor * jnp.linalg.solve(jax.jacobian(g)(y), y)  # noqa: E731
+        return jnp.sum(jnp.sin(jax.lax.custom_root(f, jnp.ones_like(p), newton, tangent)))
+
+    point = jnp.array([1.0, 2.0, 3.0])
+    assert explain(loss, point).ok and check_gradient(loss, point).ok
+    wrong = functools.partial(loss, factor=-1.0)
+    assert not explain(wrong, point).ok and check_gradient(wrong, point).verdict == "differs"
+
+
+def test_a_masked_nan_is_nothing_to_report_if_the_gradient_is_finite():
+    def masked(p, x):
+        return jnp.sum(jnp.where(x > 0, jnp.log(x), 0) * p)
+
+    x = jnp.array([0.0, 1.0])
+    assert explain(masked, jnp.ones(2), x, argnums=0).ok
+    assert explain(masked, jnp.ones(2), x).births

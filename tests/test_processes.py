@@ -91,7 +91,7 @@ def together(case, directory):
 @pytest.mark.parametrize("case", ["key", "epochs", "patience", "optimizer", "data", "params"])
 def test_processes_that_begin_differently_are_told_what_differs(tmp_path, case):
     said, *_ = together(case, tmp_path)
-    expected = f"ValueError: `{case}` must be the same in all processes. Got another value in"
+    expected = f"ValueError: `{case}` must be the same in all processes. Got one value in"
     for text in said:
         assert expected in text and "in process 1, another in process 0." in text
 

@@ -539,3 +539,18 @@ def test_a_rule_may_close_over_a_key():
 
     keys = lambda: jax.random.split(jax.random.key(0))  # noqa: E731
     assert check_gradient(lambda x: jnp.sum(noisy(x, keys()[0])), X).verdict == "agrees"
+
+
+def test_what_a_callback_raises_at_a_point_nearby_is_not_logged(caplog):
+    def host(x):
+        if x > 1.01:
+            raise ValueError("too far")
+        return x**2
+
+    @jax.custom_jvp
+    def square(x):
+        return jax.pure_callback(host, jax.ShapeDtypeStruct((), x.dtype), x)
+
+    square.defjvp(lambda x, dx: (square(*x), 2 * x[0] * dx[0]))
+    report = check_gradient(lambda x: 3 * square(x), jnp.float32(1.0))
+    assert report.verdict == "agrees" and not caplog.records

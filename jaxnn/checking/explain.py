@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxnn._arguments import Partition, Where, floating_argnums
 from jaxnn._validate import how_to_be_traced, require_callable, require_mapping
 from jaxnn.checking.findings import Birth, DigitsLost, RuleReport
-from jaxnn.checking.measure import Check, Checked, require_outermost, undisturbed
+from jaxnn.checking.measure import Check, Checked, measure, require_outermost, undisturbed
+from jaxnn.checking.packed import count_not_finite
 from jaxnn.checking.page import text_fragment
 from jaxnn.checking.precision import losses
 from jaxnn.checking.programs import Programs, prepare
@@ -131,10 +133,15 @@ def explain(
         checked = _checked(call, status)
         programs, claims, point = checked.programs, checked.claims, checked.check.point
         status.say("looking for NaN and infinity")
-        if born := births.ask(checked):
+        numbers = *claims.own, *claims.wide, np.array([claims.value, claims.forward])
+        # What is not finite on the way may be masked, and the gradient still be right.
+        if any(map(count_not_finite, numbers)) and (born := births.ask(checked)):
             return Explanation(name, births=tuple(born))
         status.say(f"checking the derivative rules of {len(programs.program.eqns)} operations")
         wrong = rules.ask(checked)
+        # What a rule gives to one argument may be due to another: the whole gradient tells.
+        if wrong and not rules.applies(measure(checked.check)):
+            wrong = []
         status.say("counting digits")
         lost = losses(point, programs, claims, claims.forward, range(len(point.leaves)))
         return Explanation(name, (), tuple(wrong), tuple(digits.ask(checked._replace(losses=lost))))

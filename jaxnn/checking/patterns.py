@@ -168,6 +168,8 @@ def nothing_there(slope: Slope, scale: float, claims: Any) -> str:
     """A hint if a gradient agrees only because it is zero or negligible, else ""."""
     if slope.constant and not np.any(claims):
         return "the checked function does not depend on this leaf here"
+    if not math.isfinite(slope.bound):
+        return "the gradient is zero up to rounding error"
     if slope.bound > scale:
         return (
             f"the claimed slope is below {slope.bound:.1e}, the smallest detectable next to the "

@@ -5,10 +5,12 @@ Compiled programs are reused for every function that traces to the same program.
 cannot be traced is called once per step instead.
 """
 
+import contextlib
 import dataclasses
 import functools
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -146,7 +148,7 @@ class Programs:
             run = lambda steps: np.asarray(  # noqa: E731
                 self.compiled.along(point.leaves, moves, steps, data)
             )
-            with wide_arithmetic(dtype):
+            with wide_arithmetic(dtype), _unlogged():
                 try:
                     return run(steps)
                 except Exception:  # a host callback may raise anything
@@ -302,6 +304,17 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
     if settings.forward:
         mistakes[0].add_note("`modes` asks for forward mode, which `f` lacks.")
     raise mistakes[0]
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """JAX does not log that a host callback raised, as a solver may at a point nearby."""
+    log = logging.getLogger("jax._src.callback")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _form(x: Any) -> jax.ShapeDtypeStruct:

@@ -51,7 +51,9 @@ def load(target: str) -> list[Target]:
     function = _attribute(place, module, names)
     if test:
         _require_defaults(
-            names, function, f"`pytest --check-gradients {place}` runs tests with fixtures"
+            names,
+            function,
+            f"`pytest --check-gradients {place}` runs tests with fixtures or parameters",
         )
         return [Target(target, function, test=True)]
     return [_target(target, names, function)]

@@ -698,17 +698,19 @@ def rule_source(eqn: Equation) -> str:
     return "" if its_own else f"{place} ({name})"
 
 
-def unwrapped(f: Callable) -> Callable:
-    """The user's function in a closure of an installed package; `f` itself if there is none, or if
-    the closure bears its name.
+def unwrapped(f: Callable, depth: int = 6) -> Callable:
+    """The user's function in closures of installed packages; `f` itself if there is none, or if the
+    closure bears its name.
     """
     code = getattr(f, "__code__", None)
-    if code is None or hasattr(f, "__wrapped__") or PACKAGES not in code.co_filename:
+    ours = code is None or hasattr(f, "__wrapped__") or PACKAGES not in code.co_filename
+    if ours or not depth:
         return f
     held = [cell.cell_contents for cell in f.__closure__ or ()]
     held += [getattr(x, "__dict__", {}).get(name) for x in held for name in code.co_names]
-    codes = ((g, getattr(g, "__code__", None)) for g in held)
-    return next((g for g, inside in codes if inside and PACKAGES not in inside.co_filename), f)
+    held = [getattr(g, "f", g) if type(g).__module__.startswith("jax.") else g for g in held]
+    inside = (unwrapped(g, depth - 1) for g in held if hasattr(g, "__code__"))
+    return next((g for g in inside if PACKAGES not in g.__code__.co_filename), f)
 
 
 def _place_of(f: Callable) -> str:
