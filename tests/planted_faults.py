@@ -234,8 +234,8 @@ FAULTS = (
     Fault(
         "only some iterations are searched",
         "checking/questions/rules.py",
-        "most = None if report is not None else SAMPLE",
-        "most = SAMPLE",
+        ": SAMPLE if report is None else None",
+        ": SAMPLE",
         "test_explain.py -k one_rule_of_several",
     ),
     Fault(

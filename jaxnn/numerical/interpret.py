@@ -703,8 +703,7 @@ def unwrapped(f: Callable, depth: int = 6) -> Callable:
     closure bears its name.
     """
     code = getattr(f, "__code__", None)
-    ours = code is None or hasattr(f, "__wrapped__") or PACKAGES not in code.co_filename
-    if ours or not depth:
+    if code is None or hasattr(f, "__wrapped__") or PACKAGES not in code.co_filename or not depth:
         return f
     held = [cell.cell_contents for cell in f.__closure__ or ()]
     held += [getattr(x, "__dict__", {}).get(name) for x in held for name in code.co_names]
