@@ -89,7 +89,6 @@ def leaf_report(
         verdict, entries = loss.verdict, list(loss.entries)
         hint = _hint_on_loss(loss, place.x.dtype, by_values)
     immovable = count_not_finite(place.x)
-    undefined = count_not_finite(gradient)
     if immovable and (not verdict.wrong or not math.isfinite(centre)):
         verdict = Verdict.UNRESOLVED
         hint = (
@@ -101,7 +100,7 @@ def leaf_report(
         hint = hint or _hint_on_digits(loss.digits, place.dtype)
     else:
         entries = sorted(entries, key=_by_weight)
-    if undefined:
+    if count_not_finite(gradient):
         best = best._replace(claim=math.nan)  # the line used replacements for non-finite claims
     off = float(np.maximum(abs(best.difference), slope.bound))  # NaN if either is
     return LeafReport(

@@ -260,7 +260,7 @@ def limit(
         rows.append(np.stack(estimates)[:, usable])
     value, bound, noise, rung = np.concatenate(rows, axis=1)
     rung = rung.astype(int)
-    best, widest = int(np.argmin(bound)), np.maximum.accumulate(gap)
+    best, widest = int(np.argmin(bound)), np.fmax.accumulate(gap)
     while True:
         apart = np.abs(value - value[best])
         excluded, finer = apart > bound + bound[best], rung > rung[best]
@@ -272,7 +272,7 @@ def limit(
         if not len(better):
             break
         best = int(better[np.argmin(bound[better])])
-    # A coarser one is in doubt if the finer ones contradict it by far more than its bound.
+    # The best is in doubt, too, if a coarser one is known well enough to contradict it.
     doubtful = excluded & ~shown & (finer | ((rung < rung[best]) & (bound < CLEAR * apart)))
     total = float(bound[best] + np.max((apart + bound)[doubtful], initial=0.0))
     return Limit(float(value[best]), total, float(t[rung[best]]), float(noise[best]))

@@ -72,7 +72,7 @@ def _target(target: str, name: str, function: Callable) -> Target:
     if owner is not None and take_apart(owner)[1]:
         defaults = _require_defaults(name, function, "the module itself needs none")
         return Target(target, function.__func__, (owner, *defaults))
-    if owner is not None and vars(owner):
+    if not isinstance(owner, type) and getattr(owner, "__dict__", None):
         kind = type(owner).__name__
         said = f"{kind} is not a pytree, so the attributes of its instance are treated as constant"
         print(f"jaxnn: {target}: {said}", file=sys.stderr)

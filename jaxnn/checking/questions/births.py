@@ -161,9 +161,7 @@ def _born_in_values(tape: Tape, record: Record, number: int) -> list[Birth]:
         Birth(
             line=line,
             operation=site.name,
-            what=f"`{site.name}`: {reason}, giving {what}"
-            if reason
-            else f"`{site.name}` gives {what}",
+            what=f"`{site.name}`{f': {reason}, giving' if reason else ' gives'} {what}",
             count=count,
             total=total,
             cure=as_written(cure, site.name, line.text),
