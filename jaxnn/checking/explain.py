@@ -20,6 +20,7 @@ from jaxnn.checking.report import plain
 from jaxnn.checking.settings import Point, Settings
 from jaxnn.checking.status import Status
 from jaxnn.numerical.float64 import wide_dtype
+from jaxnn.numerical.interpret import PACKAGES
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -139,9 +140,10 @@ def explain(
             return Explanation(name, births=tuple(born))
         status.say(f"checking the derivative rules of {len(programs.program.eqns)} operations")
         wrong = rules.ask(checked)
-        # What a rule gives to one argument may be due to another: the whole gradient tells.
-        if wrong and not rules.applies(measure(checked.check)):
-            wrong = []
+        # What a solver's rule gives to one argument may be due to another: the whole tells.
+        users = [rule for rule in wrong if rule.where and PACKAGES not in rule.rule.file]
+        if users != wrong and not rules.applies(measure(checked.check)):
+            wrong = users
         status.say("counting digits")
         lost = losses(point, programs, claims, claims.forward, range(len(point.leaves)))
         return Explanation(name, (), tuple(wrong), tuple(digits.ask(checked._replace(losses=lost))))
