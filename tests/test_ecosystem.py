@@ -353,7 +353,13 @@ def test_a_program_is_watched_and_nothing_of_it_changes(program):
     require_watched(program)
 
 
-LIBRARIES = {"numpyro": "numpyro", "ott": "ott", "exojax": "exojax", "mjx": "mujoco.mjx"}
+LIBRARIES = {
+    "numpyro": "numpyro",
+    "ott": "ott",
+    "exojax": "exojax",
+    "mjx": "mujoco.mjx",
+    "diffrax": "diffrax",
+}
 
 
 @pytest.mark.parametrize("script", FOUND, ids=lambda path: path.stem)
@@ -367,7 +373,8 @@ def test_what_was_found_in_libraries_is_found_again(script):
 def test_there_are_such_scripts_and_the_readme_names_their_libraries():
     assert {script.stem.partition("_")[0] for script in FOUND} == set(LIBRARIES)
     words = " ".join(README.split())
-    for name in ("NumPyro 0.22.0", "OTT-JAX 0.6.0", "MuJoCo MJX 3.17.0", "ExoJAX 2.6.0"):
+    released = "NumPyro 0.22.0", "OTT-JAX 0.6.0", "MuJoCo MJX 3.17.0", "ExoJAX 2.6.0"
+    for name in (*released, "Diffrax 0.7.2"):
         assert f"{name}:" in words
 
 
