@@ -791,7 +791,9 @@ class WithRule:
         return rule(x)
     def grad(self):
         def gradient_of(x):
-            return self.function(x)
+            return self.function(x) if True else unset
+        unset = None
+        del unset  # an empty cell in the closure
         return jax.grad(gradient_of)
 """
 

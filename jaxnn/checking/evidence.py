@@ -210,9 +210,13 @@ def judge_all(
 
 def norm(x: Any) -> float:
     """The Euclidean norm, from squares that neither overflow nor underflow."""
-    most = float(np.max(np.abs(x), initial=0))
-    unit = most if 0 < most < math.inf else 1.0
-    return unit * float(np.linalg.norm(np.asarray(x) / unit))
+    unit = unit_of(np.max(np.abs(x), initial=0))
+    return float(unit * np.linalg.norm(np.asarray(x) / unit))
+
+
+def unit_of(most: Any, xp: Any = np) -> Any:
+    """A unit in which squares neither overflow nor underflow: the largest number, if it is one."""
+    return xp.where((most > 0) & xp.isfinite(most), most, 1)
 
 
 def excess(difference: float, bound: float) -> float:

@@ -20,7 +20,6 @@ from jaxnn.checking.report import plain
 from jaxnn.checking.settings import Point, Settings
 from jaxnn.checking.status import Status
 from jaxnn.numerical.float64 import wide_dtype
-from jaxnn.numerical.interpret import PACKAGES
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -141,7 +140,7 @@ def explain(
         status.say(f"checking the derivative rules of {len(programs.program.eqns)} operations")
         wrong = rules.ask(checked)
         # What a solver's rule gives to one argument may be due to another: the whole tells.
-        users = [rule for rule in wrong if rule.where and PACKAGES not in rule.rule.file]
+        users = [rule for rule in wrong if rule.is_users]
         if users != wrong and not rules.applies(measure(checked.check)):
             wrong = users
         status.say("counting digits")

@@ -309,6 +309,11 @@ class RuleReport(NamedTuple):
         """The line of the rule, if it is the user's; else where the function is called."""
         return SourceLine.of(self.where) if self.where else self.line
 
+    @property
+    def is_users(self) -> bool:
+        """Whether the rule is neither JAX's nor in an installed package."""
+        return bool(self.where) and PACKAGES not in self.rule.file
+
 
 def annotations(found: Iterable[Any]) -> list[str]:
     """Findings on lines as commands with which GitHub Actions marks these lines in a change."""
@@ -346,7 +351,7 @@ def _with_lines(found: Iterable[Any]) -> Iterator[tuple[Any, SourceLine]]:
     """
     for one in found:
         line = one.line
-        if isinstance(one, RuleReport) and PACKAGES not in one.rule.file:
+        if isinstance(one, RuleReport) and one.is_users:
             line = one.rule
         if line.file:
             yield one, line

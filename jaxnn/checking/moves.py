@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.checking.evidence import unit_of
 from jaxnn.checking.packed import on_one_cpu
 from jaxnn.numerical.float64 import wide_arithmetic, widen_leaf
 
@@ -154,7 +155,7 @@ class _Small(NamedTuple):
             moves[low:high] = v
             with np.errstate(invalid="ignore"):  # claims may be infinite, of both signs
                 add = functools.partial(np.add.reduceat, indices=begins - low)
-                unit = _unit(np.maximum.reduceat(np.abs(terms), begins - low), np)
+                unit = unit_of(np.maximum.reduceat(np.abs(terms), begins - low))
                 size = unit * np.sqrt(add((terms / spread(unit)) ** 2))
                 before = sums[here]
                 after = (
@@ -172,14 +173,9 @@ def _moves_on_device(x: Any, claim: Any, span: _Span, relative: Any, up: Any, dt
     index = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
     claim = claim.reshape(x.shape)
     v, terms = _moves(x, usual_size(x, jnp), index, claim, span, relative, up, jnp)
-    unit = _unit(jnp.max(jnp.abs(terms)), jnp)
+    unit = unit_of(jnp.max(jnp.abs(terms)), jnp)
     size = unit * jnp.sqrt(jnp.sum((terms / unit) ** 2))
     return v, jnp.stack([jnp.sum(terms), size, jnp.sum(v)])
-
-
-def _unit(most: Any, xp: Any) -> Any:
-    """A unit in which squares neither overflow nor underflow: the largest number, if it is one."""
-    return xp.where((most > 0) & (most < math.inf), most, 1)
 
 
 def usual_size(x: Any, xp: Any = np) -> Any:
@@ -187,8 +183,7 @@ def usual_size(x: Any, xp: Any = np) -> Any:
     if xp is np and _LEAST_SQUARE < (square := float(np.vdot(x, x))) < math.inf:  # the common case
         return math.sqrt(square / x.size)
     size = xp.where(xp.isfinite(x), xp.abs(x), 0)
-    most = xp.max(size, initial=0)
-    most = xp.where(most > 0, most, 1)
+    most = unit_of(xp.max(size, initial=0), xp)
     mean = most * xp.sqrt(xp.mean((size / most) ** 2)) if x.size else most
     return xp.where(mean > 0, mean, 1)
 

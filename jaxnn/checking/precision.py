@@ -30,6 +30,7 @@ from jaxnn.checking.evidence import (
     judge_all,
     norm,
     reach_of,
+    unit_of,
 )
 from jaxnn.checking.findings import HANDFUL, Entry
 from jaxnn.checking.line import Direction
@@ -430,8 +431,7 @@ def _distances(own: Any, wide: Any, tolerance: float, xp: Any) -> tuple[Any, Any
     own, wide = own.astype(wide.dtype).ravel(), wide.ravel()
     error = own - wide
     is_near = (xp.abs(error) <= tolerance * xp.abs(wide)).all()
-    unit = xp.abs(wide).max(initial=0)
-    unit = xp.where((unit > 0) & xp.isfinite(unit), unit, 1)  # a square must not overflow
+    unit = unit_of(xp.abs(wide).max(initial=0), xp)
     return xp.linalg.norm(error / unit), xp.linalg.norm(wide / unit), is_near
 
 

@@ -6,6 +6,7 @@ that this module relies on. Primitives are compared as objects, never by name, s
 primitive may have any name.
 """
 
+import contextlib
 import functools
 import itertools
 import os
@@ -705,7 +706,10 @@ def unwrapped(f: Callable, depth: int = 6) -> Callable:
     code = getattr(f, "__code__", None)
     if code is None or hasattr(f, "__wrapped__") or PACKAGES not in code.co_filename or not depth:
         return f
-    held = [cell.cell_contents for cell in f.__closure__ or ()]
+    held: list[Any] = []
+    for cell in f.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            held.append(cell.cell_contents)
     held += [getattr(x, "__dict__", {}).get(name) for x in held for name in code.co_names]
     held = [getattr(g, "f", g) if type(g).__module__.startswith("jax.") else g for g in held]
     inside = (unwrapped(g, depth - 1) for g in held if hasattr(g, "__code__"))
