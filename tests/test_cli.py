@@ -655,3 +655,21 @@ def test_weights_that_are_not_checked_are_said_to_be_constant(capsys, tmp_path, 
     assert main(["check", "plain.py:Plain.loss"]) == 0
     told = "plain.py:Plain.loss: Plain is not a pytree, so the attributes of its instance are"
     assert told in capsys.readouterr().err
+
+
+SEVERAL = """
+import jax.numpy as jnp
+class Plain:
+    @classmethod
+    def loss(cls, x=jnp.ones(2)): return jnp.sum(x)
+def loss_bad(x=jnp.ones(2)):
+    raise RuntimeError("boom")
+"""
+
+
+def test_an_error_of_one_target_among_several_names_its_place(capsys, tmp_path, monkeypatch):
+    (tmp_path / "several.py").write_text(SEVERAL)
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "several.py:Plain.loss", "several.py:loss_bad"]) == 2
+    told = capsys.readouterr().err
+    assert "several.py:7; --debug" in told and "not a pytree" not in told

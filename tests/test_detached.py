@@ -146,3 +146,8 @@ def test_where_the_values_do_not_change_a_passed_gradient_is_not_right(x):
 
 rounded = jax.custom_jvp(lambda x: jnp.round(x))
 rounded.defjvp(lambda x, t: (rounded(*x), t[0]))
+
+
+def test_a_detached_report_says_how_to_hold_the_operands():
+    hint = check_gradient(lambda x: jnp.sum(x * lax.stop_gradient(x)), X).leaves[0].hint
+    assert hint.endswith('if that is intended, set `stop_gradient="held"`')

@@ -554,3 +554,13 @@ def test_what_a_callback_raises_at_a_point_nearby_is_not_logged(caplog):
     square.defjvp(lambda x, dx: (square(*x), 2 * x[0] * dx[0]))
     report = check_gradient(lambda x: 3 * square(x), jnp.float32(1.0))
     assert report.verdict == "agrees" and not caplog.records
+
+
+def test_a_gradient_at_infinity_is_shown_as_it_is():
+    (leaf,) = check_gradient(jax.nn.logsumexp, jnp.full(3, -jnp.inf)).leaves
+    assert leaf.verdict == "unresolved" and math.isnan(leaf.autodiff)
+
+
+def test_slopes_that_are_nan_are_not_told_as_two():
+    report = check_gradient(lambda x: jnp.sum(jnp.log(x)), jnp.array([-1.0, 2.0]))
+    assert "from nan" not in str(report)
