@@ -1500,7 +1500,7 @@ FAULTS = (
     Fault(
         "the line of an installed package is marked",
         "checking/findings.py",
-        "if isinstance(one, RuleReport) and PACKAGES not in one.rule.file:",
+        "if isinstance(one, RuleReport) and one.is_users:",
         "if isinstance(one, RuleReport):",
         "test_explain.py -k 'package'",
     ),
