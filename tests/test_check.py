@@ -2,6 +2,7 @@
 and what is refused.
 """
 
+import inspect
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from versions import since
 import jaxnn
 from jaxnn import GradientError, assert_gradient, check_gradient, explain
 from jaxnn.checking import patterns
+from jaxnn.checking.check import Options
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.further import RUN_FURTHER
 from jaxnn.checking.page import fragment
@@ -1212,6 +1214,13 @@ def test_the_first_line_says_which_arguments_if_not_all():
     by = lambda argnums: str(check_gradient(f, *args, argnums=argnums)).splitlines()[0]  # noqa: E731
     assert by(0) == "gradient of <lambda> with respect to argument 0: agrees"
     assert by((0, 1)) == "gradient of <lambda>: agrees"
+
+
+def test_the_options_of_assert_gradient_are_those_of_check_gradient_and_its_help_names_them():
+    of_check = inspect.signature(check_gradient).parameters.values()
+    options = [p.name for p in of_check if p.kind is p.KEYWORD_ONLY]
+    assert options == list(Options.__annotations__)
+    assert all(f"`{name}`" in assert_gradient.__doc__ for name in options)
 
 
 def test_assert_gradient_checks_every_argument_unless_told():

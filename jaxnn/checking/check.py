@@ -264,8 +264,20 @@ class Options(TypedDict, total=False):
 def assert_gradient(f: Callable, *args: Any, **options: Unpack[Options]) -> None:
     """Raise `GradientError` unless the gradient of `f` at `args` is correct; for tests.
 
-    The options are those of `check_gradient`. By default, all arguments with floating leaves are
-    differentiated; with a hand-written `gradient` or with `where`, only the first.
+    By default, all arguments with floating leaves are differentiated; with a hand-written
+    `gradient` or with `where`, only the first.
+
+    Args:
+      f: as for `check_gradient`.
+      *args: as for `check_gradient`.
+      **options: as for `check_gradient`: `argnums`, `kwargs`, `where`, `gradient`, `order`,
+        `modes`, `has_aux`, `cotangent`, `stop_gradient`, `trust`, `evidence`, `progress`, `seed`
+        and `digits`.
+
+    Raises:
+      GradientError: the gradient is wrong, or the evidence cannot confirm it.
+      TypeError: an option is unknown; or as for `check_gradient`.
+      ValueError: as for `check_gradient`.
 
     Example:
       >>> assert_gradient(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]))

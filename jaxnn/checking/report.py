@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxnn._terminal import coloured
@@ -206,27 +206,21 @@ class GradientReport:
         `paint` gives a verdict's text its colour.
         """
         lines_of = self._lines_by_leaf()
-        remarkable = lambda leaf: leaf.verdict is not Verdict.AGREES or leaf.hint  # noqa: E731
-        leaves = [leaf for leaf in self.leaves if remarkable(leaf) or leaf.path in lines_of]
-        quiet = [leaf for leaf in self.leaves if leaf not in leaves]
-        if every or len(quiet) <= HANDFUL:
-            leaves, quiet = self.leaves, []
-        table = [_HEADER, *(_row(leaf) for leaf in leaves)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        leaves = self.leaves if every else self._with_rows(lines_of)
         ended = " (interrupted)" if self.interrupted else ""
         lines = [f"{self.subject}: {paint(self.verdict, self.verdict)}{ended}"]
+        header, *rows = _aligned([_HEADER, *map(_row, leaves)])
         if leaves:
-            lines.append("  ".join(_aligned(_HEADER, widths)).rstrip())
-        for row, leaf in zip(table[1:], leaves, strict=True):
-            cells = _aligned(row, widths)
+            lines.append("  ".join(header).rstrip())
+        for cells, leaf in zip(rows, leaves, strict=True):
             cells[_VERDICT] = paint(leaf.verdict, cells[_VERDICT])
-            lines += ["  ".join(cells).rstrip(), *(f"    {line}" for line in _details(leaf, paint))]
-            for found in lines_of.get(leaf.path, ()):
-                lines += [f"    {line}" for line in str(found).splitlines()]
-        if quiet:
-            least = min(leaf.digits for leaf in quiet)
+            found = "\n".join(map(str, lines_of.get(leaf.path, ()))).splitlines()
+            details = [*_details(leaf, paint), *found]
+            lines += ["  ".join(cells).rstrip(), *(f"    {line}" for line in details)]
+        shown = {leaf.path for leaf in leaves}
+        if quiet := [leaf.digits for leaf in self.leaves if leaf.path not in shown]:
             more = " more" if leaves else ""
-            lines.append(f"{len(quiet)}{more} leaves agree, to at least {least:.1f} digits")
+            lines.append(f"{len(quiet)}{more} leaves agree, to at least {min(quiet):.1f} digits")
         if self.verdict.ok and (few := [leaf.path for leaf in self.leaves if self._lacks(leaf)]):
             least = LEAST_DIGITS if self.digits is None else self.digits
             lines.append(
@@ -235,6 +229,15 @@ class GradientReport:
         if not self.leaves:
             lines += map(str, self.found)
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _with_rows(self, lines_of: Mapping[str, Any]) -> Sequence[LeafReport]:
+        """The leaves that get a row: all, unless more than a handful agree and have no lines."""
+        remarkable = [
+            leaf
+            for leaf in self.leaves
+            if leaf.verdict is not Verdict.AGREES or leaf.hint or leaf.path in lines_of
+        ]
+        return self.leaves if len(self.leaves) - len(remarkable) <= HANDFUL else remarkable
 
     def _lines_by_leaf(self) -> dict[str, list[Any]]:
         """The findings on lines, by the path of the first leaf that they explain."""
@@ -298,11 +301,12 @@ def _row(leaf: LeafReport) -> tuple[str, ...]:
     return (leaf.path, shape, leaf.dtype, leaf.verdict, *digits, *slopes, f"{leaf.bound:.1e}")
 
 
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """The padded cells: words are left-aligned, numbers right-aligned."""
-    words, numbers = slice(_VERDICT + 1), slice(_VERDICT + 1, None)
-    cells = [cell.ljust(w) for cell, w in zip(row[words], widths[words], strict=True)]
-    return cells + [cell.rjust(w) for cell, w in zip(row[numbers], widths[numbers], strict=True)]
+def _aligned(table: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The rows with padded cells: words are left-aligned, numbers right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    pads = [str.ljust if k <= _VERDICT else str.rjust for k in range(len(widths))]
+    cells = lambda row: zip(pads, row, widths, strict=True)  # noqa: E731
+    return [[pad(cell, width) for pad, cell, width in cells(row)] for row in table]
 
 
 def _details(leaf: LeafReport, paint: Callable[[Verdict, str], str]) -> Iterator[str]:
