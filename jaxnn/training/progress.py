@@ -113,26 +113,17 @@ def show_progress(
 
     def show(progress: Progress) -> None:
         nonlocal headed, last, told_at
-        told = []
-        record = progress.record if progress.measures else {"loss": progress.loss}
+        record, told = progress.record if progress.measures else {"loss": progress.loss}, []
         if record is not None and not headed:
             recent.clear()  # the time so far was compilation
-            names = (f"{name.replace('_', ' '):>14}" for name in _scalars(record))
-            column = "epoch" if _in_epochs(progress) else " step"
-            told.append(f" {column}  {'  '.join(names)} steps/s")
+            told.append(_header(progress, record))
             headed = True
-        recent.append((time.perf_counter(), progress.step))
-        (began, first), (now, step) = recent[0], recent[-1]
-        speed = (step - first) / (now - began) if step > first and now > began else math.nan
+        now = time.perf_counter()
+        recent.append((now, progress.step))
         mark = last if record is None else _mark(progress, last)
         if record is not None and (mark != last or now - told_at > SECONDS):
             last, told_at = mark, now
-            cells = "  ".join(
-                f"{value:14.4f}" if abs(value) < 1e6 else f"{value:14.4g}"
-                for value in _scalars(record).values()
-            )
-            where = progress.epoch if _in_epochs(progress) else progress.step
-            told.append(f"{where:6}  {cells}  {_short(speed):>7}".rstrip())
+            told.append(_row(progress, record, _speed(recent)))
         target = lines or sys.stdout
         if told and is_open(target):
             drawn.clear()
@@ -140,6 +131,28 @@ def show_progress(
         drawn.draw(progress)
 
     return show
+
+
+def _header(progress: Progress, record: dict[str, Any]) -> str:
+    names = (f"{name.replace('_', ' '):>14}" for name in _scalars(record))
+    column = "epoch" if _in_epochs(progress) else " step"
+    return f" {column}  {'  '.join(names)} steps/s"
+
+
+def _row(progress: Progress, record: dict[str, Any], speed: str) -> str:
+    numbers = _scalars(record).values()
+    cells = (f"{x:14.4f}" if abs(x) < 1e6 else f"{x:14.4g}" for x in numbers)
+    where = progress.epoch if _in_epochs(progress) else progress.step
+    return f"{where:6}  {'  '.join(cells)}  {speed:>7}".rstrip()
+
+
+def _speed(recent: Sequence[tuple[float, int]]) -> str:
+    """Steps per second between the first and the last of some times; empty if unknown."""
+    (began, first), (now, step) = recent[0], recent[-1]
+    if not (step > first and now > began):
+        return ""
+    speed = (step - first) / (now - began)
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.1f}"
 
 
 def _in_epochs(progress: Progress) -> bool:
@@ -228,10 +241,6 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
         begun = True
 
     return log
-
-
-def _short(number: float) -> str:
-    return "" if math.isnan(number) else f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
 
 
 class _Bar:
