@@ -165,61 +165,91 @@ def losses(
     """
     if not leaves:
         return {}
-    scales = functools.cache(lambda k: scales_of(point.leaves[k]))
-    parts = lambda k: np.ravel(np.asarray(claims.wide[k], np.float64)) * scales(k)  # noqa: E731
-    found, far = {}, []
-    for k in leaves:
-        epsilon = float(jnp.finfo(point.leaves[k].dtype).eps)
-        gap, size, is_near = _distance(claims.own[k], claims.wide[k], reach_of(epsilon))
+    both = _Both(point, programs, claims, centre)
+    nearest = {k: both.nearest(k) for k in leaves}
+    found = {k: loss for k, (loss, _) in nearest.items()}
+    has_no_value = math.isfinite(centre) and not math.isfinite(claims.value)
+    for k, (loss, is_near) in nearest.items():
+        if has_no_value or not is_near:
+            found[k] = both.loss(k, loss)
+    for k, slope in unseen.items():
+        if both.is_zero(k, slope):
+            found[k] = Loss(found[k].digits, is_rounding=True)
+    return found
+
+
+class _Both:
+    """The gradient of a function in both dtypes, and what judging a leaf needs of all others."""
+
+    def __init__(
+        self, point: Point, programs: Programs | Untraced, claims: Claims, centre: float
+    ) -> None:
+        self.point, self.programs, self.claims, self.centre = point, programs, claims, centre
+
+    def leaf(self, k: int) -> "_Leaf":
+        """The gradient of one leaf."""
+        own, wide = (
+            np.asarray(g[k], np.float64).ravel() for g in (self.claims.own, self.claims.wide)
+        )
+        x = self.point.leaves[k]
+        return _Leaf(own, wide, scales_of(x), np.shape(self.claims.wide[k]), jnp.dtype(x.dtype))
+
+    @functools.cached_property
+    def overall(self) -> float:
+        """The norm of the whole gradient, each entry multiplied by its scale."""
+        return norm([self.leaf(k).whole for k in range(len(self.point.leaves))])
+
+    @functools.cached_property
+    def shaken(self) -> "_Shaken":
+        """What moving the arguments changes."""
+        return _shaken(self.point, self.programs, self.claims)
+
+    def moves(self, k: int) -> tuple[Any, float]:
+        """The change of a leaf's gradient, and the size of what cancels in the value."""
+        return (self.shaken.moves[k], self.shaken.inner) if self.claims.in_float64 else (0.0, 0.0)
+
+    def nearest(self, k: int) -> tuple[Loss, bool]:
+        """The digits that the gradients of a leaf share, and whether every entry is within half of
+        the digits.
+        """
+        epsilon = float(jnp.finfo(self.point.leaves[k].dtype).eps)
+        own, wide = self.claims.own[k], self.claims.wide[k]
+        gap, size, is_near = _distance(own, wide, reach_of(epsilon))
         shared = digits_shared(float(np.maximum(gap, epsilon * size)), size)
-        found[k] = Loss(min(shared, -math.log10(epsilon)))
-        if not is_near or (math.isfinite(centre) and not math.isfinite(claims.value)):
-            far.append(k)
-    if not (far or unseen):
-        return found
-    overall = norm([_finite_norm(parts(k)) for k in range(len(point.leaves))])
-    shaken = functools.cache(lambda: _shaken(point, programs, claims))
+        return Loss(min(shared, -math.log10(epsilon))), is_near
 
-    def moves(k):
-        return (shaken().moves[k], shaken().inner) if claims.in_float64 else (0.0, 0.0)
-
-    def leaf_of(k):
-        own, wide = (np.asarray(g[k], np.float64).ravel() for g in (claims.own, claims.wide))
-        dtype = jnp.dtype(point.leaves[k].dtype)
-        return _Leaf(own, wide, scales(k), np.shape(claims.wide[k]), dtype)
-
-    for k in far:
-        leaf = leaf_of(k)
-        coarsest = max(programs.rounding, leaf.epsilon)
-        rounding = _Rounding(coarsest, claims.value, centre, overall, overall)
-        lost = leaf.lost(rounding, functools.partial(moves, k))
+    def loss(self, k: int, shared: Loss) -> Loss:
+        """The loss of a leaf with entries that are off by more than half of the digits."""
+        point, programs, claims, leaf = self.point, self.programs, self.claims, self.leaf(k)
+        coarsest, moves = max(programs.rounding, leaf.epsilon), functools.partial(self.moves, k)
+        rounding = _Rounding(coarsest, claims.value, self.centre, self.overall, self.overall)
+        lost = leaf.lost(rounding, moves)
         if lost.verdict is Verdict.AGREES and claims.in_float64:
-            by_itself = rounding._replace(whole=_finite_norm(parts(k)))
-            more = leaf.lost(by_itself, functools.partial(moves, k))
-            if more.verdict.wrong and _is_apart(point, programs, claims, k):
-                lost = more
+            by_itself = leaf.lost(rounding._replace(whole=leaf.whole), moves)
+            if by_itself.verdict.wrong and _is_apart(point, programs, claims, k):
+                lost = by_itself
         differs = lost.verdict is Verdict.DIFFERS and rounding.has_another_value
         if differs and _own_values_agree(point, programs, claims, k):
             hint = (
                 f"in {leaf.dtype.name} the value of the function is {claims.value:.6g} instead of "
-                f"{centre:.6g}; the gradient agrees with that value"
+                f"{self.centre:.6g}; the gradient agrees with that value"
             )
-            found[k] = found[k]._replace(hint=hint)
-            continue
-        found[k] = leaf.loss(found[k], lost, rounding)
-        if found[k].lost is None and coarsest > leaf.epsilon:
-            finer = leaf.lost(rounding._replace(coarsest=leaf.epsilon), functools.partial(moves, k))
-            found[k] = leaf.loss_to_shorter(found[k], finer)
-    for k, slope in unseen.items():
-        leaf = leaf_of(k)
+            return shared._replace(hint=hint)
+        loss = leaf.loss(shared, lost, rounding)
+        if loss.lost is None and coarsest > leaf.epsilon:
+            finer = leaf.lost(rounding._replace(coarsest=leaf.epsilon), moves)
+            loss = leaf.loss_to_shorter(loss, finer)
+        return loss
+
+    def is_zero(self, k: int, slope: Slope | None) -> bool:
+        """Whether the gradient of a leaf is nothing but rounding error, as the slope of the values
+        along it is zero or, if it is None, not resolved.
+        """
+        leaf = self.leaf(k)
         if slope is None:
-            is_zero = leaf.is_rounding(*moves(k))
-        else:
-            shrinks = abs(centre) <= SHRINKS * abs(claims.value) and leaf.shrinks(slope.value)
-            is_zero = leaf.is_noise and (slope.constant or shrinks)
-        if is_zero:
-            found[k] = Loss(found[k].digits, is_rounding=True)
-    return found
+            return leaf.is_rounding(*self.moves(k))
+        shrinks = abs(self.centre) <= SHRINKS * abs(self.claims.value)
+        return leaf.is_noise and (slope.constant or (shrinks and leaf.shrinks(slope.value)))
 
 
 class _Lost(NamedTuple):
@@ -243,6 +273,12 @@ class _Leaf(NamedTuple):
     def epsilon(self) -> float:
         """Relative rounding error of the leaf's dtype."""
         return float(jnp.finfo(self.dtype).eps)
+
+    @property
+    def whole(self) -> float:
+        """The norm of the finite entries in float64, each multiplied by its scale."""
+        parts = self.wide * self.size
+        return norm(parts[np.isfinite(parts)])
 
     def lost(self, rounding: _Rounding, shaken: Callable[[], tuple[Any, float]]) -> _Lost:
         """The entries whose error rounding does not explain; `shaken` computes the change that one
@@ -408,10 +444,6 @@ def _own_values_agree(
     line = programs.own_line(point)
     asked = line.compare(claims.own, Direction((line.whole(leaf),)))
     return asked.slope.known_to(BLIND) and not asked.excess
-
-
-def _finite_norm(x: np.ndarray) -> float:
-    return norm(x[np.isfinite(x)])
 
 
 def _distance(own: Any, wide: Any, tolerance: float) -> tuple[float, float, bool]:
