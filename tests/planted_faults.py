@@ -290,8 +290,8 @@ FAULTS = (
     Fault(
         "the phases are not turned",
         "checking/questions/phases.py",
-        "np.exp(1j * np.arange(1,",
-        "np.exp(0j * np.arange(1,",
+        "np.exp(sign * 1j * np.arange(1,",
+        "np.exp(sign * 0j * np.arange(1,",
         "test_check.py -k phases",
     ),
     Fault(

@@ -531,6 +531,18 @@ check_gradient(bowl, X, order=2, gradient=jax.grad(bowl))
 check_gradient(bowl, X, gradient=lambda x: None)
     ValueError: `gradient(...)` must have the structure of `args[0]`, PyTreeDef(*). Got
     PyTreeDef(None).
+check_gradient(jnp.dot, X, X, argnums=(0, 1), gradient=lambda a, b: (b, a, a))
+    ValueError: `gradient(...)` must have the structure of `args`, PyTreeDef((*, *)). Got
+    PyTreeDef((*, *, *)).
+check_gradient(jnp.dot, X, X, argnums=(1, 0), gradient=lambda a, b: jnp.stack([b, a]))
+    ValueError: `gradient(...)` must have the structure of `args`, PyTreeDef((*, *)). Got
+    PyTreeDef(*).
+check_gradient(lambda p: p["w"] @ p["b"], {"w": X, "b": X}, gradient=lambda p: {"w": X, "a": X})
+    ValueError: `gradient(...)` must have the structure of `args[0]`, PyTreeDef({'b': *, 'w': *}).
+    Got PyTreeDef({'a': *, 'w': *}).
+check_gradient(lambda x: np.asarray(x), X, gradient=lambda x: x)
+    TypeError: `f` must return a real scalar, or `cotangent` must say how to project. Got
+    float32[2].
 check_gradient(bowl, X, gradient=lambda x: x * 1j)
     TypeError: `gradient(...)` must be real. Got complex64[2].
 check_gradient(lambda p: p["a"].sum(), {"a": X}, gradient=lambda p: {"a": jnp.ones(3)})
@@ -542,6 +554,8 @@ check_gradient(jnp.sin, X, cotangent=[1.0, 2.0])
     PyTreeDef([*, *]).
 check_gradient(jnp.sin, X, cotangent=jnp.ones(3))
     ValueError: `cotangent` must have the shapes of the output of `f`, [(2,)]. Got [(3,)].
+check_gradient(jnp.sin, X, cotangent=jnp.ones(2, bool))
+    TypeError: `cotangent` must be numbers. Got bool[2].
 check_gradient(jnp.sin, X, cotangent=["a"])
     TypeError: `cotangent[0]` must be an array or a number. Got str 'a'.
 check_gradient(bowl, X, cotangent=1j)

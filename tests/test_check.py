@@ -472,6 +472,7 @@ def onto(u):
         ("values", lambda a: jnp.linalg.svd(a, compute_uv=False), "agrees"),
         ("real", lambda a: jnp.linalg.svd(jnp.real(a)), "agrees"),
         ("projector", lambda a: onto(jnp.linalg.svd(a).U[:, :1]), "agrees"),
+        ("left alone", lambda a: jnp.linalg.svd(a).U[:, :1], "unresolved"),
     ],
 )
 def test_the_phases_of_complex_vectors_are_free(name, f, verdict):
@@ -661,6 +662,7 @@ def test_a_function_that_is_not_deterministic_is_said_to_be_so():
         lambda x: jnp.sum(x * jnp.asarray(rng.uniform(size=3), jnp.float32)), draw(0, 3)
     )
     assert report.verdict == "not deterministic" and not report.ok
+    assert "not deterministic: two traces of the function differ" in report.notes
 
 
 def test_precision_is_reported_apart_from_correctness():
@@ -903,6 +905,36 @@ def test_a_complex_leaf_is_checked_and_reported_as_one():
     assert report.ok and not report.notes
     leaf = next(leaf for leaf in report.leaves if leaf.path == "[0]['z']")
     assert (leaf.shape, leaf.dtype) == ((3,), "complex64") and leaf.digits > 8
+
+
+def test_a_wrong_rule_beside_vectors_whose_phases_do_not_matter_differs():
+    a = jax.lax.complex(draw(0, 3, 3), draw(1, 3, 3))
+    f = lambda a, x: jnp.sum(jnp.abs(onto(jnp.linalg.eigh(a + a.conj().T)[1]))) + doubled(x)  # noqa: E731
+    report = check_gradient(f, a, jnp.float32(0.3), argnums=(0, 1))
+    assert report.verdict == "differs" and report.rules[0].name == "doubled"
+
+
+def test_one_part_of_a_complex_gradient_alone_may_be_wrong():
+    z = draw(2, 3) + 1j * draw(1, 3)
+    f = lambda z: jnp.sum(jnp.abs(z) ** 2)  # noqa: E731
+    half = lambda z: jax.grad(f)(z) + 0.1j  # noqa: E731
+    assert "imaginary parts alone" in check_gradient(f, z, gradient=half).leaves[0].pattern
+
+
+def test_the_imaginary_part_of_an_output_counts():
+    @jax.custom_jvp
+    def circle(x):
+        return jax.lax.complex(jnp.cos(x), jnp.sin(x))
+
+    slope = lambda x: jax.lax.complex(-jnp.sin(x), 1.1 * jnp.cos(x))  # noqa: E731
+    circle.defjvp(lambda x, dx: (circle(*x), slope(x[0]) * jax.lax.complex(dx[0], 0 * dx[0])))
+    assert check_gradient(circle, draw(0, 3)).verdict == "differs"
+
+
+def test_the_parts_of_a_written_gradient_follow_argnums_in_a_list_too():
+    f = lambda x, y: jnp.sum(x * y**2)  # noqa: E731
+    both = lambda x, y: [2 * x * y, y**2]  # noqa: E731
+    assert check_gradient(f, draw(0, 3), draw(1, 3), argnums=(1, 0), gradient=both).ok
 
 
 def test_a_gradient_that_is_not_conjugated_is_named_entry_by_entry():

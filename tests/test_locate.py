@@ -330,3 +330,14 @@ def test_many_entries_take_fewer_values_and_the_wrong_one_is_still_named(monkeyp
         return
     worst = report.leaves[0]
     assert worst.verdict == "differs" and [e.index for e in worst.entries] == [(3, 4)]
+
+
+@pytest.mark.parametrize("wrong", [1.0, 1.1])
+def test_an_entry_far_smaller_than_the_others_moves_by_its_own_size(wrong):
+    """Over steps of the usual size of the leaf, the function of this entry is flat."""
+    f = lambda x: 1e3 * jnp.tanh(1e9 * x[0]) + x[1] ** 2  # noqa: E731
+    slopes = lambda x: jnp.array([1e12 / jnp.cosh(1e9 * x[0]) ** 2, wrong * 2 * x[1]])  # noqa: E731
+    report = check_gradient(f, jnp.array([1e-10, 1e6]), gradient=slopes)
+    assert report.verdict == ("agrees" if wrong == 1 else "differs")
+    verdicts = {entry.index: str(entry.verdict) for entry in report.leaves[0].entries}
+    assert verdicts[(0,)] == "agrees"

@@ -99,3 +99,20 @@ def test_of_several_operands_the_entries_of_one_are_counted():
     power = lambda x, k: jnp.sum(x**k)  # noqa: E731
     (birth,) = jaxnn.explain(power, jnp.array([0.0, 1.0, 2.0]), jnp.float32(0.5)).births
     assert (birth.count, birth.total) == (1, 3)
+
+
+def test_an_infinite_value_is_named_before_the_slope_that_it_makes_nan():
+    f = lambda x: jnp.arctan2(jnp.exp(x), 1.0)  # noqa: E731
+    assert [birth.operation for birth in jaxnn.explain(f, jnp.float32(1e3)).births] == ["exp"]
+
+
+def test_a_few_births_are_enough():
+    def f(x):
+        y = jnp.sum(jnp.sqrt(x))
+        y += jnp.sum(jnp.sqrt(2 * x))
+        y += jnp.sum(jnp.sqrt(3 * x))
+        y += jnp.sum(jnp.sqrt(4 * x))
+        return y
+
+    lines = [birth.line.line for birth in jaxnn.explain(f, jnp.zeros(2)).births]
+    assert len(lines) == 3 and lines == sorted(lines, reverse=True)

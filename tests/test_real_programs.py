@@ -24,6 +24,7 @@ from versions import since
 from jaxnn import (
     check_gradient,
     descent_path,
+    explain,
     gradient_descent,
     minimize,
     numerical_grad,
@@ -383,6 +384,20 @@ def test_printing_happens_once_and_costs_no_digits(capfd):
     jax.effects_barrier()
     assert capfd.readouterr().out.count("seen") == 1
     assert report.ok and report.leaves[0].digits > 9
+
+
+def test_what_is_printed_in_a_loop_is_not_printed_for_each_step_of_explain(capfd):
+    def f(x):
+        def body(carry, y):
+            jax.debug.print("seen {}", y)
+            return carry + jnp.sin(y), None
+
+        jax.debug.print("seen {}", x)
+        return jax.lax.scan(body, 0.0, x)[0]
+
+    assert explain(f, X).ok
+    jax.effects_barrier()
+    assert capfd.readouterr().out.count("seen") <= 2 * X.size
 
 
 def test_a_callback_that_is_evaluated_in_float32_is_named():

@@ -41,7 +41,7 @@ def gradient_by_hand(gradient: Callable, call: Partition) -> list[Any]:
         numbers = [number % len(args) for number in call.argnums]
         order = sorted(range(len(numbers)), key=numbers.__getitem__)
         name, chosen = "args", tuple(args[numbers[i]] for i in order)
-        if isinstance(result, tuple) and len(result) == len(order):
+        if isinstance(result, tuple | list) and len(result) == len(order):
             result = tuple(result[i] for i in order)
     else:
         name, chosen = f"args[{call.argnums}]", args[call.argnums]

@@ -96,12 +96,8 @@ def _continued(eqn: Equation) -> Program:
         start, end = both[: len(avals)], both[len(avals) :]
         some = [start[i] for i in moving]
         steps = [end[i] - start[i] for i in moving]
-        if eqn.primitive is primitives.custom_jvp_call_p:
-            outputs, changes = jax.jvp(lambda *x: of(start, x), tuple(some), tuple(steps))
-        else:
-            outputs, back = jax.vjp(lambda *x: of(start, x), *some)
-            changes = _transposed(eqn, back, outputs, tuple(steps))
-            changes = changes[0] if isinstance(changes, tuple) and len(changes) == 1 else changes
+        outputs, back = jax.vjp(lambda *x: of(start, x), *some)
+        (changes,) = _transposed(eqn, back, outputs, tuple(steps))
         return [y + dy for y, dy in zip(outputs, changes, strict=True)]
 
     return make_jaxpr(continued)(*avals, *avals)

@@ -163,8 +163,6 @@ def losses(
       unseen: those of them whose gradient the values do not show, so that it may be zero, and the
         slope of the values along them; None if it is not resolved.
     """
-    if not leaves:
-        return {}
     both = _Both(point, programs, claims, centre)
     nearest = {k: both.nearest(k) for k in leaves}
     found = {k: loss for k, (loss, _) in nearest.items()}

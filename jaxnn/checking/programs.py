@@ -403,9 +403,7 @@ def _compile(
     values: Traced, both: Traced, scalar: Program, settings: Settings, packing: Packing
 ) -> Compiled:
     dtype = wide_dtype()
-    # Only the run in the user's dtypes prints; otherwise each step would print again.
-    rules = {primitive: lambda *_: [] for primitive in prints()}
-    rules |= RUN_FURTHER if settings.further else {}
+    rules = dict(RUN_FURTHER) if settings.further else {}
     held = holding(settings.held, settings.trust)
 
     def moving_by(rules):

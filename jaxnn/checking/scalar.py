@@ -85,9 +85,6 @@ def forward_gradient(value: Callable, tangent: Any = 1) -> Callable:
 
     def both(leaves, data):
         def by_leaf(k):
-            if not leaves[k].size:
-                return jnp.zeros_like(leaves[k])
-
             one_entry = jnp.asarray(tangent, leaves[k].dtype)
 
             def one(i):

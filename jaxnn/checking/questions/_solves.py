@@ -29,8 +29,6 @@ def wrong_solve(site: Site, record: Record, dtype: Any) -> RuleReport | None:
     with wide_arithmetic(dtype):
         inputs = [widen_leaf(record.values[slot], dtype) for slot in site.inputs]
         parts = linear_solve_parts(site.eqn.params, inputs)
-        if parts.transposed is None:
-            return None
         cts = [record.cotangents.get(s, jnp.zeros_like(record.values[s])) for s in site.outputs]
         y = run(parts.transposed, [*parts.transposed_consts, *cts])
         product = lambda *x: run(parts.matvec, [*parts.matvec_consts, *x])  # noqa: E731
