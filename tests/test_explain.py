@@ -30,7 +30,7 @@ from jaxnn.checking import precision
 from jaxnn.checking.findings import annotations
 from jaxnn.checking.nan_causes import usual_cause
 from jaxnn.checking.questions import digits as question, rules
-from jaxnn.checking.tape import Tape, seeds_of
+from jaxnn.checking.tape.walk import Tape, seeds_of
 
 CASES = [pytest.param(case, id=case.name) for case in blame_cases.CASES]
 
@@ -189,7 +189,7 @@ def test_a_constant_is_blamed_where_it_was_chosen_alone(f, w, said):
 )
 def test_each_operation_has_its_own_reason(f, value, slope):
     *_, eqn = jax.make_jaxpr(f)(jnp.eye(2)).eqns
-    found = usual_cause(eqn, "value")[0], usual_cause(eqn, "slope")[0]
+    found = usual_cause(eqn)[:2]
     assert value in found[0] and slope in found[1]
     assert [bool(words) for words in found] == [bool(value), bool(slope)]
 

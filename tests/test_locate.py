@@ -12,8 +12,7 @@ from gradient_cases import draw
 from jaxnn import check_gradient
 from jaxnn._arguments import Partition
 from jaxnn.checking import locate, moves
-from jaxnn.checking.line import Part
-from jaxnn.checking.moves import Question
+from jaxnn.checking.moves import Direction, Part
 from jaxnn.checking.packed import Packing
 from jaxnn.checking.programs import prepare
 from jaxnn.checking.settings import Point, Settings
@@ -108,14 +107,13 @@ def test_the_first_line_is_reported_unless_the_second_is_known_much_closer(bound
 def test_entries_move_alike_wherever_they_are_drawn(monkeypatch, low, high, relative, up):
     points = [jnp.zeros(5), draw(0, 3, 4), draw(1, 7).at[2].set(jnp.nan), jnp.zeros((0, 2))]
     claims = [np.asarray(draw(10 + k, *x.shape), np.float64) for k, x in enumerate(points)]
-    whole = [0, low, 0, 0], [5, high, 7, 0], [1.0, 0.25, 1.0, 1.0]
-    spans = [np.array(of_leaf, kind) for of_leaf, kind in zip(whole, "qqd", strict=True)]
-    question = Question(*spans, np.uint32(3), np.bool_(relative), np.bool_(up))
+    parts = Part(0, 0, 5), Part(1, low, high, 0.25), Part(2, 0, 7)
+    direction = Direction(parts, 3, relative, up)
     drawn = []
     for on_host, block in ((2**17, 2**15), (2**17, 4), (0, 4)):
         monkeypatch.setattr(moves, "ON_HOST", on_host)
         monkeypatch.setattr(moves, "BLOCK", block)
-        drawn.append(moves.drawer(points, jnp.float64)(claims, question))
+        drawn.append(moves.drawer(points, jnp.float64)(claims, direction))
     (first, sums), *others = drawn
     assert [v.shape for v in first] == [x.shape for x in points]
     for moved, also in others:
@@ -135,8 +133,8 @@ def test_bits_are_mixed_as_the_finaliser_of_murmurhash_does():
 
 def test_a_large_leaf_of_a_short_dtype_moves_by_numbers(monkeypatch):
     monkeypatch.setattr(moves, "ON_HOST", 0)
-    whole = Question(*(np.array([n]) for n in (0, 50, 1.0)), np.uint32(1), False, False)
-    (moved,), _ = moves.drawer([draw(0, 50).astype("float16")], jnp.float16)([np.ones(50)], whole)
+    draws = moves.drawer([draw(0, 50).astype("float16")], jnp.float16)
+    (moved,), _ = draws([np.ones(50)], Direction.through([50]))
     assert moved.dtype == jnp.float16 and np.all(np.isfinite(moved)) and np.all(moved != 0)
 
 

@@ -150,7 +150,6 @@ def check_gradient(
     settings = Settings(
         by_hand=gradient,
         projected=cotangent is not None,
-        random=isinstance(cotangent, str),
         seed=seed,
         held=stop_gradient == "held",
         trust=tuple(trust),

@@ -19,7 +19,6 @@ from jaxnn.checking.questions import births, digits, rules
 from jaxnn.checking.report import plain
 from jaxnn.checking.settings import Point, Settings
 from jaxnn.checking.status import Status
-from jaxnn.numerical.float64 import wide_dtype
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -61,8 +60,7 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """The findings as dictionaries, lists, strings and numbers, ready for `json.dumps`."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {"ok": self.ok, **plain(fields)}
+        return {"ok": self.ok, **plain(vars(self))}
 
     def __bool__(self) -> bool:
         """`ok`, so that `assert explain(...)` means what it says."""
@@ -160,7 +158,7 @@ def _checked(call: Partition, status: Status) -> Checked:
     programs = prepare(call, point, Settings())
     if not isinstance(programs, Programs):
         raise _untraceable(call, point)
-    claims = programs.claims(point, wide_dtype())
+    claims = programs.claims(point)
     check = Check(call, point, Settings(), True, status)
     return Checked(check, programs, claims, claims.forward)
 

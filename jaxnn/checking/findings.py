@@ -145,13 +145,9 @@ class LeafReport(NamedTuple):
 
         Relative to the slope, because an error in every entry must count even if their sum cancels.
         """
-        off, slope = (
-            abs(self.autodiff - self.numerical),
-            max(abs(self.autodiff), abs(self.numerical)),
-        )
-        return (
-            self.verdict is Verdict.AGREES and self.is_off and off > explained(self.dtype) * slope
-        )
+        allowed = explained(self.dtype) * max(abs(self.autodiff), abs(self.numerical))
+        is_large = abs(self.autodiff - self.numerical) > max(allowed, self.bound)
+        return self.verdict is Verdict.AGREES and is_large
 
 
 class SourceLine(NamedTuple):

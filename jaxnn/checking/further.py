@@ -24,7 +24,6 @@ from jaxnn.numerical.interpret import (
     scan_step,
     solved,
     while_parts,
-    while_step,
 )
 
 # How many further steps a loop takes at most; a contraction by 0.97 gains three digits in them.
@@ -44,11 +43,6 @@ def has_solver(program: Program) -> bool:
         or (eqn.primitive is primitives.scan_p and only_carries(eqn))
         for eqn in equations(program)
     )
-
-
-def _once(evaluation: Evaluation) -> Evaluation:
-    """The evaluation without further steps in nested solvers, whose costs would multiply."""
-    return evaluation._replace(rules=RULES)
 
 
 def _size(values: Sequence[Any]) -> Any:
@@ -84,23 +78,21 @@ def _further(step: Callable, end: Sequence[Any]) -> list[Any]:
 
 
 def _while(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
-    parts, inner = while_parts(eqn.params, inputs), _once(evaluation)
-    end = lax.while_loop(*while_step(parts, inner), parts.carry)
+    parts, inner = while_parts(eqn.params, inputs), evaluation._replace(rules=RULES)
+    end = RULES[eqn.primitive](eqn, inputs, inner)
     return _further(lambda carry: inner(parts.body, [*parts.body_consts, *carry]), end)
 
 
 def _scan(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
-    parts = scan_parts(eqn.params, inputs)
     if not only_carries(eqn):
-        carry, ys = lax.scan(scan_step(parts, evaluation), parts.carry, parts.xs, **parts.options)
-        return [*carry, *ys]
-    step = scan_step(parts, _once(evaluation))
-    carry, _ = lax.scan(step, parts.carry, parts.xs, **parts.options)
-    return _further(lambda carry: step(carry, [])[0], carry)
+        return RULES[eqn.primitive](eqn, inputs, evaluation)
+    parts, inner = scan_parts(eqn.params, inputs), evaluation._replace(rules=RULES)
+    end = RULES[eqn.primitive](eqn, inputs, inner)
+    return _further(lambda carry: scan_step(parts, inner)(carry, [])[0], end)
 
 
 def _linear_solve(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
-    parts, inner = linear_solve_parts(eqn.params, inputs), _once(evaluation)
+    parts, inner = linear_solve_parts(eqn.params, inputs), evaluation._replace(rules=RULES)
     start = solved(parts, parts.rhs, inner)
 
     def residual(x):

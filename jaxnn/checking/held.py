@@ -7,6 +7,7 @@ trusted custom rule (such as a straight-through estimator) is continued from the
 along the derivative that the rule claims.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from jax.extend.core import primitives
 
 from jaxnn._validate import first_line
 from jaxnn.checking.findings import SourceLine
+from jaxnn.checking.tape.layout import is_inexact
+from jaxnn.checking.tape.walk import of_active
 from jaxnn.numerical.float64 import Evaluation
 from jaxnn.numerical.interpret import (
     Equation,
@@ -84,20 +87,14 @@ def _continued(eqn: Equation) -> Program:
     the start, along the derivative that the rule claims there.
     """
     avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
-    moving = [i for i, aval in enumerate(avals) if jnp.issubdtype(aval.dtype, jnp.inexact)]
-
-    def of(start, some):
-        full = list(start)
-        for i, x in zip(moving, some, strict=True):
-            full[i] = x
-        return bind(eqn, full)
+    moving = [i for i, aval in enumerate(avals) if is_inexact(aval)]
 
     def continued(*both):
         start, end = both[: len(avals)], both[len(avals) :]
-        some = [start[i] for i in moving]
-        steps = [end[i] - start[i] for i in moving]
-        outputs, back = jax.vjp(lambda *x: of(start, x), *some)
-        (changes,) = _transposed(eqn, back, outputs, tuple(steps))
+        of = of_active(functools.partial(bind, eqn), moving, range(len(eqn.outvars)), start)
+        some, steps = [start[i] for i in moving], [end[i] - start[i] for i in moving]
+        outputs, back = jax.vjp(of, some)
+        (changes,) = _transposed(eqn, back, outputs, (steps,))
         return [y + dy for y, dy in zip(outputs, changes, strict=True)]
 
     return make_jaxpr(continued)(*avals, *avals)

@@ -20,8 +20,6 @@ _NAMELESS = {
     True: "the slope is wrong, but no single entry is off by enough to be named",
     False: "the slope is wrong; its entries were not checked, because other leaves are wrong too",
 }
-# The order of entries: worst first, then those that pass.
-_ORDER = (Verdict.NOT_FINITE, Verdict.DIFFERS, Verdict.IMPRECISE, Verdict.KINK)
 
 
 class Place(NamedTuple):
@@ -99,7 +97,7 @@ def leaf_report(
         hint = patterns.nothing_there(slope, best.scale, gradient) or loss.hint or hint
         hint = hint or _hint_on_digits(loss.digits, place.dtype)
     else:
-        entries = sorted(entries, key=_by_weight)
+        entries.sort(key=lambda e: (-e.verdict.rank, -abs(e.autodiff - e.numerical)))
     if count_not_finite(gradient):
         best = best._replace(claim=math.nan)  # the line used replacements for non-finite claims
     off = float(np.maximum(abs(best.difference), slope.bound))  # NaN if either is
@@ -145,9 +143,3 @@ def _hint_on_digits(digits: float, dtype: str) -> str:
     if digits >= LEAST_DIGITS:
         return ""
     return f"only {digits:.1f} digits are correct in {dtype}: arguments and constants are rounded"
-
-
-def _by_weight(entry: Entry) -> tuple[int, float]:
-    """A sort key: worst verdict first, then largest error first."""
-    rank = _ORDER.index(entry.verdict) if entry.verdict in _ORDER else len(_ORDER)
-    return rank, -abs(entry.autodiff - entry.numerical)

@@ -13,42 +13,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxnn._jax import OF_VALUES
 from jaxnn.checking.evidence import excess
-from jaxnn.checking.moves import Along, Question, scales_of
+from jaxnn.checking.moves import Along, Direction, Part, drawer, scales_of
+from jaxnn.checking.settings import OF_CLAIMS
 from jaxnn.checking.slope import HALF, RUNGS, Slope, estimate_slope, ladder
 from jaxnn.numerical.float64 import widen_leaf
 
 # How many steps are evaluated at a time; two lots make HALF.
 LOT = HALF // 2
-
-
-class Part(NamedTuple):
-    """Flat entries `low` to `high` (exclusive) of one leaf, moved by `weight` times their scale."""
-
-    leaf: int
-    low: int
-    high: int
-    weight: float = 1.0
-
-
-class Direction(NamedTuple):
-    """Which entries move, and how.
-
-    Attributes:
-      parts: the entries, leaf by leaf.
-      seed: seed of the random signs and sizes.
-      relative: whether each entry moves in proportion to its own size, instead of by at least its
-        leaf's root mean square.
-      up: whether every entry moves upwards.
-    """
-
-    parts: tuple[Part, ...]
-    seed: int = 1
-    relative: bool = False
-    up: bool = False
 
 
 class Comparison(NamedTuple):
@@ -110,6 +86,7 @@ class Line:
     Attributes:
       sizes: number of entries of each leaf.
       scales: the scale of each entry of a leaf, flat.
+      draw: maps claims and a direction to the movement of each leaf and the sums along it.
       epsilon: relative rounding error of the values.
       evaluations: how many values have been computed.
       centres: the function's value at the point, each time it was computed.
@@ -117,28 +94,31 @@ class Line:
 
     def __init__(
         self,
-        draw: Callable[[Sequence[Any], Question], tuple[list[Any], Along]],
         values: Callable[[list[Any], np.ndarray], np.ndarray],
         points: Sequence[Any],
-        epsilon: float,
-        roundings: Sequence[float],
+        dtype: Any,
+        epsilon: float = 0.0,
+        own: bool = False,
         watch: Callable[["Line"], None] = lambda line: None,
     ):
         """Set up a line; no values are computed yet.
 
         Args:
-          draw: maps claims and a question to the movement of each leaf and the sums along it.
-          values: maps a movement and steps to the values of phi.
+          values: maps the movement of each leaf and steps to the values of phi.
           points: the leaves.
-          epsilon: relative rounding error of the values.
-          roundings: relative rounding error of the claims, leaf by leaf; 0 if they are in float64.
+          dtype: the dtype in which leaves move.
+          epsilon: relative rounding error of the values, if larger than that of `dtype`.
+          own: whether claims are in the leaves' own dtypes.
           watch: callback that receives the line before values are computed.
         """
-        self.sizes, self.epsilon, self.evaluations = [x.size for x in points], epsilon, 0
+        self.sizes, self.evaluations = [x.size for x in points], 0
+        self.epsilon = max(epsilon, float(jnp.finfo(dtype).eps))
         self.scales = functools.cache(lambda leaf: scales_of(points[leaf]))
         self.centres: list[float] = []
-        self._draw, self._values, self._watch = draw, values, watch
-        self._roundings = np.asarray(roundings)
+        self.draw, self._values, self._watch = drawer(points, dtype), values, watch
+        self._roundings = np.array(
+            [own * OF_CLAIMS * float(jnp.finfo(x.dtype).eps) for x in points]
+        )
         self._steps = ladder()
         self._slopes: dict[tuple[Direction, float, float], Slope] = {}
 
@@ -166,28 +146,15 @@ class Line:
           quick: stop once the slope is known to this fraction of itself.
           enough: stop once the bound is this small.
         """
-        moves, along = self._draw(claims, self._question(direction))
+        moves, along = self.draw(claims, direction)
         key = direction, quick, enough
         if key not in self._slopes:
             self._slopes[key] = self._measure(moves, quick, enough)
-        slope = self._slopes[key]
         claim = float(np.sum(along.terms))
-        slope = slope.beside(claim)
-        if slope.is_outrun_by(claim):
-            slope = slope._replace(bound=np.inf)
+        slope = self._slopes[key].for_claim(claim)
         with np.errstate(invalid="ignore"):  # claims may be infinite
             slack = math.hypot(*(self._roundings * along.sizes))
         return Comparison(direction, claim, slope, along.size, slack, along)
-
-    def along(self, claims: Sequence[Any], direction: Direction) -> Along:
-        """The claims and the movement along a direction, leaf by leaf, without evaluations."""
-        return self._draw(claims, self._question(direction))[1]
-
-    def claimed_sizes(self, claims: Sequence[Any], leaves: Sequence[int]) -> dict[int, float]:
-        """The size of each leaf's claim along a line that moves all leaves, without evaluations."""
-        direction = Direction(tuple(map(self.whole, leaves)))
-        along = self.along(claims, direction)
-        return {k: float(along.sizes[k]) for k in leaves}
 
     def _measure(self, moves: list[Any], quick: float, enough: float) -> Slope:
         """The slope along a movement, from the coarser half of the steps and then finer steps until
@@ -195,39 +162,25 @@ class Line:
 
         Finer steps add nothing if the values are coarser than float64.
         """
-        lots = []
+        up, down = np.zeros((2, RUNGS))
+        known = 0
         while True:
-            start = min(len(lots) * LOT, RUNGS - LOT)
-            phi = self._ask(moves, self._steps[start : start + LOT])
-            lots.append((start, phi[:LOT], phi[LOT : 2 * LOT]))
-            asked = np.concatenate([np.arange(s, s + LOT) for s, *_ in lots])
-            _, first = np.unique(asked, return_index=True)
-            up, down = (np.concatenate([lot[side] for lot in lots])[first] for side in (1, 2))
-            steps = self._steps[: len(first)]
-            slope = estimate_slope(steps, up, down, float(phi[-1]), self.epsilon)
+            start = min(known, RUNGS - LOT)
+            known = start + LOT
+            steps = self._steps[start:known]
+            self._watch(self)
+            phi = self._values(moves, np.concatenate([steps, -steps, [0.0]]))
+            self.evaluations += len(phi)
+            self.centres.append(float(phi[-1]))
+            up[start:known], down[start:known] = phi[:LOT], phi[LOT : 2 * LOT]
+            sides = up[:known], down[:known]
+            slope = estimate_slope(self._steps[:known], *sides, float(phi[-1]), self.epsilon)
             if quick and slope.known_to(quick):
-                return slope.no_tighter(quick)
+                return slope._replace(bound=max(slope.bound, quick * abs(slope.value)))
             coarse = slope.rounding > sys.float_info.epsilon
-            settled = len(first) >= HALF and (slope.settled or coarse)
-            if slope.bound <= enough or settled or len(first) == RUNGS:
+            settled = known >= HALF and (slope.settled or coarse)
+            if slope.bound <= enough or settled or known == RUNGS:
                 return slope
-
-    def _ask(self, moves: list[Any], steps: np.ndarray) -> np.ndarray:
-        self._watch(self)
-        phi = self._values(moves, np.concatenate([steps, -steps, [0.0]]))
-        self.evaluations += len(phi)
-        self.centres.append(float(phi[-1]))
-        return phi
-
-    def _question(self, direction: Direction) -> Question:
-        low, high = (np.zeros(len(self.sizes), np.int64) for _ in range(2))
-        weight = np.ones(len(self.sizes))
-        for part in direction.parts:
-            low[part.leaf], high[part.leaf], weight[part.leaf] = part[1:]
-        seed = np.uint32(direction.seed)
-        return Question(
-            low, high, weight, seed, np.bool_(direction.relative), np.bool_(direction.up)
-        )
 
 
 def along_program(value: Callable, dtype: Any) -> Callable:
@@ -254,20 +207,3 @@ def compiled_along(value: Callable, dtype: Any) -> Callable:
     """`along_program`, jitted."""
     options: Any = OF_VALUES if jax.default_backend() == "cpu" else None
     return jax.jit(along_program(value, dtype), compiler_options=options)
-
-
-def one_by_one(evaluate: Callable[[Any], float], steps: np.ndarray) -> np.ndarray:
-    """The values at each step; NaN where the function raises, as it may outside its domain.
-
-    At the point itself (step 0) the exception is passed on: such a function cannot be checked.
-    """
-
-    def at(step):
-        try:
-            return evaluate(step)
-        except Exception:
-            if step == 0:
-                raise
-            return np.nan
-
-    return np.array([at(step) for step in steps])

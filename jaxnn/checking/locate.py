@@ -24,7 +24,8 @@ from jaxnn.checking.evidence import (
     judge,
 )
 from jaxnn.checking.findings import HANDFUL, Entry
-from jaxnn.checking.line import Comparison, Direction, Line, Part
+from jaxnn.checking.line import Comparison, Line
+from jaxnn.checking.moves import Direction, Part
 from jaxnn.checking.packed import count_not_finite
 from jaxnn.checking.slope import CLEAR, TIGHT
 
@@ -167,7 +168,10 @@ def _supported(
         and moved further if they do not show its claims. Far from the point, the values may have
         another slope, as those of `round` do, so only a gradient of the values may ask there.
     """
-    sizes = line.claimed_sizes(claims, leaves) if len(leaves) > 1 else dict.fromkeys(leaves, 1.0)
+    sizes = dict.fromkeys(leaves, 1.0)
+    if len(leaves) > 1:
+        _, along = line.draw(claims, Direction(tuple(map(line.whole, leaves))))
+        sizes = {k: float(along.sizes[k]) for k in leaves}
     todo = [(sizes, True)] if sizes else []
     while todo:
         group, mixed = todo.pop()
@@ -180,8 +184,9 @@ def _supported(
         if not off:
             nothing = _nothing(line, pair, max(group.values()))
             known = [p for p in parts if len(group) == 1 or _confirms(pair, p, nothing)]
+        shown = (Located(pair).best,) if len(group) > 1 else pair
         for part in known:
-            yield part.leaf, _shares(pair, part) if len(group) > 1 else _in_own_unit(pair, part)
+            yield part.leaf, tuple(comparison.share(part) for comparison in shown)
         done = {part.leaf for part in known}
         rest = {k: size for k, size in group.items() if k not in done}
         if not rest or len(group) == 1 or (off and not bisect):
@@ -190,16 +195,18 @@ def _supported(
         if not off and mixed and (known or len(classes) > 1):
             todo += [(one, False) for one in classes]
         else:
-            todo += [(half, False) for half in _halves(list(rest.items()))]
+            pairs, middle = list(rest.items()), (len(rest) + 1) // 2
+            halves = filter(None, map(dict, (pairs[middle:], pairs[:middle])))
+            todo += [(half, False) for half in halves]
 
 
 def examine_leaf(
     line: Line,
     leaf: int,
     claimed: Claimed,
-    reference: Sequence[Any] | None = None,
-    supported: tuple[Comparison, ...] | None = None,
-    few: int = HANDFUL,
+    reference: Sequence[Any] | None,
+    supported: tuple[Comparison, ...] | None,
+    few: int,
 ) -> Located:
     """The entries of a leaf that explain why its claims disagree with the values.
 
@@ -269,9 +276,7 @@ def _by_reference(
     return found._replace(entries=known, explained=explained)
 
 
-def _one_by_one(
-    line: Line, leaf: int, claimed: Claimed, lead: list[int], few: int = HANDFUL
-) -> Located:
+def _one_by_one(line: Line, leaf: int, claimed: Claimed, lead: list[int], few: int) -> Located:
     """Wrong entries without a supported reference: first those in `lead`, then those that bisection
     finds.
 
@@ -326,15 +331,13 @@ def examine_entry(line: Line, leaf: int, index: int, claimed: Claimed) -> Entry:
         shown = (line.compare(claims, direction, TIGHT) for direction in wider)
         coarse = next(filter(_shows, shown), coarse)
     long = float(coarse.along.moves[leaf])
-    if not long:  # an entry that is not finite cannot be moved
-        best = Evidence(claim, np.nan, np.nan, np.inf)
-        return Entry.of(index, shape, best, judge(best, claimed.tolerances[leaf]))
-    evidence = [coarse.slope.evidence(claim, long)]
-    best = evidence[0]
-    if not coarse.slope.known_to(TIGHT):
+    best = Evidence(claim, np.nan, np.nan, np.inf)
+    if long:  # an entry that is not finite cannot be moved
+        best = coarse.slope.evidence(claim, long)
+    if long and not coarse.slope.known_to(TIGHT):
         fine = line.compare(claims, Direction((part,), relative=True), TIGHT)
         short = float(fine.along.moves[leaf])
-        evidence.append(fine.slope.evidence(claim, short))
+        evidence = best, fine.slope.evidence(claim, short)
         best = min(evidence, key=lambda one: one.bound)
         apart = abs(coarse.slope.value / long - fine.slope.value / short)
         if apart > evidence[0].bound + evidence[1].bound:
@@ -399,18 +402,13 @@ def _confirms(pair: Sequence[Comparison], part: Part, nothing: float) -> bool:
     return all(c.slope.bound <= max(SHARP * c.size_of(part.leaf), least) for c in pair)
 
 
-def _shares(pair: tuple[Comparison, ...], part: Part) -> tuple[Comparison, ...]:
-    """The comparison for one leaf of a group, from the better of the group's lines."""
-    return (Located(pair).best.share(part),)
-
-
 def _with_claims(
     line: Line, claims: Sequence[Any], leaf: int, comparison: Comparison
 ) -> Comparison:
     """A leaf's line compared with other claims; its slope does not change."""
     (part,) = comparison.direction.parts
     direction = comparison.direction._replace(parts=(part._replace(weight=1.0),))
-    along = line.along(claims, direction)
+    _, along = line.draw(claims, direction)
     return comparison._replace(
         claim=float(along.terms[leaf]), size=float(along.sizes[leaf]), along=along
     )
@@ -426,11 +424,6 @@ def _classes(sizes: dict[int, float]) -> list[dict[int, float]]:
             most = size
         groups[-1][leaf] = size
     return groups
-
-
-def _halves(pairs: list[Any]) -> list[dict[int, float]]:
-    middle = (len(pairs) + 1) // 2
-    return [dict(half) for half in (pairs[middle:], pairs[:middle]) if half]
 
 
 def _with_pairs(indices: Any, paired: bool) -> list[int]:
@@ -460,7 +453,7 @@ def _ask(line: Line, claims: Sequence[Any], parts: Sequence[Part]) -> tuple[Comp
 
 def _enough(line: Line, claims: Sequence[Any], direction: Direction) -> float:
     """The bound that confirms every leaf of a direction."""
-    sizes = line.along(claims, direction).sizes
+    _, (_, sizes, _) = line.draw(claims, direction)
     return SHARP * float(min(sizes[part.leaf] for part in direction.parts))
 
 
@@ -498,11 +491,6 @@ def _is_unclear(comparison: Comparison) -> bool:
     return math.isfinite(slope.bound) and not slope.kink and unclear
 
 
-def _in_own_unit(pair: tuple[Comparison, ...], part: Part) -> tuple[Comparison, ...]:
-    """The comparisons of one leaf, whatever its weight."""
-    return tuple(comparison.share(part) for comparison in pair)
-
-
 def _ask_leaf(
     line: Line, leaf: int, claimed: Claimed, known: dict[int, Entry]
 ) -> tuple[Comparison, ...]:
@@ -510,7 +498,7 @@ def _ask_leaf(
     right = _put_right(np.asarray(claimed.gradient[leaf], np.float64), known)
     gradient = claimed.with_leaf(leaf, right).gradient
     (part,), pair = _ask_wider(line, gradient, [line.whole(leaf)])
-    return _in_own_unit(pair, part)
+    return tuple(comparison.share(part) for comparison in pair)
 
 
 def _put_right(claims: np.ndarray, known: dict[int, Entry]) -> np.ndarray:

@@ -18,6 +18,7 @@ from jaxnn._arguments import Partition, Role
 from jaxnn._programs import outermost
 from jaxnn.checking.evidence import Verdict, explained, reach, same_value
 from jaxnn.checking.findings import Birth, DigitsLost, LeafReport, RuleReport
+from jaxnn.checking.further import has_solver
 from jaxnn.checking.held import stops
 from jaxnn.checking.leaf import Place, bare_report, leaf_report
 from jaxnn.checking.line import Line
@@ -28,7 +29,7 @@ from jaxnn.checking.settings import Claims, Point, Settings
 from jaxnn.checking.slope import Slope
 from jaxnn.checking.status import Status
 from jaxnn.checking.untraced import Untraced
-from jaxnn.numerical.float64 import host, wide_dtype
+from jaxnn.numerical.float64 import host
 
 # Errors of up to this many roundings of the gradient's largest entry count as rounding error:
 # OF_CLAIMS for a gradient in its own dtype, OF_CONSTANTS (rounded constants) for one in float64.
@@ -68,7 +69,7 @@ class Checked(NamedTuple):
       claims: the gradient that is checked.
       centre: the function's value at the point, in float64.
       losses: the digits that each leaf's gradient loses in its own dtype.
-      leaves: a report on each leaf, worst first.
+      leaves: a report on each leaf, in the order of `claims`.
       by_reference: the paths of the leaves for which the values support the gradient that JAX gives
         without custom rules and without stopping it.
       notes: remarks on anything unusual.
@@ -102,6 +103,13 @@ class Checked(NamedTuple):
     def with_leaves(self, leaves: Sequence[LeafReport]) -> "Checked":
         """The same results with other reports on leaves."""
         return self._replace(leaves=tuple(leaves))
+
+    def excusing(self, is_excused: Callable[[LeafReport], bool], hint: str) -> "Checked":
+        """The same results, with leaves "unresolved" for the reason in the hint."""
+        excused = {"verdict": Verdict.UNRESOLVED, "hint": hint, "entries": (), "pattern": ""}
+        return self.with_leaves(
+            [leaf._replace(**excused) if is_excused(leaf) else leaf for leaf in self.leaves]
+        )
 
     def with_note(self, note: str) -> "Checked":
         """The same results with one more note."""
@@ -161,10 +169,10 @@ def undisturbed() -> Iterator[None]:
 
 def measure(check: Check) -> Checked:
     """The results of all stages, run in order."""
-    call, point, dtype = check.call, check.point, wide_dtype()
+    call, point = check.call, check.point
     programs = prepare(call, point, check.settings)
-    claims = programs.claims(point, dtype)
-    line = programs.line(point, dtype, check.status.tell, not claims.in_float64)
+    claims = programs.claims(point)
+    line = programs.line(point, check.status.tell, not claims.in_float64)
     located, interrupted = _located(check, programs, claims, line)
     checked = Checked(check, programs, claims, line.centre, evaluations=line.evaluations)
     checked = checked._replace(notes=_notes(checked), interrupted=interrupted)
@@ -173,11 +181,10 @@ def measure(check: Check) -> Checked:
     # A solver that runs further computes another result than the user's program in its own dtypes.
     lost = {k: Loss(0.0) for k in located}
     if not check.settings.further:
-        known = [k for k in located if located[k].asked]
-        unseen = _unseen({k: located[k] for k in known}, line.centre, point)
-        lost = losses(point, programs, claims, line.centre, known, unseen)
-    data = jax.tree.leaves(point.data)
-    counts = programs.counts | {n for leaf in data for n in np.shape(leaf)[:1]}
+        unseen = _unseen(located, line.centre, point)
+        lost = losses(point, programs, claims, line.centre, list(located), unseen)
+    arrays = *programs.consts, *jax.tree.leaves(point.data)
+    counts = frozenset(n for x in arrays for n in np.shape(x)[:1])
     leaves = []
     for k, (path, paired) in enumerate(zip(checked.paths, _paired(call), strict=True)):
         place = Place(path, point.leaves[k], paired)
@@ -212,7 +219,7 @@ def _located(
     dtypes = [x.dtype for x in point.leaves]
     tolerances = list(map(reach, dtypes))
     # A hand-written formula in float64 without a solver contains no approximation by JAX.
-    exact = claims.in_float64 and check.settings.by_hand and not programs.has_solver
+    exact = claims.in_float64 and check.settings.by_hand and not has_solver(programs.program)
     slight = [min(explained(dtype), reach(dtype)) for dtype in dtypes]
     closer = slight if exact else tolerances
     # In float64, only the gradient's constants are rounded; otherwise everything is, to its dtype.
@@ -224,10 +231,9 @@ def _located(
     rounding = [max(part, LEAST_ROUNDING) for part in rounding]
     paired = _paired(check.call)
     claimed = Claimed(claims.wide, tolerances, paired, closer, slight, rounding)
-    reference: Callable = lambda: programs.reference(point, wide_dtype())  # noqa: E731
     check.status.done(0, len(point.leaves))
     try:
-        for k, located in examine(line, claimed, reference, check.together):
+        for k, located in examine(line, claimed, lambda: programs.reference(point), check.together):
             found[k] = located
             check.status.done(len(found), len(point.leaves))
     except KeyboardInterrupt:

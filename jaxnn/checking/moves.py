@@ -47,15 +47,35 @@ class Along(NamedTuple):
         return math.hypot(*self.sizes)
 
 
-class Question(NamedTuple):
-    """A direction as arrays: `low`, `high` and `weight` for each leaf."""
+class Part(NamedTuple):
+    """Flat entries `low` to `high` (exclusive) of one leaf, moved by `weight` times their scale."""
 
-    low: Any
-    high: Any
-    weight: Any
-    seed: Any
-    relative: Any
-    up: Any
+    leaf: int
+    low: int
+    high: int
+    weight: float = 1.0
+
+
+class Direction(NamedTuple):
+    """Which entries move, and how.
+
+    Attributes:
+      parts: the entries, leaf by leaf.
+      seed: seed of the random signs and sizes.
+      relative: whether each entry moves in proportion to its own size, instead of by at least its
+        leaf's root mean square.
+      up: whether every entry moves upwards.
+    """
+
+    parts: tuple[Part, ...]
+    seed: int = 1
+    relative: bool = False
+    up: bool = False
+
+    @classmethod
+    def through(cls, sizes: Sequence[int]) -> "Direction":
+        """A direction through all entries of leaves of these sizes."""
+        return cls(tuple(Part(leaf, 0, size) for leaf, size in enumerate(sizes)))
 
 
 class _Span(NamedTuple):
@@ -70,7 +90,7 @@ class _Span(NamedTuple):
 
 
 def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], Along]]:
-    """A function that maps claims and a question to each leaf's movement and the sums along it.
+    """A function that maps claims and a direction to each leaf's movement and the sums along it.
 
     Args:
       points: the leaves.
@@ -78,20 +98,25 @@ def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], 
     """
     laid_out = functools.cache(lambda: _Small.of(points))
 
-    def draw(claims, q):
-        salts = np.arange(len(points), dtype=np.uint32) + q.seed * np.array([0x9E3779B9], np.uint32)
-        spans = _Span(q.low, q.high, q.weight, _hashed(salts, np))
+    def draw(claims, direction):
+        low, high = np.zeros((2, len(points)), np.int64)
+        weight = np.ones(len(points))
+        for part in direction.parts:
+            low[part.leaf], high[part.leaf], weight[part.leaf] = part[1:]
+        first = np.uint32(direction.seed) * np.array([0x9E3779B9], np.uint32)
+        salts = np.arange(len(points), dtype=np.uint32) + first
+        spans = _Span(low, high, weight, _hashed(salts, np))
         small, sums = laid_out(), np.zeros((len(points), 3))
-        flat, sums[small.leaves] = small.moves(claims, spans, q)
+        flat, sums[small.leaves] = small.moves(claims, spans, direction)
 
         def of_leaf(k):
             if k in small.places:
                 return flat[small.places[k]].reshape(points[k].shape)
-            if q.low[k] == q.high[k]:
+            if low[k] == high[k]:
                 return np.zeros(points[k].shape)
             span = _Span(*(of_all[k] for of_all in spans))
             with wide_arithmetic(dtype):
-                given = points[k], claims[k], span, q.relative, q.up
+                given = points[k], claims[k], span, direction.relative, direction.up
                 moves, sums[k] = _moves_on_device(*given, dtype)
             return moves
 
@@ -107,18 +132,18 @@ class _Small(NamedTuple):
     Attributes:
       leaves: numbers of the small leaves.
       places: the slice of `x` for each of them.
-      begins: where each leaf begins in `x`.
-      ends: where each leaf ends in `x`.
+      sizes: the number of entries of each.
       x: their entries.
       usual: the usual size of each leaf's entries.
+      lots: ranges of leaves that have about BLOCK entries each.
     """
 
     leaves: np.ndarray
     places: dict[int, slice]
-    begins: np.ndarray
-    ends: np.ndarray
+    sizes: np.ndarray
     x: np.ndarray
     usual: np.ndarray
+    lots: list[slice]
 
     @classmethod
     def of(cls, points: Sequence[Any]) -> "_Small":
@@ -127,43 +152,36 @@ class _Small(NamedTuple):
         flat = [np.asarray(points[k], np.float64).ravel() for k in small]
         sizes = np.array([x.size for x in flat], np.int64)
         ends, usual = np.cumsum(sizes), np.array([usual_size(x) for x in flat])
-        begins, x = ends - sizes, np.concatenate([*flat, []])
-        places = dict(zip(small, map(slice, begins, ends), strict=True))
-        return cls(np.array(small, np.int64), places, begins, ends, x, usual)
+        x = np.concatenate([*flat, []])
+        places = dict(zip(small, map(slice, ends - sizes, ends), strict=True))
+        _, firsts = np.unique((ends - sizes) // BLOCK, return_index=True)
+        lots = list(map(slice, firsts, [*firsts[1:], len(small)]))
+        return cls(np.array(small, np.int64), places, sizes, x, usual, lots)
 
     def moves(
-        self, claims: Sequence[Any], spans: _Span, q: Question
+        self, claims: Sequence[Any], spans: _Span, direction: Direction
     ) -> tuple[np.ndarray, np.ndarray]:
         """The movement of each entry, and the sums along it for each leaf."""
         moves, sums = np.zeros(self.x.shape), np.zeros((len(self.leaves), 3))
         spans = _Span(*(of_leaf[self.leaves] for of_leaf in spans))
-        for low in range(0, self.x.size, BLOCK):
-            high = min(low + BLOCK, self.x.size)
-            first, last = (int(np.searchsorted(self.ends, i, "right")) for i in (low, high - 1))
-            here = slice(first, last + 1)
+        for here in self.lots:
             if not np.any(spans.low[here] < spans.high[here]):
                 continue
-            ends, origins = np.minimum(self.ends[here], high), self.begins[here]
-            begins = np.maximum(origins, low)
-            spread = functools.partial(np.repeat, repeats=ends - begins)
-            index = (np.arange(low, high) - spread(origins)).astype(np.uint32)
-            cuts = zip(self.leaves[here], begins - origins, ends - origins, strict=True)
-            claim = np.concatenate([np.ravel(claims[k])[i:j] for k, i, j in cuts])
-            x, usual = self.x[low:high], spread(self.usual[here])
+            leaves, sizes = self.leaves[here], self.sizes[here]
+            begins = np.cumsum(sizes) - sizes
+            spread = functools.partial(np.repeat, repeats=sizes)
+            index = (np.arange(np.sum(sizes)) - spread(begins)).astype(np.uint32)
+            claim = np.concatenate([np.ravel(claims[k]) for k in leaves])
+            where = slice(self.places[leaves[0]].start, self.places[leaves[-1]].stop)
             span = _Span(*(spread(of_leaf[here]) for of_leaf in spans))
-            v, terms = _moves(x, usual, index, claim, span, q.relative, q.up, np)
-            moves[low:high] = v
+            x, usual = self.x[where], spread(self.usual[here])
+            v, terms = _moves(x, usual, index, claim, span, direction.relative, direction.up, np)
+            moves[where] = v
             with np.errstate(invalid="ignore"):  # claims may be infinite, of both signs
-                add = functools.partial(np.add.reduceat, indices=begins - low)
-                unit = unit_of(np.maximum.reduceat(np.abs(terms), begins - low))
+                add = functools.partial(np.add.reduceat, indices=begins)
+                unit = unit_of(np.maximum.reduceat(np.abs(terms), begins))
                 size = unit * np.sqrt(add((terms / spread(unit)) ** 2))
-                before = sums[here]
-                after = (
-                    before[:, 0] + add(terms),
-                    np.hypot(before[:, 1], size),
-                    before[:, 2] + add(v),
-                )
-                sums[here] = np.stack(after, axis=-1)
+                sums[here] = np.stack([add(terms), size, add(v)], axis=-1)
         return moves, sums
 
 

@@ -4,7 +4,7 @@ The keys are primitives, not names, because a user's primitive may have any name
 """
 
 import re
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from jax.extend import core
 from jax.extend.core import primitives
@@ -15,23 +15,26 @@ from jaxnn.numerical.interpret import Equation
 class Cause(NamedTuple):
     """Why a primitive's value or slope is not finite, and what helps; empty if unknown."""
 
-    value: str
-    slope: str
-    cure: str
+    value: str = ""
+    slope: str = ""
+    cure: str = ""
 
 
 _SAFE = "make the argument safe first"
 # Functions of one number that `jax.numpy` has, too; others are written as operators.
 _FUNCTIONS = frozenset(["sqrt", "rsqrt", "cbrt", "log", "log1p"])
-_EIGENVALUES = "separate equal values: add small distinct numbers to the matrix's diagonal"
+_DISTINCT = "separate equal values: add small distinct numbers to the matrix's diagonal"
 _SINGULAR = "add a small multiple of the identity"
-_EQUAL = "eigenvectors have no derivative where eigenvalues are equal"
 _OVERFLOW = Cause(
     "it overflows",
     "it overflows",
     "subtract the largest first, or use `jnp.logaddexp`, `jax.nn.logsumexp`, `jax.nn.softmax`",
 )
-_GAMMA = Cause("at 0, or a negative integer", "it has no slope at 0 and negative integers", "")
+_SUM = Cause("an overflow, or infinity minus infinity")
+_EIGENVECTORS = Cause(
+    slope="eigenvectors have no derivative where eigenvalues are equal", cure=_DISTINCT
+)
+_GAMMA = Cause("at 0, or a negative integer", "it has no slope at 0 and negative integers")
 _ARC = Cause(
     "outside -1 to 1",
     "its slope at -1 and 1 is infinite",
@@ -52,9 +55,8 @@ NOT_FINITE: dict[core.Primitive, Cause] = {
         f"{_SAFE}, as in `lax.rsqrt(jnp.where(x > 0, x, 1))`",
     ),
     primitives.cbrt_p: Cause(
-        "",
-        "its slope at 0 is infinite",
-        f"{_SAFE}, as in `jnp.cbrt(jnp.where(x != 0, x, 1))`",
+        slope="its slope at 0 is infinite",
+        cure=f"{_SAFE}, as in `jnp.cbrt(jnp.where(x != 0, x, 1))`",
     ),
     primitives.log_p: Cause(
         "the logarithm of 0, or of a negative number",
@@ -82,109 +84,52 @@ NOT_FINITE: dict[core.Primitive, Cause] = {
         "its slope is infinite where a negative power of 0 is taken",
         f"{_SAFE}, as in `jnp.where(x != 0, x, 1) ** k`",
     ),
-    primitives.square_p: Cause(
-        "it overflows",
-        "",
-        "scale the argument down",
-    ),
+    primitives.square_p: Cause("it overflows", cure="scale the argument down"),
     primitives.exp_p: _OVERFLOW,
-    primitives.eigh_p: Cause(
-        "",
-        _EQUAL,
-        _EIGENVALUES,
-    ),
-    primitives.eig_p: Cause(
-        "",
-        _EQUAL,
-        _EIGENVALUES,
-    ),
+    primitives.exp2_p: _OVERFLOW,
+    primitives.expm1_p: _OVERFLOW,
+    primitives.cosh_p: _OVERFLOW,
+    primitives.sinh_p: _OVERFLOW,
+    primitives.eigh_p: _EIGENVECTORS,
+    primitives.eig_p: _EIGENVECTORS,
     primitives.svd_p: Cause(
-        "",
-        "singular vectors have no derivative where singular values are equal, or 0",
-        _EIGENVALUES,
+        slope="singular vectors have no derivative where singular values are equal, or 0",
+        cure=_DISTINCT,
     ),
     primitives.acos_p: _ARC,
     primitives.asin_p: _ARC,
-    primitives.acosh_p: Cause(
-        "below 1",
-        "its slope at 1 is infinite",
-        "keep the argument above 1",
-    ),
+    primitives.acosh_p: Cause("below 1", "its slope at 1 is infinite", "keep the argument above 1"),
     primitives.atanh_p: Cause(
         "at -1 or 1, or beyond",
         "its slope at -1 and 1 is infinite",
         "keep the argument between them",
     ),
     primitives.atan2_p: Cause(
-        "",
-        "it has no slope where both arguments are 0",
-        "keep the two from both being 0",
+        slope="it has no slope where both arguments are 0",
+        cure="keep the two from both being 0",
     ),
-    primitives.erf_inv_p: Cause(
-        "at -1 or 1, or beyond",
-        "its slope at -1 and 1 is infinite",
-        "",
-    ),
-    primitives.sub_p: Cause(
-        "an overflow, or infinity minus infinity",
-        "",
-        "mask with a large finite number instead of `-jnp.inf`",
-    ),
-    primitives.add_p: Cause(
-        "an overflow, or infinity minus infinity",
-        "",
-        "",
-    ),
-    primitives.mul_p: Cause(
-        "an overflow, or 0 times infinity",
-        "",
-        "",
-    ),
-    primitives.cholesky_p: Cause(
-        "the matrix is not positive definite",
-        "",
-        _SINGULAR,
-    ),
-    primitives.lu_p: Cause(
-        "",
-        "the matrix is singular",
-        "",
-    ),
+    primitives.erf_inv_p: Cause("at -1 or 1, or beyond", "its slope at -1 and 1 is infinite"),
+    primitives.sub_p: _SUM._replace(cure="mask with a large finite number instead of `-jnp.inf`"),
+    primitives.add_p: _SUM,
+    primitives.reduce_sum_p: _SUM,
+    primitives.dot_general_p: _SUM,
+    primitives.mul_p: Cause("an overflow, or 0 times infinity"),
+    primitives.reduce_prod_p: Cause("it overflows"),
+    primitives.cholesky_p: Cause("the matrix is not positive definite", cure=_SINGULAR),
+    primitives.lu_p: Cause(slope="the matrix is singular"),
     primitives.triangular_solve_p: Cause(
-        "the matrix is singular",
-        "the matrix is singular",
-        _SINGULAR,
+        "the matrix is singular", "the matrix is singular", _SINGULAR
     ),
     primitives.lgamma_p: _GAMMA,
     primitives.digamma_p: _GAMMA,
-    primitives.reduce_prod_p: Cause(
-        "it overflows",
-        "",
-        "",
-    ),
-    primitives.dot_general_p: Cause(
-        "an overflow, or infinity minus infinity",
-        "",
-        "",
-    ),
-    primitives.reduce_sum_p: Cause(
-        "an overflow, or infinity minus infinity",
-        "",
-        "",
-    ),
-    primitives.exp2_p: _OVERFLOW,
-    primitives.expm1_p: _OVERFLOW,
-    primitives.cosh_p: _OVERFLOW,
-    primitives.sinh_p: _OVERFLOW,
 }
 
 
-def usual_cause(eqn: Equation, which: Literal["value", "slope"]) -> tuple[str, str]:
+def usual_cause(eqn: Equation) -> Cause:
     """Why an equation's value or slope is not finite, and what helps; empty if unknown."""
-    cause = NOT_FINITE.get(eqn.primitive, Cause("", "", ""))
     if eqn.primitive is primitives.integer_pow_p and eqn.params["y"] > 0:
-        cause = _POSITIVE_POWER
-    return (cause.value if which == "value" else cause.slope), cause.cure
+        return _POSITIVE_POWER
+    return NOT_FINITE.get(eqn.primitive, Cause())
 
 
 def cure_unmasked(cure: str) -> str:

@@ -35,10 +35,10 @@ class Packing(NamedTuple):
             together.setdefault(jnp.dtype(x.dtype) if on_one_cpu(x) else k, []).append(k)
         return cls(tuple(map(tuple, together.values())), tuple(x.shape for x in leaves))
 
-    def pack(self, leaves: Sequence[Any], xp: Any = jnp) -> list[Any]:
+    def pack(self, leaves: Sequence[Any]) -> list[Any]:
         """A flat array for each group; the leaf itself for a group of one."""
         groups = ([leaves[k] for k in group] for group in self.groups)
-        return [xp.concatenate(some, axis=None) if some[1:] else some[0] for some in groups]
+        return [jnp.concatenate(some, axis=None) if some[1:] else some[0] for some in groups]
 
     def unpack(self, arrays: Iterable[Any]) -> list[Any]:
         """The leaves from packed arrays."""

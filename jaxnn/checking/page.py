@@ -51,7 +51,16 @@ def watch_page(report: Any) -> str:
 
 def text_fragment(text: str) -> str:
     """A text as HTML for an existing page."""
-    return f"<style>{_STYLE}</style><div class='jaxnn'><pre>{html.escape(text)}</pre></div>"
+    return _framed(f"<pre>{html.escape(text)}</pre>")
+
+
+def _framed(*parts: str) -> str:
+    return "".join((f"<style>{_STYLE}</style><div class='jaxnn'>", *parts, "</div>"))
+
+
+def _details(head: str, inside: str, is_open: bool) -> str:
+    mark = " open" if is_open else ""
+    return f"<details{mark}><summary>{head}</summary><div class='inside'>{inside}</div></details>"
 
 
 def write_page(path: str | os.PathLike, text: str) -> None:
@@ -79,27 +88,22 @@ def watch_fragment(report: Any) -> str:
     there inside.
     """
     first, *_ = str(report).splitlines()
-    parts = [f"<style>{_STYLE}</style><div class='jaxnn'><h1>{html.escape(first)}</h1>"]
+    parts = [f"<h1>{html.escape(first)}</h1>"]
     for place in report.places:
         title, born = str(place).partition("\n")[0], place.not_finite
         kind = "bad" if place.is_wrong else "good" if place.is_judged else "look"
         lines = "" if born is None else f"<pre>{html.escape(str(born))}</pre>"
         inside = f"{lines}{_code(place.line)}{''.join(map(fragment, place.reports))}"
-        mark = " open" if place.is_wrong else ""
-        parts.append(
-            f"<details{mark}><summary><span class='word {kind}'>{html.escape(title)}</span>"
-            f"</summary><div class='inside'>{inside}</div></details>"
-        )
-    return "".join([*parts, "</div>"])
+        word = f"<span class='word {kind}'>{html.escape(title)}</span>"
+        parts.append(_details(word, inside, place.is_wrong))
+    return _framed(*parts)
 
 
 def fragment(report: Any, drawn: int = DRAWN) -> str:
     """A report as HTML for an existing page, such as a notebook, with pictures for the first
     `drawn` leaves.
     """
-    return "".join(
-        (f"<style>{_STYLE}</style><div class='jaxnn'>", *_parts(report, drawn), "</div>")
-    )
+    return _framed(*_parts(report, drawn))
 
 
 def _parts(report: Any, drawn: int) -> Iterator[str]:
@@ -148,12 +152,7 @@ def _leaf(leaf: LeafReport, is_open: bool, is_drawn: bool) -> str:
     if is_drawn:
         lines.append(f"<figure>{_picture(leaf)}</figure>")
     head = f"<code>{html.escape(leaf.path)}</code><span>{shape} {leaf.dtype}</span>"
-    mark = " open" if is_open else ""
-    inside = "".join(lines)
-    return (
-        f"<details{mark}><summary>{head}{_word(leaf.verdict)}</summary>"
-        f"<div class='inside'>{inside}</div></details>"
-    )
+    return _details(f"{head}{_word(leaf.verdict)}", "".join(lines), is_open)
 
 
 def _picture(leaf: LeafReport) -> str:

@@ -1,7 +1,7 @@
 """Describes what a leaf's wrong entries have in common, and the likely cause; sets no verdicts."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -178,65 +178,37 @@ def nothing_there(slope: Slope, scale: float, claims: Any) -> str:
     return ""
 
 
-def _detached(wrong: Wrong) -> str | None:
+def _cause(wrong: Wrong) -> str:
+    """The likely cause of wrong entries: the first that fits, else ""."""
+    if not len(wrong.index):
+        return ""
     if np.all(wrong.autodiff == 0):
         return (
             "autodiff is 0: the path is cut (stop_gradient, rounding, an integer step) or missing "
             "from a custom rule"
         )
-    return None
-
-
-def _factor(wrong: Wrong) -> str | None:
-    words = {
+    of_ratio = {
         -1.0: "the sign is wrong",
         2.0: "an extra factor of 2",
         0.5: "a factor of 2 is missing",
     }
-    near = [text for value, text in words.items() if _alike(wrong.ratio, value)]
-    return near[0] if near else None
+    for n in sorted(wrong.counts - {0, 1, 2}):
+        by = f"{n} times too {{}}, the number of examples: a {{}} where the function takes a {{}}"
+        of_ratio |= {n: by.format("large", "sum", "mean"), 1 / n: by.format("small", "mean", "sum")}
+    fitting = (text for ratio, text in of_ratio.items() if _alike(wrong.ratio, ratio))
+    return next(fitting, _transposed(wrong))
 
 
-def _number_of_examples(wrong: Wrong) -> str | None:
-    for count in sorted(wrong.counts - {1, 2}):
-        if _alike(wrong.ratio, count):
-            return (
-                f"{count} times too large, the number of examples: a sum where the function takes "
-                "a mean"
-            )
-        if _alike(wrong.ratio, 1 / count):
-            return (
-                f"{count} times too small, the number of examples: a mean where the function takes "
-                "a sum"
-            )
-    return None
-
-
-def _transposed(wrong: Wrong) -> str | None:
+def _transposed(wrong: Wrong) -> str:
     shape = wrong.claims.shape
     if len(shape) != 2 or shape[0] != shape[1] or len(wrong.index) < 3:
-        return None
+        return ""
     off = wrong.index[:, 0] != wrong.index[:, 1]
     mirrored = wrong.claims[wrong.index[:, 1], wrong.index[:, 0]]
     slack = ALIKE * np.abs(wrong.numerical) + wrong.bounds
     if off.any() and np.all((np.abs(mirrored - wrong.numerical) <= slack)[off]):
         return "transposed: autodiff's entry (j, i) is correct for (i, j)"
-    return None
-
-
-# The first cause that fits is reported.
-CAUSES: tuple[Callable[[Wrong], str | None], ...] = (
-    _detached,
-    _factor,
-    _number_of_examples,
-    _transposed,
-)
-
-
-def _cause(found: Wrong) -> str:
-    if not len(found.index):
-        return ""
-    return next(filter(None, (cause(found) for cause in CAUSES)), "")
+    return ""
 
 
 def _alike(ratio: float | None, value: float | int) -> bool:

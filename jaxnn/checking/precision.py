@@ -33,14 +33,12 @@ from jaxnn.checking.evidence import (
     unit_of,
 )
 from jaxnn.checking.findings import HANDFUL, Entry
-from jaxnn.checking.line import Direction
-from jaxnn.checking.moves import scales_of
+from jaxnn.checking.moves import Direction, scales_of
 from jaxnn.checking.packed import on_one_cpu
 from jaxnn.checking.programs import Programs
 from jaxnn.checking.settings import Claims, Point
 from jaxnn.checking.slope import Slope
 from jaxnn.checking.untraced import Untraced
-from jaxnn.numerical.float64 import wide_dtype
 
 # The relative rounding error of a constant in float32.
 FLOAT32 = float(np.finfo(np.float32).eps)
@@ -70,7 +68,7 @@ class Loss(NamedTuple):
       verdict: "imprecise" if digits are lost, "differs" if none is left, "not finite" if an entry
         or the function's value is finite in float64 alone; else "agrees".
       entries: the worst entries that lost digits, compared with the gradient in float64.
-      lost: which entries lost digits, as a flat mask; None if none did.
+      lost: the flat positions of the entries that lost digits; None if none did.
       keeps: how many digits these entries retain, in words; empty if `hint` applies instead.
       hint: what else happened.
       is_rounding: whether the gradient is rounding error in float64, too: it is zero.
@@ -89,19 +87,6 @@ class Loss(NamedTuple):
         if self.verdict.wrong:
             return not verdict.wrong
         return verdict is Verdict.AGREES and self.verdict > verdict
-
-
-class _Shaken(NamedTuple):
-    """What moving the arguments at random by up to one rounding changes.
-
-    Attributes:
-      moves: for each leaf, the largest change of each entry of the float64 gradient.
-      inner: the size of the numbers that cancel in the function's value, from its rounding error;
-        0 unless they cancel completely.
-    """
-
-    moves: list[np.ndarray]
-    inner: float
 
 
 class _Rounding(NamedTuple):
@@ -198,13 +183,16 @@ class _Both:
         return norm([self.leaf(k).whole for k in range(len(self.point.leaves))])
 
     @functools.cached_property
-    def shaken(self) -> "_Shaken":
+    def shaken(self) -> tuple[list[np.ndarray], float]:
         """What moving the arguments changes."""
         return _shaken(self.point, self.programs, self.claims)
 
     def moves(self, k: int) -> tuple[Any, float]:
         """The change of a leaf's gradient, and the size of what cancels in the value."""
-        return (self.shaken.moves[k], self.shaken.inner) if self.claims.in_float64 else (0.0, 0.0)
+        if not self.claims.in_float64:
+            return 0.0, 0.0
+        changes, inner = self.shaken
+        return changes[k], inner
 
     def nearest(self, k: int) -> tuple[Loss, bool]:
         """The digits that the gradients of a leaf share, and whether every entry is within half of
@@ -336,8 +324,8 @@ class _Leaf(NamedTuple):
                 f"only in {kind}: the function's value is {rounding.value}; in float64 it is "
                 f"{rounding.centre:.6g}"
             )
-        entries, mask = self.entries(lost, verdict), self.mask(lost)
-        return Loss(min(shared.digits, left), verdict, entries, mask, keeps, hint)
+        entries, which = self.entries(lost, verdict), np.sort(lost.which)
+        return Loss(min(shared.digits, left), verdict, entries, which, keeps, hint)
 
     def loss_to_shorter(self, shared: Loss, lost: _Lost) -> Loss:
         """The loss of this leaf to narrower dtypes in the function, which sets no verdict."""
@@ -347,13 +335,7 @@ class _Leaf(NamedTuple):
             f"only {shared.digits:.1f} digits are correct in {self.dtype.name}: parts of the "
             "function use a narrower dtype"
         )
-        return shared._replace(lost=self.mask(lost), hint=hint)
-
-    def mask(self, lost: _Lost) -> np.ndarray:
-        """The entries that lost digits, as a flat mask."""
-        mask = np.zeros(self.own.shape, bool)
-        mask[lost.which] = True
-        return mask
+        return shared._replace(lost=np.sort(lost.which), hint=hint)
 
     def entries(self, lost: _Lost, verdict: Verdict) -> tuple[Entry, ...]:
         """The worst entries that lost digits, at most a handful."""
@@ -401,24 +383,26 @@ def _roundings(leaf: _Leaf, rounding: _Rounding) -> np.ndarray:
     return bound
 
 
-def _shaken(point: Point, programs: Any, claims: Claims) -> _Shaken:
-    """The changes when the arguments move.
+def _shaken(point: Point, programs: Any, claims: Claims) -> tuple[list[np.ndarray], float]:
+    """What moving the arguments at random by up to one rounding changes: for each leaf, the largest
+    change of each entry of the float64 gradient; and the size of the numbers that cancel in the
+    function's value, 0 unless they cancel completely.
 
     A value's second difference over so small a movement is the rounding error of the value.
     """
-    once, dtype = np.ones(len(point.leaves)), wide_dtype()
-    moved = [programs.in_float64(point, dtype, once, seed) for seed in range(DRAWS)]
+    once = np.ones(len(point.leaves))
+    moved = [programs.in_float64(point, once, seed) for seed in range(DRAWS)]
     moves = [
         np.max([np.abs(np.asarray(g) - np.asarray(exact)).ravel() for g in some], axis=0)
         for *some, exact in zip(*(gradient for _, gradient in moved), claims.wide, strict=True)
     ]
-    back = [programs.in_float64(point, dtype, -once, seed)[0] for seed in range(PAIRS)]
+    back = [programs.in_float64(point, -once, seed)[0] for seed in range(PAIRS)]
     pairs = zip(moved[:PAIRS], back, strict=True)
     second = [abs(there + here - 2 * claims.forward) for (there, _), here in pairs]
     inner = max(filter(math.isfinite, second), default=0.0) / sys.float_info.epsilon
     # Where a value is left, its size is what counts.
     is_zero = abs(claims.forward) <= ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * inner
-    return _Shaken(moves, inner if is_zero else 0.0)
+    return moves, inner if is_zero else 0.0
 
 
 def _is_apart(point: Point, programs: Any, claims: Claims, leaf: int) -> bool:
@@ -426,7 +410,7 @@ def _is_apart(point: Point, programs: Any, claims: Claims, leaf: int) -> bool:
     them can cancel in it.
     """
     shakes = [AWAY * (k != leaf) for k in range(len(point.leaves))]
-    moved = programs.in_float64(point, wide_dtype(), shakes)[1][leaf]
+    moved = programs.in_float64(point, shakes)[1][leaf]
     return np.array_equal(np.asarray(moved), np.asarray(claims.wide[leaf]))
 
 

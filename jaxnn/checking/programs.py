@@ -25,10 +25,9 @@ from jaxnn._arguments import Partition, Static
 from jaxnn._programs import Traced, jitted, kept
 from jaxnn._validate import first_line
 from jaxnn.checking.by_hand import gradient_by_hand
-from jaxnn.checking.further import RUN_FURTHER, has_solver
+from jaxnn.checking.further import RUN_FURTHER
 from jaxnn.checking.held import beside, holding, stops
-from jaxnn.checking.line import Line, compiled_along, one_by_one
-from jaxnn.checking.moves import drawer
+from jaxnn.checking.line import Line, compiled_along
 from jaxnn.checking.packed import Packing
 from jaxnn.checking.scalar import (
     forward_gradient,
@@ -37,9 +36,9 @@ from jaxnn.checking.scalar import (
     require_output,
     scalar_of,
 )
-from jaxnn.checking.settings import COTANGENT, Claims, Point, Settings, looked_at, roundings
+from jaxnn.checking.settings import COTANGENT, Claims, Point, Settings, looked_at
 from jaxnn.checking.small import along_by_operation, by_operation, is_by_operation
-from jaxnn.checking.tape import Tape
+from jaxnn.checking.tape.walk import Tape
 from jaxnn.checking.untraced import Untraced, untraced
 from jaxnn.numerical.float64 import (
     is_wide,
@@ -75,9 +74,8 @@ class Compiled(NamedTuple):
       own: value and packed gradient in the user's dtypes.
       wide: value and packed gradient in float64.
       along: the values along a line.
-      references: the packed gradient of the values by reverse and by forward mode, without custom
-        rules.
-      stopping: the same by reverse mode if `stop_gradient` stops it; None if there is none.
+      references: the packed gradient of the values without custom rules: by reverse mode; by
+        reverse mode if `stop_gradient` stops it, None if there is none; by forward mode.
       packing: how leaves share the arrays of a packed gradient.
       narrow: the primitives that keep a narrower dtype, and that dtype.
     """
@@ -85,8 +83,7 @@ class Compiled(NamedTuple):
     own: Callable
     wide: Callable
     along: Callable
-    references: tuple[Callable, Callable]
-    stopping: Callable | None
+    references: tuple[Callable, Callable | None, Callable]
     packing: Packing
     narrow: frozenset[tuple[str, Any]]
 
@@ -120,16 +117,6 @@ class Programs:
         floats = [kind for kind in dtypes if jnp.issubdtype(kind, jnp.floating)]
         return max((float(jnp.finfo(kind).eps) for kind in floats), default=0.0)
 
-    @functools.cached_property
-    def has_solver(self) -> bool:
-        """Whether the function may contain an iterative solver."""
-        return has_solver(self.program)
-
-    @property
-    def counts(self) -> frozenset[int]:
-        """The lengths of the constants' first axes, which may be numbers of examples."""
-        return frozenset(n for const in self.consts for n in np.shape(const)[:1])
-
     @property
     def narrow(self) -> frozenset[tuple[str, Any]]:
         """The primitives that keep a narrower dtype, and that dtype."""
@@ -140,22 +127,22 @@ class Programs:
         moving = [k < len(point.leaves) for k in range(len(jax.tree.leaves(point)))]
         return Tape(without_refs(self.program), moving, dtype, unrolled)
 
-    def line(self, point: Point, dtype: Any, watch: Callable[[Line], None], own: bool) -> Line:
+    def line(self, point: Point, watch: Callable[[Line], None], own: bool) -> Line:
         """The function along lines through a point; `own` if claims are in the user's dtypes."""
-        data = self.consts, point.data
+        data, dtype = (self.consts, point.data), wide_dtype()
 
         def values(moves, steps):
-            run = lambda steps: np.asarray(  # noqa: E731
-                self.compiled.along(point.leaves, moves, steps, data)
-            )
-            with wide_arithmetic(dtype), _unlogged():
-                try:
-                    return run(steps)
-                except Exception:  # a host callback may raise anything
-                    return one_by_one(lambda t: run(np.array([t]))[0], steps)
+            try:
+                with wide_arithmetic(dtype), _unlogged():
+                    return np.asarray(self.compiled.along(point.leaves, moves, steps, data))
+            except Exception:  # a host callback may raise anything, outside its domain
+                if not np.any(steps):
+                    raise  # at the point itself: such a function cannot be checked
+                if len(steps) == 1:
+                    return np.array([np.nan])
+                return np.concatenate([values(moves, steps[i : i + 1]) for i in range(len(steps))])
 
-        epsilon, draw = float(jnp.finfo(dtype).eps), drawer(point.leaves, dtype)
-        return Line(draw, values, point.leaves, epsilon, roundings(point, own), watch)
+        return Line(values, point.leaves, dtype, own=own, watch=watch)
 
     def own_line(self, point: Point) -> Line:
         """The function along lines through a point, in the function's own dtypes."""
@@ -170,26 +157,24 @@ class Programs:
             steps = jnp.asarray(steps, dtype)
             return np.asarray(along(point.leaves, moves, steps, point.data), np.float64)
 
-        draw, epsilon = drawer(point.leaves, dtype), max(self.rounding, float(jnp.finfo(dtype).eps))
-        return Line(draw, values, point.leaves, epsilon, roundings(point, True))
+        return Line(values, point.leaves, dtype, self.rounding, own=True)
 
-    def claims(self, point: Point, dtype: Any) -> Claims:
+    def claims(self, point: Point) -> Claims:
         """Value and gradient at a point, in the user's dtypes and in float64."""
         one = np.ones((), self.program.out_avals[0].dtype)
         value, gradient = self.compiled.own(self.gradient_consts, point.leaves, point.data, one)
         if self.by_hand is None:
             own = self._unpacked(gradient)
-            forward, wide = self.in_float64(point, dtype)
+            forward, wide = self.in_float64(point)
             return Claims(float(value), own, wide, True, forward)
         own = [looked_at(g) for g in self.by_hand.own()]
         if self.by_hand.wide is None:
             return Claims(float(value), own, own, False)
-        return Claims(float(value), own, self.in_float64(point, dtype)[1], True)
+        return Claims(float(value), own, self.in_float64(point)[1], True)
 
     def in_float64(
         self,
         point: Point,
-        dtype: Any,
         shakes: Sequence[float] | None = None,
         seed: int = 0,
         cotangent: float = COTANGENT,
@@ -198,15 +183,14 @@ class Programs:
 
         Args:
           point: where they are evaluated.
-          dtype: the wide dtype.
           shakes: how many roundings the entries of each leaf are moved by, at most.
           seed: seed of these random movements.
           cotangent: the cotangent of the value; the gradient is divided by it.
         """
-        leaves = point.leaves
+        leaves, dtype = point.leaves, wide_dtype()
         if shakes is not None:
             rng = np.random.default_rng(seed)
-            leaves = [_shaken(x, shake, rng) for x, shake in zip(leaves, shakes, strict=True)]
+            leaves = [shaken(x, shake, rng) for x, shake in zip(leaves, shakes, strict=True)]
         with wide_arithmetic(dtype):
             if self.by_hand is not None:
                 assert self.by_hand.wide is not None
@@ -215,22 +199,23 @@ class Programs:
             value, gradient = self.compiled.wide(*given)
             return float(value), [g / cotangent for g in self._unpacked(gradient)]
 
-    def reference(self, point: Point, dtype: Any) -> list[Any] | None:
+    def reference(self, point: Point) -> list[Any] | None:
         """The gradient of the values at a point; None if the values cannot be differentiated.
 
         What `stop_gradient` stops is differentiated, too, if it has a derivative.
         """
-        (reverse, forward), stopping = self.compiled.references, self.compiled.stopping
         few = sum(x.size for x in point.leaves) <= MOST_FORWARD
-        ways = reverse, stopping, forward if few else None
-        found = (self._by(way, point, dtype) for way in ways if way is not None)
+        found = (self._by(way, point) for way in self.compiled.references[: 3 if few else 2])
         return next((gradient for gradient in found if gradient is not None), None)
 
-    def stopped_reference(self, point: Point, dtype: Any) -> list[Any] | None:
+    def stopped_reference(self, point: Point) -> list[Any] | None:
         """The same gradient where `stop_gradient` stops it; None if there is none."""
-        return self.compiled.stopping and self._by(self.compiled.stopping, point, dtype)
+        return self._by(self.compiled.references[1], point)
 
-    def _by(self, way: Callable, point: Point, dtype: Any) -> list[Any] | None:
+    def _by(self, way: Callable | None, point: Point) -> list[Any] | None:
+        dtype = wide_dtype()
+        if way is None:
+            return None
         try:
             with wide_arithmetic(dtype):
                 leaves = [widen_leaf(x, dtype) for x in point.leaves]
@@ -265,7 +250,7 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
         return untraced(call, settings)
     automatic = settings.by_hand is None
     if not settings.projected and automatic and not is_real_scalar(shapes):
-        settings = settings._replace(projected=True, random=True)
+        settings = settings._replace(projected=True)
         note = "the output is not a real scalar: a random projection of it was checked"
         if isinstance(shapes, tuple) and len(shapes) == 2 and is_real_scalar(shapes[0]):
             note += "; set `has_aux=True` if its second part is auxiliary"
@@ -273,7 +258,8 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
     require_output(shapes, point.data[1], settings)
     require_known(settings.trust, program)
     packing = Packing.of(point.leaves)
-    for forward in (False, True) if settings.forward is None else (settings.forward,):
+    either = settings.forward is None and automatic
+    for forward in (False, True) if either else (bool(settings.forward),):
         if forward and settings.forward is None:
             notes.append("this function has no reverse mode; forward mode was checked")
         chosen = settings._replace(forward=forward)
@@ -290,11 +276,9 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
             return untraced(call, settings)
         except Exception as mistake:  # a derivative rule may raise anything
             mistakes.append(mistake)
-            if not automatic:
-                break
-            continue
-        by_hand = _by_hand(call, form, settings.by_hand, packing)
-        return Programs(compiled, scalar, values.consts, both.consts, by_hand, same, tuple(notes))
+        else:
+            by_hand, consts = _by_hand(call, form, settings.by_hand, packing), both.consts
+            return Programs(compiled, scalar, values.consts, consts, by_hand, same, tuple(notes))
     if settings.order > 1:
         reason = first_line(mistakes[0])
         raise TypeError(
@@ -330,7 +314,7 @@ def _sharding(x: Any) -> Any:
     return None if automatic else sharding
 
 
-def _shaken(x: Any, shake: float, rng: np.random.Generator) -> np.ndarray:
+def shaken(x: Any, shake: float, rng: np.random.Generator) -> np.ndarray:
     """A leaf with each entry moved by up to `shake` roundings of its dtype."""
     rounding = shake * float(jnp.finfo(x.dtype).eps)
     return np.asarray(np.asarray(x, np.float64) * (1 + rounding * rng.uniform(-1, 1, x.shape)))
@@ -424,20 +408,20 @@ def _compile(
 
         return jax.jit(gradient)
 
+    stopping = by(jax.value_and_grad, through=False) if stops(scalar) else None
     value, wide = moving_by(rules), widened(both, dtype, rules)
     if is_by_operation(values, both):
         own, along = by_operation(both), along_by_operation(value, dtype)
     else:
         wide = jax.jit(wide)
         same = not settings.further and _is_unchanged(both.jaxpr, dtype)
-        own = _wide_call(wide, dtype) if same else jitted(both)
+        own = wide_arithmetic(dtype)(wide) if same else jitted(both)
         along = compiled_along(value, dtype)
     return Compiled(
         own=own,
         wide=wide,
         along=along,
-        references=(by(jax.value_and_grad), by(forward_gradient)),
-        stopping=by(jax.value_and_grad, through=False) if stops(scalar) else None,
+        references=(by(jax.value_and_grad), stopping, by(forward_gradient)),
         packing=packing,
         narrow=left_narrow(scalar, dtype),
     )
@@ -450,16 +434,6 @@ def _is_unchanged(program: Program, dtype: Any) -> bool:
     return dtype == jnp.float64 and is_wide(program, dtype) and not has_changed
 
 
-def _wide_call(wide: Callable, dtype: Any) -> Callable:
-    """The evaluation in a wide dtype, to be called like the user's own program."""
-
-    def call(*args):
-        with wide_arithmetic(dtype):
-            return wide(*args)
-
-    return call
-
-
 def _by_hand(
     call: Partition, form: Point, gradient: Callable | None, packing: Packing
 ) -> ByHand | None:
@@ -469,10 +443,8 @@ def _by_hand(
     dtype = wide_dtype()
     own = functools.partial(gradient_by_hand, gradient, call)
     try:
-        derive = lambda leaves, data: gradient_by_hand(  # noqa: E731
-            gradient, call.at(leaves, data[0])
-        )
-        traced = Traced.of(lambda *point: packing.pack(derive(*point)), *form)
+        derive = lambda point: gradient_by_hand(gradient, call.at(point.leaves, point.data[0]))  # noqa: E731
+        traced = Traced.of(lambda *point: packing.pack(derive(Point(*point))), *form)
     except Exception:  # JAX cannot trace the user's gradient, or its result does not match
         return ByHand(own, None)
     wide = kept(

@@ -26,8 +26,10 @@ def plain(value: Any) -> Any:
     """A result as dictionaries, lists, strings and numbers."""
     if isinstance(value, Verdict):
         return str(value)
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
     if hasattr(value, "_asdict"):
-        return {key: plain(item) for key, item in value._asdict().items()}
+        value = value._asdict()
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, complex):
@@ -170,10 +172,7 @@ class GradientReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as dictionaries, lists, strings and numbers, ready for `json.dumps`."""
-        fields = {
-            field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)
-        }
-        return {"ok": self.ok, **fields}
+        return {"ok": self.ok, **plain(vars(self))}
 
     def plot(self, path: str | None = None, ax: Any = None) -> Any:
         """Draw a leaf's evidence: slopes and bound against the step, and the claim as a line.

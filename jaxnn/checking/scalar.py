@@ -48,33 +48,27 @@ def random_like(tree: PyTree, seed: int) -> list[jax.Array]:
 
 def scalar_of(value: Callable, settings: Settings) -> Callable:
     """The scalar function of leaves and data whose gradient is checked; `value` is the user's."""
+    if settings.order > 1:
+        lower = scalar_of(value, settings._replace(order=settings.order - 1))
+        seed, derive = settings.seed + settings.order - 1, jax.grad(lower)
+        if settings.forward:
+            derive = lambda leaves, data: forward_gradient(lower)(leaves, data)[1]  # noqa: E731
 
-    def scalar(leaves, data):
-        out = value(leaves, data)
-        if not settings.projected:
-            return out
-        return projection(
-            out, random_like(out, settings.seed) if settings.random else _weights(data)
-        )
-
-    def projected_gradient(f, seed):
-        def projected(leaves, data):
-            if settings.forward:
-                gradient = forward_gradient(f)(leaves, data)[1]
-            else:
-                gradient = jax.grad(f)(leaves, data)
+        def projected_gradient(leaves, data):
+            gradient = derive(leaves, data)
             return projection(gradient, random_like(gradient, seed))
 
-        return projected
+        return projected_gradient
 
-    function = scalar
-    for level in range(1, settings.order):
-        function = projected_gradient(function, settings.seed + level)
-    return function
+    def scalar(leaves, data):
+        out, (_, cotangent) = value(leaves, data), data
+        if not settings.projected:
+            return out
+        random = cotangent is None
+        weights = random_like(out, settings.seed) if random else jax.tree.leaves(cotangent)
+        return projection(out, weights)
 
-
-def _weights(data: Any) -> list[Any]:
-    return jax.tree.leaves(data[1])
+    return scalar
 
 
 def forward_gradient(value: Callable, tangent: Any = 1) -> Callable:
@@ -134,7 +128,7 @@ def require_output(shapes: PyTree, cotangent: PyTree, settings: Settings) -> Non
                 "`f` must return a scalar, or `cotangent` must say how to project its output (a "
                 f"pytree like it, or 'random'). Got {got}."
             )
-    elif not settings.random:
+    elif cotangent is not None:
         if jax.tree.structure(cotangent) != jax.tree.structure(shapes):
             raise ValueError(
                 "`cotangent` must have the structure of the output of `f`, "

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -27,7 +26,6 @@ class Settings(NamedTuple):
     Attributes:
       by_hand: the user's gradient function; None for JAX's.
       projected: whether the output is projected onto a cotangent.
-      random: whether that cotangent is random.
       seed: seed of the random projections.
       order: n for the gradient of a projection of the gradient of order n - 1.
       forward: whether to use forward mode; None for reverse mode if there is one, else forward.
@@ -38,7 +36,6 @@ class Settings(NamedTuple):
 
     by_hand: Callable | None = None
     projected: bool = False
-    random: bool = False
     seed: int = 0
     order: int = 1
     forward: bool | None = None
@@ -52,7 +49,7 @@ class Point(NamedTuple):
 
     Attributes:
       leaves: the leaves that are differentiated, in their real form.
-      data: the other arrays, and the cotangent or None.
+      data: the other arrays, and the cotangent; None if it is random or missing.
     """
 
     leaves: list[jax.Array]
@@ -87,8 +84,3 @@ class Claims(NamedTuple):
 def looked_at(x: Any) -> Any:
     """A NumPy array if `x` is on one CPU, else `x` itself."""
     return np.asarray(x) if on_one_cpu(x) else x
-
-
-def roundings(point: Point, own: bool) -> list[float]:
-    """The relative error that each leaf's gradient may have: some if `own`, 0 in float64."""
-    return [OF_CLAIMS * float(jnp.finfo(x.dtype).eps) if own else 0.0 for x in point.leaves]

@@ -108,29 +108,20 @@ class Slope(NamedTuple):
         """Whether the bound is within this fraction of the slope, and there is no kink."""
         return not self.kink and self.bound <= part * abs(self.value)
 
-    def no_tighter(self, part: float) -> "Slope":
-        """The same slope with a bound of at least this fraction of it."""
-        return self._replace(bound=max(self.bound, part * abs(self.value)))
-
-    def is_outrun_by(self, claim: float) -> bool:
-        """Whether a function with slope `claim` could vary by the noise of these values within the
-        finest steps. If so, it may oscillate between the steps, and the values say nothing about
-        the claim.
+    def for_claim(self, claim: float) -> "Slope":
+        """The same slope, with the bound that its evidence on a claim has: wider if the claim may
+        be lost in rounding errors of terms of size 1; infinite if a function with this slope could
+        vary by the noise of these values within the finest steps, and so oscillate between them.
         """
-        finest = RATIO**WITNESSES * self.steps[-1]
-        outside = abs(claim - self.value) > self.bound
-        runs = abs(claim) * finest > BLIND * self.noise
-        return outside and runs and self.noise > WILD * self.size
-
-    def beside(self, claim: float) -> "Slope":
-        """The same slope, or one whose bound covers a claim that may be lost in rounding errors of
-        terms of size 1.
-        """
-        seen = (self.value and self.known_to(CLEAR)) or self.size > LITTLE
-        if seen or not 0 < abs(claim) * FIRST_STEP <= LITTLE:
-            return self
-        bound = max(self.bound, LITTLE / FIRST_STEP)
-        return self._replace(bound=bound, noise=LITTLE, size=1.0)
+        bound, noise, size = self.bound, self.noise, self.size
+        seen = (self.value and self.known_to(CLEAR)) or size > LITTLE
+        if not seen and 0 < abs(claim) * FIRST_STEP <= LITTLE:
+            bound, noise, size = max(bound, LITTLE / FIRST_STEP), LITTLE, 1.0
+        outside = abs(claim - self.value) > bound
+        runs = abs(claim) * RATIO**WITNESSES * self.steps[-1] > BLIND * noise
+        if outside and runs and noise > WILD * size:
+            bound = np.inf
+        return self._replace(bound=bound, noise=noise, size=size)
 
     @property
     def jumps(self) -> bool:
@@ -199,7 +190,8 @@ def estimate_slope(
             none = np.zeros_like(t)  # one side alone shows no kink
             from_left = limit(t, left[first:], 1, floor, size, none)
             from_right = limit(t, right[first:], 1, floor, size, none)
-        kink = excludes(from_left, from_right)
+        apart = abs(from_left.value - from_right.value)
+        kink = bool(apart > from_left.bound + from_right.bound)
         if kink:
             middle = (from_left.value + from_right.value) / 2
             best = best._replace(value=middle, bound=max(from_left.bound, from_right.bound))
@@ -207,10 +199,7 @@ def estimate_slope(
             nearby = values[:, t <= best.step]
             size = float(np.max(np.abs(nearby), initial=abs(centre)))
     return Slope(
-        value=best.value,
-        bound=best.bound,
-        step=best.step,
-        noise=best.noise,
+        *best,
         size=size,
         coarse=coarse,
         left=from_left.value if kink else best.value,
@@ -221,11 +210,6 @@ def estimate_slope(
         differences=quotients,
         steps=steps,
     )
-
-
-def excludes(one: Limit, other: Limit) -> bool:
-    """Whether two estimates exclude each other: their intervals do not meet."""
-    return bool(abs(one.value - other.value) > one.bound + other.bound)
 
 
 def limit(
@@ -285,11 +269,8 @@ def _in_float32(t: np.ndarray, values: np.ndarray, centre: float, size: float) -
     """
     if not np.all(values == values.astype(np.float32)):
         return False
-    changes, epsilon = (
-        np.max(np.abs(values - centre), axis=0, initial=0),
-        float(np.finfo(np.float32).eps),
-    )
-    moving = changes > 0
+    changes = np.max(np.abs(values - centre), axis=0, initial=0)
+    moving, epsilon = changes > 0, float(np.finfo(np.float32).eps)
     least = np.min(changes[moving], initial=np.inf)
     last = np.min(t[moving], initial=np.inf)
     return bool(

@@ -49,8 +49,7 @@ class Status:
 
     def tell(self, line: Any) -> None:
         """Report that values along a line are about to be computed."""
-        of = f" of {self.leaves}" if self.leaves else ""
-        self.say(f"{self.known}{of} leaves known, {line.evaluations} values")
+        self.say(f"{self.known} of {self.leaves} leaves known, {line.evaluations} values")
 
     def _write(self) -> None:
         assert self.stream is not None

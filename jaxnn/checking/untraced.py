@@ -1,7 +1,6 @@
 """Checks functions that JAX cannot trace, by calling them once per step."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,10 +12,9 @@ from jaxnn._arguments import Partition
 from jaxnn._validate import describe, first_line
 from jaxnn.checking.by_hand import gradient_by_hand
 from jaxnn.checking.line import Line
-from jaxnn.checking.moves import drawer
 from jaxnn.checking.scalar import scalar_of
-from jaxnn.checking.settings import Claims, Point, Settings, looked_at, roundings
-from jaxnn.numerical.float64 import wide_arithmetic, widen_leaf
+from jaxnn.checking.settings import Claims, Point, Settings, looked_at
+from jaxnn.numerical.float64 import wide_arithmetic, wide_dtype, widen_leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +30,14 @@ class Untraced:
     gradient: Callable
     narrow: frozenset[tuple[str, Any]] = frozenset()
     rounding: float = 0.0
-    counts: frozenset[int] = frozenset()
-    has_solver: bool = False
+    consts: tuple[Any, ...] = ()
     deterministic: bool = True
     program: None = None
     notes: tuple[str, ...] = ("JAX cannot trace the function, so it was called once for each step",)
 
-    def line(self, point: Point, dtype: Any, watch: Callable[[Line], None], own: bool) -> Line:
+    def line(self, point: Point, watch: Callable[[Line], None], own: bool) -> Line:
         """The function along lines: on float64 leaves if it takes them, else in its own dtypes."""
-        leaves, kind = self._accepted(point, dtype)
+        leaves, kind = self._accepted(point, wide_dtype())
         origin = [np.asarray(x, np.float64) for x in leaves]
 
         def values(moves, steps):
@@ -55,10 +52,9 @@ class Untraced:
             return np.array([at(t) for t in steps])
 
         epsilon = max(float(jnp.finfo(x.dtype).eps) for x in leaves)
-        draw = drawer(point.leaves, dtype)
-        return Line(draw, values, point.leaves, epsilon, roundings(point, True), watch)
+        return Line(values, point.leaves, wide_dtype(), epsilon, own=True, watch=watch)
 
-    def claims(self, point: Point, dtype: Any) -> Claims:
+    def claims(self, point: Point) -> Claims:
         """Value and gradient at a point, in the user's dtypes."""
         value, gradient = self.gradient(point.leaves, point.data)
         value = np.asarray(value)
@@ -70,7 +66,7 @@ class Untraced:
         own = [looked_at(g) for g in gradient]
         return Claims(float(value), own, own, False)
 
-    def reference(self, point: Point, dtype: Any) -> None:
+    def reference(self, point: Point) -> None:
         """None: JAX cannot differentiate values that it cannot trace."""
         return None
 
@@ -91,14 +87,10 @@ def untraced(call: Partition, settings: Settings) -> Untraced:
     """An `Untraced` function, with the user's gradient if there is one, else JAX's."""
     static = call.static
     value = scalar_of(lambda leaves, data: static.value(leaves, data[0]), settings)
-    if settings.by_hand is None:
-        return Untraced(value, _eager_gradient(value))
-    own = functools.partial(gradient_by_hand, settings.by_hand, call)
-    return Untraced(value, lambda leaves, data: (value(leaves, data), own()))
 
-
-def _eager_gradient(value: Callable) -> Callable:
     def both(leaves, data):
+        if settings.by_hand is not None:
+            return value(leaves, data), gradient_by_hand(settings.by_hand, call)
         try:
             return jax.value_and_grad(value)(leaves, data)
         except jax.errors.JAXTypeError as error:
@@ -107,4 +99,4 @@ def _eager_gradient(value: Callable) -> Callable:
                 f"`gradient` must be given. Got {first_line(error)}"
             ) from None
 
-    return both
+    return Untraced(value, both)

@@ -16,6 +16,7 @@ import os
 import sys
 import sysconfig
 import threading
+import traceback
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from jaxnn._arguments import positions, readable
 from jaxnn._programs import trace_again, traced_apart
 from jaxnn._validate import first_line, is_concrete, is_key
 from jaxnn.checking.findings import SourceLine
-from jaxnn.checking.tape import is_inexact
+from jaxnn.checking.tape.layout import is_inexact
 from jaxnn.numerical.interpret import (
     Program,
     axes,
@@ -90,11 +91,6 @@ class Point(NamedTuple):
     keys: list[Any]
     x64: bool
     mesh: Any
-
-    @property
-    def values(self) -> tuple[list[Any], list[Any]]:
-        """The arrays, or their tracers."""
-        return self.consts, self.leaves
 
     def with_values(self, values: Any) -> "Point":
         """The same program at other values, as NumPy arrays."""
@@ -254,11 +250,6 @@ class Call(NamedTuple):
         """A call whose arguments are all differentiated."""
         return cls(tuple(range(len(primals))), tuple(primals), {}, has_aux)
 
-    @property
-    def differentiated(self) -> tuple[Any, ...]:
-        """The arguments that are differentiated."""
-        return tuple(self.args[i] for i in self.argnums)
-
     def of_leaves(self, f: Callable, tree: Any) -> Callable:
         """The function's floating outputs as a function of the leaves; all else is constant."""
 
@@ -329,20 +320,22 @@ class Watcher:
         with self.undisturbed():
             try:
                 call = called()
-                taken, point = self._taken(f, Taken(line, name, form), call)
+                taken, point, values = self._taken(f, Taken(line, name, form), call)
                 if self.points > 1 or (self.finite and form.gradient is not None):
-                    self._count_call(taken, point)
-                self._see_point(taken, point)
+                    self._count_call(taken, values)
+                self._see_point(taken, point, values)
                 if self.finite and form.gradient is not None:
                     gradient = form.gradient(result, call.has_aux)
-                    self._see_whether_finite(taken, point, gradient)
+                    self._see_whether_finite(taken, point, values, gradient)
             except Exception as error:  # the user's function may raise anything when traced again
                 taken = self.taken.setdefault((line, name), Taken(line, name, form))
                 taken.trouble = f"{type(error).__name__}: {first_line(error)}"
 
-    def _taken(self, f: Callable, taken: Taken, call: Call) -> tuple[Taken, Point]:
-        """The gradient that a call takes, and the point, of arrays or tracers."""
-        leaves, tree = jax.tree.flatten(call.differentiated)
+    def _taken(self, f: Callable, taken: Taken, call: Call) -> tuple[Taken, Point, Any]:
+        """The gradient that a call takes; the point, without its values; and these, as arrays or
+        tracers.
+        """
+        leaves, tree = jax.tree.flatten(tuple(call.args[i] for i in call.argnums))
         program = make_jaxpr(call.of_leaves(f, tree))(*leaves)
         consts = opened(program)[1]
         # Numbers of Python's in the function may differ from call to call.
@@ -356,42 +349,43 @@ class Watcher:
             taken.tree, taken.argnums = tree, call.argnums
             self.taken[key] = taken
         point = Point(
-            consts=[jax.random.key_data(x) if is_key(x) else x for x in consts],
-            leaves=leaves,
+            consts=[],
+            leaves=[],
             program=emptied(program),
             names=call.names_of(consts),
             keys=[jax.random.key_impl(x) if is_key(x) else None for x in consts],
             x64=jnp.result_type(float) == np.float64,
             mesh=jax.sharding.get_abstract_mesh(),
         )
-        return self.taken[key], point
+        consts = [jax.random.key_data(x) if is_key(x) else x for x in consts]
+        return self.taken[key], point, (consts, leaves)
 
-    def _count_call(self, taken: Taken, point: Point) -> None:
+    def _count_call(self, taken: Taken, values: Any) -> None:
         """Count a call, now or whenever the program runs."""
         count = functools.partial(self._count, taken)
-        if is_concrete(point.values):
+        if is_concrete(values):
             count()
         else:
             jax.debug.callback(count)
 
-    def _see_point(self, taken: Taken, point: Point) -> None:
+    def _see_point(self, taken: Taken, point: Point, values: Any) -> None:
         """Keep a point if one is due, now or when the program runs."""
-        see = functools.partial(self._see, taken, point._replace(consts=[], leaves=[]))
-        if is_concrete(point.values):
-            see(point.values)
+        see = functools.partial(self._see, taken, point)
+        if is_concrete(values):
+            see(values)
         elif self._wants(taken):
             self._sending.add(taken)
-            _send(see, point.values, lambda _: np.True_, ())
+            _send(see, values, lambda _: np.True_, ())
 
-    def _see_whether_finite(self, taken: Taken, point: Point, gradient: Any) -> None:
+    def _see_whether_finite(self, taken: Taken, point: Point, values: Any, gradient: Any) -> None:
         """Keep the first point whose gradient is not finite, now or when the program runs."""
-        see = functools.partial(self._see_bad, taken, point._replace(consts=[], leaves=[]))
+        see = functools.partial(self._see_bad, taken, point)
         inexact = [g for g in jax.tree.leaves(gradient) if is_inexact(g)]
-        if is_concrete(inexact, point.values):
+        if is_concrete(inexact, values):
             if _is_bad(inexact):
-                see(point.values)
+                see(values)
         elif taken.bad is None:
-            _send(see, point.values, _is_bad, inexact)
+            _send(see, values, _is_bad, inexact)
 
     def _wants(self, taken: Taken) -> bool:
         """Whether a further point is due."""
@@ -581,19 +575,14 @@ def _users_line() -> SourceLine | None:
     """The user's line that is running, or the library's that is nearest to it; None if this package
     itself takes the gradient to check or to compute another.
     """
-    frame, found = sys._getframe(3), None
+    frame = sys._getframe(3)
     if frame is not None and frame.f_code.co_filename.startswith(_OWN):
         return None
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(_BETWEEN):
-            found = found or frame
-            if not _is_library(file):
-                found = frame
-                break
-        frame = frame.f_back
-    if found is None:
+    frames = [f for f, _ in traceback.walk_stack(frame)]
+    frames = [f for f in frames if not f.f_code.co_filename.startswith(_BETWEEN)]
+    if not frames:
         return None
+    found = next((f for f in frames if not _is_library(f.f_code.co_filename)), frames[0])
     code, number = found.f_code, found.f_lineno
     text = linecache.getline(code.co_filename, number).strip()
     function = "" if code.co_name == "<module>" else code.co_name

@@ -152,15 +152,7 @@ class WatchReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The findings as dictionaries, lists, strings and numbers, ready for `json.dumps`."""
-
-        def told(place):
-            found = place.not_finite
-            return plain(place._replace(reports=(), not_finite=None, inputs={})) | {
-                "reports": [report.to_dict() for report in place.reports],
-                "not_finite": None if found is None else found.to_dict(),
-            }
-
-        places = list(map(told, self.places))
+        places = [plain(place._replace(inputs={})) for place in self.places]
         return {"ok": self.ok, "seconds": self.seconds, "places": places}
 
     def __bool__(self) -> bool:
@@ -262,7 +254,8 @@ def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
         for taken in [taken for taken in watcher.taken.values() if not taken.is_judged]:
             taken.is_judged = True
             rest = budget - (time.monotonic() - began)
-            place = _place(taken)
+            trouble = taken.trouble or ("" if taken.points or taken.bad else "never ran")
+            place = Place(taken.line, taken.name, taken.calls, trouble=trouble)
             if rest > 0:
                 with _at_most(rest) as is_over:
                     place = _judged(taken, place, watcher.trust)
@@ -272,13 +265,6 @@ def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
     seconds = time.monotonic() - began
     places.sort(key=lambda place: (not place.is_wrong, place.is_judged))
     return WatchReport(tuple(places), seconds)
-
-
-def _place(taken: Taken) -> Place:
-    trouble = taken.trouble
-    if not (taken.points or taken.bad or trouble):
-        trouble = "never ran"
-    return Place(taken.line, taken.name, taken.calls, trouble=trouble)
 
 
 def _judged(taken: Taken, place: Place, trust: Sequence[str]) -> Place:

@@ -16,7 +16,9 @@ from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import LINES, Birth, SourceLine
 from jaxnn.checking.measure import Checked
 from jaxnn.checking.nan_causes import as_written, cure_unmasked, usual_cause
-from jaxnn.checking.tape import Record, Site, Tape, insides, is_inexact, seeds_of, tape_of
+from jaxnn.checking.tape.inside import insides, tape_of
+from jaxnn.checking.tape.layout import Site, is_inexact
+from jaxnn.checking.tape.walk import Record, Tape, seeds_of
 from jaxnn.numerical.interpret import has_custom_rule
 
 
@@ -62,8 +64,11 @@ def births(
     if not ends:  # there are no cotangents to search
         return []
     found = []
-    for number in _beginnings(tape, of_cts, of_pulled):
-        first = next((origin[s] for s in tape.sites[number].inputs if s in origin), number)
+    for number, site in reversed(list(enumerate(tape.sites))):
+        # Its outputs have finite cotangents and its inputs do not.
+        if not any(of_pulled[number]) or any(of_cts[site.outputs[j]] for j in site.asked):
+            continue
+        first = next((origin[s] for s in site.inputs if s in origin), number)
         if first != number:
             found += _born_in_values(tape, record, first)
         else:
@@ -71,15 +76,6 @@ def births(
         if len(found) >= LINES:
             break
     return found
-
-
-def _beginnings(tape: Tape, of_cts: dict[int, Any], of_pulled: list[list[Any]]) -> list[int]:
-    """The sites whose outputs have finite cotangents and whose inputs do not, the last first."""
-    return [
-        number
-        for number, site in reversed(list(enumerate(tape.sites)))
-        if any(of_pulled[number]) and not any(of_cts[site.outputs[j]] for j in site.asked)
-    ]
 
 
 def _origins(
@@ -94,14 +90,10 @@ def _origins(
         # On ties, an input that became non-finite in this program says more than a constant.
         rank = lambda s: (levels.get(s, 0), s in origin)  # noqa: E731
         worst = max(_taken(site, record, levels), key=rank, default=-1)
-        before = levels.get(worst, 0)
-        for slot in (s for s in site.outputs if levels[s]):
-            first = origin.get(worst) if before else number
+        for least, known in ((1, origin), (2, undefined)):
+            first = known.get(worst) if levels.get(worst, 0) >= least else number
             if first is not None:
-                origin[slot] = first
-            first = undefined.get(worst) if before == 2 else number
-            if first is not None and levels[slot] == 2:
-                undefined[slot] = first
+                known |= {slot: first for slot in site.outputs if levels[slot] >= least}
     return origin, undefined
 
 
@@ -151,22 +143,14 @@ def _born_in_values(tape: Tape, record: Record, number: int) -> list[Birth]:
             return [birth.within(inside.name) for birth in inner]
     site = tape.sites[number]
     outputs = [np.asarray(record.values[s]) for s in site.outputs]
-    outputs = [y for y in outputs if is_inexact(y)]
-    bad = [~np.isfinite(y) for y in outputs]
-    what = "NaN" if any(np.any(np.isnan(y)) for y in outputs) else "infinity"
-    count, total = (sum(int(f(b)) for b in bad) for f in (np.sum, np.size))
-    reason, cure = usual_cause(site.eqn, "value")
+    outputs = [np.ravel(y) for y in outputs if is_inexact(y)]
+    bad = np.concatenate([~np.isfinite(y) for y in outputs])
+    kind = "NaN" if any(np.any(np.isnan(y)) for y in outputs) else "infinity"
+    reason, _, cure = usual_cause(site.eqn)
+    what = f"`{site.name}`{f': {reason}, giving' if reason else ' gives'} {kind}"
     line = SourceLine.of(site.line)
-    return [
-        Birth(
-            line=line,
-            operation=site.name,
-            what=f"`{site.name}`{f': {reason}, giving' if reason else ' gives'} {what}",
-            count=count,
-            total=total,
-            cure=as_written(cure, site.name, line.text),
-        )
-    ]
+    cure = as_written(cure, site.name, line.text)
+    return [Birth(line, site.name, what, int(bad.sum()), bad.size, cure)]
 
 
 def _born_in_cotangents(tape: Tape, record: Record, number: int) -> list[Birth]:
@@ -178,7 +162,7 @@ def _born_in_cotangents(tape: Tape, record: Record, number: int) -> list[Birth]:
                 return [birth.within(inside.name) for birth in inner]
     bad = [~np.isfinite(np.asarray(x)) for x in record.pulled[number]]
     most = max(bad, key=np.sum)  # of several operands
-    reason, cure = usual_cause(site.eqn, "slope")
+    _, reason, cure = usual_cause(site.eqn)
     what = f"`{site.name}`: {reason or 'its derivative is not finite'}"
     ct = np.asarray(record.cotangents[site.outputs[site.asked[0]]])
     masks = [b for b in bad if b.shape == ct.shape and b.any()]

@@ -6,7 +6,7 @@ at a point beside this one, where the function is smooth.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,21 +16,11 @@ from jaxnn.checking.findings import Entry, LeafReport
 from jaxnn.checking.measure import Checked, measure
 from jaxnn.checking.moves import scales_of
 from jaxnn.checking.settings import Point
-from jaxnn.numerical.float64 import wide_dtype
 
 # How far each entry is moved, relative to its size.
 BESIDE = 1e-3
 # At how many points the gradient is computed to see what values it has around a corner.
 AROUND = 64
-
-
-class Answer(NamedTuple):
-    """The check at a point beside, and gradients around the point if an entry is outside the two
-    slopes of its corner.
-    """
-
-    beside: Checked
-    around: list[list[Any]]
 
 
 def applies(checked: Checked) -> bool:
@@ -39,8 +29,10 @@ def applies(checked: Checked) -> bool:
     return any(map(_has_corner, leaves)) and not any(map(_is_plainly_wrong, leaves))
 
 
-def ask(checked: Checked) -> Answer:
-    """The same check beside the point."""
+def ask(checked: Checked) -> tuple[Checked, list[list[Any]]]:
+    """The same check at a point beside, and gradients around the point if an entry is outside the
+    two slopes of its corner.
+    """
     check, rng = checked.check, np.random.default_rng(0)
     points = (
         Point([_beside(x, rng) for x in check.point.leaves], check.point.data)
@@ -51,27 +43,30 @@ def ask(checked: Checked) -> Answer:
     beside = measure(check._replace(call=call, point=first))
     outside = any(entry.verdict.wrong for leaf in checked.leaves for entry in leaf.entries)
     if not (outside and checked.claims.in_float64):
-        return Answer(beside, [])
-    rest = [checked.programs.in_float64(point, wide_dtype())[1] for point in points]
-    return Answer(beside, [beside.claims.wide, *rest])
+        return beside, []
+    rest = [checked.programs.in_float64(point)[1] for point in points]
+    return beside, [beside.claims.wide, *rest]
 
 
-def say(checked: Checked, answer: Answer) -> Checked:
+def say(checked: Checked, answer: tuple[Checked, list[list[Any]]]) -> Checked:
     """The results at the point beside if they are wrong there; else the results here, with leaves
     that differ reported as kinks.
     """
-    beside = answer.beside
+    beside, around_it = answer
     if any(leaf.verdict is Verdict.DIFFERS and not _has_corner(leaf) for leaf in beside.leaves):
         beside = beside._replace(evaluations=checked.evaluations + beside.evaluations)
         return beside.with_note(
             "a nearby point was checked instead, because the function has kinks at this one"
         )
-    agrees = {leaf.path for leaf in beside.leaves if leaf.verdict.ok}
     leaves = []
-    for leaf in checked.leaves:
-        around = [gradients[checked.paths.index(leaf.path)] for gradients in answer.around]
+    for k, (leaf, other) in enumerate(zip(checked.leaves, beside.leaves, strict=True)):
+        around = [gradients[k] for gradients in around_it]
         if leaf.verdict is Verdict.DIFFERS and all(_is_possible(e, around) for e in leaf.entries):
-            leaf = _at_a_corner(leaf, leaf.path in agrees)
+            entries = tuple(entry._replace(verdict=Verdict.KINK) for entry in leaf.entries)
+            leaf = leaf._replace(verdict=Verdict.UNRESOLVED, entries=entries, pattern="", hint="")
+            if other.verdict.ok:
+                hint = "it agrees with the values at a nearby point without kinks"
+                leaf = leaf._replace(verdict=Verdict.KINK, hint=hint)
         leaves.append(leaf)
     return checked.with_leaves(leaves)
 
@@ -107,12 +102,3 @@ def _is_possible(entry: Entry, around: list[Any]) -> bool:
     nearby = [gradient[entry.index] for gradient in around]
     slack = entry.bound + BESIDE * max(map(abs, nearby))
     return bool(min(nearby) - slack <= entry.autodiff <= max(nearby) + slack)
-
-
-def _at_a_corner(leaf: LeafReport, agrees: bool) -> LeafReport:
-    """A leaf that differs here: a kink if it `agrees` beside, else unresolved."""
-    entries = tuple(entry._replace(verdict=Verdict.KINK) for entry in leaf.entries)
-    verdict, hint = Verdict.UNRESOLVED, ""
-    if agrees:
-        verdict, hint = Verdict.KINK, "it agrees with the values at a nearby point without kinks"
-    return leaf._replace(verdict=verdict, entries=entries, pattern="", hint=hint)

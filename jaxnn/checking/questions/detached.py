@@ -3,7 +3,6 @@
 from jaxnn.checking.evidence import Verdict, relative_error
 from jaxnn.checking.held import stops
 from jaxnn.checking.measure import Checked, measure
-from jaxnn.numerical.float64 import wide_dtype
 
 # Two gradients in float64 whose relative difference is below this are the same, but for solvers.
 SAME = 1e-3
@@ -17,7 +16,7 @@ def applies(checked: Checked) -> bool:
     first = checked.is_automatic and settings.order == 1 and not settings.held
     if not (first and checked.wrong and stops(checked.programs.program)):
         return False
-    stopped = checked.programs.stopped_reference(checked.check.point, wide_dtype())
+    stopped = checked.programs.stopped_reference(checked.check.point)
     if stopped is None:
         return True
     triples = zip(checked.paths, checked.claims.wide, stopped, strict=True)
@@ -31,14 +30,13 @@ def ask(checked: Checked) -> Checked:
 
 def say(checked: Checked, held: Checked) -> Checked:
     """The results, with leaves that are correct in the second check reported as detached."""
-    again = {leaf.path: leaf for leaf in held.leaves}
     places = ", ".join(stops(checked.programs.program))
     leaves = []
-    for leaf in checked.leaves:
-        if leaf.verdict is Verdict.DIFFERS and again[leaf.path].verdict.ok:
+    for leaf, again in zip(checked.leaves, held.leaves, strict=True):
+        if leaf.verdict is Verdict.DIFFERS and again.verdict.ok:
             hint = (
                 "with the operands of `stop_gradient` treated as constant, values and gradient "
-                f"agree to {again[leaf.path].digits:.1f} digits ({places}); "
+                f"agree to {again.digits:.1f} digits ({places}); "
                 'if that is intended, set `stop_gradient="held"`'
             )
             leaf = leaf._replace(verdict=Verdict.DETACHED, hint=hint)

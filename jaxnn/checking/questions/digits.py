@@ -16,7 +16,10 @@ from jax.extend.core import primitives
 from jaxnn.checking.evidence import Verdict, digits_shared, relative_error
 from jaxnn.checking.findings import LINES, DigitsLost, SourceLine
 from jaxnn.checking.measure import Checked
-from jaxnn.checking.tape import Cut, Place, Record, Site, Tape, is_inexact, seeds_of
+from jaxnn.checking.precision import Loss
+from jaxnn.checking.programs import shaken
+from jaxnn.checking.tape.layout import Site, is_inexact
+from jaxnn.checking.tape.walk import Cut, Place, Record, Tape, seeds_of
 from jaxnn.numerical.float64 import wide_dtype
 
 # A place is named if it causes more than this fraction of the error.
@@ -44,10 +47,8 @@ def applies(checked: Checked) -> bool:
 def ask(checked: Checked) -> list[DigitsLost]:
     """The lines that lose digits, worst first."""
     programs, point = checked.programs, checked.check.point
-    lost = [
-        checked.losses[k].lost if k in checked.losses else None for k in range(len(point.leaves))
-    ]
-    if all(mask is None for mask in lost):
+    lost = [checked.losses.get(k, Loss(0.0)).lost for k in range(len(point.leaves))]
+    if all(which is None for which in lost):
         return []
     own, wide = (programs.tape(point, kind, unrolled=True) for kind in (None, wide_dtype()))
     return digits_lost(own, wide, checked.values, seeds_of(programs.program), lost)
@@ -72,8 +73,8 @@ def digits_lost(
       wide: the tape in a wide dtype.
       inputs: the values of the inputs; those that are differentiated come first.
       seeds: the cotangents of the outputs.
-      lost: for each differentiated input, a flat mask of the gradient entries that lost digits, or
-        None.
+      lost: for each differentiated input, the flat positions of the gradient entries that lost
+        digits, or None.
     """
     # Nearby points are included because rounding may happen to be harmless at a single point.
     points = [_beside(inputs, len(lost), seed) for seed in range(POINTS)]
@@ -88,29 +89,26 @@ def digits_lost(
             cut = Cut(np.int32(place), true)
             record = own.record(point, seeds, cut)
             worst = 0.0
-            for slot, mask in zip(own.inputs, lost, strict=False):
-                if mask is not None and slot in true.cotangents:
-                    a, b = (np.asarray(r.cotangents[slot]).ravel()[mask] for r in (record, true))
+            for slot, which in zip(own.inputs, lost, strict=False):
+                if which is not None and slot in true.cotangents:
+                    a, b = (np.asarray(r.cotangents[slot]).ravel()[which] for r in (record, true))
                     worst = max(worst, relative_error(a, b))
             errors.append(min(worst, 1.0) if np.isfinite(worst) else 1.0)
         return float(np.mean(errors))
 
     drops = _drops(left, 0, len(own.places), SHARE * left(0))
     found = [_lost_at(own, rounded[0], exact[0], own.places[k], drop) for k, drop in drops]
-    ordered = sorted(found, key=lambda one: -one[0])
     kept: dict[Any, DigitsLost] = {}
-    for _, one in ordered:
+    for one in sorted(found, key=lambda one: -one.share):
         kept.setdefault((one.line.file, one.line.line), one)
     return list(kept.values())[:LINES]
 
 
 def _beside(inputs: Sequence[Any], moving: int, seed: int) -> list[Any]:
     """The inputs, with the first `moving` off by some roundings; unchanged for seed 0."""
-    rng, moved = np.random.default_rng(seed), list(inputs)
-    for k, x in enumerate(inputs[: moving if seed else 0]):
-        factors = 1 + AWAY * float(jnp.finfo(x.dtype).eps) * rng.uniform(-1, 1, x.shape)
-        moved[k] = jnp.asarray(np.asarray(x, np.float64) * factors, x.dtype)
-    return moved
+    rng, away = np.random.default_rng(seed), AWAY if seed else 0
+    moved = [jnp.asarray(shaken(x, away, rng), x.dtype) for x in inputs[:moving]]
+    return [*moved, *inputs[moving:]]
 
 
 def _drops(left: Callable[[int], float], low: int, high: int, least: float) -> list[Any]:
@@ -124,10 +122,8 @@ def _drops(left: Callable[[int], float], low: int, high: int, least: float) -> l
     return _drops(left, low, middle, least) + _drops(left, middle, high, least)
 
 
-def _lost_at(
-    own: Tape, rounded: Record, exact: Record, place: Place, drop: float
-) -> tuple[float, DigitsLost]:
-    """The drop, and the finding on a place of the walk."""
+def _lost_at(own: Tape, rounded: Record, exact: Record, place: Place, drop: float) -> DigitsLost:
+    """The finding on a place of the walk."""
     number = place.site
     if place.slots:
         number = own.meeting(place.slots[0])
@@ -151,7 +147,7 @@ def _lost_at(
     digits = [digits_shared(max(*some, finest), 1.0) for some in ([*before, 0.0], [*after, 0.0])]
     what = _how_lost(site, rounded, place)
     line = SourceLine.of(site.line)
-    return drop, DigitsLost(line, site.name, what, digits[0], min(digits), drop)
+    return DigitsLost(line, site.name, what, digits[0], min(digits), drop)
 
 
 def _first_narrow(tape: Tape, record: Record, number: int) -> int:

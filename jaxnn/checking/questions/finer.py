@@ -17,7 +17,6 @@ from jaxnn.checking.evidence import (
 )
 from jaxnn.checking.findings import LeafReport
 from jaxnn.checking.measure import Checked
-from jaxnn.numerical.float64 import wide_dtype
 
 
 def applies(checked: Checked) -> bool:
@@ -28,7 +27,7 @@ def applies(checked: Checked) -> bool:
 
 def ask(checked: Checked) -> list[Any] | None:
     """The gradient of the values, if they can be differentiated."""
-    return checked.programs.reference(checked.check.point, wide_dtype())
+    return checked.programs.reference(checked.check.point)
 
 
 def say(checked: Checked, reference: list[Any] | None) -> Checked:
@@ -41,14 +40,8 @@ def say(checked: Checked, reference: list[Any] | None) -> Checked:
         "no derivative rule is wrong, but the values vary by more than rounding between the finest "
         "steps: the function may have structure that no step resolves"
     )
-    return checked.with_leaves(
-        [
-            leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint, entries=(), pattern="")
-            if _is_noisy(leaf, checked.centre) and off[leaf.path] <= explained(leaf.dtype)
-            else leaf
-            for leaf in checked.leaves
-        ]
-    )
+    is_right = lambda leaf: off[leaf.path] <= explained(leaf.dtype)  # noqa: E731
+    return checked.excusing(lambda leaf: _is_noisy(leaf, checked.centre) and is_right(leaf), hint)
 
 
 def _is_noisy(leaf: LeafReport, centre: float) -> bool:

@@ -50,14 +50,7 @@ def say(checked: Checked, is_free: bool) -> Checked:
         "the function depends on the phases of complex singular vectors or eigenvectors, which "
         "are arbitrary: no derivative is right for every choice"
     )
-    return checked.with_leaves(
-        [
-            leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint, entries=(), pattern="")
-            if leaf.verdict is Verdict.DIFFERS
-            else leaf
-            for leaf in checked.leaves
-        ]
-    )
+    return checked.excusing(lambda leaf: leaf.verdict is Verdict.DIFFERS, hint)
 
 
 def _is_complex(eqn: Equation) -> bool:

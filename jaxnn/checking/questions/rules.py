@@ -28,40 +28,28 @@ from jaxnn.checking.evidence import (
 )
 from jaxnn.checking.findings import LINES, LeafReport, RuleReport, SourceLine
 from jaxnn.checking.further import LOOSE, RUN_FURTHER, has_solver
-from jaxnn.checking.line import Direction, Line, along_program
+from jaxnn.checking.line import Line, along_program
 from jaxnn.checking.locate import Claimed, examine, verdict_of
 from jaxnn.checking.measure import Checked
-from jaxnn.checking.moves import drawer
-from jaxnn.checking.questions._rule_names import (
-    Worst,
+from jaxnn.checking.moves import Direction, drawer
+from jaxnn.checking.questions._sites import (
+    SiteQuestion,
     kind_of_rule,
     line_of_rule,
     named,
+    of_site,
     only_rule_inside,
+    projected,
+    wrong_solve,
 )
-from jaxnn.checking.questions._solves import wrong_solve
 from jaxnn.checking.questions.solvers import within_approximation
 from jaxnn.checking.settings import COTANGENT
-from jaxnn.checking.site import SiteQuestion, differentiated, projected, whole
 from jaxnn.checking.slope import HALF, estimate_slope, ladder
-from jaxnn.checking.tape import (
-    Record,
-    Site,
-    Tape,
-    arithmetic,
-    avals_of,
-    insides,
-    is_inexact,
-    seeds_of,
-    tape_of,
-)
-from jaxnn.numerical.float64 import RULES, wide_arithmetic, wide_dtype, widen, widen_leaf
-from jaxnn.numerical.interpret import (
-    called,
-    equations,
-    equations_inside,
-    has_custom_rule,
-)
+from jaxnn.checking.tape.inside import insides, tape_of
+from jaxnn.checking.tape.layout import Site, is_inexact
+from jaxnn.checking.tape.walk import Record, Tape, arithmetic, seeds_of
+from jaxnn.numerical.float64 import RULES, wide_arithmetic, wide_dtype, widen
+from jaxnn.numerical.interpret import avals_of, called, equations, equations_inside, has_custom_rule
 
 # How many iterations of a loop are checked before all others.
 SAMPLE = 32
@@ -128,14 +116,8 @@ def _is_linear(checked: Checked) -> bool:
     """Whether the gradient is the same if the value has the cotangent 1."""
     worst = max(rule.difference for rule in checked.rules)
     most = max(LINEAR, LINEAR_FOR_ERROR * worst)
-    point, dtype = checked.check.point, wide_dtype()
-    with np.errstate(invalid="ignore"):
-        pairs = zip(
-            checked.claims.wide,
-            checked.programs.in_float64(point, dtype, cotangent=1)[1],
-            strict=True,
-        )
-        return not any(relative_error(a, b) > most for a, b in pairs)
+    _, gradient = checked.programs.in_float64(checked.check.point, cotangent=1)
+    return not any(error > most for error in map(relative_error, checked.claims.wide, gradient))
 
 
 def _is_suspicious(leaf: LeafReport) -> bool:
@@ -208,16 +190,13 @@ def wrong_rules(
         for number, site in enumerate(tape.sites)
         if site.asked and (not only_custom or _holds_custom_rule(site))
     ]
-    if only_custom:
-        record = tape.record_of(numbers, inputs, seeds)
-    else:
-        record = tape.record(inputs, seeds)
-    found, suspects, named_at = [], set(_suspects(tape, record, numbers)), set()
+    record = tape.record(inputs, seeds, only=numbers if only_custom else None)
+    found, suspects, named_at = [], _suspects(tape, record, numbers), set()
     for number in numbers:
         site = tape.sites[number]
         if (site.name, site.line) in named_at:  # one report for all calls in a line
             continue
-        report = _whole(tape, record, number, number in suspects, tolerance)
+        report = _whole(tape, record, number, suspects.get(number), tolerance)
         if report is None and number not in tape.arbitrary:
             continue
         # Inside a loop that gives no reason to search it, a few iterations are enough.
@@ -244,11 +223,11 @@ def wrong_rules(
 
 
 def _whole(
-    tape: Tape, record: Record, number: int, is_suspect: bool, tolerance: float | None
+    tape: Tape, record: Record, number: int, asked: SiteQuestion | None, tolerance: float | None
 ) -> RuleReport | None:
     """The report on a site as a whole, if it is wrong."""
     site = tape.sites[number]
-    report = _examined(tape, record, number, tolerance) if is_suspect else None
+    report = _examined(tape, number, asked, tolerance) if asked is not None else None
     if site.eqn.primitive is primitives.linear_solve_p:
         report = wrong_solve(site, record, tape.dtype)
     if report is None and has_custom_rule(site.eqn):
@@ -270,9 +249,10 @@ def _holds_custom_rule(site: Site) -> bool:
     )
 
 
-def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> list[int]:
-    """Those of some sites whose claims and values differ along one line."""
-    asked, given, sums = [], [], []
+def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> dict[int, SiteQuestion]:
+    """The questions on those of some sites whose claims and values differ along one line."""
+    half, asked, given = ladder()[:HALF], {}, []
+    steps = np.concatenate([half, -half, [0.0]])
     for number in numbers:
         site = tape.sites[number]
         skipped = primitives.random_gamma_p, primitives.linear_solve_p
@@ -282,54 +262,49 @@ def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> list[int]:
             question = SiteQuestion.of(site, record, number, tape.dtype)
             if question is None:
                 continue
-            sizes = [x.size for x in question.points]
-            moves, along = drawer(question.points, tape.dtype)(question.claims, whole(sizes))
+            direction = Direction.through([x.size for x in question.points])
+            moves, along = drawer(question.points, tape.dtype)(question.claims, direction)
             moves = [jnp.asarray(v) for v in moves]
-        asked.append(number)
-        given.append((question.points, moves, (question.rest, question.cts)))
-        sums.append(along)
-    half = ladder()[:HALF]
-    steps = np.concatenate([half, -half, [0.0]])
+        asked[number] = question, along
+        given.append((question.points, moves, steps, (question.rest, question.cts)))
 
     def along_lines(given):
-        pairs = zip(asked, given, strict=True)
-        return [_along(tape, n)(points, moves, steps, data) for n, (points, moves, data) in pairs]
+        return [_along(tape, n)(*inputs) for n, inputs in zip(asked, given, strict=True)]
 
     with wide_arithmetic(tape.dtype):
         values = (Jitted(along_lines) if tape.together else along_lines)(given)
-    epsilon, suspects = float(jnp.finfo(tape.dtype).eps), []
-    for number, along, phi in zip(asked, sums, map(np.asarray, values), strict=True):
+    epsilon, suspects = float(jnp.finfo(tape.dtype).eps), {}
+    for (number, (question, along)), phi in zip(
+        asked.items(), map(np.asarray, values), strict=True
+    ):
         slope = estimate_slope(half, phi[:HALF], phi[HALF:-1], float(phi[-1]), epsilon)
         claim, size = float(np.sum(along.terms)), along.size
         off = abs(claim - slope.value)
         # The sums have rounding errors that the bound of the slope does not cover.
         rounding = ROUNDINGS * epsilon * max(size, abs(slope.value), abs(float(phi[-1])))
         if np.isfinite(slope.bound) and off > slope.bound + rounding:
-            suspects.append(number)
+            suspects[number] = question
     return suspects
 
 
 def _along(tape: Tape, number: int, further: bool = False) -> Callable:
     """A function that computes the values of a site along lines; shared by all sites of a kind."""
     site, rules = tape.sites[number], {**RULES, **(RUN_FURTHER if further else {})}
+    value = lambda _, moved, data: projected(site, data, moved, tape.dtype, rules)  # noqa: E731
     key = "line", further, tape.kinds[number]
-    if key not in tape.kept:
-        value = lambda _, moved, data: projected(site, data, moved, tape.dtype, rules)  # noqa: E731
-        tape.kept[key] = Jitted(along_program(value, tape.dtype))
-    return tape.kept[key]
+    return tape.keep(key, lambda: Jitted(along_program(value, tape.dtype)))
 
 
 def _reference(tape: Tape, number: int, asked: SiteQuestion) -> list[Any] | None:
     """The derivative of a function with a custom rule, without the rule; None for others."""
-    kind, site = tape.kinds[number], tape.sites[number]
+    site = tape.sites[number]
     if not has_custom_rule(site.eqn):
         return None
-    if ("reference", kind) not in tape.kept:
-        value = lambda points, data: projected(site, data, points, tape.dtype)  # noqa: E731
-        tape.kept["reference", kind] = Jitted(jax.grad(value))
+    value = lambda points, data: projected(site, data, points, tape.dtype)  # noqa: E731
+    derive = tape.keep(("reference", tape.kinds[number]), lambda: Jitted(jax.grad(value)))
     try:
         with wide_arithmetic(tape.dtype):
-            found = tape.kept["reference", kind](asked.points, (asked.rest, asked.cts))
+            found = derive(asked.points, (asked.rest, asked.cts))
     except Exception:  # a loop without a reverse mode, or a host callback
         return None
     pairs = zip(asked.points, found, asked.claims, strict=True)
@@ -337,18 +312,14 @@ def _reference(tape: Tape, number: int, asked: SiteQuestion) -> list[Any] | None
 
 
 def _examined(
-    tape: Tape, record: Record, number: int, tolerance: float | None
+    tape: Tape, number: int, asked: SiteQuestion, tolerance: float | None
 ) -> RuleReport | None:
     """A report on the rule of a site, checked like a gradient; None if it is correct."""
-    site, dtype = tape.sites[number], tape.dtype
-    with arithmetic(dtype):
-        asked = SiteQuestion.of(site, record, number, dtype)
-    assert asked is not None
-    line = _line(tape, number, asked)
+    site, line = tape.sites[number], _line(tape, number, asked)
     tolerance = LOOSE if _is_iterative(site) else tolerance or _explained(site)
     tolerances = [tolerance] * len(asked.points)
     claims = [np.asarray(c, np.float64) for c in asked.claims]
-    worst = None
+    worst, place = None, SourceLine.of(site.line)
     alike = (tolerances, tolerances, [0.0] * len(claims))
     claimed = Claimed(claims, tolerances, asked.paired, *alike)
     reference = functools.partial(_reference, tape, number, asked)
@@ -365,10 +336,10 @@ def _examined(
             at, off = most.index, abs(most.autodiff - most.numerical) / size
             at = at[:-1] if asked.paired[k] else at
         if worst is None or off > worst.difference:
-            worst = Worst(site.active[k], at, off, verdict)
+            worst = RuleReport(site.name, place, "jvp", verdict, site.active[k], off, "", at)
     if worst is None or _is_of_a_solver(tape, number, asked, line):
         return None
-    return named(site, asked, line, worst, dtype)
+    return named(worst, site, asked, line, tape.dtype)
 
 
 def _line(tape: Tape, number: int, asked: SiteQuestion, further: bool = False) -> Line:
@@ -380,8 +351,7 @@ def _line(tape: Tape, number: int, asked: SiteQuestion, further: bool = False) -
             moves = [jnp.asarray(v) for v in moves]
             return np.asarray(along(asked.points, moves, steps, (asked.rest, asked.cts)))
 
-    draw, epsilon = drawer(asked.points, dtype), float(jnp.finfo(dtype).eps)
-    return Line(draw, values, asked.points, epsilon, [0.0] * len(asked.points))
+    return Line(values, asked.points, dtype)
 
 
 def _is_of_a_solver(tape: Tape, number: int, asked: SiteQuestion, line: Line) -> bool:
@@ -390,21 +360,17 @@ def _is_of_a_solver(tape: Tape, number: int, asked: SiteQuestion, line: Line) ->
     if not has_custom_rule(eqn) or not has_solver(called(eqn)):
         return False
     further = _line(tape, number, asked, further=True)
-    direction = Direction(tuple(map(line.whole, range(len(asked.points)))))
+    direction = Direction.through(line.sizes)
     first, last = (one.compare(asked.claims, direction) for one in (line, further))
     return SHRINKS * (abs(last.difference) + last.slope.bound) < abs(first.difference)
 
 
 def _with_another_value(site: Site, record: Record, dtype: Any) -> RuleReport | None:
     """A report on a rule whose forward pass changes the function's value; None if it does not."""
-    avals = avals_of(site.eqn.invars)
-    forward = lambda full: differentiated(site, full)[0]  # noqa: E731
-    inputs = [record.values[s] for s in site.inputs]
+    forward = lambda full: jax.vjp(of_site(site, full), [full[i] for i in site.active])[0]  # noqa: E731
+    call = widen(forward, (avals_of(site.eqn.invars),), dtype).call
     with wide_arithmetic(dtype):
-        widened = [widen_leaf(x, dtype) for x in inputs]
-    call = widen(forward, (avals,), dtype).call
-    with wide_arithmetic(dtype):
-        values = call(widened)
+        values = call([record.values[s] for s in site.inputs])
     worst = 0.0
     for j, value in zip(site.asked, values, strict=True):
         there, here = (np.asarray(x) for x in (record.values[site.outputs[j]], value))

@@ -11,7 +11,7 @@ from jax.extend.core import primitives
 
 from jaxnn.checking.evidence import Verdict, norm
 from jaxnn.checking.findings import LeafReport
-from jaxnn.checking.further import LOOSE
+from jaxnn.checking.further import LOOSE, has_solver
 from jaxnn.checking.measure import Checked, measure
 from jaxnn.numerical.interpret import Program, called, equations, has_custom_rule
 
@@ -23,7 +23,7 @@ STEADY = 0.1
 
 def applies(checked: Checked) -> bool:
     """Whether a leaf differs, and the function may contain a solver."""
-    return checked.is_automatic and bool(checked.wrong) and checked.programs.has_solver
+    return checked.is_automatic and bool(checked.wrong) and has_solver(checked.programs.program)
 
 
 def ask(checked: Checked) -> Checked:
@@ -35,13 +35,9 @@ def say(checked: Checked, further: Checked) -> Checked:
     """The results, with leaves that are correct once the solver runs further reported as correct
     to its tolerance.
     """
-    again = {leaf.path: leaf for leaf in further.leaves}
-    gradients = dict(
-        zip(checked.paths, zip(checked.claims.wide, further.claims.wide, strict=True), strict=True)
-    )
-    leaves = [
-        _within_tolerance(leaf, again[leaf.path], *gradients[leaf.path]) for leaf in checked.leaves
-    ]
+    gradients = checked.claims.wide, further.claims.wide
+    both = zip(checked.leaves, further.leaves, *gradients, strict=True)
+    leaves = [_within_tolerance(*of_leaf) for of_leaf in both]
     pairs = zip(leaves, checked.leaves, strict=True)
     before = {leaf.path: leaf for new, leaf in pairs if new is not leaf}
     return checked.with_leaves(leaves)._replace(before=before)

@@ -4,7 +4,8 @@ Each program has its actual inputs and cotangents.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +13,11 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from jaxnn._programs import Jitted
-from jaxnn.checking.tape.layout import avals_of, is_inexact
+from jaxnn.checking.tape.layout import is_inexact
 from jaxnn.checking.tape.walk import Record, Tape, arbitrary_vjp, arithmetic, run_program, vjp_of
 from jaxnn.numerical.interpret import (
     Program,
+    avals_of,
     branches,
     called,
     has_custom_rule,
@@ -64,34 +66,31 @@ def insides(tape: Tape, number: int, record: Record) -> list[Inside]:
         return [Inside("", choices[index], inputs[1:], moving[1:], seeds)]
     if kind is primitives.scan_p:
         parts = scan_parts(eqn.params, inputs)
-        order = list(range(parts.options["length"]))[:: -1 if parts.options["reverse"] else 1]
-        loop = _Loop(parts.body, parts.consts, parts.carry, parts.xs, order)
+        places = range(parts.options["length"])[:: -1 if parts.options["reverse"] else 1]
+        loop = _Loop(parts.body, parts.consts, parts.carry, parts.xs, places)
         return _iterations(tape, loop, moving, seeds)
     if kind is primitives.while_p:
         parts = while_parts(eqn.params, inputs)
         if parts.condition.out_avals[0].shape == ():
             first = len(parts.condition_consts)
-            loop = _Loop(parts.body, parts.body_consts, parts.carry, [], None)
             going = lambda c: _run(tape, parts.condition, [*parts.condition_consts, *c])[0]  # noqa: E731
-            return _iterations(tape, loop, moving[first:], seeds, going)
+            loop = _Loop(parts.body, parts.body_consts, parts.carry, [], itertools.count(), going)
+            return _iterations(tape, loop, moving[first:], seeds)
     return []
 
 
 def tape_of(tape: Tape, inside: Inside) -> Tape:
     """The tape of a program inside a site; all iterations of a loop share one."""
-    key = id(inside.program), inside.moving
-    if key not in tape.kept:
-        tape.kept[key] = Tape(inside.program, inside.moving, tape.dtype), inside.program
-    return tape.kept[key][0]
+    program, moving = inside.program, inside.moving
+    return tape.keep((id(program), moving), lambda: (Tape(program, moving, tape.dtype), program))[0]
 
 
 def _run(tape: Tape, program: Program, inputs: Sequence[Any]) -> list[Any]:
     """The outputs of a program inside a site, which is compiled once."""
-    if id(program) not in tape.kept:
-        run = functools.partial(run_program, program, dtype=tape.dtype)
-        tape.kept[id(program)] = Jitted(run), program
+    run = functools.partial(run_program, program, dtype=tape.dtype)
+    jitted, _ = tape.keep(id(program), lambda: (Jitted(run), program))
     with arithmetic(tape.dtype):
-        return tape.kept[id(program)][0](list(inputs))
+        return jitted(list(inputs))
 
 
 def _iterations(
@@ -99,13 +98,12 @@ def _iterations(
     loop: "_Loop",
     moving: Sequence[bool],
     seeds: Sequence[Any],
-    going: Callable[[list[Any]], Any] = lambda carry: True,
 ) -> list[Inside]:
     """The iterations of a loop in order, each with the cotangents of its outputs; empty if the loop
     is too long.
     """
     n, m, body = len(loop.consts), len(loop.carry), loop.body
-    given, carry = _unrolled_inputs(tape, loop, going)
+    given, carry = _unrolled_inputs(tape, loop)
     moving = _moving_in_loop(body, moving, n, m)
     outputs = [v.aval for v in opened(body)[0].outvars]
     asked = [
@@ -115,7 +113,8 @@ def _iterations(
     ]
     active = [i for i, moves in enumerate(moving) if moves]
     back = _back_through(tape, body, active, asked)
-    cts = {j: _zeros_like(carry[j], seeds[j]) for j in asked if j < m}
+    zeros = lambda x: np.zeros(x.shape, x.dtype)  # noqa: E731
+    cts = {j: zeros(carry[j]) if seeds[j] is None else seeds[j] for j in asked if j < m}
     found = []
     for place, inputs in reversed(given):
         here = {**cts, **{j: seeds[j][place] for j in asked if j >= m}}
@@ -128,47 +127,44 @@ def _iterations(
     return found[::-1]
 
 
-def _unrolled_inputs(
-    tape: Tape, loop: "_Loop", going: Callable[[list[Any]], Any]
-) -> tuple[list[tuple[int, list[Any]]], list[Any]]:
+def _unrolled_inputs(tape: Tape, loop: "_Loop") -> tuple[list[tuple[int, list[Any]]], list[Any]]:
     """The number and inputs of each iteration, and the final carry; no iterations if the loop is
     too long.
     """
     carry, given = list(loop.carry), []
-    for step in range(ITERATIONS + 1):
-        if (loop.order is not None and step == len(loop.order)) or not going(carry):
-            return given, carry
-        place = step if loop.order is None else loop.order[step]
-        inputs = [*loop.consts, *carry, *(x[place] for x in loop.xs)]
-        given.append((place, inputs))
-        carry = _run(tape, loop.body, inputs)[: len(carry)]
-    return [], carry
+    for place in loop.places:
+        if not loop.going(carry):
+            break
+        if len(given) == ITERATIONS:
+            return [], carry
+        given.append((place, [*loop.consts, *carry, *(x[place] for x in loop.xs)]))
+        carry = _run(tape, loop.body, given[-1][1])[: len(carry)]
+    return given, carry
 
 
 def _back_through(
     tape: Tape, body: Program, active: Sequence[int], asked: Sequence[int]
 ) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
     """The pullback of a loop's body, compiled once; arbitrary if JAX cannot differentiate it."""
-    key = "back", id(body), tuple(asked), tuple(active)
-    if key not in tape.kept:
+
+    def build():
         call = lambda xs: core.jaxpr_as_fun(body)(*xs)  # noqa: E731
         avals = avals_of(opened(body)[0].invars)
-        try:
-            pull = vjp_of(call, avals, active, asked, tape.dtype)
-        except Exception:  # a derivative rule may raise anything
-            pull = arbitrary_vjp(active)
-        tape.kept[key] = Jitted(pull), body
-    return tape.kept[key][0]
+        pull = vjp_of(call, avals, active, asked, tape.dtype) or arbitrary_vjp(active)
+        return Jitted(pull), body
+
+    return tape.keep(("back", id(body), tuple(asked), tuple(active)), build)[0]
 
 
 class _Loop(NamedTuple):
-    """The parts of a loop; `order` is that of the scanned rows, or None for a while loop."""
+    """The parts of a loop, the numbers of its iterations, and whether it goes on after a carry."""
 
     body: Program
     consts: list[Any]
     carry: list[Any]
     xs: list[Any]
-    order: list[int] | None
+    places: Iterable[int]
+    going: Callable[[list[Any]], Any] = lambda carry: True
 
 
 def _moving_in_loop(body: Program, moving: Sequence[bool], n: int, m: int) -> list[bool]:
@@ -180,7 +176,3 @@ def _moving_in_loop(body: Program, moving: Sequence[bool], n: int, m: int) -> li
         pairs = zip(moving[n : n + m], changed, inexact[n : n + m], strict=True)
         moving[n : n + m] = [(a or b) and floats for a, b, floats in pairs]
     return moving
-
-
-def _zeros_like(x: Any, seed: Any) -> Any:
-    return np.zeros(x.shape, x.dtype) if seed is None else seed

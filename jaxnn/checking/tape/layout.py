@@ -5,6 +5,7 @@ loops can be unrolled. The line of an equation is the user's line that led to it
 JAX lies between them.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from jaxnn.numerical.interpret import (
     Program,
     avals_of,
     called,
+    evaluate,
     has_custom_rule,
     line_of,
     make_jaxpr,
@@ -72,103 +74,48 @@ class Site(NamedTuple):
         return eqn.primitive, params, shapes, self.active, self.asked
 
 
-class Layout(NamedTuple):
-    """A flat program.
-
-    Attributes:
-      sites: its equations, in the order of evaluation.
-      inputs: the slots of its inputs.
-      outputs: the slots of its outputs.
-      constants: the values of its constants, by slot.
-    """
-
-    sites: list[Site]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    constants: dict[int, Any]
-
-
-def lay_out(program: Program, moving: Sequence[bool], unrolled: bool = False) -> Layout:
-    """The flat layout of a program, with the inputs and outputs of sites that derivatives pass.
+def lay_out(
+    program: Program, moving: Sequence[bool], unrolled: bool
+) -> tuple[list[Site], tuple[int, ...], tuple[int, ...], dict[int, Any]]:
+    """The sites of a program in order, the slots of its inputs and of its outputs, and the values
+    of its constants by slot. Sites have the inputs and outputs that derivatives pass.
 
     Args:
       program: the program.
       moving: whether each of its inputs is differentiated.
       unrolled: whether short loops are unrolled.
     """
-    layer = _Layer(unrolled)
+    sites: list[Site] = []
+    constants: dict[int, Any] = {}
+    slots = itertools.count()
+
+    def constant(value):
+        constants[slot := next(slots)] = value
+        return slot
+
+    def lay(program, arguments, line):
+        def step(eqn, inputs):
+            if eqn.primitive in prints():
+                return ()
+            here = line_of(eqn) or line
+            inner = None if has_custom_rule(eqn) else called(eqn)
+            if unrolled and _is_short(eqn):
+                inner = _unrolled(eqn)
+            if inner is not None:
+                return lay(inner, inputs, here)
+            outputs = tuple(next(slots) for _ in eqn.outvars)
+            sites.append(Site(eqn, here, tuple(inputs), outputs))
+            return outputs
+
+        return tuple(evaluate(program, arguments, step, constant))
+
     variables = opened(program)[0]
-    inputs = tuple(layer.slot() for _ in variables.invars)
-    outputs = layer.lay(program, inputs, "")
+    inputs = tuple(next(slots) for _ in variables.invars)
+    outputs = lay(program, inputs, "")
     inexact = [is_inexact(v.aval) for v in variables.outvars]
     ends = {s for s, floats in zip(outputs, inexact, strict=True) if floats}
     starts = {s for s, moves in zip(inputs, moving, strict=True) if moves}
-    return Layout(_differentiated(layer.sites, starts, ends), inputs, outputs, layer.constants)
-
-
-class _Layer:
-    """Collects sites and constants while a program is laid out."""
-
-    def __init__(self, unrolled: bool):
-        self.sites: list[Site] = []
-        self.constants: dict[int, Any] = {}
-        self._unrolled, self._count = unrolled, 0
-
-    def slot(self) -> int:
-        """A new slot."""
-        self._count += 1
-        return self._count - 1
-
-    def _constant(self, value: Any) -> int:
-        slot = self.slot()
-        self.constants[slot] = value
-        return slot
-
-    def lay(self, program: Program, arguments: Sequence[int], line: str) -> tuple[int, ...]:
-        """The slots of a program's outputs, after its equations are added to the sites."""
-        jaxpr, consts = opened(program)
-        slots = dict(zip(jaxpr.constvars, map(self._constant, consts), strict=True))
-        slots |= dict(zip(jaxpr.invars, arguments, strict=True))
-
-        def read(atom):
-            return self._constant(atom.val) if isinstance(atom, core.Literal) else slots[atom]
-
-        for eqn in jaxpr.eqns:
-            if eqn.primitive in prints():
-                continue
-            inputs, here = tuple(map(read, eqn.invars)), line_of(eqn) or line
-            inner = None if has_custom_rule(eqn) else called(eqn)
-            if inner is not None:
-                outputs = self.lay(inner, inputs, here)
-            elif self._unrolled and _is_short(eqn):
-                outputs = self._lay_loop(eqn, inputs, here)
-            else:
-                outputs = tuple(self.slot() for _ in eqn.outvars)
-                self.sites.append(Site(eqn, here, inputs, outputs))
-            slots |= dict(zip(eqn.outvars, outputs, strict=True))
-        return tuple(map(read, jaxpr.outvars))
-
-    def _lay_loop(self, eqn: Equation, inputs: Sequence[int], line: str) -> tuple[int, ...]:
-        """The slots of a scan's outputs, after its iterations are added to the sites."""
-        parts = scan_parts(eqn.params, inputs)
-        n, m, length = len(parts.consts), len(parts.carry), parts.options["length"]
-        avals = avals_of(eqn.invars)[n + m :]
-        row = lambda x, i: lax.dynamic_index_in_dim(x, i, keepdims=False)  # noqa: E731
-        rows = [make_jaxpr(row)(x, np.int32(0)) for x in avals]
-        carry, ys = list(parts.carry), []
-        order = range(length)[:: -1 if parts.options["reverse"] else 1]
-        for place in order:
-            index = self._constant(np.int32(place))
-            pairs = zip(rows, parts.xs, strict=True)
-            xs = [self.lay(one, (x, index), line)[0] for one, x in pairs]
-            outputs = self.lay(parts.body, [*parts.consts, *carry, *xs], line)
-            carry, ys = list(outputs[:m]), [*ys, outputs[m:]]
-        in_place = ys if not parts.options["reverse"] else ys[::-1]
-        stacked = []
-        for k, aval in enumerate(avals_of(opened(parts.body)[0].outvars[m:])):
-            together = make_jaxpr(lambda *x: jnp.stack(x))(*[aval] * length)
-            stacked += self.lay(together, [y[k] for y in in_place], line)
-        return (*carry, *stacked)
+    return _differentiated(sites, starts, ends), inputs, outputs, constants
 
 
 def is_inexact(x: Any) -> bool:
@@ -202,3 +149,21 @@ def _is_short(eqn: Equation) -> bool:
     if eqn.primitive is not primitives.scan_p:
         return False
     return eqn.params["length"] * len(opened(eqn.params["jaxpr"])[0].eqns) <= UNROLLED
+
+
+def _unrolled(eqn: Equation) -> Program:
+    """A scan as a program without a loop."""
+
+    def run(*inputs):
+        parts = scan_parts(eqn.params, inputs)
+        m, carry, ys = len(parts.carry), parts.carry, []
+        order = range(parts.options["length"])[:: -1 if parts.options["reverse"] else 1]
+        for place in order:
+            # The same operation in each iteration: its place is an input.
+            at = lambda x, i=place: lax.dynamic_index_in_dim(x, np.int32(i), keepdims=False)  # noqa: E731
+            outputs = core.jaxpr_as_fun(parts.body)(*parts.consts, *carry, *map(at, parts.xs))
+            carry, ys = outputs[:m], [*ys, outputs[m:]]
+        in_place = ys if not parts.options["reverse"] else ys[::-1]
+        return [*carry, *map(jnp.stack, zip(*in_place, strict=True))]
+
+    return make_jaxpr(run)(*avals_of(eqn.invars))

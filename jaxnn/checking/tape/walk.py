@@ -12,16 +12,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.extend import core
 
 from jaxnn._programs import Jitted
+from jaxnn.checking.scalar import forward_gradient
 from jaxnn.checking.settings import COTANGENT
-from jaxnn.checking.tape.layout import Site, avals_of, is_inexact, lay_out
+from jaxnn.checking.tape.layout import Site, is_inexact, lay_out
 from jaxnn.numerical.float64 import RULES, Evaluation, wide_arithmetic, widen, widen_leaf
 from jaxnn.numerical.interpret import (
     Equation,
     Program,
+    avals_of,
     bind,
     equations_inside,
     has_custom_rule,
@@ -109,7 +110,11 @@ class Tape:
         self.kept: dict[Any, Any] = {}
         self.sites, self.inputs, self.outputs, self._consts = lay_out(program, moving, unrolled)
         ones = self._kinds()
-        pulls = [pull_of(site, dtype) if site.asked else None for site in ones]
+        call = lambda eqn: (functools.partial(bind, eqn), avals_of(eqn.invars))  # noqa: E731
+        pulls = [
+            vjp_of(*call(site.eqn), site.active, site.asked, dtype) if site.asked else None
+            for site in ones
+        ]
         arbitrary = {
             k: arbitrary_vjp(site.active)
             for k, site in enumerate(ones)
@@ -127,42 +132,48 @@ class Tape:
         pairs = zip(self.sites, self._pulls, strict=True)  # no pullback: treated as constant
         self.sites = [s if pull else s._replace(active=(), asked=()) for s, pull in pairs]
         self.places = self._places()
-        self._walk, self._levels = self._walked, _levels_one_by_one
-        if self.together:
-            self._walk, self._levels = Jitted(self._walked), jax.jit(_levels)
+        self._walk = Jitted(self._walked) if self.together else self._walked
 
-    def record(self, inputs: Sequence[Any], seeds: Sequence[Any], cut: Cut | None = None) -> Record:
-        """The record of a walk; `seeds` are the cotangents of the outputs, None without one."""
-        with arithmetic(self.dtype):
-            record = self._walk(list(inputs), list(seeds), cut)
-        return self._with_given(record, inputs)
+    def keep(self, key: Any, build: Callable[[], Any]) -> Any:
+        """What `build` returns, built once for equal keys."""
+        if key not in self.kept:
+            self.kept[key] = build()
+        return self.kept[key]
 
-    def record_of(
-        self, numbers: Sequence[int], inputs: Sequence[Any], seeds: Sequence[Any]
+    def record(
+        self,
+        inputs: Sequence[Any],
+        seeds: Sequence[Any],
+        cut: Cut | None = None,
+        only: Sequence[int] | None = None,
     ) -> Record:
-        """The part of a record that belongs to some sites; computed by one program, which compiles
-        about as fast as the gradient.
+        """The record of a walk, or the part of it that belongs to some sites, which takes one
+        program, compiled about as fast as the gradient.
+
+        Args:
+          inputs: the values of the inputs.
+          seeds: the cotangents of the outputs, None for outputs without one.
+          cut: which results are replaced by exact ones.
+          only: the sites; all by default.
         """
-        chosen = set(numbers)
-        sites = [self.sites[number] for number in chosen]
-        slots = {slot for site in sites for slot in (*site.inputs, *site.outputs)}
-
-        def walked(inputs, seeds):
-            record = self._walked(inputs, seeds, None)
-            of_slots = lambda found: {s: x for s, x in found.items() if s in slots}  # noqa: E731
-            pulled = [x if k in chosen else [] for k, x in enumerate(record.pulled)]
-            return Record(of_slots(record.values), of_slots(record.cotangents), pulled)
-
+        walk = self._walk if only is None else Jitted(functools.partial(self._part, set(only)))
         with arithmetic(self.dtype):
-            return self._with_given(Jitted(walked)(list(inputs), list(seeds)), inputs)
-
-    def _with_given(self, record: Record, inputs: Sequence[Any]) -> Record:
+            record = walk(list(inputs), list(seeds), cut)
         given = dict(zip(self.inputs, inputs, strict=True))
         return record._replace(values={**self._consts, **given, **record.values})
 
+    def _part(self, chosen: set[int], inputs: list[Any], seeds: list[Any], cut: Any) -> Record:
+        record = self._walked(inputs, seeds, cut)
+        sites = [self.sites[number] for number in chosen]
+        slots = {slot for site in sites for slot in (*site.inputs, *site.outputs)}
+        of_slots = lambda found: {s: x for s, x in found.items() if s in slots}  # noqa: E731
+        pulled = [x if k in chosen else [] for k, x in enumerate(record.pulled)]
+        return Record(of_slots(record.values), of_slots(record.cotangents), pulled)
+
     def levels(self, record: Record) -> Record:
         """For each array of a record: 0 if finite, 1 if it has infinities, 2 if it has NaN."""
-        return jax.device_get(self._levels(record))
+        levels = jax.jit(_levels)(record) if self.together else jax.tree.map(jax.jit(level), record)
+        return jax.device_get(levels)
 
     def _walked(self, inputs: list[Any], seeds: list[Any], cut: Cut | None) -> Record:
         given = {slot: self._lifted(x) for slot, x in self._consts.items()}
@@ -275,10 +286,6 @@ def _levels(record: Record) -> Record:
     return jax.tree.map(level, record)
 
 
-def _levels_one_by_one(record: Record) -> Record:
-    return jax.tree.map(jax.jit(level), record)
-
-
 def evaluated(
     eqn: Equation,
     inputs: Sequence[Any],
@@ -324,9 +331,9 @@ def vjp_of(
     active: Sequence[int],
     asked: Sequence[int],
     dtype: Any,
-) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
+) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]] | None:
     """A function that maps all inputs of `call`, and cotangents of its `asked` outputs, to the
-    cotangents of its `active` inputs.
+    cotangents of its `active` inputs; None if it cannot be differentiated.
 
     The function is differentiated in its own dtypes; the derivative is evaluated in `dtype`. If it
     has no reverse mode, forward mode is used.
@@ -337,30 +344,24 @@ def vjp_of(
         return jax.vjp(of(full), [full[i] for i in active])[1](cts)[0]
 
     def forward(full, cts):
-        points = [full[i] for i in active]
+        def value(points, _):
+            pairs = zip(cts, of(full)(points), strict=True)
+            return functools.reduce(jnp.add, [jnp.sum(ct * y) for ct, y in pairs])
 
-        def along(k, flat):
-            tangents = [jnp.zeros_like(x) for x in points]
-            tangents[k] = tangents[k].ravel().at[flat].set(COTANGENT).reshape(points[k].shape)
-            changes = jax.jvp(of(full), (points,), (tangents,))[1]
-            terms = [jnp.sum(ct * dy) for ct, dy in zip(cts, changes, strict=True)]
-            return functools.reduce(jnp.add, terms) / COTANGENT
+        _, gradient = forward_gradient(value, COTANGENT)([full[i] for i in active], None)
+        return [g / COTANGENT for g in gradient]
 
-        return [
-            lax.map(functools.partial(along, k), jnp.arange(x.size)).reshape(x.shape)
-            for k, x in enumerate(points)
-        ]
-
-    shapes = jax.eval_shape(lambda full: of(full)([full[i] for i in active]), list(avals))
-    given = list(avals), list(shapes)
-    try:
-        if dtype is not None:
-            return widen(reverse, given, dtype).call
-        jax.eval_shape(reverse, *given)
-        return reverse
-    except Exception:  # a derivative rule may raise anything
-        jax.jit(forward).lower(*given)  # only here does JAX notice that a VJP has no forward mode
-        return forward if dtype is None else widen(forward, given, dtype).call
+    for pull in (reverse, forward):
+        with contextlib.suppress(Exception):  # a derivative rule may raise anything
+            shapes = jax.eval_shape(lambda full: of(full)([full[i] for i in active]), list(avals))
+            given = list(avals), list(shapes)
+            if pull is forward:  # only here does JAX notice that a VJP has no forward mode
+                jax.jit(forward).lower(*given)
+            if dtype is not None:
+                return widen(pull, given, dtype).call
+            jax.eval_shape(pull, *given)
+            return pull
+    return None
 
 
 def arbitrary_vjp(active: Sequence[int]) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
@@ -376,11 +377,3 @@ def arbitrary_vjp(active: Sequence[int]) -> Callable[[Sequence[Any], Sequence[An
 def seeds_of(program: Program) -> list[Any]:
     """The cotangents of a program's outputs that start the backward pass: ones."""
     return [jnp.ones(aval.shape, aval.dtype) for aval in avals_of(opened(program)[0].outvars)]
-
-
-def pull_of(site: Site, dtype: Any) -> Callable | None:
-    """The pullback of a site; None if it cannot be differentiated."""
-    call, avals = functools.partial(bind, site.eqn), avals_of(site.eqn.invars)
-    with contextlib.suppress(Exception):  # a derivative rule may raise anything
-        return vjp_of(call, avals, site.active, site.asked, dtype)
-    return None

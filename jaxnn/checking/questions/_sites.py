@@ -1,0 +1,255 @@
+"""One equation of a tape: its question, whether its transposed solver is right, and which rule is
+to blame if it is wrong, by name and location.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jax.extend.core import primitives
+
+from jaxnn._arguments import as_complex, real_form
+from jaxnn.checking.evidence import OF_SERIES, Verdict, relative_error
+from jaxnn.checking.findings import RuleReport, SourceLine
+from jaxnn.checking.further import LOOSE
+from jaxnn.checking.line import Line
+from jaxnn.checking.moves import Direction
+from jaxnn.checking.tape.layout import Site, is_inexact
+from jaxnn.checking.tape.walk import Record, Tape, arithmetic, evaluated, of_active
+from jaxnn.numerical.float64 import RULES, Evaluation, wide_arithmetic, widen, widen_leaf
+from jaxnn.numerical.interpret import (
+    PACKAGES,
+    Equation,
+    argument_paths,
+    avals_of,
+    bind,
+    equations_inside,
+    has_custom_rule,
+    line_of,
+    linear_solve_parts,
+    make_jaxpr,
+    rule_consts,
+    rule_source,
+    source,
+)
+
+# The position of the right-hand side among the arguments of `custom_linear_solve`.
+RHS = 1
+# Primitives that read half of a symmetric matrix, which must therefore move symmetrically.
+SYMMETRIC = frozenset([primitives.cholesky_p, primitives.eigh_p])
+
+
+class SiteQuestion(NamedTuple):
+    """A site as a function of its active inputs, in their real form.
+
+    Attributes:
+      points: the active inputs.
+      claims: the cotangent of each active input, from the site's pullback.
+      paired: whether each active input is complex.
+      rest: all inputs.
+      cts: the cotangents of the outputs that have one.
+    """
+
+    points: list[Any]
+    claims: list[Any]
+    paired: list[bool]
+    rest: list[Any]
+    cts: list[Any]
+
+    @classmethod
+    def of(cls, site: Site, record: Record, number: int, dtype: Any) -> "SiteQuestion | None":
+        """The question on a site; None if a cotangent or a claim is not finite, or if all
+        cotangents are 0. Entries of inputs that are not finite, such as masks, do not move.
+        """
+        rest = [widen_leaf(record.values[s], dtype) for s in site.inputs]
+        cts = [record.cotangents[site.outputs[j]] for j in site.asked]
+        back = record.pulled[number]
+        points, claims, paired = [], [], []
+        for i, claim in zip(site.active, back, strict=True):
+            x = rest[i]
+            if site.eqn.primitive in SYMMETRIC:
+                x, claim = symmetric(x), symmetric(claim)
+            paired.append(jnp.iscomplexobj(x))
+            points.append(real_form(x) if paired[-1] else x)
+            claims.append(real_form(jnp.conj(claim)) if paired[-1] else claim)
+        # NumPy avoids a compilation for each shape.
+        fine = all(np.isfinite(np.asarray(x)).all() for x in (*cts, *claims) if is_inexact(x))
+        some = any(np.asarray(ct).any() for ct in cts)
+        return cls(points, claims, paired, rest, cts) if fine and some else None
+
+
+def projected(
+    site: Site,
+    given: Any,
+    points: Sequence[Any],
+    dtype: Any,
+    rules: Mapping[core.Primitive, Callable] = RULES,
+) -> Any:
+    """The real part of the sum of the products of a site's cotangents and outputs, evaluated by
+    `rules`. What has the cotangent 0 counts as 0, even if it is infinite.
+    """
+    rest, cts = given
+    full = list(rest)
+    for i, x in zip(site.active, points, strict=True):
+        full[i] = as_complex(x) if jnp.iscomplexobj(rest[i]) else x
+        if site.eqn.primitive in SYMMETRIC:
+            full[i] = symmetric(full[i])
+    outputs = evaluated(site.eqn, full, dtype, rules)
+    pairs = [(ct, outputs[j]) for j, ct in zip(site.asked, cts, strict=True)]
+    terms = [jnp.sum(jnp.real(ct * jnp.where(ct == 0, 0, y))) for ct, y in pairs]
+    return functools.reduce(jnp.add, terms).astype(dtype)
+
+
+def of_site(site: Site, full: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:
+    """A site's outputs that have cotangents, as a function of its active inputs."""
+    return of_active(functools.partial(bind, site.eqn), site.active, site.asked, full)
+
+
+def symmetric(x: Any) -> Any:
+    """The symmetric part of a matrix."""
+    return (x + jnp.conj(jnp.swapaxes(x, -1, -2))) / 2
+
+
+def wrong_solve(site: Site, record: Record, dtype: Any) -> RuleReport | None:
+    """A report on the transposed solver of a site; None if it is correct to its tolerance."""
+    run = Evaluation(dtype, RULES, set())
+    with wide_arithmetic(dtype):
+        inputs = [widen_leaf(record.values[slot], dtype) for slot in site.inputs]
+        parts = linear_solve_parts(site.eqn.params, inputs)
+        cts = [record.cotangents.get(s, jnp.zeros_like(record.values[s])) for s in site.outputs]
+        y = run(parts.transposed, [*parts.transposed_consts, *cts])
+        product = lambda *x: run(parts.matvec, [*parts.matvec_consts, *x])  # noqa: E731
+        back = jax.vjp(product, *cts)[1](y)
+    flat = lambda arrays: np.concatenate([np.ravel(x) for x in arrays])  # noqa: E731
+    error = relative_error(flat(back), flat(cts))
+    if not np.isfinite(error) or error <= LOOSE:
+        return None
+    line = SourceLine.of(site.line)
+    return RuleReport(site.name, line, "transpose", Verdict.DIFFERS, RHS, error, where="")
+
+
+def named(
+    report: RuleReport, site: Site, asked: SiteQuestion, line: Line, dtype: Any
+) -> RuleReport:
+    """The report on a site whose rule is wrong, with the rule's name and location."""
+    if has_custom_rule(site.eqn):
+        assert report.argument is not None
+        argument = report.argument - rule_consts(site.eqn)
+        path = argument_paths(site.eqn).get(argument, "")
+        return of_rule(report, site.eqn)._replace(argument=argument, path=path)
+    if _forward_fits(site, asked, line, dtype):
+        name = _wrong_transpose(site, asked, dtype) or report.name
+        return report._replace(name=name, kind="transpose")
+    return report
+
+
+def of_rule(report: RuleReport, eqn: Equation) -> RuleReport:
+    """The report, with the name, the kind and the location of an equation's custom rule, and the
+    line that calls it.
+    """
+    return report._replace(
+        name=source(eqn)[0],
+        line=_call_of(eqn) or report.line,
+        kind=kind_of_rule(eqn),
+        where=line_of_rule(eqn),
+    )
+
+
+def line_of_rule(eqn: Equation) -> str:
+    """The location of a rule or, if it is unknown, of the rule's function."""
+    name, place = source(eqn)
+    return str(SourceLine.of(rule_source(eqn) or f"{place} ({name})"))
+
+
+def _call_of(eqn: Equation) -> SourceLine | None:
+    """The line that calls a function with a custom rule; if the function is in an installed
+    package, the line that calls the package. None if it is unknown.
+    """
+    folder, packages, inside = source(eqn)[1].rpartition(PACKAGES)
+    package = folder + packages + inside.split(os.sep)[0] + os.sep if packages else ""
+    line = line_of(eqn, package)
+    return SourceLine.of(line) if line else None
+
+
+def kind_of_rule(eqn: Equation) -> str:
+    """Whether a rule is a JVP or a VJP."""
+    is_jvp = eqn.primitive is primitives.custom_jvp_call_p
+    return "custom_jvp" if is_jvp else "custom_vjp"
+
+
+def only_rule_inside(report: RuleReport, eqn: Equation) -> RuleReport:
+    """The report on the only custom rule inside an equation, from the report on the equation; the
+    latter if it contains several.
+    """
+    inside = [inner for inner in equations_inside(eqn) if has_custom_rule(inner)]
+    if len({line_of_rule(inner) for inner in inside}) != 1:
+        return report
+    return of_rule(report, inside[0])._replace(path=f"{report.name}[{report.argument}]")
+
+
+def _changes(site: Site) -> Callable:
+    """A function that maps inputs and tangents to the outputs' tangents, by the site's JVP rule."""
+
+    def changes(full, tangents):
+        return jax.jvp(of_site(site, full), ([full[i] for i in site.active],), (tangents,))[1]
+
+    return changes
+
+
+def _forward_fits(site: Site, asked: SiteQuestion, line: Line, dtype: Any) -> bool:
+    """Whether the JVP rule agrees with the values, so that the transpose is to blame."""
+    avals = avals_of(site.eqn.invars)
+    tangents, direction = [avals[i] for i in site.active], Direction.through(line.sizes)
+    moves, _ = line.draw(asked.claims, direction)
+    with wide_arithmetic(dtype):
+        given = [as_complex(v) if pair else v for v, pair in zip(moves, asked.paired, strict=True)]
+        if site.eqn.primitive in SYMMETRIC:
+            given = [symmetric(v) for v in given]
+        given = [jnp.asarray(v) for v in given]
+    try:
+        forward = widen(_changes(site), (avals, tangents), dtype).call
+        with wide_arithmetic(dtype):
+            dys = forward(asked.rest, given)
+    except Exception:  # no JVP exists, which JAX may notice only inside a loop
+        return False
+    pairs = zip(asked.cts, dys, strict=True)
+    claim = sum(float(np.sum(np.real(np.asarray(ct) * np.asarray(dy)))) for ct, dy in pairs)
+    comparison = line.compare(asked.claims, direction)
+    off, slope = abs(claim - comparison.slope.value), comparison.slope
+    return off <= slope.bound + OF_SERIES * max(abs(claim), abs(slope.value))
+
+
+def _wrong_transpose(site: Site, asked: SiteQuestion, dtype: Any) -> str | None:
+    """The primitive in the linearised site whose transpose is wrong: <ct, L t> differs from
+    <L^T ct, t>. None if there is none.
+    """
+    avals = avals_of(site.eqn.invars)
+    tangents = [avals[i] for i in site.active]
+    program = make_jaxpr(_changes(site))(avals, tangents)
+    moving = [False] * len(avals) + [True] * len(tangents)
+    linear = Tape(program, moving, dtype)
+    rng = np.random.default_rng(0)
+    given = [jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in tangents]
+    with arithmetic(dtype):
+        rest = [widen_leaf(x, dtype) for x in (*asked.rest, *given)]
+    record = linear.record(rest, asked.cts)
+    for number, inner in reversed(list(enumerate(linear.sites))):
+        if not inner.asked:
+            continue
+        there = [
+            np.sum(np.real(np.asarray(record.cotangents[s]) * np.asarray(record.values[s])))
+            for s in (inner.outputs[j] for j in inner.asked)
+        ]
+        back = [
+            np.real(np.asarray(ct) * np.asarray(record.values[inner.inputs[i]]))
+            for i, ct in zip(inner.active, record.pulled[number], strict=True)
+        ]
+        size = sum(float(np.linalg.norm(x)) for x in back) + sum(map(abs, there))
+        if abs(sum(there) - sum(np.sum(x) for x in back)) > OF_SERIES * size:
+            return inner.eqn.primitive.name
+    return None
