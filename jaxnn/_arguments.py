@@ -311,12 +311,7 @@ def positions(argnums: int | Sequence[int], args: Sequence[Any]) -> tuple[int, .
 
 def floating_argnums(args: Sequence[Any]) -> tuple[int, ...]:
     """The positions of the arguments that have floating or complex leaves."""
-    return tuple(i for i, x in enumerate(args) if any(map(_is_floating, jax.tree.leaves(x))))
-
-
-def _is_floating(leaf: Any) -> bool:
-    inexact = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
-    return inexact or isinstance(leaf, float | complex)
+    return tuple(i for i, x in enumerate(args) if any(map(is_inexact, jax.tree.leaves(x))))
 
 
 def require_argnums(argnums: Any) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -23,6 +24,14 @@ def as_path(name: str, value: Any) -> Path:
     if "\0" in str(path):
         raise ValueError(f"`{name}` must be a path. Got {value!r}.")
     return path
+
+
+def as_json(name: str, value: Any) -> str:
+    """A value as JSON; refuse what JSON does not represent."""
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"`{name}` must be JSON-compatible. Got something else: {error}.") from None
 
 
 def made_directory(name: str, value: Any) -> Path:

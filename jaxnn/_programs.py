@@ -110,8 +110,6 @@ class Jitted:
         leaves, tree = jax.tree.flatten(args)
         form = tree, tuple(map(jax.typeof, leaves)), trace_context()
         if (found := self._programs.get(form)) is None:
-            if len(self._programs) >= KEPT:
-                self._programs.clear()
             traced = Traced.of(self._f, *args)
             key = None if traced.key is None else (traced.key, self._donate)
             program = kept(key, lambda: jitted(traced.bare, self._donate))
@@ -129,18 +127,11 @@ def programs_of(function: Callable, other: Callable, *key: Hashable) -> dict | N
     try:
         of_other = _of_jitted.setdefault(function, weakref.WeakKeyDictionary())
         found = of_other.setdefault(other, {})
-        if key not in found and len(found) >= KEPT:
+        if sum(map(len, found.values())) >= KEPT:
             found.clear()
         return found.setdefault(key, {})
     except TypeError:  # without weak references, or without a hash
         return None
-
-
-def compiled(f: Callable, *args: PyTree, programs: dict | None = None) -> PyTree:
-    """`f(*args)`, in a program that is compiled once for functions that trace to the same one; or
-    in one of `programs`.
-    """
-    return Jitted(f, programs=programs)(*args)
 
 
 def jitted(traced: Traced, donate_argnums: tuple[int, ...] = ()) -> Any:

@@ -20,11 +20,6 @@ from jax.sharding import AxisType, Mesh
 from jax.tree_util import keystr, tree_flatten_with_path
 
 
-def is_differentiable(leaf: Any) -> bool:
-    """Whether a leaf is a real floating array or number, so that it has a gradient."""
-    return jnp.issubdtype(getattr(leaf, "dtype", None) or jnp.result_type(leaf), jnp.floating)
-
-
 def is_inexact(leaf: Any) -> bool:
     """Whether a leaf is a floating or complex array or number."""
     if is_array(leaf):

@@ -86,10 +86,8 @@ def load_digits(seed: int = 0, test_size: int = 297) -> Digits:
     require_count("seed", seed)
     require_count("test_size", test_size, least=1)
     folder = files("jaxnn") / "digits"
-    images, labels = (
-        read_idx(folder / "images-idx3-ubyte.gz", 3),
-        read_idx(folder / "labels-idx1-ubyte.gz", 1),
-    )
+    images = read_idx(folder / "images-idx3-ubyte.gz", 3)
+    labels = read_idx(folder / "labels-idx1-ubyte.gz", 1)
     if test_size >= len(images):
         raise ValueError(
             f"`test_size` must be under {len(images)}, the number of images. Got {test_size}."
@@ -269,6 +267,7 @@ def one_hot(
     require_classes("t", t, classes)  # before conversion, which would truncate 64 bits
     inside = ((index >= 0) & (index < classes))[..., None]
     rows = jax.nn.one_hot(index, classes, dtype=dtype)
+    # A NaN computed by JAX would raise under jax_debug_nans even if unused; NumPy's does not.
     return jnp.where(inside, rows, np.asarray(np.nan, dtype))
 
 
@@ -344,10 +343,15 @@ def count_examples(data: PyTree, name: str = "data") -> int:
     return lengths.pop()
 
 
-def require_batches(name: str, data: PyTree, like: PyTree = None) -> None:
-    """Refuse data that are not a tuple of arrays of examples, or whose examples differ in form from
-    those of `like`, the training data.
-    """
+def require_alike(name: str, data: PyTree, like: PyTree) -> None:
+    """Refuse data whose examples differ in form from those of `like`, the training data."""
+    form = lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype)  # noqa: E731
+    one, other = (jax.tree.map(form, tuple(whole)) for whole in (data, like))
+    require_same_form(f"an example of {name}", one, "data", other)
+
+
+def require_batches(name: str, data: PyTree) -> None:
+    """Refuse data that are not a tuple of arrays of examples."""
     optimizer = hasattr(data, "init") and hasattr(data, "update")
     if isinstance(data, list) and data and all(isinstance(part, tuple | list) for part in data):
         raise TypeError(
@@ -365,12 +369,6 @@ def require_batches(name: str, data: PyTree, like: PyTree = None) -> None:
             f"`{name}` must be a tuple of arrays, such as (x, t){hint}. Got {describe(data)}."
         )
     count_examples(data, name)
-    if like is not None:
-        first = [
-            jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tuple(form))
-            for form in (data, like)
-        ]
-        require_same_form(f"an example of {name}", first[0], "data", first[1])
 
 
 def _rows(images: np.ndarray, largest: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxnn._arguments import Skeleton, take_apart
 from jaxnn._notebook import paragraph
-from jaxnn._programs import compiled, programs_of
+from jaxnn._programs import Jitted, programs_of
 from jaxnn._validate import (
     is_concrete,
     require_arguments,
@@ -94,14 +94,13 @@ def gradient_descent(
       >>> [f"{x:.4e}" for x in end]
       ['-6.1111e-10', '8.1481e-10']
     """
-    _require_descent(f, init_x, lr, grad)
+    skeleton, points, dynamic = _require_descent(f, init_x, lr, grad)
     require_count("step_num", step_num, most=2**31 - 1)
     steps = step_num if not is_concrete(step_num) else np.int32(step_num)
-    skeleton, points, dynamic = take_apart(init_x)
     descend = functools.partial(_descend, f, grad, skeleton)
     given = points, dynamic, _typed(lr, points), steps
     programs = _programs(f, f, grad, "descend", skeleton.key)
-    end, before, after, lower = compiled(descend, *given, programs=programs)
+    end, before, after, lower = Jitted(descend, programs=programs)(*given)
     if is_concrete(lower) and not bool(lower):
         warnings.warn(
             f"gradient_descent diverged: the loss went from {float(before):.6g} to "
@@ -175,13 +174,12 @@ def descent_path(
       >>> descent_path(f, start, lr=0.1, step_num=2).losses.round(2)
       Array([25.  , 16.  , 10.24], dtype=float32)
     """
-    _require_descent(f, init_x, lr, grad)
+    skeleton, points, dynamic = _require_descent(f, init_x, lr, grad)
     require_count("step_num", step_num, most=2**31 - 2)
-    skeleton, points, dynamic = take_apart(init_x)
     follow = functools.partial(_follow, f, grad, skeleton, int(step_num))
     programs = _programs(f, f, grad, "follow", skeleton.key, int(step_num))
     given = points, dynamic, _typed(lr, points)
-    points, losses = compiled(follow, *given, programs=programs)
+    points, losses = Jitted(follow, programs=programs)(*given)
     fixed = [jnp.broadcast_to(x, (step_num + 1, *x.shape)) for x in dynamic]
     return DescentPath(skeleton.join(points, fixed), losses)
 
@@ -271,10 +269,9 @@ def minimize(
       >>> minimize(lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0]), optax.sgd(0.1)).reason
       'small gradient'
     """
-    _require_descent(f, init_x, tolerance, grad, "tolerance")
+    skeleton, points, dynamic = _require_descent(f, init_x, tolerance, grad, "tolerance")
     require_count("max_steps", max_steps, most=2**31 - 1)
     require_optimizer("optimizer", optimizer)
-    skeleton, points, dynamic = take_apart(init_x)
     if opt_state is None:
         opt_state = optimizer.init(points)
     else:
@@ -284,7 +281,7 @@ def minimize(
     minimise = functools.partial(_minimise, f, grad, optimizer, skeleton)
     given = points, dynamic, opt_state, most, _typed(tolerance, points)
     programs = _programs(f, optimizer.update, grad, "minimise", skeleton.key)
-    found = compiled(minimise, *given, programs=programs)
+    found = Jitted(minimise, programs=programs)(*given)
     return found._replace(x=skeleton.join(found.x, dynamic))
 
 
@@ -434,9 +431,12 @@ def _typed(number: Any, points: Sequence[Any]) -> Any:
 
 def _require_descent(
     f: Callable, init_x: PyTree, number: Any, grad: Callable, name: str = "lr"
-) -> None:
+) -> tuple[Skeleton, list[jax.Array], list[jax.Array]]:
+    """The starting point, taken apart, after refusing invalid arguments."""
     require_callable("f", f)
     require_differentiable("init_x", init_x)
     require_arguments("f", f, init_x)
     require_arguments("grad", grad, f)
-    require_number(name, number, dtype=jnp.result_type(*take_apart(init_x)[1]))
+    skeleton, points, dynamic = take_apart(init_x)
+    require_number(name, number, dtype=jnp.result_type(*points))
+    return skeleton, points, dynamic

@@ -330,10 +330,8 @@ def _overfitting(figure: Figure) -> None:
 def _gradients(figure: Figure) -> None:
     digits, params = load_digits(), _start(weight_scale=0.1)
     batch = digits.x_train[:20], digits.t_train[:20]
-    numerical, automatic = (
-        numerical_grad(loss)(params, *batch),
-        jax.jit(jax.grad(loss))(params, *batch),
-    )
+    numerical = numerical_grad(loss)(params, *batch)
+    automatic = jax.jit(jax.grad(loss))(params, *batch)
     figure.suptitle(
         "Two ways, one gradient: nats per unit of weight; rows are a layer's inputs, columns units"
     )

@@ -18,10 +18,10 @@ from jaxnn._validate import (
     as_array,
     describe,
     is_concrete,
-    is_differentiable,
     require_classes,
     require_number,
 )
+from jaxnn.data import one_hot
 
 
 def mean_squared_error(
@@ -53,7 +53,7 @@ def mean_squared_error(
     """
     y, t = _require_loss_arguments("y", y, t)
     if t.shape != y.shape:
-        t = _one_hot(t, y.shape[-1], y.dtype)
+        t = one_hot(t, y.shape[-1], y.dtype)
     return jnp.mean(0.5 * jnp.sum((y - t) ** 2, axis=-1))
 
 
@@ -174,7 +174,7 @@ def accuracy(
 def _require_loss_arguments(name: str, y: Any, t: Any) -> tuple[Array, Array]:
     """Outputs and targets as arrays of matching shapes."""
     given, y, t = t, as_array(name, y), as_array("t", t)
-    if not is_differentiable(y):
+    if not jnp.issubdtype(y.dtype, jnp.floating):
         raise TypeError(f"`{name}` must be floating-point. Got {describe(y)}.")
     if y.ndim == 0 or y.size == 0:
         raise ValueError(
@@ -188,7 +188,7 @@ def _require_loss_arguments(name: str, y: Any, t: Any) -> tuple[Array, Array]:
     if not any(jnp.issubdtype(t.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
         raise TypeError(f"`t` must be real, or class indices (integers). Got {describe(t)}.")
     if t.shape == y.shape:
-        return y, t if is_differentiable(t) else t.astype(y.dtype)
+        return y, t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(y.dtype)
     if not jnp.issubdtype(t.dtype, jnp.integer):
         raise TypeError(
             f"`t` must be class indices (integers) if it has one axis less than `{name}`. Got "
@@ -196,13 +196,6 @@ def _require_loss_arguments(name: str, y: Any, t: Any) -> tuple[Array, Array]:
         )
     require_classes("t", given, y.shape[-1])  # before conversion, which would truncate 64 bits
     return y, t
-
-
-def _one_hot(t: Array, classes: int, dtype: Any) -> Array:
-    """One-hot rows; NaN for an index out of range, possible only if the index is traced."""
-    # A NaN computed by JAX would raise under jax_debug_nans even if unused; NumPy's does not.
-    rows = jax.nn.one_hot(t, classes, dtype=dtype)
-    return jnp.where(((t >= 0) & (t < classes))[..., None], rows, np.asarray(np.nan, dtype))
 
 
 def _expected(log_y: Array, t: Array) -> Array:

@@ -260,7 +260,7 @@ def test_inputs_in_float64_remain_float64_though_it_is_not_enabled(inside):
     with jax.enable_x64(True):
         third = jnp.ones(3) / 3
     f = INSIDE[inside](lambda x: jnp.sum((x - third).astype(jnp.float32)))
-    assert _programs.compiled(f, third) == 0
+    assert _programs.Jitted(f)(third) == 0
 
 
 def test_no_more_programs_are_kept_than_is_said(monkeypatch):

@@ -14,7 +14,7 @@ from jaxnn.checking.page import page
 from jaxnn.checking.report import GradientError, GradientReport, painted
 from jaxnn.checking.watch import Watcher, noting
 from jaxnn.checking.watched import judged
-from jaxnn.cli.output import mark, passing, place_of, print_json, require_place
+from jaxnn.cli.output import mark, passing, place_of, print_json, require_places, silent
 from jaxnn.cli.targets import Target, load, refusal
 
 # Matplotlib is imported only to draw: its import takes as long as all others together.
@@ -22,13 +22,6 @@ from jaxnn.cli.targets import Target, load, refusal
 
 def check(args: argparse.Namespace) -> int:
     """Compare gradients with values; returns the exit code of the worst verdict."""
-    if args.plot:
-        _require_picture("--plot", args.plot)
-    for option in ("html", "sarif"):
-        if path := getattr(args, option):
-            require_place(f"--{option}", path)
-    if not args.no_cache:
-        keep_programs()
     targets, failures = _targets(args)
     codes, told, made = [2] * failures, [], []
     for number, target in enumerate(targets):
@@ -58,10 +51,6 @@ def check(args: argparse.Namespace) -> int:
 
 def explain(args: argparse.Namespace) -> int:
     """Name the lines where a gradient goes bad; returns exit code 1 if there are any."""
-    if args.sarif:
-        require_place("--sarif", args.sarif)
-    if not args.no_cache:
-        keep_programs()
     targets, failures = _targets(args)
     for target in targets:
         if target.test:
@@ -85,6 +74,11 @@ def _targets(args: argparse.Namespace) -> tuple[list[Target], int]:
     """The targets to check, and how many could not be loaded. A file that itself checks a wrong
     gradient when imported becomes a test.
     """
+    require_places(args, "plot", "html", "sarif")
+    if getattr(args, "plot", None):
+        _require_picture("--plot", args.plot)
+    if not args.no_cache:
+        keep_programs()
     found, failures = [], 0
     for name in args.targets:
         try:
@@ -150,20 +144,17 @@ def _reports(target: Target, args: argparse.Namespace) -> list[GradientReport]:
 def _keep(reports: list[GradientReport], args: argparse.Namespace) -> None:
     """Draw the evidence of the worst report, and write a page with all reports, if requested."""
     worst = max(reports, key=lambda report: report.verdict.rank)
-    drawn = args.plot and worst.leaves
-    if drawn:
+    say = silent if args.json else print
+    if args.plot and worst.leaves:
         import matplotlib
 
         matplotlib.use("agg")
         worst.plot().figure.savefig(args.plot)
+        say(f"evidence drawn in {args.plot}")
     if args.html:
         with passing("drawing the page"):
             pathlib.Path(args.html).write_text(page(*reports), encoding="utf-8")
-    if not args.json:
-        if drawn:
-            print(f"evidence drawn in {args.plot}")
-        if args.html:
-            print(f"page written to {args.html}")
+        say(f"page written to {args.html}")
 
 
 def _ran(ask: Callable, *args: Any, **options: Any) -> Any:
@@ -182,7 +173,6 @@ def _require_picture(option: str, path: str) -> None:
     """Refuse a file whose extension is not a format that Matplotlib writes."""
     from matplotlib.figure import Figure
 
-    require_place(option, path)
     formats = Figure().canvas.get_supported_filetypes()
     if pathlib.Path(path).suffix[1:].lower() not in formats:
         endings = ", .".join(sorted(formats))

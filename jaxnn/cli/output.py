@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import math
 import os
 import pathlib
 import sys
@@ -32,6 +31,10 @@ def kept_free(stream: TextIO) -> Iterator[TextIO]:
             stack.callback(lambda: (sys.stdout.flush(), os.dup2(stream.fileno(), number)))
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         yield stream
+
+
+def silent(*_: Any, **__: Any) -> None:
+    """Print nothing, for commands whose output is JSON."""
 
 
 @contextlib.contextmanager
@@ -63,15 +66,9 @@ def mark(found: Iterable[Any], file: str | None) -> None:
 
 def print_json(value: Any, stream: TextIO | None = None) -> None:
     """Print a value as one line of JSON."""
+    from jaxnn.training.progress import plain
 
-    def finite(x):
-        if isinstance(x, float) and not math.isfinite(x):
-            return None  # JSON has no NaN; a reader of strict JSON would refuse the file
-        if isinstance(x, dict):
-            return {key: finite(item) for key, item in x.items()}
-        return [finite(item) for item in x] if isinstance(x, list | tuple) else x
-
-    print(json.dumps(finite(value)), file=stream, flush=True)
+    print(json.dumps(plain(value)), file=stream, flush=True)
 
 
 def require_place(option: str, path: str, made: str | None = None) -> None:
@@ -86,6 +83,13 @@ def require_place(option: str, path: str, made: str | None = None) -> None:
     beside = place.parent.is_dir() or (made and pathlib.Path(made).is_relative_to(place.parent))
     if "\0" in path or place.is_dir() or not beside:
         raise ValueError(f"`{option}` must be a file in an existing directory. Got {path!r}.")
+
+
+def require_places(args: Any, *options: str) -> None:
+    """Refuse files of these options that could not be written; a command may lack some."""
+    for option in options:
+        if path := getattr(args, option, None):
+            require_place(f"--{option}", path)
 
 
 def place_of(error: BaseException) -> list[str]:

@@ -9,7 +9,7 @@ import math
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
@@ -28,8 +28,6 @@ _FLAGS = {
     "figures": {"directory": "--out", "names": "NAME"},
     "tour": {"directory": "--figures"},
     "docs": {"directory": "--out"},
-    "check": {},
-    "explain": {},
     "watch": {"points": "--points", "budget": "--budget", "directory": "--save"},
 }
 
@@ -57,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # No traceback is shown, so JAX's note on shortened tracebacks is dropped.
         notes = [note for note in getattr(error, "__notes__", ()) if not note.startswith("---")]
         message = " ".join([*str(error).split(), *notes, *place_of(error)])
-        for argument, flag in _FLAGS[args.command].items():
+        for argument, flag in _FLAGS.get(args.command, {}).items():
             message = message.replace(f"`{argument}`", f"`{flag}`")
         print(f"jaxnn {args.command}: error: {message}", file=sys.stderr)
         return 2
@@ -67,7 +65,9 @@ def _before_program(argv: list[str]) -> list[str]:
     """The arguments, with -- before a program to watch, whose arguments are its own."""
     if argv[:1] != ["watch"]:
         return argv
-    valued = {o.name for o in COMMANDS["watch"].options[()] if o.kind is not bool}
+    valued = {
+        o.name for o in COMMANDS["watch"].options if isinstance(o, Option) and o.kind is not bool
+    }
     at = 1
     while at < len(argv) and argv[at].startswith("--") and argv[at] != "--":
         at += 1 + (argv[at] in valued)
@@ -106,10 +106,12 @@ def _parser() -> _Parser:
         if name != "watch":
             one.add_argument("--json", action="store_true", help="print JSON instead of text")
         one.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        for title, options in command.options.items():
-            group = one.add_argument_group(*title) if title else one
-            for option in options:
-                option.add_to(group)
+        group: Any = one
+        for row in command.options:
+            if isinstance(row, Option):
+                row.add_to(group)
+            else:
+                group = one.add_argument_group(*row)
     return parser
 
 
@@ -156,61 +158,48 @@ class Command(NamedTuple):
       summary: help text in the list of commands.
       description: help text of the command itself.
       example: an example of a call.
-      options: the options by title and text of their group; the first group has neither.
+      options: its options; title and text of a group come before those in it.
     """
 
     run: str
     summary: str
     description: str
     example: str
-    options: dict[tuple[str, ...], tuple[Option, ...]]
+    options: tuple[Option | tuple[str, ...], ...]
 
 
-def _number(kind: type, text: str, least: int, what: str) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not math.isfinite(value) or value < least:
-        raise argparse.ArgumentTypeError(f"must be {what}. Got {text!r}")
-    return value
+def _number(
+    kind: type, least: int, what: str, most: float = math.inf, fitting: str = ""
+) -> Callable[[str], Any]:
+    """A function that parses a number of at least `least`, which is `what`, and at most `most`,
+    else it is not `fitting`.
+    """
+
+    def parsed(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"must be {what}. Got {text!r}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"must be {fitting or what}. Got {text!r}")
+        return value
+
+    return parsed
 
 
-def _count(text: str) -> int:
-    return _number(int, text, 1, "a whole number of at least 1")
+_count = _number(int, 1, "a whole number of at least 1")
+_seed = _number(int, 0, "a whole number of at least 0", 2**63 - 1, "below 2**63")
+_rate = _number(float, 0, "a finite number of at least 0", 3.4e38, "finite in float32")
+_part = _number(
+    float, 0, "a number of at least 0, and below 1", math.nextafter(1, 0), "at least 0, and below 1"
+)
 
 
-def _seed(text: str) -> int:
-    value = _number(int, text, 0, "a whole number of at least 0")
-    if value >= 2**63:
-        raise argparse.ArgumentTypeError(f"must be below 2**63. Got {text!r}")
-    return value
-
-
-def _rate(text: str) -> float:
-    value = _number(float, text, 0, "a finite number of at least 0")
-    if value > 3.4e38:
-        raise argparse.ArgumentTypeError(f"must be finite in float32. Got {text!r}")
-    return value
-
-
-def _part(text: str) -> float:
-    value = _number(float, text, 0, "a number of at least 0, and below 1")
-    if value >= 1:
-        raise argparse.ArgumentTypeError(f"must be at least 0, and below 1. Got {text!r}")
-    return value
-
-
-def _rates(text: str) -> tuple[float, ...]:
-    return tuple(_rate(part) for part in text.split(","))
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(_count(part) for part in text.split(","))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
+def _several(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """A function that parses a list with commas."""
+    return lambda text: tuple(map(kind, text.split(",")))
 
 
 _NO_CACHE = Option("--no-cache", bool, help="keep no compiled programs in ~/.cache/jaxnn")
@@ -224,67 +213,62 @@ COMMANDS = {
         "Train a network on the 1,797 real 8x8 digits that ship with the package, or on MNIST's "
         "files, after comparing its numerical and automatic gradients.",
         "jaxnn train --layers 100 --epochs 50 --lr 0.3",
-        {
-            (): (
-                Option("--data", str, None, "DIR", "MNIST's four IDX files, instead of the digits"),
-                Option("--layers", _sizes, (50,), "N,N,...", "units of the hidden layers"),
-                Option("--activation", ACTIVATIONS, "sigmoid", help="between the layers"),
-                Option("--dropout", _part, 0.0, "X", "fraction of hidden units dropped per step"),
-                Option("--epochs", _count, None, "N", "100 by default, unlimited with --max-steps"),
-                Option("--max-steps", _count, None, "N", "steps after which the run ends"),
-                Option(
-                    "--evaluate-every",
-                    _count,
-                    1,
-                    "N",
-                    "epochs between measurements; the table has about ten",
-                ),
-                Option("--batch-size", _count, 100, "N", "examples per step"),
-                Option("--lr", _rates, (0.5,), "X,X,...", "learning rates, run in parallel"),
-                Option("--optimizer", OPTIMIZERS, "sgd", help="from optax"),
-                Option("--weight-scale", _rate, 0.01, "X", "scale of the initial weights"),
-                Option("--seed", _seed, 0, "N", "seed of weights and batches"),
-                Option("--grad", ("automatic", "numerical"), "automatic"),
-                Option("--replacement", bool, help="draw with replacement, as in the chapter"),
+        (
+            Option("--data", str, None, "DIR", "MNIST's four IDX files, instead of the digits"),
+            Option("--layers", _several(_count), (50,), "N,N,...", "units of the hidden layers"),
+            Option("--activation", ACTIVATIONS, "sigmoid", help="between the layers"),
+            Option("--dropout", _part, 0.0, "X", "fraction of hidden units dropped per step"),
+            Option("--epochs", _count, None, "N", "100 by default, unlimited with --max-steps"),
+            Option("--max-steps", _count, None, "N", "steps after which the run ends"),
+            Option(
+                "--evaluate-every",
+                _count,
+                1,
+                "N",
+                "epochs between measurements; the table has about ten",
             ),
-            ("unattended runs",): (
-                Option("--checkpoint", str, None, "DIR", "save the run for `jaxnn eval DIR`"),
-                Option(
-                    "--resume",
-                    ("newest", "previous"),
-                    None,
-                    help="continue from the newest checkpoint in DIR, with the same flags except "
-                    "--epochs and those that set when to measure and save; `previous`: "
-                    "if the newest is damaged, from the last intact one",
-                    more={"nargs": "?", "const": "newest"},
-                ),
-                Option(
-                    "--every",
-                    _count,
-                    None,
-                    "N",
-                    "steps between checkpoints; by default at the end of epochs, and every ten "
-                    "minutes",
-                ),
-                Option(
-                    "--patience",
-                    _count,
-                    None,
-                    "N",
-                    "stop after N measurements without a lower test loss",
-                ),
-                Option("--log", str, None, "FILE", "append the progress as lines of JSON"),
+            Option("--batch-size", _count, 100, "N", "examples per step"),
+            Option("--lr", _several(_rate), (0.5,), "X,X,...", "learning rates, run in parallel"),
+            Option("--optimizer", OPTIMIZERS, "sgd", help="from optax"),
+            Option("--weight-scale", _rate, 0.01, "X", "scale of the initial weights"),
+            Option("--seed", _seed, 0, "N", "seed of weights and batches"),
+            Option("--grad", ("automatic", "numerical"), "automatic"),
+            Option("--replacement", bool, help="draw with replacement, as in the chapter"),
+            ("unattended runs",),
+            Option("--checkpoint", str, None, "DIR", "save the run for `jaxnn eval DIR`"),
+            Option(
+                "--resume",
+                ("newest", "previous"),
+                None,
+                help="continue from the newest checkpoint in DIR, with the same flags except "
+                "--epochs and those that set when to measure and save; `previous`: "
+                "if the newest is damaged, from the last intact one",
+                more={"nargs": "?", "const": "newest"},
             ),
+            Option(
+                "--every",
+                _count,
+                None,
+                "N",
+                "steps between checkpoints; by default at the end of epochs, and every ten minutes",
+            ),
+            Option(
+                "--patience",
+                _count,
+                None,
+                "N",
+                "stop after N measurements without a lower test loss",
+            ),
+            Option("--log", str, None, "FILE", "append the progress as lines of JSON"),
             (
                 "several machines",
                 "The devices split each batch. Start the same command once per process.",
-            ): (
-                Option("--distributed", bool, help="connect through SLURM, Kubernetes, TPU or MPI"),
-                Option("--coordinator", str, None, "HOST:PORT", "where process 0 listens"),
-                Option("--num-processes", _count, None, "N", "how many processes there are"),
-                Option("--process-id", _seed, None, "I", "index of this process, from 0"),
             ),
-        },
+            Option("--distributed", bool, help="connect through SLURM, Kubernetes, TPU or MPI"),
+            Option("--coordinator", str, None, "HOST:PORT", "where process 0 listens"),
+            Option("--num-processes", _count, None, "N", "how many processes there are"),
+            Option("--process-id", _seed, None, "I", "index of this process, from 0"),
+        ),
     ),
     "eval": Command(
         "train:evaluate",
@@ -292,12 +276,10 @@ COMMANDS = {
         "Print loss and accuracy of the newest checkpoint in DIR, on its training data and on the "
         "test images. If the run used --patience, the best parameters so far are measured.",
         "jaxnn eval runs/first --json",
-        {
-            (): (
-                Option("directory", str, None, "DIR", "the DIR of `jaxnn train --checkpoint`"),
-                Option("--data", str, None, "DIR", "other images; by default those of the run"),
-            )
-        },
+        (
+            Option("directory", str, None, "DIR", "the DIR of `jaxnn train --checkpoint`"),
+            Option("--data", str, None, "DIR", "other images; by default those of the run"),
+        ),
     ),
     "check": Command(
         "check:check",
@@ -312,23 +294,21 @@ COMMANDS = {
         "fewer than two digits left; 2: "
         "inconclusive, or bad input.",
         "jaxnn check model.py:loss --order 2",
-        {
-            (): (
-                _TARGETS._replace(help="FILE.py:NAME, MODULE:NAME, FILE.py, or FILE.py::TEST"),
-                Option(
-                    "--order",
-                    int,
-                    1,
-                    help="2 also checks the Hessian; 3 and 4 also check higher derivatives",
-                    more={"choices": (1, 2, 3, 4)},
-                ),
-                Option("--seed", _seed, 0, "N", "seed of random projections"),
-                Option("--plot", str, None, "FILE", "plot the worst leaf's evidence"),
-                Option("--html", str, None, "FILE", "write the report as an HTML page"),
-                _SARIF,
-                _NO_CACHE,
-            )
-        },
+        (
+            _TARGETS._replace(help="FILE.py:NAME, MODULE:NAME, FILE.py, or FILE.py::TEST"),
+            Option(
+                "--order",
+                int,
+                1,
+                help="2 also checks the Hessian; 3 and 4 also check higher derivatives",
+                more={"choices": (1, 2, 3, 4)},
+            ),
+            Option("--seed", _seed, 0, "N", "seed of random projections"),
+            Option("--plot", str, None, "FILE", "plot the worst leaf's evidence"),
+            Option("--html", str, None, "FILE", "write the report as an HTML page"),
+            _SARIF,
+            _NO_CACHE,
+        ),
     ),
     "explain": Command(
         "check:explain",
@@ -338,7 +318,7 @@ COMMANDS = {
         "code 0: everything is finite and no rule is wrong; 1: a NaN or a wrong rule was found; 2: "
         "bad input.",
         "jaxnn explain model.py:loss",
-        {(): (_TARGETS._replace(help="as for `jaxnn check`, but not a test"), _SARIF, _NO_CACHE)},
+        (_TARGETS._replace(help="as for `jaxnn check`, but not a test"), _SARIF, _NO_CACHE),
     ),
     "watch": Command(
         "watch:watch",
@@ -349,28 +329,24 @@ COMMANDS = {
         "0; else 1 if a gradient is wrong, was not finite or has fewer than two digits left, 2 if "
         "none could be judged, 0 otherwise.",
         "jaxnn watch --save inputs train.py --epochs 3",
-        {
-            (): (
-                Option("program", str, None, "PROGRAM", "FILE or -m MODULE", {"nargs": "+"}),
-                Option("--points", _count, 1, "N", "points to check each gradient at"),
-                Option(
-                    "--budget", _rate, 60.0, "SECONDS", "for the checks that follow the program"
-                ),
-                Option("--no-nan", bool, help="do not check for NaN and infinity"),
-                Option(
-                    "--trust",
-                    _names,
-                    (),
-                    "NAME,NAME,...",
-                    "functions whose custom rules differ from them on purpose",
-                ),
-                Option("--stop", bool, help="end the program at the first NaN or infinity"),
-                Option("--save", str, None, "DIR", "write inputs of non-finite gradients as .npz"),
-                Option("--html", str, None, "FILE", "write the report as an HTML page"),
-                Option("--json", str, None, "FILE", "write the report as JSON"),
-                _SARIF,
-            )
-        },
+        (
+            Option("program", str, None, "PROGRAM", "FILE or -m MODULE", {"nargs": "+"}),
+            Option("--points", _count, 1, "N", "points to check each gradient at"),
+            Option("--budget", _rate, 60.0, "SECONDS", "for the checks that follow the program"),
+            Option("--no-nan", bool, help="do not check for NaN and infinity"),
+            Option(
+                "--trust",
+                _several(str),
+                (),
+                "NAME,NAME,...",
+                "functions whose custom rules differ from them on purpose",
+            ),
+            Option("--stop", bool, help="end the program at the first NaN or infinity"),
+            Option("--save", str, None, "DIR", "write inputs of non-finite gradients as .npz"),
+            Option("--html", str, None, "FILE", "write the report as an HTML page"),
+            Option("--json", str, None, "FILE", "write the report as JSON"),
+            _SARIF,
+        ),
     ),
     "figures": Command(
         "pictures:figures",
@@ -379,20 +355,18 @@ COMMANDS = {
         "check, as PNG and SVG files; an animation of descent, as GIF; and a page with a slider "
         f"for the learning rate. Draws all, or only the given NAMEs: {', '.join(FIGURES)}.",
         "jaxnn figures --out figures",
-        {
-            (): (
-                Option("names", str, None, "NAME", "pictures (default: all)", {"nargs": "*"}),
-                Option("--style", ("light", "dark"), "light", help="colours of the page"),
-                Option("--out", str, None, "DIR", "directory to write to", {"required": True}),
-            )
-        },
+        (
+            Option("names", str, None, "NAME", "pictures (default: all)", {"nargs": "*"}),
+            Option("--style", ("light", "dark"), "light", help="colours of the page"),
+            Option("--out", str, None, "DIR", "directory to write to", {"required": True}),
+        ),
     ),
     "tour": Command(
         "pictures:tour",
         "the chapter's numbers beside ours",
         "Compute the chapter's numbers, section by section, and show each next to the printed one.",
         "jaxnn tour --figures figures",
-        {(): (Option("--figures", str, None, "DIR", "draw the chapter's pictures there as well"),)},
+        (Option("--figures", str, None, "DIR", "draw the chapter's pictures there as well"),),
     ),
     "docs": Command(
         "reference:docs",
@@ -400,6 +374,6 @@ COMMANDS = {
         "Write a reference of all public names as HTML pages, from the docstrings. It needs pdoc: "
         "`pip install pdoc`.",
         "jaxnn docs --out reference",
-        {(): (Option("--out", str, None, "DIR", "directory to write to", {"required": True}),)},
+        (Option("--out", str, None, "DIR", "directory to write to", {"required": True}),),
     ),
 }

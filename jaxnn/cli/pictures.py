@@ -1,10 +1,11 @@
 """The commands `jaxnn figures` and `jaxnn tour`; each returns the exit code."""
 
 import argparse
+import functools
 from collections.abc import Callable
 from typing import Any
 
-from jaxnn.cli.output import print_json
+from jaxnn.cli.output import print_json, silent
 from jaxnn.cli.tour import walk
 
 # Matplotlib is imported only to draw: its import takes as long as all others together.
@@ -12,7 +13,7 @@ from jaxnn.cli.tour import walk
 
 def figures(args: argparse.Namespace) -> int:
     """Draw pictures, and print the path of each before it is drawn."""
-    say = (lambda path: None) if args.json else lambda path: print(path, flush=True)
+    say = silent if args.json else functools.partial(print, flush=True)
     paths = _drawn(args.out, say, args.names or None, style=args.style)
     if args.json:
         print_json(paths, args.stdout)
@@ -21,19 +22,15 @@ def figures(args: argparse.Namespace) -> int:
 
 def tour(args: argparse.Namespace) -> int:
     """Print the chapter's numbers beside ours, each as soon as it is computed."""
-    rows = []
-    if not args.json:
-        print(_line("in float64; blank: not in the chapter", "here", "in the chapter"))
+    rows, say = [], silent if args.json else functools.partial(print, flush=True)
+    say(_line("in float64; blank: not in the chapter", "here", "in the chapter"))
     for row in walk():
-        if not args.json:
-            if not rows or row.section != rows[-1].section:
-                print(f"\n{row.section}")
-            print(_line(f"  {row.quantity}", row.here, row.chapter), flush=True)
+        if not rows or row.section != rows[-1].section:
+            say(f"\n{row.section}")
+        say(_line(f"  {row.quantity}", row.here, row.chapter))
         rows.append(row)
-    if not args.json:
-        print(f"\nThe pictures: {'' if args.figures else 'jaxnn tour --figures DIR draws them'}")
-    say = (lambda path: None) if args.json else lambda path: print(f"  {path}", flush=True)
-    paths = _drawn(args.figures, say) if args.figures else []
+    say(f"\nThe pictures: {'' if args.figures else 'jaxnn tour --figures DIR draws them'}")
+    paths = _drawn(args.figures, lambda path: say(f"  {path}")) if args.figures else []
     if args.json:
         numbers = [row._asdict() for row in rows]
         told = {"numbers": numbers, "figures": paths} if args.figures else numbers

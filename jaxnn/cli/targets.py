@@ -11,7 +11,7 @@ import inspect
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ def load(target: str) -> list[Target]:
     except (Exception, SystemExit) as error:  # a file may raise anything
         raise refusal("TARGET", "a file or module that runs", error) from error
     if not names:
-        return list(_candidates(target, module))
+        return _candidates(target, module)
     function = _attribute(place, module, names)
     if test:
         _require_defaults(
@@ -152,20 +152,16 @@ def _attribute(place: str, module: ModuleType, names: str) -> Callable:
     return found
 
 
-def _candidates(target: str, module: ModuleType) -> Iterator[Target]:
+def _candidates(target: str, module: ModuleType) -> list[Target]:
     """The functions of a file to check: those with a prefix in `PREFIXES` and all defaults."""
     functions = {
         name: value
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__
     }
-    found, left_out = 0, []
-    for name, function in functions.items():
-        if name.startswith(PREFIXES) and _missing(function):
-            left_out.append(name)
-        elif name.startswith(PREFIXES):
-            found += 1
-            yield _target(f"{target}:{name}", name, function)
+    chosen = {name: f for name, f in functions.items() if name.startswith(PREFIXES)}
+    left_out = [name for name, f in chosen.items() if _missing(f)]
+    found = [_target(f"{target}:{n}", n, f) for n, f in chosen.items() if n not in left_out]
     if found and left_out:
         said = f"skipped functions without defaults for all arguments: {', '.join(left_out)}"
         print(f"jaxnn: {said}", file=sys.stderr)
@@ -177,6 +173,7 @@ def _candidates(target: str, module: ModuleType) -> Iterator[Target]:
             f"`TARGET` must be {form} if no check_... or loss... function has defaults for all "
             f"arguments; for a method, FILE.py:Class.NAME. Got {target!r}, which defines {there}."
         )
+    return found
 
 
 def _missing(function: Callable) -> list[str]:

@@ -37,64 +37,63 @@ class Row(NamedTuple):
 
 def walk() -> Iterator[Row]:
     """All rows, in the chapter's order, computed in float64 as the chapter does."""
+    sections = {
+        "4.2 Loss functions": _losses,
+        "4.3 Numerical differentiation": _derivatives,
+        "4.4 The gradient": _gradients,
+        "4.5 The learning algorithm": _learning,
+    }
     with enable_x64(True):
-        yield from _losses()
-        yield from _derivatives()
-        yield from _gradients()
-        yield from _learning()
+        for section, rows in sections.items():
+            yield from (Row(section, *row) for row in rows())
 
 
-def _losses() -> Iterator[Row]:
-    section = "4.2 Loss functions"
+def _losses() -> Iterator[tuple[str, str, str]]:
     two = one_hot(jnp.array(2), 10, jnp.float64)
     for says, y, mse, cee in (
         ("2", SAYS_TWO, "0.0975", "0.510825457"),
         ("7", SAYS_SEVEN, "0.5975", "2.302584093"),
     ):
         y = jnp.array(y)
-        yield Row(
-            section,
+        yield (
             f"squared error of a 2, network says {says}",
             f"{mean_squared_error(y, two):.4f}",
             mse,
         )
-        yield Row(
-            section,
+        yield (
             f"cross-entropy of a 2, network says {says}",
             f"{cross_entropy_error(y, two):.9f}",
             cee,
         )
     digits = load_digits()
     train = digits.x_train, digits.t_train
-    yield Row(section, "the training set, x (there: MNIST)", str(train[0].shape), "(60000, 784)")
-    yield Row(section, "its t (there: one-hot)", str(train[1].shape), "(60000, 10)")
+    yield ("the training set, x (there: MNIST)", str(train[0].shape), "(60000, 784)")
+    yield ("its t (there: one-hot)", str(train[1].shape), "(60000, 10)")
     x, t = sample_batch(jax.random.key(0), train, 10)
-    yield Row(section, "a mini-batch of 10, x", str(x.shape), "(10, 784)")
-    yield Row(section, "its t", str(t.shape), "(10, 10)")
+    yield ("a mini-batch of 10, x", str(x.shape), "(10, 784)")
+    yield ("its t", str(t.shape), "(10, 10)")
     params = init_network(jax.random.key(0), (64, 20, 10))
     batch = sample_batch(jax.random.key(1), train, 100)
-    yield Row(section, "loss on all 1,500 digits", f"{loss(params, *train):.4f}", "")
-    yield Row(section, "on 100 of them: much the same", f"{loss(params, *batch):.4f}", "")
+    yield ("loss on all 1,500 digits", f"{loss(params, *train):.4f}", "")
+    yield ("on 100 of them: much the same", f"{loss(params, *batch):.4f}", "")
     # The chapter's example: with 32 of 100 right, a small change of a weight changes nothing.
     right = jnp.where(jnp.arange(100) < 32, batch[1], (batch[1] + 1) % 10)
     of_100 = accuracy(one_hot(right, 10, jnp.float64), batch[1])
-    yield Row(section, "accuracy of 32 right of 100", f"{of_100:.0%}", "32%")
+    yield ("accuracy of 32 right of 100", f"{of_100:.0%}", "32%")
     by_bias = lambda b: accuracy(predict({**params, "b2": b}, batch[0]), batch[1])  # noqa: E731
     steepest = float(jnp.max(abs(numerical_grad(by_bias)(params["b2"]))))
-    yield Row(section, "the accuracy's gradient, at most", f"{steepest:g}", "0")
+    yield ("the accuracy's gradient, at most", f"{steepest:g}", "0")
 
 
-def _derivatives() -> Iterator[Row]:
-    section = "4.3 Numerical differentiation"
+def _derivatives() -> Iterator[tuple[str, str, str]]:
     speed = numerical_diff(lambda t: 100.0 * t, 1.5, 1.5)  # 300 km in 3 hours at constant speed
-    yield Row(section, "300 km in 3 hours, km/h on average", f"{speed:.0f}", "")
+    yield ("300 km in 3 hours, km/h on average", f"{speed:.0f}", "")
     for at in (0.0, 3.0):
         now = f"{numerical_diff(braking, at):.0f}"
-        yield Row(section, f"braking all the way: km/h after {at:g} h", now, "")
-    yield Row(section, "1e-50 as float32", str(jnp.float32(1e-50)), "0.0")
+        yield (f"braking all the way: km/h after {at:g} h", now, "")
+    yield ("1e-50 as float32", str(jnp.float32(1e-50)), "0.0")
     for x, printed in ((5.0, "0.1999999999990898"), (10.0, "0.2999999999986347")):
-        yield Row(
-            section,
+        yield (
             f"d/dx 0.01x^2 + 0.1x at {x:g}, h = 1e-4",
             str(numerical_diff(parabola, x, 1e-4)),
             printed,
@@ -103,64 +102,48 @@ def _derivatives() -> Iterator[Row]:
     central = numerical_diff(jnp.exp, 1.0, 1e-4, scheme="central", evaluation="own")
     for name, slope in (("forward", forward), ("central", central)):
         error = f"{abs(float(slope) - math.e):.1e}"
-        yield Row(section, f"{name} difference of e^x at 1, error", error, "")
+        yield (f"{name} difference of e^x at 1, error", error, "")
     at = jnp.array([3.0, 4.0])
     for i, printed in ((0, "6.00000000000378"), (1, "7.999999999999119")):
-        yield Row(
-            section,
+        yield (
             f"d/dx{i} of x0^2 + x1^2 at (3, 4)",
             str(partial_derivative(bowl, at, i, 1e-4)),
             printed,
         )
 
 
-def _gradients() -> Iterator[Row]:
-    section = "4.4 The gradient"
+def _gradients() -> Iterator[tuple[str, str, str]]:
     for at, printed in (((3.0, 4.0), "(6, 8)"), ((0.0, 2.0), "(0, 4)"), ((3.0, 0.0), "(6, 0)")):
         gradient = numerical_gradient(bowl, jnp.array(at), h=1e-4)
-        yield Row(
-            section,
-            f"gradient of x0^2 + x1^2 at ({at[0]:g}, {at[1]:g})",
-            _vector(gradient, 6),
-            printed,
-        )
+        yield (f"gradient of x0^2 + x1^2 at ({at[0]:g}, {at[1]:g})", _vector(gradient, 6), printed)
     point, steepest = jnp.array([3.0, 4.0]), jnp.array([0.6, 0.8])
     along = float(directional_derivative(bowl, point, steepest))
-    yield Row(section, "slope at (3, 4) along the gradient", f"{along:.6g}", "")
+    yield ("slope at (3, 4) along the gradient", f"{along:.6g}", "")
     angles = jnp.arange(0, 360, 5) * jnp.pi / 180
     others = [
         float(directional_derivative(bowl, point, jnp.array([jnp.cos(a), jnp.sin(a)])))
         for a in angles
     ]
-    yield Row(section, "the largest slope in 72 directions", f"{max(others):.6g}", "")
+    yield ("the largest slope in 72 directions", f"{max(others):.6g}", "")
     start = jnp.array([-3.0, 4.0])
     for name, grad in (("numerical", numerical_grad), ("jax.grad", jax.grad)):
         end = gradient_descent(bowl, start, lr=0.1, step_num=100, grad=grad)
-        yield Row(
-            section,
+        yield (
             f"descent, lr 0.1, 100 steps, {name}",
             _vector(end, 9),
             "(-6.11110793e-10, 8.14814391e-10)",
         )
     # The chapter's slopes round to 0 from 1e13 on, where its run therefore stops; these do not.
     far = f"{jnp.linalg.norm(descend_quietly(start, 10.0)):.3g}"
-    yield Row(
-        section, "lr = 10, 100 steps: distance from (0, 0)", far, "2.59e+13, as rounding stops it"
-    )
+    yield ("lr = 10, 100 steps: distance from (0, 0)", far, "2.59e+13, as rounding stops it")
     end = gradient_descent(bowl, start, lr=1e-10, step_num=100)
-    yield Row(section, "lr = 1e-10, 100 steps", _vector(end, 9), "(-2.99999994, 3.99999992)")
+    yield ("lr = 1e-10, 100 steps", _vector(end, 9), "(-2.99999994, 3.99999992)")
     params = {"W1": jnp.array(WEIGHTS)}
     x, t = jnp.array(INPUT), jnp.array(TARGET)
     scores = predict(params, x)
-    yield Row(
-        section,
-        "scores of the 2x3 network",
-        _vector(scores, 9),
-        "(1.05414809, 0.63071653, 1.1328074)",
-    )
-    yield Row(section, "position of the largest of them", str(jnp.argmax(scores)), "2")
-    yield Row(
-        section,
+    yield ("scores of the 2x3 network", _vector(scores, 9), "(1.05414809, 0.63071653, 1.1328074)")
+    yield ("position of the largest of them", str(jnp.argmax(scores)), "2")
+    yield (
         "its loss (the weights have 8 digits)",
         f"{loss(params, x, t):.10f}",
         "0.92806853663411326",
@@ -170,10 +153,10 @@ def _gradients() -> Iterator[Row]:
         for row, (line, there) in enumerate(
             zip(grad(loss)(params, x, t)["W1"], printed, strict=True)
         ):
-            yield Row(section, f"dW, row {row}, {name}", _vector(line, 8), there)
+            yield (f"dW, row {row}, {name}", _vector(line, 8), there)
     moved = {"W1": params["W1"].at[0, 0].add(0.01)}
     change = float(loss(moved, x, t) - loss(params, x, t))
-    yield Row(section, "w11 by h = 0.01: the loss changes by", f"{change:.4g}", "about 0.2 h")
+    yield ("w11 by h = 0.01: the loss changes by", f"{change:.4g}", "about 0.2 h")
 
 
 def descend_quietly(start: jax.Array, lr: float) -> jax.Array:
@@ -181,8 +164,7 @@ def descend_quietly(start: jax.Array, lr: float) -> jax.Array:
     return jax.jit(lambda x: gradient_descent(bowl, x, lr=lr, step_num=100))(start)
 
 
-def _learning() -> Iterator[Row]:
-    section = "4.5 The learning algorithm"
+def _learning() -> Iterator[tuple[str, str, str]]:
     params = init_network(jax.random.key(0), (784, 100, 10))
     x, t = jnp.zeros((100, 784)), jnp.zeros(100, int)
     gradient = jax.eval_shape(jax.grad(loss), params, x, t)
@@ -190,7 +172,7 @@ def _learning() -> Iterator[Row]:
     for kind, arrays in (("", params), ("d", gradient)):
         for name, there in printed.items():
             quantity = f"shape of {kind}{name} in the 784-100-10 network"
-            yield Row(section, quantity, str(arrays[name].shape), there)
+            yield (quantity, str(arrays[name].shape), there)
     digits = load_digits()
     start, key = init_network(jax.random.key(0), (64, 20, 10)), jax.random.key(1)
     data = digits.x_train, digits.t_train
@@ -199,7 +181,7 @@ def _learning() -> Iterator[Row]:
         of = functools.partial(loss, activation=activation)
         end = fit(of, start, data, optax.sgd(0.5), key=key, epochs=20).params
         moved = float(jnp.max(abs(end["W1"] - start["W1"])))
-        yield Row(section, f"largest change of W1 in 20 epochs, {name}", f"{moved:.2g}", "")
+        yield (f"largest change of W1 in 20 epochs, {name}", f"{moved:.2g}", "")
 
 
 def _vector(values: Iterable[Any], digits: int) -> str:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from jaxnn._arguments import arrays_of
 from jaxnn._files import made_directory
 from jaxnn.cli.choices import ACTIVATIONS, OPTIMIZERS
-from jaxnn.cli.output import passing, print_json, require_place
+from jaxnn.cli.output import passing, print_json, require_place, silent
 from jaxnn.data import Digits, load_digits, load_mnist, sample_batch
 from jaxnn.descent import DivergenceWarning
 from jaxnn.losses import accuracy
@@ -28,10 +28,10 @@ from jaxnn.training.checkpoint import Checkpoint, checkpoints, load_checkpoint
 from jaxnn.training.examples import Examples
 from jaxnn.training.fit import fit
 from jaxnn.training.history import Fit, Log
-from jaxnn.training.measuring import mean_over, measures
+from jaxnn.training.measuring import Measure, mean_over
 from jaxnn.training.objective import Form, Objective
 from jaxnn.training.options import Feeding, Measuring, Reporting, Saving
-from jaxnn.training.progress import Progress, progress_log, show_progress, silent
+from jaxnn.training.progress import Progress, progress_log, show_progress
 from jaxnn.training.sweep import sweep
 from jaxnn.training.task import Descent, State
 
@@ -235,16 +235,7 @@ def _optimizer(args: argparse.Namespace) -> Callable:
 
 
 # The options that `jaxnn eval` needs to know, and that must not change when a run is resumed.
-_REMEMBERED = (
-    "data",
-    "layers",
-    "activation",
-    "dropout",
-    "optimizer",
-    "lr",
-    "weight_scale",
-    "seed",
-)
+_REMEMBERED = "data layers activation dropout optimizer lr weight_scale seed".split()
 
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
@@ -322,9 +313,10 @@ def evaluate(args: argparse.Namespace) -> int:
         )
     best = "best_params" in found.leaves
     params = found.restore("best_params" if best else "params", like)
-    objective = Objective(error, metrics, None, arrays_of(params)[0], Form())
+    objective = Objective(error, metrics, jax.grad, arrays_of(params)[0], Form())
     sets = {"train": (digits.x_train, digits.t_train), "test": (digits.x_test, digits.t_test)}
-    record, measure_of = {}, measures(Descent(objective, None).measured)
+    record, measured = {}, Descent(objective, None).measured
+    measure_of = functools.cache(functools.partial(Measure.of, measured, None))
     with passing("measuring"):
         for name, data in sets.items():
             pieces = Examples.of(name, data, MEASURED, None, False).measuring()

@@ -16,7 +16,7 @@ from typing import Any
 from jaxnn._terminal import coloured, takes_codes
 from jaxnn.checking.watch import Watcher, noting
 from jaxnn.checking.watched import interruptible, judged
-from jaxnn.cli.output import mark, passing, print_json, require_place
+from jaxnn.cli.output import mark, passing, print_json, require_places
 
 # Frames of these files come before those of the program in a traceback.
 _OWN = (os.path.join(str(pathlib.Path(__file__).parents[1]), ""), "<frozen runpy>", runpy.__file__)
@@ -26,9 +26,7 @@ def watch(args: argparse.Namespace) -> int:
     """Run a program and report on its gradients; returns the program's exit code if it is not 0,
     else 1 if a gradient is wrong or was not finite, 2 if none could be judged, or 0.
     """
-    for option in ("html", "json", "sarif"):
-        if path := getattr(args, option):
-            require_place(f"--{option}", path)
+    require_places(args, "html", "json", "sarif")
     stopped: list[threading.Timer] = []
 
     def stop():

@@ -147,14 +147,8 @@ def numerical_gradient(
       >>> numerical_gradient(lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0]))
       Array([6., 8.], dtype=float32)
     """
-    options = {
-        "scheme": scheme,
-        "evaluation": evaluation,
-        "batch_size": batch_size,
-        "method": method,
-        "mesh": mesh,
-    }
-    return numerical_grad(f, h=h, **options)(x)
+    how = {"scheme": scheme, "evaluation": evaluation, "batch_size": batch_size, "method": method}
+    return numerical_grad(f, h=h, mesh=mesh, **how)(x)
 
 
 def numerical_jacobian(
@@ -409,11 +403,7 @@ def partial_derivative(
         raise IndexError(
             f"`index` must name one entry of `x`, which has shape {shape}. Got {index!r}."
         )
-    flat = (
-        np.ravel_multi_index(tuple(i % n for i, n in zip(place, shape, strict=True)), shape)
-        if shape
-        else 0
-    )
+    flat = np.ravel_multi_index(tuple(np.mod(place, shape)), shape) if shape else 0
     return _run(call, _partial, options, h, jnp.asarray(flat, jnp.int32))
 
 
@@ -513,14 +503,9 @@ def _gradient(f: Callable, leaves: Leaves, h: Any, options: _Options, shapes: Py
 
 def _jacobian(f: Callable, leaves: Leaves, h: Any, options: _Options, shapes: PyTree) -> Measured:
     _require_rates(shapes)
-    columns = [
-        jax.tree.map(
-            lambda c, s, x=x: jnp.moveaxis(c, range(x.ndim), range(-x.ndim, 0)), column, shapes
-        )
-        for column, x in zip(
-            _by_entry(f, leaves, _steps(leaves, h, options), options), leaves, strict=True
-        )
-    ]
+    last = lambda c, n: jnp.moveaxis(c, range(n), range(-n, 0))  # noqa: E731
+    found = zip(_by_entry(f, leaves, _steps(leaves, h, options), options), leaves, strict=True)
+    columns = [jax.tree.map(functools.partial(last, n=x.ndim), column) for column, x in found]
     return columns, lambda points: [shapes] * len(points)
 
 
@@ -562,18 +547,19 @@ def _diff(f: Callable, leaves: Leaves, h: Any, options: _Options, shapes: PyTree
             f"{_forms(shapes)}."
         )
     _require_rates(shapes)
-    return _quotient(
-        lambda x: f([x]), x, _steps(leaves, h, options)[0], options
-    ), lambda points: shapes
+    (step,) = _steps(leaves, h, options)
+    return _quotient(lambda x: f([x]), x, step, options), lambda points: shapes
 
 
 def _partial(
     f: Callable, leaves: Leaves, h: Any, options: _Options, shapes: PyTree, index: Any
 ) -> Measured:
     require_scalar("f", shapes)
-    steps = _steps(leaves, h, options)[0].ravel()
-    at = functools.partial(_changed_entry(f, leaves, 0), index)
-    return _quotient(at, leaves[0].ravel()[index], steps[index], options), lambda points: points[0]
+    (x,), (steps,) = leaves, _steps(leaves, h, options)
+    flat = x.ravel()
+    at = lambda value: f([flat.at[index].set(value).reshape(x.shape)])  # noqa: E731
+    quotient = _quotient(at, flat[index], steps.ravel()[index], options)
+    return quotient, lambda points: points[0]
 
 
 def _by_entry(f: Callable, leaves: Leaves, steps: Leaves, options: _Options) -> list[PyTree]:
@@ -598,16 +584,6 @@ def _by_entry(f: Callable, leaves: Leaves, steps: Leaves, options: _Options) -> 
     ends = [_ends(x, step, options) for x, step in zip(leaves, steps, strict=True)]
     loop = by_entry if options.method == "propagation" else by_entry_dense
     return loop(f, leaves, ends, options.batch_size, options.mesh)
-
-
-def _changed_entry(f: Callable, leaves: Leaves, k: int) -> Callable:
-    """A function `(index, value) -> f` with one entry of leaf k replaced."""
-
-    def change(index, value):
-        changed = leaves[k].ravel().at[index].set(value).reshape(leaves[k].shape)
-        return f([*leaves[:k], changed, *leaves[k + 1 :]])
-
-    return change
 
 
 def _quotient(f: Callable, x: jax.Array, h: jax.Array, options: _Options) -> PyTree:

@@ -31,6 +31,7 @@ from jaxnn.numerical.interpret import (
     is_foreign,
     is_program,
     make_jaxpr,
+    named,
     prints,
     replaced,
     shard_map_parts,
@@ -39,13 +40,7 @@ from jaxnn.numerical.interpret import (
 
 # These are defined on bits or draw random numbers, so they must run in the dtypes they were traced
 # with.
-_OWN_DTYPE = frozenset(
-    [
-        primitives.bitcast_convert_type_p,
-        primitives.random_gamma_p,
-        primitives.rng_uniform_p,
-    ]
-)
+_OWN_DTYPE = named("bitcast_convert_type random_gamma rng_uniform")
 # The platforms of accelerators that have no float64.
 _WITHOUT_FLOAT64 = frozenset(["tpu", "METAL"])
 
@@ -88,21 +83,6 @@ def widen_leaf(leaf: Any, dtype: Any) -> Any:
     leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
     wide = _widened_dtype(leaf.dtype, dtype)
     return leaf if wide == leaf.dtype else lax.convert_element_type(leaf, wide)
-
-
-class Wide(NamedTuple):
-    """A function in wide arithmetic.
-
-    Attributes:
-      call: takes arguments like those of the trace, narrow or wide, and returns the function's
-        output pytree, widened. Call it inside `wide_arithmetic(dtype)`.
-      shapes: the shapes and dtypes of the original function's output.
-      program: the original function, traced.
-    """
-
-    call: Callable[..., PyTree]
-    shapes: PyTree
-    program: Program
 
 
 class Evaluation(NamedTuple):
@@ -177,12 +157,10 @@ class Evaluation(NamedTuple):
         return value
 
 
-def widen(
-    f: Callable,
-    args: Sequence[Any],
-    dtype: Any,
-    rules: Mapping[core.Primitive, Callable] | None = None,
-) -> Wide:
+Rules = Mapping[core.Primitive, Callable] | None
+
+
+def widen(f: Callable, args: Sequence[Any], dtype: Any, rules: Rules = None) -> Callable:
     """Trace `f` at `args`, to be evaluated in `dtype`.
 
     Args:
@@ -191,36 +169,36 @@ def widen(
       dtype: the floating dtype that replaces narrower ones.
       rules: `(equation, inputs, evaluation) -> outputs`, overrides of how primitives are
         evaluated.
+
+    Returns:
+      A function of arguments like those of the trace, narrow or wide, that returns what `f` does,
+      widened. Call it inside `wide_arithmetic(dtype)`.
     """
     # Trace a temporary function whose constants are copies: for each NumPy array that a living
     # trace closes over, JAX remembers its precision, and a later trace under the other x64 setting
     # would reuse it.
     program, shapes = make_jaxpr(lambda *args: f(*args), return_shape=True)(*args)
     program = with_own_constants(program)
-    tree, by = jax.tree.structure(shapes), {**RULES, **(rules or {})}
-
-    def call(*args):
-        leaves = [widen_leaf(leaf, dtype) for leaf in jax.tree.leaves(args)]
-        return jax.tree.unflatten(tree, Evaluation(dtype, by, set())(program, leaves))
-
-    return Wide(call, shapes, program)
+    return lambda *args: _evaluated(program, shapes, args, dtype, rules)
 
 
-def widened(
-    traced: Traced, dtype: Any, rules: Mapping[core.Primitive, Callable] | None = None
-) -> Callable[..., PyTree]:
+def widened(traced: Traced, dtype: Any, rules: Rules = None) -> Callable[..., PyTree]:
     """Evaluate a traced function in `dtype`, given its constants and its arguments.
 
     Call the result inside `wide_arithmetic(dtype)`. `rules` is as for `widen`.
     """
-    by, tree = {**RULES, **(rules or {})}, jax.tree.structure(traced.shapes)
 
     def call(consts, *args):
         program = core.ClosedJaxpr(traced.jaxpr, list(consts))
-        leaves = [widen_leaf(leaf, dtype) for leaf in jax.tree.leaves(args)]
-        return jax.tree.unflatten(tree, Evaluation(dtype, by, set())(program, leaves))
+        return _evaluated(program, traced.shapes, args, dtype, rules)
 
     return call
+
+
+def _evaluated(program: Program, shapes: PyTree, args: Any, dtype: Any, rules: Rules) -> PyTree:
+    leaves = [widen_leaf(leaf, dtype) for leaf in jax.tree.leaves(args)]
+    outputs = Evaluation(dtype, {**RULES, **(rules or {})}, set())(program, leaves)
+    return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
 
 def left_narrow(program: Program, dtype: Any) -> frozenset[tuple[str, Any]]:

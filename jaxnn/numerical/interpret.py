@@ -58,27 +58,33 @@ _CALLS = {
 PACKAGES = f"{os.sep}site-packages{os.sep}"
 _NUMBER = jax.ShapeDtypeStruct((), np.float32)
 _CUSTOM_RULES = frozenset([primitives.custom_jvp_call_p, primitives.custom_vjp_call_p])
+
+
+def named(names: str) -> frozenset[core.Primitive]:
+    """The primitives that `jax.extend` exports under these names."""
+    return frozenset(getattr(primitives, f"{name}_p") for name in names.split())
+
+
 # Primitives whose derivative is zero by JAX's rules: no cotangent passes through them.
-FLAT = frozenset(
-    getattr(primitives, f"{name}_p")
-    for name in "ceil floor nextafter round sign stop_gradient".split()
-)
+FLAT = named("ceil floor nextafter round sign stop_gradient")
 # How many of the user's calls around an equation are looked at.
 DEEP = 64
 # The largest array, in bytes, that is compared by value.
 LARGE = 4096
 LOOPS = frozenset([primitives.while_p, primitives.scan_p])
 # Primitives whose output at each position depends on their inputs at that position alone.
-ELEMENTWISE = frozenset(
-    getattr(primitives, f"{name}_p")
-    for name in (
-        "abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp complex conj "
-        "convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor "
-        "ge gt imag integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg "
-        "nextafter not or pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt "
-        "square stop_gradient sub tan tanh xor"
-    ).split()
+ELEMENTWISE = named(
+    "abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp complex conj "
+    "convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt "
+    "imag integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not "
+    "or pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient "
+    "sub tan tanh xor"
 )
+# Primitives that reduce the axes in their parameter `axes`, and those that go along one axis.
+REDUCTIONS = named(
+    "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin"
+)
+CUMULATIVE = named("cumsum cumprod cummax cummin cumlogsumexp")
 
 
 def make_jaxpr(f: Callable, **options: Any) -> Callable:

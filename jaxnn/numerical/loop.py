@@ -42,40 +42,25 @@ def by_entry(
     Returns:
       For each leaf, the output pytree of f with arrays of shape (*leaf, *out).
     """
-    if any(map(_is_cut, leaves)):
-        return _by_entry_where_it_is(f, leaves, ends)
+    dense = functools.partial(by_entry_dense, f, leaves, ends, batch_size, mesh)
+
+    def of_leaf(x, ends, change, _, bytes_per_entry):
+        quotient = functools.partial(_quotient, change, [e.ravel() for e in ends])
+        batch = batch_size or entries_at_once(bytes_per_entry, mesh)
+        rows = in_chunks(quotient, x.size, batch, mesh)
+        return jax.tree.map(lambda r: r.reshape(*x.shape, *r.shape[1:]), rows)
+
     try:
-        return _by_change(f, leaves, ends, batch_size, mesh)
+        prepared = None if any(map(_is_cut, leaves)) else perturbations(f, leaves)
+        if prepared is None:  # side effects, which must happen at each evaluation
+            return dense()
+        pairs = list(zip(leaves, ends, prepared, strict=True))
+        propagate = lambda: [of_leaf(x, end, *one) for x, end, one in pairs]  # noqa: E731
+        finite = functools.reduce(operator.and_, (_unbatched(one.finite) for one in prepared))
+        return lax.cond(finite, propagate, dense)
     except (TypeError, ValueError, NotImplementedError):
         # A user's primitive does not batch as slabs do; or f itself fails, and will fail again.
-        return by_entry_dense(f, leaves, ends, batch_size, mesh)
-
-
-def _by_change(
-    f: Callable,
-    leaves: Sequence[Any],
-    ends: Sequence[Ends],
-    batch_size: int | None,
-    mesh: Mesh | None,
-) -> list[Any]:
-    """As `by_entry`, by propagation; dense if f has side effects or a value is not finite."""
-    prepared = perturbations(f, leaves)
-    if prepared is None:
-        return by_entry_dense(f, leaves, ends, batch_size, mesh)
-
-    def propagate():
-        found = []
-        for k, one in enumerate(prepared):
-            quotient = functools.partial(_quotient, one.change, [e.ravel() for e in ends[k]])
-            batch = batch_size or entries_at_once(one.bytes_per_entry, mesh)
-            rows = in_chunks(quotient, leaves[k].size, batch, mesh)
-            found.append(
-                jax.tree.map(lambda r, x=leaves[k]: r.reshape(*x.shape, *r.shape[1:]), rows)
-            )
-        return found
-
-    finite = functools.reduce(operator.and_, (_unbatched(one.finite) for one in prepared))
-    return lax.cond(finite, propagate, lambda: by_entry_dense(f, leaves, ends, batch_size, mesh))
+        return dense()
 
 
 # The space that an evaluation as a whole takes, in copies of the leaves, is at least about this.
@@ -100,27 +85,19 @@ def in_chunks(function: Callable, size: int, batch: int, mesh: Mesh | None = Non
     batch = -(-max(1, min(batch, size)) // devices) * devices
     chunks = -(-size // batch)
 
-    def place(x, *axes):
-        return (
-            x
-            if mesh is None
-            else lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
-        )
+    def place(tree, *axes):
+        if mesh is None:
+            return tree
+        return lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    def chunk(indices):
-        return jax.tree.map(
-            lambda y: place(y, mesh and mesh.axis_names),
-            function(place(indices, mesh and mesh.axis_names)),
-        )
-
+    shared = mesh and mesh.axis_names
+    chunk = lambda indices: place(function(place(indices, shared)), shared)  # noqa: E731
     # Padding the last chunk with the last entry lets one program evaluate all chunks.
-    indices = jnp.minimum(jnp.arange(chunks * batch, dtype=jnp.int32), max(size - 1, 0)).reshape(
-        chunks, batch
-    )
+    indices = jnp.minimum(jnp.arange(chunks * batch, dtype=jnp.int32), max(size - 1, 0))
+    indices = indices.reshape(chunks, batch)
     rows = chunk(indices[0]) if chunks == 1 else lax.map(chunk, indices)
-    return jax.tree.map(
-        lambda r: place(r.reshape(chunks * batch, *r.shape[(chunks != 1) + 1 :])[:size]), rows
-    )
+    whole = lambda r: r.reshape(chunks * batch, *r.shape[(chunks != 1) + 1 :])[:size]  # noqa: E731
+    return place(jax.tree.map(whole, rows))
 
 
 def _quotient(change: Callable, ends: Sequence[jax.Array], indices: jax.Array) -> Any:

@@ -31,6 +31,7 @@ from jaxnn.numerical.interpret import (
     equations,
     evaluate,
     make_jaxpr,
+    named,
     outputs_that_change,
     scan_parts,
     scan_sizes,
@@ -134,9 +135,7 @@ class _Step(NamedTuple):
 
 
 # The rules of these primitives add new - old, which needs a finite old value.
-_SUBTRACT = frozenset(
-    [primitives.reduce_sum_p, primitives.dot_general_p, primitives.conv_general_dilated_p]
-)
+_SUBTRACT = named("reduce_sum dot_general conv_general_dilated")
 
 
 # Outputs of equations on unperturbed inputs, shared by all leaves; the key is equation and inputs.
@@ -259,30 +258,19 @@ class _Walked:
 
 def _scan(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> list | None:
     parts = scan_parts(params, ins)
-    slabs = [isinstance(x, Slab) and any_index(x.index) for x in parts.consts]
-    if not any(slabs):
-        return None
-    levels = [
-        Level.SLAB if slab else Level.DENSE if isinstance(x, Slab) else Level.FIXED
-        for x, slab in zip(parts.consts, slabs, strict=True)
-    ]
-    rest = [*parts.carry, *parts.xs]
-    levels += [Level.DENSE if isinstance(x, Slab) else Level.FIXED for x in rest]
+    level_of = lambda x: Level.SLAB if any_index(x.index) else Level.DENSE  # noqa: E731
+    levels = [level_of(x) if isinstance(x, Slab) else Level.FIXED for x in ins]
     levels = _scan_levels(params, levels)
-    wholes = [dense(x) for x in parts.consts]
-    bases = [
-        x.base if slab else whole
-        for x, slab, whole in zip(parts.consts, slabs, wholes, strict=True)
-    ]
+    if Level.SLAB not in levels:
+        return None
+    pairs = zip(parts.consts, levels, strict=False)
+    bases = [x.base if level is Level.SLAB else dense(x) for x, level in pairs]
 
     def body(carry, xs):
         values = [*bases, *carry, *xs]
         inside = [
-            Slab.of(x, None, x) if level is Level.DENSE else x
-            for x, level in zip(values, levels, strict=True)
-        ]
-        inside[: len(slabs)] = [
-            x if slab else y for x, slab, y in zip(parts.consts, slabs, inside, strict=False)
+            const if level is Level.SLAB else Slab.of(x, None, x) if level is Level.DENSE else x
+            for const, x, level in zip(ins, values, levels, strict=True)
         ]
         results = [dense(x) for x in _Walked(parts.body, values, levels)(inside)]
         return results[: len(carry)], results[len(carry) :]

@@ -9,6 +9,7 @@ loses.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
 
-from jaxnn.numerical.interpret import ELEMENTWISE
+from jaxnn.numerical.interpret import CUMULATIVE, ELEMENTWISE, REDUCTIONS, named
 from jaxnn.numerical.slab import (
     Index,
     Slab,
@@ -34,6 +35,7 @@ from jaxnn.numerical.slab import (
 
 Shape = Sequence[Any]  # of integers, NumPy's too
 Axes = Sequence[Any]
+Values = list[Any]  # arrays and slabs
 Result = list[tuple] | None  # for each output `(index, new)` or `(index, new, change)`
 
 RULES: dict[core.Primitive, Callable] = {}
@@ -100,7 +102,7 @@ def _with_change(
 
 
 @rule(*ELEMENTWISE)
-def _elementwise(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
+def _elementwise(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
     rank = outs[0].ndim
     index = (None,) * rank
     # A perturbed scalar changes every entry.
@@ -110,28 +112,22 @@ def _elementwise(bind: Callable, ins: list[Any], outs: list[Any], **params: Any)
     return [(index, x) for x in bind(*args, **params)]
 
 
-linear(
-    primitives.add_p,
-    primitives.sub_p,
-    primitives.neg_p,
-    primitives.copy_p,
-    primitives.convert_element_type_p,
-)(_elementwise)
+linear(*named("add sub neg copy convert_element_type"))(_elementwise)
 
 
-def _scaled(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
+def _scaled(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
     """The rule for a slab times or divided by an unperturbed operand."""
     return _with_change(_elementwise, lambda x: x, bind, ins, outs, params)
 
 
 @rule(primitives.mul_p)
-def _mul(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
+def _mul(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
     both = isinstance(ins[0], Slab) and isinstance(ins[1], Slab)
     return (_elementwise if both else _scaled)(bind, ins, outs, **params)
 
 
 @rule(primitives.div_p)
-def _div(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
+def _div(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
     return (_elementwise if isinstance(ins[1], Slab) else _scaled)(bind, ins, outs, **params)
 
 
@@ -140,13 +136,7 @@ def _div(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Resu
 
 @linear(primitives.broadcast_in_dim_p)
 def _broadcast_in_dim(
-    bind: Callable,
-    ins: list[Any],
-    outs: list[Any],
-    *,
-    shape: Shape,
-    broadcast_dimensions: Axes,
-    **_: Any,
+    bind: Callable, ins: Values, outs: Values, *, shape: Shape, broadcast_dimensions: Axes, **_: Any
 ) -> Result:
     (x,) = ins
     index = [None] * len(shape)
@@ -157,12 +147,12 @@ def _broadcast_in_dim(
 
 
 @linear(primitives.transpose_p)
-def _transpose(bind: Callable, ins: list[Any], outs: list[Any], *, permutation: Axes) -> Result:
+def _transpose(bind: Callable, ins: Values, outs: Values, *, permutation: Axes) -> Result:
     return [(tuple(ins[0].index[a] for a in permutation), lax.transpose(ins[0].new, permutation))]
 
 
 @linear(primitives.reshape_p, primitives.squeeze_p)
-def _reshape(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
+def _reshape(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
     """Match axes in groups of equal size; split or join an index if it covers its whole group."""
     (x,), shape = ins, outs[0].shape
     if (order := params["dimensions"]) is not None and len(order) == x.base.ndim == len(shape):
@@ -199,7 +189,7 @@ def _groups(old: Shape, new: Shape) -> Iterator[tuple[range, range]]:
 
 
 @linear(primitives.rev_p)
-def _rev(bind: Callable, ins: list[Any], outs: list[Any], *, dimensions: Axes) -> Result:
+def _rev(bind: Callable, ins: Values, outs: Values, *, dimensions: Axes) -> Result:
     (x,) = ins
     flipped = [
         n - 1 - i if a in dimensions and i is not None else i
@@ -208,20 +198,18 @@ def _rev(bind: Callable, ins: list[Any], outs: list[Any], *, dimensions: Axes) -
     return [(tuple(flipped), lax.rev(x.new, dimensions))]
 
 
-def _window(x: Slab, out: Any, start: Sequence[Any], stride: Shape) -> tuple[Index, Any]:
+def _window(x: Slab, out: Any, start: Sequence[Any], stride: Shape = ()) -> tuple[Index, Any]:
     """A strided window of a slab. If the changed index is outside the window, its unperturbed
     values are returned.
     """
     index, part, inside = list(x.index), x.new, True
+    stride = stride or (1,) * out.ndim
     begin = [jnp.zeros((), jnp.int32)] * out.ndim
     sizes, steps = list(jnp.shape(x.new)), [1] * out.ndim
     for a, (i, n) in enumerate(zip(x.index, out.shape, strict=True)):
         if i is None:
-            begin[a], sizes[a], steps[a] = (
-                jnp.asarray(start[a], jnp.int32),
-                (n - 1) * stride[a] + 1,
-                stride[a],
-            )
+            begin[a], steps[a] = jnp.asarray(start[a], jnp.int32), stride[a]
+            sizes[a] = (n - 1) * stride[a] + 1
         elif n != x.base.shape[a]:
             at = i - jnp.asarray(start[a], i.dtype)
             inside = inside & (at >= 0) & (at < n * stride[a]) & (at % stride[a] == 0)
@@ -235,48 +223,34 @@ def _window(x: Slab, out: Any, start: Sequence[Any], stride: Shape) -> tuple[Ind
 @linear(primitives.slice_p)
 def _slice(
     bind: Callable,
-    ins: list[Any],
-    outs: list[Any],
+    ins: Values,
+    outs: Values,
     *,
     start_indices: Shape,
-    limit_indices: Shape,
     strides: Shape | None,
+    **_: Any,
 ) -> Result:
-    return [_window(ins[0], outs[0], start_indices, strides or (1,) * outs[0].ndim)]
+    return [_window(ins[0], outs[0], start_indices, strides or ())]
 
 
 @linear(lax.split_p)
-def _split(
-    bind: Callable, ins: list[Any], outs: list[Any], *, sizes: Sequence[Any], axis: int
-) -> Result:
-    starts = [
-        [sum(sizes[:k]) if a == axis else 0 for a in range(outs[0].ndim)] for k in range(len(sizes))
-    ]
-    return [
-        _window(ins[0], out, start, (1,) * out.ndim)
-        for start, out in zip(starts, outs, strict=True)
-    ]
+def _split(bind: Callable, ins: Values, outs: Values, *, sizes: Sequence[Any], axis: int) -> Result:
+    firsts = itertools.accumulate(sizes[:-1], initial=0)
+    starts = ([first * (a == axis) for a in range(outs[0].ndim)] for first in firsts)
+    return [_window(ins[0], out, start) for start, out in zip(starts, outs, strict=True)]
 
 
 @linear(primitives.dynamic_slice_p)
-def _dynamic_slice(
-    bind: Callable, ins: list[Any], outs: list[Any], *, slice_sizes: Shape
-) -> Result:
+def _dynamic_slice(bind: Callable, ins: Values, outs: Values, *, slice_sizes: Shape) -> Result:
     x, *start = ins
-    if (
-        not isinstance(x, Slab)
-        or len(start) != outs[0].ndim
-        or any(isinstance(s, Slab) for s in start)
-    ):
+    if not isinstance(x, Slab) or any(isinstance(s, Slab) for s in start):
         return None
-    start = [
-        jnp.clip(s, 0, n - m) for s, n, m in zip(start, x.base.shape, slice_sizes, strict=True)
-    ]
-    return [_window(x, outs[0], start, (1,) * outs[0].ndim)]
+    triples = zip(start, x.base.shape, slice_sizes, strict=True)
+    return [_window(x, outs[0], [jnp.clip(s, 0, n - m) for s, n, m in triples])]
 
 
 @linear(primitives.concatenate_p)
-def _concatenate(bind: Callable, ins: list[Any], outs: list[Any], *, dimension: int) -> Result:
+def _concatenate(bind: Callable, ins: Values, outs: Values, *, dimension: int) -> Result:
     slabs = [k for k, x in enumerate(ins) if isinstance(x, Slab)]
     only, offset = ins[slabs[0]], sum(jnp.shape(base_of(x))[dimension] for x in ins[: slabs[0]])
     # An axis of size one has no index.
@@ -293,7 +267,7 @@ def _concatenate(bind: Callable, ins: list[Any], outs: list[Any], *, dimension: 
 
 
 @linear(primitives.pad_p)
-def _pad(bind: Callable, ins: list[Any], outs: list[Any], *, padding_config: Any) -> Result:
+def _pad(bind: Callable, ins: Values, outs: Values, *, padding_config: Any) -> Result:
     x, value = ins
     if not isinstance(x, Slab) or isinstance(value, Slab):
         return None
@@ -311,7 +285,7 @@ def _pad(bind: Callable, ins: list[Any], outs: list[Any], *, padding_config: Any
 
 
 @linear(primitives.dynamic_update_slice_p)
-def _dynamic_update_slice(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
+def _dynamic_update_slice(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
     """Keep the index along an axis that the update covers whole; if only the update changes, along
     any axis.
     """
@@ -335,7 +309,7 @@ def _dynamic_update_slice(bind: Callable, ins: list[Any], outs: list[Any], **par
 
 
 def _scatter(
-    bind: Callable, ins: list[Any], outs: list[Any], *, dimension_numbers: Any, **params: Any
+    bind: Callable, ins: Values, outs: Values, *, dimension_numbers: Any, **params: Any
 ) -> Result:
     """With unperturbed indices, keep the index along each axis that the updates cover whole."""
     x, indices, updates = ins
@@ -367,31 +341,26 @@ rule(primitives.scatter_mul_p, primitives.scatter_min_p, primitives.scatter_max_
 
 
 def _along(
-    bind: Callable, ins: list[Any], outs: list[Any], along: Axes, params: dict[str, Any]
+    bind: Callable, ins: Values, outs: Values, along: Axes, params: dict[str, Any]
 ) -> Result:
     index = drop(common(ins), along)
     return [(index, x) for x in bind(*(fit(x, index) for x in ins), **params)]
 
 
-@rule(
-    primitives.cumprod_p,
-    primitives.cummax_p,
-    primitives.cummin_p,
-    primitives.cumlogsumexp_p,
-)
+@rule(*CUMULATIVE - {primitives.cumsum_p})
 @linear(primitives.cumsum_p)
-def _cumulative(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
+def _cumulative(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
     return _along(bind, ins, outs, [params["axis"]], params)
 
 
 @rule(primitives.sort_p)
-def _sort(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
+def _sort(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
     return _along(bind, ins, outs, [params["dimension"]], params)
 
 
 @rule(primitives.reduce_window_max_p, primitives.reduce_window_min_p)
 @linear(primitives.reduce_window_sum_p)
-def _reduce_window(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
+def _reduce_window(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
     """Keep the index along axes where each window is one entry and no entry is skipped."""
     names = "window_dimensions", "window_strides", "base_dilation", "window_dilation"
     ones = zip(*(params[name] for name in names), strict=True)
@@ -403,27 +372,15 @@ def _reduce_window(bind: Callable, ins: list[Any], outs: list[Any], **params: An
 # Reductions keep the indices of the remaining axes.
 
 
-@rule(
-    primitives.reduce_max_p,
-    primitives.reduce_min_p,
-    primitives.reduce_prod_p,
-    primitives.reduce_and_p,
-    primitives.reduce_or_p,
-    primitives.argmax_p,
-    primitives.argmin_p,
-)
-def _reduce(
-    bind: Callable, ins: list[Any], outs: list[Any], *, axes: Axes, **params: Any
-) -> Result:
+@rule(*REDUCTIONS - {primitives.reduce_sum_p})
+def _reduce(bind: Callable, ins: Values, outs: Values, *, axes: Axes, **params: Any) -> Result:
     index = drop(common(ins), axes)
     results = bind(*(fit(x, index) for x in ins), axes=axes, **params)
     return [(tuple(i for a, i in enumerate(index) if a not in axes), x) for x in results]
 
 
 @rule(primitives.reduce_sum_p)
-def _reduce_sum(
-    bind: Callable, ins: list[Any], outs: list[Any], *, axes: Axes, **params: Any
-) -> Result:
+def _reduce_sum(bind: Callable, ins: Values, outs: Values, *, axes: Axes, **params: Any) -> Result:
     (x,), (out,), params = ins, outs, params | {"axes": axes}
     rest = tuple(i for a, i in enumerate(x.index) if a not in axes)
     (change,) = bind(x.difference.new, **params)
@@ -438,7 +395,7 @@ def _reduce_sum(
 
 @rule(primitives.dot_general_p)
 def _dot_general(
-    bind: Callable, ins: list[Any], outs: list[Any], *, dimension_numbers: Any, **params: Any
+    bind: Callable, ins: Values, outs: Values, *, dimension_numbers: Any, **params: Any
 ) -> Result:
     (out,), (lhs, rhs) = outs, ins
     product = functools.partial(_product, bind, dimension_numbers, params, out)
@@ -527,7 +484,7 @@ def _part(x: Any, index: Sequence[Any]) -> Any:
 
 
 @rule(primitives.conv_general_dilated_p)
-def _conv(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Result:
+def _conv(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
     """A changed image keeps its batch index; a changed kernel affects one output channel."""
     (out,), (lhs, rhs) = outs, ins
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
@@ -547,32 +504,21 @@ def _conv(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> Res
             lhs, at[1], at[2:], out, params
         )
         return [(tuple(index), cut(out, tuple(index)) + change, change)]
-    return (
-        None
-        if feature is None
-        else [(tuple(index), bind(lhs, fit(rhs, drop(rhs.index, rhs_spec[1:])), **params)[0])]
-    )
+    if feature is None:
+        return None
+    return [(tuple(index), bind(lhs, fit(rhs, drop(rhs.index, rhs_spec[1:])), **params)[0])]
 
 
 def _seen(lhs: Any, channel: Any, tap: Sequence[Any], out: Any, params: dict[str, Any]) -> Any:
     """The input entries that one kernel tap multiplies in one channel, in the output's layout."""
     spec, _, out_spec = params["dimension_numbers"]
-    padding, step, start, size = (
-        [(0, 0, 0)] * lhs.ndim,
-        [1] * lhs.ndim,
-        [np.int32(0)] * lhs.ndim,
-        list(lhs.shape),
-    )
+    padding, step = [(0, 0, 0)] * lhs.ndim, [1] * lhs.ndim
+    start, size = [np.int32(0)] * lhs.ndim, list(lhs.shape)
     start[spec[1]], size[spec[1]] = channel, 1
     for d, a in enumerate(spec[2:]):
-        padding[a], step[a] = (
-            (*params["padding"][d], params["lhs_dilation"][d] - 1),
-            params["window_strides"][d],
-        )
-        start[a], size[a] = (
-            tap[d] * params["rhs_dilation"][d],
-            (out.shape[out_spec[d + 2]] - 1) * step[a] + 1,
-        )
+        padding[a] = (*params["padding"][d], params["lhs_dilation"][d] - 1)
+        step[a], start[a] = params["window_strides"][d], tap[d] * params["rhs_dilation"][d]
+        size[a] = (out.shape[out_spec[d + 2]] - 1) * step[a] + 1
     padded = lax.pad(lhs, jnp.zeros((), lhs.dtype), padding)
     window = lax.dynamic_slice(padded, [jnp.asarray(i, jnp.int32) for i in start], size)
     window = lax.slice(window, [0] * lhs.ndim, size, step)
@@ -584,8 +530,8 @@ def _seen(lhs: Any, channel: Any, tap: Sequence[Any], out: Any, params: dict[str
 @linear(primitives.gather_p)
 def _gather(
     bind: Callable,
-    ins: list[Any],
-    outs: list[Any],
+    ins: Values,
+    outs: Values,
     *,
     dimension_numbers: Any,
     slice_sizes: Shape,

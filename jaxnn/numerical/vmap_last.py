@@ -14,7 +14,9 @@ from jax import lax
 from jax.extend.core import primitives
 
 from jaxnn.numerical.interpret import (
+    CUMULATIVE,
     ELEMENTWISE,
+    REDUCTIONS,
     Equation,
     Program,
     bind,
@@ -25,25 +27,7 @@ from jaxnn.numerical.interpret import (
 )
 
 # These act along the axes they name, so they need no change if the batch is last.
-_SAME_AXES = frozenset(
-    [
-        primitives.reduce_sum_p,
-        primitives.reduce_max_p,
-        primitives.reduce_min_p,
-        primitives.reduce_prod_p,
-        primitives.reduce_and_p,
-        primitives.reduce_or_p,
-        primitives.argmax_p,
-        primitives.argmin_p,
-        primitives.cumsum_p,
-        primitives.cumprod_p,
-        primitives.cummax_p,
-        primitives.cummin_p,
-        primitives.cumlogsumexp_p,
-        primitives.rev_p,
-        primitives.squeeze_p,
-    ]
-)
+_SAME_AXES = REDUCTIONS | CUMULATIVE | {primitives.rev_p, primitives.squeeze_p}
 
 
 class Mapped(NamedTuple):

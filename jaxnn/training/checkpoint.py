@@ -8,6 +8,7 @@ trusts nothing: it uses no pickle, runs no code, allocates no more memory than t
 and verifies a checksum over every byte.
 """
 
+import contextlib
 import errno
 import io
 import json
@@ -27,7 +28,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
-from jaxnn._files import as_path, is_alive, made_directory, replacing
+from jaxnn._files import as_json, as_path, is_alive, made_directory, replacing
 from jaxnn._notebook import paragraph
 from jaxnn._validate import as_array, describe, is_key, require_arrays, require_count
 
@@ -131,26 +132,23 @@ def save_checkpoint(
     """
     require_count("step", step, most=10**12 - 1)  # twelve digits in the name
     require_count("keep", keep, least=1)
+    records, info = ({} if given is None else given for given in (records, info))
     for name, given in (("state", state), ("records", records), ("info", info)):
-        if not isinstance(given, Mapping | None) or not all(
-            isinstance(key, str) for key in given or {}
-        ):
+        if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
             raise TypeError(
                 f"`{name}` must be a dictionary with strings for its keys. Got {describe(given)}."
             )
-    if state is None:
-        raise TypeError(
-            "`state` must be a dictionary of the parts of the state. Got NoneType None."
-        )
     step, folder = operator.index(step), as_path("directory", directory)
     header: dict[str, Any] = {
         "format": _FORMAT,
         "version": _VERSION,
         "step": step,
-        "info": dict(info or {}),
+        "info": dict(info),
+        "parts": list(state),
+        "leaves": [],
+        "records": [],
     }
     arrays = []
-    header |= {"parts": list(state), "leaves": [], "records": []}
     for part, tree in state.items():
         require_arrays(part, tree)
         for path, leaf in tree_flatten_with_path(tree)[0]:
@@ -159,14 +157,11 @@ def save_checkpoint(
                 {"part": part, "path": keystr(path), "dtype": str(array.dtype), "key": key}
             )
             arrays.append(array)
-    for name, given in (records or {}).items():
+    for name, given in records.items():
         array = as_array(f"records[{name!r}]", given, np.asarray)
         header["records"].append({"name": name, "dtype": str(array.dtype)})
         arrays.append(array)
-    try:
-        head = json.dumps(header)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"`info` must be JSON-compatible. Got something else: {error}.") from None
+    head = as_json("info", header)
     made_directory("directory", folder)
     with (
         replacing(folder / f"step_{step:012d}.npz") as file,
@@ -224,23 +219,16 @@ def load_checkpoint(source: str | os.PathLike, *, previous: bool = False) -> Che
         raise FileNotFoundError(
             f"`source` must be a checkpoint or a directory of them. Got {str(path)!r}."
         )
-    for path in paths:
-        try:
+    for path in paths[: -1 if previous else 0]:
+        with contextlib.suppress(ValueError):
             return _read(path)
-        except ValueError:
-            if not previous or path == paths[-1]:
-                raise
-    raise AssertionError
+    return _read(paths[-1 if previous else 0])
 
 
 def checkpoints(directory: str | os.PathLike) -> list[Path]:
     """The checkpoints in a directory, oldest first."""
-    folder = Path(directory)
-    return (
-        sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_file())
-        if folder.is_dir()
-        else []
-    )
+    there = Path(directory).glob("step_*.npz")
+    return sorted(path for path in there if _NAME.fullmatch(path.name) and path.is_file())
 
 
 def delete_leftovers(folder: Path) -> None:
@@ -340,13 +328,9 @@ def _typed(array: np.ndarray, dtype: Any) -> np.ndarray:
 def _array(content: bytes) -> np.ndarray:
     """An array in NumPy's format, whose header must match the number of bytes."""
     buffer = io.BytesIO(content)
-    version = np.lib.format.read_magic(buffer)
-    read_header = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    shape, _, dtype = read_header(buffer)
+    if np.lib.format.read_magic(buffer) != (1, 0):  # the version that we write
+        raise ValueError("an array in another version of NumPy's format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(buffer)
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(content) - buffer.tell():
         raise ValueError(f"an array of shape {shape} and dtype {dtype} in {len(content)} bytes")
     buffer.seek(0)

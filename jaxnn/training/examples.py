@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key, PyTree
 
 from jaxnn._jax import enable_x64
-from jaxnn._validate import describe, require_callable, require_same_form
+from jaxnn._validate import describe, require_same_form
 from jaxnn.data import count_examples, require_batches
 from jaxnn.training.steps import Plan, batch_form, send
 
@@ -151,10 +151,11 @@ class Examples(NamedTuple):
                 yield functools.partial(self._piece, order, plan, epoch, first)
             epoch, step = epoch + 1, 0
 
-    def _piece(self, order: np.ndarray, plan: Plan, epoch: int, first: int) -> Piece:
+    def _piece(self, order: Any, plan: Plan, epoch: int, first: int) -> Piece:
         of_epoch, size = plan.per_epoch, plan.batch_size
         stop = min(first + self.steps, of_epoch)
-        data = self._gathered(order[first * size : stop * size])
+        rows = np.asarray(order[first * size : stop * size])
+        data = self._gathered(rows) if self.streamed else self.data
         rest = plan.rest if stop == of_epoch else 0
         return Piece(data, None, epoch, first, stop - first, size, rest, stop == of_epoch)
 
@@ -163,14 +164,7 @@ class Examples(NamedTuple):
         size, total = self.batch_size, -(-self.count // self.batch_size)
         if not self.streamed and self.mesh is None and self.count % total == 0:
             size = self.count // total  # equal batches avoid compiling a smaller one
-
-        def piece(first):
-            steps = min(self.steps, total - first)
-            count = min(self.count - first * size, steps * size)
-            rows = np.arange(first * size, first * size + count)
-            data = self._gathered(rows) if self.streamed else self.data
-            return Piece(data, None, 1, first, steps, size, count % size)
-
+        piece = functools.partial(self._piece, range(self.count), Plan(self.count, size, 1), 1)
         jobs = (functools.partial(piece, first) for first in range(0, total, self.steps))
         if self.streamed:
             yield from _ahead(jobs, self.mesh, stopped)
@@ -222,7 +216,6 @@ class Batches(NamedTuple):
         cls, name: str, make: Callable, mesh: Mesh | None, parts: NamedSharding | None = None
     ) -> "Batches":
         """A set whose first batch is read at once and validated."""
-        require_callable(name, make)
         batches = _iterator(name, make, 1)
         first = next(batches, None)
         if first is None:

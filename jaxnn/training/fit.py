@@ -26,13 +26,13 @@ from jaxnn._validate import (
 from jaxnn.descent import DivergenceWarning
 from jaxnn.training.history import Fit
 from jaxnn.training.labels import require_classes
-from jaxnn.training.objective import Objective
+from jaxnn.training.objective import Form, Objective
 from jaxnn.training.optimizers import learning_rate
 from jaxnn.training.options import Feeding, Measuring, Options, Reporting, Saving, Start
 from jaxnn.training.run import Run
 from jaxnn.training.steps import is_large, replicate
 from jaxnn.training.task import NORM, Descent, State
-from jaxnn.training.train import Setup, placed, run_to_end
+from jaxnn.training.train import begun, configured, placed, run_to_end
 
 
 def fit(
@@ -156,18 +156,19 @@ def fit(
     require_differentiable("params", params)
     require_optimizer("optimizer", optimizer)
     options = options.require(params)
-    setup = Setup.of(data, key, epochs, max_steps, batch_size, options, params)
-    (model_state, opt_state, donate), measuring = options.start, options.measuring
+    config = configured(data, key, epochs, max_steps, batch_size, options, params)
+    model_state, measuring = options.start.model_state, options.measuring
     skeleton, arrays = arrays_of(params)
-    state = _state(arrays, skeleton, optimizer, opt_state, model_state, setup.mesh, donate)
+    state = _state(arrays, skeleton, optimizer, options.start, config.mesh)
     _require_kept(options.reporting.record, state)
-    batch = setup.sets["train"].batch
-    objective = Objective.of(loss, measuring.metrics, grad, skeleton, batch, model_state, has_aux)
+    batch = config.sets["train"].batch
+    form = Form.of(loss, batch, model_state, has_aux)
+    objective = Objective(loss, measuring.metrics, grad, skeleton, form)
     objective.require(state.params, state.model_state, key, batch)
-    require_classes(objective, state.params, state.model_state, key, setup.sets["train"])
+    require_classes(objective, state.params, state.model_state, key, config.sets["train"])
     norm = NORM in options.reporting.record
-    run = setup.run(Descent(objective, optimizer, norm, measuring.eval_params), state)
-    result = run_to_end(run, options)
+    run = begun(config, Descent(objective, optimizer, norm, measuring.eval_params), state)
+    result = run_to_end(run)
     assert isinstance(result, Fit)
     if result.status.reason == "finished":
         _warn_of_divergence(result, run, objective, model_state)
@@ -179,13 +180,7 @@ def fit(
 
 
 def _state(
-    arrays: PyTree,
-    skeleton: Skeleton,
-    optimizer: Any,
-    opt_state: PyTree,
-    model_state: PyTree,
-    mesh: Mesh | None,
-    donate: bool,
+    arrays: PyTree, skeleton: Skeleton, optimizer: Any, given: Start, mesh: Mesh | None
 ) -> State:
     """The initial state of a run, on the devices that need it. The run may overwrite the arrays of
     a large state, so those are copies unless the user donates theirs.
@@ -194,16 +189,15 @@ def _state(
     taken: set[int] = set()
     params = placed(arrays, mesh, taken)
     start = optimizer.init(skeleton.split(params)[0])
-    if opt_state is not None:
-        require_same_form("opt_state", opt_state, "optimizer.init(...)", start)
-        start = opt_state
+    if given.opt_state is not None:
+        require_same_form("opt_state", given.opt_state, "optimizer.init(...)", start)
+        start = given.opt_state
     taken |= {id(leaf) for leaf in jax.tree.leaves(params)}
-    state = State(params, placed(start, mesh, taken), place(model_state))
-    if donate or not is_large(state):  # a small state is never overwritten
+    state = State(params, placed(start, mesh, taken), place(given.model_state))
+    if given.donate or not is_large(state):  # a small state is never overwritten
         return state
-    return state._replace(
-        params=place(params), opt_state=place(start) if opt_state is not None else state.opt_state
-    )
+    opt_state = state.opt_state if given.opt_state is None else place(start)
+    return state._replace(params=place(params), opt_state=opt_state)
 
 
 def _warn_of_divergence(result: Fit, run: Run, objective: Objective, model_state: PyTree) -> None:

@@ -96,6 +96,16 @@ class Status(NamedTuple):
     _repr_html_ = paragraph
 
 
+def _text(self: Any) -> str:
+    """How a run ended, and its history, in one line."""
+    return f"<{type(self).__name__}: {self.status.reason}; {str(self.history)[1:-1]}>"
+
+
+def _html(result: Any) -> str:
+    """How a run ended, and its history."""
+    return result.status._repr_html_() + result.history._repr_html_()
+
+
 class Fit(NamedTuple):
     """The result of `fit`.
 
@@ -120,11 +130,7 @@ class Fit(NamedTuple):
     status: Status
     model_state: PyTree = None
 
-    def __repr__(self) -> str:
-        return f"<Fit: {self.status.reason}; {str(self.history)[1:-1]}>"
-
-    def _repr_html_(self) -> str:
-        return _html(self)
+    __repr__, _repr_html_ = _text, _html
 
 
 class Trained(NamedTuple):
@@ -147,16 +153,7 @@ class Trained(NamedTuple):
     history: History
     status: Status
 
-    def __repr__(self) -> str:
-        return f"<Trained: {self.status.reason}; {str(self.history)[1:-1]}>"
-
-    def _repr_html_(self) -> str:
-        return _html(self)
-
-
-def _html(result: Fit | Trained) -> str:
-    """How a run ended, and its history."""
-    return result.status._repr_html_() + result.history._repr_html_()
+    __repr__, _repr_html_ = _text, _html
 
 
 @dataclasses.dataclass
@@ -240,16 +237,6 @@ class Log:
         aux = {name: np.concatenate(pieces) for name, pieces in self.aux.items()}
         evaluated = np.array(self.evaluated, np.int64)
         return History(step_loss, metrics, np.array(self.seconds), aux, evaluated)
-
-    def losses_since(self, step: int) -> np.ndarray:
-        """The losses of the steps after `step`."""
-        pieces, count = [], self.step - step
-        for piece in reversed(self.losses):
-            if sum(map(len, pieces)) >= count:
-                break
-            pieces.insert(0, piece)
-        losses = np.concatenate([np.zeros(0, np.float32), *pieces])
-        return losses[len(losses) - count :]
 
     @property
     def mean_loss(self) -> float:

@@ -53,7 +53,7 @@ class Measure(NamedTuple):
 
     @classmethod
     def of(
-        cls, measured: Measured, batch_size: int, rest: int, sharding: NamedSharding | None
+        cls, measured: Measured, sharding: NamedSharding | None, batch_size: int, rest: int
     ) -> "Measure":
         """A measure for batches of `batch_size`, and a last one of `rest` examples if not 0."""
 
@@ -92,18 +92,6 @@ def compensated(sum: tuple[Any, Any], value: Any) -> tuple[Any, Any]:
     return new, (new - total) - term
 
 
-def measures(
-    measured: Measured, sharding: NamedSharding | None = None
-) -> Callable[[int, int], Measure]:
-    """A cached function from (batch size, size of the smaller batch) to `Measure`.
-
-    Args:
-      measured: what is measured on a batch.
-      sharding: how a batch is sharded over a mesh of devices.
-    """
-    return functools.cache(lambda size, rest: Measure.of(measured, size, rest, sharding))
-
-
 def mean_over(
     pieces: Iterable[Any],
     measure_of: Callable[[int, int], Measure],
@@ -114,7 +102,7 @@ def mean_over(
 
     Args:
       pieces: of the set.
-      measure_of: from `measures`.
+      measure_of: a cached function from (batch size, size of the smaller batch) to a `Measure`.
       given: the state, and the key.
       goes_on: called after each chunk with the proposed number of batches for the next one;
         returns whether to continue and the number agreed by all processes.

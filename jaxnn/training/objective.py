@@ -5,7 +5,7 @@ the model's state, which it then returns updated. It may return auxiliary values
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,8 +43,10 @@ class Form(NamedTuple):
     has_aux: bool = False
 
     @classmethod
-    def of(cls, loss: Callable, given: int, stateful: bool, has_aux: bool) -> "Form":
-        """The form of a loss that is called with `given` positional arguments."""
+    def of(cls, loss: Callable, batch: Sequence[Any], model_state: Any, has_aux: bool) -> "Form":
+        """The form of a loss of such a batch; a `model_state` other than None makes it stateful."""
+        stateful = model_state is not None
+        given = 1 + stateful + len(batch)
         try:
             parameters = list(inspect.signature(loss).parameters.values())
         except (TypeError, ValueError):
@@ -66,32 +68,16 @@ class Objective(NamedTuple):
       loss: as the user wrote it.
       metrics: `metrics(params, *batch)`, with the state after the parameters if there is one; None
         for no metrics.
-      grad: makes the gradient function; None for `jax.grad`.
+      grad: makes the gradient function.
       skeleton: of the parameters; the methods take only their arrays.
       form: of the loss.
     """
 
     loss: Callable
     metrics: Callable | None
-    grad: Callable | None
+    grad: Callable
     skeleton: Skeleton
     form: Form
-
-    @classmethod
-    def of(
-        cls,
-        loss: Callable,
-        metrics: Callable | None,
-        grad: Callable,
-        skeleton: Skeleton,
-        data: tuple[Any, ...],
-        model_state: PyTree,
-        has_aux: bool,
-    ) -> "Objective":
-        """The objective of a run; a `model_state` other than None makes the loss stateful."""
-        stateful = model_state is not None
-        form = Form.of(loss, 1 + stateful + len(data), stateful, has_aux)
-        return cls(loss, metrics, None if is_automatic(grad) else grad, skeleton, form)
 
     def value(
         self, arrays: PyTree, model_state: PyTree, key: Any, batch: tuple[Any, ...]
@@ -131,7 +117,7 @@ class Objective(NamedTuple):
 
         of_moving.__name__ = getattr(self.loss, "__name__", "loss")  # for reports
         given = moving, held, model_state, key, *batch
-        if self.grad is None:
+        if is_automatic(self.grad):
             both = jax.value_and_grad(of_moving, has_aux=True)
             (value, (new_state, aux)), gradient = both(*given)
         else:
@@ -155,7 +141,7 @@ class Objective(NamedTuple):
             return self.value(self.skeleton.merge(moving, held), model_state, key, batch)[0]
 
         loss.__name__ = getattr(self.loss, "__name__", "loss")
-        gradient: Any = self.grad and self.grad(loss)
+        gradient = self.grad(loss)
         require_callable("grad(loss)", gradient)
         return gradient(moving, *state, *batch, **keyword)
 

@@ -1,6 +1,5 @@
 """The options of `fit` and `train`, in bundles of related options."""
 
-import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 
+from jaxnn._files import as_json
 from jaxnn._validate import (
     describe,
     require_arguments,
@@ -250,12 +250,7 @@ def _require_saving(saving: Saving) -> None:
     require_counts(every=every)
     if notes is not None:
         require_mapping("notes", notes)
-        try:
-            json.dumps(notes)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise TypeError(
-                f"`notes` must be JSON-compatible. Got something else: {error}."
-            ) from None
+        as_json("notes", notes)
     if not isinstance(resume, bool | int | str) or resume not in (True, False, "previous"):
         raise ValueError(f"`resume` must be True, False or 'previous'. Got {resume!r}.")
     if resume and checkpoint is None:

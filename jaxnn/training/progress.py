@@ -107,7 +107,6 @@ def show_progress(
         if stream is not None and not hasattr(stream, part):
             raise TypeError(f"`{name}` must be a text stream. Got {describe(stream)}.")
     drawn = _Bar(bar or sys.stderr)
-    drawn.begin()
     recent: deque[tuple[float, int]] = deque(maxlen=6)
     headed, last, told_at = False, (0, 0), time.perf_counter()
 
@@ -180,15 +179,14 @@ def _scalars(record: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in record.items() if isinstance(value, float)}
 
 
-def _json(value: Any) -> Any:
-    """A number or an array as JSON, which has no NaN: non-finite numbers become None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return [_json(part) for part in value.tolist()] if hasattr(value, "tolist") else value
-
-
-def silent(*_: Any, **__: Any) -> None:
-    """Ignore all arguments; a callback for runs that nobody watches."""
+def plain(value: Any) -> Any:
+    """A value as JSON, which has no NaN: non-finite numbers become None, and arrays lists."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # The fields of `Progress` that are not written to a log as they are.
@@ -222,12 +220,11 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
     def log(progress: Progress) -> None:
         nonlocal begun
         numbers = {
-            name: _json(value)
+            name: plain(value)
             for name, value in progress._asdict().items()
             if name not in NOT_LOGGED and (value is not None or name in ("epochs", "steps"))
         }
-        record = progress.record and {k: _json(v) for k, v in progress.record.items()}
-        line = json.dumps({**numbers, "record": record, "time": time.time()})
+        line = json.dumps({**numbers, "record": plain(progress.record), "time": time.time()})
         try:
             before = path.read_bytes() if not begun and path.is_file() else b""
             cut_off = bool(before) and not before.endswith(b"\n")  # the last line of a killed run
@@ -254,13 +251,8 @@ class _Bar:
             from tqdm import tqdm  # pyright: ignore[reportMissingModuleSource]
         except ImportError:
             return
-        self.tqdm = tqdm
-
-    def begin(self) -> None:
-        """Announce the compilation, which comes first and takes time."""
-        if self.tqdm is not None:
-            write(self.stream, "compiling the first steps ")
-            self.begun = True
+        self.tqdm, self.begun = tqdm, True
+        write(self.stream, "compiling the first steps ")  # which takes time
 
     def clear(self) -> None:
         """Clear the current line for other output."""

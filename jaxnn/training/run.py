@@ -16,13 +16,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
 
+from jaxnn._programs import Jitted
 from jaxnn.data import count_examples
 from jaxnn.training.examples import Batches, Examples, Piece
 from jaxnn.training.history import Fit, Log, Reason, Status, Trained
-from jaxnn.training.measuring import Measure, lowered, mean_over, measures, paced
+from jaxnn.training.measuring import Measure, lowered, mean_over, paced
+from jaxnn.training.options import Options
 from jaxnn.training.progress import Progress
 from jaxnn.training.saves import (
     ANYWHERE,
@@ -40,88 +42,37 @@ from jaxnn.training.steps import (
     Chunk,
     Plan,
     Way,
-    compiled,
+    across_epochs,
     copied,
+    make_chunk,
     replicate,
     rows_of,
     run_chunk,
 )
-from jaxnn.training.task import NORM
+from jaxnn.training.task import NORM, Task
 from jaxnn.training.together import Vote, failure_of_others, require_same
 
 
-class Schedule(NamedTuple):
-    """When to measure, and when to stop early.
-
-    Attributes:
-      names: the sets to measure.
-      epochs: between measurements.
-      steps: between measurements, instead of epochs.
-      watch: maps a record to the value that should decrease.
-      patience: the number of measurements to wait for a decrease.
-    """
-
-    names: tuple[str, ...]
-    epochs: int
-    steps: int | None
-    watch: Callable[[dict[str, Any]], float]
-    patience: int | None
-
-
-@dataclasses.dataclass
-class Saves:
-    """Where and when a run is saved.
-
-    Attributes:
-      place: where.
-      every: steps between checkpoints, or None.
-      notes: the user's information, stored in each checkpoint.
-      step: of the last checkpoint, or None.
-      time: of the last checkpoint.
-    """
-
-    place: Files | Manager
-    every: int | None
-    notes: dict[str, Any]
-    step: int | None = None
-    time: float = 0.0
-
-    def is_due(self, log: Log) -> bool:
-        """Whether a run should be saved now, given its log."""
-        if self.every:
-            return log.step % self.every == 0
-        waited = time.perf_counter() - self.time
-        return waited > ANYWHERE or (log.at_end_of_epoch and waited > AT_EPOCHS)
-
-
 class Config(NamedTuple):
-    """The parts of a run that do not change while it runs.
+    """The inputs of a run, apart from its steps.
 
     Attributes:
       plan: how its epochs are divided into steps.
       key: for the order of its examples, and for its steps.
       mesh: devices that split each batch.
-      task: what its steps do: a `Descent` or a `UserStep`.
-      way: options that its steps are compiled for.
-      across: whether chunks span epochs.
+      sharding: how a batch is sharded over them.
       sets: examples by name; the training data are called "train".
-      schedule: when to measure and when to stop early.
-      saves: where and when the run is saved, or None.
-      on_progress: the callback.
-      record: the names of optional `Progress` fields to fill in.
+      names: of the sets to measure.
+      options: the bundles.
     """
 
     plan: Plan
     key: Key[Array, ""]
     mesh: Mesh | None
-    task: Any
-    way: Way
-    across: bool
+    sharding: NamedSharding | None
     sets: dict[str, Examples | Batches]
-    schedule: Schedule
-    saves: Saves | None
-    on_progress: Callable[[Progress], Any] | None
-    record: tuple[str, ...]
+    names: tuple[str, ...]
+    options: Options
 
 
 @dataclasses.dataclass
@@ -162,7 +113,9 @@ class Host:
       caught: the signals received.
       compiling: measuring programs being compiled.
       digest: of the current examples, to compare processes; 0 where these have parts of their own.
-      reported: the step of the last report.
+      reported: how many pieces of the losses have been reported.
+      saved: the step of the last checkpoint, or None.
+      saved_at: its time.
     """
 
     feed: Generator[Piece, None, None] | None = None
@@ -172,6 +125,8 @@ class Host:
     compiling: list[concurrent.futures.Future] = dataclasses.field(default_factory=list)
     digest: int = 0
     reported: int = 0
+    saved: int | None = None
+    saved_at: float = 0.0
 
 
 class Given(NamedTuple):
@@ -190,9 +145,23 @@ class Given(NamedTuple):
 
 @dataclasses.dataclass
 class Run:
-    """A run under way: its configuration, what it has reached, and its host resources."""
+    """A run under way.
+
+    Attributes:
+      config: its inputs.
+      task: what its steps do.
+      way: options that its steps are compiled for.
+      across: whether chunks span epochs.
+      place: where it is saved, or None.
+      now: what it has reached.
+      host: its resources on the host.
+    """
 
     config: Config
+    task: Task
+    way: Way
+    across: bool
+    place: Files | Manager | None
     now: Reached
     host: Host = dataclasses.field(default_factory=Host)
 
@@ -200,51 +169,40 @@ class Run:
     def held(self) -> Iterator[None]:
         """Lock the run's directory, catch signals, and close the examples' thread at the end."""
         with contextlib.ExitStack() as stack:
-            if self.config.saves is not None:
+            if self.place is not None:
                 with self._own():
-                    stack.enter_context(self.config.saves.place.held())
+                    stack.enter_context(self.place.held())
             stack.enter_context(noted(self.host.caught))
             stack.callback(lambda: self.host.feed and self.host.feed.close())
             yield
 
     @contextlib.contextmanager
-    def _own(self) -> Iterator[None]:
+    def _own(self, kind: type[BaseException] = BaseException) -> Iterator[None]:
         """Hold back an exception in code of this process alone, so that all end together."""
         try:
             yield
-        except BaseException as error:
+        except kind as error:
             self.host.failure = self.host.failure or error
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
         """Hold back an exception while devices compute, so that the run is saved. Of several
         processes, the others would wait for this one's devices, so it ends.
         """
-        try:
-            yield
-        except Exception as error:
-            if jax.process_count() > 1:
-                raise
-            self.host.failure = self.host.failure or error
+        return self._own(Exception) if jax.process_count() == 1 else contextlib.nullcontext()
 
     def begin(self, resume: bool | str) -> None:
         """Check that all processes start alike, and resume from the last checkpoint, if any."""
         require_same(self._settings())
         self._end_if_failed(self._vote())
-        if self.config.saves is not None:
-            found = self.config.saves.place.found(
-                resume, self.identity, self.now.state, self.config.mesh
-            )
+        if self.place is not None:
+            found = self.place.found(resume, self.identity, self.now.state, self.config.mesh)
             if found is not None:
                 self.now.log, self.now.best = found.log, found.best
-                self.now.state = self.config.task.resumed(found.state, self.now.state)
+                self.now.state = self.task.resumed(found.state, self.now.state)
                 self._lose_patience()
-            self.now.resumed = self.host.reported = self.now.log.step
-            self.config.saves.step, self.config.saves.time = (
-                self.now.log.step or None,
-                time.perf_counter(),
-            )
-        if self.config.schedule.patience is None:
+            self.now.resumed, self.host.reported = self.now.log.step, len(self.now.log.losses)
+            self.host.saved, self.host.saved_at = self.now.log.step or None, time.perf_counter()
+        if self.config.options.measuring.patience is None:
             self.now.best = None
         elif self.now.best is None:
             self.now.best = self._copied(self.now.state)
@@ -257,7 +215,7 @@ class Run:
     def _known(self) -> dict | None:
         """What earlier runs found out about such steps of a jitted function: their pace."""
         sizes = (leaf.size for leaf in jax.tree.leaves(self.now.state))
-        return self.config.task.programs("known", self.config.plan.batch_size, *sizes)
+        return self.task.programs("known", self.config.plan.batch_size, *sizes)
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -269,7 +227,7 @@ class Run:
             "replacement": self.config.plan.replacement,
             "key": np.asarray(jax.random.key_data(self.config.key)).tolist(),
             "data": _told(train),
-            **self.config.task.identity(self.now.state),
+            **self.task.identity(self.now.state),
         }
 
     def _settings(self) -> dict[str, Any]:
@@ -278,19 +236,20 @@ class Run:
             return {}
         named = self.config.sets.items()
         tests = {name: checksum(s.data) for name, s in named if isinstance(s, Examples)}
-        schedule = self.config.schedule._asdict() | {"watch": None, "names": None}
-        renamed = {"epochs": "evaluate_every", "steps": "evaluate_steps"}
+        measuring = self.config.options.measuring
         return {
             **self.identity,
             "epochs": self.config.plan.epochs,
             "max_steps": self.config.plan.most,
-            **{renamed.get(name, name): value for name, value in schedule.items()},
-            "measure": self.config.schedule.names,
-            "checkpoint": self.config.saves is not None,
-            "every": self.config.saves and self.config.saves.every,
+            "evaluate_every": measuring.evaluate_every,
+            "evaluate_steps": measuring.evaluate_steps,
+            "patience": measuring.patience,
+            "measure": self.config.names,
+            "checkpoint": self.place is not None,
+            "every": self.place and self.config.options.saving.every,
             "test": tests,
             self.now.state._fields[0]: checksum(self.now.state[0]),
-            **self.config.task.program(self.now.state),
+            **self.task.program(self.now.state),
         }
 
     @property
@@ -303,14 +262,14 @@ class Run:
     @property
     def owes(self) -> bool:
         """Whether a measurement is due and has not been taken yet."""
-        log, schedule = self.now.log, self.config.schedule
+        log, measuring = self.now.log, self.config.options.measuring
         measured = bool(log.evaluated) and log.evaluated[-1] == log.step
-        if not schedule.names or self.now.broken is not None or log.step == 0 or measured:
+        if not self.config.names or self.now.broken is not None or log.step == 0 or measured:
             return False
-        if schedule.steps:
-            due = log.step % schedule.steps == 0
+        if measuring.evaluate_steps:
+            due = log.step % measuring.evaluate_steps == 0
         else:
-            due = log.at_end_of_epoch and len(log.seconds) % schedule.epochs == 0
+            due = log.at_end_of_epoch and len(log.seconds) % measuring.evaluate_every == 0
         return due or self.done
 
     @property
@@ -320,11 +279,11 @@ class Run:
 
     def _compile_measures(self) -> None:
         """Start compiling the measuring programs in a thread while the first steps compile."""
-        sets = [self.config.sets[name] for name in self.config.schedule.names]
+        sets = [self.config.sets[name] for name in self.config.names]
         here = [x for x in sets if isinstance(x, Examples) and not x.streamed]
         if self.config.mesh is not None or self.ended or not here:
             return
-        given = self.config.task.measured_part(self.now.state), self._key_of(0)
+        given = self.now.state, self._key_of(0)
         pieces = (piece for examples in here for piece in examples.measuring())
         programs = [lowered(piece, self._measure_of, given) for piece in pieces]
         pool = concurrent.futures.ThreadPoolExecutor(1)
@@ -335,7 +294,7 @@ class Run:
         """Fetch the piece of examples for the next steps."""
         used_up = self.host.piece is None or self.now.at >= self.host.piece.steps
         over = self.done or self.now.reason is not None or self.host.failure is not None
-        if self.config.across or over or not used_up:
+        if self.across or over or not used_up:
             return
         position = self.now.log.step - self.now.log.begun
         with self._own():
@@ -364,7 +323,7 @@ class Run:
 
     def _take_steps(self) -> None:
         began, before = time.perf_counter(), self.now.log.step
-        take = self._across_epochs if self.config.across else self._within_piece
+        take = self._across_epochs if self.across else self._within_piece
         chunk, first, offset, sizes, ends = take()
         self.now.state, self.now.broken = chunk.state, chunk.not_finite()
         taken = int(chunk.reached) - first
@@ -372,7 +331,7 @@ class Run:
         losses, aux = of_steps(chunk.losses), jax.tree.map(of_steps, chunk.aux)
         seconds = time.perf_counter() - began
         good = taken - (self.now.broken is not None)
-        if self.config.task.norm and good:
+        if self.task.norm and good:
             self.now.norm = float(aux[NORM][good - 1])
         ends = [end for end in ends if end <= before + good]
         self.now.log.add(losses, aux, sizes[:taken], good, ends, seconds)
@@ -391,7 +350,7 @@ class Run:
         (piece,) = self.config.sets["train"].measuring()
         key = replicate(self.config.key, self.config.mesh)
         limits = {"start": np.int32(begin), "stop": np.int32(stop), "short": np.bool_(False)}
-        take = self._take_of(self.config.way, plan)
+        take = self._take_of(self.way, plan)
         chunk = self._chunk(take, piece.data, key, **limits)
         ends = range((begin // per_epoch + 1) * per_epoch, stop + 1, per_epoch)
         return chunk, begin, begin % per_epoch, np.full(stop - begin, plan.batch_size), ends
@@ -404,7 +363,7 @@ class Run:
         if self.config.plan.most is not None:
             stop = min(stop, at + self.config.plan.most - before)
         short = piece.rest > 0 and stop == piece.steps
-        way = self.config.way._replace(batch_size=piece.batch_size)
+        way = self.way._replace(batch_size=piece.batch_size)
         take = self._take_of(way)
         given = piece.data, piece.order, self._key_of(piece.epoch), np.int32(piece.first)
         limits = {"start": np.int32(at), "stop": np.int32(stop), "short": np.bool_(short)}
@@ -417,22 +376,28 @@ class Run:
 
     @functools.cached_property
     def _take_of(self) -> Callable[..., Callable[..., Chunk]]:
-        """A cached function from options to the compiled program that takes steps."""
-        task = self.config.task
-        return functools.cache(lambda *way: compiled(task.step, *way, programs=task.programs(*way)))
+        """A cached function from options, and a plan to go across epochs, to a compiled program."""
+
+        def take(way, *plan):
+            made = across_epochs(self.task, way, *plan) if plan else make_chunk(self.task, way)
+            donated = (0,) if way.guarded else ()  # a small state may be needed for a rerun
+            return Jitted(made, donated, self.task.programs(way, *plan))
+
+        return functools.cache(take)
 
     @functools.cached_property
     def _measure_of(self) -> Callable[[int, int], Measure]:
-        return measures(self.config.task.measured, self.config.way.sharding)
+        of = functools.partial(Measure.of, self.task.measured, self.way.sharding)
+        return functools.cache(of)
 
     def _key_of(self, epoch: int) -> Any:
         """The key of an epoch, if the steps take keys."""
-        if not self.config.task.keyed:
+        if not self.task.keyed:
             return np.uint32(0)
-        return replicate(self.config.plan.key_of(self.config.key, epoch), self.config.mesh)
+        return replicate(jax.random.fold_in(self.config.key, epoch), self.config.mesh)
 
     def _chunk(self, take: Callable[..., Chunk], *given: Any, **limits: Any) -> Chunk:
-        chunk = run_chunk(take, self.now.state, *given, **limits, guarded=self.config.way.guarded)
+        chunk = run_chunk(take, self.now.state, *given, **limits, guarded=self.way.guarded)
         return jax.block_until_ready(chunk)
 
     def measurements(self) -> dict[str, Any] | None:
@@ -445,10 +410,9 @@ class Run:
 
     def _measurements(self) -> dict[str, Any] | None:
         began, record = time.perf_counter(), {}
-        state = self.config.task.measured_state(self.now.state)
-        given = self.config.task.measured_part(state), self._key_of(0)
+        given = self.task.measured_state(self.now.state), self._key_of(0)
         concurrent.futures.wait(self.host.compiling)
-        for name in self.config.schedule.names:
+        for name in self.config.names:
             pieces = self.config.sets[name].measuring(self._is_interrupted)
             with contextlib.closing(pieces):
                 means = mean_over(pieces, self._measure_of, given, self._goes_on)
@@ -474,33 +438,44 @@ class Run:
             self.now.log.measured(record)
             with self._alone():
                 self._watch(record)
-        if self.config.on_progress is None:
+        on_progress = self.config.options.reporting.on_progress
+        if on_progress is None or jax.process_index() != 0:
             return
         with self._own():
-            wish = self.config.on_progress(self._progress(record))
+            wish = on_progress(self._progress(record))
             # Only True itself stops: what a callback writes to may return anything.
             if isinstance(wish, bool | np.bool_) and wish:
                 self.now.reason = self.now.reason or "stopped"
 
     def _watch(self, record: dict[str, Any]) -> None:
-        """Keep the state if it is the best so far, or lose patience."""
-        if self.config.schedule.patience is None:
+        """Keep the state if it is the best so far, or lose patience; NaN is never the best."""
+        measuring = self.config.options.measuring
+        if measuring.patience is None:
             return
-        if self.now.log.watch(self._watched(record)):
-            self.now.best = self._copied(self.config.task.measured_state(self.now.state))
+        first = next((name for name in self.config.names if name != "train"), "train")
+        number = float(measuring.watch(record) if measuring.watch else record[f"{first}_loss"])
+        if number != number:
+            warnings.warn(
+                f"the watched value is NaN after epoch {self.now.log.epoch}: NaN is never the best",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        if self.now.log.watch(number):
+            self.now.best = self._copied(self.task.measured_state(self.now.state))
         self._lose_patience()
 
     def _progress(self, record: dict[str, Any] | None) -> Progress:
         """The `Progress` to report."""
         plan, log, state = self.config.plan, self.now.log, self.now.state
-        more = self.config.task.progress_fields(state, self.config.record)
-        if NORM in self.config.record:
+        more = self.task.progress_fields(state, self.config.options.reporting.record)
+        if NORM in self.config.options.reporting.record:
             more[NORM] = self.now.norm
         where = log.epoch, plan.epochs, log.step, plan.steps, log.mean_loss, record
         more |= {"resumed": self.now.resumed, "reason": self.now.reason}
-        more["step_loss"] = log.losses_since(self.host.reported)
-        self.host.reported = log.step
-        return Progress(*where, measures=bool(self.config.schedule.names), **more)
+        new = log.losses[self.host.reported :]
+        more["step_loss"] = np.concatenate([np.zeros(0, np.float32), *new])
+        self.host.reported = len(log.losses)
+        return Progress(*where, measures=bool(self.config.names), **more)
 
     def listen(self) -> None:
         """Handle signals and the votes of the other processes, and save if due."""
@@ -512,11 +487,18 @@ class Run:
             self.now.reason = "interrupted"
         self._end_if_failed(vote)
         begun = self.now.log.step > 0
-        if self.config.saves is not None and begun and (vote.due or self.ended):
+        if self.place is not None and begun and (vote.due or self.ended):
             self._save()
 
+    def _is_due(self) -> bool:
+        """Whether the run should be saved now."""
+        if every := self.config.options.saving.every:
+            return self.now.log.step % every == 0
+        waited = time.perf_counter() - self.host.saved_at
+        return waited > ANYWHERE or (self.now.log.at_end_of_epoch and waited > AT_EPOCHS)
+
     def _vote(self) -> Vote:
-        due = self.config.saves is not None and self.config.saves.is_due(self.now.log)
+        due = self.place is not None and self._is_due()
         stopped, failed = self.now.reason == "stopped", self.host.failure is not None
         mine = stopped, self._is_interrupted(), failed, due, self.host.digest, self.now.pace
         return Vote(*mine).agreed()
@@ -535,8 +517,8 @@ class Run:
         if self.now.log.step > self.now.resumed:
             self._save()
         with contextlib.suppress(BaseException):  # report the first failure, not later ones
-            if self.config.saves is not None:
-                self.config.saves.place.wait()
+            if self.place is not None:
+                self.place.wait()
         assert failure is not None
         self.now.reason = self.now.reason or "failed"
         with contextlib.suppress(AttributeError):  # an exception without attributes
@@ -545,32 +527,32 @@ class Run:
 
     def _save(self) -> None:
         """Write a checkpoint of this step."""
-        saves = self.config.saves
-        if saves is None or self.now.log.step == saves.step:
+        place, notes = self.place, dict(self.config.options.saving.notes or {})
+        if place is None or self.now.log.step == self.host.saved:
             return
-        info, last = {"run": self.identity, "notes": saves.notes}, self.ended
+        info, last = {"run": self.identity, "notes": notes}, self.ended
         with self._own():
-            if isinstance(saves.place, Manager):
-                saves.place.save(Saved(self.now.state, self.now.best, self.now.log, info), last)
+            if isinstance(place, Manager):
+                place.save(Saved(self.now.state, self.now.best, self.now.log, info), last)
             elif is_apart(self.now.state) or jax.process_index() == 0:
                 best = None if self.now.best is None else on_host(self.now.best)
-                saves.place.save(Saved(on_host(self.now.state), best, self.now.log, info), last)
-        saves.step, saves.time = self.now.log.step, time.perf_counter()
+                place.save(Saved(on_host(self.now.state), best, self.now.log, info), last)
+        self.host.saved, self.host.saved_at = self.now.log.step, time.perf_counter()
 
     def finish(self) -> None:
         """Wait for pending writes and for the other processes."""
         if (known := self._known) is not None:
             known["pace"] = self.now.pace
         with self._own():
-            if self.config.saves is not None:
-                self.config.saves.place.finish()
+            if self.place is not None:
+                self.place.finish()
         self._end_if_failed(self._vote())
 
     def result(self) -> Fit | Trained:
         """The result for the user."""
         status = Status(self.now.reason or "finished", self.now.log.step, self.now.broken)
         state = self.now.state if self.now.best is None else self.now.best
-        return self.config.task.result(state, self.now.log.history(), status)
+        return self.task.result(state, self.now.log.history(), status)
 
     def given(self, epoch: int, step: int) -> Given:
         """What a step of an epoch is given. Of data from a function, only the first batch and those
@@ -589,13 +571,13 @@ class Run:
             rows = np.arange(piece.batch_size)
             batch = jax.tree.map(lambda a: a[first : first + piece.batch_size], piece.data)
         key = None
-        if self.config.task.keyed:
+        if self.task.keyed:
             key = jax.random.fold_in(self._key_of(epoch), step)
         return Given(key, tuple(batch), rows)
 
     def failed_step(self) -> Given:
         """What the step that was not finite was given."""
-        if self.config.across:
+        if self.across:
             epoch, step = divmod(self.now.log.step, self.config.plan.per_epoch)
             return self.given(epoch + 1, step)
         piece = self.host.piece
@@ -604,33 +586,24 @@ class Run:
 
     def _copied(self, state: Any) -> Any:
         """A state whose memory is not donated to guarded steps."""
-        return copied(state) if self.config.way.guarded else state
-
-    def _watched(self, record: dict[str, Any]) -> float:
-        """The value that should decrease; NaN never counts as better, and gives a warning."""
-        number = float(self.config.schedule.watch(record))
-        if number != number:
-            warnings.warn(
-                f"the watched value is NaN after epoch {self.now.log.epoch}: NaN is never the best",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-        return number
+        return copied(state) if self.way.guarded else state
 
     def _length(self) -> int:
         """The maximum number of steps in the next chunk."""
         longest, step = self.now.pace, self.now.log.step
-        if self.config.schedule.names and self.config.schedule.steps:
-            longest = min(longest, self.config.schedule.steps - step % self.config.schedule.steps)
-        elif self.config.schedule.names and self.config.across:
-            between = self.config.schedule.epochs * self.config.plan.per_epoch
+        every, steps = (
+            self.config.options.measuring.evaluate_every,
+            self.config.options.measuring.evaluate_steps,
+        )
+        if self.config.names and (steps or self.across):
+            between = steps or every * self.config.plan.per_epoch
             longest = min(longest, between - step % between)
-        if self.config.saves is not None and self.config.saves.every:
-            longest = min(longest, self.config.saves.every - step % self.config.saves.every)
+        if self.place is not None and (every := self.config.options.saving.every):
+            longest = min(longest, every - step % every)
         return longest
 
     def _lose_patience(self) -> None:
-        patience = self.config.schedule.patience
+        patience = self.config.options.measuring.patience
         if patience is not None and self.now.log.waited >= patience:
             self.now.reason = "no improvement"
 

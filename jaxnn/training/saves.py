@@ -10,13 +10,13 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental.multihost_utils import assert_equal, process_allgather
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -35,22 +35,15 @@ AT_EPOCHS, ANYWHERE = 10, 600
 PAUSES = 0.1, 1.0
 
 
-class Found(NamedTuple):
-    """A run as restored from a checkpoint.
+class Saved(NamedTuple):
+    """A run to be saved or restored.
 
     Attributes:
       state: of the run.
-      best: the best state, if it was saved.
+      best: the best state, if there is one.
       log: the host's record of the run.
+      info: what else is saved.
     """
-
-    state: Any
-    best: Any
-    log: Log
-
-
-class Saved(NamedTuple):
-    """A run to be saved, on the host."""
 
     state: Any
     best: Any
@@ -77,18 +70,14 @@ class Files:
         self.thread: threading.Thread | None = None
         self.failure: BaseException | None = None
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> contextlib.AbstractContextManager:
         """Lock the directory against other runs."""
-        if jax.process_index() != 0:
-            yield
-            return
-        with locked("checkpoint", self.directory):
-            yield
+        first = jax.process_index() == 0
+        return locked("checkpoint", self.directory) if first else contextlib.nullcontext()
 
     def found(
         self, resume: bool | str, identity: dict[str, Any], like: Any, mesh: Mesh | None
-    ) -> Found | None:
+    ) -> Saved | None:
         """The checkpoint to resume from, if there is one; it must be of the run `identity`."""
         there = checkpoints(self.directory)
         if there and not resume:
@@ -108,7 +97,7 @@ class Files:
             return like._replace(**placed)
 
         best = state("best_") if f"best_{like._fields[0]}" in found.leaves else None
-        return Found(state(""), best, Log.of(found.step, found.records))
+        return Saved(state(""), best, Log.of(found.step, found.records), found.info)
 
     def save(self, run: Saved, last: bool) -> None:
         """Write a checkpoint in the background, after waiting for the previous one."""
@@ -160,14 +149,13 @@ class Manager:
     def __init__(self, manager: Any):
         self.manager = manager
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> contextlib.AbstractContextManager:
         """Lock nothing, as Orbax has its own rules."""
-        yield
+        return contextlib.nullcontext()
 
     def found(
         self, resume: bool | str, identity: dict[str, Any], like: Any, mesh: Mesh | None
-    ) -> Found | None:
+    ) -> Saved | None:
         """The checkpoint to resume from, if there is one; it must be of the run `identity`."""
         import orbax.checkpoint as ocp  # pyright: ignore[reportMissingImports]
 
@@ -183,7 +171,7 @@ class Manager:
         info = self.manager.restore(step, args=only_info)["info"]
         _require_run(self.manager.directory, info, identity)
         best = {"best_": like} if info["best"] else {}
-        wanted = Saved(like, best.get("best_"), Log(), {}).parts
+        wanted = Saved(like, best.get("best_"), Log(), info).parts
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         parts = self.manager.restore(step, args=args)["state"]
@@ -193,7 +181,7 @@ class Manager:
             return like._replace(**{name: parts[f"{prefix}{name}"] for name in names})
 
         records = {name: np.array(values, kind) for name, kind, values in info["records"]}
-        return Found(state(""), state("best_") if best else None, Log.of(step, records))
+        return Saved(state(""), state("best_") if best else None, Log.of(step, records), info)
 
     def save(self, run: Saved, last: bool) -> None:
         """Offer a checkpoint to the manager, with what was measured last; the last one is written
@@ -238,22 +226,18 @@ def on_host(state: PyTree) -> PyTree:
     def copy(leaf):
         if is_key(leaf):
             return jnp.copy(leaf)
-        if not leaf.is_fully_addressable:
-            whole = leaf.is_fully_replicated
-            return np.array(
-                leaf.addressable_data(0)
-                if whole
-                else multihost_utils.process_allgather(leaf, tiled=True)
-            )
-        return np.array(leaf)
+        return np.array(process_allgather(leaf, tiled=True) if _is_cut(leaf) else leaf)
 
     return jax.tree.map(copy, state)
 
 
 def is_apart(state: PyTree) -> bool:
     """Whether a state is sharded over processes, so that all of them are needed to save it."""
-    leaves = [leaf for leaf in jax.tree.leaves(state) if not is_key(leaf)]
-    return any(not leaf.is_fully_addressable and not leaf.is_fully_replicated for leaf in leaves)
+    return any(map(_is_cut, jax.tree.leaves(state)))
+
+
+def _is_cut(leaf: Any) -> bool:
+    return not (is_key(leaf) or leaf.is_fully_addressable or leaf.is_fully_replicated)
 
 
 def _refuse(directory: Any, there: str) -> NoReturn:
@@ -314,4 +298,4 @@ def _as(part: PyTree, like: PyTree, mesh: Mesh | None) -> PyTree:
 def _require_one_directory(step: int) -> None:
     if jax.process_count() > 1:
         message = "`checkpoint` must be a directory that all processes see."
-        multihost_utils.assert_equal(np.array(step), message)
+        assert_equal(np.array(step), message)

@@ -19,25 +19,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jaxnn._programs import Jitted
-from jaxnn._validate import is_differentiable, is_key
+from jaxnn._validate import is_inexact, is_key
 from jaxnn.data import count_examples, shuffled
-
-
-class Step(NamedTuple):
-    """A step in two parts, the second of which is evaluated again where memory is short.
-
-    Attributes:
-      begin: `begin(state, batch, key)`, what `end` needs, the loss, and further values to record.
-      end: `end(state, work)`, the new state.
-      noted: `noted(state, batch, key)`, the loss and the recorded values alone, for their shapes.
-      keyed: whether the step takes keys.
-    """
-
-    begin: Callable[[Any, Any, Any], tuple[Any, Any, dict[str, Any]]]
-    end: Callable[[Any, Any], Any]
-    noted: Callable[[Any, Any, Any], tuple[Any, dict[str, Any]]]
-    keyed: bool
 
 
 class Plan(NamedTuple):
@@ -80,10 +63,6 @@ class Plan(NamedTuple):
     def whole(self) -> bool:
         """Whether a step takes all examples, each once, so that their order does not matter."""
         return self.batch_size == self.count and not self.replacement
-
-    def key_of(self, key: Key[Array, ""], epoch: Any) -> Key[Array, ""]:
-        """The key of an epoch, for its order and its steps; epoch 0 is for measurements."""
-        return jax.random.fold_in(key, epoch)
 
     def order(self, key: Key[Array, ""], epoch: Any) -> Int[Array, "examples"]:  # noqa: F821
         """The indices of an epoch's examples in order, determined by the key and epoch alone."""
@@ -146,11 +125,12 @@ class Chunk(NamedTuple):
         return next((name for name, fine in pairs if not fine), None)
 
 
-def make_chunk(step: Step, way: Way, whole: bool = True) -> Callable[..., Chunk]:
+def make_chunk(step: Any, way: Way, whole: bool = True) -> Callable[..., Chunk]:
     """A function that runs a chunk of steps.
 
     Args:
-      step: what each of them does.
+      step: what each of them does, in two parts, the second of which is evaluated again where
+        memory is short: a `Descent` or a `UserStep`.
       way: the options that the steps are compiled for.
       whole: whether the state is looked at after the last step; not for a part of a chunk.
 
@@ -227,7 +207,7 @@ def batch_form(data: PyTree, size: int) -> PyTree:
     return jax.tree.map(form, data)
 
 
-def across_epochs(step: Step, way: Way, plan: Plan) -> Callable[..., Chunk]:
+def across_epochs(step: Any, way: Way, plan: Plan) -> Callable[..., Chunk]:
     """A function that takes steps across epochs, without measurements in between.
 
     Args:
@@ -245,7 +225,7 @@ def across_epochs(step: Step, way: Way, plan: Plan) -> Callable[..., Chunk]:
     def across(state, data, key, start, stop, short):
         def epoch(chunk):
             number, first = jnp.divmod(chunk.reached, size)
-            order, epoch_key = (of(key, number + 1) for of in (plan.order, plan.key_of))
+            order, epoch_key = (of(key, number + 1) for of in (plan.order, jax.random.fold_in))
             last = jnp.minimum(stop - number * size, size)
             given = data, order, epoch_key, np.int32(0), first, last, short
             part = take(chunk.state, *given)
@@ -325,17 +305,6 @@ def is_large(state: PyTree) -> bool:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state) if not is_key(leaf)) >= LARGE
 
 
-def compiled(
-    step: Step, way: Way, across: Plan | None = None, programs: dict | None = None
-) -> Callable[..., Chunk]:
-    """Compile `take` for one kind of step, within an epoch or, with a plan, `across` epochs; or
-    take it from `programs`.
-    """
-    take = across_epochs(step, way, across) if across else make_chunk(step, way)
-    donated = (0,) if way.guarded else ()  # a small state may be needed for a rerun
-    return Jitted(take, donated, programs)
-
-
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
     """Copies of arrays, on the default device or replicated over a mesh; arrays that are already
     sharded over a mesh stay sharded.
@@ -393,12 +362,12 @@ def shard_batch(batch: PyTree, sharding: NamedSharding | None) -> PyTree:
 
 
 def _watched(state: Any) -> list[tuple[str, Any]]:
-    """The floating leaves of a state and their names; `params['w']` is one."""
+    """The floating and complex leaves of a state and their names; `params['w']` is one."""
     return [
         (f"{part}{keystr(path)}", leaf)
         for part, tree in state._asdict().items()
         for path, leaf in tree_flatten_with_path(tree)[0]
-        if not is_key(leaf) and is_differentiable(leaf)
+        if is_inexact(leaf)
     ]
 
 

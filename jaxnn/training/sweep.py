@@ -8,7 +8,7 @@ import functools
 import operator
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +29,10 @@ from jaxnn._validate import (
     require_differentiable,
     require_optimizer,
 )
-from jaxnn.data import count_examples, require_batches
+from jaxnn.data import count_examples, require_alike, require_batches
 from jaxnn.training.history import Fit, Log, Status
 from jaxnn.training.measuring import Measure, loss_first
-from jaxnn.training.objective import Objective
+from jaxnn.training.objective import Form, Objective
 from jaxnn.training.options import require_counts
 from jaxnn.training.progress import Progress
 from jaxnn.training.steps import (
@@ -105,7 +105,8 @@ def sweep(
     """
     require_batches("data", data)
     if test is not None:
-        require_batches("test", test, data)
+        require_batches("test", test)
+        require_alike("test", test, data)
     require_callable("loss", loss)
     require_arguments("grad", grad, loss)
     if on_progress is not None:
@@ -135,32 +136,35 @@ def sweep(
         sets["test"] = replicate(test, None)
     if model_state is not None:
         require_arrays("model_state", model_state)
-    objective = Objective.of(loss, metrics, grad, skeleton, data, model_state, has_aux)
+    form = Form.of(loss, data, model_state, has_aux)
+    objective = Objective(loss, metrics, grad, skeleton, form)
     model_state = replicate(model_state, None)
     plan = Plan(count := count_examples(data), min(batch_size, count), epochs, replacement)
     batch = batch_form(sets["train"], plan.batch_size)
     objective.require(_one(starts, 0), model_state, keys[0], batch)
-    programs = _compiled(objective, optimizer, Way.of(plan), plan, key.ndim)
+    take, evaluate, order_of, keys_of = _compiled(
+        objective, optimizer, Way.of(plan), plan, key.ndim
+    )
 
     def begin(params, value):
         return State(params, optimizer(value).init(skeleton.split(params)[0]), model_state)
 
     states = jax.vmap(begin)(replicate(starts, None), values)
     logs, broken = [Log() for _ in range(runs)], [None] * runs
-    measured_by = programs.keys(keys, 0)
+    measured_by = keys_of(keys, 0)
     for epoch in range(1, epochs + 1):
         began = time.perf_counter()
         # A run that is no longer finite takes no further steps.
         going = np.array([leaf is None for leaf in broken])
         stop, short = np.where(going, np.int32(plan.per_epoch), 0), going & (plan.rest > 0)
-        start, order = np.zeros(runs, np.int32), programs.order(key, epoch)
-        examples = values, sets["train"], order, programs.keys(keys, epoch), np.int32(0)
-        chunk = run_chunk(programs.take, states, *examples, start=start, stop=stop, short=short)
+        start, order = np.zeros(runs, np.int32), order_of(key, epoch)
+        examples = values, sets["train"], order, keys_of(keys, epoch), np.int32(0)
+        chunk = run_chunk(take, states, *examples, start=start, stop=stop, short=short)
         states = chunk.state
         measured = {
             f"{name}_{what}": np.asarray(value)
             for name, examples in sets.items()
-            for what, value in loss_first(programs.evaluate(states, measured_by, examples)).items()
+            for what, value in loss_first(evaluate(states, measured_by, examples)).items()
         }
         seconds = time.perf_counter() - began
         for i, log in enumerate(logs):
@@ -170,7 +174,7 @@ def sweep(
             log.measured({name: value[i] for name, value in measured.items()})
         if on_progress is not None:
             on_progress(_progress(plan, epoch, measured))
-    return [_fit(log, broken[i], skeleton, _one(states, i)) for i, log in enumerate(logs)]
+    return [_result(objective, log, broken[i], _one(states, i)) for i, log in enumerate(logs)]
 
 
 def _add(
@@ -188,30 +192,22 @@ def _add(
     log.add_seconds(seconds)
 
 
-def _fit(log: Log, broken: str | None, skeleton: Skeleton, state: State) -> Fit:
+def _result(objective: Objective, log: Log, broken: str | None, state: State) -> Fit:
     """The result of one run."""
     status = Status("finished" if broken is None else "not finite", log.step, broken)
-    params = skeleton.fill(state.params)
     history = log.history()._replace(evaluated=np.zeros(0, np.int64))
-    return Fit(params, state.opt_state, history, status, state.model_state)
-
-
-class _Programs(NamedTuple):
-    """The programs of a sweep: chunks of steps, measurements, orders of epochs, and their keys."""
-
-    take: Callable[..., Chunk]
-    evaluate: Callable
-    order: Callable[[Any, Any], Any]
-    keys: Callable[[Any, Any], Any]
+    return Descent(objective, None).result(state, history, status)
 
 
 def _compiled(
     objective: Objective, optimizer: Callable, way: Way, plan: Plan, own_keys: int
-) -> _Programs:
-    """Compile the programs; `own_keys` is 1 if each run has its own key, else 0."""
+) -> list[Callable]:
+    """The programs of a sweep: chunks of steps, measurements, orders of epochs, and keys of epochs;
+    `own_keys` is 1 if each run has its own key, else 0.
+    """
 
     def take(state, value, *given):
-        return make_chunk(Descent(objective, optimizer(value)).step, way)(state, *given)
+        return make_chunk(Descent(objective, optimizer(value)), way)(state, *given)
 
     axes = (0, 0, None, 0 if own_keys else None, 0, None, 0, 0, 0)
 
@@ -219,7 +215,7 @@ def _compiled(
         count = count_examples(data)
         size = min(plan.batch_size, count)
         full, rest = divmod(count, size)
-        measure = Measure.of(Descent(objective, None).measured, size, rest, None)
+        measure = Measure.of(Descent(objective, None).measured, None, size, rest)
         given = state, key, data
         sums = measure.add(*given, measure.begin(*given), 0, full + (rest > 0), rest > 0)
         return {name: total / count for name, (total, _) in sums.items()}
@@ -229,10 +225,9 @@ def _compiled(
         of = functools.partial(plan.order, epoch=epoch)
         return lax.map(of, key) if own_keys else of(key)
 
-    keys = jax.vmap(plan.key_of, (0, None))
+    keys = jax.vmap(jax.random.fold_in, (0, None))
     programs = jax.vmap(take, axes), jax.vmap(evaluate, (0, 0, None))
-    take_all, evaluate_all = map(Jitted, programs)
-    return _Programs(take_all, evaluate_all, Jitted(order), Jitted(keys))
+    return list(map(Jitted, (*programs, order, keys)))
 
 
 def _require_keys(key: Any, runs: int) -> Key[Array, "runs"]:  # noqa: F821

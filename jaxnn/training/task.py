@@ -17,16 +17,14 @@ from jaxnn._programs import programs_of
 from jaxnn._validate import (
     describe,
     require_arguments,
-    require_arrays,
     require_same_form,
     require_scalar,
     tracing,
 )
-from jaxnn.descent import updated
+from jaxnn.descent import is_automatic, updated
 from jaxnn.training.history import Fit, History, Status, Trained
 from jaxnn.training.objective import Objective, require_means, scalars
 from jaxnn.training.optimizers import kind_of, learning_rate, program_of, with_new_numbers
-from jaxnn.training.steps import Step
 
 # The name under which the norm of the gradient is recorded.
 NORM = "gradient_norm"
@@ -60,26 +58,23 @@ class Descent(NamedTuple):
         """Whether the loss takes keys."""
         return self.objective.form.keyed
 
-    @property
-    def step(self) -> Step:
-        """A step: the loss and its gradient, then the optimiser's update."""
-        return Step(self._begin, self._end, self._noted, self.keyed)
-
     def programs(self, *way: Hashable) -> dict | None:
         """Where the programs of these steps are kept, if the loss is jitted."""
         objective = self.objective
-        if objective.grad is not None:
+        if not is_automatic(objective.grad):
             return None
         key = objective.skeleton.key, objective.form, self.norm, *way
         return programs_of(objective.loss, self.optimizer.update, *key)
 
-    def _begin(self, state: State, batch: Any, key: Any) -> tuple[Any, Any, dict[str, Any]]:
+    def begin(self, state: State, batch: Any, key: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """The first part of a step: what `end` needs, the loss, and further values to record."""
         inputs = state.model_state, key, batch
         value, gradient, model_state, aux = self.objective.value_and_gradient(state.params, *inputs)
         aux = self._with_norm(aux, gradient)
         return (value, gradient, model_state, inputs), value, aux
 
-    def _end(self, state: State, work: Any) -> State:
+    def end(self, state: State, work: Any) -> State:
+        """The new state: the optimiser's update."""
         value, gradient, model_state, inputs = work
         skeleton = self.objective.skeleton
         moving, held = skeleton.split(state.params)
@@ -92,7 +87,8 @@ class Descent(NamedTuple):
         params = skeleton.merge(optax.apply_updates(moving, updates), held)
         return State(params, opt_state, model_state)
 
-    def _noted(self, state: State, batch: Any, key: Any) -> tuple[Any, dict[str, Any]]:
+    def noted(self, state: State, batch: Any, key: Any) -> tuple[Any, dict[str, Any]]:
+        """The loss and the recorded values alone, for their shapes."""
         value, (_, aux) = self.objective.value(state.params, state.model_state, key, batch)
         return value, self._with_norm(aux, self.objective.skeleton.split(state.params)[0])
 
@@ -117,10 +113,6 @@ class Descent(NamedTuple):
         arrays = arrays_of(made)[1]
         require_same_form("eval_params(...)", arrays, "params", state.params)
         return state._replace(params=arrays)
-
-    def measured_part(self, state: State) -> State:
-        """The part of a state that measurements depend on."""
-        return state._replace(opt_state=None)
 
     def identity(self, state: State) -> dict[str, Any]:
         """What a resumed run must share with its checkpoint."""
@@ -175,17 +167,13 @@ class UserStep(NamedTuple):
 
     keyed, norm = True, False
 
-    @property
-    def step(self) -> Step:
-        """The step."""
-        return Step(self._begin, lambda _, new: new, self._noted, keyed=True)
-
     def programs(self, *way: Hashable) -> dict | None:
         """Where the programs of these steps are kept, if the step is jitted."""
         key = self.skeleton.key, self.is_mapping, *way
         return programs_of(self.function, self.function, *key)
 
-    def _begin(self, state: UserState, batch: Any, key: Any) -> tuple[Any, Any, dict[str, Any]]:
+    def begin(self, state: UserState, batch: Any, key: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """The new state, the loss, and further values to record."""
         made = self.function(self.skeleton.fill(state.state), self._batch(batch), key)
         if not isinstance(made, tuple | list) or len(made) != 2:
             got = jax.tree.map(describe, made)
@@ -214,8 +202,13 @@ class UserStep(NamedTuple):
         require_scalar("the loss of step(...)", value)
         return UserState(arrays), value, record
 
-    def _noted(self, state: UserState, batch: Any, key: Any) -> tuple[Any, dict[str, Any]]:
-        return self._begin(state, batch, key)[1:]
+    def end(self, state: UserState, work: UserState) -> UserState:
+        """The new state."""
+        return work
+
+    def noted(self, state: UserState, batch: Any, key: Any) -> tuple[Any, dict[str, Any]]:
+        """The loss and the recorded values alone, for their shapes."""
+        return self.begin(state, batch, key)[1:]
 
     def _batch(self, batch: Any) -> Any:
         return batch[0] if self.is_mapping else batch
@@ -227,7 +220,7 @@ class UserStep(NamedTuple):
         full, one = self.skeleton.fill(state.state), self._batch(batch)
         require_arguments("step", self.function, full, one, key)
         with tracing("step"):
-            jax.eval_shape(self._begin, state, batch, key)
+            jax.eval_shape(self.begin, state, batch, key)
         if self.metrics is None:
             return
         require_arguments("metrics", self.metrics, full, one)
@@ -242,15 +235,11 @@ class UserStep(NamedTuple):
     def measured(self, state: UserState, key: Any, batch: Any) -> dict[str, Any]:
         """The metrics on a batch."""
         assert self.metrics is not None
-        record = self.metrics(self.skeleton.fill(state.state), self._batch(batch))
-        require_arrays("metrics(...)", record)
-        return record
+        return self.metrics(self.skeleton.fill(state.state), self._batch(batch))
 
     def measured_state(self, state: UserState) -> UserState:
         """The state to measure."""
         return state
-
-    measured_part = measured_state
 
     def identity(self, state: UserState) -> dict[str, Any]:
         """What a resumed run must share with its checkpoint."""

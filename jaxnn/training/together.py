@@ -69,9 +69,8 @@ def require_same(parts: Mapping[str, Any]) -> None:
     """
     if jax.process_count() == 1:
         return
-    digests = np.stack(
-        [np.frombuffer(digest(repr(part).encode()), np.uint32) for part in parts.values()]
-    )
+    hashes = (hashlib.sha256(repr(part).encode()).digest()[:8] for part in parts.values())
+    digests = np.stack([np.frombuffer(hashed, np.uint32) for hashed in hashes])
     of_all = multihost_utils.process_allgather(digests)
     for place, name in enumerate(parts):
         others = (of_all[:, place] != of_all[0, place]).any(axis=-1)
@@ -81,8 +80,3 @@ def require_same(parts: Mapping[str, Any]) -> None:
                 f"`{name}` must be the same in all processes. Got one value in process {which}, "
                 "another in process 0."
             )
-
-
-def digest(content: bytes) -> bytes:
-    """An eight-byte hash of some content."""
-    return hashlib.sha256(content).digest()[:8]

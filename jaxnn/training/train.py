@@ -9,7 +9,7 @@ takes the same steps as an uninterrupted one, bit for bit.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -25,9 +25,8 @@ from jaxnn._validate import (
     require_arguments,
     require_callable,
     require_key,
-    require_same_form,
 )
-from jaxnn.data import count_examples, require_batches
+from jaxnn.data import count_examples, require_alike, require_batches
 from jaxnn.training.examples import Batches, Examples
 from jaxnn.training.history import Fit, Trained
 from jaxnn.training.options import (
@@ -38,12 +37,11 @@ from jaxnn.training.options import (
     Saving,
     require_counts,
 )
-from jaxnn.training.run import Config, Reached, Run, Saves, Schedule
+from jaxnn.training.run import Config, Reached, Run
 from jaxnn.training.saves import as_place
 from jaxnn.training.steps import (
     Plan,
     Way,
-    batch_form,
     in_parts,
     is_large,
     is_sharded,
@@ -123,101 +121,68 @@ def train(
     if not jax.tree.leaves(arrays):
         raise TypeError(f"`state` must hold at least one array. Got {describe(state)}.")
     options = options.require_of_train()
-    setup = Setup.of(data, key, epochs, max_steps, batch_size, options, state)
-    task = UserStep(step, options.measuring.metrics, skeleton, setup.is_mapping)
-    begun = UserState(placed(arrays, setup.mesh, set()))
-    if is_large(begun):  # its memory is used again
-        begun = UserState(replicate(begun.state, setup.mesh))
+    config = configured(data, key, epochs, max_steps, batch_size, options, state)
+    batch = config.sets["train"].batch
+    is_mapping = len(batch) == 1 and isinstance(batch[0], Mapping)
+    task = UserStep(step, options.measuring.metrics, skeleton, is_mapping)
+    start = UserState(placed(arrays, config.mesh, set()))
+    if is_large(start):  # its memory is used again
+        start = UserState(replicate(start.state, config.mesh))
     watches = options.measuring.patience is not None and options.measuring.watch is None
-    task.require(begun, key, setup.sets["train"].batch, watches)
-    result = run_to_end(setup.run(task, begun), options)
+    task.require(start, key, batch, watches)
+    result = run_to_end(begun(config, task, start))
     assert isinstance(result, Trained)
     return result
 
 
-class Setup(NamedTuple):
-    """The inputs of a run, apart from its steps.
-
-    Attributes:
-      key: the key of the run.
-      plan: how its epochs are divided into steps.
-      mesh: devices that split each batch.
-      sharding: how a batch is sharded over them.
-      sets: examples by name; the training data are called "train".
-      names: of the sets to measure.
-      options: the bundles.
-      is_mapping: whether a batch is a dictionary.
-    """
-
-    key: Any
-    plan: Plan
-    mesh: Mesh | None
-    sharding: NamedSharding | None
-    sets: dict[str, Examples | Batches]
-    names: tuple[str, ...]
-    options: Options
-    is_mapping: bool
-
-    @classmethod
-    def of(
-        cls,
-        data: Any,
-        key: Any,
-        epochs: int | None,
-        max_steps: int | None,
-        batch_size: int | None,
-        options: Options,
-        state: PyTree,
-    ) -> "Setup":
-        """Read, validate and place the data."""
-        test = _as_tests(options.measuring.test)
-        data = _as_examples(data)
-        _require_data(data, test)
-        batch_size = _batch_size(data, batch_size, options.feeding)
-        require_counts(epochs=epochs, batch_size=batch_size, max_steps=max_steps)
-        require_key("key", key)
-        plan = _length(data, batch_size, epochs, max_steps, options)
-        mesh = as_mesh("mesh", options.feeding.mesh or _mesh_of(state))
-        sharding = _batch_sharding(mesh, options.feeding.batch_spec, state)
-        sets = _sets(data, test, plan.batch_size, mesh, sharding, options.feeding)
-        batch = sets["train"].batch
-        is_mapping = len(batch) == 1 and isinstance(batch[0], Mapping)
-        names = _measured(sets, options.measuring)
-        return cls(key, plan, mesh, sharding, sets, names, options, is_mapping)
-
-    def run(self, task: Task, state: Any) -> Run:
-        """A run that is ready to start."""
-        measuring, reporting, saving = (
-            self.options.measuring,
-            self.options.reporting,
-            self.options.saving,
-        )
-        first = next((name for name in self.names if name != "train"), "train")
-        watch = measuring.watch or (lambda record: record[f"{first}_loss"])
-        every, steps = measuring.evaluate_every, measuring.evaluate_steps
-        schedule = Schedule(self.names, every, steps, watch, measuring.patience)
-        place = None if saving.checkpoint is None else as_place(saving.checkpoint, saving.keep)
-        skips = self.options.feeding.skip_not_finite
-        more = {"skips": skips, "sharding": self.sharding, "unwatched": not_finite(state)}
-        way = Way.of(self.plan, guarded=is_large(state), **more)
-        config = Config(
-            plan=self.plan,
-            key=self.key,
-            mesh=self.mesh,
-            task=task,
-            way=way,
-            across=_go_across(self.plan, schedule, self.sets["train"]),
-            sets=self.sets,
-            schedule=schedule,
-            saves=place and Saves(place, saving.every, dict(saving.notes or {})),
-            on_progress=reporting.on_progress if jax.process_index() == 0 else None,
-            record=tuple(reporting.record),
-        )
-        return Run(config, Reached(state))
+def configured(
+    data: Any,
+    key: Any,
+    epochs: int | None,
+    max_steps: int | None,
+    batch_size: int | None,
+    options: Options,
+    state: PyTree,
+) -> Config:
+    """The inputs of a run, validated; its data are read and placed."""
+    test = _as_tests(options.measuring.test)
+    data = _as_examples(data)
+    _require_data(data, test)
+    plan = _planned(data, epochs, max_steps, batch_size, options.feeding)
+    require_key("key", key)
+    mesh = as_mesh("mesh", options.feeding.mesh or _mesh_of(state))
+    sharding = _batch_sharding(mesh, options.feeding.batch_spec, state)
+    stream, parts = options.feeding.stream, sharding if options.feeding.parts else None
+    size = BATCH_SIZE if plan.count is None else plan.batch_size
+    sets: dict[str, Examples | Batches] = {}
+    for name, examples in ({"train": data} | test).items():
+        label = _label(name)
+        if _is_function(examples):
+            sets[name] = Batches.of(label, examples, mesh, parts)
+        else:
+            sets[name] = Examples.of(label, examples, size, mesh, stream)
+        require_alike(label, sets[name].batch, sets["train"].batch)
+    names = _measured(sets, options.measuring)
+    return Config(plan, key, mesh, sharding, sets, names, options)
 
 
-def run_to_end(run: Run, options: Options) -> Fit | Trained:
+def begun(config: Config, task: Task, state: Any) -> Run:
+    """A run that is ready to start."""
+    plan, options = config.plan, config.options
+    saving, measuring = options.saving, options.measuring
+    place = None if saving.checkpoint is None else as_place(saving.checkpoint, saving.keep)
+    skips = options.feeding.skip_not_finite
+    more = {"skips": skips, "sharding": config.sharding, "unwatched": not_finite(state)}
+    way = Way.of(plan, guarded=is_large(state), **more)
+    between = measuring.evaluate_steps or measuring.evaluate_every * plan.per_epoch
+    seldom = not config.names or between > plan.per_epoch
+    across = seldom and not (plan.rest or config.sets["train"].streamed)
+    return Run(config, task, way, across, place, Reached(state))
+
+
+def run_to_end(run: Run) -> Fit | Trained:
     """Take the steps of a run; its result."""
+    options = run.config.options
     with run.held():
         run.begin(options.saving.resume)
         while not run.ended:
@@ -228,31 +193,40 @@ def run_to_end(run: Run, options: Options) -> Fit | Trained:
         run.finish()
     result = run.result()
     if result.status.reason == "interrupted" and options.reporting.on_interrupt == "raise":
-        raise Interrupted(result, options.saving.checkpoint is not None)
+        more = "; saved: `resume=True` continues" if run.place else ""
+        error: Any = KeyboardInterrupt(f"interrupted after step {result.status.step}{more}")
+        error.fit = result
+        raise error
     return result
 
 
-def _batch_size(data: Any, batch_size: int | None, feeding: Feeding) -> int | None:
-    """The number of examples per step; None if `data` is a function, which decides."""
-    if not _is_function(data):
-        if feeding.parts:
-            raise ValueError(
-                "`parts` must be used with a function as `data`, which gives the parts. Got arrays."
-            )
-        return BATCH_SIZE if batch_size is None else batch_size
-    if batch_size is not None or feeding.replacement or feeding.stream is not None:
+def _planned(
+    data: Any, epochs: int | None, max_steps: int | None, batch_size: int | None, feeding: Feeding
+) -> Plan:
+    """How the epochs of a run are divided into steps; `data` that is a function decides alone."""
+    made = _is_function(data)
+    if feeding.parts and not made:
+        raise ValueError(
+            "`parts` must be used with a function as `data`, which gives the parts. Got arrays."
+        )
+    if made and (batch_size is not None or feeding.replacement or feeding.stream is not None):
         raise ValueError(
             "`batch_size`, `replacement` and `stream` must be left out if `data` is a function "
             f"or a loader, which makes the batches. Got {batch_size}, {feeding.replacement} and "
             f"{feeding.stream}."
         )
-    return None
+    require_counts(epochs=epochs, batch_size=batch_size, max_steps=max_steps)
+    epochs = EPOCHS if epochs is None and max_steps is None else epochs
+    if made:
+        return Plan(None, 1, epochs, False, max_steps)
+    count, size = count_examples(data), BATCH_SIZE if batch_size is None else batch_size
+    return Plan(count, min(size, count), epochs, feeding.replacement, max_steps)
 
 
-def _as_tests(test: Any) -> Any:
-    """The sets for measurements by name, in the form of `_as_examples`; None if there are none."""
+def _as_tests(test: Any) -> dict[str, Any]:
+    """The sets for measurements by name, in the form of `_as_examples`."""
     if test is None:
-        return None
+        return {}
     several = isinstance(test, Mapping) and not any(map(is_array, test.values()))
     return {name: _as_examples(x) for name, x in (test if several else {"test": test}).items()}
 
@@ -262,8 +236,9 @@ def _measured(sets: Mapping[str, Examples | Batches], measuring: Measuring) -> t
     asked = [
         name for name in ("metrics", "patience", "measure") if getattr(measuring, name) is not None
     ]
-    wanted = asked or measuring.test is not None
-    names = _require_measure(measuring.measure, sets) if wanted else ()
+    # Training batches from a function are available only to the steps, once per epoch.
+    names = tuple(n for n, s in sets.items() if n != "train" or isinstance(s, Examples))
+    names = names if asked or measuring.test is not None else ()
     if asked and not names:
         raise ValueError(
             f"`{asked[0]}` must be used with `test` if `data` is a function. Got none."
@@ -273,14 +248,12 @@ def _measured(sets: Mapping[str, Examples | Batches], measuring: Measuring) -> t
             "`evaluate_steps` must be used with `test`, `metrics` or `patience`, so that something "
             "is measured. Got none."
         )
-    return names
-
-
-def _go_across(plan: Plan, schedule: Schedule, train: Examples | Batches) -> bool:
-    """Whether a chunk of steps may span several epochs."""
-    between = schedule.steps or schedule.epochs * plan.per_epoch
-    seldom = not schedule.names or between > plan.per_epoch
-    return seldom and not (plan.rest or train.streamed)
+    if measuring.measure is None:
+        return names
+    given = (measuring.measure,) if isinstance(measuring.measure, str) else measuring.measure
+    if not isinstance(given, Sequence) or not given or any(name not in names for name in given):
+        raise ValueError(f"`measure` must name some of {names}. Got {measuring.measure!r}.")
+    return tuple(given)
 
 
 def _is_function(data: Any) -> bool:
@@ -311,51 +284,10 @@ def _columns(data: Any) -> Any:
     return {name: data[name].to_numpy() for name in data.columns}
 
 
-def _length(
-    data: Any,
-    batch_size: int | None,
-    epochs: int | None,
-    max_steps: int | None,
-    options: Options,
-) -> Plan:
-    """The plan of a run: its examples, batch size, and number of epochs or steps."""
-    if epochs is None and max_steps is None:
-        epochs = EPOCHS
-    if batch_size is None:  # the function determines the length of an epoch
-        return Plan(None, 1, epochs, False, max_steps)
-    count = count_examples(data)
-    replacement = options.feeding.replacement
-    return Plan(count, min(batch_size, count), epochs, replacement, max_steps)
-
-
-def _sets(
-    data: Any,
-    test: Any,
-    batch_size: int,
-    mesh: Mesh | None,
-    sharding: NamedSharding | None,
-    feeding: Feeding,
-) -> dict[str, Examples | Batches]:
-    """The sets of examples by name: "train" first, then the test sets."""
-
-    def of(label, examples):
-        if _is_function(examples):
-            parts = sharding if feeding.parts else None
-            return Batches.of(label, examples, mesh, parts)
-        size = batch_size if not _is_function(data) else BATCH_SIZE
-        return Examples.of(label, examples, size, mesh, feeding.stream)
-
-    sets = {"train": of("data", data)}
-    for name, examples in (test or {}).items():
-        label = _label(name)
-        sets[name] = of(label, examples)
-        one, other = (batch_form(sets[key].batch, 1) for key in (name, "train"))
-        require_same_form(f"an example of {label}", one, "data", other)
-    return sets
-
-
 def _label(name: str) -> str:
-    """What errors call a test set."""
+    """What errors call a set."""
+    if name == "train":
+        return "data"
     return "test" if name == "test" else f"test[{name!r}]"
 
 
@@ -396,34 +328,12 @@ def _mesh_of(params: PyTree) -> Mesh | None:
     return meshes[0] if meshes else None
 
 
-class Interrupted(KeyboardInterrupt):
-    """Raised when a run is interrupted, after it is saved; `fit` is the result so far."""
-
-    def __init__(self, fit: Fit | Trained, is_saved: bool):
-        more = "; saved: `resume=True` continues" if is_saved else ""
-        super().__init__(f"interrupted after step {fit.status.step}{more}")
-        self.fit = fit
-
-
-def _require_data(data: Any, test: Any) -> None:
+def _require_data(data: Any, test: Mapping[str, Any]) -> None:
     """Refuse invalid `data` and `test`."""
     if _is_function(data):
         require_arguments("data", data, 1)
     else:
         require_batches("data", data)
-    for name, examples in (test or {}).items():
+    for name, examples in test.items():
         if not _is_function(examples):
-            like = None if _is_function(data) else data
-            require_batches(_label(name), examples, like)
-
-
-def _require_measure(measure: Any, sets: Mapping[str, Examples | Batches]) -> tuple[str, ...]:
-    """The names of the sets to measure."""
-    # Training batches from a function are available only to the steps, once per epoch.
-    names = tuple(n for n, s in sets.items() if n != "train" or isinstance(s, Examples))
-    if measure is None or not names:
-        return names
-    given = (measure,) if isinstance(measure, str) else measure
-    if not isinstance(given, Sequence) or not given or any(name not in names for name in given):
-        raise ValueError(f"`measure` must name some of {names}. Got {measure!r}.")
-    return tuple(given)
+            require_batches(_label(name), examples)

@@ -212,7 +212,7 @@ def _forward_fits(site: Site, asked: SiteQuestion, line: Line, dtype: Any) -> bo
             given = [symmetric(v) for v in given]
         given = [jnp.asarray(v) for v in given]
     try:
-        forward = widen(_changes(site), (avals, tangents), dtype).call
+        forward = widen(_changes(site), (avals, tangents), dtype)
         with wide_arithmetic(dtype):
             dys = forward(asked.rest, given)
     except Exception:  # no JVP exists, which JAX may notice only inside a loop

@@ -368,7 +368,7 @@ def _is_of_a_solver(tape: Tape, number: int, asked: SiteQuestion, line: Line) ->
 def _with_another_value(site: Site, record: Record, dtype: Any) -> RuleReport | None:
     """A report on a rule whose forward pass changes the function's value; None if it does not."""
     forward = lambda full: jax.vjp(of_site(site, full), [full[i] for i in site.active])[0]  # noqa: E731
-    call = widen(forward, (avals_of(site.eqn.invars),), dtype).call
+    call = widen(forward, (avals_of(site.eqn.invars),), dtype)
     with wide_arithmetic(dtype):
         values = call([record.values[s] for s in site.inputs])
     worst = 0.0

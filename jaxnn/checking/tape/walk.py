@@ -358,7 +358,7 @@ def vjp_of(
             if pull is forward:  # only here does JAX notice that a VJP has no forward mode
                 jax.jit(forward).lower(*given)
             if dtype is not None:
-                return widen(pull, given, dtype).call
+                return widen(pull, given, dtype)
             jax.eval_shape(pull, *given)
             return pull
     return None
