@@ -459,6 +459,33 @@ def test_a_squared_hinge_has_the_slope_0_at_0(n, dtype):
     assert check_gradient(hinge, jnp.zeros(n, dtype), gradient=wrong).verdict == "differs"
 
 
+CLOSE_TO_0 = {
+    "cosine": lambda x: 1 - jnp.cos(x),
+    "pseudo-Huber": lambda x: jnp.sqrt(1 + x**2) - 1,
+    "log cosh": lambda x: jnp.log(jnp.cosh(x)),
+    "Cauchy": lambda x: jnp.log(1 + x**2),
+    "Welsch": lambda x: 1 - jnp.exp(-(x**2) / 2),
+}
+
+
+@pytest.mark.parametrize("name", CLOSE_TO_0)
+@pytest.mark.parametrize("x", [1e-5, 3e-6, 1e-6, 1e-7])
+def test_rounded_values_close_to_a_minimum_are_not_flat(name, x):
+    """Such values are multiples of 1e-16, so that the finest steps change nothing."""
+    f = CLOSE_TO_0[name]
+    right, x = check_gradient(f, jnp.float32(x)), jnp.float32(x)
+    assert right.verdict == "agrees"
+    if x > 5e-7:
+        for factor in (0.0, 1.1, -1.0):
+            wrong = lambda x: factor * jax.grad(f)(x)  # noqa: B023, E731
+            assert check_gradient(f, x, gradient=wrong).verdict == "differs"
+
+
+def test_rounded_values_of_many_residuals_are_not_flat():
+    residuals = 3e-7 * jnp.asarray(np.random.default_rng(0).normal(size=100), jnp.float32)
+    assert check_gradient(lambda r: jnp.sum(jnp.log(1 + r**2)), residuals).verdict == "agrees"
+
+
 def onto(u):
     return u @ u.conj().T
 

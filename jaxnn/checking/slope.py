@@ -41,6 +41,9 @@ WILD = 1e-5
 # Values and changes up to this size may be lost beside terms of size 1 that cancel, as in the
 # logarithm of 1 and a little more.
 LITTLE = 1e-14
+# A function whose values change by no less than this, or not at all, is rounded: terms of moderate
+# size cancel in it. The smallest change is then a small part of the value.
+GRAIN, PART = 1e-10, 1e-2
 # A bound below this fraction of the slope is close.
 CLEAR = 1e-3
 # How many of the finest steps show a jump; noise would have to be the same in all of them.
@@ -183,7 +186,7 @@ def estimate_slope(
         best = from_left = from_right = NONE
         one_sided = np.abs([right[first:], left[first:]])[:, :1]
         coarse = float(np.max(one_sided[np.isfinite(one_sided)], initial=0.0))
-        floor, gap = epsilon * size, np.abs(right - left)[first:]
+        floor, gap = max(epsilon * size, _grain(values, centre)), np.abs(right - left)[first:]
         if np.isfinite(centre):
             best = limit(t, quotients[first:], 2 if all(inside) else 1, floor, size, gap)
         if np.isfinite(best.bound) and all(inside):
@@ -260,6 +263,16 @@ def limit(
     doubtful = excluded & ~shown & (finer | ((rung < rung[best]) & (bound < CLEAR * apart)))
     total = float(bound[best] + np.max((apart + bound)[doubtful], initial=0.0))
     return Limit(float(value[best]), total, float(t[rung[best]]), float(noise[best]))
+
+
+def _grain(values: np.ndarray, centre: float) -> float:
+    """The smallest change of the values if they look flat over the finest steps because they are
+    rounded; 0 if they do not.
+    """
+    changes = np.abs(values - centre)
+    grain = float(np.min(changes[changes > 0], initial=np.inf))
+    is_flat = not changes[:, -WITNESSES:].any()
+    return grain if is_flat and grain <= min(GRAIN, PART * abs(centre)) else 0.0
 
 
 def _in_float32(t: np.ndarray, values: np.ndarray, centre: float, size: float) -> bool:
