@@ -1420,3 +1420,16 @@ def test_where_cancelled_terms_are_constant_over_small_steps_nothing_is_accused(
     with jax.enable_x64(True):
         report = check_gradient(lambda x: (1 - jnp.cos(x)) / x**2, jnp.float64(1e-5))
     assert report.verdict == "unresolved"
+
+
+@pytest.mark.parametrize(
+    "f",
+    [lambda x: x**3, lambda x: jax.nn.relu(x) ** 2, lambda x: x - jnp.sin(x)],
+    ids=["cube", "relu squared", "sine"],
+)
+def test_a_slope_that_is_zero_with_the_value_is_seen(f):
+    """The quotients there differ by truncation alone, which is no noise."""
+    assert check_gradient(f, jnp.float32(0)).verdict == "agrees"
+    for claim in (1e-5, 1.0):
+        wrong = lambda x: 0 * x + claim  # noqa: B023, E731
+        assert check_gradient(f, jnp.float32(0), gradient=wrong).verdict == "differs"

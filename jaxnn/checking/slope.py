@@ -122,9 +122,14 @@ class Slope(NamedTuple):
             bound, noise, size = max(bound, LITTLE / FIRST_STEP), LITTLE, 1.0
         outside = abs(claim - self.value) > bound
         runs = abs(claim) * RATIO**WITNESSES * self.steps[-1] > BLIND * noise
-        if outside and runs and noise > WILD * size:
+        if outside and runs and min(noise, self._noise_of_finest()) > WILD * size:
             bound = np.inf
         return self._replace(bound=bound, noise=noise, size=size)
+
+    def _noise_of_finest(self) -> float:
+        """The noise over the finest steps; what differs over coarser ones may be truncation."""
+        off = np.abs(self.differences - self.value) * self.steps
+        return float(np.max(off[-WITNESSES:], initial=0.0))
 
     @property
     def jumps(self) -> bool:
