@@ -1433,3 +1433,12 @@ def test_a_slope_that_is_zero_with_the_value_is_seen(f):
     for claim in (1e-5, 1.0):
         wrong = lambda x: 0 * x + claim  # noqa: B023, E731
         assert check_gradient(f, jnp.float32(0), gradient=wrong).verdict == "differs"
+
+
+def test_a_wrong_rule_beside_a_value_that_hides_it_is_found_by_its_own_values():
+    sine = rule(jnp.sin, lambda args, g: (1.1 * g * jnp.cos(*args),))
+    f = lambda a, b: 1e12 * jnp.sum(a**2) + jnp.sum(sine(b))  # noqa: E731
+    x = jnp.array([0.3, -0.7, 1.9, -2.4])
+    report = check_gradient(f, x, x + 0.1, argnums=(0, 1))
+    assert report.verdict == "differs" and len(report.rules) == 1
+    assert {leaf.path: str(leaf.verdict) for leaf in report.leaves}["[0]"] == "agrees"

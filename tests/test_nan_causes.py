@@ -116,3 +116,11 @@ def test_a_few_births_are_enough():
 
     lines = [birth.line.line for birth in jaxnn.explain(f, jnp.zeros(2)).births]
     assert len(lines) == 3 and lines == sorted(lines, reverse=True)
+
+
+@pytest.mark.parametrize("f", [jnp.square, jnp.sqrt, jnp.exp, lambda x: 1 / x])
+def test_what_is_nan_in_the_data_is_not_said_to_overflow(f):
+    data = jnp.array([1.0, jnp.nan, 2.0])
+    (birth,) = jaxnn.explain(lambda w: jnp.nansum(f(w * data)), jnp.ones(3)).births
+    assert "its operand is NaN" in birth.what and "nan_to_num" in birth.cure
+    assert (birth.count, birth.total) == (1, 3)

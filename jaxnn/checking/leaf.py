@@ -75,6 +75,8 @@ def leaf_report(
     verdict = verdict_of(located, centre, reach(place.x.dtype))
     if loss.is_rounding:
         verdict, entries = Verdict.AGREES, []
+    elif verdict is Verdict.AGREES and located.any_wrong:  # the values are too coarse to show it
+        verdict = Verdict.UNRESOLVED
     by_values = verdict
     pattern, hint = patterns.describe(located, gradient, counts, place.paired)
     if verdict is Verdict.DIFFERS and not any(e.verdict.wrong for e in entries):

@@ -163,6 +163,8 @@ def _born_in_cotangents(tape: Tape, record: Record, number: int) -> list[Birth]:
     bad = [~np.isfinite(np.asarray(x)) for x in record.pulled[number]]
     most = max(bad, key=np.sum)  # of several operands
     _, reason, cure = usual_cause(site.eqn)
+    if any(np.any(np.isnan(record.values[s])) for s in site.inputs if is_inexact(record.values[s])):
+        reason, cure = "its operand is NaN", "replace it first, as in `jnp.nan_to_num(x)`"
     what = f"`{site.name}`: {reason or 'its derivative is not finite'}"
     ct = np.asarray(record.cotangents[site.outputs[site.asked[0]]])
     masks = [b for b in bad if b.shape == ct.shape and b.any()]
