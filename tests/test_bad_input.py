@@ -1274,6 +1274,8 @@ fit(data=tuple(np.ones(n) for n in range(1, 9)))
 jaxnn.assert_gradient(surfaces.bowl, X, y=1)
     TypeError: `y` must be in `kwargs`, as in kwargs={'y': ...}, if `f` takes it. Got an
     unknown option.
+fit(test={"train": (np.ones((6, 3)), np.ones(6, int))})
+    ValueError: `test` must not name a set 'train', which is the data. Got one.
 sweep(test={"a": (X,)})
     TypeError: `test` must be a tuple of arrays, such as (x, t). Got dict {'a': ...
 check_gradient(surfaces.bowl, X).save("report.png")

@@ -228,6 +228,8 @@ def _as_tests(test: Any) -> dict[str, Any]:
     if test is None:
         return {}
     several = isinstance(test, Mapping) and not any(map(is_array, test.values()))
+    if several and "train" in test:
+        raise ValueError("`test` must not name a set 'train', which is the data. Got one.")
     return {name: _as_examples(x) for name, x in (test if several else {"test": test}).items()}
 
 
