@@ -1451,7 +1451,7 @@ FAULTS = (
     Fault(
         "a claim itself may ask far from the point",
         "checking/locate.py",
-        "_ask_wider(line, claims, parts) if bisect else (parts, _ask(line, claims, parts))",
+        "_ask_wider(line, claims, parts) if wider else (parts, _ask(line, claims, parts))",
         "_ask_wider(line, claims, parts)",
         "test_detached.py -k 'do_not_change'",
     ),

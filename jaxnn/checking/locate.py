@@ -175,29 +175,40 @@ def _supported(
     todo = [(sizes, True)] if sizes else []
     while todo:
         group, mixed = todo.pop()
-        parts = _parts(line, group)
-        parts, pair = (
-            _ask_wider(line, claims, parts) if bisect else (parts, _ask(line, claims, parts))
-        )
-        unseen = not bisect and all(map(_is_unseen, pair))
-        off, known = unseen or any(c.is_off for c in pair), []
-        if not off:
-            nothing = _nothing(line, pair, max(group.values()))
-            known = [p for p in parts if len(group) == 1 or _confirms(pair, p, nothing)]
-        shown = (Located(pair).best,) if len(group) > 1 else pair
-        for part in known:
-            yield part.leaf, tuple(comparison.share(part) for comparison in shown)
-        done = {part.leaf for part in known}
-        rest = {k: size for k, size in group.items() if k not in done}
+        known, off = _confirmed(line, claims, group, bisect)
+        yield from known.items()
+        rest = {k: size for k, size in group.items() if k not in known}
         if not rest or len(group) == 1 or (off and not bisect):
             continue
-        classes = _classes(rest)
-        if not off and mixed and (known or len(classes) > 1):
-            todo += [(one, False) for one in classes]
-        else:
+        parts = _classes(rest)
+        if off or not mixed or not (known or len(parts) > 1):
             pairs, middle = list(rest.items()), (len(rest) + 1) // 2
-            halves = filter(None, map(dict, (pairs[middle:], pairs[:middle])))
-            todo += [(half, False) for half in halves]
+            parts = filter(None, map(dict, (pairs[middle:], pairs[:middle])))
+        todo += [(part, False) for part in parts]
+
+
+def _confirmed(
+    line: Line, claims: Sequence[Any], group: dict[int, float], wider: bool
+) -> tuple[dict[int, tuple[Comparison, ...]], bool]:
+    """The leaves of a group whose claims two lines through all of them confirm, each with its
+    evidence, and whether the lines contradict the claims.
+
+    Args:
+      line: measures slopes.
+      claims: the gradient, leaf by leaf.
+      group: the leaves, and the sizes of their claims.
+      wider: whether the leaves are moved further if the values do not show the claims.
+    """
+    parts = _parts(line, group)
+    parts, pair = _ask_wider(line, claims, parts) if wider else (parts, _ask(line, claims, parts))
+    unseen = not wider and all(map(_is_unseen, pair))
+    if unseen or any(comparison.is_off for comparison in pair):
+        return {}, True
+    if len(group) > 1:
+        nothing = _nothing(line, pair, max(group.values()))
+        parts = [part for part in parts if _confirms(pair, part, nothing)]
+        pair = (Located(pair).best,)
+    return {p.leaf: tuple(comparison.share(p) for comparison in pair) for p in parts}, False
 
 
 def examine_leaf(
