@@ -339,3 +339,23 @@ def test_an_entry_far_smaller_than_the_others_moves_by_its_own_size(wrong):
     assert report.verdict == ("agrees" if wrong == 1 else "differs")
     verdicts = {entry.index: str(entry.verdict) for entry in report.leaves[0].entries}
     assert verdicts[(0,)] == "agrees"
+
+
+def test_entries_are_found_where_the_reference_is_nan_at_others():
+    """The function without its rule has no slope at rows of zeros, as padding has."""
+
+    @jax.custom_jvp
+    def norm(x):
+        return jnp.sqrt(jnp.sum(x * x, -1))
+
+    @norm.defjvp
+    def rule(x, dx):
+        length = norm(*x)
+        safe = jnp.where(length > 0, length, 1.0)
+        slope = jnp.where(length > 0, jnp.sum(x[0] * dx[0], -1) / safe, 0.0)
+        return length, slope.at[9].multiply(-1.0)
+
+    x = draw(0, 12, 3).at[2:6].set(0.0)
+    report = check_gradient(lambda x: jnp.sum(norm(x) ** 2), x)
+    wrong = {entry.index for entry in report.leaves[0].entries if entry.verdict == "differs"}
+    assert wrong == {(9, 0), (9, 1), (9, 2)}

@@ -236,6 +236,7 @@ def examine_leaf(
     )
     with np.errstate(invalid="ignore"):
         error = np.nan_to_num(np.abs(claims - right), nan=np.inf)
+    error[~np.isfinite(right) & np.isfinite(claims)] = 0.0  # it says nothing about these entries
     order = np.argsort(-error, kind="stable")
     if supported is not None:
         located = _by_reference(line, leaf, claimed, right, order, supported, few)
