@@ -93,6 +93,21 @@ def compiled_apart():
     return lambda: sum(thread is not threading.main_thread() for thread in COMPILED)
 
 
+STRICT = {"numpy_dtype_promotion": "strict", "numpy_rank_promotion": "raise"}
+
+
+@pytest.fixture(autouse=True)
+def strict(request):
+    """No promotion of dtypes and ranks, except in slow tests and those marked with `promotes`."""
+    marks = map(request.node.get_closest_marker, ("promotes", "slow", "ecosystem"))
+    usual = {name: getattr(jax.config, f"jax_{name}") for name in STRICT}
+    for name, value in ({} if any(marks) else STRICT).items():
+        jax.config.update(f"jax_{name}", value)
+    yield
+    for name, value in usual.items():
+        jax.config.update(f"jax_{name}", value)
+
+
 @pytest.fixture
 def own_errors():
     """The package's own errors, not those of the shape checker that would come first."""

@@ -263,6 +263,7 @@ as_path("path", "a\0b")
 """
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("call, expected", table(VALIDATORS))
 def test_each_requirement_has_one_text(own_errors, call, expected):
     assert_says(refusal(eval, call, NAMES), expected)
@@ -345,6 +346,7 @@ minimize(bowl, X, SGD, max_steps=jnp.sum(X))
 ARRAYS = {"X": X, "Y": Y, "T": T, "BATCH": BATCH, "NETWORK": NETWORK, "KEY": KEY, "KEYS": KEYS}
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
 @pytest.mark.parametrize("call, expected", table(SHAPES))
 def test_shapes_and_dtypes_are_refused_while_tracing_too(own_errors, call, expected, jitted):
@@ -754,6 +756,7 @@ plots.gradient_evidence("leaf")
 """
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("call, expected", table(CALLS))
 def test_a_bad_argument_is_named(own_errors, call, expected):
     assert_says(refusal(eval, call, NAMES), expected)

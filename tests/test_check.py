@@ -45,6 +45,7 @@ LONG = {
 }
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("name", slow_but(CASE.keys() - LONG, CASE))
 def test_verdict_and_place(name):
     case = CASE[name]
@@ -297,6 +298,7 @@ def test_a_gradient_that_cancels_is_not_wrong_by_less_than_its_rounding_error(of
     assert report.leaves[0].verdict == verdict and bool(report.rules) == (verdict == "differs")
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("off", [0, 0.3])
 def test_the_rule_around_a_solver_that_stopped_early_is_not_to_blame(off):
     """The solution is 2 b; the solver, which counts its steps, stops at 1.75 b."""
@@ -925,6 +927,7 @@ def test_a_callback_that_raises_beyond_its_domain_has_no_value_there():
     assert check_gradient(lambda x: log(x - 1), jnp.array([1.02, 3.0])).verdict == "agrees"
 
 
+@pytest.mark.promotes
 def test_a_complex_leaf_is_checked_and_reported_as_one():
     point = {"w": draw(0, 3), "z": draw(2, 3) + 1j * draw(1, 3)}
     f = lambda p: jnp.sum(jnp.abs(p["z"] * p["w"]) ** 2)  # noqa: E731
@@ -934,6 +937,7 @@ def test_a_complex_leaf_is_checked_and_reported_as_one():
     assert (leaf.shape, leaf.dtype) == ((3,), "complex64") and leaf.digits > 8
 
 
+@pytest.mark.promotes
 def test_a_wrong_rule_beside_vectors_whose_phases_do_not_matter_differs():
     a = jax.lax.complex(draw(0, 3, 3), draw(1, 3, 3))
     f = lambda a, x: jnp.sum(jnp.abs(onto(jnp.linalg.eigh(a + a.conj().T)[1]))) + doubled(x)  # noqa: E731
@@ -941,6 +945,7 @@ def test_a_wrong_rule_beside_vectors_whose_phases_do_not_matter_differs():
     assert report.verdict == "differs" and report.rules[0].kind == "custom_vjp"
 
 
+@pytest.mark.promotes
 def test_one_part_of_a_complex_gradient_alone_may_be_wrong():
     z = draw(2, 3) + 1j * draw(1, 3)
     f = lambda z: jnp.sum(jnp.abs(z) ** 2)  # noqa: E731
@@ -964,6 +969,7 @@ def test_the_parts_of_a_written_gradient_follow_argnums_in_a_list_too():
     assert check_gradient(f, draw(0, 3), draw(1, 3), argnums=(1, 0), gradient=both).ok
 
 
+@pytest.mark.promotes
 def test_a_gradient_that_is_not_conjugated_is_named_entry_by_entry():
     z = draw(2, 3) + 1j * draw(1, 3)
     f = lambda z: jnp.sum(jnp.abs(z) ** 2)  # noqa: E731
@@ -1041,6 +1047,7 @@ SCALES = np.array([1e6, 1.0, 1.0, 1.0])
 HALVES = np.geomspace(1, 0.01, 20)
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize(
     "dtype, weights, gradient, x, pattern",
     [
@@ -1105,6 +1112,7 @@ def test_order_two_by_forward_mode():
     assert report.verdict == "agrees" and report.order == 2
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("epsilon", [1e-5, 1e-7])
 def test_a_gradient_that_nearly_cancels_beside_others_has_lost_nothing(epsilon):
     """A scale before a normalisation, whose gradient is almost nothing: rounding explains it."""
@@ -1308,6 +1316,7 @@ def test_leaves_without_names_are_counted():
     assert [leaf.path for leaf in report.leaves] == ["[0][0]", "[0][1]"]
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
 def test_rounding_is_no_slope_of_a_function_that_never_changes(kind):
     weights = jnp.array([1.2, -0.7, 0.9])
@@ -1380,12 +1389,14 @@ def halved_by(steps, factor):
     return solve
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("steps, verdict", [(10, "unresolved"), (30, "agrees"), (50, "agrees")])
 def test_an_exact_rule_of_a_solver_with_so_many_steps_is_not_accused(steps, verdict):
     report = check_gradient(lambda p: jnp.sum(halved_by(steps, 0.5)(p)), jnp.array([0.5, 1.0]))
     assert report.leaves[0].verdict == verdict and not report.rules
 
 
+@pytest.mark.promotes
 def test_one_loose_solver_does_not_excuse_the_wrong_rule_of_another():
     loose, wrong = halved_by(22, 0.5), halved_by(80, 0.501)
     p = jnp.array([0.5, 1.0])

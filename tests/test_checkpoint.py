@@ -104,6 +104,7 @@ def test_any_tree_of_any_dtype_comes_back(tmp_path_factory, tree, info):
     assert found.records["b"].dtype == jnp.bfloat16 and found.records["b"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.promotes
 def test_the_state_of_an_optimiser_comes_back(tmp_path):
     params = STATE["params"]
     optimizer = optax.chain(

@@ -381,6 +381,7 @@ def test_overfitting_is_a_rise_and_no_lucky_number_before_it(test, overfitting):
     assert ("overfitting" in said) == overfitting
 
 
+@pytest.mark.promotes
 def test_eval_refuses_a_run_of_something_else(capsys, tmp_path):
     fit(
         lambda p, x: jnp.mean(p * x),

@@ -63,12 +63,14 @@ WRONG = {
 }
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("f, x", RIGHT.values(), ids=RIGHT)
 def test_a_correct_gradient_at_corners_is_a_kink(f, x):
     report = check_gradient(f, x)
     assert report.verdict == "kink" and not report.rules, str(report)
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("f, x, index", WRONG.values(), ids=WRONG)
 def test_a_wrong_rule_does_not_hide_behind_corners(f, x, index):
     report = check_gradient(f, x)
@@ -78,6 +80,7 @@ def test_a_wrong_rule_does_not_hide_behind_corners(f, x, index):
     assert (index is None) == any("kinks" in note for note in report.notes)
 
 
+@pytest.mark.promotes
 def test_a_rule_that_is_wrong_at_the_corner_alone_differs():
     """No nearby gradient is like it, unlike that of equal entries that are sorted."""
     ramp = jax.custom_jvp(lambda x: jnp.maximum(x, 0))

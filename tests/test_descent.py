@@ -50,6 +50,7 @@ def test_lr_1e_minus_10_hardly_moves(x64):
     np.testing.assert_allclose(end, (-2.99999994, 3.99999992), rtol=1e-8)
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("grad", GRADS)
 def test_many_learning_rates_in_one_vmap(grad):
     rates = jnp.array([0.01, 0.1, 0.5, 10.0])
@@ -102,6 +103,7 @@ def test_the_path_holds_every_point_and_its_loss(dtype):
     assert tree.points["n"].tolist() == [1, 1, 1, 1]
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("grad", GRADS)
 @pytest.mark.parametrize(
     "optimizer, options, reason",
@@ -141,6 +143,7 @@ def test_the_surfaces_have_their_values(surface, point, value):
     assert float(surface(jnp.array(point))) == pytest.approx(value, rel=1e-6)
 
 
+@pytest.mark.promotes
 def test_minimize_goes_on_where_it_stopped():
     whole = minimize(rosenbrock, start(), OPTIMIZER_ADAM, max_steps=60)
     half = minimize(rosenbrock, start(), OPTIMIZER_ADAM, max_steps=30)

@@ -51,6 +51,7 @@ CASES = [
 ]
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("f, point", CASES, ids=lambda case: getattr(case, "__name__", ""))
 def test_what_is_stopped_by_intent_is_detached_and_its_line_is_named(f, point):
     report = check_gradient(f, point)
@@ -61,6 +62,7 @@ def test_what_is_stopped_by_intent_is_detached_and_its_line_is_named(f, point):
         assert_gradient(f, point)
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("f, point", CASES, ids=lambda case: getattr(case, "__name__", ""))
 def test_held_at_the_point_the_gradient_is_right(f, point):
     report = check_gradient(f, point, stop_gradient="held")

@@ -146,6 +146,7 @@ def test_calling_forms_are_those_of_jax_grad():
     assert float(applied) == pytest.approx(12)
 
 
+@pytest.mark.promotes
 def test_integer_boolean_and_key_leaves_are_held_fixed():
     x = {
         "w": jnp.array([2.0]),

@@ -24,6 +24,8 @@ import pytest
 
 import jaxnn
 
+pytestmark = pytest.mark.promotes  # optax does
+
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)

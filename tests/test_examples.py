@@ -14,6 +14,8 @@ from slow import slow_but
 from jaxnn import Status
 from jaxnn.training.examples import Examples
 
+pytestmark = pytest.mark.promotes  # optax does
+
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(50, 3)).astype(np.float32)

@@ -51,6 +51,7 @@ def by_name(name):
     return next(case for case in blame_cases.CASES if case.name == name).make()
 
 
+@pytest.mark.promotes
 def test_where_nan_is_born_is_said_with_its_cure():
     f, args = by_name("root_of_a_variance_that_is_0")
     report = check_gradient(f, *args)
@@ -194,6 +195,7 @@ def test_each_operation_has_its_own_reason(f, value, slope):
     assert [bool(words) for words in found] == [bool(value), bool(slope)]
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("name", ["root_of_a_variance_that_is_0", "in_a_loop_within_a_loop"])
 def test_a_second_explanation_compiles_nothing(name, compilations):
     f, args = by_name(name)
@@ -467,6 +469,7 @@ def test_a_rule_as_linear_as_an_adaptive_solver_is_not_called_nonlinear(part, no
     assert report.rules and noted == any("not linear" in note for note in report.notes)
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("wrong", ["the solver", "its field"])
 def test_a_solver_with_its_own_rule_is_told_from_a_rule_that_it_calls(wrong):
     field = jax.custom_vjp(jnp.tanh)
@@ -844,6 +847,7 @@ def newton(f, x):
     return jax.lax.fori_loop(0, 8, lambda _, x: step(x), x)
 
 
+@pytest.mark.promotes
 def test_a_right_root_is_not_accused_where_a_parameter_enters_twice():
     """The values depend on `p` through the solver, the rule on that of `f`."""
 

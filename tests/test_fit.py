@@ -35,6 +35,8 @@ from jaxnn.training.measuring import compensated, paced
 from jaxnn.training.steps import Chunk, Plan, run_chunk
 from jaxnn.training.task import State
 
+pytestmark = pytest.mark.promotes  # optax does
+
 KEY = jax.random.key(0)
 
 

@@ -8,6 +8,8 @@ import pytest
 
 import jaxnn
 
+pytestmark = pytest.mark.promotes
+
 X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
 T = np.arange(40) % 4
 BY_ZEROS = jnp.zeros((3, 4))

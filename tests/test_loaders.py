@@ -17,6 +17,8 @@ from flat import fit
 
 import jaxnn
 
+pytestmark = pytest.mark.promotes
+
 KEY = jax.random.key(0)
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(12, 1)
 PAIRS = (X, 2 * X + 1)

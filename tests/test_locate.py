@@ -24,7 +24,7 @@ def chain(params):
     """A deep network of one leaf a layer, and a shift beside each."""
     x = jnp.ones((4, WIDTH))
     for w, b in zip(params["w"], params["b"], strict=True):
-        x = x + 0.3 * jnp.tanh(x @ w + b)
+        x = x + 0.3 * jnp.tanh(x @ w + b[None])
     return jnp.mean(x**2)
 
 
@@ -131,6 +131,7 @@ def test_bits_are_mixed_as_the_finaliser_of_murmurhash_does():
     assert mixed.tolist() == [0, 0x514E28B7] and mixed.dtype == np.uint32
 
 
+@pytest.mark.promotes
 def test_a_large_leaf_of_a_short_dtype_moves_by_numbers(monkeypatch):
     monkeypatch.setattr(moves, "ON_HOST", 0)
     draws = moves.drawer([draw(0, 50).astype("float16")], jnp.float16)
@@ -314,6 +315,7 @@ def test_the_usual_size_of_leaves_is_their_root_mean_square():
     assert moves.usual_size(np.array([0.0, np.inf])) == 1
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("wrong", [False, True])
 def test_many_entries_take_fewer_values_and_the_wrong_one_is_still_named(monkeypatch, wrong):
     monkeypatch.setattr(locate, "MANY", 100)

@@ -16,6 +16,8 @@ from jaxnn import (
 )
 from jaxnn.cli.tour import INPUT, TARGET, WEIGHTS
 
+pytestmark = pytest.mark.promotes
+
 DW = [[0.21924763, 0.14356247, -0.36281009], [0.32887144, 0.2153437, -0.54421514]]
 
 

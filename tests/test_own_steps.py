@@ -12,6 +12,8 @@ from versions import since
 import jaxnn
 from jaxnn.data import shuffled
 
+pytestmark = pytest.mark.promotes  # optax does
+
 KEY = jax.random.key(0)
 FOLDER = pathlib.Path(__file__).parents[1] / "examples" / "steps"
 OWN = "dp_sgd gan kronecker lookahead loss_scaling target_network without_bad_examples".split()

@@ -415,6 +415,7 @@ def test_the_pictures_of_the_chapter_say_what_is_on_their_axes():
             assert ax.get_label() == "<colorbar>" or named, name
 
 
+@pytest.mark.promotes
 def test_a_picture_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "_PICTURES", {figures._learning_rates: (9, 6)})
     monkeypatch.setattr(figures, "_MOVING", {})

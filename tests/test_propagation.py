@@ -16,6 +16,8 @@ from jaxnn import numerical_grad, numerical_jacobian
 from jaxnn.numerical.loop import entries_at_once
 from jaxnn.numerical.propagate import perturbations
 
+pytestmark = pytest.mark.promotes
+
 # The programs here run once, on a few numbers: what counts is the time to compile them.
 jit_quickly = functools.partial(
     jax.jit,

@@ -31,6 +31,8 @@ from jaxnn import (
     numerical_jacobian,
 )
 
+pytestmark = pytest.mark.promotes
+
 X = jnp.linspace(0.3, 1.7, 8)
 MESH = jax.make_mesh((1,), ("i",), axis_types=(AxisType.Auto,))
 

@@ -25,6 +25,8 @@ from jaxnn.training.history import Log
 from jaxnn.training.optimizers import kind_of, program_of
 from jaxnn.training.saves import checksum
 
+pytestmark = pytest.mark.promotes  # optax does
+
 KEY = jax.random.key(0)
 X = jnp.linspace(-1, 1, 12).reshape(12, 1)
 PAIRS = (X, 2 * X + 1)

@@ -34,6 +34,7 @@ def test_functions_of_usual_operations_compile_nothing(monkeypatch, compilations
     assert compilations() == before
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("case", gradient_cases.CASES[::9], ids=lambda case: case.name)
 def test_a_report_is_the_same_by_operation_and_compiled(monkeypatch, case):
     reports = []

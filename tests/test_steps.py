@@ -11,6 +11,8 @@ from flat import fit
 
 from jaxnn import DivergenceWarning, Status
 
+pytestmark = pytest.mark.promotes  # optax does
+
 KEY = jax.random.key(0)
 X = jnp.linspace(-1, 1, 12).reshape(12, 1)
 PAIRS = (X, 2 * X + 1)

@@ -13,6 +13,8 @@ from versions import since
 import jaxnn
 from jaxnn import Feeding, Measuring, Reporting, Saving, Status, train
 
+pytestmark = pytest.mark.promotes  # optax does
+
 KEY = jax.random.key(0)
 X = jnp.linspace(-1, 1, 12).reshape(12, 1)
 PAIRS = (X, 2 * X + 1)

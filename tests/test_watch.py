@@ -426,6 +426,7 @@ def descend(f, how, steps=70):
     return jnp.stack(before)
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("finite", [True, False])
 @pytest.mark.parametrize("how", ["eager", "jit", "scan"])
 def test_further_points_are_spread_over_the_run(how, finite):
