@@ -1525,6 +1525,62 @@ FAULTS = (
         "        if False:\n            return",
         "test_programs.py -k 'warm_run'",
     ),
+    Fault(
+        "rounded values are flat",
+        "checking/slope.py",
+        "GRAIN, PART = 1e-10, 1e-2",
+        "GRAIN, PART = 0.0, 1e-2",
+        "test_check.py -k 'rounded_values'",
+    ),
+    Fault(
+        "truncation is noise",
+        "checking/slope.py",
+        "min(noise, self._noise_of_finest()) > WILD * size",
+        "noise > WILD * size",
+        "test_check.py -k 'zero_with_the_value'",
+    ),
+    Fault(
+        "what the values are too coarse to show agrees",
+        "checking/leaf.py",
+        "elif verdict is Verdict.AGREES and located.any_wrong:",
+        "elif False:",
+        "test_check.py -k 'hides_it'",
+    ),
+    Fault(
+        "entries where the reference is NaN come first",
+        "checking/locate.py",
+        "error[~np.isfinite(right) & np.isfinite(claims)] = 0.0",
+        "error = error + 0.0",
+        "test_locate.py -k 'reference_is_nan'",
+    ),
+    Fault(
+        "a NaN operand overflows",
+        "checking/questions/births.py",
+        "if any(np.any(np.isnan(record.values[s])) for s in",
+        "if any(False for s in",
+        "test_nan_causes.py -k 'nan_in_the_data'",
+    ),
+    Fault(
+        "float64 prints, too",
+        "numerical/float64.py",
+        "elif eqn.primitive in prints():",
+        "elif False:",
+        "test_real_programs.py -k 'print'",
+    ),
+    Fault(
+        "the imaginary part of an output does not count",
+        "checking/scalar.py",
+        "if jnp.issubdtype(dtype, jnp.complexfloating):",
+        "if False:",
+        "test_check.py -k 'imaginary'",
+    ),
+    Fault(
+        "a test set may be called train",
+        "training/train.py",
+        'if several and "train" in test:',
+        "if False:",
+        "test_bad_input.py -k 'train'",
+    ),
 )
 
 

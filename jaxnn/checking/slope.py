@@ -41,8 +41,8 @@ WILD = 1e-5
 # Values and changes up to this size may be lost beside terms of size 1 that cancel, as in the
 # logarithm of 1 and a little more.
 LITTLE = 1e-14
-# A function whose values change by no less than this, or not at all, is rounded: terms of moderate
-# size cancel in it. The smallest change is then a small part of the value.
+# Values that change by a smallest amount or not at all are rounded, as where terms of moderate size
+# cancel, if that amount is at most GRAIN and at most this PART of the value.
 GRAIN, PART = 1e-10, 1e-2
 # A bound below this fraction of the slope is close.
 CLEAR = 1e-3
