@@ -153,3 +153,16 @@ rounded.defjvp(lambda x, t: (rounded(*x), t[0]))
 def test_a_detached_report_says_how_to_hold_the_operands():
     hint = check_gradient(lambda x: jnp.sum(x * lax.stop_gradient(x)), X).leaves[0].hint
     assert hint.endswith('if that is intended, set `stop_gradient="held"`')
+
+
+def test_a_leaf_that_is_wrong_for_another_reason_is_not_detached():
+    double = jax.custom_vjp(lambda x: 2 * x)
+    double.defvjp(lambda x: (2 * x, None), lambda _, g: (3 * g,))
+
+    def f(a, b):
+        return jnp.sum(a * jax.lax.stop_gradient(a)) + jnp.sum(double(b))
+
+    x = jnp.array([0.3, -0.7])
+    report = check_gradient(f, x, x + 1, argnums=(0, 1))
+    verdicts = {leaf.path: str(leaf.verdict) for leaf in report.leaves}
+    assert verdicts == {"[0]": "detached", "[1]": "differs"}

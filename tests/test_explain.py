@@ -264,6 +264,19 @@ def test_right_rules_of_complex_numbers_are_not_accused():
     assert found.ok, str(found)
 
 
+def test_a_right_complex_rule_is_not_accused_beside_a_wrong_one():
+    body = lambda z: z * jnp.exp(lax.complex(jnp.real(z), jnp.imag(z)) ** 2)  # noqa: E731
+    spin = jax.custom_vjp(body)
+    spin.defvjp(lambda z: (body(z), z), lambda z, g: jax.vjp(body, z)[1](g))
+    double = jax.custom_vjp(lambda x: 2 * x)
+    double.defvjp(lambda x: (2 * x, None), lambda _, g: (3 * g,))
+    z = lax.complex(jnp.array([0.3, -0.7]), jnp.array([0.2, 0.5]))
+    f = lambda z: jnp.sum(jnp.abs(spin(z)) * double(jnp.real(z)))  # noqa: E731
+    report = check_gradient(f, z)
+    assert report.verdict == "differs" and len(report.rules) == 1
+    assert "double.defvjp" in report.rules[0].rule.text
+
+
 @pytest.mark.parametrize("off, verdict", [(0.009, "agrees"), (0.011, "differs")])
 def test_ten_shakes_explain_an_error_and_more_do_not(off, verdict):
     own, wide = np.array([1 + off]), np.array([1.0])
