@@ -70,11 +70,12 @@ def wide_arithmetic(dtype: Any) -> Iterator[None]:
 
     By default a float32 product runs in TF32 on a GPU and in bfloat16 on a TPU. Programs are
     compiled even under `jax.disable_jit`: what was traced has nothing to step through. Random keys
-    are used again at each step.
+    are used again at each step, and what was traced may promote: its literals have no dtype.
     """
     x64 = enable_x64(True) if dtype == jnp.float64 else contextlib.nullcontext()
     precise, compiled = jax.default_matmul_precision("highest"), jax.disable_jit(False)
-    with x64, precise, compiled, jax.debug_key_reuse(False):
+    promoting = jax.numpy_dtype_promotion("standard")
+    with x64, precise, compiled, promoting, jax.debug_key_reuse(False):
         yield
 
 
