@@ -22,6 +22,7 @@ from slow import slow_but
 import jaxnn
 from jaxnn import _programs
 from jaxnn._arguments import Skeleton
+from jaxnn.checking.programs import Programs
 from jaxnn.numerical.interpret import same_program
 from jaxnn.training import objective
 from jaxnn.training.run import Run
@@ -122,7 +123,6 @@ def outlives(use, form):
     watched = weakref.ref(data), weakref.ref(data.weights)
     del f, data
     gc.collect()
-    gc.collect()  # JAX's caches let go of the rest when what the first one collects is gone
     return any(alive() is not None for alive in watched)
 
 
@@ -140,6 +140,18 @@ def test_nothing_of_the_users_outlives_what_the_user_holds(use):
 )
 def test_functions_of_any_form_are_let_go(use, form):
     assert not outlives(USES[use], FORMS[form])
+
+
+@pytest.mark.parametrize("use", ["check_gradient", "fit"])
+def test_the_arrays_of_a_call_are_freed_without_a_collection(use):
+    """Memory would be held for a while by what refers to itself."""
+    gc.collect()
+    gc.disable()
+    try:
+        USES[use](closure(Data()))
+        assert not [o for o in gc.get_objects() if type(o) in (Programs, Run)]
+    finally:
+        gc.enable()
 
 
 def numbers(result):

@@ -131,16 +131,23 @@ class Programs:
         """The function along lines through a point; `own` if claims are in the user's dtypes."""
         data, dtype = (self.consts, point.data), wide_dtype()
 
+        def along(moves, steps):
+            with wide_arithmetic(dtype), _unlogged():
+                return np.asarray(self.compiled.along(point.leaves, moves, steps, data))
+
+        def at(moves, step):
+            try:
+                return along(moves, np.array([step]))[0]
+            except Exception:
+                if step == 0:
+                    raise  # at the point itself: such a function cannot be checked
+                return np.nan
+
         def values(moves, steps):
             try:
-                with wide_arithmetic(dtype), _unlogged():
-                    return np.asarray(self.compiled.along(point.leaves, moves, steps, data))
+                return along(moves, steps)
             except Exception:  # a host callback may raise anything, outside its domain
-                if not np.any(steps):
-                    raise  # at the point itself: such a function cannot be checked
-                if len(steps) == 1:
-                    return np.array([np.nan])
-                return np.concatenate([values(moves, steps[i : i + 1]) for i in range(len(steps))])
+                return np.array([at(moves, step) for step in steps])
 
         return Line(values, point.leaves, dtype, own=own, watch=watch)
 

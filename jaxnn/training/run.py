@@ -377,11 +377,12 @@ class Run:
     @functools.cached_property
     def _take_of(self) -> Callable[..., Callable[..., Chunk]]:
         """A cached function from options, and a plan to go across epochs, to a compiled program."""
+        task = self.task  # a function that held the run would keep its arrays when it is over
 
         def take(way, *plan):
-            made = across_epochs(self.task, way, *plan) if plan else make_chunk(self.task, way)
+            made = across_epochs(task, way, *plan) if plan else make_chunk(task, way)
             donated = (0,) if way.guarded else ()  # a small state may be needed for a rerun
-            return Jitted(made, donated, self.task.programs(way, *plan))
+            return Jitted(made, donated, task.programs(way, *plan))
 
         return functools.cache(take)
 
