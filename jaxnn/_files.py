@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -24,6 +25,16 @@ def as_path(name: str, value: Any) -> Path:
     if "\0" in str(path):
         raise ValueError(f"`{name}` must be a path. Got {value!r}.")
     return path
+
+
+def without_nan(value: Any) -> Any:
+    """A value for JSON, which has no NaN: non-finite numbers become None, and arrays lists."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, dict):
+        return {name: without_nan(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_json(name: str, value: Any) -> str:

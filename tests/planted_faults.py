@@ -290,8 +290,8 @@ FAULTS = (
     Fault(
         "the phases are not turned",
         "checking/questions/phases.py",
-        "np.exp(sign * 1j * np.arange(1,",
-        "np.exp(sign * 0j * np.arange(1,",
+        "np.exp(1j * np.arange(1,",
+        "np.exp(0j * np.arange(1,",
         "test_check.py -k phases",
     ),
     Fault(
@@ -1408,7 +1408,7 @@ FAULTS = (
     ),
     Fault(
         "NaN is written into JSON",
-        "training/progress.py",
+        "_files.py",
         "return None if isinstance(value, float) and not math.isfinite(value) else value",
         "return value",
         "test_cli.py -k 'json'",
@@ -1429,7 +1429,7 @@ FAULTS = (
     ),
     Fault(
         "a log has NaN",
-        "training/progress.py",
+        "_files.py",
         "return None if isinstance(value, float) and not math.isfinite(value) else value",
         "return value",
         "test_progress.py",

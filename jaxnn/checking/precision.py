@@ -180,7 +180,13 @@ class _Both:
     @functools.cached_property
     def overall(self) -> float:
         """The norm of the whole gradient, each entry multiplied by its scale."""
-        return norm([self.leaf(k).whole for k in range(len(self.point.leaves))])
+        return norm([self.whole(k) for k in range(len(self.point.leaves))])
+
+    def whole(self, k: int) -> float:
+        """The norm of the finite entries of one leaf, each multiplied by its scale."""
+        wide = np.asarray(self.claims.wide[k], np.float64).ravel()
+        parts = wide * scales_of(self.point.leaves[k])
+        return norm(parts[np.isfinite(parts)])
 
     @functools.cached_property
     def shaken(self) -> tuple[list[np.ndarray], float]:
@@ -211,7 +217,7 @@ class _Both:
         rounding = _Rounding(coarsest, claims.value, self.centre, self.overall, self.overall)
         lost = leaf.lost(rounding, moves)
         if lost.verdict is Verdict.AGREES and claims.in_float64:
-            by_itself = leaf.lost(rounding._replace(whole=leaf.whole), moves)
+            by_itself = leaf.lost(rounding._replace(whole=self.whole(k)), moves)
             if by_itself.verdict.wrong and _is_apart(point, programs, claims, k):
                 lost = by_itself
         differs = lost.verdict is Verdict.DIFFERS and rounding.has_another_value
@@ -259,12 +265,6 @@ class _Leaf(NamedTuple):
     def epsilon(self) -> float:
         """Relative rounding error of the leaf's dtype."""
         return float(jnp.finfo(self.dtype).eps)
-
-    @property
-    def whole(self) -> float:
-        """The norm of the finite entries in float64, each multiplied by its scale."""
-        parts = self.wide * self.size
-        return norm(parts[np.isfinite(parts)])
 
     def lost(self, rounding: _Rounding, shaken: Callable[[], tuple[Any, float]]) -> _Lost:
         """The entries whose error rounding does not explain; `shaken` computes the change that one

@@ -128,8 +128,9 @@ class Slope(NamedTuple):
 
     def _noise_of_finest(self) -> float:
         """The noise over the finest steps; what differs over coarser ones may be truncation."""
-        off = np.abs(self.differences - self.value) * self.steps
-        return float(np.max(off[-WITNESSES:], initial=0.0))
+        finest = slice(-WITNESSES, None)
+        off = np.abs(self.differences[finest] - self.value) * self.steps[finest]
+        return float(np.max(off, initial=0.0))
 
     @property
     def jumps(self) -> bool:

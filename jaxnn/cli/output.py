@@ -66,9 +66,9 @@ def mark(found: Iterable[Any], file: str | None) -> None:
 
 def print_json(value: Any, stream: TextIO | None = None) -> None:
     """Print a value as one line of JSON."""
-    from jaxnn.training.progress import plain
+    from jaxnn._files import without_nan
 
-    print(json.dumps(plain(value)), file=stream, flush=True)
+    print(json.dumps(without_nan(value)), file=stream, flush=True)
 
 
 def require_place(option: str, path: str, made: str | None = None) -> None:

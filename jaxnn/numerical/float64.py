@@ -74,8 +74,8 @@ def wide_arithmetic(dtype: Any) -> Iterator[None]:
     """
     x64 = enable_x64(True) if dtype == jnp.float64 else contextlib.nullcontext()
     precise, compiled = jax.default_matmul_precision("highest"), jax.disable_jit(False)
-    promoting = jax.numpy_dtype_promotion("standard")
-    with x64, precise, compiled, promoting, jax.debug_key_reuse(False):
+    dtypes, ranks = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
+    with x64, precise, compiled, dtypes, ranks, jax.debug_key_reuse(False):
         yield
 
 

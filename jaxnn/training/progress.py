@@ -6,7 +6,6 @@ to a file.
 """
 
 import json
-import math
 import os
 import sys
 import time
@@ -15,7 +14,7 @@ from collections.abc import Callable, Sequence
 from io import TextIOBase
 from typing import Any, NamedTuple
 
-from jaxnn._files import as_path
+from jaxnn._files import as_path, without_nan
 from jaxnn._notebook import paragraph
 from jaxnn._terminal import erase_line, is_open, takes_codes, write
 from jaxnn._validate import describe
@@ -179,16 +178,6 @@ def _scalars(record: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in record.items() if isinstance(value, float)}
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON, which has no NaN: non-finite numbers become None, and arrays lists."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 # The fields of `Progress` that are not written to a log as they are.
 NOT_LOGGED = frozenset("params opt_state state resumed record reason measures step_loss".split())
 
@@ -220,11 +209,11 @@ def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
     def log(progress: Progress) -> None:
         nonlocal begun
         numbers = {
-            name: plain(value)
+            name: without_nan(value)
             for name, value in progress._asdict().items()
             if name not in NOT_LOGGED and (value is not None or name in ("epochs", "steps"))
         }
-        line = json.dumps({**numbers, "record": plain(progress.record), "time": time.time()})
+        line = json.dumps({**numbers, "record": without_nan(progress.record), "time": time.time()})
         try:
             before = path.read_bytes() if not begun and path.is_file() else b""
             cut_off = bool(before) and not before.endswith(b"\n")  # the last line of a killed run

@@ -62,15 +62,12 @@ def _turned(eqn: Equation, inputs: list, _: Evaluation) -> list:
     outputs = bind(eqn, inputs)
     if not _is_complex(eqn):
         return outputs
-
-    def turned(y, axis, sign=1):
-        phases = np.exp(sign * 1j * np.arange(1, y.shape[axis] + 1))
-        return y * jnp.asarray(np.expand_dims(phases, [k for k in range(-y.ndim, 0) if k != axis]))
-
+    phases = jnp.asarray(np.exp(1j * np.arange(1, max(inputs[0].shape[-2:]) + 1)))
     if eqn.primitive is primitives.svd_p:
         s, *vectors = outputs
         if not vectors:
             return outputs
         u, vh = vectors
-        return [s, turned(u, -1), turned(vh, -2, -1)]
-    return [turned(y, -1) if y.ndim == inputs[0].ndim else y for y in outputs]
+        back = jnp.conj(phases[: vh.shape[-2]])[:, None]
+        return [s, u * phases[: u.shape[-1]], vh * back]
+    return [y * phases if y.ndim == inputs[0].ndim else y for y in outputs]
