@@ -280,20 +280,19 @@ class Log:
                 self.aux[name] = [np.full(self.step, np.nan)] if self.step else []
             self.aux[name].append(values)
         self.losses.append(losses)
-        first, each = self.step, seconds / max(1, good)
+        first, each, ends = self.step, seconds / max(1, good), list(ends)
         self.step += good
-        over = set(ends)
-        for end in sorted({*over, self.step}):
-            before = max(first, self.begun)
-            if before == self.begun:
-                self.total, self.examples = 0.0, 0
-            part = slice(before - first, end - first)
-            taken = np.isfinite(losses[part])  # the others were left out
-            self.total += float(losses[part][taken].astype(np.float64) @ sizes[part][taken])
-            self.examples += int(sizes[part][taken].sum())
-            self.spent += each * (end - before)
-            if end in over:
-                self.end_epoch(end)
+        began = [self.begun, *ends][-2 if self.step in ends else -1]  # the epoch of the last step
+        if began >= first:
+            self.total, self.examples = 0.0, 0
+        part = slice(max(began, first) - first, good)
+        taken = np.isfinite(losses[part])  # the others were left out
+        self.total += float(losses[part][taken].astype(np.float64) @ sizes[part][taken])
+        self.examples += int(sizes[part][taken].sum())
+        for end in ends:
+            self.spent += each * (end - max(first, self.begun))
+            self.end_epoch(end)
+        self.spent += each * (self.step - max(first, self.begun))
 
     def end_epoch(self, step: int | None = None) -> None:
         """Record that an epoch ends after a step, by default after the last one."""
