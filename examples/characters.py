@@ -1,7 +1,7 @@
 # %% [markdown]
 """A small transformer that learns to write Python, character by character.
 
-The text is the source of some modules of Python's own library, as it lies on your disk (Python
+The text is the source of some modules of Python's own library, as installed on your machine (Python
 Software Foundation License). Batches come from a function of the epoch; the optimiser has a
 warm-up, a cosine schedule, clipping, and adds up the gradients of two steps; the arithmetic is in
 bfloat16, the parameters in float32. With --checkpoint DIR the run is saved and continues when it is

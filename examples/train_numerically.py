@@ -1,6 +1,6 @@
 # %% [markdown]
-"""Train the digits network by numerical gradients alone, and by automatic ones: the same accuracy,
-and how long each takes.
+"""Train the digits network with numerical gradients alone, and with automatic ones: the same
+accuracy, and how long each takes.
 
 Run it:  python examples/train_numerically.py
 """

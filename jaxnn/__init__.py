@@ -1,4 +1,4 @@
-"""Losses, gradients two ways, and descent that compiles once and runs on CPU, GPU or TPU.
+"""Gradient checks, numerical derivatives, losses, gradient descent and training in JAX.
 
 - Losses: mean_squared_error, cross_entropy_error, softmax_cross_entropy, accuracy
 - Derivatives: numerical_diff, partial_derivative, directional_derivative, numerical_gradient,

@@ -121,7 +121,7 @@ class Static(NamedTuple):
         if self.has_aux:
             if not isinstance(value, tuple | list) or len(value) != 2:
                 got = jax.tree.map(describe, value)
-                raise TypeError(f"`f` must return a pair, with `has_aux`. Got {got}.")
+                raise TypeError(f"`f` must return a pair if `has_aux` is set. Got {got}.")
             value = value[0]
         require_arrays("f(...)", value)
         return value
@@ -203,7 +203,7 @@ class Partition(NamedTuple):
             for label, argument, choice in named:
                 if choice is not None:
                     require_differentiable(label, argument)
-            raise ValueError("`where` must choose at least one floating leaf. Got none.")
+            raise ValueError("`where` must select at least one floating-point leaf. Got none.")
         static = Static(f, has_aux, _skeleton((args, kwargs), leaves, roles))
         return cls(static, argnums, leaves, tuple(paths), tuple(chosen))
 
@@ -319,8 +319,8 @@ def require_argnums(argnums: Any) -> None:
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
         raise TypeError(
-            "`argnums` must be an integer or a tuple of them; the point goes to the function that "
-            f"is returned, as in numerical_grad(f)(x). Got {describe(argnums)}."
+            "`argnums` must be an integer or a tuple of integers; the point goes to the function "
+            f"that is returned, as in numerical_grad(f)(x). Got {describe(argnums)}."
         )
 
 

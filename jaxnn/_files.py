@@ -121,8 +121,8 @@ def locked(name: str, directory: str | os.PathLike) -> Iterator[Path]:
             if error.errno not in _CANNOT:
                 raise
             warnings.warn(
-                f"`{name}` {str(folder)!r} is on a file system without locks: a second run in it "
-                "would not be noticed",
+                f"`{name}` {str(folder)!r} is on a file system without locks: a second run in "
+                "this directory would not be detected",
                 RuntimeWarning,
                 stacklevel=2,
             )

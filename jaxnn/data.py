@@ -364,7 +364,7 @@ def require_batches(name: str, data: PyTree) -> None:
         if isinstance(data, Iterator):
             hint = ", or a function of the epoch that makes its batches, as in `lambda epoch: ...`"
         elif optimizer:
-            hint = ", and come before the optimizer"
+            hint = ", and come before `optimizer`"
         raise TypeError(
             f"`{name}` must be a tuple of arrays, such as (x, t){hint}. Got {describe(data)}."
         )

@@ -77,8 +77,8 @@ def gradient_descent(
       The last point, in the structure of `init_x`.
 
     Raises:
-      TypeError: `init_x` has no floating leaf, `step_num` is not an integer.
-      ValueError: `lr` is not finite, `step_num` is negative.
+      TypeError: `init_x` has no floating-point leaf, or `step_num` is not an integer.
+      ValueError: `lr` is not finite, or `step_num` is negative.
 
     Warns:
       DivergenceWarning: the last loss is above the first or not finite. There is no warning under
@@ -104,8 +104,8 @@ def gradient_descent(
     if is_concrete(lower) and not bool(lower):
         warnings.warn(
             f"gradient_descent diverged: the loss went from {float(before):.6g} to "
-            f"{float(after):.6g} in {int(step_num)} "
-            f"steps with lr={float(lr):g}; a smaller `lr` may converge.",
+            f"{float(after):.6g} by step {int(step_num)} "
+            f"with lr={float(lr):g}; a smaller `lr` may converge.",
             DivergenceWarning,
             stacklevel=2,
         )
@@ -137,7 +137,7 @@ class DescentPath(NamedTuple):
         if not _is_plain(self.losses, 1):
             return tuple.__repr__(self)
         first, last = map(float, (self.losses[0], self.losses[-1]))
-        return f"<DescentPath: {len(self.losses) - 1} steps; loss {first:.4g} to {last:.4g}>"
+        return f"<DescentPath: steps {len(self.losses) - 1}; loss {first:.4g} to {last:.4g}>"
 
     _repr_html_ = paragraph
 
@@ -163,8 +163,8 @@ def descent_path(
       A `DescentPath`.
 
     Raises:
-      TypeError: `init_x` has no floating leaf, `step_num` is not an integer.
-      ValueError: `lr` is not finite, `step_num` is negative.
+      TypeError: `init_x` has no floating-point leaf, or `step_num` is not an integer.
+      ValueError: `lr` is not finite, or `step_num` is negative.
 
     Source:
       the chapter, 4.4.1.
@@ -225,7 +225,7 @@ class Minimum(NamedTuple):
         if not _is_plain(self.status, 0):
             return tuple.__repr__(self)
         told = f"loss {float(self.loss):.4g}, gradient norm {float(self.grad_norm):.2g}"
-        return f"<Minimum: {self.reason} after {int(self.steps)} steps; {told}>"
+        return f"<Minimum: {self.reason} at step {int(self.steps)}; {told}>"
 
     _repr_html_ = paragraph
 
@@ -262,8 +262,8 @@ def minimize(
       A `Minimum`, whose `status` says why the loop stopped.
 
     Raises:
-      TypeError: `init_x` has no floating leaf, `max_steps` is not an integer.
-      ValueError: `tolerance` is not finite, `max_steps` is negative.
+      TypeError: `init_x` has no floating-point leaf, or `max_steps` is not an integer.
+      ValueError: `tolerance` is not finite, or `max_steps` is negative.
 
     Example:
       >>> minimize(lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0]), optax.sgd(0.1)).reason

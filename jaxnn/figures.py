@@ -1,4 +1,4 @@
-"""The chapter's pictures: this module computes their data with the library's own functions, and
+"""The chapter's figures: this module computes their data with the library's own functions, and
 `plots` draws them.
 """
 
@@ -40,7 +40,7 @@ _PAPER = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.fac
 STYLES["dark"] = (
     STYLES["light"] | dict.fromkeys(_INK, plots.INK[1]) | dict.fromkeys(_PAPER, plots.PAPER[1])
 )
-# Twice the pixel density of a page that shows a picture at its own size.
+# Twice the pixel density of a page that shows a figure at its own size.
 DENSITY = 160
 
 
@@ -51,12 +51,12 @@ def draw(
     style: Literal["light", "dark"] = "light",
     on_picture: Callable[[Path], Any] | None = None,
 ) -> list[Path]:
-    """Draw pictures of the chapter, in its order, each as PNG and SVG; also `film`, an animation of
+    """Draw figures of the chapter, in its order, each as PNG and SVG; also `film`, an animation of
     descent as GIF, and `slider`, an HTML page with a slider for the learning rate.
 
     Args:
       directory: where the files go; it is created if it does not exist.
-      names: the pictures to draw, from `figures.NAMES`; all by default.
+      names: the figures to draw, from `figures.NAMES`; all by default.
       style: for a light or a dark page. Files for a dark page end in `_dark`, except the slider
         page, which serves both.
       on_picture: called with the path of each file before it is drawn; for a PNG and its SVG,
@@ -66,10 +66,10 @@ def draw(
       Those paths.
 
     Raises:
-      ValueError: there is no picture with such a name.
+      ValueError: there is no figure with such a name.
 
     Example:
-      >>> [path.name for path in draw("pictures", ["losses"])]  # doctest: +SKIP
+      >>> [path.name for path in draw("figures", ["losses"])]  # doctest: +SKIP
       ['01_losses.png']
     """
     require_choice("style", style, tuple(STYLES))
@@ -130,8 +130,8 @@ def _loss_and_accuracy(figure: Figure) -> None:
     panels = plots.loss_and_accuracy(
         along, *measure(along), axes=figure.subplots(2, 1, sharex=True)
     )
-    panels[1].set_xlabel("part of the way from the initial weights to the trained ones")
-    figure.suptitle("The loss says which way is down; the accuracy of 20 digits does not")
+    panels[1].set_xlabel("fraction of the way from the initial weights to the trained ones")
+    figure.suptitle("The loss says which way is down; the accuracy on 20 digits does not")
 
 
 def _activations(figure: Figure) -> None:
@@ -157,7 +157,7 @@ def _activations(figure: Figure) -> None:
         (-3.8, 0.45),
         arrowprops={"arrowstyle": "->", "color": matplotlib.rcParams["text.color"]},
     )
-    figure.suptitle("A step function has no slope to learn by; a sigmoid and a ReLU have")
+    figure.suptitle("A step function has no slope to learn by; a sigmoid and a ReLU do")
 
 
 def _derivative(figure: Figure) -> None:
@@ -215,7 +215,7 @@ def _step_errors(figure: Figure) -> None:
                 step = _default_step(diff, x[20], scheme)
                 defaults[name] = (step, float(error(diff(jnp.exp, x), x)))
     ax = plots.step_errors(curves, defaults, ax=figure.subplots())
-    ax.set_title("Small steps drown in round-off, large ones miss the curve ($e^x$ near 1)")
+    ax.set_title("Small steps drown in rounding error, large ones miss the curve ($e^x$ near 1)")
 
 
 def _default_step(diff: Callable, x: jax.Array, scheme: str) -> float:
@@ -333,7 +333,8 @@ def _gradients(figure: Figure) -> None:
     numerical = numerical_grad(loss)(params, *batch)
     automatic = jax.jit(jax.grad(loss))(params, *batch)
     figure.suptitle(
-        "Two ways, one gradient: nats per unit of weight; rows are a layer's inputs, columns units"
+        "Two ways, one gradient: nats per unit of weight; rows are a layer's inputs, columns its "
+        "units"
     )
     plots.gradients(
         numerical, automatic, axes=figure.subplots(4, 3, height_ratios=(4, 4, 1, 1)).flat
@@ -476,7 +477,7 @@ def _trained() -> Fit:
     return _fit((digits.x_train, digits.t_train), epochs=60, batch_size=100)
 
 
-# The pictures in the chapter's order, with their sizes in inches.
+# The figures in the chapter's order, with their sizes in inches.
 _PICTURES = {
     _losses: (9, 3.6),
     _loss_and_accuracy: (6, 5),
@@ -496,7 +497,7 @@ _PICTURES = {
     _flat_places: (7, 4),
     _weight_gradient: (9, 3),
 }
-# Files other than pictures: an animation and a page.
+# Files other than figures: an animation and a page.
 _MOVING = {"film": (_film, "descent{}.gif"), "slider": (_slider, "learning_rate.html")}
 # Names that `draw` accepts.
 NAMES = (*(picture.__name__[1:] for picture in _PICTURES), *_MOVING)

@@ -97,7 +97,7 @@ def cross_entropy_error(
         wrong = float(jnp.max(jnp.where(y < 0, -y, y - 1)))
         raise ValueError(
             "`y` must be probabilities, from 0 to 1; `softmax_cross_entropy` takes scores. Got one "
-            f"that is outside by {wrong:.3g}."
+            f"that is {wrong:.3g} outside this range."
         )
     return jnp.mean(-_expected(jnp.log(y + jnp.asarray(delta, y.dtype)), t))
 

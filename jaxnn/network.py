@@ -107,7 +107,7 @@ def predict(
     require_callable("activation", activation)
     y: Any = as_array("x", x)
     if not any(jnp.issubdtype(y.dtype, kind) for kind in (jnp.number, jnp.bool_)):
-        raise TypeError(f"`x` must be numbers. Got {describe(y)}.")
+        raise TypeError(f"`x` must hold numbers. Got {describe(y)}.")
     depth = sum(name.startswith("W") for name in params)
     for i in range(1, depth + 1):
         if f"W{i}" not in params:

@@ -52,8 +52,8 @@ _SMALLEST = 1e-17  # stands for a difference of zero on a logarithmic axis
 def losses(
     probability: Curve, cross_entropy: Curve, squared_error: Curve, *, axes: Panels = None
 ) -> np.ndarray:
-    """Two losses against the probability of the true class; in a first panel, cross-entropy over
-    -log x.
+    """Two losses against the probability of the true class; the first panel draws the
+    cross-entropy on top of -log x.
 
     The first panel extends to the smallest probability, where delta makes the cross-entropy leave
     the logarithm.
@@ -244,7 +244,7 @@ def step_errors(
     if defaults:
         ax.plot([], [], "*", color="gray", ms=10, label="default step")
     ax.set(xlabel="step h, in units of x", ylabel="error of the derivative, relative")
-    ax.set_title("Round-off makes small steps wrong, truncation large ones")
+    ax.set_title("Rounding error dominates at small steps, truncation error at large ones")
     ax.legend()
     return ax
 
@@ -390,7 +390,7 @@ def animate_descent(
     interval: int = 150,
     ax: Axes | None = None,
 ) -> FuncAnimation:
-    """A descent on a function of two variables, step by step, over its heights.
+    """A descent on a function of two variables, step by step, over its contours.
 
     Args:
       points: a grid of (x0, x1).
@@ -532,7 +532,8 @@ def matrix(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """A small matrix, such as the gradient by a layer's weights, with its numbers in the cells.
+    """A small matrix, such as the gradient with respect to a layer's weights, with its numbers in
+    the cells.
 
     Args:
       values: of the matrix.
@@ -635,7 +636,7 @@ def training(history: History, *, axes: Panels = None) -> np.ndarray:
             panel.text(best, height, f" lowest test loss: epoch {best:g}", **at)
         panel.set(xlabel="epoch", title=kind.capitalize(), visible=bool(names))
         if kind == "accuracy":
-            panel.set(ylabel="fraction that is right", ylim=(0, 1.03))
+            panel.set(ylabel="fraction correct", ylim=(0, 1.03))
         _name_lines(panel, names)
     panels[0].set(ylabel="loss (nats)")
     return panels
@@ -845,7 +846,9 @@ def _slopes_of(leaf: LeafReport, entry: Entry, ax: Axes) -> Axes:
         )
         two = f", whose slopes are {left:z.4g} and {right:z.4g}" if left != right else ""
         title = f"{where}: gradient not finite, unlike the values{two}"
-    ax.set(xlabel="move of the entry, in small units", ylabel="change of the function", title=title)
+    ax.set(
+        xlabel="change of the entry, in small units", ylabel="change of the function", title=title
+    )
     ax.set(ylim=(-1.5 * reach, 1.7 * reach))
     return ax
 
@@ -863,7 +866,7 @@ def _digits_of(leaf: LeafReport, ax: Axes) -> Axes:
         ax.annotate(f"{name} {digits:.1f}", (0, i - 0.42), fontsize="small", va="bottom")
     ax.set(yticks=[], xlabel="decimal digits", ylim=(len(bars) - 0.4, -0.6))
     ax.set_title(
-        f"{leaf.path}: right, but {leaf.own_dtype_digits:.1f} digits are left of {has:.0f}"
+        f"{leaf.path}: correct, but only {leaf.own_dtype_digits:.1f} of {has:.0f} digits are left"
     )
     return ax
 

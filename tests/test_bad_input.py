@@ -394,7 +394,7 @@ predict(NETWORK, 1.0)
     ValueError: `params['W1']` must have shape (None, outputs), to fit its input. Got float32[2,
     3].
 predict(NETWORK, KEYS)
-    TypeError: `x` must be numbers. Got key<fry>[2].
+    TypeError: `x` must hold numbers. Got key<fry>[2].
 loss(DEEP, BATCH, jnp.zeros(4, int), lambda a: None)
     TypeError: `activation(...)` must be an array or a number. Got NoneType None.
 loss(DEEP, BATCH, jnp.zeros(4, int), lambda a: a[:, :1])
@@ -443,11 +443,11 @@ numerical_gradient(bowl, {"a": "b"})
 numerical_gradient(bowl, X, batch_size=0)
     ValueError: `batch_size` must be an integer of at least 1. Got 0.
 numerical_gradient(bowl, X, h=1e-50)
-    ValueError: `h` must be large enough to change `x` in float64, where values near it are
+    ValueError: `h` must be large enough to change `x` in float64, where neighbouring values are
     8.9e-16 apart. Got 1e-50.
 numerical_gradient(lambda p: bowl(p["w"]), {"w": jnp.full(2, 1e4)}, h=1e-5, evaluation="own")
-    ValueError: `h` must be large enough to change `x['w']` in float32, where values near it are
-    0.00098 apart. Got 1e-05.
+    ValueError: `h` must be large enough to change `x['w']` in float32, where neighbouring values
+    are 0.00098 apart. Got 1e-05.
 numerical_gradient(lambda x: "a", X)
     TypeError: `f(...)` must be an array or a number. Got str 'a'.
 numerical_grad(bowl, ())(X)
@@ -457,9 +457,9 @@ numerical_grad(bowl, 1)(X)
 numerical_grad(bowl, (0, 5))(X)
     ValueError: `argnums` must name positional arguments, of which there are 1. Got (0, 5).
 numerical_grad(bowl, has_aux=True)(X)
-    TypeError: `f` must return a pair, with `has_aux`. Got float32[].
+    TypeError: `f` must return a pair if `has_aux` is set. Got float32[].
 numerical_grad(lambda x: {"a": bowl(x), "b": 1}, has_aux=True)(X)
-    TypeError: `f` must return a pair, with `has_aux`. Got {'a': 'float32[]', 'b': 'int 1'}.
+    TypeError: `f` must return a pair if `has_aux` is set. Got {'a': 'float32[]', 'b': 'int 1'}.
 numerical_jacobian(lambda x: x.astype(int))(X)
     TypeError: `f` must return floating-point output. Got int32[2].
 directional_derivative(bowl, X, None)
@@ -470,7 +470,7 @@ directional_derivative(lambda p: 0.0, {"a": X}, {"b": X})
     ValueError: `v` must have the structure of `x`, PyTreeDef({'a': *}). Got PyTreeDef({'b':
     *}).
 partial_derivative(bowl, X, [0])
-    TypeError: `index` must be an integer or a tuple of them. Got list [0].
+    TypeError: `index` must be an integer or a tuple of integers. Got list [0].
 partial_derivative(bowl, X, True)
     IndexError: `index` must name one entry of `x`, which has shape (2,). Got True.
 partial_derivative(bowl, X, (0, 0))
@@ -507,7 +507,7 @@ check_gradient(lambda x: 1, X)
 check_gradient(bowl, X, where=lambda x: 1)
     TypeError: `where` must be a function that returns True or False for a leaf. Got int 1.
 check_gradient(bowl, X, where=False)
-    ValueError: `where` must choose at least one floating leaf. Got none.
+    ValueError: `where` must select at least one floating-point leaf. Got none.
 check_gradient(bowl, {"a": X}, where={"b": True})
     ValueError: `where` must be a function of a leaf, or a pytree like the arguments that are
     differentiated, or a prefix of it. Got {'b': True}.
@@ -557,7 +557,7 @@ check_gradient(jnp.sin, X, cotangent=[1.0, 2.0])
 check_gradient(jnp.sin, X, cotangent=jnp.ones(3))
     ValueError: `cotangent` must have the shapes of the output of `f`, [(2,)]. Got [(3,)].
 check_gradient(jnp.sin, X, cotangent=jnp.ones(2, bool))
-    TypeError: `cotangent` must be numbers. Got bool[2].
+    TypeError: `cotangent` must hold numbers. Got bool[2].
 check_gradient(jnp.sin, X, cotangent=["a"])
     TypeError: `cotangent[0]` must be an array or a number. Got str 'a'.
 check_gradient(bowl, X, cotangent=1j)
@@ -1045,30 +1045,30 @@ load_checkpoint("pipe")
 load_checkpoint("run")
     FileNotFoundError: `source` must hold a checkpoint. Got 'run', which has none.
 load_checkpoint("empty")
-    ValueError: empty: must be a whole checkpoint. Got a file that is empty or begins with
+    ValueError: empty: must be an intact checkpoint. Got a file that is empty or begins with
     something else.
 load_checkpoint("foreign.npz")
-    ValueError: foreign.npz: must be a whole checkpoint. Got one with an invalid header: ...
+    ValueError: foreign.npz: must be an intact checkpoint. Got one with an invalid header: ...
 load_checkpoint("packed.npz")
-    ValueError: packed.npz: must be a whole checkpoint. Got a ZIP with compressed members.
+    ValueError: packed.npz: must be an intact checkpoint. Got a ZIP with compressed members.
 load_checkpoint("encrypted.npz")
-    ValueError: encrypted.npz: must be a whole checkpoint. Got one with an invalid header: ...
+    ValueError: encrypted.npz: must be an intact checkpoint. Got one with an invalid header: ...
 load_checkpoint("good/forged_step.npz")
-    ValueError: good/forged_step.npz: must be a whole checkpoint. Got a header without step or
+    ValueError: good/forged_step.npz: must be an intact checkpoint. Got a header without step or
     info.
 load_checkpoint("good/forged_info.npz")
-    ValueError: good/forged_info.npz: must be a whole checkpoint. Got a header without step or
+    ValueError: good/forged_info.npz: must be an intact checkpoint. Got a header without step or
     info.
 load_checkpoint("good/forged_version.npz")
-    ValueError: good/forged_version.npz: must be a whole checkpoint. Got version 3 of the
+    ValueError: good/forged_version.npz: must be an intact checkpoint. Got version 3 of the
     format, where this package reads version 2.
 load_checkpoint("good/forged_format.npz")
-    ValueError: good/forged_format.npz: must be a whole checkpoint. Got a file of another kind.
+    ValueError: good/forged_format.npz: must be an intact checkpoint. Got a file of another kind.
 load_checkpoint("good/forged_parts.npz")
-    ValueError: good/forged_parts.npz: must be a whole checkpoint. Got one with an invalid header:
+    ValueError: good/forged_parts.npz: must be an intact checkpoint. Got one with an invalid header:
     ...
 load_checkpoint("good/forged_leaves.npz")
-    ValueError: good/forged_leaves.npz: must be a whole checkpoint. Got an array of float32
+    ValueError: good/forged_leaves.npz: must be an intact checkpoint. Got an array of float32
     where its header says float64.
 load_checkpoint("good").restore(["params"], {})
     ValueError: `part` must be one of ['params'], which the checkpoint holds. Got ['params'].
@@ -1080,13 +1080,13 @@ fit(checkpoint="text")
     FileExistsError: `checkpoint` must be a usable directory. Got 'text': File
     exists.
 fit(checkpoint="good")
-    FileExistsError: `checkpoint` must be empty unless `resume` is set. Got 'good', with
-    step_000000000001.npz.
+    FileExistsError: `checkpoint` must be an empty directory unless `resume` is set. Got 'good',
+    with step_000000000001.npz.
 load_checkpoint("renamed")
-    ValueError: renamed/step_000000000009.npz: must be a whole checkpoint. Got step 1 under
+    ValueError: renamed/step_000000000009.npz: must be an intact checkpoint. Got step 1 under
     another step's name.
 fit(checkpoint="renamed", resume=True)
-    ValueError: renamed/step_000000000009.npz: must be a whole checkpoint. Got step 1 under
+    ValueError: renamed/step_000000000009.npz: must be an intact checkpoint. Got step 1 under
     another step's name.
 fit(checkpoint="good", resume=True)
     ValueError: `checkpoint` must hold a run of `fit` or `train`. Got 'good', with something else.
@@ -1168,7 +1168,8 @@ $ train --max-steps 0
 $ train --evaluate-every x
     argument --evaluate-every: must be a whole number of at least 1. Got 'x'
 $ train --coordinator x:1
-    `--num-processes` must be given with the other two. Got --coordinator.
+    `--num-processes` must be given, as --coordinator, --num-processes and --process-id belong
+    together. Got --coordinator.
 $ eval
     the following arguments are required: DIR
 $ eval nowhere
@@ -1204,7 +1205,7 @@ $ check code.py:right --plot good
 $ check code.py:right --plot no/x.png
     `--plot` must be a file in an existing directory. Got 'no/x.png'.
 $ check code.py:missing
-    `TARGET` must name a function of code.py. Got 'missing', which it does not define. For a
+    `TARGET` must name a function in code.py. Got 'missing', which it does not define. For a
 $ check code.py:text
     `args[0]` must be floating-point to be differentiated. Got str 'a'.
 $ check code.py:integers
@@ -1218,7 +1219,7 @@ $ check code.py:quits
 $ check code.py:keyword
     `args[0]` must be given: the point to differentiate at. Got none.
 $ explain code.py::quits
-    `TARGET` must be a function to explain; for a test, `jaxnn check` names the lines.
+    `TARGET` must be a function, not a test; for a test, `jaxnn check` names the lines.
     Got the test 'code.py::quits'.
 $ check syntax.py:f
     `TARGET` must be a file or module that runs. Got SyntaxError
@@ -1251,16 +1252,16 @@ numerical_gradient(surfaces.bowl, [3.0, 4.0])
     ValueError: `x` must be an array with at least 1 variable on its last axis. Got a list of 2;
     jnp.array would make it one array.
 numerical_grad(surfaces.bowl, X)
-    TypeError: `argnums` must be an integer or a tuple of them; the point goes to the function that
-    is returned, as in numerical_grad(f)(x). Got float32[2].
+    TypeError: `argnums` must be an integer or a tuple of integers; the point goes to the function
+    that is returned, as in numerical_grad(f)(x). Got float32[2].
 cross_entropy_error(jnp.array([2.0, -3.0]), jnp.array(0))
     ValueError: `y` must be probabilities, from 0 to 1; `softmax_cross_entropy` takes scores. Got
-    one that is outside by 3.
+    one that is 3 outside this range.
 fit(data=iter([(X,)]))
     TypeError: `data` must be a tuple of arrays, such as (x, t), or a function of the epoch that
     makes its batches, as in `lambda epoch: ...`. Got list_iterator ...
 fit(data=optax.sgd(0.1))
-    TypeError: `data` must be a tuple of arrays, such as (x, t), and come before the optimizer. Got
+    TypeError: `data` must be a tuple of arrays, such as (x, t), and come before `optimizer`. Got
     GradientTransformationExtraArgs ...
 fit(loss=lambda w, x, t: (jnp.sum(x), {}))
     TypeError: `loss` must return a real scalar; for several outputs, set `has_aux=True` or
@@ -1278,7 +1279,7 @@ jaxnn.assert_gradient(surfaces.bowl, X, y=1)
     TypeError: `y` must be in `kwargs`, as in kwargs={'y': ...}, if `f` takes it. Got an
     unknown option.
 fit(test={"train": (np.ones((6, 3)), np.ones(6, int))})
-    ValueError: `test` must not name a set 'train', which is the data. Got one.
+    ValueError: `test` must not contain a set named 'train': that name stands for `data`. Got one.
 sweep(test={"a": (X,)})
     TypeError: `test` must be a tuple of arrays, such as (x, t). Got dict {'a': ...
 check_gradient(surfaces.bowl, X).save("report.png")

@@ -112,7 +112,7 @@ def by_name(name):
         (
             "sum_for_mean",
             "autodiff / numerical = 32",
-            "32 times too large, the number of examples",
+            "too large by a factor of 32, the number of examples",
         ),
         ("transposed_weight_gradient", "", "transposed"),
         ("one_row_dropped", "all have index 2 on axis 0", "autodiff is 0: the path is cut"),
@@ -133,11 +133,13 @@ def test_patterns_and_their_likely_cause(name, pattern, hint):
         (0.5, "a factor of 2 is missing"),
         (
             32.0,
-            "32 times too large, the number of examples: a sum where the function takes a mean",
+            "too large by a factor of 32, the number of examples: a sum where the function takes "
+            "a mean",
         ),
         (
             1 / 32,
-            "32 times too small, the number of examples: a mean where the function takes a sum",
+            "too small by a factor of 32, the number of examples: a mean where the function takes "
+            "a sum",
         ),
         (33.0, ""),
     ],
@@ -1150,7 +1152,7 @@ def test_a_report_is_true_if_it_is_ok():
     for judge in (check_gradient, explain):
         assert judge(right, jnp.ones(3)) and not judge(wrong[0], *wrong[1])
     assert repr(explain(right, jnp.ones(3))) == (
-        "<Explanation of <lambda>: 0 births, 0 wrong rules, 0 digits_lost>"
+        "<Explanation of <lambda>: births 0, rules 0, digits_lost 0>"
     )
 
 
@@ -1411,7 +1413,7 @@ def test_a_loss_that_has_rounded_to_0_hides_a_gradient_and_does_not_contradict_i
         return -jnp.mean(jnp.diag(jax.nn.log_softmax(w)))
 
     report = check_gradient(loss, gap * jnp.eye(3))
-    assert report.verdict == "agrees" and "the smallest detectable" in report.leaves[0].hint
+    assert report.verdict == "agrees" and "the smallest slope detectable" in report.leaves[0].hint
     doubled = lambda w: 2 * jax.grad(loss)(w) + 1e-3  # noqa: E731
     assert not check_gradient(loss, gap * jnp.eye(3), gradient=doubled).ok
 

@@ -244,13 +244,13 @@ def test_a_file_that_is_not_whole_is_an_error_and_the_one_before_is_used_when_as
     content = BROKEN[name](good(tmp_path / "other"))
     (tmp_path / "step_000000000009.npz").write_bytes(content)
     with pytest.raises(
-        ValueError, match=r"step_000000000009.npz: must be a whole checkpoint. Got "
+        ValueError, match=r"step_000000000009.npz: must be an intact checkpoint. Got "
     ):
         load_checkpoint(tmp_path)
     assert load_checkpoint(tmp_path, previous=True).step == 7
     other = tmp_path / "other.npz"  # a name that says no step
     other.write_bytes(content)
-    with pytest.raises(ValueError, match=r"other.npz: must be a whole checkpoint. Got "):
+    with pytest.raises(ValueError, match=r"other.npz: must be an intact checkpoint. Got "):
         load_checkpoint(other)
 
 
@@ -267,7 +267,7 @@ def test_changed_bytes_are_seen_or_change_nothing(tmp_path, data):
     try:
         found = load_checkpoint(path)
     except ValueError as error:
-        assert "must be a whole checkpoint. Got" in str(error)
+        assert "must be an intact checkpoint. Got" in str(error)
     else:
         assert all(
             map(

@@ -171,7 +171,7 @@ def test_tour_agrees_with_the_chapter(capsys):
         "lr = 10, 100 steps: distance from (0, 0)",
         "its loss (the weights have 8 digits)",
         "scores of the 2x3 network",
-        "w11 by h = 0.01: the loss changes by",
+        "change of the loss if w11 grows by 0.01",
     }
     here = {row["quantity"]: row["here"] for row in rows}
     assert here["the accuracy's gradient, at most"] == "0"
@@ -285,12 +285,12 @@ def test_check_prints_json_and_draws(capsys, model, tmp_path):
     "target, message",
     [
         ("nocolon", "`TARGET` must be FILE.py, FILE.py:NAME, FILE.py::TEST or MODULE:NAME. Got"),
-        ("{model}:missing", "`TARGET` must name a function of"),
+        ("{model}:missing", "`TARGET` must name a function in"),
         ("{model}:number", "Got 'number', of type int"),
         (
             "{model}:needs",
-            "`needs` must have a default for each argument. Got none for x; or let `needs()` "
-            "return (function, arguments);",
+            "`needs` must have a default for each argument. Got none for x. Alternatively, let "
+            "`needs()` return (function, arguments), or run",
         ),
         (
             "{model}:nothing",
@@ -322,7 +322,7 @@ def test_version_and_help_answer_without_jax():
     module = subprocess.run(
         [sys.executable, "-m", "jaxnn", "--version"], capture_output=True, text=True, timeout=60
     )
-    told = r"jaxnn \d+\.\d+\.\d+, of the distribution jaxnn-gradients\n"
+    told = r"jaxnn \d+\.\d+\.\d+ \(distribution jaxnn-gradients\)\n"
     assert re.fullmatch(told, module.stdout)
 
 
@@ -590,14 +590,17 @@ def test_check_takes_functions_of_real_projects(capsys, project, targets, code, 
             "test_model.py",
             "`TARGET` must be FILE.py:NAME or FILE.py::TEST if no check_... or loss... function",
         ),
-        ("test_model.py:test_none", "no arguments itself; a test is FILE.py::test_none. Got None."),
+        (
+            "test_model.py:test_none",
+            "no arguments itself; to run a test, write FILE.py::test_none. Got None.",
+        ),
         (
             "test_model.py::test_none",
             "`TARGET` must be a test that checks or takes a gradient. Got",
         ),
         ("test_model.py::test_other", "`TARGET` must be a function that runs. Got AssertionError"),
         ("pkg/models/losses.py:Model.nothing", "Got 'Model.nothing', which it does not define."),
-        ("pkg/models/losses.py:helper", "or let `helper()` return (function, arguments);"),
+        ("pkg/models/losses.py:helper", "let `helper()` return (function, arguments), or run"),
     ],
 )
 def test_what_cannot_be_checked_says_the_way_out(capsys, project, target, message):

@@ -36,7 +36,7 @@ def test_the_chapters_descent(dtype, grad):
 @pytest.mark.parametrize("grad", GRADS)
 def test_lr_10_diverges_and_says_so(dtype, grad):
     with pytest.warns(
-        DivergenceWarning, match="diverged: the loss went from 25 to .* in 100 steps with lr=10"
+        DivergenceWarning, match="diverged: the loss went from 25 to .* by step 100 with lr=10"
     ):
         end = gradient_descent(bowl, start(dtype), lr=10.0, step_num=100, grad=grad)
     assert not float(jnp.linalg.norm(end)) < 1e10
@@ -161,7 +161,7 @@ def test_a_start_that_is_not_finite_is_reported():
 
 def test_a_minimum_is_one_line():
     found = minimize(bowl, jnp.array([-3.0, 4.0]), optax.sgd(0.5))
-    assert repr(found) == "<Minimum: small gradient after 1 steps; loss 0, gradient norm 0>"
+    assert repr(found) == "<Minimum: small gradient at step 1; loss 0, gradient norm 0>"
     assert found._repr_html_() == f"<p>{repr(found)[1:-1]}</p>"
     assert repr(jax.eval_shape(lambda: found)).startswith("(ShapeDtypeStruct(")
     several = jax.vmap(lambda x: minimize(bowl, x, optax.sgd(0.5)))(jnp.ones((2, 2)))
@@ -170,6 +170,6 @@ def test_a_minimum_is_one_line():
 
 def test_a_path_is_one_line():
     path = descent_path(lambda x: jnp.sum(x**2), jnp.array([1.0]), 0.25, 2)
-    assert repr(path) == "<DescentPath: 2 steps; loss 1 to 0.0625>"
+    assert repr(path) == "<DescentPath: steps 2; loss 1 to 0.0625>"
     several = jax.vmap(lambda x: descent_path(jnp.sum, x, 0.25, 2))(jnp.ones((2, 2)))
     assert repr(several).startswith("(Array(")

@@ -180,10 +180,14 @@ def test_a_constant_is_blamed_where_it_was_chosen_alone(f, w, said):
         (lambda x: x**-2, "a negative power of 0", "a negative power of 0"),
         (lambda x: x**3, "it overflows", "it overflows"),
         (jnp.exp, "it overflows", "it overflows"),
-        (lax.acos, "outside -1 to 1", "its slope at -1 and 1 is infinite"),
-        (lax.acosh, "below 1", "its slope at 1 is infinite"),
-        (lax.atanh, "at -1 or 1, or beyond", "its slope at -1 and 1 is infinite"),
-        (lax.lgamma, "at 0, or a negative integer", "no slope at 0 and negative integers"),
+        (lax.acos, "an argument outside -1 to 1", "its slope at -1 and 1 is infinite"),
+        (lax.acosh, "an argument below 1", "its slope at 1 is infinite"),
+        (lax.atanh, "an argument of -1 or 1, or beyond", "its slope at -1 and 1 is infinite"),
+        (
+            lax.lgamma,
+            "an argument of 0 or a negative integer",
+            "no slope at 0 and negative integers",
+        ),
         (lambda x: x - 1, "infinity minus infinity", ""),
         (lambda x: 2 * x, "0 times infinity", ""),
     ],
@@ -326,7 +330,7 @@ def test_digits_that_were_asked_for_and_are_missing_are_said():
     point = 1e6 + jnp.linspace(0, 1, 5)
     assert check_gradient(variance, point).verdict == "agrees"
     with pytest.raises(
-        GradientError, match="not ok: fewer than 5 correct digits in their own dtype: .0."
+        GradientError, match="not ok: fewer than 5 correct digits in the leaf's own dtype: .0."
     ):
         assert_gradient(variance, point, digits=5)
 
@@ -371,7 +375,7 @@ def test_a_rule_that_decides_leaves_the_entries_that_it_gets_wrong():
     double = jax.custom_vjp(lambda x: 2 * x)
     double.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g.at[2].multiply(1 - 1e-4),))
     (leaf,) = check_gradient(lambda x: jnp.sum(jnp.tanh(double(x))), jnp.linspace(0, 1, 5)).leaves
-    assert leaf.verdict == "differs" and "a derivative rule on its path" in leaf.hint
+    assert leaf.verdict == "differs" and "a derivative rule on this leaf's path" in leaf.hint
     assert [(e.index, e.verdict) for e in leaf.entries] == [((2,), "differs")]
 
 

@@ -185,7 +185,7 @@ def test_a_signal_is_heard_while_something_is_measured(tmp_path):
     _, err = process.communicate(timeout=60)
     assert (
         time.monotonic() - sent < 10
-        and "interrupted after step 1; saved: `resume=True` continues" in err
+        and "interrupted after step 1; saved: pass `resume=True` to continue" in err
     )
     assert load_checkpoint(tmp_path / "run").step == 1
 

@@ -459,7 +459,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, own_errors):
         ({"key": jax.random.key(9)}, "`key` must be .*, as in the checkpoint"),
         (
             {"resume": False},
-            "`checkpoint` must be empty unless `resume` is set. Got .* with step_000000000006.npz.",
+            "`checkpoint` must be an empty directory unless `resume` is set. Got .* with "
+            "step_000000000006.npz.",
         ),
         ({"resume": "yes"}, "`resume` must be True, False or 'previous'. Got 'yes'."),
     ]:
@@ -928,7 +929,7 @@ def test_it_is_measured_when_that_is_asked_for(how, steps):
     assert len(history.metrics["test_loss"]) == len(steps)
     assert "<table>" in history._repr_html_()
     last = history.metrics["test_loss"][-1]
-    assert "<History: 15 steps, train_loss " in repr(history)
+    assert "<History: steps 15, train_loss " in repr(history)
     assert f", test_loss {last:.4g}>" in repr(history)
 
 

@@ -59,7 +59,9 @@ def changed(*values, at=17):
     ],
 )
 def test_a_label_that_is_taken_for_a_class_is_named_before_the_first_step(loss, t, got, array):
-    with pytest.raises(ValueError, match=rf"`data\[1\]` must be classes from 0 up. {got}\."):
+    with pytest.raises(
+        ValueError, match=rf"`data\[1\]` must be class indices of at least 0. {got}\."
+    ):
         run(loss, array(t))
 
 

@@ -145,7 +145,7 @@ def test_probabilities_may_be_off_by_a_hundredth():
     for y in ([-0.009, 1.009], [0.0, 1.0]):
         assert np.isfinite(cross_entropy_error(jnp.array(y), 1))
     for y, beyond in (([0.0, 1.02], "0.02"), ([-0.03, 1.0], "0.03")):
-        with pytest.raises(ValueError, match=f"Got one that is outside by {beyond}"):
+        with pytest.raises(ValueError, match=f"Got one that is {beyond} outside"):
             cross_entropy_error(jnp.array(y), 1)
 
 

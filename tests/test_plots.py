@@ -362,7 +362,7 @@ def test_lost_digits_have_a_picture_of_their_own():
     leaf = check_gradient(lambda x: jnp.sum(x**2), X).leaves[0]
     imprecise = leaf._replace(verdict=Verdict.IMPRECISE, own_dtype_digits=2.4)
     ax = plots.gradient_evidence(imprecise)
-    assert "2.4 digits are left" in ax.get_title() and len(ax.patches) == 3
+    assert "only 2.4 of 7 digits are left" in ax.get_title() and len(ax.patches) == 3
 
 
 def test_a_descent_is_animated_and_a_page_has_a_slider(tmp_path):

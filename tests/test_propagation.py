@@ -37,7 +37,7 @@ def changed(leaves, k, index, value):
 
 def both(f, leaves, step=0.25):
     """The finite flags, the changes, the same by evaluation, and the values, for four entries of
-    each floating leaf.
+    each floating-point leaf.
     """
 
     def numbers(leaves):

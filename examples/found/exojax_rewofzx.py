@@ -1,4 +1,4 @@
-"""`rewofzx` of ExoJAX 2.6.0: a term of its derivative by `y` lacks the cotangent.
+"""`rewofzx` of ExoJAX 2.6.0: a term of its derivative with respect to `y` lacks the cotangent.
 
     pip install exojax==2.6.0
     jaxnn check examples/found/exojax_rewofzx.py

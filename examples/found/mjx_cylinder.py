@@ -1,4 +1,4 @@
-"""MuJoCo MJX 3.17.0: the derivative of the distance from a cylinder by the cylinder's size is 0.
+"""MuJoCo MJX 3.17.0: the derivative of the distance to a cylinder with respect to its size is 0.
 
     pip install mujoco-mjx==3.17.0
     jaxnn check examples/found/mjx_cylinder.py

@@ -1,10 +1,12 @@
-"""`DoublyTruncatedPowerLaw.log_prob` of NumPyro 0.22.0: its slopes by `low` and `high` are wrong.
+"""`DoublyTruncatedPowerLaw.log_prob` of NumPyro 0.22.0: its derivatives with respect to `low` and
+`high` are wrong.
 
     pip install numpyro==0.22.0
     jaxnn check examples/found/numpyro_power_law.py
 
-The density is x^alpha over an integral from low to high, so the slope of its logarithm by `high` is
--high^alpha over that integral: -1/6 at (alpha, low, high) = (-2, 1, 3). The custom rule gives 1/9.
+The density is x^alpha over an integral from low to high, so the derivative of its logarithm with
+respect to `high` is -high^alpha over that integral: -1/6 at (alpha, low, high) = (-2, 1, 3). The
+custom rule gives 1/9.
 """
 
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Two networks in turns: a generator of points on a ring, and a critic that tells them from data.
+"""Two networks in turn: a generator of points on a ring, and a critic that tells them from data.
 
 Run it:  python examples/steps/gan.py
 """

@@ -98,7 +98,7 @@ def check_gradient(
       order: 2 also checks second derivatives, as the gradient of a random projection of the
         gradient; 3 and 4 likewise.
       modes: "rev", "fwd" or both: how JAX differentiates; by default reverse mode, or forward mode
-        if `f` has no reverse mode.
+        if `f` does not support reverse mode.
       has_aux: whether `f` returns `(value, aux)`.
       cotangent: for an output that is not a scalar: a pytree like the output, or "random", the
         default. The gradient of sum(cotangent * output), or of its real part if it is complex, is
@@ -108,7 +108,8 @@ def check_gradient(
         are computed; "report" does so only if the gradient is wrong otherwise, and then reports
         "detached".
       trust: names of functions whose custom rules deliberately differ from their derivatives (such
-        as straight-through estimators). Their values follow the derivative that the rule claims.
+        as straight-through estimators). In the computed values, such a function changes at the
+        rate that its rule claims.
       evidence: "together" checks leaves together where that gives enough evidence on each; "leaf"
         checks each leaf separately.
       progress: whether checks that take longer than two seconds show their progress on stderr; by
@@ -123,8 +124,9 @@ def check_gradient(
       check early, and the report says so.
 
     Raises:
-      TypeError: the chosen arguments have no floating leaf, `f` has no floating output, the
-        arguments are traced, or JAX cannot differentiate `f` and no `gradient` is given.
+      TypeError: the chosen arguments have no floating-point leaf, `f` has no floating-point
+        output, the arguments are traced, or JAX cannot differentiate `f` and no `gradient` is
+        given.
       ValueError: `argnums` or `order` is out of range, or the structure of `where`, `gradient` or
         `cotangent` does not match.
 
@@ -263,7 +265,7 @@ class Options(TypedDict, total=False):
 def assert_gradient(f: Callable, *args: Any, **options: Unpack[Options]) -> None:
     """Raise `GradientError` unless the gradient of `f` at `args` is correct; for tests.
 
-    By default, all arguments with floating leaves are differentiated; with a hand-written
+    By default, all arguments with floating-point leaves are differentiated; with a hand-written
     `gradient` or with `where`, only the first.
 
     Args:
@@ -322,7 +324,7 @@ def _require_cotangent(cotangent: Any) -> PyTree | None:
     for path, leaf in jax.tree_util.tree_flatten_with_path(cotangent)[0]:
         name, dtype = f"cotangent{jax.tree_util.keystr(path)}", jnp.result_type(leaf)
         if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.inexact, jnp.integer)):
-            raise TypeError(f"`{name}` must be numbers. Got {describe(leaf)}.")
+            raise TypeError(f"`{name}` must hold numbers. Got {describe(leaf)}.")
         if not np.all(np.isfinite(np.asarray(leaf))):
             raise ValueError(f"`{name}` must be finite. Got {leaf}.")
     return jax.tree.map(jnp.asarray, cotangent)

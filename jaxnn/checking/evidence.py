@@ -36,7 +36,7 @@ class Verdict(enum.StrEnum):
 
     Attributes:
       kind: "good", "look" or "bad"; selects the colour.
-      exit_code: exit code of the command: 0 correct, 1 wrong, 2 if it is inconclusive.
+      exit_code: exit code of the command: 0 if correct, 1 if wrong, 2 if inconclusive.
       meaning: the verdict in one sentence.
 
     Example:

@@ -68,8 +68,8 @@ class Explanation:
 
     def __repr__(self) -> str:
         """One line; `str` has the findings."""
-        counts = f"{len(self.births)} births, {len(self.rules)} wrong rules"
-        return f"<Explanation of {self.function}: {counts}, {len(self.digits_lost)} digits_lost>"
+        counts = f"births {len(self.births)}, rules {len(self.rules)}"
+        return f"<Explanation of {self.function}: {counts}, digits_lost {len(self.digits_lost)}>"
 
     def _repr_html_(self) -> str:
         return text_fragment(str(self))
@@ -97,10 +97,11 @@ def explain(
     every equation is examined, so this can take longer than a check.
 
     Args:
-      f: a function of pytrees; its output is projected onto random numbers unless it is a real
-        scalar.
+      f: a function of pytrees; unless its output is a real scalar, it is projected onto a random
+        cotangent.
       *args: the point.
-      argnums: the argument or arguments to differentiate; by default all with floating leaves.
+      argnums: the argument or arguments to differentiate; by default all with floating-point
+        leaves.
       kwargs: keyword arguments of `f`.
       where: which leaves are differentiated, as for `check_gradient`.
       has_aux: whether `f` returns `(value, aux)`.
@@ -110,8 +111,8 @@ def explain(
       An `Explanation`.
 
     Raises:
-      TypeError: the chosen arguments have no floating leaf, `f` has no floating output, the
-        arguments are traced, or JAX cannot trace `f`.
+      TypeError: the chosen arguments have no floating-point leaf, `f` has no floating-point
+        output, the arguments are traced, or JAX cannot trace `f`.
       ValueError: `argnums` is out of range, or the structure of `where` does not match.
 
     Example:

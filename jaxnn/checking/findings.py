@@ -26,8 +26,8 @@ class Entry(NamedTuple):
     Attributes:
       index: multi-index in the leaf. Derivatives with respect to complex entries are complex.
       autodiff: the entry of the gradient that is checked.
-      numerical: the derivative from values; at a kink the mean of both sides; for an entry that is
-        wrong only in the leaf's own dtype, the gradient in float64.
+      numerical: the derivative from values; at a kink, the mean of the two one-sided slopes; for
+        an entry that is wrong only in the leaf's own dtype, the gradient in float64.
       bound: the bound on the error of `numerical`.
       verdict: "agrees", "kink", "imprecise", "differs", "not finite" or "unresolved".
       left: the slope from the left.
@@ -109,7 +109,7 @@ class LeafReport(NamedTuple):
       entries: the entries that were checked separately, worst first.
       pattern: what the wrong entries have in common.
       hint: the likely cause.
-      steps: the ladder of steps.
+      steps: the step sizes, in order.
       differences: the difference quotient at each step.
 
     Example:
@@ -213,7 +213,8 @@ class Birth(NamedTuple):
       cure: what usually helps.
       masked: whether the non-finite entries are masked afterwards.
       iteration: the loop iterations that contain it.
-      given: the argument that passed it in, or "a constant"; empty if it first appears here.
+      given: the argument through which it was passed in, or "a constant"; empty if it first
+        appears here.
 
     Example:
       >>> found = jaxnn.explain(lambda x: jnp.sum(jnp.sqrt(x)), jnp.array([0.0, 1.0]))
@@ -362,7 +363,8 @@ class DigitsLost(NamedTuple):
       what: what happens there.
       before: correct digits of the inputs.
       after: correct digits of the outputs.
-      share: by how much the gradient's relative error drops if this equation is exact, too.
+      share: by how much the gradient's relative error drops if, besides all earlier equations,
+        this one is exact.
 
     Example:
       >>> lost = jaxnn.explain(lambda x: (1 + x) - 1, jnp.array(1e-9)).digits_lost

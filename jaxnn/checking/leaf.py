@@ -18,7 +18,7 @@ from jaxnn.checking.precision import Loss
 # Why no entry of a wrong leaf is named: whether entries were looked for.
 _NAMELESS = {
     True: "the slope is wrong, but no single entry is off by enough to be named",
-    False: "the slope is wrong; its entries were not checked, because other leaves are wrong too",
+    False: "the slope is wrong; the leaf's entries were not checked, as other leaves are wrong too",
 }
 
 

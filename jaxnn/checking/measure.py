@@ -267,7 +267,7 @@ def _notes(checked: Checked) -> tuple[str, ...]:
         notes.append(f"treated as constant: {', '.join(first_of(named))}")
     if programs.narrow:
         named = {f"`{name}` in {jnp.dtype(dtype).name}" for name, dtype in programs.narrow}
-        notes.append(f"evaluated in its own dtype: {', '.join(first_of(sorted(named)))}")
+        notes.append(f"not evaluated in float64: {', '.join(first_of(sorted(named)))}")
     if host() is not None:
         notes.append(f"computed on the CPU, as {jax.default_backend()} has no float64")
     if checked.evaluations and not np.isfinite(centre):

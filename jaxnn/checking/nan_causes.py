@@ -34,11 +34,13 @@ _SUM = Cause("an overflow, or infinity minus infinity")
 _EIGENVECTORS = Cause(
     slope="eigenvectors have no derivative where eigenvalues are equal", cure=_DISTINCT
 )
-_GAMMA = Cause("at 0, or a negative integer", "it has no slope at 0 and negative integers")
+_GAMMA = Cause(
+    "an argument of 0 or a negative integer", "it has no slope at 0 and negative integers"
+)
 _ARC = Cause(
-    "outside -1 to 1",
+    "an argument outside -1 to 1",
     "its slope at -1 and 1 is infinite",
-    "keep the argument away from them, or use `jnp.arctan2` for the angle",
+    "keep the argument away from -1 and 1, or use `jnp.arctan2` for the angle",
 )
 # `integer_pow` with a positive exponent.
 _POSITIVE_POWER = Cause("it overflows", "it overflows", "scale the base down")
@@ -98,17 +100,21 @@ NOT_FINITE: dict[core.Primitive, Cause] = {
     ),
     primitives.acos_p: _ARC,
     primitives.asin_p: _ARC,
-    primitives.acosh_p: Cause("below 1", "its slope at 1 is infinite", "keep the argument above 1"),
+    primitives.acosh_p: Cause(
+        "an argument below 1", "its slope at 1 is infinite", "keep the argument above 1"
+    ),
     primitives.atanh_p: Cause(
-        "at -1 or 1, or beyond",
+        "an argument of -1 or 1, or beyond",
         "its slope at -1 and 1 is infinite",
-        "keep the argument between them",
+        "keep the argument strictly between -1 and 1",
     ),
     primitives.atan2_p: Cause(
         slope="it has no slope where both arguments are 0",
-        cure="keep the two from both being 0",
+        cure="make sure that the arguments are not both 0",
     ),
-    primitives.erf_inv_p: Cause("at -1 or 1, or beyond", "its slope at -1 and 1 is infinite"),
+    primitives.erf_inv_p: Cause(
+        "an argument of -1 or 1, or beyond", "its slope at -1 and 1 is infinite"
+    ),
     primitives.sub_p: _SUM._replace(cure="mask with a large finite number instead of `-jnp.inf`"),
     primitives.add_p: _SUM,
     primitives.reduce_sum_p: _SUM,
@@ -141,4 +147,5 @@ def as_written(cure: str, name: str, text: str) -> str:
     """What helps if the operation `name` may be inside of what the line `text` calls."""
     if name not in _FUNCTIONS or not text or re.search(rf"\b{name}\b", text):
         return cure
-    return f"`{name}` is inside a call: write that out, and {cure.rpartition('; else ')[2]}"
+    hidden = f"`{name}` is hidden inside a call on this line: write the call out, and"
+    return f"{hidden} {cure.rpartition('; else ')[2]}"

@@ -116,7 +116,7 @@ def _parts(report: Any, drawn: int) -> Iterator[str]:
     for number, leaf in enumerate(report.leaves):
         yield _leaf(leaf, is_open=leaf.verdict is not Verdict.AGREES, is_drawn=number < drawn)
     several = "leaf" if len(report.leaves) == 1 else "leaves"
-    counts = f"{len(report.leaves)} {several}, {report.evaluations} values of the function"
+    counts = f"{len(report.leaves)} {several}, {report.evaluations} evaluations of the function"
     yield f"<p class='note'>{counts}</p>"
     if report.fixed:
         yield f"<p class='note'>treated as constant: {html.escape(', '.join(report.fixed))}</p>"
@@ -139,7 +139,7 @@ def _leaf(leaf: LeafReport, is_open: bool, is_drawn: bool) -> str:
     table = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows.items())
     lines = [f"<table>{table}</table>"]
     if leaf.entries:
-        head = "<tr><th>entry</th><th></th><th>autodiff</th><th>values</th><th>bound</th></tr>"
+        head = "<tr><th>entry</th><th></th><th>autodiff</th><th>numerical</th><th>bound</th></tr>"
         body = "".join(
             f"<tr><td>{list(e.index)}</td><td>{_word(e.verdict)}</td><td>{e.autodiff:z.9g}</td>"
             f"<td>{e.numerical:z.9g}</td><td>{e.bound:.0e}</td></tr>"

@@ -167,13 +167,13 @@ def beyond_the_domain(entries: Sequence[Entry], slope: Slope, centre: float) -> 
 def nothing_there(slope: Slope, scale: float, claims: Any) -> str:
     """A hint if a gradient agrees only because it is zero or negligible, else ""."""
     if slope.constant and not np.any(claims):
-        return "the checked function does not depend on this leaf here"
+        return "the checked function does not depend on this leaf at this point"
     if not math.isfinite(slope.bound):
         return "the gradient is zero up to rounding error"
     if slope.bound > scale:
         return (
-            f"the claimed slope is below {slope.bound:.1e}, the smallest detectable next to the "
-            "function's values"
+            f"the claimed slope is below {slope.bound:.1e}, the smallest slope detectable next to "
+            "the function's values"
         )
     return ""
 
@@ -193,8 +193,9 @@ def _cause(wrong: Wrong) -> str:
         0.5: "a factor of 2 is missing",
     }
     for n in sorted(wrong.counts - {0, 1, 2}):
-        by = f"{n} times too {{}}, the number of examples: a {{}} where the function takes a {{}}"
-        of_ratio |= {n: by.format("large", "sum", "mean"), 1 / n: by.format("small", "mean", "sum")}
+        by = f"by a factor of {n}, the number of examples"
+        of_ratio[n] = f"too large {by}: a sum where the function takes a mean"
+        of_ratio[1 / n] = f"too small {by}: a mean where the function takes a sum"
     fitting = (text for ratio, text in of_ratio.items() if _alike(wrong.ratio, ratio))
     return next(fitting, _transposed(wrong))
 

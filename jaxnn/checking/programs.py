@@ -268,7 +268,7 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
     either = settings.forward is None and automatic
     for forward in (False, True) if either else (bool(settings.forward),):
         if forward and settings.forward is None:
-            notes.append("this function has no reverse mode; forward mode was checked")
+            notes.append("this function does not support reverse mode; forward mode was checked")
         chosen = settings._replace(forward=forward)
         try:
             scalar = _scalar(program, shapes, form, chosen)
@@ -293,7 +293,7 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
             f"further. Got {settings.order}: {reason}"
         ) from mistakes[0]
     if settings.forward:
-        mistakes[0].add_note("`modes` asks for forward mode, which `f` lacks.")
+        mistakes[0].add_note("`modes` asks for forward mode, which `f` does not support.")
     raise mistakes[0]
 
 

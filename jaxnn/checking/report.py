@@ -45,9 +45,9 @@ def painted(verdict: Verdict, text: str) -> str:
 
 
 class GradientError(AssertionError):
-    """Raised for a gradient that is wrong or that the evidence cannot confirm. The text names the
-    lines to blame, if they are known, followed by the worst leaves; `report` has all of them, and
-    `pytest -v` shows it.
+    """Raised for a gradient that is wrong or that the evidence cannot confirm. The text lists
+    the lines to blame, if known, and then the worst leaves; `report` has all leaves, and
+    `pytest -v` shows the whole report.
 
     Example:
       >>> twos = lambda x: 2 * jnp.ones(2)
@@ -223,7 +223,8 @@ class GradientReport:
         if self.verdict.ok and (few := [leaf.path for leaf in self.leaves if self._lacks(leaf)]):
             least = LEAST_DIGITS if self.digits is None else self.digits
             lines.append(
-                f"not ok: fewer than {least:g} correct digits in their own dtype: {', '.join(few)}"
+                f"not ok: fewer than {least:g} correct digits in the leaf's own dtype: "
+                f"{', '.join(few)}"
             )
         if not self.leaves:
             lines += map(str, self.found)

@@ -112,8 +112,8 @@ def require_known(trust: Sequence[str], program: Program) -> None:
             there = ", ".join(sorted(rules)) or "none"
             raise ValueError(
                 "`trust` must name functions with custom rules (`jax.custom_jvp`, "
-                f"`jax.custom_vjp`) that `f` calls: {there}. Got {name!r}; for `stop_gradient`, "
-                "set stop_gradient='held'."
+                f"`jax.custom_vjp`) that `f` calls (here: {there}). Got {name!r}; for "
+                "`stop_gradient`, set stop_gradient='held'."
             )
 
 

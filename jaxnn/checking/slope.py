@@ -59,7 +59,8 @@ class Slope(NamedTuple):
     """An estimated slope with its error bound and evidence.
 
     Attributes:
-      value: the estimate; at a kink the mean of both sides; NaN if no step has finite values.
+      value: the estimate; at a kink, the mean of the two one-sided slopes; NaN if no step has
+        finite values.
       bound: the bound on the error of `value`; infinite if there is no evidence.
       step: the step that `value` comes from.
       noise: the noise of the function's values, measured from the finer steps.

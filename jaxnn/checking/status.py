@@ -49,13 +49,13 @@ class Status:
 
     def tell(self, line: Any) -> None:
         """Report that values along a line are about to be computed."""
-        self.say(f"{self.known} of {self.leaves} leaves known, {line.evaluations} values")
+        self.say(f"{self.known} of {self.leaves} leaves checked, {line.evaluations} evaluations")
 
     def _write(self) -> None:
         assert self.stream is not None
         began, wait, width = time.monotonic(), SILENCE, 0
         while not self._over.wait(wait):
-            text = f"checking: {self.doing}, {time.monotonic() - began:.0f} s "
+            text = f"checking: {self.doing} ({time.monotonic() - began:.0f} s) "
             write(self.stream, f"\r{text:{width}}")
             wait, width = BETWEEN, len(text)
         if width and takes_codes(self.stream):

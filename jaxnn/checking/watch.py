@@ -251,7 +251,9 @@ class Call(NamedTuple):
         return cls(tuple(range(len(primals))), tuple(primals), {}, has_aux)
 
     def of_leaves(self, f: Callable, tree: Any) -> Callable:
-        """The function's floating outputs as a function of the leaves; all else is constant."""
+        """The function's floating-point outputs as a function of the leaves; all else is
+        constant.
+        """
 
         def of(*leaves):
             full = list(self.args)

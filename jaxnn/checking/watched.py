@@ -162,7 +162,7 @@ class WatchReport:
     def __repr__(self) -> str:
         """One line; `str` has the findings."""
         wrong = sum(place.is_wrong for place in self.places)
-        return f"<WatchReport: {len(self.places)} gradients, {wrong} wrong or not finite>"
+        return f"<WatchReport: gradients {len(self.places)}, wrong or not finite {wrong}>"
 
     def __str__(self) -> str:
         if not self.places:
@@ -206,7 +206,7 @@ def watching(
     `jax.grad`, `value_and_grad`, `vjp`, `jvp`, `linearize`, `jacrev`, `jacfwd` and `hessian` are
     watched, wherever they are called: in other functions, under `jit`, `vmap`, `scan` and
     `shard_map`, and by libraries. After the block, each gradient is checked at its first point.
-    Operands of `jax.lax.stop_gradient` are treated as constant. The function is traced once more,
+    Operands of `jax.lax.stop_gradient` are treated as constant. Each function is traced once more,
     so anything it prints during tracing appears twice.
 
     Args:
@@ -217,7 +217,8 @@ def watching(
       trust: names of functions whose custom rules deliberately differ from their derivatives.
 
     Returns:
-      A context manager; the `report` of its value is the `WatchReport` once the block has ended.
+      A context manager. The object that it yields has the `WatchReport` as its `report` once the
+      block has ended.
 
     Raises:
       ValueError: `points` is below 1, or `budget` is not finite.

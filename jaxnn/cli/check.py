@@ -55,7 +55,7 @@ def explain(args: argparse.Namespace) -> int:
     for target in targets:
         if target.test:
             raise ValueError(
-                "`TARGET` must be a function to explain; for a test, `jaxnn check` names the "
+                "`TARGET` must be a function, not a test; for a test, `jaxnn check` names the "
                 f"lines. Got the test {target.name!r}."
             )
     found = [(t, _ran(of_checking.explain, t.function, *t.point)) for t in targets]
@@ -150,7 +150,7 @@ def _keep(reports: list[GradientReport], args: argparse.Namespace) -> None:
 
         matplotlib.use("agg")
         worst.plot().figure.savefig(args.plot)
-        say(f"evidence drawn in {args.plot}")
+        say(f"plot written to {args.plot}")
     if args.html:
         with passing("drawing the page"):
             pathlib.Path(args.html).write_text(page(*reports), encoding="utf-8")

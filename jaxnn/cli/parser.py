@@ -93,7 +93,7 @@ def _parser() -> _Parser:
         description="Check JAX gradients, find the line at fault, and train small networks.",
         epilog="example: jaxnn train",
     )
-    told = f"jaxnn {jaxnn.__version__}, of the distribution jaxnn-gradients"
+    told = f"jaxnn {jaxnn.__version__} (distribution jaxnn-gradients)"
     parser.add_argument("--version", action="version", version=told)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
@@ -139,7 +139,7 @@ class Option(NamedTuple):
         told = self.default
         if isinstance(told, tuple):
             told = ",".join(map(str, told))
-        shown = told is not None and self.kind is not bool
+        shown = told not in (None, "") and self.kind is not bool
         text = "; ".join(filter(None, (self.help, f"default: {told}" if shown else "")))
         if self.kind is bool:
             group.add_argument(self.name, action="store_true", help=text)
@@ -215,24 +215,38 @@ COMMANDS = {
         "jaxnn train --layers 100 --epochs 50 --lr 0.3",
         (
             Option("--data", str, None, "DIR", "MNIST's four IDX files, instead of the digits"),
-            Option("--layers", _several(_count), (50,), "N,N,...", "units of the hidden layers"),
+            Option(
+                "--layers",
+                _several(_count),
+                (50,),
+                "N,N,...",
+                "number of units in each hidden layer",
+            ),
             Option("--activation", ACTIVATIONS, "sigmoid", help="between the layers"),
             Option("--dropout", _part, 0.0, "X", "fraction of hidden units dropped per step"),
-            Option("--epochs", _count, None, "N", "100 by default, unlimited with --max-steps"),
+            Option(
+                "--epochs",
+                _count,
+                None,
+                "N",
+                "passes through the data; by default 100, or unlimited with --max-steps",
+            ),
             Option("--max-steps", _count, None, "N", "steps after which the run ends"),
             Option(
                 "--evaluate-every",
                 _count,
                 1,
                 "N",
-                "epochs between measurements; the table has about ten",
+                "epochs between measurements; the table shows about ten of them",
             ),
             Option("--batch-size", _count, 100, "N", "examples per step"),
             Option("--lr", _several(_rate), (0.5,), "X,X,...", "learning rates, run in parallel"),
             Option("--optimizer", OPTIMIZERS, "sgd", help="from optax"),
             Option("--weight-scale", _rate, 0.01, "X", "scale of the initial weights"),
             Option("--seed", _seed, 0, "N", "seed of weights and batches"),
-            Option("--grad", ("automatic", "numerical"), "automatic"),
+            Option(
+                "--grad", ("automatic", "numerical"), "automatic", help="how gradients are computed"
+            ),
             Option("--replacement", bool, help="draw with replacement, as in the chapter"),
             ("unattended runs",),
             Option("--checkpoint", str, None, "DIR", "save the run for `jaxnn eval DIR`"),
@@ -283,12 +297,13 @@ COMMANDS = {
     ),
     "check": Command(
         "check:check",
-        "compare a function's gradient with its values",
+        "check a gradient against the function's values",
         "Check the gradients of your functions. TARGET is FILE.py:NAME or MODULE:NAME; the file is "
         "run, as by `python -m`. NAME, which may be Class.method, is a function whose arguments "
         "all have defaults (the point); or a function without arguments that returns (function, "
-        "arguments). All arguments are differentiated. For a method of a module with weights, the "
-        "module, built without arguments, is argument 0. FILE.py alone checks all check_... and "
+        "arguments). All arguments are differentiated. For a method of a class that holds "
+        "weights, such as an Equinox module, the instance, built without arguments, is argument "
+        "0. FILE.py alone checks all check_... and "
         "loss... functions with defaults. FILE.py::TEST runs a test. Exit code 0: correct, or "
         "between the two slopes at a kink; 1: wrong, not finite, cut off by stop_gradient, or with "
         "fewer than two digits left; 2: "
@@ -332,14 +347,16 @@ COMMANDS = {
         (
             Option("program", str, None, "PROGRAM", "FILE or -m MODULE", {"nargs": "+"}),
             Option("--points", _count, 1, "N", "points to check each gradient at"),
-            Option("--budget", _rate, 60.0, "SECONDS", "for the checks that follow the program"),
+            Option(
+                "--budget", _rate, 60.0, "SECONDS", "time for the checks that follow the program"
+            ),
             Option("--no-nan", bool, help="do not check for NaN and infinity"),
             Option(
                 "--trust",
                 _several(str),
                 (),
                 "NAME,NAME,...",
-                "functions whose custom rules differ from them on purpose",
+                "functions whose custom rules deliberately differ from their derivatives",
             ),
             Option("--stop", bool, help="end the program at the first NaN or infinity"),
             Option("--save", str, None, "DIR", "write inputs of non-finite gradients as .npz"),
@@ -350,28 +367,28 @@ COMMANDS = {
     ),
     "figures": Command(
         "pictures:figures",
-        "draw the pictures",
-        "Compute and draw the pictures of losses, derivatives, descent, training and the gradient "
+        "draw the figures",
+        "Compute and draw the figures of losses, derivatives, descent, training and the gradient "
         "check, as PNG and SVG files; an animation of descent, as GIF; and a page with a slider "
         f"for the learning rate. Draws all, or only the given NAMEs: {', '.join(FIGURES)}.",
         "jaxnn figures --out figures",
         (
-            Option("names", str, None, "NAME", "pictures (default: all)", {"nargs": "*"}),
+            Option("names", str, None, "NAME", "figures (default: all)", {"nargs": "*"}),
             Option("--style", ("light", "dark"), "light", help="colours of the page"),
             Option("--out", str, None, "DIR", "directory to write to", {"required": True}),
         ),
     ),
     "tour": Command(
         "pictures:tour",
-        "the chapter's numbers beside ours",
+        "print the chapter's numbers beside ours",
         "Compute the chapter's numbers, section by section, and show each next to the printed one.",
         "jaxnn tour --figures figures",
-        (Option("--figures", str, None, "DIR", "draw the chapter's pictures there as well"),),
+        (Option("--figures", str, None, "DIR", "also draw the chapter's figures, in DIR"),),
     ),
     "docs": Command(
         "reference:docs",
         "write the API reference",
-        "Write a reference of all public names as HTML pages, from the docstrings. It needs pdoc: "
+        "Write HTML reference pages for all public names from their docstrings. Needs pdoc: "
         "`pip install pdoc`.",
         "jaxnn docs --out reference",
         (Option("--out", str, None, "DIR", "directory to write to", {"required": True}),),

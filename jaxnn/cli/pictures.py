@@ -12,7 +12,7 @@ from jaxnn.cli.tour import walk
 
 
 def figures(args: argparse.Namespace) -> int:
-    """Draw pictures, and print the path of each before it is drawn."""
+    """Draw figures, and print the path of each before it is drawn."""
     say = silent if args.json else functools.partial(print, flush=True)
     paths = _drawn(args.out, say, args.names or None, style=args.style)
     if args.json:
@@ -29,7 +29,7 @@ def tour(args: argparse.Namespace) -> int:
             say(f"\n{row.section}")
         say(_line(f"  {row.quantity}", row.here, row.chapter))
         rows.append(row)
-    say(f"\nThe pictures: {'' if args.figures else 'jaxnn tour --figures DIR draws them'}")
+    say(f"\nFigures: {'' if args.figures else 'run jaxnn tour --figures DIR'}")
     paths = _drawn(args.figures, lambda path: say(f"  {path}")) if args.figures else []
     if args.json:
         numbers = [row._asdict() for row in rows]

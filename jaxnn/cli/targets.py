@@ -53,7 +53,7 @@ def load(target: str) -> list[Target]:
         _require_defaults(
             names,
             function,
-            f"`pytest --check-gradients {place}` runs tests with fixtures or parameters",
+            f"For tests with fixtures or parameters, run `pytest --check-gradients {place}`",
         )
         return [Target(target, function, test=True)]
     return [_target(target, names, function)]
@@ -70,7 +70,7 @@ def _target(target: str, name: str, function: Callable) -> Target:
     """
     owner = getattr(function, "__self__", None)
     if owner is not None and take_apart(owner)[1]:
-        defaults = _require_defaults(name, function, "the module itself needs none")
+        defaults = _require_defaults(name, function, "The instance itself needs none")
         return Target(target, function.__func__, (owner, *defaults))
     if not isinstance(owner, type) and getattr(owner, "__dict__", None):
         kind = type(owner).__name__
@@ -79,8 +79,8 @@ def _target(target: str, name: str, function: Callable) -> Target:
     if not inspect.signature(function).parameters:
         return Target(target, *_made_by(name, function))
     way = (
-        f"or let `{name}()` return (function, arguments); {_watching(_parted(target)[0])} checks "
-        "the gradients that a program takes"
+        f"Alternatively, let `{name}()` return (function, arguments), or run "
+        f"{_watching(_parted(target)[0])}, which checks the gradients that a program takes"
     )
     return Target(target, function, _require_defaults(name, function, way))
 
@@ -134,20 +134,23 @@ def _attribute(place: str, module: ModuleType, names: str) -> Callable:
     for name in names.split("."):
         if not hasattr(found, name):
             raise ValueError(
-                f"`TARGET` must name a function of {place}. Got {names!r}, which it does not "
+                f"`TARGET` must name a function in {place}. Got {names!r}, which it does not "
                 f"define. For a function inside another, {_watching(place)} checks the gradients "
                 "that a program takes."
             )
         owner, found = found, getattr(found, name)
     if not callable(found):
         what = f"of type {type(found).__name__}"
-        raise ValueError(f"`TARGET` must name a function of {place}. Got {names!r}, {what}.")
+        raise ValueError(f"`TARGET` must name a function in {place}. Got {names!r}, {what}.")
     first = next(iter(inspect.signature(found).parameters), None)
     if isinstance(owner, type) and first == "self":
         try:
             return getattr(owner(), names.rpartition(".")[2])
         except TypeError as error:
-            way = f"a method of a class that needs no arguments, or see {_watching(place)}"
+            way = (
+                "a method of a class that can be built without arguments; otherwise, run "
+                f"{_watching(place)}"
+            )
             raise refusal(names, way, error) from error
     return found
 
@@ -187,7 +190,7 @@ def _require_defaults(name: str, function: Callable, way: str) -> tuple[Any, ...
     """The defaults of all arguments that are not keyword-only."""
     if missing := _missing(function):
         raise ValueError(
-            f"`{name}` must have a default for each argument. Got none for {', '.join(missing)}; "
+            f"`{name}` must have a default for each argument. Got none for {', '.join(missing)}. "
             f"{way}."
         )
     parameters = inspect.signature(function).parameters.values()
@@ -205,7 +208,7 @@ def _made_by(name: str, make: Callable) -> tuple[Callable, tuple[Any, ...]]:
         raise refusal(name, "a function that runs", error) from error
     is_pair = isinstance(result, tuple) and len(result) == 2
     if not is_pair or not callable(result[0]) or not isinstance(result[1], tuple | list):
-        test = f"; a test is FILE.py::{name}" if name.startswith("test") else ""
+        test = f"; to run a test, write FILE.py::{name}" if name.startswith("test") else ""
         raise ValueError(
             f"`{name}` must return (function, arguments) if it takes no arguments itself{test}. "
             f"Got {result!r}."

@@ -94,7 +94,7 @@ def _derivatives() -> Iterator[tuple[str, str, str]]:
     yield ("1e-50 as float32", str(jnp.float32(1e-50)), "0.0")
     for x, printed in ((5.0, "0.1999999999990898"), (10.0, "0.2999999999986347")):
         yield (
-            f"d/dx 0.01x^2 + 0.1x at {x:g}, h = 1e-4",
+            f"d/dx of 0.01x^2 + 0.1x at {x:g}, h = 1e-4",
             str(numerical_diff(parabola, x, 1e-4)),
             printed,
         )
@@ -156,7 +156,7 @@ def _gradients() -> Iterator[tuple[str, str, str]]:
             yield (f"dW, row {row}, {name}", _vector(line, 8), there)
     moved = {"W1": params["W1"].at[0, 0].add(0.01)}
     change = float(loss(moved, x, t) - loss(params, x, t))
-    yield ("w11 by h = 0.01: the loss changes by", f"{change:.4g}", "about 0.2 h")
+    yield ("change of the loss if w11 grows by 0.01", f"{change:.4g}", "about 0.2 h")
 
 
 def descend_quietly(start: jax.Array, lr: float) -> jax.Array:

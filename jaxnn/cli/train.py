@@ -53,7 +53,7 @@ def train(args: argparse.Namespace) -> int:
     params = init_network(init_key, sizes, args.weight_scale)
     devices = jax.devices()
     say(
-        f"{len(digits.t_train)} images to train on, {len(digits.t_test)} to test with; network\n"
+        f"{len(digits.t_train)} images to train on, {len(digits.t_test)} to test on; network\n"
         f"{'-'.join(map(str, sizes))} ({args.activation}), {sum(p.size for p in params.values())} "
         f"parameters; JAX {jax.__version__} on {devices[0].device_kind}"
         f"{f' x {len(devices)}' if len(devices) > 1 else ''}"
@@ -183,8 +183,8 @@ def _join(args: argparse.Namespace) -> None:
     missing = [name for name, value in given.items() if value is None]
     if missing and len(missing) < len(given):
         raise ValueError(
-            f"`{missing[0]}` must be given with the other two. Got "
-            f"{', '.join(set(given) - set(missing))}."
+            f"`{missing[0]}` must be given, as --coordinator, --num-processes and --process-id "
+            f"belong together. Got {', '.join(set(given) - set(missing))}."
         )
     if missing and not args.distributed:
         return
@@ -253,8 +253,8 @@ def _begun(args: argparse.Namespace) -> int:
     there = checkpoints(directory)
     if there and not args.resume:
         raise FileExistsError(
-            f"`--checkpoint` must be empty unless --resume is given. Got {str(directory)!r}, with "
-            f"a run in it."
+            "`--checkpoint` must be an empty directory unless --resume is given. Got "
+            f"{str(directory)!r}, with a run in it."
         )
     if not there:
         return 0
@@ -326,7 +326,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"step": step, "steps": found.step, **record}, args.stdout)
         return 0
-    print(f"after step {step}" + (f", the best of {found.step}" if best else ""))
+    print(f"after step {step}" + (f", the best of {found.step} steps" if best else ""))
     for name, value in record.items():
         print(f"  {name.replace('_', ' '):14}  {value:.4f}")
     return 0
@@ -353,7 +353,9 @@ def _conclude(
             if cause:
                 say(cause)
         elif reason != "finished":
-            more = "; --resume continues it" if reason == "interrupted" and args.checkpoint else ""
+            more = (
+                "; use --resume to continue" if reason == "interrupted" and args.checkpoint else ""
+            )
             say(f"{place}stopped after step {step}: {reason}{more}")
         elif begun and step == begun:
             limit = "--epochs" if args.max_steps is None else "--max-steps"
@@ -362,7 +364,8 @@ def _conclude(
             lowest = int(metrics["test_loss"].argmin())
             accuracy = metrics["test_accuracy"][lowest if args.patience else -1]
             taken = (
-                f"{place}{step - begun} steps with {args.grad} gradients in {seconds:.1f} s overall"
+                f"{place}steps {begun} to {step} with {args.grad} gradients in {seconds:.1f} s "
+                "overall"
             )
             say(f"{taken}: test accuracy {accuracy:.4f}")
             if args.patience:
@@ -396,7 +399,7 @@ def _lesson(args: argparse.Namespace, result: Fit, lowest: int, place: str) -> s
         return (
             f"{place}overfitting: the test loss was lowest after step "
             f"{history.evaluated[lowest] if len(history.evaluated) else lowest + 1}\n"
-            "and has risen by over a tenth since, while the training loss went on falling\n"
+            "and has risen by more than a tenth since, while the training loss went on falling\n"
         )
     return ""
 

@@ -71,7 +71,7 @@ def numerical_grad(
 ) -> Callable[..., Any]:
     """The gradient of a scalar function by finite differences; mirrors `jax.grad`.
 
-    df/dx_i = (f(x + h e_i) - f(x - h e_i)) / 2h for each entry i of each floating leaf. For a
+    df/dx_i = (f(x + h e_i) - f(x - h e_i)) / 2h for each entry i of each floating-point leaf. For a
     complex entry it is df/dx - i df/dy, as in `jax.grad`. All other leaves are treated as constant:
     in the result, integers, booleans and keys become `float0` zeros, as in `jax.grad(...,
     allow_int=True)`, and functions and other objects become None.
@@ -91,7 +91,7 @@ def numerical_grad(
       method: "propagation" recomputes only the values that depend on the perturbed entry;
         "dense" evaluates all of `f` for each entry. The results agree up to
         rounding error.
-      mesh: devices that share the entries, possibly of several processes; the arguments must be on
+      mesh: devices that share the entries, possibly in several processes; the arguments must be on
         all of them (with axis types Auto).
 
     Returns:
@@ -99,8 +99,8 @@ def numerical_grad(
       return, in the dtypes of the arguments.
 
     Raises:
-      TypeError: an argument to differentiate has no floating leaf, or `f` does not return a real
-        scalar.
+      TypeError: an argument to differentiate has no floating-point leaf, or `f` does not return a
+        real scalar.
       ValueError: `argnums` is out of range, `h` is not positive, or `h` is too small to change x
         (inside `jit` or a loop, the result is then NaN instead).
 
@@ -265,7 +265,7 @@ def directional_derivative(
 
     Args:
       f: returns a pytree of arrays.
-      x: point; any pytree with floating leaves.
+      x: point; any pytree with floating-point leaves.
       v: direction, with the structure and shapes of `x`; not normalised.
       h: step along `v`; by default the largest step that changes no entry by more than its own
         default step.
@@ -396,7 +396,7 @@ def partial_derivative(
         )
     except TypeError:
         raise TypeError(
-            f"`index` must be an integer or a tuple of them. Got {describe(index)}."
+            f"`index` must be an integer or a tuple of integers. Got {describe(index)}."
         ) from None
     shape = np.shape(x)
     if len(place) != len(shape) or not all(-n <= i < n for i, n in zip(place, shape, strict=True)):
@@ -476,8 +476,8 @@ def _require_steps_that_move(call: Partition, points: Leaves, h: Any, options: _
         step = np.asarray(h, x.dtype)
         if np.any((x + step == x) | (x - step == x)):
             raise ValueError(
-                f"`h` must be large enough to change `{path}` in {x.dtype}, where values near it "
-                f"are {np.spacing(np.max(np.abs(x))):.2g} apart. Got {float(h)!r}."
+                f"`h` must be large enough to change `{path}` in {x.dtype}, where neighbouring "
+                f"values are {np.spacing(np.max(np.abs(x))):.2g} apart. Got {float(h)!r}."
             )
 
 
@@ -563,8 +563,8 @@ def _partial(
 
 
 def _by_entry(f: Callable, leaves: Leaves, steps: Leaves, options: _Options) -> list[PyTree]:
-    """For each leaf, the derivatives of the outputs of `f` by its entries, of shape (*leaf,
-    *out).
+    """For each leaf, the derivatives of the outputs of `f` with respect to its entries, of shape
+    (*leaf, *out).
     """
     if not all(x.size for x in leaves):  # an empty leaf has no entry to perturb
         full = [x for x in leaves if x.size]

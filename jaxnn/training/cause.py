@@ -39,7 +39,7 @@ def with_cause(result: Fit, run: Run, objective: Objective) -> Fit:
             bad = ~_finite_alone(loss, moving, given.batch)
             examples = tuple(given.rows[bad].tolist())
     except Exception as error:  # the user's loss may refuse to be called on its own
-        cause = f"not known ({type(error).__name__} when the step was repeated)"
+        cause = f"unknown: repeating the step raised {type(error).__name__}"
     named = {"cause": cause, "batch": given.batch, "examples": examples}
     return result._replace(status=result.status._replace(**named))
 

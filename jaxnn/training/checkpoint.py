@@ -190,7 +190,7 @@ def load_checkpoint(source: str | os.PathLike, *, previous: bool = False) -> Che
 
     Args:
       source: a file, or a directory, whose newest checkpoint is read.
-      previous: if the newest in the directory is broken, read the newest that is complete.
+      previous: if the newest in the directory is damaged, read the newest intact one.
 
     Returns:
       A `Checkpoint`.
@@ -272,7 +272,7 @@ def _read(path: Path) -> Checkpoint:
         what = f"one with arrays or a header that cannot be read: {error}"
     except (KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         what = f"one with an invalid header: {type(error).__name__} {error}"
-    raise ValueError(f"{path}: must be a whole checkpoint. Got {what}.")
+    raise ValueError(f"{path}: must be an intact checkpoint. Got {what}.")
 
 
 def _parsed(file: BinaryIO) -> Checkpoint:

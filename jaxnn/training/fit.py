@@ -99,8 +99,9 @@ def fit(
         is used, too; no examples are dropped.
       grad: maps `loss` to its gradient: `jax.grad`, `numerical_grad`, or a function with the same
         calling convention.
-      has_aux: whether the loss returns `(value, aux)`, a dictionary of scalars that is recorded at
-        each step in `history.aux`; with a model state `(value, (model_state, aux))`.
+      has_aux: whether the loss returns `(value, aux)` or, with a model state,
+        `(value, (model_state, aux))`. `aux` is a dictionary of scalars, recorded at each step in
+        `history.aux`.
       start: a `Start`: model state, optimiser state, and whether memory may be reused.
       feeding: a `Feeding`: with replacement or not, on which devices, streamed or not.
       measuring: a `Measuring`: test data, metrics, when to measure, and patience.
@@ -116,14 +117,14 @@ def fit(
       TypeError: `params` has no floating or complex leaf, or `epochs` or another count is not an
         integer.
       ValueError: `data` is empty, has arrays of different lengths, or labels below 0 that the loss
-        reads as classes; the checkpoint is broken or from another run; or the processes begin
+        reads as classes; the checkpoint is damaged or from another run; or the processes begin
         with different settings.
       FileExistsError: `checkpoint` contains checkpoints, and `resume` is not set.
       BlockingIOError: another run uses `checkpoint`.
       OSError: the last checkpoint could not be written.
       RuntimeError: another process failed; the message gives the reason.
-      Exception: what the data or the callback raised. Any exception that ends a run has `fit`,
-        the result so far.
+      Exception: what the data or the callback raised. Any exception that ends a run has an
+        attribute `fit`, the result so far.
 
     Warns:
       DivergenceWarning: the loss more than doubled, on average and on the first batch. (A
@@ -220,8 +221,8 @@ def _warn_of_divergence(result: Fit, run: Run, objective: Objective, model_state
         ended = alike if np.isfinite(alike) else ended
     if ended > most:
         warnings.warn(
-            f"fit diverged: the loss went from {began:.6g} to {ended:.6g} in "
-            f"{result.status.step} steps; a smaller learning rate may converge.",
+            f"fit diverged: the loss went from {began:.6g} to {ended:.6g} by step "
+            f"{result.status.step}; a smaller learning rate may converge.",
             DivergenceWarning,
             stacklevel=3,
         )

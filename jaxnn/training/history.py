@@ -38,7 +38,7 @@ class History(NamedTuple):
 
     def __repr__(self) -> str:
         ends = [f"{name} {v[-1]:.4g}" for name, v in self.metrics.items() if v.ndim == 1 and v.size]
-        return f"<History: {', '.join([f'{len(self.step_loss)} steps', *ends])}>"
+        return f"<History: {', '.join([f'steps {len(self.step_loss)}', *ends])}>"
 
     def _repr_html_(self) -> str:
         scalars = {name: values for name, values in self.metrics.items() if values.ndim == 1}
@@ -54,7 +54,7 @@ class History(NamedTuple):
             rows.append([str(begin), *measured, *end])
         lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
         table = "".join(f"<tr>{line}</tr>" for line in lines)
-        return f"<p>{len(self.step_loss)} steps</p><table>{table}</table>"
+        return f"<p>steps: {len(self.step_loss)}</p><table>{table}</table>"
 
 
 class Status(NamedTuple):

@@ -34,7 +34,9 @@ def require_classes(
     for number, (path, labels) in enumerate(paths):
         signed = jnp.issubdtype(labels.dtype, jnp.signedinteger)
         if signed and (labels < 0).any() and (misread := _misread(jax.jit(slopes), leaves, number)):
-            raise ValueError(f"`data{keystr(path)}` must be classes from 0 up. Got {misread}.")
+            raise ValueError(
+                f"`data{keystr(path)}` must be class indices of at least 0. Got {misread}."
+            )
 
 
 def _misread(slopes: Callable, leaves: Sequence[Any], number: int) -> str | None:

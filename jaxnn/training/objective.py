@@ -109,7 +109,9 @@ class Objective(NamedTuple):
     def value_and_gradient(
         self, arrays: PyTree, model_state: PyTree, key: Any, batch: tuple[Any, ...]
     ) -> tuple[Any, PyTree, PyTree, dict[str, Any]]:
-        """The loss, its gradient by the leaves that move, the new state and the recorded values."""
+        """The loss, its gradient with respect to the leaves that move, the new state, and the
+        recorded values.
+        """
         moving, held = self.skeleton.split(arrays)
 
         def of_moving(moving, held, model_state, key, *batch):
@@ -124,7 +126,8 @@ class Objective(NamedTuple):
             value, (new_state, aux) = of_moving(*given)
             gradient = self._by_grad(moving, held, model_state, key, batch)
         require_same_form("grad(loss)(...)", gradient, "params", moving)
-        # JAX's gradient by a complex number is the conjugate of the direction of steepest ascent.
+        # JAX's gradient with respect to a complex number is the conjugate of the direction of
+        # steepest ascent.
         return value, jax.tree.map(jnp.conj, gradient), new_state, aux
 
     def _by_grad(

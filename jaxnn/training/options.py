@@ -49,7 +49,7 @@ class Feeding(NamedTuple):
     Attributes:
       replacement: whether every batch is drawn from all examples, as in the chapter; by default,
         each epoch goes through them in a shuffled order.
-      mesh: devices that split each batch, possibly of several processes. The results equal those on
+      mesh: devices that split each batch, possibly in several processes. The results equal those on
         one device, up to rounding error.
       batch_spec: how a batch is sharded over `mesh`; by default along its first axis, over all axes
         of the mesh that no parameter uses (if there are none, over all).
@@ -57,7 +57,7 @@ class Feeding(NamedTuple):
         the parts are concatenated in process order. Requires a function as `data`. Batches of
         global `jax.Array`s are used as they are.
       stream: whether the data stay on the host, where a thread prefetches them; by default for
-        large memory maps, sliced arrays (HDF5), and arrays over half the device's memory.
+        large memory maps, sliced arrays (HDF5), and arrays larger than half the device's memory.
       skip_not_finite: whether a step that would make the loss, a parameter or the optimiser's state
         NaN or infinite is skipped instead of ending the run; its loss is recorded.
 
@@ -215,8 +215,8 @@ class Options(NamedTuple):
             raise ValueError("`eval_params` must be left out of `train`, which has no parameters.")
         if measuring.metrics is None and (measuring.test is not None or measuring.patience):
             raise ValueError(
-                "`metrics` must be used with `test` or `patience` in `train`, which measures "
-                "nothing else. Got none."
+                "`metrics` must be given if `test` or `patience` is used in `train`, which "
+                "measures nothing else. Got none."
             )
         return self._required(("state",))
 

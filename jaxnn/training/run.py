@@ -457,7 +457,8 @@ class Run:
         number = float(measuring.watch(record) if measuring.watch else record[f"{first}_loss"])
         if number != number:
             warnings.warn(
-                f"the watched value is NaN after epoch {self.now.log.epoch}: NaN is never the best",
+                f"the watched value is NaN after epoch {self.now.log.epoch}: NaN never counts as "
+                "the best",
                 RuntimeWarning,
                 stacklevel=3,
             )

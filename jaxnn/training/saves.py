@@ -243,7 +243,8 @@ def _is_cut(leaf: Any) -> bool:
 def _refuse(directory: Any, there: str) -> NoReturn:
     """Refuse to start a new run in a directory that holds one."""
     raise FileExistsError(
-        f"`checkpoint` must be empty unless `resume` is set. Got {str(directory)!r}, with {there}."
+        f"`checkpoint` must be an empty directory unless `resume` is set. Got {str(directory)!r}, "
+        f"with {there}."
     )
 
 

@@ -107,7 +107,7 @@ class Chunk(NamedTuple):
     Attributes:
       reached: the number of the next step.
       state: after the last step.
-      finite: whether the loss and each floating leaf of the state are finite there.
+      finite: whether the loss and each floating-point leaf of the state are finite there.
       losses: entry i is the loss before step i.
       aux: the auxiliary outputs of the loss at each step, by name.
     """
@@ -404,7 +404,7 @@ def _watched(state: Any) -> list[tuple[str, Any]]:
 
 
 def not_finite(state: Any) -> frozenset[str]:
-    """The names of the floating leaves of a state that are not finite."""
+    """The names of the floating-point leaves of a state that are not finite."""
 
     def is_finite(leaf):
         here = not isinstance(leaf, jax.Array) or leaf.devices() == {jax.devices("cpu")[0]}

@@ -228,7 +228,7 @@ class UserStep(NamedTuple):
         record = require_means(of, state, batch)
         if watches and "loss" not in record:
             raise ValueError(
-                "`patience` must be used with `watch` if `metrics` give no 'loss'. Got "
+                "`watch` must be given with `patience` if `metrics` returns no 'loss'. Got "
                 f"{sorted(record)} alone."
             )
 

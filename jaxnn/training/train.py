@@ -193,7 +193,7 @@ def run_to_end(run: Run) -> Fit | Trained:
         run.finish()
     result = run.result()
     if result.status.reason == "interrupted" and options.reporting.on_interrupt == "raise":
-        more = "; saved: `resume=True` continues" if run.place else ""
+        more = "; saved: pass `resume=True` to continue" if run.place else ""
         error: Any = KeyboardInterrupt(f"interrupted after step {result.status.step}{more}")
         error.fit = result
         raise error
@@ -229,7 +229,9 @@ def _as_tests(test: Any) -> dict[str, Any]:
         return {}
     several = isinstance(test, Mapping) and not any(map(is_array, test.values()))
     if several and "train" in test:
-        raise ValueError("`test` must not name a set 'train', which is the data. Got one.")
+        raise ValueError(
+            "`test` must not contain a set named 'train': that name stands for `data`. Got one."
+        )
     return {name: _as_examples(x) for name, x in (test if several else {"test": test}).items()}
 
 
@@ -243,12 +245,12 @@ def _measured(sets: Mapping[str, Examples | Batches], measuring: Measuring) -> t
     names = names if asked or measuring.test is not None else ()
     if asked and not names:
         raise ValueError(
-            f"`{asked[0]}` must be used with `test` if `data` is a function. Got none."
+            f"`test` must be given with `{asked[0]}` if `data` is a function. Got none."
         )
     if measuring.evaluate_steps is not None and not names:
         raise ValueError(
-            "`evaluate_steps` must be used with `test`, `metrics` or `patience`, so that something "
-            "is measured. Got none."
+            "`test`, `metrics` or `patience` must be given with `evaluate_steps`, so that "
+            "something is measured. Got none."
         )
     if measuring.measure is None:
         return names

@@ -65,7 +65,7 @@ def say(checked: Checked, answer: tuple[Checked, list[list[Any]]]) -> Checked:
             entries = tuple(entry._replace(verdict=Verdict.KINK) for entry in leaf.entries)
             leaf = leaf._replace(verdict=Verdict.UNRESOLVED, entries=entries, pattern="", hint="")
             if other.verdict.ok:
-                hint = "it agrees with the values at a nearby point without kinks"
+                hint = "the gradient agrees with the values at a nearby point without kinks"
                 leaf = leaf._replace(verdict=Verdict.KINK, hint=hint)
         leaves.append(leaf)
     return checked.with_leaves(leaves)

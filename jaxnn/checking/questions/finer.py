@@ -37,8 +37,8 @@ def say(checked: Checked, reference: list[Any] | None) -> Checked:
     errors = map(relative_error, checked.claims.wide, reference)
     off = dict(zip(checked.paths, errors, strict=True))
     hint = (
-        "no derivative rule is wrong, but the values vary by more than rounding between the finest "
-        "steps: the function may have structure that no step resolves"
+        "no derivative rule is wrong, but the values vary by more than rounding error between the "
+        "finest steps: the function may have structure that no step resolves"
     )
     is_right = lambda leaf: off[leaf.path] <= explained(leaf.dtype)  # noqa: E731
     return checked.excusing(lambda leaf: _is_noisy(leaf, checked.centre) and is_right(leaf), hint)

@@ -137,7 +137,7 @@ def _wrong_by_rule(leaf: LeafReport) -> LeafReport:
         if abs(entry.autodiff - entry.numerical)
         > max(entry.bound, explained(leaf.dtype) * abs(entry.numerical))
     )
-    hint = "a derivative rule on its path is wrong by more than rounding explains"
+    hint = "a derivative rule on this leaf's path is off by more than rounding error explains"
     return leaf._replace(verdict=Verdict.DIFFERS, hint=hint, entries=entries)
 
 
