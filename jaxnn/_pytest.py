@@ -72,9 +72,9 @@ class _Watching:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: Any) -> Generator[None, Any, Any]:
         """Run a test, then check the gradients that are new in it."""
+        from jaxnn.checking.report import GradientError
         from jaxnn.checking.watched import judged
 
-        __tracebackhide__ = True  # pytest shows the report alone
         if item.get_closest_marker("gradient_unchecked"):
             with self.watcher.undisturbed():
                 return (yield)
@@ -83,5 +83,10 @@ class _Watching:
         except BaseException:
             judged(self.watcher, budget=0)  # what a failed test took is not the next one's
             raise
-        judged(self.watcher).raise_if_wrong()
+        try:
+            judged(self.watcher).raise_if_wrong()
+        except GradientError as error:
+            failure: Any = pytest.fail.Exception(str(error), pytrace=False)
+            failure.annotations = error.annotations
+            raise failure from None
         return result

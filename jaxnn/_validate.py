@@ -182,7 +182,7 @@ def require_scalar(name: str, value: Any) -> None:
     ):
         return
     got = jax.tree.map(describe, value)
-    hint = "; for several outputs, set `has_aux=True` or `model_state=`"
+    hint = "; for several outputs, set `has_aux=True`, or `model_state` in `jaxnn.Start`"
     several = hint if name == "loss" and isinstance(value, tuple) else ""
     raise TypeError(f"`{name}` must return a real scalar{several}. Got {got}.")
 

@@ -393,6 +393,27 @@ FAULTS = (
         "test_explain.py -k 'solve'",
     ),
     Fault(
+        "operands that are one variable move apart",
+        "checking/tape/layout.py",
+        "if not (has_custom_rule(self.eqn) or any(equations_inside(self.eqn))):",
+        "if True:",
+        "test_explain.py -k 'right_root or tangent_is_off or loose_root'",
+    ),
+    Fault(
+        "a loop that does not end has a value",
+        "checking/further.py",
+        "jnp.where(taken < MOST_STEPS, x, jnp.nan)",
+        "x",
+        "test_explain.py -k 'does_not_end'",
+    ),
+    Fault(
+        "only one wrong argument of a rule is named",
+        "checking/questions/rules.py",
+        "wrongs.append(site.moved[k][0])",
+        "pass",
+        "test_explain.py -k 'all_wrong_arguments'",
+    ),
+    Fault(
         "all rules are asked of the tape",
         "checking/questions/rules.py",
         "suspicious <= checked.by_reference",
@@ -670,8 +691,8 @@ FAULTS = (
     Fault(
         "a mean is taken for a sum",
         "checking/patterns.py",
-        '1 / n: by.format("small"',
-        '1 / (n + 1): by.format("small"',
+        "of_ratio[1 / n] =",
+        "of_ratio[1 / (n + 1)] =",
         "test_check.py -k 'pattern or ratio'",
     ),
     Fault(

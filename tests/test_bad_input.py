@@ -1264,8 +1264,8 @@ fit(data=optax.sgd(0.1))
     TypeError: `data` must be a tuple of arrays, such as (x, t), and come before `optimizer`. Got
     GradientTransformationExtraArgs ...
 fit(loss=lambda w, x, t: (jnp.sum(x), {}))
-    TypeError: `loss` must return a real scalar; for several outputs, set `has_aux=True` or
-    `model_state=`. Got ('float32[]', {}).
+    TypeError: `loss` must return a real scalar; for several outputs, set `has_aux=True`, or
+    `model_state` in `jaxnn.Start`. Got ('float32[]', {}).
 fit(loss=lambda w, s, x, t: (jnp.sum(x), ({"n": s}, {})), model_state=X)
     TypeError: `loss` must return (value, model_state), or with `has_aux=True` (value,
     (model_state, aux)). Got a state ({'n': 'float32[2]'}, {}).
@@ -1276,8 +1276,8 @@ fit(data=tuple(np.ones(n) for n in range(1, 9)))
     ValueError: `data` must be arrays with the same number of examples, at least one, on the first
     axis. Got `data[0]` (1,), `data[1]` (2,), `data[2]` (3,), `data[3]` (4,) and 4 more.
 jaxnn.assert_gradient(surfaces.bowl, X, y=1)
-    TypeError: `y` must be in `kwargs`, as in kwargs={'y': ...}, if `f` takes it. Got an
-    unknown option.
+    TypeError: `y` must be in `kwargs`, as in kwargs={'y': ...}, if `f` takes it; there is
+    no step or tolerance to set. Got an unknown option.
 fit(test={"train": (np.ones((6, 3)), np.ones(6, int))})
     ValueError: `test` must not contain a set named 'train': that name stands for `data`. Got one.
 sweep(test={"a": (X,)})

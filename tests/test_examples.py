@@ -170,11 +170,11 @@ def test_what_the_function_decides_is_not_asked_for_beside_it(own_errors, more):
 @pytest.mark.parametrize(
     "more, message",
     [
-        ({"metrics": lambda p, x, t: {}}, "`metrics` must be used with `test`"),
-        ({"measure": ("train",)}, "`measure` must be used with `test`"),
+        ({"metrics": lambda p, x, t: {}}, "`test` must be given with `metrics`"),
+        ({"measure": ("train",)}, "`test` must be given with `measure`"),
         (
             {"evaluate_steps": 3},
-            "`evaluate_steps` must be used with `test`, `metrics` or `patience`",
+            "`test`, `metrics` or `patience` must be given with `evaluate_steps`",
         ),
         ({"data": lambda: [(X, T)]}, "`data` must accept the given arguments"),
         ({"on_progress": lambda: 1}, "`on_progress` must accept the given arguments"),

@@ -28,9 +28,11 @@ from jaxnn import (
 )
 from jaxnn.checking import precision
 from jaxnn.checking.findings import annotations
+from jaxnn.checking.further import ENDING
 from jaxnn.checking.nan_causes import usual_cause
 from jaxnn.checking.questions import digits as question, rules
 from jaxnn.checking.tape.walk import Tape, seeds_of
+from jaxnn.numerical.float64 import Evaluation
 
 CASES = [pytest.param(case, id=case.name) for case in blame_cases.CASES]
 
@@ -877,6 +879,82 @@ def test_a_right_root_is_not_accused_where_a_parameter_enters_twice():
     assert explain(loss, point).ok and check_gradient(loss, point).ok
     wrong = functools.partial(loss, factor=-1.0)
     assert check_gradient(wrong, point).verdict == "differs"
+
+
+def loose_root(a):
+    return jax.lax.while_loop(
+        lambda x: jnp.abs(x**2 - a) > 1e-2, lambda x: 0.5 * (x + a / x), jnp.float32(1.7)
+    )
+
+
+def derived_root(a):
+    """The condition and the body read different variables."""
+    twice = 2 * a
+    return jax.lax.while_loop(
+        lambda x: jnp.abs(x**2 - a) > 1e-5, lambda x: 0.5 * (x + twice / (2 * x)), jnp.float32(1.7)
+    )
+
+
+def implicit_root(a, factor=1.0, tolerance=1e-6):
+    def solve(f, start):
+        return jax.lax.while_loop(
+            lambda x: jnp.abs(f(x)) > tolerance, lambda x: 0.5 * (x + a / x), start
+        )
+
+    tangent = lambda g, y: factor * y / g(1.0)  # noqa: E731
+    return jax.lax.custom_root(lambda x: x**2 - a, jnp.float32(1.7), solve, tangent)
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize("f", [loose_root, derived_root, implicit_root])
+def test_loops_that_wait_for_a_residual_end(f):
+    """Operands of a loop that move apart may leave it no end; those that are one move together."""
+    assert explain(f, jnp.float32(3)).ok
+
+
+def test_a_loop_that_does_not_end_gives_nan():
+    program = jax.make_jaxpr(lambda x: jax.lax.while_loop(lambda x: x < 1, jnp.sin, x))(0.5)
+    (end,) = Evaluation(jnp.float32, ENDING, set())(program, [jnp.float32(0.5)])
+    assert jnp.isnan(end)
+
+
+@pytest.mark.promotes
+def test_beside_a_wrong_rule_a_right_root_is_not_accused():
+    @jax.custom_vjp
+    def cube(x):
+        return x**3
+
+    cube.defvjp(lambda x: (x**3, x), lambda x, g: (3.1 * g * x**2,))
+    rules = check_gradient(lambda a: cube(implicit_root(a)) + a, jnp.float32(3)).rules
+    assert [(rule.name, round(rule.difference, 3)) for rule in rules] == [("cube", 0.033)]
+
+
+@pytest.mark.promotes
+def test_a_root_is_off_by_what_its_tangent_is_off():
+    wrong = functools.partial(implicit_root, factor=1.02)
+    (rule,) = check_gradient(wrong, jnp.float32(3)).rules
+    assert rule.difference == pytest.approx(0.02, rel=1e-3)
+
+
+@pytest.mark.promotes
+def test_a_loose_root_is_right_to_its_solvers_tolerance():
+    report = check_gradient(functools.partial(implicit_root, tolerance=1e-2), jnp.float32(3))
+    assert report.ok and "correct to the inner solver's tolerance" in report.leaves[0].hint
+
+
+def test_all_wrong_arguments_of_a_rule_are_named():
+    @jax.custom_vjp
+    def product(w, x, y):
+        return w * x * y
+
+    def backward(kept, g):
+        w, x, y = kept
+        return 1.02 * g * x * y, 1.5 * g * w * y, g * w * x
+
+    product.defvjp(lambda w, x, y: (w * x * y, (w, x, y)), backward)
+    point = 2.0, 3.0, 4.0
+    (rule,) = check_gradient(product, *map(jnp.float32, point), argnums=(0, 1, 2)).rules
+    assert (rule.path, rule.also) == ("x", ("w",)) and "; also wrong: `w`" in str(rule)
 
 
 def test_a_masked_nan_is_nothing_to_report_if_the_gradient_is_finite():

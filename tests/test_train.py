@@ -63,7 +63,7 @@ def test_it_is_the_loop_of_fit_to_the_bit(monkeypatch, batch_size, large):
     same(trained.history.step_loss, fitted.history.step_loss)
     same(dict(trained.history.aux), {"double": 2 * fitted.history.step_loss})
     assert trained.status == Status("finished", 4 * -(-12 // batch_size))
-    assert repr(trained) == f"<Trained: finished; History: {trained.status.step} steps>"
+    assert repr(trained) == f"<Trained: finished; History: steps {trained.status.step}>"
 
 
 def test_a_resumed_run_takes_the_same_steps(tmp_path):
@@ -184,10 +184,13 @@ def test_a_step_that_does_not_fit_is_refused(own_errors, step, message):
 
 
 OPTIONS = {
-    "patience alone": (Measuring(patience=2), "`metrics` must be used with `test` or `patience`"),
+    "patience alone": (
+        Measuring(patience=2),
+        "`metrics` must be given if `test` or `patience` is used",
+    ),
     "no loss": (
         Measuring(metrics=lambda s, b: {"mse": linear(s[0], *b)}, patience=2),
-        "`patience` must be used with `watch` if `metrics` give no 'loss'. Got",
+        "`watch` must be given with `patience` if `metrics` returns no 'loss'. Got",
     ),
     "parameters": (Measuring(eval_params=max), "`eval_params` must be left out of `train`"),
 }

@@ -264,6 +264,7 @@ class RuleReport(NamedTuple):
       where: file and line of the rule, if it is the user's.
       entry: index of that entry in the argument; None if no entry is known.
       path: name of the argument and path in it, as in Python; empty if it is unknown.
+      also: the paths of further arguments whose derivatives are wrong.
 
     Example:
       >>> @jax.custom_jvp
@@ -284,6 +285,7 @@ class RuleReport(NamedTuple):
     where: str
     entry: tuple[int, ...] | None = None
     path: str = ""
+    also: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         call = f"at {self.line}" if self.line.file else "in the function itself"
@@ -293,7 +295,9 @@ class RuleReport(NamedTuple):
         off = f"{100 * self.difference:.3g} %" if self.difference < 10 else "more than 1,000 %"
         what = f"{self.kind} of `{self.name}`"
         up_to = "up to " if self.entry and self.difference < 10 else ""
-        lines = [f"wrong {call}: {what}", self.line.quoted, f"    {by}: off by {up_to}{off}{at}"]
+        also = f"; also wrong: {', '.join(f'`{path}`' for path in self.also)}" if self.also else ""
+        by = f"    {by}: off by {up_to}{off}{at}{also}"
+        lines = [f"wrong {call}: {what}", self.line.quoted, by]
         if self.where:  # as in a traceback, so that the call remains the place that a report names
             rule, quoted = self.rule, f"    {self.line.quoted}".rstrip()
             place = f'"{rule.path}", line {rule.line}, in {rule.function}'

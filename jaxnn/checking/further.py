@@ -1,4 +1,5 @@
-"""Evaluation rules that run iterative solvers further than their tolerance requires.
+"""Evaluation rules that run iterative solvers further than their tolerance requires, or that end
+them.
 
 Loops that have nearly converged continue, and linear solves are refined. The result approximates
 the function with a tighter tolerance.
@@ -24,10 +25,13 @@ from jaxnn.numerical.interpret import (
     scan_step,
     solved,
     while_parts,
+    while_step,
 )
 
 # How many further steps a loop takes at most; a contraction by 0.97 gains three digits in them.
 MORE_STEPS = 256
+# After how many iterations a loop ends whose inputs were moved apart.
+MOST_STEPS = 2**16
 # A loop is about to settle if a step changes an array by at most this relative size.
 NEARLY = 0.05
 # How many times a linear solve is refined; each time gains the digits of the solver's tolerance.
@@ -77,9 +81,22 @@ def _further(step: Callable, end: Sequence[Any]) -> list[Any]:
     return [b if k in inexact else a for k, (a, b) in enumerate(zip(end, last, strict=True))]
 
 
+def _ending(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
+    """The result of a loop, NaN if it does not end: where its inputs move independently, a solver
+    may solve one equation and wait for the residual of another.
+    """
+    parts = while_parts(eqn.params, inputs)
+    goes_on, step = while_step(parts, evaluation)
+    going = lambda state: goes_on(state[0]) & (state[1] < MOST_STEPS)  # noqa: E731
+    further = lambda state: (step(state[0]), state[1] + 1)  # noqa: E731
+    end, taken = lax.while_loop(going, further, (parts.carry, jnp.int32(0)))
+    ended = lambda x: jnp.where(taken < MOST_STEPS, x, jnp.nan)  # noqa: E731
+    return [ended(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in end]
+
+
 def _while(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
     parts, inner = while_parts(eqn.params, inputs), evaluation._replace(rules=RULES)
-    end = RULES[eqn.primitive](eqn, inputs, inner)
+    end = _ending(eqn, inputs, inner)
     return _further(lambda carry: inner(parts.body, [*parts.body_consts, *carry]), end)
 
 
@@ -113,6 +130,7 @@ def _linear_solve(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> l
     return lax.fori_loop(0, REFINEMENTS, refined, start)
 
 
+ENDING: Mapping[core.Primitive, Callable] = {**RULES, primitives.while_p: _ending}
 RUN_FURTHER: Mapping[core.Primitive, Callable] = {
     primitives.while_p: _while,
     primitives.scan_p: _scan,

@@ -148,7 +148,8 @@ class WatchReport:
         """Raise `GradientError` if a gradient is wrong or was not finite."""
         if self.exit_code == 1:
             __tracebackhide__ = True
-            raise GradientError(str(self), None, self.found)
+            wrong = [str(place) for place in self.places if place.is_wrong]
+            raise GradientError("\n".join(wrong), None, self.found)
 
     def to_dict(self) -> dict[str, Any]:
         """The findings as dictionaries, lists, strings and numbers, ready for `json.dumps`."""

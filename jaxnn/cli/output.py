@@ -62,6 +62,7 @@ def mark(found: Iterable[Any], file: str | None) -> None:
     if file:
         text = json.dumps(sarif(found, jaxnn.__version__), indent=1)
         pathlib.Path(file).write_text(text, encoding="utf-8")
+        print(f"SARIF written to {file}", file=sys.stderr)
 
 
 def print_json(value: Any, stream: TextIO | None = None) -> None:

@@ -358,7 +358,7 @@ COMMANDS = {
                 "NAME,NAME,...",
                 "functions whose custom rules deliberately differ from their derivatives",
             ),
-            Option("--stop", bool, help="end the program at the first NaN or infinity"),
+            Option("--stop", bool, help="end the program soon after the first NaN or infinity"),
             Option("--save", str, None, "DIR", "write inputs of non-finite gradients as .npz"),
             Option("--html", str, None, "FILE", "write the report as an HTML page"),
             Option("--json", str, None, "FILE", "write the report as JSON"),

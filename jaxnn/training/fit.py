@@ -119,8 +119,8 @@ def fit(
       ValueError: `data` is empty, has arrays of different lengths, or labels below 0 that the loss
         reads as classes; the checkpoint is damaged or from another run; or the processes begin
         with different settings.
-      FileExistsError: `checkpoint` contains checkpoints, and `resume` is not set.
-      BlockingIOError: another run uses `checkpoint`.
+      FileExistsError: the directory of `saving` contains checkpoints, and `resume` is not set.
+      BlockingIOError: another run uses that directory.
       OSError: the last checkpoint could not be written.
       RuntimeError: another process failed; the message gives the reason.
       Exception: what the data or the callback raised. Any exception that ends a run has an

@@ -16,7 +16,7 @@ from jax.extend.core import primitives
 from jaxnn._arguments import as_complex, real_form
 from jaxnn.checking.evidence import OF_SERIES, Verdict, relative_error
 from jaxnn.checking.findings import RuleReport, SourceLine
-from jaxnn.checking.further import LOOSE
+from jaxnn.checking.further import ENDING, LOOSE
 from jaxnn.checking.line import Line
 from jaxnn.checking.moves import Direction
 from jaxnn.checking.tape.layout import Site, is_inexact
@@ -45,12 +45,13 @@ SYMMETRIC = frozenset([primitives.cholesky_p, primitives.eigh_p])
 
 
 class SiteQuestion(NamedTuple):
-    """A site as a function of its active inputs, in their real form.
+    """A site as a function of its active inputs, in their real form; those that move together are
+    one.
 
     Attributes:
       points: the active inputs.
-      claims: the cotangent of each active input, from the site's pullback.
-      paired: whether each active input is complex.
+      claims: the cotangent of each of them, from the site's pullback.
+      paired: whether each of them is complex.
       rest: all inputs.
       cts: the cotangents of the outputs that have one.
     """
@@ -68,10 +69,11 @@ class SiteQuestion(NamedTuple):
         """
         rest = [widen_leaf(record.values[s], dtype) for s in site.inputs]
         cts = [record.cotangents[site.outputs[j]] for j in site.asked]
-        back = record.pulled[number]
+        back = dict(zip(site.active, record.pulled[number], strict=True))
         points, claims, paired = [], [], []
-        for i, claim in zip(site.active, back, strict=True):
-            x = rest[i]
+        for together in site.moved:
+            x = rest[together[0]]
+            claim = functools.reduce(jnp.add, (back[i] for i in together))
             if site.eqn.primitive in SYMMETRIC:
                 x, claim = symmetric(x), symmetric(claim)
             paired.append(jnp.iscomplexobj(x))
@@ -88,17 +90,18 @@ def projected(
     given: Any,
     points: Sequence[Any],
     dtype: Any,
-    rules: Mapping[core.Primitive, Callable] = RULES,
+    rules: Mapping[core.Primitive, Callable] = ENDING,
 ) -> Any:
     """The real part of the sum of the products of a site's cotangents and outputs, evaluated by
     `rules`. What has the cotangent 0 counts as 0, even if it is infinite.
     """
     rest, cts = given
     full = list(rest)
-    for i, x in zip(site.active, points, strict=True):
-        full[i] = as_complex(x) if jnp.iscomplexobj(rest[i]) else x
-        if site.eqn.primitive in SYMMETRIC:
-            full[i] = symmetric(full[i])
+    for together, x in zip(site.moved, points, strict=True):
+        for i in together:
+            full[i] = as_complex(x) if jnp.iscomplexobj(rest[i]) else x
+            if site.eqn.primitive in SYMMETRIC:
+                full[i] = symmetric(full[i])
     outputs = evaluated(site.eqn, full, dtype, rules)
     pairs = [(ct, outputs[j]) for j, ct in zip(site.asked, cts, strict=True)]
     terms = [jnp.sum(jnp.real(ct * jnp.where(ct == 0, 0, y))) for ct, y in pairs]
@@ -134,15 +137,19 @@ def wrong_solve(site: Site, record: Record, dtype: Any) -> RuleReport | None:
 
 
 def named(
-    report: RuleReport, site: Site, asked: SiteQuestion, line: Line, dtype: Any
+    report: RuleReport, site: Site, asked: SiteQuestion, line: Line, wrong: Sequence[int]
 ) -> RuleReport:
-    """The report on a site whose rule is wrong, with the rule's name and location."""
+    """The report on a site whose rule is wrong for some arguments, with the rule's name and
+    location.
+    """
     if has_custom_rule(site.eqn):
         assert report.argument is not None
-        argument = report.argument - rule_consts(site.eqn)
-        path = argument_paths(site.eqn).get(argument, "")
-        return of_rule(report, site.eqn)._replace(argument=argument, path=path)
-    if _forward_fits(site, asked, line, dtype):
+        paths, consts = argument_paths(site.eqn), rule_consts(site.eqn)
+        argument = report.argument - consts
+        also = tuple(paths[i - consts] for i in wrong if i - consts in paths.keys() - {argument})
+        report = of_rule(report, site.eqn)
+        return report._replace(argument=argument, path=paths.get(argument, ""), also=also)
+    if _forward_fits(site, asked, line, dtype := asked.points[0].dtype):
         name = _wrong_transpose(site, asked, dtype) or report.name
         return report._replace(name=name, kind="transpose")
     return report
@@ -210,7 +217,9 @@ def _forward_fits(site: Site, asked: SiteQuestion, line: Line, dtype: Any) -> bo
         given = [as_complex(v) if pair else v for v, pair in zip(moves, asked.paired, strict=True)]
         if site.eqn.primitive in SYMMETRIC:
             given = [symmetric(v) for v in given]
-        given = [jnp.asarray(v) for v in given]
+        pairs = zip(site.moved, map(jnp.asarray, given), strict=True)
+        move = {i: v for together, v in pairs for i in together}
+        given = [move[i] for i in site.active]
     try:
         forward = widen(_changes(site), (avals, tangents), dtype)
         with wide_arithmetic(dtype):

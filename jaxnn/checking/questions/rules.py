@@ -27,7 +27,7 @@ from jaxnn.checking.evidence import (
     relative_error,
 )
 from jaxnn.checking.findings import LINES, LeafReport, RuleReport, SourceLine
-from jaxnn.checking.further import LOOSE, RUN_FURTHER, has_solver
+from jaxnn.checking.further import ENDING, LOOSE, RUN_FURTHER, has_solver
 from jaxnn.checking.line import Line, along_program
 from jaxnn.checking.locate import Claimed, examine, verdict_of
 from jaxnn.checking.measure import Checked
@@ -48,7 +48,7 @@ from jaxnn.checking.slope import HALF, estimate_slope, ladder
 from jaxnn.checking.tape.inside import insides, tape_of
 from jaxnn.checking.tape.layout import Site, is_inexact
 from jaxnn.checking.tape.walk import Record, Tape, arithmetic, seeds_of
-from jaxnn.numerical.float64 import RULES, wide_arithmetic, wide_dtype, widen
+from jaxnn.numerical.float64 import wide_arithmetic, wide_dtype, widen
 from jaxnn.numerical.interpret import avals_of, called, equations, equations_inside, has_custom_rule
 
 # How many iterations of a loop are checked before all others.
@@ -289,7 +289,7 @@ def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> dict[int, S
 
 def _along(tape: Tape, number: int, further: bool = False) -> Callable:
     """A function that computes the values of a site along lines; shared by all sites of a kind."""
-    site, rules = tape.sites[number], {**RULES, **(RUN_FURTHER if further else {})}
+    site, rules = tape.sites[number], {**ENDING, **(RUN_FURTHER if further else {})}
     value = lambda _, moved, data: projected(site, data, moved, tape.dtype, rules)  # noqa: E731
     key = "line", further, tape.kinds[number]
     return tape.keep(key, lambda: Jitted(along_program(value, tape.dtype)))
@@ -319,7 +319,7 @@ def _examined(
     tolerance = LOOSE if _is_iterative(site) else tolerance or _explained(site)
     tolerances = [tolerance] * len(asked.points)
     claims = [np.asarray(c, np.float64) for c in asked.claims]
-    worst, place = None, SourceLine.of(site.line)
+    worst, place, wrongs = None, SourceLine.of(site.line), []
     alike = (tolerances, tolerances, [0.0] * len(claims))
     claimed = Claimed(claims, tolerances, asked.paired, *alike)
     reference = functools.partial(_reference, tape, number, asked)
@@ -335,11 +335,12 @@ def _examined(
             size = abs(most.numerical) or abs(most.autodiff)
             at, off = most.index, abs(most.autodiff - most.numerical) / size
             at = at[:-1] if asked.paired[k] else at
+        wrongs.append(site.moved[k][0])
         if worst is None or off > worst.difference:
-            worst = RuleReport(site.name, place, "jvp", verdict, site.active[k], off, "", at)
+            worst = RuleReport(site.name, place, "jvp", verdict, site.moved[k][0], off, "", at)
     if worst is None or _is_of_a_solver(tape, number, asked, line):
         return None
-    return named(worst, site, asked, line, tape.dtype)
+    return named(worst, site, asked, line, wrongs)
 
 
 def _line(tape: Tape, number: int, asked: SiteQuestion, further: bool = False) -> Line:

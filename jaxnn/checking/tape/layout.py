@@ -21,6 +21,7 @@ from jaxnn.numerical.interpret import (
     Program,
     avals_of,
     called,
+    equations_inside,
     evaluate,
     has_custom_rule,
     line_of,
@@ -62,6 +63,16 @@ class Site(NamedTuple):
         return self.eqn.primitive.name
 
     @property
+    def moved(self) -> tuple[tuple[int, ...], ...]:
+        """The active inputs that move together: an operand that enters a program several times is
+        one, as a solver's condition, body and rule must see the same value.
+        """
+        if not (has_custom_rule(self.eqn) or any(equations_inside(self.eqn))):
+            return tuple((i,) for i in self.active)
+        slots = dict.fromkeys(self.inputs[i] for i in self.active)
+        return tuple(tuple(i for i in self.active if self.inputs[i] == s) for s in slots)
+
+    @property
     def kind(self) -> Any:
         """A key that is equal for sites that can share compiled programs."""
         eqn = self.eqn
@@ -71,7 +82,7 @@ class Site(NamedTuple):
             hash(params)
         except TypeError:
             params = id(eqn)
-        return eqn.primitive, params, shapes, self.active, self.asked
+        return eqn.primitive, params, shapes, self.moved, self.asked
 
 
 def lay_out(
