@@ -301,6 +301,50 @@ def test_a_gradient_that_cancels_is_not_wrong_by_less_than_its_rounding_error(of
 
 
 @pytest.mark.promotes
+@pytest.mark.parametrize("off, verdict", [(0, "unresolved"), (0.3, "differs")])
+def test_a_sweep_over_coordinates_is_no_solver_but_the_loop_around_it_is(off, verdict):
+    """Coordinate descent in 40 sweeps, after one that its first values come from: run past its last
+    coordinate, a sweep would move that one alone.
+    """
+    matrix = jnp.array([[2.0, 0.9, 0.7], [0.9, 1.5, 0.8], [0.7, 0.8, 1.2]])
+
+    def sweep(x, b):
+        along = lambda i, x: x.at[i].add(0.1 * (b - matrix @ x)[i])  # noqa: E731
+        return jax.lax.fori_loop(0, 3, along, x)
+
+    @jax.custom_vjp
+    def solve(b):
+        state = 0, sweep(sweep(0 * b, b), b)
+        step = lambda s: (s[0] + 1, sweep(s[1], b))  # noqa: E731
+        return jax.lax.while_loop(lambda s: s[0] < 40, step, state)[1]
+
+    backward = lambda _, g: ((1 + off) * jnp.linalg.solve(matrix, g),)  # noqa: E731
+    solve.defvjp(lambda b: (solve(b), None), backward)
+    report = check_gradient(lambda b: jnp.sum(solve(b) ** 2), jnp.array([1.0, 2.0, -1.0]))
+    assert (report.verdict, bool(report.rules)) == (verdict, verdict == "differs")
+
+
+@pytest.mark.promotes
+def test_a_gradient_that_loses_all_digits_on_the_way_is_imprecise():
+    """In float64 too few are left for the values to agree, in float32 none."""
+    loss = lambda w, x: jnp.mean((1 - jnp.cos(w * x)) / (w * x) ** 2)  # noqa: E731
+    report = check_gradient(loss, jnp.float32(1e-3), jnp.linspace(0.5, 1, 5))
+    assert report.verdict == "imprecise" and report.exit_code == 1 and not report.ok
+    assert report.digits_lost and "no digits match" in report.leaves[0].hint
+
+
+def test_a_callback_that_cannot_be_mapped_is_called_for_each_value():
+    @jax.custom_vjp
+    def mean_square(p):
+        shape = jax.ShapeDtypeStruct((), p.dtype)
+        return jax.pure_callback(lambda p: np.mean(np.square(p)).astype(p.dtype), shape, p)
+
+    mean_square.defvjp(lambda p: (mean_square(p), p), lambda p, g: (g * p,))
+    (rule,) = check_gradient(mean_square, jnp.arange(3.0)).rules
+    assert rule.name == "mean_square" and rule.difference == pytest.approx(0.5, rel=1e-3)
+
+
+@pytest.mark.promotes
 @pytest.mark.parametrize("off", [0, 0.3])
 def test_the_rule_around_a_solver_that_stopped_early_is_not_to_blame(off):
     """The solution is 2 b; the solver, which counts its steps, stops at 1.75 b."""

@@ -912,6 +912,18 @@ def test_loops_that_wait_for_a_residual_end(f):
     assert explain(f, jnp.float32(3)).ok
 
 
+def test_the_only_rule_of_defjvps_is_named_by_its_line():
+    @jax.custom_jvp
+    def scale(y):
+        return jnp.exp(y / 2)
+
+    scale.defjvps(
+        lambda t, ans, y: t * ans,
+    )
+    (rule,) = check_gradient(scale, jnp.float32(1)).rules
+    assert "lambda t, ans, y: t * ans" in rule.rule.text
+
+
 def test_a_loop_that_does_not_end_gives_nan():
     program = jax.make_jaxpr(lambda x: jax.lax.while_loop(lambda x: x < 1, jnp.sin, x))(0.5)
     (end,) = Evaluation(jnp.float32, ENDING, set())(program, [jnp.float32(0.5)])

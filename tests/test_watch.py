@@ -649,6 +649,18 @@ def test_the_command_in_this_process(name, tmp_path, monkeypatch, capsys):
     assert out.strip() == printed and reported in err
 
 
+def test_a_check_that_goes_on_when_it_is_interrupted_is_interrupted_again(monkeypatch):
+    monkeypatch.setattr(watched_module, "AGAIN", 0.05)
+    caught = []
+    with watched_module._at_most(0.05) as is_over:
+        try:
+            time.sleep(30)
+        except KeyboardInterrupt:
+            caught.append(is_over())
+        time.sleep(30)
+    assert caught == [True] and is_over()
+
+
 def test_a_program_that_ignores_ctrl_c_is_stopped_and_its_checks_end_in_time():
     """As a process does that a shell started in the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

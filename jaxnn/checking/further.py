@@ -14,12 +14,16 @@ from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
 
+from jaxnn.checking.tape.layout import is_inexact
 from jaxnn.numerical.float64 import RULES, Evaluation
 from jaxnn.numerical.interpret import (
     Equation,
     Program,
+    called,
     equations,
+    evaluate,
     linear_solve_parts,
+    named,
     only_carries,
     scan_parts,
     scan_step,
@@ -28,12 +32,15 @@ from jaxnn.numerical.interpret import (
     while_step,
 )
 
-# How many further steps a loop takes at most; a contraction by 0.97 gains three digits in them.
+# How many further steps a loop takes at most, unless it has taken more; a contraction by 0.97 gains
+# three digits in them.
 MORE_STEPS = 256
 # After how many iterations a loop ends whose inputs were moved apart.
 MOST_STEPS = 2**16
 # A loop is about to settle if a step changes an array by at most this relative size.
 NEARLY = 0.05
+# Primitives that take indices.
+_INDEXED = named("dynamic_slice dynamic_update_slice gather scatter scatter_add")
 # How many times a linear solve is refined; each time gains the digits of the solver's tolerance.
 REFINEMENTS = 4
 # A relative error or residual below this counts as a solver's tolerance rather than a mistake.
@@ -49,12 +56,31 @@ def has_solver(program: Program) -> bool:
     )
 
 
+def _goes_through(body: Program, carry: int) -> bool:
+    """Whether a loop goes through the entries of an array by one of its counts, such as over the
+    coordinates of a point. It is over at the last of them, so it is no solver.
+    """
+    found = []
+
+    def step(eqn, counted):
+        indices = (c and not is_inexact(v.aval) for c, v in zip(counted, eqn.invars, strict=True))
+        found.append(eqn.primitive in _INDEXED and any(indices))
+        if (inner := called(eqn)) is not None:
+            return evaluate(inner, counted, step, lambda _: False)
+        return [any(counted)] * len(eqn.outvars)
+
+    avals = body.in_avals
+    counts = [k >= len(avals) - carry and not is_inexact(x) for k, x in enumerate(avals)]
+    evaluate(body, counts, step, lambda _: False)
+    return any(found)
+
+
 def _size(values: Sequence[Any]) -> Any:
     squares = [jnp.sum(jnp.abs(x) ** 2) for x in values if jnp.issubdtype(x.dtype, jnp.inexact)]
     return functools.reduce(jnp.add, squares, jnp.zeros(()))
 
 
-def _further(step: Callable, end: Sequence[Any]) -> list[Any]:
+def _further(step: Callable, end: Sequence[Any], taken: Any) -> list[Any]:
     """The carry of a loop after further steps, as long as these are finite and one of its arrays
     is about to settle.
 
@@ -64,6 +90,7 @@ def _further(step: Callable, end: Sequence[Any]) -> list[Any]:
     inexact = [k for k, x in enumerate(end) if jnp.issubdtype(x.dtype, jnp.inexact)]
     if not inexact:
         return list(end)
+    most = jnp.maximum(MORE_STEPS, taken)
 
     def more(state):
         carry, taken, _ = state
@@ -75,15 +102,15 @@ def _further(step: Callable, end: Sequence[Any]) -> list[Any]:
         return [jnp.where(going, b, a) for a, b in zip(carry, new, strict=True)], taken + 1, going
 
     def going(state):
-        return state[2] & (state[1] < MORE_STEPS)
+        return state[2] & (state[1] < most)
 
     last = lax.while_loop(going, more, (list(end), 0, jnp.bool_(True)))[0]
     return [b if k in inexact else a for k, (a, b) in enumerate(zip(end, last, strict=True))]
 
 
-def _ending(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
-    """The result of a loop, NaN if it does not end: where its inputs move independently, a solver
-    may solve one equation and wait for the residual of another.
+def _ended(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> tuple[list[Any], Any]:
+    """The result of a loop and how many steps it took; NaN if it does not end: where its inputs
+    move independently, a solver may solve one equation and wait for the residual of another.
     """
     parts = while_parts(eqn.params, inputs)
     goes_on, step = while_step(parts, evaluation)
@@ -91,13 +118,15 @@ def _ending(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[An
     further = lambda state: (step(state[0]), state[1] + 1)  # noqa: E731
     end, taken = lax.while_loop(going, further, (parts.carry, jnp.int32(0)))
     ended = lambda x: jnp.where(taken < MOST_STEPS, x, jnp.nan)  # noqa: E731
-    return [ended(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in end]
+    return [ended(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in end], taken
 
 
 def _while(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
     parts, inner = while_parts(eqn.params, inputs), evaluation._replace(rules=RULES)
-    end = _ending(eqn, inputs, inner)
-    return _further(lambda carry: inner(parts.body, [*parts.body_consts, *carry]), end)
+    end, taken = _ended(eqn, inputs, inner)
+    if _goes_through(parts.body, len(end)):
+        return end
+    return _further(lambda carry: inner(parts.body, [*parts.body_consts, *carry]), end, taken)
 
 
 def _scan(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
@@ -105,7 +134,10 @@ def _scan(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]
         return RULES[eqn.primitive](eqn, inputs, evaluation)
     parts, inner = scan_parts(eqn.params, inputs), evaluation._replace(rules=RULES)
     end = RULES[eqn.primitive](eqn, inputs, inner)
-    return _further(lambda carry: scan_step(parts, inner)(carry, [])[0], end)
+    if _goes_through(parts.body, len(end)):
+        return end
+    taken = parts.options["length"]
+    return _further(lambda carry: scan_step(parts, inner)(carry, [])[0], end, taken)
 
 
 def _linear_solve(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
@@ -130,7 +162,10 @@ def _linear_solve(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> l
     return lax.fori_loop(0, REFINEMENTS, refined, start)
 
 
-ENDING: Mapping[core.Primitive, Callable] = {**RULES, primitives.while_p: _ending}
+ENDING: Mapping[core.Primitive, Callable] = {
+    **RULES,
+    primitives.while_p: lambda *given: _ended(*given)[0],
+}
 RUN_FURTHER: Mapping[core.Primitive, Callable] = {
     primitives.while_p: _while,
     primitives.scan_p: _scan,

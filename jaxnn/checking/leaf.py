@@ -87,7 +87,7 @@ def leaf_report(
         hint = f"an error below {slope.bound:.1e} along this direction could not have been seen"
     if loss.outweighs(verdict):
         verdict, entries = loss.verdict, list(loss.entries)
-        hint = _hint_on_loss(loss, place.x.dtype, by_values)
+        hint = hint_on_loss(loss, place.x.dtype, by_values)
     immovable = count_not_finite(place.x)
     if immovable and (not verdict.wrong or not math.isfinite(centre)):
         verdict = Verdict.UNRESOLVED
@@ -130,7 +130,7 @@ def bare_report(place: Place, verdict: Verdict, hint: str) -> LeafReport:
     return LeafReport(place.path, place.shape, place.dtype, verdict, *nothing, hint, (), ())
 
 
-def _hint_on_loss(loss: Loss, dtype: Any, by_values: Verdict) -> str:
+def hint_on_loss(loss: Loss, dtype: Any, by_values: Verdict) -> str:
     """A hint on the digits lost in the leaf's own dtype, and whether float64 agrees with values."""
     if not loss.keeps:
         return loss.hint

@@ -35,6 +35,8 @@ from jaxnn.checking.watch import Point, Taken, Watcher, noting
 
 # Seconds spent checking, by default.
 BUDGET = 60.0
+# Seconds between interruptions of a check that the first one has not ended.
+AGAIN = 5.0
 
 
 class Place(NamedTuple):
@@ -324,17 +326,17 @@ def interruptible() -> Iterator[None]:
 @contextlib.contextmanager
 def _at_most(seconds: float) -> Iterator[Any]:
     """Interrupt what runs inside after some seconds, as by Ctrl-C, in the main thread only."""
-    over = threading.Event()
+    over, ended = threading.Event(), threading.Event()
 
     def interrupt():
-        over.set()
-        _thread.interrupt_main()
+        wait = min(seconds, threading.TIMEOUT_MAX)
+        while not ended.wait(wait):  # the first interruption ends a check's search, a second all
+            over.set()
+            _thread.interrupt_main()
+            wait = AGAIN
 
-    in_main = threading.current_thread() is threading.main_thread()
-    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), interrupt)
-    timer.daemon = True
-    if in_main:
-        timer.start()
+    if threading.current_thread() is threading.main_thread():
+        threading.Thread(target=interrupt, daemon=True).start()
     try:
         with interruptible():
             yield over.is_set
@@ -342,7 +344,7 @@ def _at_most(seconds: float) -> Iterator[Any]:
         if not over.is_set():
             raise
     finally:
-        timer.cancel()
+        ended.set()
 
 
 def _indented(lines: Sequence[str]) -> list[str]:

@@ -685,8 +685,8 @@ def rule_source(eqn: Equation) -> str:
     """The source of a call's custom rule: the user's JVP, or the backward function of the VJP, as
     file, line and name.
 
-    Empty if it is unknown or inside JAX, as for `defjvps`. JAX itself attributes a backward
-    function's computations to the line of the call.
+    Empty if it is unknown or inside JAX, as for several rules of `defjvps`. JAX itself attributes a
+    backward function's computations to the line of the call.
     """
     if (composite := _unmapped(_composite(eqn))) is not None:
         kinds = type(composite).vjp_bwd, type(composite).vjp_bwd_retval
@@ -715,7 +715,9 @@ def unwrapped(f: Callable, depth: int = 6) -> Callable:
     held: list[Any] = []
     for cell in f.__closure__ or ():
         with contextlib.suppress(ValueError):  # an empty cell
-            held.append(cell.cell_contents)
+            inside = cell.cell_contents
+            one_of_defjvps = isinstance(inside, tuple) and len(inside) == 1
+            held.append(inside[0] if one_of_defjvps else inside)
     held += [getattr(x, "__dict__", {}).get(name) for x in held for name in code.co_names]
     held = [getattr(g, "f", g) if type(g).__module__.startswith("jax.") else g for g in held]
     inside = (unwrapped(g, depth - 1) for g in held if hasattr(g, "__code__"))

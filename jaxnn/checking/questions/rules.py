@@ -28,6 +28,7 @@ from jaxnn.checking.evidence import (
 )
 from jaxnn.checking.findings import LINES, LeafReport, RuleReport, SourceLine
 from jaxnn.checking.further import ENDING, LOOSE, RUN_FURTHER, has_solver
+from jaxnn.checking.leaf import hint_on_loss
 from jaxnn.checking.line import Line, along_program
 from jaxnn.checking.locate import Claimed, examine, verdict_of
 from jaxnn.checking.measure import Checked
@@ -144,7 +145,7 @@ def _wrong_by_rule(leaf: LeafReport) -> LeafReport:
 def _within_rounding(leaf: LeafReport, checked: Checked) -> LeafReport:
     """The report on a leaf; a wrong leaf is "unresolved" if the gradient is nothing but rounding
     error in its own dtype, and the values are off by less. No rule is off by more than rounding,
-    but all that they give cancels.
+    but all that they give cancels. It is "imprecise" if this error is large beside the function.
     """
     if leaf.verdict is not Verdict.DIFFERS or leaf.own_dtype_digits or not leaf.entries:
         return leaf
@@ -153,6 +154,10 @@ def _within_rounding(leaf: LeafReport, checked: Checked) -> LeafReport:
     error = np.max(np.abs(own - wide))
     if not all(abs(entry.autodiff - entry.numerical) < error for entry in leaf.entries):
         return leaf
+    loss, x = checked.losses[k], checked.check.point.leaves[k]
+    if error * np.max(np.abs(x)) > reach(x.dtype) * abs(checked.centre):
+        hint = hint_on_loss(loss, leaf.dtype, Verdict.UNRESOLVED)
+        return leaf._replace(verdict=Verdict.IMPRECISE, entries=loss.entries, hint=hint, pattern="")
     hint = f"the difference is smaller than the gradient's rounding error in {leaf.dtype}"
     return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
 
