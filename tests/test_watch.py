@@ -649,6 +649,30 @@ def test_the_command_in_this_process(name, tmp_path, monkeypatch, capsys):
     assert out.strip() == printed and reported in err
 
 
+def test_parameters_that_stop_gradient_cuts_off_are_listed():
+    def loss(params, x):
+        hidden = jnp.tanh(x @ params["W"])
+        return jnp.mean((lax.stop_gradient(hidden) @ params["V"]) ** 2) + 0 * params["idle"]
+
+    params = {"W": jnp.ones((3, 2)), "V": jnp.ones(2), "idle": jnp.float32(1)}
+    with watching() as watched:
+        jax.grad(loss)(params, jnp.linspace(0, 1, 6).reshape(2, 3))
+    (place,) = watched.report.places
+    assert "zero: cut off by `stop_gradient`: [0]['W']" in str(place) and place.reports[0].ok
+    hints = {leaf.path: leaf.hint for leaf in place.reports[0].leaves}
+    assert "test_watch.py:" in hints["[0]['W']"] and not hints["[0]['V']"]
+    assert "does not depend on this leaf" in hints["[0]['idle']"]
+
+
+def test_a_partial_function_has_the_name_of_what_it_calls():
+    def energy(scale, x):
+        return scale * jnp.sum(x**2)
+
+    with watching() as watched:
+        jax.grad(functools.partial(energy, 2.0))(jnp.ones(3))
+    assert watched.report.places[0].function == "energy"
+
+
 def test_a_check_that_goes_on_when_it_is_interrupted_is_interrupted_again(monkeypatch):
     monkeypatch.setattr(watched_module, "AGAIN", 0.05)
     caught = []

@@ -15,6 +15,8 @@ from jaxnn.checking.slope import Slope
 # Ratios that differ by less than this are equal up to the errors of entries; it is small enough to
 # distinguish 32 examples from 33.
 ALIKE = 1e-3
+# The hint on a leaf whose gradient is right because it is zero.
+NO_EFFECT = "the checked function does not depend on this leaf at this point"
 
 
 class Wrong(NamedTuple):
@@ -167,7 +169,7 @@ def beyond_the_domain(entries: Sequence[Entry], slope: Slope, centre: float) -> 
 def nothing_there(slope: Slope, scale: float, claims: Any) -> str:
     """A hint if a gradient agrees only because it is zero or negligible, else ""."""
     if slope.constant and not np.any(claims):
-        return "the checked function does not depend on this leaf at this point"
+        return NO_EFFECT
     if not math.isfinite(slope.bound):
         return "the gradient is zero up to rounding error"
     if slope.bound > scale:

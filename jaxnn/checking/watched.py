@@ -28,7 +28,9 @@ from jaxnn.checking.check import check_gradient
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.explain import Explanation, explain
 from jaxnn.checking.findings import SourceLine
+from jaxnn.checking.measure import first_of
 from jaxnn.checking.page import watch_fragment, watch_page, write_page
+from jaxnn.checking.questions.cut_off import CUT_OFF
 from jaxnn.checking.report import GradientError, GradientReport, plain
 from jaxnn.checking.scalar import rules_of
 from jaxnn.checking.watch import Point, Taken, Watcher, noting
@@ -96,7 +98,9 @@ class Place(NamedTuple):
                 several = "leaf agrees" if len(report.leaves) == 1 else "leaves agree"
                 known = [leaf.digits for leaf in report.leaves if not leaf.hint]
                 least = f", to at least {min(known):.1f} digits" if known else ""
-                found.append(f"{len(report.leaves)} {several}{least}")
+                cut = [leaf.path for leaf in report.leaves if leaf.hint.startswith(CUT_OFF)]
+                told = f"; {CUT_OFF}: {', '.join(first_of(cut))}" if cut else ""
+                found.append(f"{len(report.leaves)} {several}{least}{told}")
             else:
                 found.append(str(report.verdict))
         found = list(dict.fromkeys(found)) or ["not checked: the time budget ran out"]

@@ -707,8 +707,10 @@ def rule_source(eqn: Equation) -> str:
 
 def unwrapped(f: Callable, depth: int = 6) -> Callable:
     """The user's function in closures of installed packages; `f` itself if there is none, or if the
-    closure bears its name.
+    closure bears its name. A partial function is that which it calls.
     """
+    while isinstance(f, functools.partial):
+        f = f.func
     code = getattr(f, "__code__", None)
     if code is None or hasattr(f, "__wrapped__") or PACKAGES not in code.co_filename or not depth:
         return f

@@ -8,6 +8,7 @@ of the module's docstring as the question.
 from jaxnn.checking.questions import (
     births,
     corners,
+    cut_off,
     detached,
     digits,
     finer,
@@ -16,4 +17,4 @@ from jaxnn.checking.questions import (
     solvers,
 )
 
-QUESTIONS = (corners, solvers, detached, births, rules, phases, finer, digits)
+QUESTIONS = (corners, solvers, detached, births, rules, phases, finer, digits, cut_off)
