@@ -2,6 +2,7 @@
 what is refused.
 """
 
+import dataclasses
 import itertools
 
 import jax
@@ -364,3 +365,18 @@ def test_empty_leaves_have_empty_derivatives():
 def test_a_traced_step_too_small_gives_nan_not_zero():
     gradient = jax.jit(lambda x, h: numerical_gradient(bowl, x, h=h))(jnp.ones(2), 1e-30)
     assert bool(jnp.all(jnp.isnan(gradient)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Scaled:
+    w: jax.Array
+    scale: float = 2.0
+
+
+def test_floats_in_modules_are_differentiated_as_by_jax():
+    loss = lambda module, x: module.scale * jnp.sum(module.w * x)  # noqa: E731
+    given = Scaled(jnp.ones(3)), jnp.arange(3.0)
+    found, wanted = numerical_grad(loss)(*given), jax.grad(loss)(*given)
+    np.testing.assert_allclose(found.w, wanted.w, rtol=1e-6)
+    assert float(found.scale) == pytest.approx(float(wanted.scale))

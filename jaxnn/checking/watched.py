@@ -78,8 +78,10 @@ class Place(NamedTuple):
         lines = [f"{self.line}: gradient of {self.function}: {self._summary()}"]
         if self.not_finite is not None:
             lines += _indented(str(self.not_finite).splitlines()[1:])
-        for report in self._shown:
+        for number, report in enumerate(self._shown, start=1):
             if report.verdict is not Verdict.AGREES or not report.ok:
+                place = f"    at point {number} of {len(self.reports)}:"
+                lines += [place] if len(self.reports) > 1 else []
                 lines += _indented(str(report).splitlines()[1:])
         return "\n".join(lines)
 

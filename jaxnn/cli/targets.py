@@ -174,7 +174,8 @@ def _candidates(target: str, module: ModuleType) -> list[Target]:
         form = "FILE.py:NAME or FILE.py::TEST" if tests else "FILE.py:NAME"
         raise ValueError(
             f"`TARGET` must be {form} if no check_... or loss... function has defaults for all "
-            f"arguments; for a method, FILE.py:Class.NAME. Got {target!r}, which defines {there}."
+            f"arguments; for a method, FILE.py:Class.NAME. Got {target!r}, which defines {there}. "
+            f"{_watching(target)} checks the gradients that it takes."
         )
     return found
 

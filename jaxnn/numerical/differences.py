@@ -57,6 +57,11 @@ Evaluation = Literal["float64", "own"]
 Method = Literal["propagation", "dense"]
 
 
+def _anywhere(leaf: Any) -> bool:
+    """Every leaf: unlike a check, JAX differentiates the Python floats in modules, too."""
+    return True
+
+
 def numerical_grad(
     f: Callable,
     argnums: int | tuple[int, ...] = 0,
@@ -115,7 +120,7 @@ def numerical_grad(
     options = _options(f, scheme, evaluation, batch_size, h, method, mesh)
 
     def gradient(*args, **kwargs):
-        call = Partition.of(f, argnums, args, kwargs, has_aux)
+        call = Partition.of(f, argnums, args, kwargs, has_aux, where=_anywhere)
         derivatives = _run(call, _gradient, options, h)
         result = call.in_place_of_arguments(derivatives)
         return (result, f(*args, **kwargs)[1]) if has_aux else result
@@ -195,7 +200,7 @@ def numerical_jacobian(
     options = _options(f, scheme, evaluation, batch_size, h, method, mesh)
 
     def jacobian(*args, **kwargs):
-        call = Partition.of(f, argnums, args, kwargs)
+        call = Partition.of(f, argnums, args, kwargs, where=_anywhere)
         columns = _run(call, _jacobian, options, h)  # for each input leaf, a tree like the output
         return jax.tree.map(lambda *leaves: call.in_place_of_arguments(leaves), *columns)
 
@@ -243,7 +248,7 @@ def numerical_hessian(
     options = _options(f, "central", evaluation, batch_size, h, method, mesh)._replace(root=4)
 
     def hessian(*args, **kwargs):
-        call = Partition.of(f, argnums, args, kwargs)
+        call = Partition.of(f, argnums, args, kwargs, where=_anywhere)
         call.require_real()
         rows = _run(call, _hessian, options, h)
         return call.in_place_of_arguments([call.in_place_of_arguments(row) for row in rows])
