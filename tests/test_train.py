@@ -12,6 +12,7 @@ from versions import since
 
 import jaxnn
 from jaxnn import Feeding, Measuring, Reporting, Saving, Status, train
+from jaxnn.training.steps import across_epochs
 
 pytestmark = pytest.mark.promotes  # optax does
 
@@ -49,6 +50,20 @@ def begin():
 
 def same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("batch_size", [4, 12])
+def test_many_examples_are_shuffled_once_an_epoch_and_train_to_the_same_bits(
+    monkeypatch, batch_size
+):
+    run = {"key": KEY, "batch_size": batch_size, "epochs": 4}
+    one = train(descend, begin(), PAIRS, **run)
+    monkeypatch.setattr("jaxnn.training.train.SHUFFLED_AGAIN", 11)
+    monkeypatch.setattr(
+        "jaxnn.training.run.across_epochs", {4: None, 12: across_epochs}[batch_size]
+    )
+    other = train(descend, begin(), PAIRS, **run)
+    same((one.state, one.history.step_loss), (other.state, other.history.step_loss))
 
 
 @pytest.mark.parametrize("batch_size", [4, 5, 12])

@@ -33,7 +33,8 @@ def require_classes(
     leaves = [leaf for _, leaf in paths]
     for number, (path, labels) in enumerate(paths):
         signed = jnp.issubdtype(labels.dtype, jnp.signedinteger)
-        if signed and (labels < 0).any() and (misread := _misread(jax.jit(slopes), leaves, number)):
+        below = signed and np.any(np.asarray(labels) < 0)  # NumPy compiles nothing
+        if below and (misread := _misread(jax.jit(slopes), leaves, number)):
             raise ValueError(
                 f"`data{keystr(path)}` must be class indices of at least 0. Got {misread}."
             )

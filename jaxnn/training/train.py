@@ -52,6 +52,9 @@ from jaxnn.training.task import Task, UserState, UserStep
 
 # Default number of epochs, and default number of examples per step.
 EPOCHS, BATCH_SIZE = 10, 100
+# Chunks of steps go across epochs if there are at most this many examples: each chunk draws their
+# order anew, which takes about 10 ms for this many.
+SHUFFLED_AGAIN = 2**17
 
 
 def train(
@@ -168,15 +171,13 @@ def configured(
 
 def begun(config: Config, task: Task, state: Any) -> Run:
     """A run that is ready to start."""
-    plan, options = config.plan, config.options
-    saving, measuring = options.saving, options.measuring
+    plan, options, saving = config.plan, config.options, config.options.saving
     place = None if saving.checkpoint is None else as_place(saving.checkpoint, saving.keep)
     skips = options.feeding.skip_not_finite
     more = {"skips": skips, "sharding": config.sharding, "unwatched": not_finite(state)}
     way = Way.of(plan, guarded=is_large(state), **more)
-    between = measuring.evaluate_steps or measuring.evaluate_every * plan.per_epoch
-    seldom = not config.names or between > plan.per_epoch
-    across = seldom and not (plan.rest or config.sets["train"].streamed)
+    few = plan.whole or (plan.count or 0) <= SHUFFLED_AGAIN
+    across = few and not (plan.rest or config.sets["train"].streamed)
     return Run(config, task, way, across, place, Reached(state))
 
 
