@@ -221,7 +221,9 @@ def test_a_run_is_saved_by_an_orbax_manager_and_goes_on(tmp_path):
         saved = {"checkpoint": manager, "every": 2, **run}
         fit(noisy, start, pairs, optax.adam(0.1), epochs=2, **saved)
         assert manager.all_steps() == [4, 6]
-        with pytest.raises(FileExistsError, match="must be empty unless `resume` is set"):
+        with pytest.raises(
+            FileExistsError, match="must be an empty directory unless `resume` is set"
+        ):
             fit(noisy, start, pairs, optax.adam(0.1), epochs=4, **saved)
         with pytest.raises(ValueError, match="`batch_size` must be 2, as in the checkpoint"):
             fit(noisy, start, pairs, optax.adam(0.1), resume=True, **saved | {"batch_size": 3})

@@ -57,11 +57,6 @@ Evaluation = Literal["float64", "own"]
 Method = Literal["propagation", "dense"]
 
 
-def _anywhere(leaf: Any) -> bool:
-    """Every leaf: unlike a check, JAX differentiates the Python floats in modules, too."""
-    return True
-
-
 def numerical_grad(
     f: Callable,
     argnums: int | tuple[int, ...] = 0,
@@ -79,7 +74,8 @@ def numerical_grad(
     df/dx_i = (f(x + h e_i) - f(x - h e_i)) / 2h for each entry i of each floating-point leaf. For a
     complex entry it is df/dx - i df/dy, as in `jax.grad`. All other leaves are treated as constant:
     in the result, integers, booleans and keys become `float0` zeros, as in `jax.grad(...,
-    allow_int=True)`, and functions and other objects become None.
+    allow_int=True)`, and functions and other objects become None. So are, unlike in `jax.grad`,
+    Python floats in modules, such as a solver's tolerance, whose steps would change the algorithm.
 
     Args:
       f: returns a scalar (with `has_aux`, a pair of a scalar and anything). Arrays and floats among
@@ -120,7 +116,7 @@ def numerical_grad(
     options = _options(f, scheme, evaluation, batch_size, h, method, mesh)
 
     def gradient(*args, **kwargs):
-        call = Partition.of(f, argnums, args, kwargs, has_aux, where=_anywhere)
+        call = Partition.of(f, argnums, args, kwargs, has_aux)
         derivatives = _run(call, _gradient, options, h)
         result = call.in_place_of_arguments(derivatives)
         return (result, f(*args, **kwargs)[1]) if has_aux else result
@@ -200,7 +196,7 @@ def numerical_jacobian(
     options = _options(f, scheme, evaluation, batch_size, h, method, mesh)
 
     def jacobian(*args, **kwargs):
-        call = Partition.of(f, argnums, args, kwargs, where=_anywhere)
+        call = Partition.of(f, argnums, args, kwargs)
         columns = _run(call, _jacobian, options, h)  # for each input leaf, a tree like the output
         return jax.tree.map(lambda *leaves: call.in_place_of_arguments(leaves), *columns)
 
@@ -248,7 +244,7 @@ def numerical_hessian(
     options = _options(f, "central", evaluation, batch_size, h, method, mesh)._replace(root=4)
 
     def hessian(*args, **kwargs):
-        call = Partition.of(f, argnums, args, kwargs, where=_anywhere)
+        call = Partition.of(f, argnums, args, kwargs)
         call.require_real()
         rows = _run(call, _hessian, options, h)
         return call.in_place_of_arguments([call.in_place_of_arguments(row) for row in rows])

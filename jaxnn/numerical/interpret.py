@@ -248,7 +248,8 @@ def has_custom_rule(eqn: Equation) -> bool:
         return True
     if (composite := _unmapped(_composite(eqn))) is None:
         return False
-    return hasattr(composite, "bwd") or not type(composite).__module__.startswith("jax.")
+    is_users = not type(composite).__module__.startswith("jax.")
+    return is_users or hasattr(composite, "bwd") or hasattr(composite, "tangent_solve")
 
 
 @functools.cache
@@ -282,7 +283,8 @@ def equations(program: Program) -> Iterator[Equation]:
 
 def equations_inside(eqn: Equation) -> Iterator[Equation]:
     """The equations of the programs that an equation calls, at any depth."""
-    for inner in _programs_in(list(eqn.params.values())):
+    programs = _programs_in(list(eqn.params.values())) if _composite(eqn) is None else [called(eqn)]
+    for inner in programs:
         yield from equations(inner)
 
 
