@@ -333,17 +333,6 @@ def test_a_gradient_that_loses_all_digits_on_the_way_is_imprecise():
     assert report.digits_lost and "no digits match" in report.leaves[0].hint
 
 
-def test_a_callback_that_cannot_be_mapped_is_called_for_each_value():
-    @jax.custom_vjp
-    def mean_square(p):
-        shape = jax.ShapeDtypeStruct((), p.dtype)
-        return jax.pure_callback(lambda p: np.mean(np.square(p)).astype(p.dtype), shape, p)
-
-    mean_square.defvjp(lambda p: (mean_square(p), p), lambda p, g: (g * p,))
-    (rule,) = check_gradient(mean_square, jnp.arange(3.0)).rules
-    assert rule.name == "mean_square" and rule.difference == pytest.approx(0.5, rel=1e-3)
-
-
 @pytest.mark.promotes
 @pytest.mark.parametrize("off", [0, 0.3])
 def test_the_rule_around_a_solver_that_stopped_early_is_not_to_blame(off):

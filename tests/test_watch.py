@@ -674,7 +674,7 @@ def test_a_partial_function_has_the_name_of_what_it_calls():
 
 
 def test_a_check_that_goes_on_when_it_is_interrupted_is_interrupted_again(monkeypatch):
-    monkeypatch.setattr(watched_module, "AGAIN", 0.05)
+    monkeypatch.setattr(watched_module, "AGAIN", 0.5)
     caught = []
     with watched_module._at_most(0.05) as is_over:
         try:

@@ -137,10 +137,9 @@ class Evaluation(NamedTuple):
             kept = (v.aval.dtype for v in eqn.outvars if self._is_narrow(v.aval))
             self.narrow.update((eqn.primitive.name, dtype) for dtype in kept)
         pairs = zip(inputs, eqn.invars, strict=True)
-        own = [x if x.dtype == v.aval.dtype else x.astype(v.aval.dtype) for x, v in pairs]
-        # Values along a line are computed under `vmap`, for which the user need not have planned.
-        unmapped = eqn.params.get("vmap_method", "") is None
-        return bind(eqn, own, **({"vmap_method": "sequential"} if unmapped else {}))
+        return bind(
+            eqn, [x if x.dtype == v.aval.dtype else x.astype(v.aval.dtype) for x, v in pairs]
+        )
 
     def _widen(self, x: Any) -> Any:
         return widen_leaf(x, self.dtype)
