@@ -1,6 +1,7 @@
 """`train`: the loop of `fit` with any step."""
 
 import dataclasses
+import itertools
 import re
 
 import jax
@@ -50,6 +51,16 @@ def begin():
 
 def same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("batch_size", [4, 12])
+def test_step_s_of_epoch_e_has_the_documented_key(batch_size):
+    step = lambda state, batch, key: (state, {"loss": jax.random.uniform(key)})  # noqa: E731
+    drawn = train(step, begin(), PAIRS, key=KEY, batch_size=batch_size, epochs=2).history.step_loss
+    places = itertools.product((1, 2), range(12 // batch_size))
+    key_of = lambda e, s: jax.random.fold_in(jax.random.fold_in(KEY, e), s)  # noqa: E731
+    wanted = [jax.random.uniform(key_of(*place)) for place in places]
+    np.testing.assert_array_equal(drawn, np.array(wanted))
 
 
 @pytest.mark.parametrize("batch_size", [4, 12])
