@@ -332,12 +332,12 @@ def test_a_sweep_over_coordinates_is_no_solver_but_the_loop_around_it_is(off, ve
 
 @pytest.mark.promotes
 def test_a_slow_solver_is_run_as_long_again_before_its_rule_is_accused():
-    """After 2,000 steps it is 14 % off; 256 more leave 11 %, and 2,000 more 2 %."""
+    """After 3,000 steps it is 5 % off; 256 more leave 4 %, and 3,000 more 0.2 %."""
 
     @jax.custom_vjp
     def solve(b):
         step = lambda s: (s[0] + 1, s[1] + 1e-3 * (b - s[1]))  # noqa: E731
-        return jax.lax.while_loop(lambda s: s[0] < 2000, step, (0, 0 * b))[1]
+        return jax.lax.while_loop(lambda s: s[0] < 3000, step, (0, 0 * b))[1]
 
     solve.defvjp(lambda b: (solve(b), None), lambda _, g: (g,))
     report = check_gradient(lambda b: jnp.sum(solve(b)), jnp.ones(3))
