@@ -305,9 +305,8 @@ COMMANDS = {
         "weights, such as an Equinox module, the instance, built without arguments, is argument "
         "0. FILE.py alone checks all check_... and "
         "loss... functions with defaults. FILE.py::TEST runs a test. Exit code 0: correct, or "
-        "between the two slopes at a kink; 1: wrong, not finite, cut off by stop_gradient, or with "
-        "fewer than two digits left; 2: "
-        "inconclusive, or bad input.",
+        "between the two slopes at a kink; 1: wrong, not finite, cut off by stop_gradient, not "
+        "deterministic, or with fewer than two digits left; 2: inconclusive, or bad input.",
         "jaxnn check model.py:loss --order 2",
         (
             _TARGETS._replace(help="FILE.py:NAME, MODULE:NAME, FILE.py, or FILE.py::TEST"),
