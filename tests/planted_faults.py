@@ -416,7 +416,7 @@ FAULTS = (
     Fault(
         "a sweep over coordinates runs further",
         "checking/further.py",
-        "return any(found)",
+        "return any(index.intersection(counts) for index in indices)",
         "return False",
         "test_check.py -k over_coordinates",
     ),
@@ -437,15 +437,15 @@ FAULTS = (
     Fault(
         "what stop_gradient cuts off is said to have no effect",
         "checking/questions/cut_off.py",
-        "and reaches(number, True) and not",
-        "and not reaches(number, True) and not",
+        "eqn.primitive is not primitives.stop_gradient_p",
+        "True",
         "test_watch.py -k cuts_off",
     ),
     Fault(
         "what has no effect is said to be cut off",
         "checking/questions/cut_off.py",
-        "reaches(number, True) and not",
-        "not",
+        "leaf.hint == NO_EFFECT and k in cut",
+        "leaf.hint == NO_EFFECT",
         "test_watch.py -k cuts_off",
     ),
     Fault(

@@ -61,8 +61,9 @@ def test_the_commands_mark_lines(model, monkeypatch, capsys, command, mark):
     [(["check", "test_model.py:loss"], 4), (["explain", "test_model.py:root"], 8)]
     + [(["watch", "test_model.py"], 4), (["check", "test_model.py:right"], None)],
 )
-def test_what_is_found_is_written_as_sarif(model, command, line):
+def test_what_is_found_is_written_as_sarif(model, capsys, command, line):
     main([command[0], "--sarif", "found.sarif", *command[1:]])
+    assert "SARIF written to found.sarif" in capsys.readouterr().err
     found = json.loads(pathlib.Path("found.sarif").read_text())
     assert found["version"] == "2.1.0" and found["$schema"].endswith("sarif-2.1.0.json")
     (run,) = found["runs"]

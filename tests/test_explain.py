@@ -931,6 +931,20 @@ def test_a_loop_that_does_not_end_gives_nan():
 
 
 @pytest.mark.promotes
+def test_a_right_root_is_not_accused_where_its_solver_reads_another_variable():
+    """The rule gives all to `a`, the values depend on twice `a` alone."""
+
+    def root(a):
+        twice = 2 * a
+        step = lambda x: 0.5 * (x + twice / (2 * x))  # noqa: E731
+        solve = lambda f, x: jax.lax.while_loop(lambda x: jnp.abs(f(x)) > 1e-6, step, x)  # noqa: E731
+        tangent = lambda g, y: y / g(1.0)  # noqa: E731
+        return jax.lax.custom_root(lambda x: x**2 - a, jnp.float32(1.7), solve, tangent)
+
+    assert explain(root, jnp.float32(3)).ok
+
+
+@pytest.mark.promotes
 def test_beside_a_wrong_rule_a_right_root_is_not_accused():
     @jax.custom_vjp
     def cube(x):

@@ -453,6 +453,7 @@ def test_a_fault_that_begins_late_is_found_at_a_later_point():
             descend(late, "jit")
         (place,) = watched.report.places
         assert place.is_wrong == wrong
+        assert ("    at point " in str(place)) == (wrong and points > 1)
 
 
 def test_one_line_for_each_place_wrong_ones_first():

@@ -86,7 +86,7 @@ def check_gradient(
       f: a function of pytrees, jitted or not. Its output is a real scalar, or is projected onto
         `cotangent`.
       *args: the point. Floating and complex leaves of the chosen arguments are differentiated;
-        everything else is treated as constant, Python floats in modules, too.
+        everything else is treated as constant, including Python floats in modules.
       argnums: the argument or arguments whose gradient is checked, as in `jax.grad`.
       kwargs: keyword arguments of `f`, treated as constant.
       where: which leaves to differentiate, by default all: a function of a leaf, or a pytree of

@@ -19,9 +19,8 @@ from jaxnn.numerical.float64 import RULES, Evaluation
 from jaxnn.numerical.interpret import (
     Equation,
     Program,
-    called,
+    dependencies,
     equations,
-    evaluate,
     linear_solve_parts,
     named,
     only_carries,
@@ -60,23 +59,22 @@ def _goes_through(body: Program, carry: int) -> bool:
     """Whether a loop goes through the entries of an array by one of its counts, such as over the
     coordinates of a point. It is over at the last of them, so it is no solver.
     """
-    found = []
+    indices: list[frozenset[int]] = []
 
-    def step(eqn, counted):
-        indices = (c and not is_inexact(v.aval) for c, v in zip(counted, eqn.invars, strict=True))
-        found.append(eqn.primitive in _INDEXED and any(indices))
-        if (inner := called(eqn)) is not None:
-            return evaluate(inner, counted, step, lambda _: False)
-        return [any(counted)] * len(eqn.outvars)
+    def passes(eqn, inputs):
+        if eqn.primitive in _INDEXED:
+            pairs = zip(inputs, eqn.invars, strict=True)
+            indices.extend(x for x, v in pairs if not is_inexact(v.aval))
+        return True
 
-    avals = body.in_avals
-    counts = [k >= len(avals) - carry and not is_inexact(x) for k, x in enumerate(avals)]
-    evaluate(body, counts, step, lambda _: False)
-    return any(found)
+    dependencies(body, passes)
+    avals = list(enumerate(body.in_avals))
+    counts = [k for k, x in avals[len(avals) - carry :] if not is_inexact(x)]
+    return any(index.intersection(counts) for index in indices)
 
 
 def _size(values: Sequence[Any]) -> Any:
-    squares = [jnp.sum(jnp.abs(x) ** 2) for x in values if jnp.issubdtype(x.dtype, jnp.inexact)]
+    squares = [jnp.sum(jnp.abs(x) ** 2) for x in values if is_inexact(x)]
     return functools.reduce(jnp.add, squares, jnp.zeros(()))
 
 
@@ -87,7 +85,7 @@ def _further(step: Callable, end: Sequence[Any], taken: Any) -> list[Any]:
     Others need not settle: residuals, step sizes, weights of momentum. Counts and flags are those
     of the end, because the solver may permit no more steps.
     """
-    inexact = [k for k, x in enumerate(end) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    inexact = [k for k, x in enumerate(end) if is_inexact(x)]
     if not inexact:
         return list(end)
     most = jnp.maximum(MORE_STEPS, taken)
@@ -118,7 +116,7 @@ def _ended(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> tuple[li
     further = lambda state: (step(state[0]), state[1] + 1)  # noqa: E731
     end, taken = lax.while_loop(going, further, (parts.carry, jnp.int32(0)))
     ended = lambda x: jnp.where(taken < MOST_STEPS, x, jnp.nan)  # noqa: E731
-    return [ended(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in end], taken
+    return [ended(x) if is_inexact(x) else x for x in end], taken
 
 
 def _while(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:

@@ -74,8 +74,8 @@ def numerical_grad(
     df/dx_i = (f(x + h e_i) - f(x - h e_i)) / 2h for each entry i of each floating-point leaf. For a
     complex entry it is df/dx - i df/dy, as in `jax.grad`. All other leaves are treated as constant:
     in the result, integers, booleans and keys become `float0` zeros, as in `jax.grad(...,
-    allow_int=True)`, and functions and other objects become None. So are, unlike in `jax.grad`,
-    Python floats in modules, such as a solver's tolerance, whose steps would change the algorithm.
+    allow_int=True)`, and functions and other objects become None. Unlike in `jax.grad`, Python
+    floats in modules are constant, too: a small change of a solver's tolerance means nothing.
 
     Args:
       f: returns a scalar (with `has_aux`, a pair of a scalar and anything). Arrays and floats among

@@ -242,6 +242,28 @@ def called(eqn: Equation) -> Program | None:
     return make_jaxpr(expanded)(*avals)
 
 
+def dependencies(
+    program: Program, passes: Callable[[Equation, Sequence[frozenset[int]]], bool]
+) -> list[frozenset[int]]:
+    """For each output of a program, the inputs that it depends on, by number.
+
+    Args:
+      program: the program.
+      passes: whether an equation passes on what its operands depend on; it is given both.
+    """
+    nothing: frozenset[int] = frozenset()
+
+    def step(eqn, inputs):
+        if not passes(eqn, inputs):
+            return [nothing] * len(eqn.outvars)
+        if (inner := called(eqn)) is not None:
+            return evaluate(inner, inputs, step, lambda _: nothing)
+        return [nothing.union(*inputs)] * len(eqn.outvars)
+
+    starts = [frozenset([k]) for k in range(len(program.in_avals))]
+    return evaluate(program, starts, step, lambda _: nothing)
+
+
 def has_custom_rule(eqn: Equation) -> bool:
     """Whether an equation is a call of a function with a derivative rule that is not JAX's."""
     if eqn.primitive in _CUSTOM_RULES:

@@ -4,15 +4,12 @@ Where operands of `stop_gradient` are treated as constant, as in `watch`, a zero
 may be intended, or a layer that does not learn.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 from jax.extend.core import primitives
 
 from jaxnn.checking.held import stops
 from jaxnn.checking.measure import Checked
 from jaxnn.checking.patterns import NO_EFFECT
-from jaxnn.numerical.interpret import called, evaluate
+from jaxnn.numerical.interpret import dependencies
 
 CUT_OFF = "zero: cut off by `stop_gradient`"
 
@@ -26,24 +23,12 @@ def applies(checked: Checked) -> bool:
 
 def ask(checked: Checked) -> frozenset[str]:
     """The leaves that reach the function's outputs only through `stop_gradient`."""
-    program = checked.programs.program
-
-    def reaches(number, through):
-        def step(eqn, inputs):
-            if eqn.primitive is primitives.stop_gradient_p and not through:
-                return [False]
-            if (inner := called(eqn)) is not None:
-                return evaluate(inner, inputs, step, lambda _: False)
-            return [any(inputs)] * len(eqn.outvars)
-
-        starts: Sequence[Any] = [k == number for k in range(len(program.in_avals))]
-        return any(evaluate(program, starts, step, lambda _: False))
-
-    return frozenset(
-        leaf.path
-        for number, leaf in enumerate(checked.leaves)
-        if leaf.hint == NO_EFFECT and reaches(number, True) and not reaches(number, False)
-    )
+    nothing, program = frozenset(), checked.programs.program
+    any_way = nothing.union(*dependencies(program, lambda *_: True))
+    held = dependencies(program, lambda eqn, _: eqn.primitive is not primitives.stop_gradient_p)
+    cut = any_way.difference(*held)
+    leaves = enumerate(checked.leaves)
+    return frozenset(leaf.path for k, leaf in leaves if leaf.hint == NO_EFFECT and k in cut)
 
 
 def say(checked: Checked, cut: frozenset[str]) -> Checked:
