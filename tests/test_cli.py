@@ -326,6 +326,12 @@ def test_version_and_help_answer_without_jax():
     assert re.fullmatch(told, module.stdout)
 
 
+def test_an_option_without_a_default_names_none(capsys):
+    with pytest.raises(SystemExit):
+        main(["watch", "--help"])
+    assert "derivatives; default" not in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_reference_needs_pdoc(capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pdoc", None)
     assert main(["docs", "--out", str(tmp_path)]) == 2
