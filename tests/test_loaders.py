@@ -252,18 +252,28 @@ def test_epochs_of_different_lengths_share_a_program():
 
 def test_python_exits_while_a_loader_computes():
     program = """if True:
+        import threading, time
         import jax, jax.numpy as jnp, jaxnn
 
+        ones, over = jnp.ones((300, 300)), threading.Event()
+
         def batches(epoch):
-            while True:
-                yield (jnp.ones((1500, 1500)) @ jnp.ones((1500, 1500)),)
+            yield (ones,)
+            yield (ones[:1],)  # of another size, so that the run gets the first
+            until = float("inf")
+            while time.monotonic() < until:  # it computes for a second after the run
+                (ones @ ones).block_until_ready()
+                until = min(until, time.monotonic() + 1) if over.is_set() else until
 
         def step(state, batch, key):
             return state + 1, {"loss": jnp.sum(batch[0])}
 
         jaxnn.train(step, jnp.zeros(()), batches, key=jax.random.key(0), max_steps=1)
+        over.set()
     """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
