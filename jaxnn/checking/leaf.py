@@ -70,7 +70,7 @@ def leaf_report(
       loss: the digits that the gradient loses in the leaf's own dtype.
       counts: possible numbers of examples in the function's data.
     """
-    best = located.best
+    best = located.best.of_entry if place.x.size == 1 else located.best
     slope, entries = best.slope, list(located.entries)
     verdict = verdict_of(located, centre, reach(place.x.dtype))
     if loss.is_rounding:

@@ -73,11 +73,20 @@ class Comparison(NamedTuple):
 
     def share(self, part: Part) -> "Comparison":
         """The comparison for one leaf in its own unit, assuming that all other claims are right."""
-        term, weight = float(self.along.terms[part.leaf]), part.weight
-        slope = self.slope.of_part(self.claim - term, weight)
+        terms, sizes, moves = (np.asarray(sums, float) / part.weight for sums in self.along)
+        along = Along(terms, abs(sizes), moves)
+        others = self.claim - float(self.along.terms[part.leaf])
+        slope = self.slope.of_part(others, part.weight)
         direction = self.direction._replace(parts=(part._replace(weight=1.0),))
-        size = self.size_of(part.leaf) / weight
-        return Comparison(direction, term / weight, slope, size, self.slack / weight, self.along)
+        claim, size = float(terms[part.leaf]), float(along.sizes[part.leaf])
+        return Comparison(direction, claim, slope, size, self.slack / abs(part.weight), along)
+
+    @property
+    def of_entry(self) -> "Comparison":
+        """For a leaf with one entry, the comparison of derivatives with respect to that entry."""
+        (part,) = self.direction.parts
+        move = float(self.along.moves[part.leaf])
+        return self.share(part._replace(weight=move)) if move else self
 
 
 class Line:

@@ -98,14 +98,16 @@ class Slope(NamedTuple):
         """The slope of one term, in its own unit. This slope is `weight` times the slope of that
         term plus `others`, the slope of all other terms.
         """
+        sides = self.left, self.right
+        left, right = sides if weight > 0 else sides[::-1]
         return self._replace(
             value=(self.value - others) / weight,
-            left=(self.left - others) / weight,
-            right=(self.right - others) / weight,
+            left=(left - others) / weight,
+            right=(right - others) / weight,
             differences=(self.differences - others) / weight,
-            bound=self.bound / weight,
-            step=self.step * weight,
-            steps=self.steps * weight,
+            bound=self.bound / abs(weight),
+            step=self.step * abs(weight),
+            steps=self.steps * abs(weight),
         )
 
     def known_to(self, part: float) -> bool:
