@@ -261,8 +261,8 @@ class Partition(NamedTuple):
         """Refuse a pytree as the only argument; it must be one number or array."""
         if len(self.leaves) != 1 or self.paths != (name,):
             raise TypeError(
-                f"`{name}` must be one number or array. Got a pytree, with leaves "
-                f"{', '.join(self.paths)}."
+                f"`{name}` must be one number or array; `jnp.array` makes one of a list. Got a "
+                f"pytree with leaves {', '.join(self.paths)}."
             )
 
     def require_real(self) -> None:

@@ -46,7 +46,7 @@ class Traced(NamedTuple):
     """A function as the program that JAX traces it to.
 
     Attributes:
-      jaxpr: its equations; the constants are inputs that come first.
+      jaxpr: its equations, without the values of its constants.
       consts: the values of the constants.
       shapes: of what the function returns, as a pytree.
       key: equal for equal programs; None if they cannot be compared.

@@ -102,7 +102,7 @@ def require_key(name: str, key: Any) -> None:
     )
     if not bits and not (is_key(key) and shape == ()):
         raise TypeError(
-            f"`{name}` must be one PRNG key, from `jax.random.key`. Got {describe(key)}."
+            f"`{name}` must be one PRNG key, such as `jax.random.key(0)`. Got {describe(key)}."
         )
 
 
@@ -218,7 +218,7 @@ def require_optimizer(name: str, optimizer: Any) -> None:
     if not all(callable(getattr(optimizer, part, None)) for part in ("init", "update")):
         called, module = (getattr(optimizer, part, "") for part in ("__name__", "__module__"))
         uncalled = called and module.startswith("optax")
-        hint = f"; call it, as in optax.{called}(1e-3)" if uncalled else ""
+        hint = f"; call it, as in optax.{called}(1e-3)" if uncalled else ", such as optax.sgd(0.1)"
         raise TypeError(
             f"`{name}` must be an optax.GradientTransformation{hint}. Got {describe(optimizer)}."
         )

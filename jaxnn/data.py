@@ -104,7 +104,7 @@ def load_mnist(directory: str | Path) -> Digits:
     Args:
       directory: holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`,
         `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`, each with or without the suffix
-        `.gz`.
+        `.gz`; `examples/fetch_mnist.py` fetches them.
 
     Returns:
       `Digits` with 784 pixels per image.

@@ -32,6 +32,7 @@ from jaxnn._validate import (
     require_optimizer,
     require_same_form,
     require_scalar,
+    tracing,
 )
 
 Loss = Callable[[Any], Float[Array, ""]]
@@ -68,7 +69,7 @@ def gradient_descent(
     Args:
       f: a scalar function of a pytree like `init_x`.
       init_x: the starting point; any pytree. It is not overwritten.
-      lr: learning rate, in the unit of x^2 over that of f.
+      lr: learning rate, in units of x^2 per unit of f.
       step_num: number of steps.
       grad: maps `f` to its gradient function: `jax.grad`, `numerical_grad`, or anything with their
         signature.
@@ -105,7 +106,8 @@ def gradient_descent(
         warnings.warn(
             f"gradient_descent diverged: the loss went from {float(before):.6g} to "
             f"{float(after):.6g} by step {int(step_num)} "
-            f"with lr={float(lr):g}; a smaller `lr` may converge.",
+            f"with lr={float(lr):g}; "
+            + ("a smaller `lr` may converge." if lr > 0 else "a negative `lr` goes uphill."),
             DivergenceWarning,
             stacklevel=2,
         )
@@ -252,8 +254,8 @@ def minimize(
       init_x: the starting point; any pytree. It is not overwritten.
       optimizer: from optax.
       max_steps: maximum number of steps; traced.
-      tolerance: stop once the Euclidean norm of the gradient is at most this; traced, in the unit
-        of f over that of x. Rounding error in float32 can keep the norm above the default
+      tolerance: stop once the Euclidean norm of the gradient is at most this; traced, in units of
+        f per unit of x. Rounding error in float32 can keep the norm above the default
         everywhere near the minimum; the status is then "max steps".
       grad: maps `f` to its gradient function.
       opt_state: the state to continue from; by default `optimizer.init` of the leaves that move.
@@ -394,7 +396,8 @@ def _value_and_gradient(
     """The loss and its gradient as functions of the leaves that move, with checked results."""
 
     def value(x):
-        out = f(skeleton.join(x, dynamic))
+        with tracing("f"):
+            out = f(skeleton.join(x, dynamic))
         require_scalar("f", out)
         return jnp.asarray(out)
 

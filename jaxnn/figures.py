@@ -152,12 +152,12 @@ def _activations(figure: Figure) -> None:
         x, {name: f(x) for name, f in functions.items()}, derivatives, axes=figure.subplots(1, 2)
     )
     panels[1].annotate(
-        "the step: 0, and none at 0",
+        "step: slope 0, undefined at 0",
         (0, 0),
         (-3.8, 0.45),
         arrowprops={"arrowstyle": "->", "color": matplotlib.rcParams["text.color"]},
     )
-    figure.suptitle("A step function has no slope to learn by; a sigmoid and a ReLU do")
+    figure.suptitle("A step function has no slope to learn from; the sigmoid and ReLU have one")
 
 
 def _derivative(figure: Figure) -> None:
@@ -215,7 +215,7 @@ def _step_errors(figure: Figure) -> None:
                 step = _default_step(diff, x[20], scheme)
                 defaults[name] = (step, float(error(diff(jnp.exp, x), x)))
     ax = plots.step_errors(curves, defaults, ax=figure.subplots())
-    ax.set_title("Small steps drown in rounding error, large ones miss the curve ($e^x$ near 1)")
+    ax.set_title("Small steps drown in rounding error; large ones miss the curve")
 
 
 def _default_step(diff: Callable, x: jax.Array, scheme: str) -> float:
@@ -291,14 +291,17 @@ def _zero_gradients(figure: Figure) -> None:
             saddle,
             2,
             0.1,
-            {(1.8, 0.0): "a saddle point, from $x_1 = 0$", (1.8, 0.01): "a minimum, from 0.01"},
+            {
+                (1.8, 0.0): "a saddle point, from $x_1 = 0$",
+                (1.8, 0.01): "a minimum, from $x_1 = 0.01$",
+            },
         ),
         (
             "$1 - e^{-(x_0^2 + x_1^2) / 2}$, a plateau",
             plateau,
             5,
             0.3,
-            {(1.5, 1.5): lowest, (-3.5, 3.0): "nowhere, almost"},
+            {(1.5, 1.5): lowest, (-3.5, 3.0): "almost nowhere"},
         ),
     )
     for ax, (name, f, reach, lr, starts) in zip(figure.subplots(2, 2).flat, cases, strict=True):
@@ -316,7 +319,7 @@ def _zero_gradients(figure: Figure) -> None:
 def _training(figure: Figure) -> None:
     history = _trained().history
     ended = history.metrics["test_accuracy"][-1]
-    figure.suptitle(f"1,500 digits are enough to read {ended:.0%} of others")
+    figure.suptitle(f"Trained on 1,500 digits, the network reads {ended:.0%} of unseen ones")
     plots.training(history, axes=figure.subplots(1, 2))
 
 
@@ -348,7 +351,7 @@ def _mistakes(figure: Figure) -> None:
     )
     wrong = int(jnp.sum(jnp.argmax(y, -1) != digits.t_test))
     figure.suptitle(
-        f"{min(10, wrong)} of the {wrong} digits among {len(y)} that the network reads wrongly"
+        f"{min(10, wrong)} of the {wrong} test digits, of {len(y)}, that the network misreads"
     )
     plots.mistakes(digits.x_test, digits.t_test, y, axes=figure.subplots(2, 5).flat)
 

@@ -37,7 +37,7 @@ def mean_squared_error(
       t: targets with the shape of `y`, or class indices with one axis less.
 
     Returns:
-      Scalar in the squared unit of `y`, with the dtype of `y`; 0 is perfect.
+      Scalar in the squared unit of `y`, with the dtype of `y`; a perfect prediction gives 0.
 
     Raises:
       ValueError: the shapes do not match, the batch is empty, or (outside `jit`) a class index is
@@ -75,7 +75,8 @@ def cross_entropy_error(
       delta: keeps the logarithm and its gradient finite at y = 0.
 
     Returns:
-      Scalar in nats with the dtype of `y`; about 0 is perfect, guessing gives `log(classes)`.
+      Scalar in nats with the dtype of `y`: about 0 if the prediction is perfect, `log(classes)` if
+      all classes are equally probable.
 
     Raises:
       ValueError: the shapes do not match, the batch is empty, or (outside `jit`) a class index is
@@ -94,10 +95,10 @@ def cross_entropy_error(
     if is_concrete(delta) and delta < 0:
         raise ValueError(f"`delta` must be at least 0. Got {float(delta)!r}.")
     if is_concrete(y) and (jnp.any(y < -PROBABLE) or jnp.any(y > 1 + PROBABLE)):
-        wrong = float(jnp.max(jnp.where(y < 0, -y, y - 1)))
+        wrong = float(y.ravel()[jnp.argmax(abs(y - 0.5))])
         raise ValueError(
-            "`y` must be probabilities, from 0 to 1; `softmax_cross_entropy` takes scores. Got one "
-            f"that is {wrong:.3g} outside this range."
+            "`y` must be probabilities, from 0 to 1; `softmax_cross_entropy` takes scores. Got "
+            f"{wrong:.4g}."
         )
     return jnp.mean(-_expected(jnp.log(y + jnp.asarray(delta, y.dtype)), t))
 
@@ -120,7 +121,8 @@ def softmax_cross_entropy(
         less.
 
     Returns:
-      Scalar in nats with the dtype of `logits`; 0 is perfect, guessing gives `log(classes)`.
+      Scalar in nats with the dtype of `logits`: 0 if the prediction is perfect, `log(classes)` if
+      all classes are equally probable.
 
     Raises:
       ValueError: the shapes do not match, the batch is empty, or (outside `jit`) a class index is
@@ -182,8 +184,8 @@ def _require_loss_arguments(name: str, y: Any, t: Any) -> tuple[Array, Array]:
         )
     if t.shape != y.shape and t.shape != y.shape[:-1]:
         raise ValueError(
-            f"`t` must have shape {y.shape} or {y.shape[:-1]}, to fit `{name}`. Got shape "
-            f"{t.shape}."
+            f"`t` must have shape {y.shape} (one-hot) or {y.shape[:-1]} (class indices), to fit "
+            f"`{name}`. Got shape {t.shape}."
         )
     if not any(jnp.issubdtype(t.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
         raise TypeError(f"`t` must be real, or class indices (integers). Got {describe(t)}.")

@@ -111,7 +111,7 @@ def predict(
     depth = sum(name.startswith("W") for name in params)
     for i in range(1, depth + 1):
         if f"W{i}" not in params:
-            raise ValueError(f"`params` must hold W1 to W{depth}. Got {sorted(params)}.")
+            raise ValueError(f"`params` must hold {f'W{i}'!r}. Got {sorted(params)}.")
     if depth == 0:
         raise ValueError(f"`params` must hold at least 'W1'. Got {sorted(params)}.")
     for i in range(1, depth + 1):
@@ -151,7 +151,7 @@ def loss(
       activation: as for `predict`.
 
     Returns:
-      Scalar; guessing gives `log(classes)`.
+      Scalar; `log(classes)` if all classes are equally probable.
 
     Raises:
       ValueError: shapes do not match, as for `predict` and `softmax_cross_entropy`.

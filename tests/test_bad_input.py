@@ -132,15 +132,15 @@ as_array("a", {"b": X})
 as_mesh("mesh", "cpu")
     TypeError: `mesh` must be a jax.sharding.Mesh. Got str 'cpu'.
 require_key("key", None)
-    TypeError: `key` must be one PRNG key, from `jax.random.key`. Got NoneType None.
+    TypeError: `key` must be one PRNG key, such as `jax.random.key(0)`. Got NoneType None.
 require_key("key", 0)
-    TypeError: `key` must be one PRNG key, from `jax.random.key`. Got int 0.
+    TypeError: `key` must be one PRNG key, such as `jax.random.key(0)`. Got int 0.
 require_key("key", X)
-    TypeError: `key` must be one PRNG key, from `jax.random.key`. Got float32[2].
+    TypeError: `key` must be one PRNG key, such as `jax.random.key(0)`. Got float32[2].
 require_key("key", KEYS)
-    TypeError: `key` must be one PRNG key, from `jax.random.key`. Got key<fry>[2].
+    TypeError: `key` must be one PRNG key, such as `jax.random.key(0)`. Got key<fry>[2].
 require_key("key", jnp.zeros(3, jnp.uint32))
-    TypeError: `key` must be one PRNG key, from `jax.random.key`. Got uint32[3].
+    TypeError: `key` must be one PRNG key, such as `jax.random.key(0)`. Got uint32[3].
 require_differentiable("x", None)
     TypeError: `x` must hold at least one floating-point array. Got an empty NoneType.
 require_differentiable("x", [])
@@ -195,8 +195,8 @@ require_optimizer("optimizer", optax.sgd)
     TypeError: `optimizer` must be an optax.GradientTransformation; call it, as in optax.sgd(1e-3).
     Got function ...
 require_optimizer("optimizer", optax.GradientTransformation(3, 4))
-    TypeError: `optimizer` must be an optax.GradientTransformation. Got GradientTransformation
-    ...
+    TypeError: `optimizer` must be an optax.GradientTransformation, such as optax.sgd(0.1). Got
+    GradientTransformation ...
 require_count("n", None)
     TypeError: `n` must be an integer. Got NoneType None.
 require_count("n", "1")
@@ -284,9 +284,11 @@ each(LOSSES, jnp.ones((0, 3)), T[:0])
 each(LOSSES, jnp.ones(()), T[0])
     ValueError: `y` must have at least one example and one class. Got shape ().
 each(LOSSES, Y, jnp.ones((4, 5)))
-    ValueError: `t` must have shape (2, 3) or (2,), to fit `y`. Got shape (4, 5).
+    ValueError: `t` must have shape (2, 3) (one-hot) or (2,) (class indices), to fit `y`. Got shape
+    (4, 5).
 each(LOSSES, Y, T[:, None])
-    ValueError: `t` must have shape (2, 3) or (2,), to fit `y`. Got shape (2, 1).
+    ValueError: `t` must have shape (2, 3) (one-hot) or (2,) (class indices), to fit `y`. Got shape
+    (2, 1).
 each(LOSSES, Y, T > 0)
     TypeError: `t` must be class indices (integers) if it has one axis less than `y`. Got
     bool[2].
@@ -300,7 +302,7 @@ each(LOSSES, Y, jax.random.split(KEY, (2, 3)))
 cross_entropy_error(Y, T, X)
     TypeError: `delta` must be a number. Got float32[2].
 init_network(X, (2, 3))
-    TypeError: `key` must be one PRNG key, from `jax.random.key`. Got float32[2].
+    TypeError: `key` must be one PRNG key, such as `jax.random.key(0)`. Got float32[2].
 predict({"W1": X}, BATCH)
     ValueError: `params['W1']` must have shape (2, outputs), to fit its input. Got float32[2].
 predict({"W1": jnp.ones((2, 3)), "b1": X}, BATCH)
@@ -309,14 +311,15 @@ predict(NETWORK, jnp.ones((4, 3)))
     ValueError: `params['W1']` must have shape (3, outputs), to fit its input. Got float32[2,
     3].
 loss(NETWORK, BATCH, T)
-    ValueError: `t` must have shape (4, 3) or (4,), to fit `logits`. Got shape (2,).
+    ValueError: `t` must have shape (4, 3) (one-hot) or (4,) (class indices), to fit `logits`. Got
+    shape (2,).
 one_hot(X, 3)
     TypeError: `t` must be class indices (integers). Got float32[2].
 sample_batch(KEY, (X, Y[:1]), 2)
     ValueError: `data` must be arrays with the same number of examples, at least one, on the
     first axis. Got `data[0]` (2,), `data[1]` (1, 3).
 shuffled(KEYS, 3)
-    TypeError: `key` must be one PRNG key, from `jax.random.key`. Got key<fry>[2].
+    TypeError: `key` must be one PRNG key, such as `jax.random.key(0)`. Got key<fry>[2].
 saddle(jnp.ones(3))
     ValueError: `x` must be an array with 2 variables on its last axis. Got float32[3].
 rosenbrock(jnp.ones(1))
@@ -382,9 +385,9 @@ predict({1: X}, BATCH)
     TypeError: `params` must be a dictionary of arrays by name. Got dict {1: Array([3., 4.],
     dtype=float32)}.
 predict({"W2": jnp.ones((2, 2))}, BATCH)
-    ValueError: `params` must hold W1 to W1. Got ['W2'].
+    ValueError: `params` must hold 'W1'. Got ['W2'].
 predict({"W1": jnp.ones((2, 3)), "W3": X}, BATCH)
-    ValueError: `params` must hold W1 to W2. Got ['W1', 'W3'].
+    ValueError: `params` must hold 'W2'. Got ['W1', 'W3'].
 predict({"W1": None}, BATCH)
     ValueError: `params['W1']` must have shape (2, outputs), to fit its input. Got NoneType
     None.
@@ -478,9 +481,11 @@ partial_derivative(bowl, X, (0, 0))
 partial_derivative(bowl, jnp.ones((2, 2)), 0)
     IndexError: `index` must name one entry of `x`, which has shape (2, 2). Got 0.
 partial_derivative(lambda x: x[1] ** 2, [3.0, 4.0], 1)
-    TypeError: `x` must be one number or array. Got a pytree, with leaves x[0], x[1].
+    TypeError: `x` must be one number or array; `jnp.array` makes one of a list. Got a pytree with
+    leaves x[0], x[1].
 numerical_diff(lambda x: x["a"], {"a": 1.0})
-    TypeError: `x` must be one number or array. Got a pytree, with leaves x['a'].
+    TypeError: `x` must be one number or array; `jnp.array` makes one of a list. Got a pytree with
+    leaves x['a'].
 
 # The check
 each((check_gradient, explain), bowl)
@@ -666,7 +671,7 @@ each(TRAINERS, metrics=lambda p, x, t: {"a": jnp.sum(x) * 1j})
 each(TRAINERS, metrics=lambda p, x, t: {"loss": jnp.sum(x)})
     ValueError: `metrics` must not use the name 'loss'. Got ['loss'].
 fit(key=KEYS)
-    TypeError: `key` must be one PRNG key, from `jax.random.key`. Got key<fry>[2].
+    TypeError: `key` must be one PRNG key, such as `jax.random.key(0)`. Got key<fry>[2].
 fit(patience=0)
     ValueError: `patience` must be an integer of at least 1. Got 0.
 fit(every=-1)
@@ -676,7 +681,8 @@ fit(resume="newest")
 fit(resume=True)
     ValueError: `resume` must be used with `checkpoint`. Got True alone.
 sweep(optimizer=lambda rate: 3)
-    TypeError: `optimizer(...)` must be an optax.GradientTransformation. Got int 3.
+    TypeError: `optimizer(...)` must be an optax.GradientTransformation, such as optax.sgd(0.1). Got
+    int 3.
 sweep(values=(X, jnp.ones(3)))
     ValueError: `values` must have one entry per run on the first axis, at least one. Got
     ('float32[2]', 'float32[3]').
@@ -1256,7 +1262,7 @@ numerical_grad(surfaces.bowl, X)
     that is returned, as in numerical_grad(f)(x). Got float32[2].
 cross_entropy_error(jnp.array([2.0, -3.0]), jnp.array(0))
     ValueError: `y` must be probabilities, from 0 to 1; `softmax_cross_entropy` takes scores. Got
-    one that is 3 outside this range.
+    -3.
 fit(data=iter([(X,)]))
     TypeError: `data` must be a tuple of arrays, such as (x, t), or a function of the epoch that
     makes its batches, as in `lambda epoch: ...`. Got list_iterator ...

@@ -45,6 +45,18 @@ LONG = {
 }
 
 
+@pytest.mark.parametrize("point", [0.3, [-2.0], [[5.0]]])
+@pytest.mark.parametrize("other", [1.0, [1.0, 2.0]])
+def test_a_leaf_with_one_entry_shows_its_derivative(point, other):
+    f = lambda x, y: jnp.sum(x**2) * jnp.sum(jnp.asarray(y))  # noqa: E731
+    leaf, *_ = check_gradient(f, jnp.array(point), jnp.array(other), argnums=(0, 1)).leaves
+    expected = 2 * np.ravel(point)[0] * np.sum(other)
+    assert leaf.autodiff == pytest.approx(expected, rel=1e-6)
+    assert abs(leaf.numerical - leaf.autodiff) <= leaf.bound + 1e-6 * abs(expected)
+    assert leaf.differences[-1] == pytest.approx(expected, rel=1e-2)
+    assert 0 < leaf.bound < 1e-6 and min(leaf.steps) > 0
+
+
 @pytest.mark.promotes
 @pytest.mark.parametrize("name", slow_but(CASE.keys() - LONG, CASE))
 def test_verdict_and_place(name):

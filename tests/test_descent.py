@@ -45,6 +45,21 @@ def test_lr_10_diverges_and_says_so(dtype, grad):
         gradient_descent(bowl, start(dtype), lr=0.1, step_num=100, grad=grad)
 
 
+def test_a_negative_rate_goes_uphill():
+    with pytest.warns(DivergenceWarning, match="lr=-0.1; a negative `lr` goes uphill."):
+        gradient_descent(bowl, start(), lr=-0.1, step_num=3)
+
+
+@pytest.mark.parametrize(
+    "f", [lambda x: np.linalg.norm(np.asarray(x)), lambda x: x[0] if x[0] > 0 else x[1]]
+)
+@pytest.mark.parametrize("descend", [gradient_descent, descent_path])
+def test_an_error_says_how_a_function_can_be_traced(descend, f):
+    with pytest.raises(jax.errors.JAXTypeError) as raised:
+        descend(f, start())
+    assert any("JAX traces `f` without values" in note for note in raised.value.__notes__)
+
+
 def test_lr_1e_minus_10_hardly_moves(x64):
     end = gradient_descent(bowl, start("float64"), lr=1e-10, step_num=100)
     np.testing.assert_allclose(end, (-2.99999994, 3.99999992), rtol=1e-8)

@@ -4,6 +4,7 @@ what is refused.
 
 import dataclasses
 import itertools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -380,3 +381,13 @@ def test_floats_in_modules_are_settings():
     found = numerical_grad(loss)(*given)
     np.testing.assert_allclose(found.w, jax.grad(loss)(*given).w, rtol=1e-6)
     assert found.scale.dtype == jax.dtypes.float0
+
+
+@pytest.mark.parametrize("derivative", [numerical_gradient, numerical_diff])
+def test_a_function_that_does_not_use_its_argument_is_warned_of(derivative):
+    kept = jnp.array(3.0)
+    with pytest.warns(RuntimeWarning, match="`f` does not use `x`, so its derivative is 0"):
+        assert derivative(lambda x: kept**2, kept) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert derivative(lambda x: 0 * x, kept) == 0

@@ -408,6 +408,10 @@ def test_the_pictures_of_the_chapter_say_what_is_on_their_axes():
     for name in PICTURES:
         figure = Figure(layout="constrained")
         getattr(figures, f"_{name}")(figure)
+        figure.canvas.draw()
+        for text in (figure._suptitle, *(ax.title for ax in figure.axes)):
+            drawn = text and text.get_window_extent()
+            assert text is None or 0 <= drawn.x0 <= drawn.x1 <= figure.bbox.width, text.get_text()
         for ax in figure.axes:
             if not ax.axison or ax.images:  # of a matrix the entries are named
                 continue

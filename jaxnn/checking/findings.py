@@ -91,8 +91,8 @@ class Entry(NamedTuple):
 class LeafReport(NamedTuple):
     """The evidence on one leaf.
 
-    Slopes are along a random direction through all entries, each moved in proportion to its scale; of
-    a leaf with one entry, they are the derivative.
+    Slopes are along a random direction through all entries, each moved in proportion to its scale;
+    for a leaf with one entry, they are the derivative.
 
     Attributes:
       path: path of the leaf in the argument tuple.

@@ -214,13 +214,19 @@ COMMANDS = {
         "files, after comparing its numerical and automatic gradients.",
         "jaxnn train --layers 100 --epochs 50 --lr 0.3",
         (
-            Option("--data", str, None, "DIR", "MNIST's four IDX files, instead of the digits"),
+            Option(
+                "--data",
+                str,
+                None,
+                "DIR",
+                "MNIST's four IDX files (see examples/fetch_mnist.py), instead of the digits",
+            ),
             Option(
                 "--layers",
                 _several(_count),
                 (50,),
                 "N,N,...",
-                "number of units in each hidden layer",
+                "number of units in each hidden layer, without input and output",
             ),
             Option("--activation", ACTIVATIONS, "sigmoid", help="between the layers"),
             Option("--dropout", _part, 0.0, "X", "fraction of hidden units dropped per step"),

@@ -65,17 +65,23 @@ def _losses() -> Iterator[tuple[str, str, str]]:
             f"{cross_entropy_error(y, two):.9f}",
             cee,
         )
+    both = jnp.array([SAYS_TWO, SAYS_SEVEN])
+    yield (
+        "cross-entropy of a batch of both",
+        f"{cross_entropy_error(both, jnp.array([2, 2])):.9f}",
+        "",
+    )
     digits = load_digits()
     train = digits.x_train, digits.t_train
     yield ("the training set, x (there: MNIST)", str(train[0].shape), "(60000, 784)")
-    yield ("its t (there: one-hot)", str(train[1].shape), "(60000, 10)")
+    yield ("the training set, t (there: one-hot)", str(train[1].shape), "(60000, 10)")
     x, t = sample_batch(jax.random.key(0), train, 10)
     yield ("a mini-batch of 10, x", str(x.shape), "(10, 784)")
-    yield ("its t", str(t.shape), "(10, 10)")
+    yield ("a mini-batch of 10, t", str(t.shape), "(10, 10)")
     params = init_network(jax.random.key(0), (64, 20, 10))
     batch = sample_batch(jax.random.key(1), train, 100)
     yield ("loss on all 1,500 digits", f"{loss(params, *train):.4f}", "")
-    yield ("on 100 of them: much the same", f"{loss(params, *batch):.4f}", "")
+    yield ("loss on 100 of them", f"{loss(params, *batch):.4f}", "")
     # The chapter's example: with 32 of 100 right, a small change of a weight changes nothing.
     right = jnp.where(jnp.arange(100) < 32, batch[1], (batch[1] + 1) % 10)
     of_100 = accuracy(one_hot(right, 10, jnp.float64), batch[1])
@@ -135,7 +141,7 @@ def _gradients() -> Iterator[tuple[str, str, str]]:
         )
     # The chapter's slopes round to 0 from 1e13 on, where its run therefore stops; these do not.
     far = f"{jnp.linalg.norm(descend_quietly(start, 10.0)):.3g}"
-    yield ("lr = 10, 100 steps: distance from (0, 0)", far, "2.59e+13, as rounding stops it")
+    yield ("lr = 10, 100 steps: distance from (0, 0)", far, "2.59e+13: its slopes round to 0")
     end = gradient_descent(bowl, start, lr=1e-10, step_num=100)
     yield ("lr = 1e-10, 100 steps", _vector(end, 9), "(-2.99999994, 3.99999992)")
     params = {"W1": jnp.array(WEIGHTS)}
@@ -144,7 +150,7 @@ def _gradients() -> Iterator[tuple[str, str, str]]:
     yield ("scores of the 2x3 network", _vector(scores, 9), "(1.05414809, 0.63071653, 1.1328074)")
     yield ("position of the largest of them", str(jnp.argmax(scores)), "2")
     yield (
-        "its loss (the weights have 8 digits)",
+        "its loss (the weights are rounded to 8 digits)",
         f"{loss(params, x, t):.10f}",
         "0.92806853663411326",
     )
@@ -156,7 +162,7 @@ def _gradients() -> Iterator[tuple[str, str, str]]:
             yield (f"dW, row {row}, {name}", _vector(line, 8), there)
     moved = {"W1": params["W1"].at[0, 0].add(0.01)}
     change = float(loss(moved, x, t) - loss(params, x, t))
-    yield ("change of the loss if w11 grows by 0.01", f"{change:.4g}", "about 0.2 h")
+    yield ("change of the loss if w11 grows by h", f"{change / 0.01:.4g} h", "about 0.2 h")
 
 
 def descend_quietly(start: jax.Array, lr: float) -> jax.Array:
@@ -173,15 +179,22 @@ def _learning() -> Iterator[tuple[str, str, str]]:
         for name, there in printed.items():
             quantity = f"shape of {kind}{name} in the 784-100-10 network"
             yield (quantity, str(arrays[name].shape), there)
+    scores = jax.eval_shape(predict, params, x)
+    yield ("shape of the scores of 100 images", str(scores.shape), "(100, 10)")
     digits = load_digits()
     start, key = init_network(jax.random.key(0), (64, 20, 10)), jax.random.key(1)
     data = digits.x_train, digits.t_train
     step = lambda scores: jnp.where(scores > 0, 1.0, 0.0)  # noqa: E731
     for name, activation in (("sigmoid", jax.nn.sigmoid), ("step", step)):
         of = functools.partial(loss, activation=activation)
-        end = fit(of, start, data, optax.sgd(0.5), key=key, epochs=20).params
-        moved = float(jnp.max(abs(end["W1"] - start["W1"])))
-        yield (f"largest change of W1 in 20 epochs, {name}", f"{moved:.2g}", "")
+        run = fit(of, start, data, optax.sgd(0.5), key=key, epochs=20)
+        first, *_, last = run.history.step_loss
+        yield (f"{name}: loss of the first and the last batch", f"{first:.2g}, {last:.2g}", "")
+        for what, x, t in (("training", *data), ("test", digits.x_test, digits.t_test)):
+            right = accuracy(predict(run.params, x, activation=activation), t)
+            yield (f"{name}: accuracy after 20 epochs, {what} set", f"{right:.1%}", "")
+        moved = float(jnp.max(abs(run.params["W1"] - start["W1"])))
+        yield (f"{name}: largest change of W1", f"{moved:.2g}", "")
 
 
 def _vector(values: Iterable[Any], digits: int) -> str:

@@ -22,6 +22,7 @@ do not recompile it.
 
 import functools
 import operator
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -75,7 +76,7 @@ def numerical_grad(
     complex entry it is df/dx - i df/dy, as in `jax.grad`. All other leaves are treated as constant:
     in the result, integers, booleans and keys become `float0` zeros, as in `jax.grad(...,
     allow_int=True)`, and functions and other objects become None. Unlike in `jax.grad`, Python
-    floats in modules are constant, too: a small change of a solver's tolerance means nothing.
+    floats in a module, such as a solver's tolerance, are constant, too: they are settings.
 
     Args:
       f: returns a scalar (with `has_aux`, a pair of a scalar and anything). Arrays and floats among
@@ -458,6 +459,7 @@ def _run(call: Partition, measure: Callable, options: _Options, h: Any, *extra: 
         _require_steps_that_move(call, points, h, options)
     with tracing("f"):
         f = Traced.of(call.static.value, points, dynamic)
+    _warn_if_unused(call, f)
     dtype = None if options.evaluation == "own" else wide_dtype()
     key = None if f.key is None else (measure, options, f.key, dtype)
     program = kept(key, lambda: _program(measure, options, f.bare, dtype))
@@ -468,6 +470,17 @@ def _run(call: Partition, measure: Callable, options: _Options, h: Any, *extra: 
     # Lowering happens after tracing and must see the wide dtype too.
     with wide_arithmetic(dtype):
         return program(*given)
+
+
+def _warn_if_unused(call: Partition, f: Traced) -> None:
+    """Warn if the function does not use what it is differentiated with respect to, as one that
+    reads an array that is changed in place.
+    """
+    moving = f.jaxpr.invars[: len(call.points)]
+    used = [*f.jaxpr.outvars, *(v for eqn in f.jaxpr.eqns for v in eqn.invars)]
+    if moving and not any(v is point for v in used for point in moving):
+        text = f"`f` does not use `{call.point_paths[0]}`, so its derivative is 0"
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
 def _require_steps_that_move(call: Partition, points: Leaves, h: Any, options: _Options) -> None:
