@@ -116,9 +116,13 @@ def require_differentiable(name: str, tree: Any) -> None:
         )
     if not any(is_inexact(leaf) for _, leaf in leaves):
         path, leaf = leaves[0]
-        other = (
-            ", which is not a pytree" if hasattr(leaf, "__dict__") and not is_array(leaf) else ""
-        )
+        other = ""
+        if isinstance(leaf, int) and not isinstance(leaf, bool):
+            other = f"; write {float(leaf)}"
+        elif is_array(leaf):
+            other = "; `.astype(float)` makes it so" * jnp.issubdtype(leaf.dtype, jnp.integer)
+        elif hasattr(leaf, "__dict__"):
+            other = ", which is not a pytree"
         raise TypeError(
             f"`{name}{keystr(path)}` must be floating-point to be differentiated. "
             f"Got {describe(leaf)}{other}."
@@ -191,7 +195,9 @@ def require_names(name: str, value: Any) -> None:
     """Refuse anything but a sequence of strings."""
     names = isinstance(value, Sequence) and not isinstance(value, str)
     if not names or not all(isinstance(one, str) for one in value):
-        raise TypeError(f"`{name}` must be names of functions. Got {describe(value)}.")
+        raise TypeError(
+            f"`{name}` must be names of functions, as in {name}=('f',). Got {describe(value)}."
+        )
 
 
 def require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:

@@ -146,8 +146,8 @@ require_differentiable("x", None)
 require_differentiable("x", [])
     TypeError: `x` must hold at least one floating-point array. Got an empty list.
 require_differentiable("x", {"a": T})
-    TypeError: `x['a']` must be floating-point to be differentiated. Got
-    int32[2].
+    TypeError: `x['a']` must be floating-point to be differentiated. Got int32[2]; `.astype(float)`
+    makes it so.
 require_differentiable("x", X > 0)
     TypeError: `x` must be floating-point to be differentiated. Got bool[2].
 require_differentiable("x", KEY)
@@ -337,8 +337,8 @@ partial_derivative(bowl, X, 2)
 numerical_diff(jnp.sum, X)
     TypeError: `f` must return one number for each entry of `x`, shape (2,). Got float32[].
 each(DESCENTS, bowl, T)
-    TypeError: `init_x` must be floating-point to be differentiated. Got
-    int32[2].
+    TypeError: `init_x` must be floating-point to be differentiated. Got int32[2]; `.astype(float)`
+    makes it so.
 gradient_descent(jnp.sin, X)
     TypeError: `f` must return a real scalar. Got float32[2].
 gradient_descent(bowl, X, X)
@@ -440,7 +440,7 @@ two_valleys(jnp.ones((5, 3)))
 
 # Numerical derivatives
 numerical_gradient(bowl, [3, 4])
-    TypeError: `x[0]` must be floating-point to be differentiated. Got int 3.
+    TypeError: `x[0]` must be floating-point to be differentiated. Got int 3; write 3.0.
 numerical_gradient(bowl, {"a": "b"})
     TypeError: `x['a']` must be floating-point to be differentiated. Got str 'b'.
 numerical_gradient(bowl, X, batch_size=0)
@@ -493,7 +493,8 @@ each((check_gradient, explain), bowl)
 explain(lambda x: float(x.sum()), X)
     TypeError: `f` must be a function that JAX can trace. Got one that it cannot.
 explain(bowl, T)
-    TypeError: `args[0]` must be floating-point to be differentiated. Got int32[2].
+    TypeError: `args[0]` must be floating-point to be differentiated. Got int32[2]; `.astype(float)`
+    makes it so.
 explain(bowl, X, kwargs=[("a", 1)])
     TypeError: `kwargs` must be a dictionary of names and values. Got list [('a', 1)].
 jax.jit(lambda x: explain(bowl, x))(X)
@@ -523,7 +524,7 @@ check_gradient(bowl, X, kwargs=[("a", 1)])
 check_gradient(bowl, X, progress="yes")
     ValueError: `progress` must be True, False or None. Got 'yes'.
 check_gradient(bowl, X, trust="rule")
-    TypeError: `trust` must be names of functions. Got str 'rule'.
+    TypeError: `trust` must be names of functions, as in trust=('f',). Got str 'rule'.
 check_gradient(bowl, X, stop_gradient="go")
     ValueError: `stop_gradient` must be 'report' or 'held'. Got 'go'.
 check_gradient(bowl, X, evidence="all")
@@ -615,8 +616,8 @@ each(TRAINERS, loss=lambda p, x, t: "a")
 each(TRAINERS, loss=lambda p, x, t: x)
     TypeError: `loss` must return a real scalar. Got float32[4, 3].
 each(TRAINERS, params={"w": T})
-    TypeError: `params['w']` must be floating-point to be differentiated. Got
-    int32[2].
+    TypeError: `params['w']` must be floating-point to be differentiated. Got int32[2];
+    `.astype(float)` makes it so.
 each(TRAINERS, data=DATA[0])
     TypeError: `data` must be a tuple of arrays, such as (x, t). Got float32[6, 3].
 each(TRAINERS, data=DATA[:1])
@@ -1215,7 +1216,8 @@ $ check code.py:missing
 $ check code.py:text
     `args[0]` must be floating-point to be differentiated. Got str 'a'.
 $ check code.py:integers
-    `args[0]` must be floating-point to be differentiated. Got int32[2].
+    `args[0]` must be floating-point to be differentiated. Got int32[2]; `.astype(float)` makes it
+    so.
 $ check code.py:raises
     `TARGET` must be a function that runs. Got RuntimeError: two lines
 $ check code.py:pair
@@ -1282,8 +1284,8 @@ fit(data=tuple(np.ones(n) for n in range(1, 9)))
     ValueError: `data` must be arrays with the same number of examples, at least one, on the first
     axis. Got `data[0]` (1,), `data[1]` (2,), `data[2]` (3,), `data[3]` (4,) and 4 more.
 jaxnn.assert_gradient(surfaces.bowl, X, y=1)
-    TypeError: `y` must be in `kwargs`, as in kwargs={'y': ...}, if `f` takes it; there is
-    no step or tolerance to set. Got an unknown option.
+    TypeError: `kwargs` must hold what `f` takes by name, as in kwargs={'y': ...}; a check has no
+    step or tolerance to set. Got an unknown option, `y`.
 fit(test={"train": (np.ones((6, 3)), np.ones(6, int))})
     ValueError: `test` must not contain a set named 'train': that name stands for `data`. Got one.
 sweep(test={"a": (X,)})
@@ -1292,8 +1294,8 @@ check_gradient(surfaces.bowl, X).save("report.png")
     ValueError: `path` must end in .html. Got 'report.png'.
 check_gradient(lambda x: np.sum(np.asarray(x)), X)
     TypeError: `f` must be differentiable by JAX (written in `jax.numpy`, not NumPy), or `gradient`
-    must be given. Got The numpy.ndarray conversion method __array__() was called on traced array
-    with shape float32[2]
+    must be given. Got TracerArrayConversionError: The numpy.ndarray conversion method __array__()
+    was called on traced array with shape float32[2]
 fit(optimizer=optax.adam)
     TypeError: `optimizer` must be an optax.GradientTransformation; call it, as in optax.adam(1e-3).
     Got function ...

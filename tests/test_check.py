@@ -57,6 +57,29 @@ def test_a_leaf_with_one_entry_shows_its_derivative(point, other):
     assert 0 < leaf.bound < 1e-6 and min(leaf.steps) > 0
 
 
+def test_a_straight_through_rule_is_told_how_to_be_trusted():
+    step = jax.custom_vjp(lambda x: jnp.round(x))
+    step.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
+    f, x = lambda x: jnp.sum(step(x)), jnp.array([0.3, 0.8])  # noqa: E731
+    report = check_gradient(f, x)
+    assert report.verdict == "differs" and "name its function in `trust`" in report.leaves[0].hint
+    assert check_gradient(f, x, trust=("<lambda>",)).ok
+
+
+def test_a_jump_is_named_as_one():
+    (leaf,) = check_gradient(
+        lambda x: jnp.sign(x) + jnp.where(x > 0, 2.0, 0.0), jnp.float32(0.0)
+    ).leaves
+    assert leaf.verdict == "unresolved" and leaf.hint.startswith("the values jump at this point; ")
+
+
+def test_an_entry_has_the_slopes_below_and_above_it():
+    text = str(check_gradient(lambda x: jnp.sum(3 * abs(x) + x), jnp.array([0.0, 1.0])))
+    assert "[0] kink: autodiff" in text and ", -2 below and 4 above" in text
+    text = str(check_gradient(lambda x: 3 * abs(x) + x, jnp.float32(0.0)))
+    assert "\n    kink: autodiff" in text
+
+
 @pytest.mark.promotes
 @pytest.mark.parametrize("name", slow_but(CASE.keys() - LONG, CASE))
 def test_verdict_and_place(name):
@@ -758,7 +781,10 @@ def test_a_function_that_is_not_deterministic_is_said_to_be_so():
         lambda x: jnp.sum(x * jnp.asarray(rng.uniform(size=3), jnp.float32)), draw(0, 3)
     )
     assert report.verdict == "not deterministic" and not report.ok
-    assert "not deterministic: two traces of the function differ" in report.notes
+    assert (
+        "not deterministic: two traces of the function differ, as by NumPy's random numbers"
+        in report.notes
+    )
 
 
 def test_precision_is_reported_apart_from_correctness():

@@ -677,6 +677,19 @@ def loss_bad(x=jnp.ones(2)):
 """
 
 
+def test_a_function_that_cannot_be_checked_does_not_hide_the_others(capsys, tmp_path, monkeypatch):
+    source = "import jax.numpy as jnp\ndef check_sum(): return 3\n"
+    source += "def loss(w=jnp.ones(2)): return jnp.sum(w**2)\nclass Model: pass\n"
+    (tmp_path / "two.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "two.py"]) == 2
+    told = capsys.readouterr()
+    assert "gradient of loss: agrees" in told.out
+    assert "two.py:check_sum: `check_sum` must return (function, arguments)" in told.err
+    assert main(["check", "two.py:Model"]) == 2
+    assert "Got 'Model', a class; a method is Model.NAME." in capsys.readouterr().err
+
+
 def test_an_error_of_one_target_among_several_names_its_place(capsys, tmp_path, monkeypatch):
     (tmp_path / "several.py").write_text(SEVERAL)
     monkeypatch.chdir(tmp_path)

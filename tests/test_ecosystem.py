@@ -11,10 +11,10 @@ import optax
 import pytest
 from flat import fit
 from jax.experimental import sparse
-from watched_programs import require_watched
+from watched_programs import require_watched, unit
 
 import jaxnn
-from jaxnn import check_gradient, gradient_descent, minimize, numerical_grad, sweep
+from jaxnn import check_gradient, gradient_descent, minimize, numerical_grad, sweep, watching
 
 pytestmark = pytest.mark.ecosystem
 X = jnp.linspace(-1, 1, 15).reshape(5, 3)
@@ -197,6 +197,18 @@ def test_a_root_and_a_linear_system():
     np.testing.assert_allclose(numerical_grad(f)(a), jax.grad(f)(a), rtol=1e-3)
     solve = lambda m: lx.linear_solve(lx.MatrixLinearOperator(m), jnp.ones(2)).value  # noqa: E731
     agrees(lambda m: jnp.sum(solve(m) ** 2), matrix)
+
+
+def test_the_gradients_that_a_solver_takes_are_watched():
+    optx, eqx = library("optimistix"), library("equinox")
+    for factor, code in ((1.0, 0), (0.9, 1)):
+        energy = lambda y, args, factor=factor: jnp.sum(unit(factor)(y - 1.0) ** 2)  # noqa: E731
+        with watching() as watched:
+            solver = optx.BFGS(1e-4, 1e-4)
+            optx.minimise(energy, solver, jnp.full(3, 1.5), max_steps=20, throw=False)
+            eqx.filter_vjp(lambda y, e=energy: e(y, None), jnp.ones(3))
+        assert len(watched.report.places) >= 2 and watched.report.exit_code == code
+        assert {place.line.file for place in watched.report.places} == {__file__}
 
 
 def test_a_normalising_flow():

@@ -11,6 +11,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import threading
 import time
@@ -526,6 +527,52 @@ def test_any_form_of_a_call_that_jax_takes_works_while_watched():
     assert len(watched.report.places) == 5 and watched.report.ok, str(watched.report)
 
 
+LIBRARY = """
+import jax
+def minimised(f, x):
+    value, push = jax.linearize(f, x)
+    return x - 0.1 * jax.linear_transpose(push, x)(value)[0]
+def pulled(f, x):
+    return jax.vjp(f, x)[1](f(x))[0]
+"""
+
+
+@pytest.fixture
+def library():
+    """Functions of an installed package."""
+    functions: dict = {}
+    file = os.path.join(sysconfig.get_path("purelib"), "solver", "steps.py")
+    exec(compile(LIBRARY, file, "exec"), functions)
+    return functions
+
+
+@pytest.mark.parametrize("name", ["minimised", "pulled"])
+@pytest.mark.parametrize("jitted", [False, True])
+def test_gradients_that_a_library_takes_by_vjp_or_linearize_are_checked(library, name, jitted):
+    halved = unit(0.5)
+    step = lambda x: library[name](lambda x: jnp.sum(halved(x) ** 2), x)  # noqa: E731
+    with watching() as watched:
+        (jax.jit(step) if jitted else step)(POINT)
+    (place,) = watched.report.places
+    assert place.is_wrong and place.line.file == __file__ and place.reports[0].rules
+
+
+def test_what_a_library_does_inside_of_a_gradient_is_a_part_of_it(library):
+    with watching() as watched:
+        jax.grad(lambda x: jnp.sum(library["pulled"](lambda x: jnp.sum(x**3), x)))(POINT)
+    (place,) = watched.report.places
+    assert place.function == "<lambda>" and place.reports[0].ok
+
+
+def test_a_gradient_that_is_differentiated_again_is_named():
+    with watching() as watched:
+        jax.jvp(jax.grad(unit(1.0)), (jnp.float32(0.5),), (jnp.float32(1.0),))
+        jax.grad(jax.grad(jax.grad(jnp.sin)))(0.3)
+    names = {place.function for place in watched.report.places}
+    assert {"grad(sin)", "grad(grad(sin))", "sin"} < names
+    assert any(re.fullmatch(r"grad\((?!sin).*\)", name) for name in names)
+
+
 def test_a_folder_of_the_users_may_be_named_jax(tmp_path):
     (tmp_path / "jax").mkdir()
     program = tmp_path / "jax" / "program.py"
@@ -597,7 +644,10 @@ def test_no_tracer_leaks():
         ({"points": 0}, "`points` must be an integer of at least 1. Got 0."),
         ({"budget": math.nan}, "`budget` must be finite. Got nan."),
         ({"finite": "no"}, "`finite` must be True or False. Got 'no'."),
-        ({"trust": "rule"}, "`trust` must be names of functions. Got str 'rule'."),
+        (
+            {"trust": "rule"},
+            "`trust` must be names of functions, as in trust=('f',). Got str 'rule'.",
+        ),
     ],
 )
 def test_bad_input(options, text):
@@ -769,6 +819,8 @@ def test_what_is_no_program_is_refused(tmp_path, monkeypatch, capsys):
     assert main(["watch", "-m"]) == 2
     assert "`-m` must be followed by the name of a module" in capsys.readouterr().err
     assert main(["watch", "--html", "no/page.html", "nothing.py"]) == 2
+    assert main(["watch", "-m", "nosuch"]) == 1
+    assert capsys.readouterr().err.endswith("No module named nosuch\nno gradients taken\n")
 
 
 SUITE = """

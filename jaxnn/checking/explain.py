@@ -91,9 +91,9 @@ def explain(
 ) -> Explanation:
     """Name the lines of `f` where its gradient at `args` goes bad.
 
-    Three questions are asked about the equations of `f`. Where does NaN or infinity first appear,
-    in the forward or the backward pass? Which derivative rule is wrong? If the gradient in the
-    user's dtypes has lost more than half its digits, which lines lose them? For a correct gradient
+    It answers three questions. Where does NaN or infinity first appear, in the forward or the
+    backward pass? Which derivative rule is wrong? If the gradient in the user's dtypes has lost
+    more than half its digits, which lines lose them? For a correct gradient
     every equation is examined, so this can take longer than a check.
 
     Args:

@@ -261,7 +261,7 @@ class RuleReport(NamedTuple):
       argument: position of the argument whose derivative is wrong; None if instead the rule's
         forward pass changes the function's value.
       difference: relative difference from the derivative of the values, in the entry with the
-        largest error if one is known, else in the slope.
+        largest absolute error if one is known, else in the slope.
       where: file and line of the rule, if it is the user's.
       entry: index of that entry in the argument; None if no entry is known.
       path: name of the argument and path in it, as in Python; empty if it is unknown.
@@ -289,21 +289,21 @@ class RuleReport(NamedTuple):
     also: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        call = f"at {self.line}" if self.line.file else "in the function itself"
+        known = self.line.file
         by = f"argument {self.argument}" if self.argument is not None else "its value"
         by = f"argument `{self.path}`" if self.path else by
         at = f", at {list(self.entry)}" if self.entry else ""
         off = f"{100 * self.difference:.3g} %" if self.difference < 10 else "more than 1,000 %"
         what = f"{self.kind} of `{self.name}`"
-        up_to = "up to " if self.entry and self.difference < 10 else ""
         also = f"; also wrong: {', '.join(f'`{path}`' for path in self.also)}" if self.also else ""
-        by = f"    {by}: off by {up_to}{off}{at}{also}"
+        by = f"    {by}: off by {off}{at}{also}"
+        call = f"at {self.line}" if known else "in the function itself"
         lines = [f"wrong {call}: {what}", self.line.quoted, by]
         if self.where:  # as in a traceback, so that the call remains the place that a report names
             rule, quoted = self.rule, f"    {self.line.quoted}".rstrip()
             place = f'"{rule.path}", line {rule.line}, in {rule.function}'
             lines = [f"wrong rule: {what}, {place}", rule.quoted, lines[2]]
-            lines += [f"    called {call}", quoted]
+            lines += [f"    called {call}" if known else "    it is the function itself", quoted]
         return "\n".join(filter(None, lines))
 
     @property

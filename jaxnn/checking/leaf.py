@@ -84,7 +84,8 @@ def leaf_report(
     elif beyond := patterns.beyond_the_domain(entries, slope, centre):
         hint = beyond
     elif verdict is Verdict.UNRESOLVED:
-        hint = f"an error below {slope.bound:.1e} along this direction could not have been seen"
+        jump = "the values jump at this point; " if slope.jumps else ""
+        hint = f"{jump}an error below {slope.bound:.1e} could not have been seen"
     if loss.outweighs(verdict):
         verdict, entries = loss.verdict, list(loss.entries)
         hint = hint_on_loss(loss, place.x.dtype, by_values)

@@ -261,7 +261,9 @@ def _notes(checked: Checked) -> tuple[str, ...]:
     if places := stops(programs.program) if held else ():
         notes.append(f"treated as constant because of `stop_gradient`: {', '.join(places)}")
     if not programs.deterministic:
-        notes.append("not deterministic: two traces of the function differ")
+        notes.append(
+            "not deterministic: two traces of the function differ, as by NumPy's random numbers"
+        )
     if constant := check.call.held_fixed:
         named = [f"{path.removeprefix('args')} ({_kind(leaf)})" for path, leaf in constant]
         notes.append(f"treated as constant: {', '.join(first_of(named))}")

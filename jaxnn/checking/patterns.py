@@ -189,6 +189,11 @@ def _cause(wrong: Wrong) -> str:
             "autodiff is 0: the path is cut (stop_gradient, rounding, an integer step) or missing "
             "from a custom rule"
         )
+    if np.all(wrong.numerical == 0):
+        return (
+            "the values do not change with these entries; if a rule differs from them on purpose, "
+            "name its function in `trust`"
+        )
     of_ratio = {
         -1.0: "the sign is wrong",
         2.0: "an extra factor of 2",

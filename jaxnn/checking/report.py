@@ -311,12 +311,13 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[list[str]]:
 
 def _details(leaf: LeafReport, paint: Callable[[Verdict, str], str]) -> Iterator[str]:
     for entry in leaf.entries[:HANDFUL]:
-        name = str(list(entry.index)) if entry.index else "value"
-        slopes = f"autodiff {entry.autodiff:z.9g}, numerical {entry.numerical:z.9g}"
-        sides = f", from {entry.left:z.6g} to {entry.right:z.6g}"
+        name = f"{list(entry.index)} " if entry.index else ""
+        exact = "float64" if entry.verdict is Verdict.IMPRECISE else "numerical"
+        slopes = f"autodiff {entry.autodiff:z.9g}, {exact} {entry.numerical:z.9g}"
+        sides = f", {entry.left:z.6g} below and {entry.right:z.6g} above"
         two_slopes = entry.verdict.wrong and abs(entry.left - entry.right) > 0
         kink = sides if entry.verdict is Verdict.KINK or two_slopes else ""
-        yield f"{name} {paint(entry.verdict, entry.verdict)}: {slopes} +- {entry.bound:.0e}{kink}"
+        yield f"{name}{paint(entry.verdict, entry.verdict)}: {slopes} +- {entry.bound:.0e}{kink}"
     if leaf.pattern:
         yield leaf.pattern
     if leaf.hint:

@@ -96,7 +96,7 @@ def untraced(call: Partition, settings: Settings) -> Untraced:
         except jax.errors.JAXTypeError as error:
             raise TypeError(
                 "`f` must be differentiable by JAX (written in `jax.numpy`, not NumPy), or "
-                f"`gradient` must be given. Got {first_line(error)}"
+                f"`gradient` must be given. Got {type(error).__name__}: {first_line(error)}"
             ) from None
 
     return Untraced(value, both)

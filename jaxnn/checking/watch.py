@@ -318,7 +318,7 @@ class Watcher:
         line = None if self.is_busy else _users_line()
         if line is None:
             return
-        name = getattr(unwrapped(f), "__name__", type(f).__name__)
+        name = _name_of(f)
         with self.undisturbed():
             try:
                 call = called()
@@ -331,7 +331,7 @@ class Watcher:
                     self._see_whether_finite(taken, point, values, gradient)
             except Exception as error:  # the user's function may raise anything when traced again
                 taken = self.taken.setdefault((line, name), Taken(line, name, form))
-                taken.trouble = f"{type(error).__name__}: {first_line(error)}"
+                taken.trouble = f"not checked: {type(error).__name__}: {first_line(error)}"
 
     def _taken(self, f: Callable, taken: Taken, call: Call) -> tuple[Taken, Point, Any]:
         """The gradient that a call takes; the point, without its values; and these, as arrays or
@@ -444,7 +444,18 @@ _RETURNING = {
 _AT_ONCE = {"vjp": Form(), "linearize": Form(), "jvp": Form(forward=True)}
 
 _ACTIVE: list[Watcher] = []
+
+
+class _Inside(threading.local):
+    """How many noted gradients this thread is computing, one inside of another."""
+
+    depth = 0
+
+
+_INSIDE = _Inside()
 _CONTAINERS = deque, list, dict
+# Where a wrapped function keeps its name for reports.
+_NAME = "_jaxnn_name"
 
 
 def _returning(real: Callable, form: Form) -> Callable:
@@ -457,15 +468,25 @@ def _returning(real: Callable, form: Form) -> Callable:
         @functools.wraps(transformed)
         def call(*args, **kwargs):
             again = _copied(fun)
-            result = transformed(*args, **kwargs)
+            _INSIDE.depth += 1
+            try:
+                result = transformed(*args, **kwargs)
+            finally:
+                _INSIDE.depth -= 1
             if _ACTIVE:
                 at = lambda: Call(positions(argnums, args), args, kwargs, has_aux)  # noqa: E731
                 _ACTIVE[-1].note(again, form, at, result)
             return result
 
+        call.__dict__[_NAME] = f"{real.__name__}({_name_of(fun)})"
         return call
 
     return transform
+
+
+def _name_of(f: Callable) -> str:
+    """What a report calls a function; `grad(f)` for a gradient that is differentiated again."""
+    return getattr(f, _NAME, "") or getattr(unwrapped(f), "__name__", type(f).__name__)
 
 
 def _at_once(real: Callable, form: Form) -> Callable:
@@ -474,8 +495,8 @@ def _at_once(real: Callable, form: Form) -> Callable:
     @functools.wraps(real)
     def transform(fun, *args, **options):
         again, result = _copied(fun), real(fun, *args, **options)
-        # What a library does with these is part of a gradient that the user takes.
-        if _ACTIVE and not _is_library(sys._getframe(1).f_code.co_filename):
+        # Inside of a gradient that is noted, what a library does with these is a part of it.
+        if _ACTIVE and not (_INSIDE.depth and _is_library(sys._getframe(1).f_code.co_filename)):
             has_aux = bool(options.get("has_aux"))
             primals = lambda: (args or [options["primals"]])[0] if form.forward else args  # noqa: E731
             _ACTIVE[-1].note(again, form, lambda: Call.of_all(primals(), has_aux), result)

@@ -215,12 +215,13 @@ def watching(
     `jax.grad`, `value_and_grad`, `vjp`, `jvp`, `linearize`, `jacrev`, `jacfwd` and `hessian` are
     watched, wherever they are called: in other functions, under `jit`, `vmap`, `scan` and
     `shard_map`, and by libraries. After the block, each gradient is checked at its first point.
-    Operands of `jax.lax.stop_gradient` are treated as constant. Each function is traced once more,
+    A gradient that was built before the block is not seen. Operands of `jax.lax.stop_gradient` are
+    treated as constant. Each function is traced once more,
     so anything it prints during tracing appears twice.
 
     Args:
-      points: at how many points each gradient is checked: the first, and further ones spaced
-        geometrically over the run, at about calls 4, 16, 64 and so on.
+      points: at how many points each gradient is checked: at the first call, then at about calls 4,
+        16, 64 and so on.
       budget: the seconds after which no further gradient is checked.
       finite: whether to look for gradients that are not finite, in every call.
       trust: names of functions whose custom rules deliberately differ from their derivatives.
@@ -298,8 +299,7 @@ def _judged(taken: Taken, place: Place, trust: Sequence[str]) -> Place:
                 given = taken.function(point), *taken.arguments(point)
                 reports.append(check_gradient(*given, argnums=taken.argnums, **how))
     except Exception as error:  # what a program does may be impossible outside of it
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        place = place._replace(trouble=f"could not be checked ({reason})")
+        place = place._replace(trouble=f"not checked: {type(error).__name__}: {first_line(error)}")
     return place._replace(reports=tuple(reports))
 
 

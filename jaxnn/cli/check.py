@@ -15,7 +15,7 @@ from jaxnn.checking.report import GradientError, GradientReport, painted
 from jaxnn.checking.watch import Watcher, noting
 from jaxnn.checking.watched import judged
 from jaxnn.cli.output import mark, passing, place_of, print_json, require_places, silent
-from jaxnn.cli.targets import Target, load, refusal
+from jaxnn.cli.targets import Target, load, raising, refusal
 
 # Matplotlib is imported only to draw: its import takes as long as all others together.
 
@@ -84,7 +84,7 @@ def _targets(args: argparse.Namespace) -> tuple[list[Target], int]:
         try:
             found += load(name)
         except GradientError as error:
-            found.append(Target(name, _raising(error), test=True))
+            found.append(Target(name, raising(error), test=True))
         except (ValueError, TypeError, OSError) as error:
             if len(args.targets) == 1:
                 raise
@@ -97,13 +97,6 @@ def _say(error: Exception, of: str = "") -> None:
     """Print why one of several targets cannot be checked."""
     message = " ".join([*str(error).split(), *place_of(error)])
     print(f"jaxnn: error: {of}{message}", file=sys.stderr)
-
-
-def _raising(error: GradientError) -> Callable:
-    def again():
-        raise error
-
-    return again
 
 
 def _reports(target: Target, args: argparse.Namespace) -> list[GradientReport]:

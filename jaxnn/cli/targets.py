@@ -139,8 +139,9 @@ def _attribute(place: str, module: ModuleType, names: str) -> Callable:
                 "that a program takes."
             )
         owner, found = found, getattr(found, name)
-    if not callable(found):
+    if isinstance(found, type) or not callable(found):
         what = f"of type {type(found).__name__}"
+        what = f"a class; a method is {names}.NAME" if isinstance(found, type) else what
         raise ValueError(f"`TARGET` must name a function in {place}. Got {names!r}, {what}.")
     first = next(iter(inspect.signature(found).parameters), None)
     if isinstance(owner, type) and first == "self":
@@ -164,7 +165,7 @@ def _candidates(target: str, module: ModuleType) -> list[Target]:
     }
     chosen = {name: f for name, f in functions.items() if name.startswith(PREFIXES)}
     left_out = [name for name, f in chosen.items() if _missing(f)]
-    found = [_target(f"{target}:{n}", n, f) for n, f in chosen.items() if n not in left_out]
+    found = [_of(f"{target}:{n}", n, f) for n, f in chosen.items() if n not in left_out]
     if found and left_out:
         said = f"skipped functions without defaults for all arguments: {', '.join(left_out)}"
         print(f"jaxnn: {said}", file=sys.stderr)
@@ -178,6 +179,23 @@ def _candidates(target: str, module: ModuleType) -> list[Target]:
             f"{_watching(target)} checks the gradients that it takes."
         )
     return found
+
+
+def _of(target: str, name: str, function: Callable) -> Target:
+    """One of several functions; if it cannot be checked, its error must not hide the others."""
+    try:
+        return _target(target, name, function)
+    except (ValueError, AssertionError) as error:
+        return Target(target, raising(error), test=True)
+
+
+def raising(error: Exception) -> Callable:
+    """A function that raises an error."""
+
+    def again():
+        raise error
+
+    return again
 
 
 def _missing(function: Callable) -> list[str]:

@@ -11,7 +11,6 @@ import sys
 import threading
 import types
 from collections.abc import Iterator
-from typing import Any
 
 from jaxnn._terminal import coloured, takes_codes
 from jaxnn.checking.watch import Watcher, noting
@@ -115,9 +114,8 @@ def _ran(program: list[str]) -> int:
     return 0
 
 
-def _without_own(frames: types.TracebackType | None) -> Any:
-    """The traceback from the program's first frame on."""
-    first = frames
-    while first is not None and first.tb_frame.f_code.co_filename.startswith(_OWN):
-        first = first.tb_next
-    return first or frames
+def _without_own(frames: types.TracebackType | None) -> types.TracebackType | None:
+    """The traceback from the program's first frame on; None if it never ran."""
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_OWN):
+        frames = frames.tb_next
+    return frames

@@ -3,7 +3,6 @@ to blame if it is wrong, by name and location.
 """
 
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -175,11 +174,10 @@ def line_of_rule(eqn: Equation) -> str:
 
 def _call_of(eqn: Equation) -> SourceLine | None:
     """The line that calls a function with a custom rule; if the function is in an installed
-    package, the line that calls the package. None if it is unknown.
+    package, the line that calls the packages. None if it is unknown.
     """
-    folder, packages, inside = source(eqn)[1].rpartition(PACKAGES)
-    package = folder + packages + inside.split(os.sep)[0] + os.sep if packages else ""
-    line = line_of(eqn, package)
+    folder, packages, _ = source(eqn)[1].rpartition(PACKAGES)
+    line = line_of(eqn, folder + packages)
     return SourceLine.of(line) if line else None
 
 
