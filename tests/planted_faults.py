@@ -508,7 +508,7 @@ FAULTS = (
     Fault(
         "a part's bound keeps its unit",
         "checking/slope.py",
-        "bound=self.bound / weight,",
+        "bound=self.bound / abs(weight),",
         "bound=self.bound,",
         "test_locate.py",
     ),

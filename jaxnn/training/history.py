@@ -38,8 +38,6 @@ class History(NamedTuple):
 
     def __repr__(self) -> str:
         ends = [f"{name} {v[-1]:.4g}" for name, v in self.metrics.items() if v.ndim == 1 and v.size]
-        if len(self.step_loss):
-            ends = [f"step_loss {self.step_loss[0]:.4g} to {self.step_loss[-1]:.4g}", *ends]
         return f"<History: {', '.join([f'steps {len(self.step_loss)}', *ends])}>"
 
     def _repr_html_(self) -> str:
