@@ -178,8 +178,8 @@ FAULTS = (
     Fault(
         "no function jumps",
         "checking/slope.py",
-        "return bool(changes[-1]) and",
-        "return False and",
+        "& (least > CAUTION * floor)",
+        "& (least < 0)",
         "test_check.py -k jump",
     ),
     Fault(
@@ -339,8 +339,8 @@ FAULTS = (
     Fault(
         "corners are not looked beside",
         "checking/questions/corners.py",
-        "return any(map(_has_corner, leaves)) and not",
-        "return False and not",
+        "return bool(tied or any(map(_has_corner, checked.leaves))) and not any(",
+        "return False and not any(",
         "test_corners.py",
     ),
     Fault(

@@ -70,7 +70,90 @@ def test_a_jump_is_named_as_one():
     (leaf,) = check_gradient(
         lambda x: jnp.sign(x) + jnp.where(x > 0, 2.0, 0.0), jnp.float32(0.0)
     ).leaves
-    assert leaf.verdict == "unresolved" and leaf.hint.startswith("the values jump at this point; ")
+    assert leaf.verdict == "unresolved" and leaf.hint.startswith("the values jump at this point, ")
+
+
+def halved(x):
+    """The square, with a rule that has half its slope."""
+    square = jax.custom_vjp(lambda x: x**2)
+    square.defvjp(lambda x: (x**2, x), lambda x, g: (g * x,))
+    return square(x)
+
+
+@pytest.mark.parametrize("square, verdict", [(jnp.square, "unresolved"), (halved, "differs")])
+@pytest.mark.parametrize(
+    "gate, x",
+    [
+        (lambda x: jnp.floor(x[0]), [2.0, 0.7]),
+        (lambda x: jnp.where(x[0] >= x[1], 1.0, 0.0), [1.0, 1.0, 3.0]),
+        (lambda x: jnp.where(x[0] >= 2.0, 1.0, 0.0), [2.0, 3.0]),
+    ],
+)
+def test_a_jump_hides_no_wrong_rule(gate, x, square, verdict):
+    report = check_gradient(lambda x: gate(x) * jnp.sum(square(x)), jnp.array(x))
+    assert report.verdict == verdict and bool(report.rules) == (verdict == "differs")
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize(
+    "f, x",
+    [
+        (lambda x: jnp.sum(jnp.where(x != 0, 3 * x, 0)) / jnp.sum(x != 0), [0.0, 1.0, 2.0]),
+        (lambda x: jnp.where(x[0] == x[1], jnp.sum(x**2), 0.0), [1.0, 1.0]),
+        (lambda x: jnp.where(jnp.all(x >= 0), jnp.sum((x + 1) ** 2), 0.0), [0.0, 0.0, 0.0]),
+    ],
+)
+def test_a_value_that_stands_alone_shows_no_slope(f, x):
+    (leaf,) = check_gradient(f, jnp.array(x)).leaves
+    assert leaf.verdict == "unresolved"
+    assert leaf.hint == "the values jump at this point, so they show no slope"
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize(
+    "f, x",
+    [
+        (jnp.median, jnp.array([1.0, 1.0, 1.0, 2.0, 0.0])),
+        (lambda x: jnp.sort(x)[-2], jnp.ones(3)),
+        (lambda x: jnp.linalg.eigvalsh(x)[1], jnp.eye(3)),
+        (lambda x: jnp.median(x * jnp.array([10.0, 5.0, 1.0])), jnp.array([0.3, 0.6, 3.0])),
+    ],
+)
+def test_between_equal_numbers_a_gradient_is_that_of_a_point_nearby(f, x):
+    assert check_gradient(f, x).verdict == "kink"
+    report = check_gradient(lambda x: f(2 * halved(x)), x)
+    assert report.verdict == "differs" and report.rules[0].kind == "custom_vjp"
+
+
+def test_a_rule_does_not_accuse_a_leaf_that_it_does_not_reach():
+    def route(p, x):
+        chosen = jnp.argmax(x @ p["router"])
+        return jnp.sum(halved(x @ jnp.take(p["experts"], chosen, axis=0)))
+
+    p = {"router": jnp.zeros((3, 4)), "experts": jnp.asarray(draw(0, 4, 3, 3))}
+    report = check_gradient(route, p, jnp.array([1.0, 2.0, -1.0]))
+    verdicts = {leaf.path: leaf.verdict for leaf in report.leaves}
+    assert verdicts == {"[0]['experts']": "differs", "[0]['router']": "unresolved"}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_right_rule_around_half_precision_is_not_accused(dtype):
+    def host(x):
+        return np.sin(np.asarray(x, np.float32)).astype(x.dtype)
+
+    def call(x):
+        form = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return jax.pure_callback(host, form, x, vmap_method="sequential")
+
+    sine = jax.custom_vjp(call)
+    for factor, verdicts in ((1.0, ("agrees", "unresolved")), (-1.0, ("differs",))):
+        sine.defvjp(
+            lambda x: (call(x), x),
+            lambda x, g, factor=factor: (jnp.asarray(factor, x.dtype) * g * jnp.cos(x),),
+        )
+        x = jnp.linspace(-0.5, 0.4, 7).astype(dtype)
+        report = check_gradient(lambda x: jnp.sum(sine(x).astype("float32")), x)
+        assert report.verdict in verdicts, str(report)
 
 
 def test_an_entry_has_the_slopes_below_and_above_it():

@@ -632,6 +632,21 @@ def test_gradients_inside_a_shard_map_are_checked(tmp_path, factor, code):
     assert run.stderr.count("wrong rule: custom_vjp of `square`") == (3 if code else 0)
 
 
+@pytest.mark.parametrize("factor, code", [(1.0, 0), (0.5, 1)])
+def test_a_collective_in_a_shard_map_of_the_function_is_watched(factor, code):
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+
+    def loss(w, d):
+        local = lambda w, d: lax.pmean(jnp.mean(unit(factor)(d @ w)), "i")  # noqa: E731
+        return jax.shard_map(local, mesh=mesh, in_specs=(spec(), spec("i")), out_specs=spec())(w, d)
+
+    with watching() as watched:
+        jax.jit(jax.grad(loss))(POINT, jnp.ones((5, 3)))
+    assert watched.report.exit_code == code, str(watched.report)
+    assert all("shard_map" not in rule.path for r in watched.report.reports for rule in r.rules)
+
+
 def test_no_tracer_leaks():
     with jax.checking_leaks(), watching() as watched:
         jax.jit(lambda y: jax.grad(lambda x: jnp.sum(x * y))(y))(POINT)

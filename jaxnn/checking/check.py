@@ -287,8 +287,8 @@ def assert_gradient(f: Callable, *args: Any, **options: Unpack[Options]) -> None
     if unknown := sorted(options.keys() - Options.__annotations__.keys()):
         name = unknown[0]
         raise TypeError(
-            f"`kwargs` must hold what `f` takes by name, as in kwargs={{{name!r}: ...}}; a check has "
-            f"no step or tolerance to set. Got an unknown option, `{name}`."
+            f"`kwargs` must hold what `f` takes by name, as in kwargs={{{name!r}: ...}}; a check "
+            f"has no step or tolerance to set. Got an unknown option, `{name}`."
         )
     if not options.keys() & {"argnums", "gradient", "where"}:
         options["argnums"] = floating_argnums(args) or 0

@@ -81,11 +81,12 @@ def leaf_report(
     pattern, hint = patterns.describe(located, gradient, counts, place.paired)
     if verdict is Verdict.DIFFERS and not any(e.verdict.wrong for e in entries):
         pattern = pattern or _NAMELESS[located.searched]
+    elif verdict is Verdict.UNRESOLVED and slope.jumps:
+        hint = "the values jump at this point, so they show no slope"
     elif beyond := patterns.beyond_the_domain(entries, slope, centre):
         hint = beyond
     elif verdict is Verdict.UNRESOLVED:
-        jump = "the values jump at this point; " if slope.jumps else ""
-        hint = f"{jump}an error below {slope.bound:.1e} could not have been seen"
+        hint = f"an error below {slope.bound:.1e} could not have been seen"
     if loss.outweighs(verdict):
         verdict, entries = loss.verdict, list(loss.entries)
         hint = hint_on_loss(loss, place.x.dtype, by_values)

@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 
 from jaxnn._arguments import Partition, Role
 from jaxnn._programs import outermost
-from jaxnn.checking.evidence import Verdict, explained, reach, same_value
+from jaxnn.checking.evidence import Verdict, explained, reach, relative_error, same_value
 from jaxnn.checking.findings import Birth, DigitsLost, LeafReport, RuleReport
 from jaxnn.checking.further import has_solver
 from jaxnn.checking.held import stops
@@ -34,6 +34,8 @@ from jaxnn.numerical.float64 import host
 # Errors of up to this many roundings of the gradient's largest entry count as rounding error:
 # OF_CLAIMS for a gradient in its own dtype, OF_CONSTANTS (rounded constants) for one in float64.
 OF_CLAIMS, OF_CONSTANTS = 16, 4
+# Two float64 gradients are the same up to this relative error.
+SAME = 1e-9
 # How many of the arguments that are treated as constant a report names.
 NAMED = 8
 
@@ -130,6 +132,14 @@ class Checked(NamedTuple):
         """The paths of the leaves whose verdict is "differs"."""
         return frozenset(leaf.path for leaf in self.leaves if leaf.verdict is Verdict.DIFFERS)
 
+    def without_rules(self) -> frozenset[str]:
+        """The paths of the leaves whose gradient is the same without custom rules."""
+        reference = self.programs.reference(self.check.point) if self.is_automatic else None
+        if reference is None:
+            return frozenset()
+        errors = zip(self.paths, map(relative_error, self.claims.wide, reference), strict=True)
+        return frozenset(path for path, error in errors if error <= SAME)
+
     @property
     def verdicts(self) -> set[Verdict]:
         """The verdicts on the leaves."""
@@ -206,7 +216,7 @@ def _unseen(located: dict[int, Located], centre: float, point: Point) -> dict[in
         verdict = verdict_of(one, centre, reach(point.leaves[k].dtype))
         if one.best.slope.constant or verdict is Verdict.DIFFERS:
             found[k] = one.best.slope
-        elif verdict is Verdict.UNRESOLVED:
+        elif verdict is Verdict.UNRESOLVED and not one.best.slope.jumps:
             found[k] = None
     return found
 

@@ -41,6 +41,7 @@ from jaxnn.checking.small import along_by_operation, by_operation, is_by_operati
 from jaxnn.checking.tape.walk import Tape
 from jaxnn.checking.untraced import Untraced, untraced
 from jaxnn.numerical.float64 import (
+    coarsest,
     is_wide,
     left_narrow,
     wide_arithmetic,
@@ -149,7 +150,8 @@ class Programs:
             except Exception:  # a host callback may raise anything, outside its domain
                 return np.array([at(moves, step) for step in steps])
 
-        return Line(values, point.leaves, dtype, own=own, watch=watch)
+        coarse = coarsest(kind for _, kind in self.narrow)
+        return Line(values, point.leaves, dtype, coarse, own=own, watch=watch)
 
     def own_line(self, point: Point) -> Line:
         """The function along lines through a point, in the function's own dtypes."""

@@ -46,8 +46,9 @@ LITTLE = 1e-14
 GRAIN, PART = 1e-10, 1e-2
 # A bound below this fraction of the slope is close.
 CLEAR = 1e-3
-# How many of the finest steps show a jump; noise would have to be the same in all of them.
-FINEST = 8
+# How many of the finest steps show a jump, if the changes over them differ by less than this part;
+# noise would have to be the same in all of them.
+FINEST, ALIKE = 8, 1e-2
 # A slope known to this fraction of itself has more digits than any verdict needs.
 TIGHT = 1e-9
 # Values that fit float32 and differ by at most this many roundings were rounded to float32; counts
@@ -70,6 +71,7 @@ class Slope(NamedTuple):
       right: the slope from the right; equal to `value` unless there is a kink.
       kink: whether the slopes from both sides differ.
       constant: whether no step changed the value.
+      jumps: whether the function jumps at the point, on either side.
       rounding: the relative rounding error of the values.
       differences: the difference quotient at each step, for drawing the evidence.
       steps: the ladder of steps, for drawing the evidence.
@@ -85,6 +87,7 @@ class Slope(NamedTuple):
     right: float
     kink: bool
     constant: bool
+    jumps: bool
     rounding: float
     differences: np.ndarray
     steps: np.ndarray
@@ -134,13 +137,6 @@ class Slope(NamedTuple):
         finest = slice(-WITNESSES, None)
         off = np.abs(self.differences[finest] - self.value) * self.steps[finest]
         return float(np.max(off, initial=0.0))
-
-    @property
-    def jumps(self) -> bool:
-        """Whether the function changes by the same amount over each of the finest steps."""
-        with np.errstate(invalid="ignore"):
-            changes = (self.differences * self.steps)[-FINEST:]
-            return bool(changes[-1]) and bool(np.ptp(changes) <= CLEAR * abs(changes[-1]))
 
     @property
     def settled(self) -> bool:
@@ -196,8 +192,11 @@ def estimate_slope(
         one_sided = np.abs([right[first:], left[first:]])[:, :1]
         coarse = float(np.max(one_sided[np.isfinite(one_sided)], initial=0.0))
         floor, gap = max(epsilon * size, _grain(values, centre)), np.abs(right - left)[first:]
+        jumps = _jumps(values, centre, floor)
         if np.isfinite(centre):
             best = limit(t, quotients[first:], 2 if all(inside) else 1, floor, size, gap)
+        if jumps == [True, True]:
+            best = best._replace(bound=np.inf)
         if np.isfinite(best.bound) and all(inside):
             none = np.zeros_like(t)  # one side alone shows no kink
             from_left = limit(t, left[first:], 1, floor, size, none)
@@ -218,6 +217,7 @@ def estimate_slope(
         right=from_right.value if kink else best.value,
         kink=kink,
         constant=bool(values.size) and bool(np.all(values == centre)),
+        jumps=any(jumps),
         rounding=epsilon,
         differences=quotients,
         steps=steps,
@@ -272,6 +272,19 @@ def limit(
     doubtful = excluded & ~shown & (finer | ((rung < rung[best]) & (bound < CLEAR * apart)))
     total = float(bound[best] + np.max((apart + bound)[doubtful], initial=0.0))
     return Limit(float(value[best]), total, float(t[rung[best]]), float(noise[best]))
+
+
+def _jumps(values: np.ndarray, centre: float, floor: float) -> list[bool]:
+    """For each side, whether the function changes by the same amount over each of the finest steps,
+    by more than the noise. If it does on both sides, the value at the point stands alone, and a
+    slope across it would say nothing about the point.
+    """
+    finest = min(FINEST, values.shape[1] // 2)
+    if finest < WITNESSES:
+        return [False] * len(values)
+    changes = (values - centre)[:, -finest:]
+    least = np.min(np.abs(changes), axis=1)
+    return ((np.ptp(changes, axis=1) <= ALIKE * least) & (least > CAUTION * floor)).tolist()
 
 
 def _grain(values: np.ndarray, centre: float) -> float:

@@ -8,7 +8,7 @@ Operations that cannot be widened (host callbacks, bitcasts) keep their own dtyp
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -208,6 +208,12 @@ def left_narrow(program: Program, dtype: Any) -> frozenset[tuple[str, Any]]:
     with wide_arithmetic(dtype):
         evaluation.widened(program)
     return frozenset(evaluation.narrow)
+
+
+def coarsest(dtypes: Iterable[Any]) -> float:
+    """The largest relative rounding error of those dtypes that are narrower than float32, or 0."""
+    kinds = [jnp.finfo(dtype) for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+    return max((float(kind.eps) for kind in kinds if kind.bits < 32), default=0.0)
 
 
 def is_wide(program: Program, dtype: Any) -> bool:

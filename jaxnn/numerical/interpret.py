@@ -430,10 +430,14 @@ def outputs_that_change(program: Program, changing: Sequence[bool]) -> list[bool
 
 
 def axes(program: Program) -> list[str]:
-    """The names of the axes that a program's collective operations use."""
+    """The names of the axes that a program's collective operations use and it does not bind."""
     kinds = ("axes", "axis_name")
     used = [eqn.params.get(kind, ()) for eqn in equations(program) for kind in kinds]
-    return sorted({name for name in jax.tree.leaves(used) if isinstance(name, str)})
+    names = {name for name in jax.tree.leaves(used) if isinstance(name, str)}
+    for eqn in equations(program):
+        if (mapped := shard_map_parts(eqn)) is not None:
+            names -= set(mapped.options["mesh"].axis_names)
+    return sorted(names)
 
 
 def branches(eqn: Equation) -> Sequence[Program]:

@@ -194,7 +194,9 @@ def only_rule_inside(report: RuleReport, eqn: Equation) -> RuleReport:
     inside = [inner for inner in equations_inside(eqn) if has_custom_rule(inner)]
     if len({line_of_rule(inner) for inner in inside}) != 1:
         return report
-    return of_rule(report, inside[0])._replace(path=f"{report.name}[{report.argument}]")
+    names = list(argument_paths(inside[0]).values())
+    path = names[0] if len(names) == 1 else f"{report.name}[{report.argument}]"
+    return of_rule(report, inside[0])._replace(path=path)
 
 
 def _changes(site: Site) -> Callable:

@@ -25,8 +25,11 @@ AROUND = 64
 
 def applies(checked: Checked) -> bool:
     """Whether a leaf has a corner, and no entry is known to be wrong that has none."""
-    leaves = checked.leaves
-    return any(map(_has_corner, leaves)) and not any(map(_is_plainly_wrong, leaves))
+    tied = _tied(checked)
+    plainly = (leaf for leaf in checked.leaves if leaf.path not in tied)
+    return bool(tied or any(map(_has_corner, checked.leaves))) and not any(
+        map(_is_plainly_wrong, plainly)
+    )
 
 
 def ask(checked: Checked) -> tuple[Checked, list[list[Any]]]:
@@ -49,11 +52,16 @@ def ask(checked: Checked) -> tuple[Checked, list[list[Any]]]:
 
 
 def say(checked: Checked, answer: tuple[Checked, list[list[Any]]]) -> Checked:
-    """The results at the point beside if they are wrong there; else the results here, with leaves
-    that differ reported as kinks.
+    """The results at the point beside if they are wrong there, too, and there is a corner here; else
+    the results here, with leaves that differ reported as kinks.
     """
     beside, around_it = answer
-    if any(leaf.verdict is Verdict.DIFFERS and not _has_corner(leaf) for leaf in beside.leaves):
+    differs = any(
+        leaf.verdict is Verdict.DIFFERS and not _has_corner(leaf) for leaf in beside.leaves
+    )
+    if differs and not any(map(_has_corner, checked.leaves)):
+        return checked
+    if differs:
         beside = beside._replace(evaluations=checked.evaluations + beside.evaluations)
         return beside.with_note(
             "a nearby point was checked instead, because the function has kinks at this one"
@@ -86,6 +94,14 @@ def _is_corner(entry: Entry) -> bool:
 
 def _has_corner(leaf: LeafReport) -> bool:
     return leaf.verdict is Verdict.KINK or any(map(_is_corner, leaf.entries))
+
+
+def _tied(checked: Checked) -> frozenset[str]:
+    """The paths of the wrong leaves that may have a corner which entries moved alone do not show,
+    such as the median of three equal numbers: custom rules do not explain what is wrong.
+    """
+    doubtful = checked.wrong - checked.by_reference
+    return doubtful & checked.without_rules() if doubtful else doubtful
 
 
 def _is_plainly_wrong(leaf: LeafReport) -> bool:

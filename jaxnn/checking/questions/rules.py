@@ -7,6 +7,7 @@ distinguished from a wrong transpose.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,8 +50,15 @@ from jaxnn.checking.slope import HALF, estimate_slope, ladder
 from jaxnn.checking.tape.inside import insides, tape_of
 from jaxnn.checking.tape.layout import Site, is_inexact
 from jaxnn.checking.tape.walk import Record, Tape, arithmetic, seeds_of
-from jaxnn.numerical.float64 import wide_arithmetic, wide_dtype, widen
-from jaxnn.numerical.interpret import avals_of, called, equations, equations_inside, has_custom_rule
+from jaxnn.numerical.float64 import coarsest, wide_arithmetic, wide_dtype, widen
+from jaxnn.numerical.interpret import (
+    avals_of,
+    called,
+    equations,
+    equations_inside,
+    has_custom_rule,
+    is_foreign,
+)
 
 # How many iterations of a loop are checked before all others.
 SAMPLE = 32
@@ -94,7 +102,11 @@ def say(checked: Checked, found: list[RuleReport]) -> Checked:
         # If no leaf was wrong, the rule is why running the solver further seemed to help.
         before = {} if checked.wrong else checked.before
         leaves = [before.get(leaf.path, leaf) for leaf in leaves]
-        leaves = [_wrong_by_rule(leaf) if _is_suspicious(leaf) else leaf for leaf in leaves]
+        unreached = _unreached(checked, found)
+        leaves = [
+            _wrong_by_rule(leaf) if _is_suspicious(leaf) and leaf.path not in unreached else leaf
+            for leaf in leaves
+        ]
     else:
         leaves = [within_approximation(leaf, checked.programs.program) for leaf in leaves]
         leaves = [_within_rounding(leaf, checked) for leaf in leaves]
@@ -111,6 +123,13 @@ def say(checked: Checked, found: list[RuleReport]) -> Checked:
         f"{checked.claims.forward:.6g}: the forward pass of a custom rule is wrong"
     )
     return checked.with_note(note)._replace(least=Verdict.DIFFERS)
+
+
+def _unreached(checked: Checked, found: list[RuleReport]) -> frozenset[str]:
+    """The paths of the unresolved leaves that the custom rules found do not reach."""
+    paths = (leaf.path for leaf in checked.leaves if leaf.verdict is Verdict.UNRESOLVED)
+    unresolved = frozenset(paths) if all(rule.where for rule in found) else frozenset()
+    return unresolved & checked.without_rules() if unresolved else unresolved
 
 
 def _is_linear(checked: Checked) -> bool:
@@ -167,8 +186,8 @@ def _has_another_value(checked: Checked) -> bool:
     forward, centre = checked.claims.forward, checked.centre
     if not (np.isfinite(forward) and np.isfinite(centre)):
         return False
-    noise = np.nanmax([leaf.noise for leaf in checked.leaves], initial=0.0)
-    rounding = max(float(np.finfo(np.float64).eps) * abs(centre), noise)
+    noise = (leaf.noise for leaf in checked.leaves if math.isfinite(leaf.noise))
+    rounding = max(float(np.finfo(np.float64).eps) * abs(centre), *noise)
     bound = ROUNDINGS_BETWEEN_CALLS * rounding
     tolerance = min(reach(x.dtype) for x in checked.check.point.leaves)
     return judge(Evidence(forward, centre, centre, bound), tolerance).wrong
@@ -282,7 +301,8 @@ def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> dict[int, S
     for (number, (question, along)), phi in zip(
         asked.items(), map(np.asarray, values), strict=True
     ):
-        slope = estimate_slope(half, phi[:HALF], phi[HALF:-1], float(phi[-1]), epsilon)
+        coarse = max(epsilon, _rounding(tape.sites[number]))
+        slope = estimate_slope(half, phi[:HALF], phi[HALF:-1], float(phi[-1]), coarse)
         claim, size = float(np.sum(along.terms)), along.size
         off = abs(claim - slope.value)
         # The sums have rounding errors that the bound of the slope does not cover.
@@ -290,6 +310,12 @@ def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> dict[int, S
         if np.isfinite(slope.bound) and off > slope.bound + rounding:
             suspects[number] = question
     return suspects
+
+
+def _rounding(site: Site) -> float:
+    """The relative rounding error of half precision in a site that is not evaluated in float64."""
+    foreign = [e for e in (site.eqn, *equations_inside(site.eqn)) if is_foreign(e.primitive)]
+    return coarsest(v.aval.dtype for eqn in foreign for v in eqn.outvars)
 
 
 def _along(tape: Tape, number: int, further: bool = False) -> Callable:
@@ -357,7 +383,7 @@ def _line(tape: Tape, number: int, asked: SiteQuestion, further: bool = False) -
             moves = [jnp.asarray(v) for v in moves]
             return np.asarray(along(asked.points, moves, steps, (asked.rest, asked.cts)))
 
-    return Line(values, asked.points, dtype)
+    return Line(values, asked.points, dtype, _rounding(tape.sites[number]))
 
 
 def _is_of_a_solver(tape: Tape, number: int, asked: SiteQuestion, line: Line) -> bool:
