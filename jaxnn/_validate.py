@@ -116,11 +116,11 @@ def require_differentiable(name: str, tree: Any) -> None:
         )
     if not any(is_inexact(leaf) for _, leaf in leaves):
         path, leaf = leaves[0]
-        other = ""
+        other, dtype = "", getattr(leaf, "dtype", None)
         if isinstance(leaf, int) and not isinstance(leaf, bool):
             other = f"; write {float(leaf)}"
         elif is_array(leaf):
-            other = "; `.astype(float)` makes it so" * jnp.issubdtype(leaf.dtype, jnp.integer)
+            other = "; `.astype(float)` makes it so" if jnp.issubdtype(dtype, jnp.integer) else ""
         elif hasattr(leaf, "__dict__"):
             other = ", which is not a pytree"
         raise TypeError(

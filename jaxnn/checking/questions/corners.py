@@ -52,16 +52,14 @@ def ask(checked: Checked) -> tuple[Checked, list[list[Any]]]:
 
 
 def say(checked: Checked, answer: tuple[Checked, list[list[Any]]]) -> Checked:
-    """The results at the point beside if they are wrong there, too, and there is a corner here; else
-    the results here, with leaves that differ reported as kinks.
+    """The results at the point beside if they are wrong there and a leaf has a corner here; else the
+    results here, with leaves that differ reported as kinks.
     """
     beside, around_it = answer
-    differs = any(
-        leaf.verdict is Verdict.DIFFERS and not _has_corner(leaf) for leaf in beside.leaves
-    )
-    if differs and not any(map(_has_corner, checked.leaves)):
-        return checked
-    if differs:
+    wrong = [leaf for leaf in beside.leaves if leaf.verdict is Verdict.DIFFERS]
+    if not all(map(_has_corner, wrong)):
+        if not any(map(_has_corner, checked.leaves)):
+            return checked
         beside = beside._replace(evaluations=checked.evaluations + beside.evaluations)
         return beside.with_note(
             "a nearby point was checked instead, because the function has kinks at this one"
