@@ -116,7 +116,8 @@ def require_differentiable(name: str, tree: Any) -> None:
         )
     if not any(is_inexact(leaf) for _, leaf in leaves):
         path, leaf = leaves[0]
-        other, dtype = "", getattr(leaf, "dtype", None)
+        dtype: Any = getattr(leaf, "dtype", None)
+        other = ""
         if isinstance(leaf, int) and not isinstance(leaf, bool):
             other = f"; write {float(leaf)}"
         elif is_array(leaf):

@@ -52,8 +52,8 @@ def ask(checked: Checked) -> tuple[Checked, list[list[Any]]]:
 
 
 def say(checked: Checked, answer: tuple[Checked, list[list[Any]]]) -> Checked:
-    """The results at the point beside if they are wrong there and a leaf has a corner here; else the
-    results here, with leaves that differ reported as kinks.
+    """The results at the point beside, if they are wrong there and a leaf has a corner here; else
+    the results here, with leaves that differ reported as kinks.
     """
     beside, around_it = answer
     wrong = [leaf for leaf in beside.leaves if leaf.verdict is Verdict.DIFFERS]
