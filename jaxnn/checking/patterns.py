@@ -19,6 +19,13 @@ ALIKE = 1e-3
 NO_EFFECT = "the checked function does not depend on this leaf at this point"
 
 
+# A hint at what a solver for symmetric matrices does.
+SYMMETRIC = (
+    "autodiff is correct for symmetric changes: if the function assumes a symmetric matrix, check "
+    "it at `(a + a.T) / 2`"
+)
+
+
 class Wrong(NamedTuple):
     """The wrong entries of one leaf.
 
@@ -194,6 +201,9 @@ def _cause(wrong: Wrong) -> str:
             "the values do not change with these entries; if a rule differs from them on purpose, "
             "name its function in `trust`"
         )
+    symmetric = _symmetric(wrong)
+    if symmetric and np.any(wrong.numerical == 0):  # one triangle is read
+        return symmetric
     of_ratio = {
         -1.0: "the sign is wrong",
         2.0: "an extra factor of 2",
@@ -204,12 +214,27 @@ def _cause(wrong: Wrong) -> str:
         of_ratio[n] = f"too large {by}: a sum where the function takes a mean"
         of_ratio[1 / n] = f"too small {by}: a mean where the function takes a sum"
     fitting = (text for ratio, text in of_ratio.items() if _alike(wrong.ratio, ratio))
-    return next(fitting, _transposed(wrong))
+    return next(fitting, _transposed(wrong) or symmetric)
+
+
+def _is_square(wrong: Wrong) -> bool:
+    shape = wrong.claims.shape
+    return len(shape) == 2 and shape[0] == shape[1]
+
+
+def _symmetric(wrong: Wrong) -> str:
+    if not _is_square(wrong):
+        return ""
+    errors = wrong.autodiff - wrong.numerical
+    at = dict(zip(map(tuple, wrong.index.tolist()), errors.tolist(), strict=True))
+    pairs = [(error, at[j, i]) for (i, j), error in at.items() if i != j and (j, i) in at]
+    if pairs and all(math.isclose(here, -there, rel_tol=ALIKE) for here, there in pairs):
+        return SYMMETRIC
+    return ""
 
 
 def _transposed(wrong: Wrong) -> str:
-    shape = wrong.claims.shape
-    if len(shape) != 2 or shape[0] != shape[1] or len(wrong.index) < 3:
+    if not _is_square(wrong) or len(wrong.index) < 3:
         return ""
     off = wrong.index[:, 0] != wrong.index[:, 1]
     mirrored = wrong.claims[wrong.index[:, 1], wrong.index[:, 0]]

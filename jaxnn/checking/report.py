@@ -317,7 +317,9 @@ def _details(leaf: LeafReport, paint: Callable[[Verdict, str], str]) -> Iterator
         sides = f", {entry.left:z.6g} below and {entry.right:z.6g} above"
         two_slopes = entry.verdict.wrong and abs(entry.left - entry.right) > 0
         kink = sides if entry.verdict is Verdict.KINK or two_slopes else ""
-        yield f"{name}{paint(entry.verdict, entry.verdict)}: {slopes} +- {entry.bound:.0e}{kink}"
+        unsure = leaf.verdict is Verdict.UNRESOLVED and entry.verdict.wrong
+        said = "off" if unsure else paint(entry.verdict, entry.verdict)
+        yield f"{name}{said}: {slopes} +- {entry.bound:.0e}{kink}"
     if leaf.pattern:
         yield leaf.pattern
     if leaf.hint:

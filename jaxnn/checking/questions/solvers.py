@@ -13,6 +13,7 @@ from jaxnn.checking.evidence import Verdict, norm
 from jaxnn.checking.findings import LeafReport
 from jaxnn.checking.further import LOOSE, has_solver
 from jaxnn.checking.measure import Checked, measure
+from jaxnn.checking.patterns import SYMMETRIC
 from jaxnn.numerical.interpret import Program, called, equations, has_custom_rule
 
 # If running the solver further changes a leaf's gradient by more than this fraction, it is the
@@ -65,6 +66,7 @@ def _within_tolerance(
             f"values and gradient agree to {leaf.digits:.1f} digits, or {further.digits:.1f} if "
             "the inner solver iterates longer: its tolerance may explain the rest"
         )
+        hint = leaf.hint if leaf.hint == SYMMETRIC else hint
         return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
     hint = (
         "correct to the inner solver's tolerance; with more iterations, to "
