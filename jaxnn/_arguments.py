@@ -261,7 +261,7 @@ class Partition(NamedTuple):
         """Refuse a pytree as the only argument; it must be one number or array."""
         if len(self.leaves) != 1 or self.paths != (name,):
             raise TypeError(
-                f"`{name}` must be one number or array; `jnp.array` makes one of a list. Got a "
+                f"`{name}` must be one number or array; `jnp.array` converts a list. Got a "
                 f"pytree with leaves {', '.join(self.paths)}."
             )
 

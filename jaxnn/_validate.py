@@ -42,7 +42,7 @@ def describe(leaf: Any) -> str:
     if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
         return f"{leaf.dtype}{list(leaf.shape)}"
     if isinstance(leaf, list | tuple) and not is_concrete(leaf):
-        return f"a {type(leaf).__name__} of {len(leaf)}; jnp.array would make it one array"
+        return f"a {type(leaf).__name__} of {len(leaf)}; jnp.array would convert it to one array"
     return f"{type(leaf).__name__} {reprlib.repr(leaf)}"
 
 
@@ -121,7 +121,7 @@ def require_differentiable(name: str, tree: Any) -> None:
         if isinstance(leaf, int) and not isinstance(leaf, bool):
             other = f"; write {float(leaf)}"
         elif is_array(leaf):
-            other = "; `.astype(float)` makes it so" if jnp.issubdtype(dtype, jnp.integer) else ""
+            other = "; `.astype(float)` converts it" if jnp.issubdtype(dtype, jnp.integer) else ""
         elif hasattr(leaf, "__dict__"):
             other = ", which is not a pytree"
         raise TypeError(
@@ -158,7 +158,7 @@ def require_arguments(name: str, f: Any, *args: Any, **kwargs: Any) -> None:
         plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         signature = inspect.Signature(plain)
         raise TypeError(
-            f"`{name}` must accept the given arguments, {given}. Got {signature}: {error}."
+            f"`{name}` must accept the given arguments ({given}). Got {signature}: {error}."
         ) from None
 
 

@@ -244,7 +244,7 @@ def one_hot(
       dtype: of the result.
 
     Returns:
-      An array with one axis more than `t`. Under `jit` an index out of range cannot raise; its row
+      An array with one more axis than `t`. Under `jit` an index out of range cannot raise; its row
       is NaN.
 
     Raises:

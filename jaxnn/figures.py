@@ -351,7 +351,7 @@ def _mistakes(figure: Figure) -> None:
     )
     wrong = int(jnp.sum(jnp.argmax(y, -1) != digits.t_test))
     figure.suptitle(
-        f"{min(10, wrong)} of the {wrong} test digits, of {len(y)}, that the network misreads"
+        f"{min(10, wrong)} of the {wrong} digits that the network misreads, out of {len(y)}"
     )
     plots.mistakes(digits.x_test, digits.t_test, y, axes=figure.subplots(2, 5).flat)
 
@@ -409,7 +409,7 @@ def _flat_places(figure: Figure) -> None:
         best = float(near[jnp.argmin(abs(slopes))])
         lines[name] = ((best, best), abs(round(float(numerical_diff(f, best)), 3)))  # no "-0.00"
     ax = plots.slopes(x, f(x), lines, ax=figure.subplots())
-    ax.set_title("Four places where the slope is 0, and one of them is the minimum")
+    ax.set_title("Four places where the slope is 0; only one of them is the minimum")
 
 
 def _weight_gradient(figure: Figure) -> None:

@@ -2,7 +2,7 @@
 
 All of them follow one rule: the last axis is the classes, the loss of an example is a sum over it,
 and the loss of a batch is the mean over its examples. Targets are one-hot (any array with the shape
-of the output) or class indices (integers, one axis less). Under `jit` a class index out of range
+of the output) or class indices (integers, one axis fewer). Under `jit` a class index out of range
 cannot raise; the result is NaN instead.
 """
 
@@ -34,7 +34,7 @@ def mean_squared_error(
 
     Args:
       y: outputs; the last axis is the classes (or the components of a regression).
-      t: targets with the shape of `y`, or class indices with one axis less.
+      t: targets with the shape of `y`, or class indices with one axis fewer.
 
     Returns:
       Scalar in the squared unit of `y`, with the dtype of `y`; a perfect prediction gives 0.
@@ -71,7 +71,7 @@ def cross_entropy_error(
 
     Args:
       y: probabilities (after softmax); the last axis is the classes.
-      t: one-hot (or any distribution) with the shape of `y`, or class indices with one axis less.
+      t: one-hot (or any distribution) with the shape of `y`, or class indices with one axis fewer.
       delta: keeps the logarithm and its gradient finite at y = 0.
 
     Returns:
@@ -150,7 +150,7 @@ def accuracy(
 
     Args:
       y: scores or probabilities; the last axis is the classes.
-      t: one-hot with the shape of `y`, or class indices with one axis less.
+      t: one-hot with the shape of `y`, or class indices with one axis fewer.
 
     Returns:
       Scalar between 0 and 1, mean over the batch, float32.
@@ -193,7 +193,7 @@ def _require_loss_arguments(name: str, y: Any, t: Any) -> tuple[Array, Array]:
         return y, t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(y.dtype)
     if not jnp.issubdtype(t.dtype, jnp.integer):
         raise TypeError(
-            f"`t` must be class indices (integers) if it has one axis less than `{name}`. Got "
+            f"`t` must be class indices (integers) if it has one axis fewer than `{name}`. Got "
             f"{describe(t)}."
         )
     require_classes("t", given, y.shape[-1])  # before conversion, which would truncate 64 bits

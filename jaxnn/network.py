@@ -147,7 +147,7 @@ def loss(
     Args:
       params: as for `predict`.
       x: one example or a batch of them.
-      t: one-hot targets with the shape of the scores, or class indices with one axis less.
+      t: one-hot targets with the shape of the scores, or class indices with one axis fewer.
       activation: as for `predict`.
 
     Returns:

@@ -82,7 +82,7 @@ def losses(
     panels[0].set(ylabel="loss (nats)", title="-log(x + 1e-7) is finite at 0")
     (upper,) = panels[1].plot(p, cross_entropy, **_line(0))
     (lower,) = panels[1].plot(p, squared_error, **_line(1))
-    panels[1].set(ylabel="loss of one example", ylim=(-0.2, 5), title="Two losses of one answer")
+    panels[1].set(ylabel="loss of one example", ylim=(-0.2, 5), title="Two losses for one answer")
     for panel in panels:
         panel.set_xlabel("x, the probability given to the true class")
     _name_lines(panels[0], {log: "-log x", entropy: "cross-entropy"})
@@ -243,7 +243,7 @@ def step_errors(
             ax.plot(*defaults[name], **_point(i, "*"), ms=13, mec="white", zorder=3)
     if defaults:
         ax.plot([], [], "*", color="gray", ms=10, label="default step")
-    ax.set(xlabel="step h, in units of x", ylabel="error of the derivative, relative")
+    ax.set(xlabel="step h, in units of x", ylabel="relative error of the derivative")
     ax.set_title("Rounding error dominates at small steps, truncation error at large ones")
     ax.legend()
     return ax
@@ -847,7 +847,7 @@ def _slopes_of(leaf: LeafReport, entry: Entry, ax: Axes) -> Axes:
         two = f", whose slopes are {left:z.4g} and {right:z.4g}" if left != right else ""
         title = f"{where}: gradient not finite, unlike the values{two}"
     ax.set(
-        xlabel="change of the entry, in small units", ylabel="change of the function", title=title
+        xlabel="change in the entry, in small units", ylabel="change in the function", title=title
     )
     ax.set(ylim=(-1.5 * reach, 1.7 * reach))
     return ax

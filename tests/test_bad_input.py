@@ -147,7 +147,7 @@ require_differentiable("x", [])
     TypeError: `x` must hold at least one floating-point array. Got an empty list.
 require_differentiable("x", {"a": T})
     TypeError: `x['a']` must be floating-point to be differentiated. Got int32[2]; `.astype(float)`
-    makes it so.
+    converts it.
 require_differentiable("x", X > 0)
     TypeError: `x` must be floating-point to be differentiated. Got bool[2].
 require_differentiable("x", KEY)
@@ -157,13 +157,13 @@ require_callable("f", "relu")
 require_arguments("f", 3)
     TypeError: `f` must be a function. Got int 3.
 require_arguments("f", two, X)
-    TypeError: `f` must accept the given arguments, 1 positional. Got (x, y): missing a
+    TypeError: `f` must accept the given arguments (1 positional). Got (x, y): missing a
     required argument: 'y'.
 require_arguments("f", lambda: 3, X)
-    TypeError: `f` must accept the given arguments, 1 positional. Got (): too many
+    TypeError: `f` must accept the given arguments (1 positional). Got (): too many
     positional arguments.
 require_arguments("f", two, X, X, key=1)
-    TypeError: `f` must accept the given arguments, 2 positional, key. Got (x, y): got an
+    TypeError: `f` must accept the given arguments (2 positional, key). Got (x, y): got an
     unexpected keyword argument 'key'.
 require_scalar("f", X)
     TypeError: `f` must return a real scalar. Got float32[2].
@@ -290,10 +290,10 @@ each(LOSSES, Y, T[:, None])
     ValueError: `t` must have shape (2, 3) (one-hot) or (2,) (class indices), to fit `y`. Got shape
     (2, 1).
 each(LOSSES, Y, T > 0)
-    TypeError: `t` must be class indices (integers) if it has one axis less than `y`. Got
+    TypeError: `t` must be class indices (integers) if it has one axis fewer than `y`. Got
     bool[2].
 each(LOSSES, Y, X)
-    TypeError: `t` must be class indices (integers) if it has one axis less than `y`. Got
+    TypeError: `t` must be class indices (integers) if it has one axis fewer than `y`. Got
     float32[2].
 each(LOSSES, Y, Y * 1j)
     TypeError: `t` must be real, or class indices (integers). Got complex64[2, 3].
@@ -338,7 +338,7 @@ numerical_diff(jnp.sum, X)
     TypeError: `f` must return one number for each entry of `x`, shape (2,). Got float32[].
 each(DESCENTS, bowl, T)
     TypeError: `init_x` must be floating-point to be differentiated. Got int32[2]; `.astype(float)`
-    makes it so.
+    converts it.
 gradient_descent(jnp.sin, X)
     TypeError: `f` must return a real scalar. Got float32[2].
 gradient_descent(bowl, X, X)
@@ -481,10 +481,10 @@ partial_derivative(bowl, X, (0, 0))
 partial_derivative(bowl, jnp.ones((2, 2)), 0)
     IndexError: `index` must name one entry of `x`, which has shape (2, 2). Got 0.
 partial_derivative(lambda x: x[1] ** 2, [3.0, 4.0], 1)
-    TypeError: `x` must be one number or array; `jnp.array` makes one of a list. Got a pytree with
+    TypeError: `x` must be one number or array; `jnp.array` converts a list. Got a pytree with
     leaves x[0], x[1].
 numerical_diff(lambda x: x["a"], {"a": 1.0})
-    TypeError: `x` must be one number or array; `jnp.array` makes one of a list. Got a pytree with
+    TypeError: `x` must be one number or array; `jnp.array` converts a list. Got a pytree with
     leaves x['a'].
 
 # The check
@@ -494,7 +494,7 @@ explain(lambda x: float(x.sum()), X)
     TypeError: `f` must be a function that JAX can trace. Got one that it cannot.
 explain(bowl, T)
     TypeError: `args[0]` must be floating-point to be differentiated. Got int32[2]; `.astype(float)`
-    makes it so.
+    converts it.
 explain(bowl, X, kwargs=[("a", 1)])
     TypeError: `kwargs` must be a dictionary of names and values. Got list [('a', 1)].
 jax.jit(lambda x: explain(bowl, x))(X)
@@ -580,7 +580,7 @@ each(DESCENTS, bowl, {"b": "c"})
 each(DESCENTS, lambda x: x, X)
     TypeError: `f` must return a real scalar. Got float32[2].
 each(DESCENTS, bowl, X, grad=lambda: 3)
-    TypeError: `grad` must accept the given arguments, 1 positional. Got (): too many
+    TypeError: `grad` must accept the given arguments (1 positional). Got (): too many
     positional arguments.
 each(DESCENTS, bowl, X, grad=lambda f: 3)
     TypeError: `grad(f)` must be a function. Got int 3.
@@ -609,7 +609,7 @@ minimize(bowl, X, optax.adam(0.1), opt_state=optax.adam(0.1).init([jnp.ones(3)])
 
 # Training
 each(TRAINERS, loss=two)
-    TypeError: `loss` must accept the given arguments, 3 positional. Got (x, y): too many
+    TypeError: `loss` must accept the given arguments (3 positional). Got (x, y): too many
     positional arguments.
 each(TRAINERS, loss=lambda p, x, t: "a")
     TypeError: `loss(...)` must be an array or a number. Got str 'a'.
@@ -617,11 +617,11 @@ each(TRAINERS, loss=lambda p, x, t: x)
     TypeError: `loss` must return a real scalar. Got float32[4, 3].
 each(TRAINERS, params={"w": T})
     TypeError: `params['w']` must be floating-point to be differentiated. Got int32[2];
-    `.astype(float)` makes it so.
+    `.astype(float)` converts it.
 each(TRAINERS, data=DATA[0])
     TypeError: `data` must be a tuple of arrays, such as (x, t). Got float32[6, 3].
 each(TRAINERS, data=DATA[:1])
-    TypeError: `loss` must accept the given arguments, 2 positional. Got (params, x, t):
+    TypeError: `loss` must accept the given arguments (2 positional). Got (params, x, t):
     missing a required argument: 't'.
 each(TRAINERS, data=(jnp.ones(3), jnp.ones(2)))
     ValueError: `data` must be arrays with the same number of examples, at least one, on the
@@ -1216,8 +1216,8 @@ $ check code.py:missing
 $ check code.py:text
     `args[0]` must be floating-point to be differentiated. Got str 'a'.
 $ check code.py:integers
-    `args[0]` must be floating-point to be differentiated. Got int32[2]; `.astype(float)` makes it
-    so.
+    `args[0]` must be floating-point to be differentiated. Got int32[2]; `.astype(float)` converts
+    it.
 $ check code.py:raises
     `TARGET` must be a function that runs. Got RuntimeError: two lines
 $ check code.py:pair
@@ -1258,7 +1258,7 @@ PATH = jaxnn.descent_path(surfaces.bowl, X, 0.1, 2)
 WAYS = r"""
 numerical_gradient(surfaces.bowl, [3.0, 4.0])
     ValueError: `x` must be an array with at least 1 variable on its last axis. Got a list of 2;
-    jnp.array would make it one array.
+    jnp.array would convert it to one array.
 numerical_grad(surfaces.bowl, X)
     TypeError: `argnums` must be an integer or a tuple of integers; the point goes to the function
     that is returned, as in numerical_grad(f)(x). Got float32[2].

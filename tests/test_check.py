@@ -880,7 +880,7 @@ def test_a_function_that_is_not_deterministic_is_said_to_be_so():
     )
     assert report.verdict == "not deterministic" and not report.ok
     assert (
-        "not deterministic: two traces of the function differ, as by NumPy's random numbers"
+        "not deterministic: two traces of the function differ, as with NumPy's random numbers"
         in report.notes
     )
 

@@ -687,7 +687,7 @@ def test_a_function_that_cannot_be_checked_does_not_hide_the_others(capsys, tmp_
     assert "gradient of loss: agrees" in told.out
     assert "two.py:check_sum: `check_sum` must return (function, arguments)" in told.err
     assert main(["check", "two.py:Model"]) == 2
-    assert "Got 'Model', a class; a method is Model.NAME." in capsys.readouterr().err
+    assert "Got 'Model', a class; name a method as Model.NAME." in capsys.readouterr().err
 
 
 def test_an_error_of_one_target_among_several_names_its_place(capsys, tmp_path, monkeypatch):

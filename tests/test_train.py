@@ -198,7 +198,7 @@ REFUSED = {
     ),
     "two arguments": (
         lambda s, b: (s, {"loss": 0.0}),
-        "`step` must accept the given arguments, 3 positional. Got (s, b)",
+        "`step` must accept the given arguments (3 positional). Got (s, b)",
     ),
 }
 

@@ -72,7 +72,7 @@ def check_gradient(
     """Compare the gradient of `f` at `args` with the function's values.
 
     Most checks need no option but `argnums`. In a test, `assert_gradient(f, *args)` does the same
-    for all arguments and raises an error.
+    for all arguments and raises an error unless they are correct.
 
     Example:
       >>> f, x = lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0])

@@ -303,7 +303,10 @@ class RuleReport(NamedTuple):
             rule, quoted = self.rule, f"    {self.line.quoted}".rstrip()
             place = f'"{rule.path}", line {rule.line}, in {rule.function}'
             lines = [f"wrong rule: {what}, {place}", rule.quoted, lines[2]]
-            lines += [f"    called {call}" if known else "    it is the function itself", quoted]
+            lines += [
+                f"    called {call}" if known else "    it is the rule of the function itself",
+                quoted,
+            ]
         return "\n".join(filter(None, lines))
 
     @property
@@ -368,8 +371,8 @@ class DigitsLost(NamedTuple):
       what: what happens there.
       before: correct digits of the inputs.
       after: correct digits of the outputs.
-      share: by how much the gradient's relative error drops if, besides all earlier equations,
-        this one is exact.
+      share: by how much the gradient's relative error drops if this equation, like all earlier
+        ones, is computed exactly.
 
     Example:
       >>> lost = jaxnn.explain(lambda x: (1 + x) - 1, jnp.array(1e-9)).digits_lost

@@ -272,7 +272,7 @@ def _notes(checked: Checked) -> tuple[str, ...]:
         notes.append(f"treated as constant because of `stop_gradient`: {', '.join(places)}")
     if not programs.deterministic:
         notes.append(
-            "not deterministic: two traces of the function differ, as by NumPy's random numbers"
+            "not deterministic: two traces of the function differ, as with NumPy's random numbers"
         )
     if constant := check.call.held_fixed:
         named = [f"{path.removeprefix('args')} ({_kind(leaf)})" for path, leaf in constant]

@@ -78,7 +78,7 @@ NOT_FINITE: dict[core.Primitive, Cause] = {
     ),
     primitives.pow_p: Cause(
         "an overflow, or a power of 0 or of a negative number",
-        "its slope at 0 is infinite, for an exponent below 1",
+        "its slope at 0 is infinite for an exponent below 1",
         f"{_SAFE}, as in `jnp.where(x > 0, x, 1) ** k`",
     ),
     primitives.integer_pow_p: Cause(

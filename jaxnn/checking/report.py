@@ -87,7 +87,7 @@ class GradientReport:
       interrupted: whether Ctrl-C ended the check early.
       digits: how many digits of each leaf's gradient must be correct, if specified.
       fixed: the arguments that are not differentiated, each with its shape and dtype.
-      argnums: the arguments that are differentiated; () if these are all that could be.
+      argnums: the arguments that are differentiated; () if no others can be.
 
     Example:
       >>> report = jaxnn.check_gradient(lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0]))

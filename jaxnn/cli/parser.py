@@ -202,7 +202,7 @@ def _several(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     return lambda text: tuple(map(kind, text.split(",")))
 
 
-_NO_CACHE = Option("--no-cache", bool, help="keep no compiled programs in ~/.cache/jaxnn")
+_NO_CACHE = Option("--no-cache", bool, help="do not keep compiled programs in ~/.cache/jaxnn")
 _SARIF = Option("--sarif", str, None, "FILE", "write the lines to blame as SARIF")
 _TARGETS = Option("targets", str, None, "TARGET", more={"nargs": "+"})
 
@@ -293,8 +293,8 @@ COMMANDS = {
     "eval": Command(
         "train:evaluate",
         "measure a run that `train --checkpoint DIR` saved",
-        "Print loss and accuracy of the newest checkpoint in DIR, on its training data and on the "
-        "test images. If the run used --patience, the best parameters so far are measured.",
+        "Print the loss and accuracy of the newest checkpoint in DIR, on its training data and on "
+        "the test images. If the run used --patience, the best parameters so far are measured.",
         "jaxnn eval runs/first --json",
         (
             Option("directory", str, None, "DIR", "the DIR of `jaxnn train --checkpoint`"),
@@ -305,7 +305,7 @@ COMMANDS = {
         "check:check",
         "check a gradient against the function's values",
         "Check the gradients of your functions. TARGET is FILE.py:NAME or MODULE:NAME; the file is "
-        "run, as by `python -m`. NAME, which may be Class.method, is a function whose arguments "
+        "imported as a module. NAME, which may be Class.method, is a function whose arguments "
         "all have defaults (the point); or a function without arguments that returns (function, "
         "arguments). All arguments are differentiated. For a method of a class that holds "
         "weights, such as an Equinox module, the instance, built without arguments, is argument "
@@ -378,7 +378,7 @@ COMMANDS = {
         f"for the learning rate. Draws all, or only the given NAMEs: {', '.join(FIGURES)}.",
         "jaxnn figures --out figures",
         (
-            Option("names", str, None, "NAME", "figures (default: all)", {"nargs": "*"}),
+            Option("names", str, None, "NAME", "figures to draw (default: all)", {"nargs": "*"}),
             Option("--style", ("light", "dark"), "light", help="colours of the page"),
             Option("--out", str, None, "DIR", "directory to write to", {"required": True}),
         ),

@@ -87,7 +87,7 @@ def fit(
         It runs in a thread, a little ahead of the steps. A run resumed within an epoch skips the
         batches already used. Each of several processes must yield the whole batch. A loader, or
         another iterable that can be iterated once per epoch, may replace the function; one with
-        its own order restarts that order on resumption. A dictionary of arrays, as `data` or
+        its own order starts that order afresh when resumed. A dictionary of arrays, as `data` or
         as a batch, is passed to the loss as one argument; a data frame is taken as the dictionary
         of its columns. Arrays that can be sliced, as in an HDF5 file, are read as needed.
       optimizer: an optax optimiser.

@@ -78,7 +78,7 @@ class Measuring(NamedTuple):
     """What is measured and when, and when a run stops early.
 
     With `test`, `metrics` or `patience`, the loss and the metrics are measured after each epoch on
-    all training data and all of `test`, weighted by examples, as `train_...` and `test_...`.
+    all training data and all of `test`, weighted by examples, and named `train_...` and `test_...`.
     Training data that come from a function are not measured.
 
     Attributes:

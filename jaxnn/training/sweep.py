@@ -1,7 +1,7 @@
 """Sweeps: many training runs at once, in one program compiled under `vmap`.
 
 A small network leaves most of a device idle; runs with different learning rates or seeds fill it.
-Each run takes the same steps as `fit` alone, and stops on its own once it is no longer finite.
+Each run takes the same steps as `fit` alone, and stops on its own once a value is no longer finite.
 """
 
 import functools
@@ -88,7 +88,7 @@ def sweep(
         `data` is lowest.
 
     Returns:
-      One `Fit` per run, in the order of `values`; its seconds are those of all runs together.
+      One `Fit` per run, in the order of `values`; the seconds in each are those of all runs.
 
     Raises:
       TypeError: as for `fit`.
