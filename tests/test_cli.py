@@ -165,17 +165,19 @@ def test_tour_agrees_with_the_chapter(capsys):
     different = {row["quantity"] for row in rows if row["chapter"] not in ("", row["here"])}
     assert different == {
         "the training set, x (there: MNIST)",
-        "its t (there: one-hot)",
+        "the training set, t (there: one-hot)",
         "a mini-batch of 10, x",
-        "its t",
+        "a mini-batch of 10, t",
         "lr = 10, 100 steps: distance from (0, 0)",
-        "its loss (the weights have 8 digits)",
+        "its loss (the weights are rounded to 8 digits)",
         "scores of the 2x3 network",
         "change of the loss if w11 grows by h",
     }
     here = {row["quantity"]: row["here"] for row in rows}
     assert here["the accuracy's gradient, at most"] == "0"
     assert here["step: largest change of W1"] == "0"
+    assert here["cross-entropy of a batch of both"] == "1.406704775"  # the mean of both
+    assert float(here["sigmoid: accuracy after 20 epochs, test set"].rstrip("%")) > 75
     assert here["300 km in 3 hours, km/h on average"] == "100"
     assert main(["tour"]) == 0
     out = capsys.readouterr().out

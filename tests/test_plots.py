@@ -406,8 +406,9 @@ PICTURES = (
 @pytest.mark.slow
 def test_the_pictures_of_the_chapter_say_what_is_on_their_axes():
     for name in PICTURES:
-        figure = Figure(layout="constrained")
-        getattr(figures, f"_{name}")(figure)
+        picture = getattr(figures, f"_{name}")
+        figure = Figure(figures._PICTURES[picture], layout="constrained")
+        picture(figure)
         figure.canvas.draw()
         for text in (figure._suptitle, *(ax.title for ax in figure.axes)):
             drawn = text and text.get_window_extent()
