@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxnn._jax import enable_x64
 from jaxnn.checking.evidence import (
+    BLIND,
     ROUNDINGS,
     ROUNDINGS_BETWEEN_CALLS,
     Evidence,
@@ -32,7 +33,7 @@ from jaxnn.checking.evidence import (
     unit_of,
 )
 from jaxnn.checking.findings import HANDFUL, Entry
-from jaxnn.checking.moves import scales_of
+from jaxnn.checking.moves import Direction, scales_of
 from jaxnn.checking.packed import on_one_cpu
 from jaxnn.checking.programs import Programs
 from jaxnn.checking.settings import Claims, Point
@@ -119,6 +120,12 @@ class _Rounding(NamedTuple):
     def has_no_value(self) -> bool:
         """Whether the value is finite in float64 but not in the user's dtypes."""
         return math.isfinite(self.centre) and not math.isfinite(self.value)
+
+    @property
+    def has_another_value(self) -> bool:
+        """Whether the values in both dtypes differ by more than rounding."""
+        size = max(abs(self.value), abs(self.centre))
+        return abs(self.value - self.centre) > ROUNDINGS_BETWEEN_CALLS * self.coarsest * size
 
 
 @np.errstate(invalid="ignore")  # the gradients compared may be infinite
@@ -213,6 +220,13 @@ class _Both:
             by_itself = leaf.lost(rounding._replace(whole=self.whole(k)), moves)
             if by_itself.verdict.wrong and _is_apart(point, programs, claims, k):
                 lost = by_itself
+        differs = lost.verdict is Verdict.DIFFERS and rounding.has_another_value
+        if differs and _own_values_agree(point, programs, claims, k):
+            hint = (
+                f"in {leaf.dtype.name} the value of the function is {claims.value:.6g} instead of "
+                f"{self.centre:.6g}; the gradient agrees with that value"
+            )
+            return shared._replace(hint=hint)
         loss = leaf.loss(shared, lost, rounding)
         if loss.lost is None and coarsest > leaf.epsilon:
             finer = leaf.lost(rounding._replace(coarsest=leaf.epsilon), moves)
@@ -398,6 +412,20 @@ def _is_apart(point: Point, programs: Any, claims: Claims, leaf: int) -> bool:
     shakes = [AWAY * (k != leaf) for k in range(len(point.leaves))]
     moved = programs.in_float64(point, shakes)[1][leaf]
     return np.array_equal(np.asarray(moved), np.asarray(claims.wide[leaf]))
+
+
+def _own_values_agree(
+    point: Point, programs: Programs | Untraced, claims: Claims, leaf: int
+) -> bool:
+    """Whether the gradient in the user's dtypes agrees with the values in those dtypes.
+
+    A function can differ between dtypes, for instance if rounding decides a sign.
+    """
+    if not isinstance(programs, Programs):
+        return False
+    line = programs.own_line(point)
+    asked = line.compare(claims.own, Direction((line.whole(leaf),)))
+    return asked.slope.known_to(BLIND) and not asked.excess
 
 
 def _distance(own: Any, wide: Any, tolerance: float) -> tuple[float, float, bool]:

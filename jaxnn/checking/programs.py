@@ -153,6 +153,21 @@ class Programs:
         coarse = coarsest(kind for _, kind in self.narrow)
         return Line(values, point.leaves, dtype, coarse, own=own, watch=watch)
 
+    def own_line(self, point: Point) -> Line:
+        """The function along lines through a point, in the function's own dtypes."""
+        dtype = max((x.dtype for x in point.leaves), key=lambda kind: jnp.finfo(kind).bits)
+        value = lambda _, moved, data: core.jaxpr_as_fun(self.program)(  # noqa: E731
+            *jax.tree.leaves((moved, data))
+        )[0]
+        along = compiled_along(value, dtype)
+
+        def values(moves, steps):
+            moves = [jnp.asarray(v, x.dtype) for v, x in zip(moves, point.leaves, strict=True)]
+            steps = jnp.asarray(steps, dtype)
+            return np.asarray(along(point.leaves, moves, steps, point.data), np.float64)
+
+        return Line(values, point.leaves, dtype, self.rounding, own=True)
+
     def claims(self, point: Point) -> Claims:
         """Value and gradient at a point, in the user's dtypes and in float64."""
         one = np.ones((), self.program.out_avals[0].dtype)
