@@ -562,6 +562,10 @@ def test_what_a_library_does_inside_of_a_gradient_is_a_part_of_it(library):
         jax.grad(lambda x: jnp.sum(library["pulled"](lambda x: jnp.sum(x**3), x)))(POINT)
     (place,) = watched.report.places
     assert place.function == "<lambda>" and place.reports[0].ok
+    with watching() as watched:
+        jax.vjp(lambda x: library["pulled"](lambda x: jnp.sum(x**3), x), POINT)
+        jax.jvp(lambda x: library["minimised"](lambda x: jnp.sum(x**3), x), (POINT,), (POINT,))
+    assert len(watched.report.places) == 2
 
 
 def test_a_gradient_that_is_differentiated_again_is_named():

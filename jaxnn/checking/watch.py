@@ -447,9 +447,15 @@ _ACTIVE: list[Watcher] = []
 
 
 class _Inside(threading.local):
-    """How many noted gradients this thread is computing, one inside of another."""
+    """A context manager that counts the gradients that this thread computes, one inside another."""
 
     depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *error: Any) -> None:
+        self.depth -= 1
 
 
 _INSIDE = _Inside()
@@ -468,11 +474,8 @@ def _returning(real: Callable, form: Form) -> Callable:
         @functools.wraps(transformed)
         def call(*args, **kwargs):
             again = _copied(fun)
-            _INSIDE.depth += 1
-            try:
+            with _INSIDE:
                 result = transformed(*args, **kwargs)
-            finally:
-                _INSIDE.depth -= 1
             if _ACTIVE:
                 at = lambda: Call(positions(argnums, args), args, kwargs, has_aux)  # noqa: E731
                 _ACTIVE[-1].note(again, form, at, result)
@@ -494,8 +497,10 @@ def _at_once(real: Callable, form: Form) -> Callable:
 
     @functools.wraps(real)
     def transform(fun, *args, **options):
-        again, result = _copied(fun), real(fun, *args, **options)
-        # Inside of a gradient that is noted, what a library does with these is a part of it.
+        again = _copied(fun)
+        with _INSIDE:
+            result = real(fun, *args, **options)
+        # What a library does inside of a gradient is a part of it.
         if _ACTIVE and not (_INSIDE.depth and _is_library(sys._getframe(1).f_code.co_filename)):
             has_aux = bool(options.get("has_aux"))
             primals = lambda: (args or [options["primals"]])[0] if form.forward else args  # noqa: E731
