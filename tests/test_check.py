@@ -483,6 +483,7 @@ def test_a_gradient_that_loses_all_digits_on_the_way_is_imprecise():
     report = check_gradient(loss, jnp.float32(1e-3), jnp.linspace(0.5, 1, 5))
     assert report.verdict == "imprecise" and report.exit_code == 1 and not report.ok
     assert report.digits_lost and "no digits match" in report.leaves[0].hint
+    assert re.search(r"\n    differs: autodiff 36\S+, float64 -4\S+ \+-", str(report))
 
 
 @pytest.mark.promotes

@@ -48,6 +48,9 @@ def test_a_kink_met_from_the_other_side_has_its_slopes_there():
     assert slope.kink and (slope.left, slope.right) == pytest.approx((-1, 3))
     assert slope.evidence(0.5)[:3] == pytest.approx((0.5, -1, 3))
     assert slope.evidence(0.5, -2.0)[:3] == pytest.approx((0.5, -1.5, 0.5))
+    mirrored = slope.of_part(1.0, -2.0)  # of a term that moves by -2, beside a slope of 1
+    assert (mirrored.left, mirrored.value, mirrored.right) == pytest.approx((-1, 0, 1))
+    assert mirrored.bound == slope.bound / 2 and mirrored.step == 2 * slope.step
 
 
 # Their values do not carry a verdict: two terms of the size of 1/x are left of three.

@@ -838,8 +838,9 @@ def test_what_is_no_program_is_refused(tmp_path, monkeypatch, capsys):
     assert main(["watch", "-m"]) == 2
     assert "`-m` must be followed by the name of a module" in capsys.readouterr().err
     assert main(["watch", "--html", "no/page.html", "nothing.py"]) == 2
+    capsys.readouterr()
     assert main(["watch", "-m", "nosuch"]) == 1
-    assert capsys.readouterr().err.endswith("No module named nosuch\nno gradients taken\n")
+    assert capsys.readouterr().err == "ImportError: No module named nosuch\nno gradients taken\n"
 
 
 SUITE = """

@@ -312,7 +312,7 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[list[str]]:
 def _details(leaf: LeafReport, paint: Callable[[Verdict, str], str]) -> Iterator[str]:
     for entry in leaf.entries[:HANDFUL]:
         name = f"{list(entry.index)} " if entry.index else ""
-        exact = "float64" if entry.verdict is Verdict.IMPRECISE else "numerical"
+        exact = "float64" if leaf.verdict is Verdict.IMPRECISE else "numerical"
         slopes = f"autodiff {entry.autodiff:z.9g}, {exact} {entry.numerical:z.9g}"
         sides = f", {entry.left:z.6g} below and {entry.right:z.6g} above"
         two_slopes = entry.verdict.wrong and abs(entry.left - entry.right) > 0
