@@ -93,8 +93,8 @@ def explain(
 
     It answers three questions. Where does NaN or infinity first appear, in the forward or the
     backward pass? Which derivative rule is wrong? If the gradient in the user's dtypes has lost
-    more than half its digits, which lines lose them? For a correct gradient
-    every equation is examined, so this can take longer than a check.
+    more than half its digits, which lines lose them? For a correct gradient every equation is
+    examined, so this can take longer than a check.
 
     Args:
       f: a function of pytrees; unless its output is a real scalar, it is projected onto a random

@@ -289,7 +289,7 @@ class RuleReport(NamedTuple):
     also: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        known = self.line.file
+        call = f"at {self.line}" if self.line.file else "in the function itself"
         by = f"argument {self.argument}" if self.argument is not None else "its value"
         by = f"argument `{self.path}`" if self.path else by
         at = f", at {list(self.entry)}" if self.entry else ""
@@ -297,16 +297,13 @@ class RuleReport(NamedTuple):
         what = f"{self.kind} of `{self.name}`"
         also = f"; also wrong: {', '.join(f'`{path}`' for path in self.also)}" if self.also else ""
         by = f"    {by}: off by {off}{at}{also}"
-        call = f"at {self.line}" if known else "in the function itself"
         lines = [f"wrong {call}: {what}", self.line.quoted, by]
         if self.where:  # as in a traceback, so that the call remains the place that a report names
             rule, quoted = self.rule, f"    {self.line.quoted}".rstrip()
             place = f'"{rule.path}", line {rule.line}, in {rule.function}'
             lines = [f"wrong rule: {what}, {place}", rule.quoted, lines[2]]
-            lines += [
-                f"    called {call}" if known else "    it is the rule of the function itself",
-                quoted,
-            ]
+            called = f"called {call}" if self.line.file else "it is the rule of the function itself"
+            lines += [f"    {called}", quoted]
         return "\n".join(filter(None, lines))
 
     @property

@@ -5,6 +5,7 @@ questions take and return it.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -78,6 +79,7 @@ class Checked(NamedTuple):
       deterministic: whether two calls of the function gave the same result.
       evaluations: how many values were computed.
       interrupted: whether the user ended the check early.
+      reference: computes the gradient without custom rules, once.
       least: the best verdict that is still possible.
       births: where NaN or infinity first appears.
       rules: the derivative rules that are wrong.
@@ -96,6 +98,7 @@ class Checked(NamedTuple):
     deterministic: bool = True
     evaluations: int = 0
     interrupted: bool = False
+    reference: Callable[[], Sequence[Any] | None] = lambda: None
     least: Verdict = Verdict.AGREES
     births: tuple[Birth, ...] = ()
     rules: tuple[RuleReport, ...] = ()
@@ -132,13 +135,20 @@ class Checked(NamedTuple):
         """The paths of the leaves whose verdict is "differs"."""
         return frozenset(leaf.path for leaf in self.leaves if leaf.verdict is Verdict.DIFFERS)
 
+    def changes_without_rules(self) -> dict[str, float]:
+        """By how much the gradient of each leaf changes without custom rules, relative to its norm;
+        empty if there is no such gradient.
+        """
+        reference = self.reference() if self.is_automatic else None
+        if reference is None:
+            return {}
+        changes = map(relative_error, self.claims.wide, reference)
+        return dict(zip(self.paths, changes, strict=True))
+
     def without_rules(self) -> frozenset[str]:
         """The paths of the leaves whose gradient is the same without custom rules."""
-        reference = self.programs.reference(self.check.point) if self.is_automatic else None
-        if reference is None:
-            return frozenset()
-        errors = zip(self.paths, map(relative_error, self.claims.wide, reference), strict=True)
-        return frozenset(path for path, error in errors if error <= SAME)
+        changes = self.changes_without_rules().items()
+        return frozenset(path for path, change in changes if change <= SAME)
 
     @property
     def verdicts(self) -> set[Verdict]:
@@ -183,9 +193,10 @@ def measure(check: Check) -> Checked:
     programs = prepare(call, point, check.settings)
     claims = programs.claims(point)
     line = programs.line(point, check.status.tell, not claims.in_float64)
-    located, interrupted = _located(check, programs, claims, line)
+    reference = functools.cache(functools.partial(programs.reference, point))
+    located, interrupted = _located(check, programs, claims, line, reference)
     checked = Checked(check, programs, claims, line.centre, evaluations=line.evaluations)
-    checked = checked._replace(notes=_notes(checked), interrupted=interrupted)
+    checked = checked._replace(notes=_notes(checked), interrupted=interrupted, reference=reference)
     if line.centres and not _is_repeatable(programs, line):
         return checked._replace(deterministic=False)
     # A solver that runs further computes another result than the user's program in its own dtypes.
@@ -222,7 +233,11 @@ def _unseen(located: dict[int, Located], centre: float, point: Point) -> dict[in
 
 
 def _located(
-    check: Check, programs: Programs | Untraced, claims: Claims, line: Line
+    check: Check,
+    programs: Programs | Untraced,
+    claims: Claims,
+    line: Line,
+    reference: Callable[[], Sequence[Any] | None],
 ) -> tuple[dict[int, Located], bool]:
     """The wrong entries of each leaf, and whether the user interrupted the search for them."""
     point, found = check.point, {}
@@ -243,7 +258,7 @@ def _located(
     claimed = Claimed(claims.wide, tolerances, paired, closer, slight, rounding)
     check.status.done(0, len(point.leaves))
     try:
-        for k, located in examine(line, claimed, lambda: programs.reference(point), check.together):
+        for k, located in examine(line, claimed, reference, check.together):
             found[k] = located
             check.status.done(len(found), len(point.leaves))
     except KeyboardInterrupt:

@@ -17,8 +17,6 @@ from jaxnn.checking.slope import Slope
 ALIKE = 1e-3
 # The hint on a leaf whose gradient is right because it is zero.
 NO_EFFECT = "the checked function does not depend on this leaf at this point"
-
-
 # A hint at what a solver for symmetric matrices does.
 SYMMETRIC = (
     "autodiff is correct for symmetric changes: if the function assumes a symmetric matrix, check "

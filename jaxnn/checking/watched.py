@@ -216,8 +216,8 @@ def watching(
     watched, wherever they are called: in other functions, under `jit`, `vmap`, `scan` and
     `shard_map`, and by libraries. After the block, each gradient is checked at its first point.
     A gradient that was built before the block is not seen. Operands of `jax.lax.stop_gradient` are
-    treated as constant. Each function is traced once more,
-    so anything it prints during tracing appears twice.
+    treated as constant. Each function is traced once more, so anything it prints during tracing
+    appears twice.
 
     Args:
       points: at how many points each gradient is checked: at the first call, then at about calls 4,

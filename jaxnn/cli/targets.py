@@ -140,8 +140,8 @@ def _attribute(place: str, module: ModuleType, names: str) -> Callable:
             )
         owner, found = found, getattr(found, name)
     if isinstance(found, type) or not callable(found):
-        what = f"of type {type(found).__name__}"
-        what = f"a class; name a method as {names}.NAME" if isinstance(found, type) else what
+        is_class = f"a class; name a method as {names}.NAME"
+        what = is_class if isinstance(found, type) else f"of type {type(found).__name__}"
         raise ValueError(f"`TARGET` must name a function in {place}. Got {names!r}, {what}.")
     first = next(iter(inspect.signature(found).parameters), None)
     if isinstance(owner, type) and first == "self":

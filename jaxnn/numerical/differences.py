@@ -106,6 +106,9 @@ def numerical_grad(
       ValueError: `argnums` is out of range, `h` is not positive, or `h` is too small to change x
         (inside `jit` or a loop, the result is then NaN instead).
 
+    Warns:
+      RuntimeWarning: `f` does not use what it is differentiated with respect to.
+
     Source:
       the chapter, 4.4; Press et al., Numerical Recipes, 5.7, on steps.
 
@@ -477,7 +480,7 @@ def _warn_if_unused(call: Partition, f: Traced) -> None:
     reads an array that is changed in place.
     """
     moving = f.jaxpr.invars[: len(call.points)]
-    used = [*f.jaxpr.outvars, *(v for eqn in f.jaxpr.eqns for v in eqn.invars)]
+    used = (v for vs in (f.jaxpr.outvars, *(eqn.invars for eqn in f.jaxpr.eqns)) for v in vs)
     if moving and not any(v is point for v in used for point in moving):
         text = f"`f` does not use `{call.point_paths[0]}`, so its derivative is 0"
         warnings.warn(text, RuntimeWarning, stacklevel=4)

@@ -4,8 +4,6 @@ If no rule is wrong and the gradient equals the reference, numerical slopes that
 structure finer than the steps. Such structure shows as noise far above rounding error.
 """
 
-from typing import Any
-
 import numpy as np
 
 from jaxnn.checking.evidence import (
@@ -13,7 +11,6 @@ from jaxnn.checking.evidence import (
     ROUNDINGS_BETWEEN_CALLS,
     Verdict,
     explained,
-    relative_error,
 )
 from jaxnn.checking.findings import LeafReport
 from jaxnn.checking.measure import Checked
@@ -25,17 +22,15 @@ def applies(checked: Checked) -> bool:
     return checked.is_automatic and noisy and not checked.rules
 
 
-def ask(checked: Checked) -> list[Any] | None:
-    """The gradient of the values, if they can be differentiated."""
-    return checked.programs.reference(checked.check.point)
+def ask(checked: Checked) -> dict[str, float]:
+    """How far each leaf's gradient is from that of the values, if they can be differentiated."""
+    return checked.changes_without_rules()
 
 
-def say(checked: Checked, reference: list[Any] | None) -> Checked:
+def say(checked: Checked, off: dict[str, float]) -> Checked:
     """The results, with noisy leaves "unresolved" if their gradient is that of the values."""
-    if reference is None:
+    if not off:
         return checked
-    errors = map(relative_error, checked.claims.wide, reference)
-    off = dict(zip(checked.paths, errors, strict=True))
     hint = (
         "no derivative rule is wrong, but the values vary by more than rounding error between the "
         "finest steps: the function may have structure that no step resolves"
