@@ -1,5 +1,5 @@
 # %% [markdown]
-"""The chapter as one walk: a loss, its slope, the gradient, descent, and a network that learns.
+"""A tour of the chapter: a loss, its slope, the gradient, descent, and a network that learns.
 
 Run it:  python examples/chapter.py
 """

@@ -3,9 +3,9 @@
 
 The text is the source of some modules of Python's own library, as installed on your machine (Python
 Software Foundation License). Batches come from a function of the epoch; the optimiser has a
-warm-up, a cosine schedule, clipping, and adds up the gradients of two steps; the arithmetic is in
-bfloat16, the parameters in float32. With --checkpoint DIR the run is saved and continues when it is
-started again.
+warm-up, a cosine schedule and clipping, and adds up the gradients of two steps; the arithmetic is
+in bfloat16, the parameters in float32. With --checkpoint DIR the run is saved and continues when
+it is started again.
 
 Run it:  python examples/characters.py
 """
@@ -67,7 +67,7 @@ def attention(layer, x):
 
 
 def scores(params, letters):
-    """Of the letter behind each letter."""
+    """Scores of the letter after each letter."""
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
     x = params["letters"][letters] + params["places"][: letters.shape[-1]]
     for layer in params["layers"]:
@@ -77,11 +77,11 @@ def scores(params, letters):
 
 
 def loss(params, windows):
-    """Nats a letter: 4.6 is guessing among a hundred letters."""
+    """Nats per letter; guessing among a hundred letters gives 4.6."""
     return jaxnn.softmax_cross_entropy(scores(params, windows[:, :-1]), windows[:, 1:])
 
 
-# %% Batches: windows of the text at random places, the same in each epoch of that number
+# %% Batches: windows of the text at random places, fixed by the number of the epoch
 def batches(steps, begin, end):
     def of_epoch(epoch):
         rng = np.random.default_rng(epoch)
@@ -94,7 +94,7 @@ def batches(steps, begin, end):
 
 # %% What it writes
 def written(params, key, length=400):
-    """How the network goes on with the text that it has not seen."""
+    """How the network continues text that it has not seen."""
     text = jnp.asarray(CODES[None, -HELD_OUT : CONTEXT - HELD_OUT])
     step = jax.jit(lambda text, key: jax.random.categorical(key, 1.5 * scores(params, text)[0, -1]))
     letters = []
@@ -132,6 +132,6 @@ def main(steps, checkpoint):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="50 steps instead of 2,000")
-    parser.add_argument("--checkpoint", metavar="DIR", help="save the run there, or go on with it")
+    parser.add_argument("--checkpoint", metavar="DIR", help="save the run there, or resume it")
     given = parser.parse_args()
     main(50 if given.short else 2000, given.checkpoint)

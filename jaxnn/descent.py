@@ -158,7 +158,7 @@ def descent_path(
       f: a scalar function of a pytree like `init_x`.
       init_x: the starting point.
       lr: learning rate; traced.
-      step_num: number of steps. It sets the shape of the result, so a new value is compiled anew.
+      step_num: number of steps. It sets the shape of the result, so a new value recompiles.
       grad: maps `f` to its gradient function.
 
     Returns:

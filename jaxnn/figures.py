@@ -52,7 +52,7 @@ def draw(
     on_picture: Callable[[Path], Any] | None = None,
 ) -> list[Path]:
     """Draw figures of the chapter, in its order, each as PNG and SVG; also `film`, an animation of
-    descent as GIF, and `slider`, an HTML page with a slider for the learning rate.
+    descent as a GIF, and `slider`, an HTML page with a slider for the learning rate.
 
     Args:
       directory: where the files go; it is created if it does not exist.
@@ -357,7 +357,7 @@ def _mistakes(figure: Figure) -> None:
 
 
 def _evidence(figure: Figure) -> None:
-    """A correct gradient, and the same one with one entry of its first layer 1 % too large."""
+    """A correct gradient, and the same one with one entry of its first layer 1% too large."""
     digits, params = load_digits(), _start(weight_scale=0.1)
     x, t = digits.x_train[:20], digits.t_train[:20]
 
@@ -376,7 +376,7 @@ def _evidence(figure: Figure) -> None:
         ax.label_outer()
         floor = np.log10(abs(leaf.autodiff - leaf.numerical) / leaf.bound)
     figure.suptitle(
-        f"One entry of 1,280, off by 1 %, stands {floor:.1f} orders of magnitude above the bound"
+        f"One entry of 1,280, off by 1%, stands {floor:.1f} orders of magnitude above the bound"
     )
 
 

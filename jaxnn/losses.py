@@ -118,7 +118,7 @@ def softmax_cross_entropy(
       logits: unnormalised scores; the last axis is the classes. -inf (an excluded class) is allowed
         where t is 0.
       t: one-hot (or any distribution) with the shape of `logits`, or class indices with one axis
-        less.
+        fewer.
 
     Returns:
       Scalar in nats with the dtype of `logits`: 0 if the prediction is perfect, `log(classes)` if

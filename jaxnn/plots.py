@@ -60,8 +60,8 @@ def losses(
 
     Args:
       probability: of the true class, ascending, in (0, 1].
-      cross_entropy: of such an output, in nats.
-      squared_error: half the sum of squares of the same output.
+      cross_entropy: the loss at each probability, in nats.
+      squared_error: the other loss, half the sum of squared differences.
       axes: two Axes to draw into.
 
     Example:
@@ -325,7 +325,8 @@ def descent_paths(
     colorbar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Descent paths of a function of two variables, over its contours, from a square to a star.
+    """Descent paths of a function of two variables, over its contours. A square marks
+    the start of each, a star its end.
 
     Args:
       points: a grid of (x0, x1).
@@ -333,7 +334,7 @@ def descent_paths(
       paths: from `descent_path`, by their names in the legend; the name of a single path is the
         title.
       levels: boundaries between the shades of the contours, or their number. A number gives even
-        spacing, or logarithmic if even spacing would put over 40 % of the grid in the lowest shade.
+        spacing, or logarithmic if even spacing would put over 40% of the grid in the lowest shade.
       colorbar: whether to draw a colour bar.
       ax: Axes to draw into; the limits are those of the grid, even if a path leaves it.
 
@@ -847,7 +848,7 @@ def _slopes_of(leaf: LeafReport, entry: Entry, ax: Axes) -> Axes:
         two = f", whose slopes are {left:z.4g} and {right:z.4g}" if left != right else ""
         title = f"{where}: gradient not finite, unlike the values{two}"
     ax.set(
-        xlabel="change in the entry, in small units", ylabel="change in the function", title=title
+        xlabel="change in the entry (arbitrary units)", ylabel="change in the function", title=title
     )
     ax.set(ylim=(-1.5 * reach, 1.7 * reach))
     return ax

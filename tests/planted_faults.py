@@ -929,8 +929,8 @@ FAULTS = (
     Fault(
         "a percentage is a fraction",
         "checking/findings.py",
-        'off = f"{100 * self.difference:.3g} %"',
-        'off = f"{self.difference:.3g} %"',
+        'off = f"{100 * self.difference:.3g}%"',
+        'off = f"{self.difference:.3g}%"',
         "test_explain.py -k 'off_by_most'",
     ),
     Fault(

@@ -145,7 +145,7 @@ def off(error, value):
         return value
     if error == "sign":
         return -value
-    if error == "1 %":
+    if error == "1%":
         return value * jnp.asarray(1.01, value.dtype)
     if error == "one entry":
         return value.at[(0,) * value.ndim].multiply(1.05) if value.ndim else value * 1.05
@@ -154,7 +154,7 @@ def off(error, value):
     raise ValueError(error)
 
 
-ERRORS = ("sign", "1 %", "one entry", "bfloat16")
+ERRORS = ("sign", "1%", "one entry", "bfloat16")
 
 
 def mutants(function):

@@ -499,12 +499,12 @@ explain(bowl, X, kwargs=[("a", 1)])
     TypeError: `kwargs` must be a dictionary of names and values. Got list [('a', 1)].
 jax.jit(lambda x: explain(bowl, x))(X)
     TypeError: `explain` must be called outside `jax.jit`, `jax.grad` and `jax.vmap`, as it
-    needs values. Got traced arguments.
+    needs concrete values. Got traced arguments.
 check_gradient(bowl, X, digits="many")
     TypeError: `digits` must be a number. Got str 'many'.
 jax.jit(lambda x: check_gradient(bowl, x))(X)
     TypeError: `check_gradient` must be called outside `jax.jit`, `jax.grad` and `jax.vmap`, as it
-    needs values. Got traced arguments.
+    needs concrete values. Got traced arguments.
 check_gradient(lambda x: x, X, gradient=lambda x: x)
     TypeError: `f` must return a scalar, or `cotangent` must say how to project its output (a
     pytree like it, or 'random'). Got float32[2].
@@ -1096,7 +1096,8 @@ fit(checkpoint="renamed", resume=True)
     ValueError: renamed/step_000000000009.npz: must be an intact checkpoint. Got step 1 under
     another step's name.
 fit(checkpoint="good", resume=True)
-    ValueError: `checkpoint` must hold a run of `fit` or `train`. Got 'good', with something else.
+    ValueError: `checkpoint` must hold a run of `fit` or `train`. Got 'good', which
+    holds something else.
 
 # Logs and figures
 progress_log("good")(PROGRESS)
@@ -1284,8 +1285,8 @@ fit(data=tuple(np.ones(n) for n in range(1, 9)))
     ValueError: `data` must be arrays with the same number of examples, at least one, on the first
     axis. Got `data[0]` (1,), `data[1]` (2,), `data[2]` (3,), `data[3]` (4,) and 4 more.
 jaxnn.assert_gradient(surfaces.bowl, X, y=1)
-    TypeError: `kwargs` must hold what `f` takes by name, as in kwargs={'y': ...}; a check has no
-    step or tolerance to set. Got an unknown option, `y`.
+    TypeError: `kwargs` must hold the keyword arguments of `f`, as in kwargs={'y': ...}; a
+    check has no step or tolerance to set. Got an unknown option, `y`.
 fit(test={"train": (np.ones((6, 3)), np.ones(6, int))})
     ValueError: `test` must not contain a set named 'train': that name stands for `data`. Got one.
 sweep(test={"a": (X,)})
@@ -1301,7 +1302,7 @@ fit(optimizer=optax.adam)
     Got function ...
 sweep(optimizer=optax.sgd(0.1))
     TypeError: `optimizer` must be a function of one of `values`, such as optax.sgd itself. Got an
-    optimiser already constructed.
+    already constructed optimiser.
 sweep(values=[0.1, 0.2])
     TypeError: `values` must be an array, or a pytree of arrays with one entry per run, as
     from jnp.array(...). Got list [0.1, 0.2].

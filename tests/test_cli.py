@@ -164,17 +164,17 @@ def test_tour_agrees_with_the_chapter(capsys):
     rows = json.loads(capsys.readouterr().out)
     different = {row["quantity"] for row in rows if row["chapter"] not in ("", row["here"])}
     assert different == {
-        "the training set, x (there: MNIST)",
+        "the training set, x (chapter: MNIST)",
         "the training set, t (there: one-hot)",
         "a mini-batch of 10, x",
         "a mini-batch of 10, t",
         "lr = 10, 100 steps: distance from (0, 0)",
         "its loss (the weights are rounded to 8 digits)",
         "scores of the 2x3 network",
-        "change of the loss if w11 grows by h",
+        "change in the loss if w11 grows by h",
     }
     here = {row["quantity"]: row["here"] for row in rows}
-    assert here["the accuracy's gradient, at most"] == "0"
+    assert here["largest slope of the accuracy"] == "0"
     assert here["step: largest change of W1"] == "0"
     assert here["cross-entropy of a batch of both"] == "1.406704775"  # the mean of both
     assert float(here["sigmoid: accuracy after 20 epochs, test set"].rstrip("%")) > 75

@@ -43,7 +43,7 @@ def test_examples_in_docstrings(module):
 
 
 class SameReport(doctest.OutputChecker):
-    """A report's words are compared as they are, its numbers to 2 %, and digits to half a digit:
+    """A report's words are compared as they are, its numbers to 2%, and digits to half a digit:
     rounding is the machine's.
     """
 

@@ -253,9 +253,9 @@ def test_of_a_wrong_rule_the_entry_is_named_that_is_off_by_most():
         lambda _, g: ((2 * g).at[1, 0].multiply(1.3).at[0, 1].multiply(7.4),),
     )
     f = lambda x: jnp.sum(twice(x) * jnp.array([[1.0, 1e-3], [5.0, 2.0]]))  # noqa: E731
-    (rule,) = explain(f, jnp.ones((2, 2))).rules  # not [0, 1], off by 640 % of nearly nothing
+    (rule,) = explain(f, jnp.ones((2, 2))).rules  # not [0, 1], off by 640% of nearly nothing
     assert rule.entry == (1, 0) and rule.difference == pytest.approx(0.3)
-    assert "argument `x`: off by 30 %, at [1, 0]" in str(rule)
+    assert "argument `x`: off by 30%, at [1, 0]" in str(rule)
 
 
 def test_right_rules_are_not_accused():

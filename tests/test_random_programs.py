@@ -15,9 +15,9 @@ SEEDS, CHUNK = 320, 20
 # Seeds at which the library fails, with what is found there and why.
 KNOWN = {
     10: ("false alarm", "at ties, JAX's rules together give no slope between both sides"),
-    211: ("wrong name", "none: the rule is off by 2.4 %, less than four roundings of bfloat16"),
+    211: ("wrong name", "none: the rule is off by 2.4%, less than four roundings of bfloat16"),
 }
-# What KNOWN may hold of names: 98 % of the 119 faults that are caught would be 2.
+# What KNOWN may hold of names: 98% of the 119 faults that are caught would be 2.
 MISNAMED = 1
 # Of the programs of a chunk; none was.
 UNRESOLVED = 0

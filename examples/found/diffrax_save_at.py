@@ -3,7 +3,7 @@
     pip install diffrax==0.7.2 equinox==0.13.8
     jaxnn check examples/found/diffrax_save_at.py
 
-Sixty Euler steps of y' = -p y, saved at 16 times, with the default adjoint: the gradient is 5 % off
+Sixty Euler steps of y' = -p y, saved at 16 times, with the default adjoint: the gradient is 5% off
 with `max_steps=500`, and correct with 4096 or with `DirectAdjoint()`.
 """
 

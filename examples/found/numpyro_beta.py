@@ -4,7 +4,7 @@
     jaxnn check examples/found/numpyro_beta.py
 
 The logarithm of the density at 1 is -log B(a, 1) = log(a) if b is 1, so its derivative with
-respect to `a` is 1/a: 0.5 at a = 2. At 0 and 1 the value is corrected behind `stop_gradient`,
+respect to `a` is 1/a: 0.5 at a = 2. At 0 and 1 the value is corrected inside `stop_gradient`,
 which cuts off `a` as well.
 """
 

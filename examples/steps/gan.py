@@ -63,6 +63,4 @@ if __name__ == "__main__":
     result = jaxnn.train(step, STATE, (RING,), epochs=1000, **RUN)
     made = points(result.state["generator"][0], jax.random.normal(jax.random.key(2), (1000, 4)))
     radius = jnp.linalg.norm(made, axis=1)
-    print(
-        f"{result.status.step} steps; radius {radius.mean():.2f} +- {radius.std():.2f}, of data 1"
-    )
+    print(f"{result.status.step} steps; radius {radius.mean():.2f} +- {radius.std():.2f}, data: 1")

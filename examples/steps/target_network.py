@@ -23,7 +23,7 @@ OPTIMIZER = optax.adam(3e-3)
 
 
 def values(params, place):
-    """Of both moves."""
+    """The values of both moves."""
     hidden = jax.nn.relu(jax.nn.one_hot(place, PLACES) @ params["W1"] + params["b1"])
     return hidden @ params["W2"] + params["b2"]
 

@@ -1,4 +1,4 @@
-"""Examples whose gradient is not finite are left out of the mean; how many is recorded.
+"""Examples whose gradient is not finite are left out of the mean; their number is recorded.
 
 Run it:  python examples/steps/without_bad_examples.py
 """

@@ -72,7 +72,7 @@ def check_gradient(
     """Compare the gradient of `f` at `args` with the function's values.
 
     Most checks need no option but `argnums`. In a test, `assert_gradient(f, *args)` does the same
-    for all arguments and raises an error unless they are correct.
+    for all arguments and raises an error unless it is correct.
 
     Example:
       >>> f, x = lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0])
@@ -287,8 +287,8 @@ def assert_gradient(f: Callable, *args: Any, **options: Unpack[Options]) -> None
     if unknown := sorted(options.keys() - Options.__annotations__.keys()):
         name = unknown[0]
         raise TypeError(
-            f"`kwargs` must hold what `f` takes by name, as in kwargs={{{name!r}: ...}}; a check "
-            f"has no step or tolerance to set. Got an unknown option, `{name}`."
+            f"`kwargs` must hold the keyword arguments of `f`, as in kwargs={{{name!r}: ...}}; a "
+            f"check has no step or tolerance to set. Got an unknown option, `{name}`."
         )
     if not options.keys() & {"argnums", "gradient", "where"}:
         options["argnums"] = floating_argnums(args) or 0

@@ -15,7 +15,7 @@ import numpy as np
 
 # The verdict is "unresolved" if an error of this fraction of the relevant size could go unseen.
 BLIND = 0.1
-# Slopes below this fraction of the function value are treated as zero: changing the value by 100 %
+# Slopes below this fraction of the function value are treated as zero: changing the value by 100%
 # would take a step a million times the entry's size.
 NOTHING = 1e-6
 # How many digits two equal numbers share.
@@ -123,7 +123,7 @@ def reach(dtype: Any) -> float:
 
     It is sqrt(eps), half of the digits: an iterative solver or an approximation inside a function
     costs more than rounding, but rarely leaves fewer than half the digits. For dtypes narrower than
-    float32 it is four roundings, because half of bfloat16's digits would pass an error of 9 %.
+    float32 it is four roundings, because half of bfloat16's digits would pass an error of 9%.
     """
     return reach_of(float(jnp.finfo(dtype).eps))
 

@@ -136,7 +136,7 @@ def explain(
         # What is not finite on the way may be masked, and the gradient still be right.
         if any(map(count_not_finite, numbers)) and (born := births.ask(checked)):
             return Explanation(name, births=tuple(born))
-        status.say(f"the derivative rules, operations: {len(programs.program.eqns)}")
+        status.say(f"derivative rules ({len(programs.program.eqns)} operations)")
         wrong = rules.ask(checked)
         # What a solver's rule gives to one argument may be due to another: the whole tells.
         users = [rule for rule in wrong if rule.is_users]

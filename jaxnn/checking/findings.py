@@ -293,7 +293,7 @@ class RuleReport(NamedTuple):
         by = f"argument {self.argument}" if self.argument is not None else "its value"
         by = f"argument `{self.path}`" if self.path else by
         at = f", at {list(self.entry)}" if self.entry else ""
-        off = f"{100 * self.difference:.3g} %" if self.difference < 10 else "more than 1,000 %"
+        off = f"{100 * self.difference:.3g}%" if self.difference < 10 else "more than 1,000%"
         what = f"{self.kind} of `{self.name}`"
         also = f"; also wrong: {', '.join(f'`{path}`' for path in self.also)}" if self.also else ""
         by = f"    {by}: off by {off}{at}{also}"
@@ -372,9 +372,9 @@ class DigitsLost(NamedTuple):
         ones, is computed exactly.
 
     Example:
-      >>> lost = jaxnn.explain(lambda x: (1 + x) - 1, jnp.array(1e-9)).digits_lost
+      >>> lost = jaxnn.explain(lambda x: (1 - jnp.cos(x)) / x**2, jnp.float16(0.1)).digits_lost
       >>> [line.operation for line in lost]
-      []
+      ['sub']
     """
 
     line: SourceLine

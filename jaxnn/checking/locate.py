@@ -32,7 +32,7 @@ from jaxnn.checking.slope import CLEAR, TIGHT
 # Leaves whose claims differ by more than this factor are not checked together: to make the claims
 # similar, one leaf would move too little or too much for the steps of the others.
 CLASS = 1e3
-# A line confirms a leaf if its bound is below this fraction of the leaf's claim: an error of 5 % in
+# A line confirms a leaf if its bound is below this fraction of the leaf's claim: an error of 5% in
 # one of a hundred million similar entries would still be seen.
 SHARP = 1e-6
 # From so many entries on, lines that move several leaves end once they confirm them all.

@@ -166,7 +166,7 @@ def require_outermost(name: str, *values: PyTree) -> None:
     if not outermost(values):
         raise TypeError(
             f"`{name}` must be called outside `jax.jit`, `jax.grad` and `jax.vmap`, as it needs "
-            "values. Got traced arguments."
+            "concrete values. Got traced arguments."
         )
 
 

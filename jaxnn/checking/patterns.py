@@ -97,7 +97,7 @@ def describe(
         return "", ""
     pattern = "; ".join(_patterns(found, paired))
     if paired and _alike(found.ratio, -1) and found.index[:, -1].all():
-        return pattern, "the complex conjugate"
+        return pattern, "autodiff is the complex conjugate of the derivative"
     return pattern, _cause(found)
 
 
@@ -126,7 +126,7 @@ def _patterns(found: Wrong, paired: bool) -> list[str]:
         patterns.append(f"{at_least}{numbers:,} of {size // (1 + paired):,} entries")
         patterns += _common_index(found, paired)
     if paired and np.ptp(found.index[:, -1]) == 0:
-        patterns.append(f"{('real', 'imaginary')[found.index[0, -1]]} parts alone")
+        patterns.append(f"only the {('real', 'imaginary')[found.index[0, -1]]} parts")
     if found.ratio is not None and count > 1 and np.any(found.autodiff != 0):
         where = "throughout" if found.everywhere else "at each of them"
         patterns.append(_off_by(found.ratio, where))
@@ -191,7 +191,7 @@ def _cause(wrong: Wrong) -> str:
         return ""
     if np.all(wrong.autodiff == 0):
         return (
-            "autodiff is 0: the path is cut (stop_gradient, rounding, an integer step) or missing "
+            "autodiff is 0: the path is cut (stop_gradient, rounding, an integer cast) or missing "
             "from a custom rule"
         )
     if np.all(wrong.numerical == 0):

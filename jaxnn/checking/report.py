@@ -87,7 +87,7 @@ class GradientReport:
       interrupted: whether Ctrl-C ended the check early.
       digits: how many digits of each leaf's gradient must be correct, if specified.
       fixed: the arguments that are not differentiated, each with its shape and dtype.
-      argnums: the arguments that are differentiated; () if no others can be.
+      argnums: the arguments that are differentiated; () if they are all that can be.
 
     Example:
       >>> report = jaxnn.check_gradient(lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0]))
@@ -111,7 +111,7 @@ class GradientReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every leaf agrees, is at a kink with the gradient between both slopes, or is
+        """Whether every leaf agrees, is at a kink with the gradient between the two slopes, or is
         imprecise with `LEAST_DIGITS` left; and has `digits` correct digits, if specified.
         """
         return self.verdict.ok and not any(map(self._lacks, self.leaves))

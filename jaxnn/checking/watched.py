@@ -215,7 +215,7 @@ def watching(
     `jax.grad`, `value_and_grad`, `vjp`, `jvp`, `linearize`, `jacrev`, `jacfwd` and `hessian` are
     watched, wherever they are called: in other functions, under `jit`, `vmap`, `scan` and
     `shard_map`, and by libraries. After the block, each gradient is checked at its first point.
-    A gradient that was built before the block is not seen. Operands of `jax.lax.stop_gradient` are
+    A gradient function built before the block is not seen. Operands of `jax.lax.stop_gradient` are
     treated as constant. Each function is traced once more, so anything it prints during tracing
     appears twice.
 

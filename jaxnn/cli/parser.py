@@ -306,7 +306,7 @@ COMMANDS = {
         "check a gradient against the function's values",
         "Check the gradients of your functions. TARGET is FILE.py:NAME or MODULE:NAME; the file is "
         "imported as a module. NAME, which may be Class.method, is a function whose arguments "
-        "all have defaults (the point); or a function without arguments that returns (function, "
+        "all have defaults (the point), or a function without arguments that returns (function, "
         "arguments). All arguments are differentiated. For a method of a class that holds "
         "weights, such as an Equinox module, the instance, built without arguments, is argument "
         "0. FILE.py alone checks all check_... and "
@@ -374,7 +374,7 @@ COMMANDS = {
         "pictures:figures",
         "draw the figures",
         "Compute and draw the figures of losses, derivatives, descent, training and the gradient "
-        "check, as PNG and SVG files; an animation of descent, as GIF; and a page with a slider "
+        "check, as PNG and SVG files; an animation of descent, as a GIF; and a page with a slider "
         f"for the learning rate. Draws all, or only the given NAMEs: {', '.join(FIGURES)}.",
         "jaxnn figures --out figures",
         (

@@ -73,8 +73,8 @@ def _losses() -> Iterator[tuple[str, str, str]]:
     )
     digits = load_digits()
     train = digits.x_train, digits.t_train
-    yield ("the training set, x (there: MNIST)", str(train[0].shape), "(60000, 784)")
-    yield ("the training set, t (there: one-hot)", str(train[1].shape), "(60000, 10)")
+    yield ("the training set, x (chapter: MNIST)", str(train[0].shape), "(60000, 784)")
+    yield ("the training set, t (chapter: one-hot)", str(train[1].shape), "(60000, 10)")
     x, t = sample_batch(jax.random.key(0), train, 10)
     yield ("a mini-batch of 10, x", str(x.shape), "(10, 784)")
     yield ("a mini-batch of 10, t", str(t.shape), "(10, 10)")
@@ -85,10 +85,10 @@ def _losses() -> Iterator[tuple[str, str, str]]:
     # The chapter's example: with 32 of 100 right, a small change of a weight changes nothing.
     right = jnp.where(jnp.arange(100) < 32, batch[1], (batch[1] + 1) % 10)
     of_100 = accuracy(one_hot(right, 10, jnp.float64), batch[1])
-    yield ("accuracy of 32 right of 100", f"{of_100:.0%}", "32%")
+    yield ("accuracy with 32 of 100 right", f"{of_100:.0%}", "32%")
     by_bias = lambda b: accuracy(predict({**params, "b2": b}, batch[0]), batch[1])  # noqa: E731
     steepest = float(jnp.max(abs(numerical_grad(by_bias)(params["b2"]))))
-    yield ("the accuracy's gradient, at most", f"{steepest:g}", "0")
+    yield ("largest slope of the accuracy", f"{steepest:g}", "0")
 
 
 def _derivatives() -> Iterator[tuple[str, str, str]]:
@@ -162,7 +162,7 @@ def _gradients() -> Iterator[tuple[str, str, str]]:
             yield (f"dW, row {row}, {name}", _vector(line, 8), there)
     moved = {"W1": params["W1"].at[0, 0].add(0.01)}
     change = float(loss(moved, x, t) - loss(params, x, t))
-    yield ("change of the loss if w11 grows by h", f"{change / 0.01:.4g} h", "about 0.2 h")
+    yield ("change in the loss if w11 grows by h", f"{change / 0.01:.4g} h", "about 0.2 h")
 
 
 def descend_quietly(start: jax.Array, lr: float) -> jax.Array:

@@ -83,7 +83,7 @@ def fit(
         optimiser's state.
       data: a tuple of arrays whose first axis is the examples, for instance `(x, t)`; memory maps
         are read as needed. Or a function that maps the epoch, counted from 1, to an iterable of
-        batches, each such a tuple. The function decides on the order, size and number of batches.
+        such tuples, the batches. The function determines their order, size and number.
         It runs in a thread, a little ahead of the steps. A run resumed within an epoch skips the
         batches already used. Each of several processes must yield the whole batch. A loader, or
         another iterable that can be iterated once per epoch, may replace the function; one with

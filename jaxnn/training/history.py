@@ -64,7 +64,7 @@ class Status(NamedTuple):
       reason: "finished"; "no improvement" for `patience` measurements; "not finite", if the next
         step would have made a value non-finite; "interrupted" by Ctrl-C, SIGTERM or a scheduler
         signal; "stopped" by `on_progress`; or "failed", in the result that an error carries.
-      step: number of steps taken, all of them good.
+      step: number of steps taken, all of them finite.
       leaf: the non-finite value: `loss`, or for instance `params['W1']`, `opt_state[0].mu['W1']`;
         `state['W1']` in `train`.
       cause: where it comes from: the lines in which NaN or infinity first appears in the loss or

@@ -212,7 +212,9 @@ class Options(NamedTuple):
         """The options of `train` with `record` as a tuple, after refusing invalid values."""
         measuring = self.measuring
         if measuring.eval_params is not None:
-            raise ValueError("`eval_params` must be left out of `train`, which has no parameters.")
+            raise ValueError(
+                "`eval_params` must be left out of `train`, which has no parameters. Got one."
+            )
         if measuring.metrics is None and (measuring.test is not None or measuring.patience):
             raise ValueError(
                 "`metrics` must be given if `test` or `patience` is used in `train`, which "

@@ -253,13 +253,13 @@ def _require_run(directory: Any, info: Any, asked: Mapping[str, Any]) -> None:
     found = info.get("run") if isinstance(info, dict) else None
     if not isinstance(found, dict):
         raise ValueError(
-            f"`checkpoint` must hold a run of `fit` or `train`. Got {str(directory)!r}, with "
-            "something else."
+            f"`checkpoint` must hold a run of `fit` or `train`. Got {str(directory)!r}, which "
+            "holds something else."
         )
     if found.keys() != asked.keys():
         raise ValueError(
             "`checkpoint` must hold a run of this version of `fit`. Got one with "
-            f"{', '.join(sorted(found))}."
+            f"the settings {', '.join(sorted(found))}."
         )
     for name, value in asked.items():
         if found[name] != value:

@@ -115,7 +115,7 @@ def sweep(
     if isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             "`optimizer` must be a function of one of `values`, such as optax.sgd itself. Got an "
-            "optimiser already constructed."
+            "already constructed optimiser."
         )
     require_callable("optimizer", optimizer)
     require_arrays("values", values)
