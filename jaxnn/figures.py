@@ -365,7 +365,7 @@ def _evidence(figure: Figure) -> None:
         gradient = jax.grad(loss)(params, x, t)
         return gradient | {"W1": gradient["W1"].at[20, 3].multiply(1.01)}
 
-    titles = ("A correct gradient: differences fall to the bound", "One wrong entry: they do not")
+    titles = ("A correct gradient: differences fall with the step", "One wrong entry: they do not")
     floor = 0.0
     for ax, gradient, title in zip(
         figure.subplots(1, 2, sharey=True), (None, wrong), titles, strict=True

@@ -746,7 +746,7 @@ def gradient_evidence(leaf: LeafReport, ax: Axes | None = None) -> Axes:
 
     The upper panel shows the slopes, the gradient's slope as a line, and the best numerical slope
     with its bound. The lower panel shows the differences: truncation dominates at coarse steps, the
-    noise of the function's values at fine ones. For a correct gradient the steps in between reach
+    noise of the function's values at fine ones. For a correct gradient the differences fall towards
     the bound (dashed); a wrong one leaves a floor that no step goes below. For a kink, and for a
     gradient that is not finite, the plot shows the slopes on both sides instead; for an imprecise
     gradient, the number of digits.

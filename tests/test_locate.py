@@ -65,7 +65,7 @@ def test_leaves_whose_claims_are_far_apart_are_asked_at_once():
 
     report = check_gradient(f, [draw(k, 3) for k in range(30)])
     assert report.verdict == "agrees" and min(leaf.digits for leaf in report.leaves) > 6
-    assert report.evaluations <= check_gradient(f, [draw(0, 3)]).evaluations
+    assert report.evaluations <= 44  # two lots of steps along each of two lines
 
 
 def test_leaves_whose_claims_are_too_far_apart_are_not_asked_together():
@@ -317,8 +317,7 @@ def test_the_usual_size_of_leaves_is_their_root_mean_square():
 
 @pytest.mark.promotes
 @pytest.mark.parametrize("wrong", [False, True])
-def test_many_entries_take_fewer_values_and_the_wrong_one_is_still_named(monkeypatch, wrong):
-    monkeypatch.setattr(locate, "MANY", 100)
+def test_a_right_gradient_takes_few_values_and_a_wrong_entry_is_still_named(wrong):
     scaled = jax.custom_jvp(lambda x: x * 1)
     scaled.defjvp(lambda x, dx: (scaled(*x), dx[0].at[3, 4].multiply(1.01 if wrong else 1.0)))
     params = {"W": jnp.linspace(-1, 1, 300).reshape(20, 15), "b": jnp.full(15, 0.1)}
@@ -326,7 +325,7 @@ def test_many_entries_take_fewer_values_and_the_wrong_one_is_still_named(monkeyp
     f = lambda p: jnp.mean(jnp.tanh(x @ scaled(p["W"]) + p["b"]) ** 2)  # noqa: E731
     report = check_gradient(f, params)
     if not wrong:
-        assert report.verdict == "agrees" and report.evaluations == 30
+        assert report.verdict == "agrees" and report.evaluations == 22
         return
     worst = report.leaves[0]
     assert worst.verdict == "differs" and [e.index for e in worst.entries] == [(3, 4)]

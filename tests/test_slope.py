@@ -8,7 +8,9 @@ from hypothesis import given, settings, strategies as st
 from slow import float32_quickly
 
 from jaxnn import check_gradient
-from jaxnn.checking.slope import estimate_slope, ladder
+from jaxnn.checking.line import LOT, Line
+from jaxnn.checking.moves import Direction
+from jaxnn.checking.slope import confirmed, estimate_slope, ladder
 
 
 @settings(max_examples=200)
@@ -51,6 +53,49 @@ def test_a_kink_met_from_the_other_side_has_its_slopes_there():
     mirrored = slope.of_part(1.0, -2.0)  # of a term that moves by -2, beside a slope of 1
     assert (mirrored.left, mirrored.value, mirrored.right) == pytest.approx((-1, 0, 1))
     assert mirrored.bound == slope.bound / 2 and mirrored.step == 2 * slope.step
+
+
+def few_steps(f, claim):
+    """What a few coarse steps say of a claim on the slope of f at 0."""
+    t = ladder()[:LOT]
+    up, down, centre = f(t), f(-t), float(f(np.zeros(1))[0])
+    slope = estimate_slope(t, up, down, centre, float(np.finfo(float).eps))
+    return confirmed(slope, up, down, centre, claim)
+
+
+def test_a_few_steps_confirm_a_claim_of_eight_digits_and_no_other():
+    slope = few_steps(np.sin, 1.0)
+    assert slope.value == pytest.approx(1, abs=slope.bound) and slope.bound < 1e-9
+    for off in (1e-8, 1e-3, np.nan, np.inf):
+        assert few_steps(np.sin, 1 + off) is None
+    assert few_steps(np.cos, 0.0) is None  # nothing to compare with
+    assert few_steps(lambda t: np.sin(64 * t), 64.0) is None  # too far from the point
+    noise = lambda t: t + 1e-9 * np.sin(1e9 * t)  # noqa: E731
+    assert few_steps(noise, 1.0) is None
+
+
+def test_a_few_steps_do_not_confirm_what_happens_at_the_point():
+    assert few_steps(lambda t: t + np.abs(t), 1.0) is None  # a kink, and the mean of its slopes
+    assert few_steps(lambda t: np.where(t == 0, 1.0, t), 1.0) is None
+    assert few_steps(lambda t: t + np.abs(t) ** 1.5, 1.0) is None
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-7])
+def test_a_right_gradient_that_coarse_steps_do_not_see_is_not_accused(x, dtype):
+    f = lambda x: x[0] + jnp.exp(-((1e6 * x[0]) ** 2)) + jnp.sin(x[1])  # noqa: E731
+    assert check_gradient(f, jnp.array([x, 1.0], dtype)).verdict == "agrees"
+
+
+def test_a_slope_from_few_steps_is_measured_further_for_another_claim():
+    def values(moves, steps):
+        return np.array([float(np.sin(1 + t * moves[0][0])) for t in steps])
+
+    line = Line(values, [np.ones(1)], np.float64)
+    direction = Direction.through([1])
+    right, wrong = (line.compare([np.array([x])], direction) for x in (np.cos(1), 2.0))
+    again = line.compare([np.array([np.cos(1)])], direction)
+    assert not right.is_off and wrong.is_off and not again.is_off
+    assert len(right.slope.steps) == LOT < len(wrong.slope.steps) == len(again.slope.steps)
 
 
 # Their values do not carry a verdict: two terms of the size of 1/x are left of three.

@@ -20,11 +20,13 @@ from jaxnn._jax import OF_VALUES
 from jaxnn.checking.evidence import excess
 from jaxnn.checking.moves import Along, Direction, Part, drawer, scales_of
 from jaxnn.checking.settings import OF_CLAIMS
-from jaxnn.checking.slope import HALF, RUNGS, Slope, estimate_slope, ladder
+from jaxnn.checking.slope import HALF, RUNGS, Slope, confirmed, estimate_slope, ladder
 from jaxnn.numerical.float64 import widen_leaf
 
-# How many steps are evaluated at a time; two lots make HALF.
-LOT = HALF // 2
+# How many steps are evaluated at a time, so that one program serves all, and how many are known
+# after each time. The first steps confirm most claims.
+LOT = 5
+STOPS = LOT, 2 * LOT, HALF, HALF + LOT, RUNGS
 
 
 class Comparison(NamedTuple):
@@ -156,40 +158,43 @@ class Line:
           enough: stop once the bound is this small.
         """
         moves, along = self.draw(claims, direction)
-        key = direction, quick, enough
-        if key not in self._slopes:
-            self._slopes[key] = self._measure(moves, quick, enough)
-        claim = float(np.sum(along.terms))
+        claim, key = float(np.sum(along.terms)), (direction, quick, enough)
+        known = self._slopes.get(key)
+        if known is None or (known.bound < abs(claim - known.value) and len(known.steps) == LOT):
+            self._slopes[key] = self._measure(moves, claim, quick, enough)
         slope = self._slopes[key].for_claim(claim)
         with np.errstate(invalid="ignore"):  # claims may be infinite
             slack = math.hypot(*(self._roundings * along.sizes))
         return Comparison(direction, claim, slope, along.size, slack, along)
 
-    def _measure(self, moves: list[Any], quick: float, enough: float) -> Slope:
-        """The slope along a movement, from the coarser half of the steps and then finer steps until
-        the bound is close.
+    def _measure(self, moves: list[Any], claim: float, quick: float, enough: float) -> Slope:
+        """The slope along a movement, from a few coarse steps if the claim agrees; otherwise from
+        the coarser half of the steps and then finer steps until the bound is close.
 
         Finer steps add nothing if the values are coarser than float64.
         """
         up, down = np.zeros((2, RUNGS))
-        known = 0
-        while True:
-            start = min(known, RUNGS - LOT)
-            known = start + LOT
-            steps = self._steps[start:known]
+        for known in STOPS:
+            lot = slice(known - LOT, known)
+            steps = self._steps[lot]
             self._watch(self)
             phi = self._values(moves, np.concatenate([steps, -steps, [0.0]]))
             self.evaluations += len(phi)
-            self.centres.append(float(phi[-1]))
-            up[start:known], down[start:known] = phi[:LOT], phi[LOT : 2 * LOT]
+            self.centres.append(centre := float(phi[-1]))
+            up[lot], down[lot] = phi[:LOT], phi[LOT : 2 * LOT]
             sides = up[:known], down[:known]
-            slope = estimate_slope(self._steps[:known], *sides, float(phi[-1]), self.epsilon)
+            slope = estimate_slope(self._steps[:known], *sides, centre, self.epsilon)
+            if known == LOT:
+                if (agreed := confirmed(slope, *sides, centre, claim)) is not None:
+                    return agreed
+                continue
             if quick and slope.known_to(quick):
                 return slope._replace(bound=max(slope.bound, quick * abs(slope.value)))
             coarse = slope.rounding > sys.float_info.epsilon
             settled = known >= HALF and (slope.settled or coarse)
-            if slope.bound <= enough or settled or known == RUNGS:
-                return slope
+            if slope.bound <= enough or settled:
+                break
+        return slope
 
 
 def along_program(value: Callable, dtype: Any) -> Callable:

@@ -35,8 +35,6 @@ CLASS = 1e3
 # A line confirms a leaf if its bound is below this fraction of the leaf's claim: an error of 5% in
 # one of a hundred million similar entries would still be seen.
 SHARP = 1e-6
-# From so many entries on, lines that move several leaves end once they confirm them all.
-MANY = 10**6
 # The relative error of a sum in float64.
 LEAST_ROUNDING = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps)
 # By how much more the entries move if the values do not show a claim, since entries may be tiny in
@@ -452,21 +450,12 @@ def _ask(line: Line, claims: Sequence[Any], parts: Sequence[Part]) -> tuple[Comp
     they may lie on the lower border of the domain.
     """
     quick = TIGHT if len(parts) > 1 else 0.0
-    many = len(parts) > 1 and sum(part.high - part.low for part in parts) >= MANY
     for up in (False, True):
         ways = (Direction(tuple(parts), seed, seed == 2, up) for seed in (1, 2))
-        pair = tuple(
-            line.compare(claims, d, quick, _enough(line, claims, d) if many else 0.0) for d in ways
-        )
+        pair = tuple(line.compare(claims, direction, quick) for direction in ways)
         if len(parts) > 1 or any(math.isfinite(c.slope.bound) for c in pair):
             break
     return pair
-
-
-def _enough(line: Line, claims: Sequence[Any], direction: Direction) -> float:
-    """The bound that confirms every leaf of a direction."""
-    _, (_, sizes, _) = line.draw(claims, direction)
-    return SHARP * float(min(sizes[part.leaf] for part in direction.parts))
 
 
 def _ask_wider(

@@ -18,6 +18,7 @@ Sources: Ridders, Adv. Eng. Software 4 (1982) 75; on noise from differences, Mor
 J. Sci. Comput. 33 (2011) 1292.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,8 @@ CLEAR = 1e-3
 FINEST, ALIKE = 8, 1e-2
 # A slope known to this fraction of itself has more digits than any verdict needs.
 TIGHT = 1e-9
+# A claim is confirmed by a slope that is known to this fraction of itself and agrees as closely.
+SURE = 1e-8
 # Values that fit float32 and differ by at most this many roundings were rounded to float32; counts
 # fit float32, too, but differ by more.
 FLOAT32_ROUNDINGS = 64
@@ -224,6 +227,47 @@ def estimate_slope(
     )
 
 
+def confirmed(
+    slope: Slope, up: np.ndarray, down: np.ndarray, centre: float, claim: float
+) -> Slope | None:
+    """The slope as extrapolated from a few coarse steps, if it is known to SURE and a claim agrees
+    with it; None otherwise.
+
+    Eight digits do not agree by chance. A claim that does not agree waits for finer steps, because
+    the coarse ones may miss what happens near the point.
+
+    Args:
+      slope: the estimate from these steps.
+      up: values at the steps.
+      down: values at minus the steps.
+      centre: the value at 0.
+      claim: the slope according to the gradient.
+    """
+    t, size = slope.steps, float(np.max(np.abs([up, down]), initial=abs(centre)))
+    with np.errstate(all="ignore"):
+        *_, column = _columns((up - down) / (2 * t), 2)
+        *_, right = _columns((up - centre) / t, 1)
+        *_, left = _columns((centre - down) / t, 1)
+    # What the last step changes, and what the sides differ by, is the noise or a kink.
+    noise = abs(column[-1] - column[-2]) + abs(right[-1] - left[-1]) / 2
+    value, rounding = float(column[-1]), slope.rounding * size
+    bound = float(CAUTION * (noise + rounding / t[-1]))
+    if not abs(claim - value) <= bound <= SURE * abs(claim):
+        return None
+    flat = {"value": value, "left": value, "right": value, "kink": False}
+    return slope._replace(bound=bound, step=float(t[-1]), noise=rounding, size=size, **flat)
+
+
+def _columns(quotients: np.ndarray, order: int) -> Iterator[np.ndarray]:
+    """Romberg's columns; in each, the entries without enough coarser steps are NaN."""
+    column = quotients
+    yield column
+    for j in range(1, COLUMNS):
+        step = np.diff(column) / (RATIO ** (order * j) - 1)
+        column = np.concatenate([[np.nan], column[1:] + step])
+        yield column
+
+
 def limit(
     t: np.ndarray, quotients: np.ndarray, order: int, floor: float, size: float, gap: np.ndarray
 ) -> Limit:
@@ -241,12 +285,8 @@ def limit(
     if n <= WITNESSES + 1:
         return NONE
     later = np.triu(np.ones((n, n), bool), 1)  # row: the step of an estimate; column: a finer one
-    rows, column = [], quotients
-    for j in range(COLUMNS):
-        before = column
-        if j:
-            step = np.diff(before) / (RATIO ** (order * j) - 1)
-            column = np.concatenate([[np.nan], before[1:] + step])
+    rows, before = [], quotients
+    for j, column in enumerate(_columns(quotients, order)):
         coarser = np.concatenate([[np.nan], before[:-1]])
         truncation = np.maximum(np.abs(column - coarser), np.abs(column - before))
         off = np.abs(quotients - column[:, None]) * t
@@ -254,6 +294,7 @@ def limit(
         usable = slice(max(j, 1), n - WITNESSES)
         estimates = column, truncation + CAUTION * noise / t, noise, np.arange(n)
         rows.append(np.stack(estimates)[:, usable])
+        before = column
     value, bound, noise, rung = np.concatenate(rows, axis=1)
     rung = rung.astype(int)
     best, widest = int(np.argmin(bound)), np.fmax.accumulate(gap)
