@@ -261,15 +261,15 @@ def test_an_interrupted_check_gives_what_it_knows():
     def gradient(p):
         return jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), jax.grad(chain)(p))
 
-    def interrupt(self, line):
-        asked.append(line.evaluations)
+    def interrupt(self, doing):
+        asked.append(doing)
         if len(asked) > 3:
             raise KeyboardInterrupt
 
     from jaxnn.checking.status import Status
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Status, "tell", interrupt)
+        patch.setattr(Status, "say", interrupt)
         report = check_gradient(chain, point(), gradient=gradient, evidence="leaf")
     assert report.interrupted and "(interrupted)" in str(report)
     assert any(

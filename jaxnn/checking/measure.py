@@ -192,9 +192,19 @@ def measure(check: Check) -> Checked:
     call, point = check.call, check.point
     programs = prepare(call, point, check.settings)
     claims = programs.claims(point)
-    line = programs.line(point, check.status.tell, not claims.in_float64)
-    reference = functools.cache(functools.partial(programs.reference, point))
-    located, interrupted = _located(check, programs, claims, line, reference)
+    located: dict[int, Located] = {}
+
+    def tell(line):
+        settled = f"{len(located)} of {len(point.leaves)} leaves checked"
+        check.status.say(f"{settled}, {line.evaluations} evaluations")
+
+    line = programs.line(point, tell, not claims.in_float64)
+    claimed = _claimed(check, programs, claims)
+    reference, interrupted = functools.cache(functools.partial(programs.reference, point)), False
+    try:
+        located.update(examine(line, claimed, reference, check.together))
+    except KeyboardInterrupt:  # what is settled so far is reported
+        interrupted = True
     checked = Checked(check, programs, claims, line.centre, evaluations=line.evaluations)
     checked = checked._replace(notes=_notes(checked), interrupted=interrupted, reference=reference)
     if line.centres and not _is_repeatable(programs, line):
@@ -232,16 +242,9 @@ def _unseen(located: dict[int, Located], centre: float, point: Point) -> dict[in
     return found
 
 
-def _located(
-    check: Check,
-    programs: Programs | Untraced,
-    claims: Claims,
-    line: Line,
-    reference: Callable[[], Sequence[Any] | None],
-) -> tuple[dict[int, Located], bool]:
-    """The wrong entries of each leaf, and whether the user interrupted the search for them."""
-    point, found = check.point, {}
-    dtypes = [x.dtype for x in point.leaves]
+def _claimed(check: Check, programs: Programs | Untraced, claims: Claims) -> Claimed:
+    """The claims, and for each leaf the errors that are not mistakes."""
+    dtypes = [x.dtype for x in check.point.leaves]
     tolerances = list(map(reach, dtypes))
     # A hand-written formula in float64 without a solver contains no approximation by JAX.
     exact = claims.in_float64 and check.settings.by_hand and not has_solver(programs.program)
@@ -254,16 +257,7 @@ def _located(
     else:
         rounding = [min(OF_CLAIMS * e, reach(d)) for e, d in zip(own, dtypes, strict=True)]
     rounding = [max(part, LEAST_ROUNDING) for part in rounding]
-    paired = _paired(check.call)
-    claimed = Claimed(claims.wide, tolerances, paired, closer, slight, rounding)
-    check.status.done(0, len(point.leaves))
-    try:
-        for k, located in examine(line, claimed, reference, check.together):
-            found[k] = located
-            check.status.done(len(found), len(point.leaves))
-    except KeyboardInterrupt:
-        return found, True
-    return found, False
+    return Claimed(claims.wide, tolerances, _paired(check.call), closer, slight, rounding)
 
 
 def _paired(call: Partition) -> list[bool]:

@@ -16,7 +16,6 @@ class Status:
 
     def __init__(self, stream: TextIO | None):
         self.stream, self.doing = stream, "reading the function"
-        self.known, self.leaves = 0, 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._write, name="jaxnn status", daemon=True)
 
@@ -42,14 +41,6 @@ class Status:
     def say(self, doing: str) -> None:
         """Set what the check is doing now."""
         self.doing = doing
-
-    def done(self, known: int, leaves: int) -> None:
-        """Set how many of the leaves are settled."""
-        self.known, self.leaves = known, leaves
-
-    def tell(self, line: Any) -> None:
-        """Report that values along a line are about to be computed."""
-        self.say(f"{self.known} of {self.leaves} leaves checked, {line.evaluations} evaluations")
 
     def _write(self) -> None:
         assert self.stream is not None
