@@ -25,7 +25,6 @@ from jaxnn.numerical.interpret import (
     named,
     only_carries,
     scan_parts,
-    scan_step,
     solved,
     while_parts,
     while_step,
@@ -78,7 +77,9 @@ def _size(values: Sequence[Any]) -> Any:
     return functools.reduce(jnp.add, squares, jnp.zeros(()))
 
 
-def _further(step: Callable, end: Sequence[Any], taken: Any) -> list[Any]:
+def _further(
+    inner: Evaluation, body: Program, consts: Sequence[Any], end: Sequence[Any], taken: Any
+) -> list[Any]:
     """The carry of a loop after further steps, as long as these are finite and one of its arrays
     is about to settle.
 
@@ -86,13 +87,13 @@ def _further(step: Callable, end: Sequence[Any], taken: Any) -> list[Any]:
     of the end, because the solver may permit no more steps.
     """
     inexact = [k for k, x in enumerate(end) if is_inexact(x)]
-    if not inexact:
+    if not inexact or _goes_through(body, len(end)):
         return list(end)
     most = jnp.maximum(MORE_STEPS, taken)
 
     def more(state):
         carry, taken, _ = state
-        new = step(carry)
+        new = inner(body, [*consts, *carry])
         moved = jnp.stack([_size([new[k] - carry[k]]) for k in inexact])
         sizes = jnp.stack([_size([carry[k]]) for k in inexact])
         near = (moved > 0) & (moved <= NEARLY**2 * sizes)
@@ -121,10 +122,7 @@ def _ended(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> tuple[li
 
 def _while(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
     parts, inner = while_parts(eqn.params, inputs), evaluation._replace(rules=RULES)
-    end, taken = _ended(eqn, inputs, inner)
-    if _goes_through(parts.body, len(end)):
-        return end
-    return _further(lambda carry: inner(parts.body, [*parts.body_consts, *carry]), end, taken)
+    return _further(inner, parts.body, parts.body_consts, *_ended(eqn, inputs, inner))
 
 
 def _scan(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
@@ -132,10 +130,7 @@ def _scan(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]
         return RULES[eqn.primitive](eqn, inputs, evaluation)
     parts, inner = scan_parts(eqn.params, inputs), evaluation._replace(rules=RULES)
     end = RULES[eqn.primitive](eqn, inputs, inner)
-    if _goes_through(parts.body, len(end)):
-        return end
-    taken = parts.options["length"]
-    return _further(lambda carry: scan_step(parts, inner)(carry, [])[0], end, taken)
+    return _further(inner, parts.body, parts.consts, end, parts.options["length"])
 
 
 def _linear_solve(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
