@@ -287,8 +287,8 @@ def test_a_right_complex_rule_is_not_accused_beside_a_wrong_one():
 def test_ten_shakes_explain_an_error_and_more_do_not(off, verdict):
     own, wide = np.array([1 + off]), np.array([1.0])
     leaf = precision._Leaf(own, wide, np.ones(1), (1,), np.dtype("float32"))
-    rounding = precision._Rounding(leaf.epsilon, 1.0, 1.0, 1.0, 1.0)
-    assert leaf.lost(rounding, lambda: (np.array([1e-3]), 0.0)).verdict == verdict
+    shaken = lambda: (np.array([1e-3]), 0.0)  # noqa: E731
+    assert leaf.lost(leaf.epsilon, 1.0, 1.0, shaken).verdict == verdict
 
 
 @pytest.mark.parametrize("own, digits", [(0.8, 0.699), (3.0, 0.176), (1.01, 2.004)])

@@ -30,6 +30,7 @@ from jaxnn.checking.evidence import (
     judge_all,
     norm,
     reach_of,
+    same_value,
     unit_of,
 )
 from jaxnn.checking.findings import HANDFUL, Entry
@@ -89,45 +90,6 @@ class Loss(NamedTuple):
         return verdict is Verdict.AGREES and self.verdict > verdict
 
 
-class _Rounding(NamedTuple):
-    """The sizes that determine the rounding error of a leaf's gradient.
-
-    Attributes:
-      coarsest: the largest relative rounding error, of a leaf's dtype or inside the function.
-      value: the function's value in the user's dtypes.
-      centre: the function's value in float64.
-      overall: the norm of the whole gradient, each entry multiplied by its scale.
-      whole: the norm of the part of the gradient whose rounding errors a leaf shares.
-    """
-
-    coarsest: float
-    value: float
-    centre: float
-    overall: float
-    whole: float
-
-    @property
-    def tolerance(self) -> float:
-        """The largest relative error that costs no more than half the digits."""
-        return reach_of(self.coarsest)
-
-    @property
-    def part(self) -> float:
-        """The relative error that rounding in a sum explains."""
-        return min(ROUNDINGS * self.coarsest, self.tolerance)
-
-    @property
-    def has_no_value(self) -> bool:
-        """Whether the value is finite in float64 but not in the user's dtypes."""
-        return math.isfinite(self.centre) and not math.isfinite(self.value)
-
-    @property
-    def has_another_value(self) -> bool:
-        """Whether the values in both dtypes differ by more than rounding."""
-        size = max(abs(self.value), abs(self.centre))
-        return abs(self.value - self.centre) > ROUNDINGS_BETWEEN_CALLS * self.coarsest * size
-
-
 @np.errstate(invalid="ignore")  # the gradients compared may be infinite
 def losses(
     point: Point,
@@ -149,14 +111,12 @@ def losses(
         slope of the values along them; None if it is not resolved.
     """
     both = _Both(point, programs, claims, centre)
-    nearest = {k: both.nearest(k) for k in leaves}
-    found = {k: loss for k, (loss, _) in nearest.items()}
-    has_no_value = math.isfinite(centre) and not math.isfinite(claims.value)
-    for k, (loss, is_near) in nearest.items():
-        if has_no_value or not is_near:
-            found[k] = both.loss(k, loss)
-    for k, slope in unseen.items():
-        if both.is_zero(k, slope):
+    found: dict[int, Loss] = {}
+    for k in leaves:
+        found[k], is_near = both.nearest(k)
+        if both.has_no_value or not is_near:
+            found[k] = both.loss(k, found[k])
+        if k in unseen and both.is_zero(k, unseen[k]):
             found[k] = Loss(found[k].digits, is_rounding=True)
     return found
 
@@ -164,9 +124,7 @@ def losses(
 class _Both:
     """The gradient of a function in both dtypes, and what judging a leaf needs of all others."""
 
-    def __init__(
-        self, point: Point, programs: Programs | Untraced, claims: Claims, centre: float
-    ) -> None:
+    def __init__(self, point: Point, programs: Any, claims: Claims, centre: float) -> None:
         self.point, self.programs, self.claims, self.centre = point, programs, claims, centre
 
     def leaf(self, k: int) -> "_Leaf":
@@ -190,8 +148,27 @@ class _Both:
 
     @functools.cached_property
     def shaken(self) -> tuple[list[np.ndarray], float]:
-        """What moving the arguments changes."""
-        return _shaken(self.point, self.programs, self.claims)
+        """What moving the arguments at random by up to one rounding changes: for each leaf, the
+        largest change of each entry of the float64 gradient; and the size of the numbers that
+        cancel in the function's value, 0 unless they cancel completely.
+
+        A value's second difference over so small a movement is the rounding error of the value.
+        """
+        at = functools.partial(self.programs.in_float64, self.point)
+        once = np.ones(len(self.point.leaves))
+        moved = [at(once, seed) for seed in range(DRAWS)]
+        gradients = zip(*(gradient for _, gradient in moved), self.claims.wide, strict=True)
+        moves = [
+            np.max([np.abs(np.asarray(g) - np.asarray(exact)).ravel() for g in some], axis=0)
+            for *some, exact in gradients
+        ]
+        back, value = [at(-once, seed)[0] for seed in range(PAIRS)], self.claims.forward
+        pairs = zip(moved[:PAIRS], back, strict=True)
+        second = [abs(there + here - 2 * value) for (there, _), here in pairs]
+        inner = max(filter(math.isfinite, second), default=0.0) / sys.float_info.epsilon
+        # Where a value is left, its size is what counts.
+        is_zero = abs(value) <= ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * inner
+        return moves, inner if is_zero else 0.0
 
     def moves(self, k: int) -> tuple[Any, float]:
         """The change of a leaf's gradient, and the size of what cancels in the value."""
@@ -200,38 +177,93 @@ class _Both:
         changes, inner = self.shaken
         return changes[k], inner
 
+    @property
+    def has_no_value(self) -> bool:
+        """Whether the value is finite in float64 but not in the user's dtypes."""
+        return math.isfinite(self.centre) and not math.isfinite(self.claims.value)
+
     def nearest(self, k: int) -> tuple[Loss, bool]:
         """The digits that the gradients of a leaf share, and whether every entry is within half of
-        the digits.
+        the digits. Arrays on devices stay there.
         """
         epsilon = float(jnp.finfo(self.point.leaves[k].dtype).eps)
-        own, wide = self.claims.own[k], self.claims.wide[k]
-        gap, size, is_near = _distance(own, wide, reach_of(epsilon))
+        own, wide, tolerance = self.claims.own[k], self.claims.wide[k], reach_of(epsilon)
+        if on_one_cpu(wide):
+            both = np.asarray(own, np.float64), np.asarray(wide, np.float64)
+            found = _distances(*both, tolerance, np)
+        else:
+            with enable_x64(True):
+                found = _ON_DEVICE(own, wide, tolerance)
+        gap, size = map(float, found[:2])
         shared = digits_shared(float(np.maximum(gap, epsilon * size)), size)
-        return Loss(min(shared, -math.log10(epsilon))), is_near
+        return Loss(min(shared, -math.log10(epsilon))), bool(found[2])
 
     def loss(self, k: int, shared: Loss) -> Loss:
         """The loss of a leaf with entries that are off by more than half of the digits."""
-        point, programs, claims, leaf = self.point, self.programs, self.claims, self.leaf(k)
-        coarsest, moves = max(programs.rounding, leaf.epsilon), functools.partial(self.moves, k)
-        rounding = _Rounding(coarsest, claims.value, self.centre, self.overall, self.overall)
-        lost = leaf.lost(rounding, moves)
+        claims, leaf, overall = self.claims, self.leaf(k), self.overall
+        coarsest = max(self.programs.rounding, leaf.epsilon)
+        moves = functools.partial(self.moves, k)
+        everything = max(abs(self.centre) if math.isfinite(self.centre) else 0.0, overall)
+        lost = leaf.lost(coarsest, everything, overall, moves)
         if lost.verdict is Verdict.AGREES and claims.in_float64:
-            by_itself = leaf.lost(rounding._replace(whole=self.whole(k)), moves)
-            if by_itself.verdict.wrong and _is_apart(point, programs, claims, k):
+            by_itself = leaf.lost(coarsest, everything, self.whole(k), moves)
+            if by_itself.verdict.wrong and self.is_apart(k):
                 lost = by_itself
-        differs = lost.verdict is Verdict.DIFFERS and rounding.has_another_value
-        if differs and _own_values_agree(point, programs, claims, k):
+        differs = lost.verdict is Verdict.DIFFERS
+        another_value = differs and not same_value(claims.value, self.centre, coarsest)
+        if another_value and self.own_values_agree(k):
             hint = (
                 f"in {leaf.dtype.name} the value of the function is {claims.value:.6g} instead of "
                 f"{self.centre:.6g}; the gradient agrees with that value"
             )
             return shared._replace(hint=hint)
-        loss = leaf.loss(shared, lost, rounding)
+        loss = self.of_lost(leaf, lost, shared)
         if loss.lost is None and coarsest > leaf.epsilon:
-            finer = leaf.lost(rounding._replace(coarsest=leaf.epsilon), moves)
+            finer = leaf.lost(leaf.epsilon, everything, overall, moves)
             loss = leaf.loss_to_shorter(loss, finer)
         return loss
+
+    def of_lost(self, leaf: "_Leaf", lost: "_Lost", shared: Loss) -> Loss:
+        """The loss of a leaf, given the entries that rounding does not explain."""
+        kind = leaf.dtype.name
+        if not (lost.verdict.wrong or self.has_no_value):
+            least = float(jnp.finfo(leaf.dtype).tiny)
+            zeros = leaf.wide[leaf.own == 0]
+            underflows = bool(np.any((zeros != 0) & (np.abs(zeros) < least)))
+            hint = f"in {kind}, entries below {least:.1e} become 0"
+            return shared._replace(hint=hint if underflows else "")
+        verdict, left, keeps = lost.verdict, 0.0, ""
+        hint = f"only in {kind}: the same gradient computed in float64 is finite"
+        if verdict is Verdict.DIFFERS:
+            verdict, left = leaf.what_is_left(lost)
+            keeps = "no digits" if verdict is Verdict.DIFFERS else f"{left:.1f} digits"
+        if self.has_no_value:
+            verdict, keeps = Verdict.NOT_FINITE, ""
+            hint = (
+                f"only in {kind}: the function's value is {self.claims.value}; in float64 it is "
+                f"{self.centre:.6g}"
+            )
+        entries, which = leaf.entries(lost, verdict), np.sort(lost.which)
+        return Loss(min(shared.digits, left), verdict, entries, which, keeps, hint)
+
+    def is_apart(self, k: int) -> bool:
+        """Whether the gradient of a leaf is independent of all other leaves, so that no terms from
+        them can cancel in it.
+        """
+        shakes = [AWAY * (other != k) for other in range(len(self.point.leaves))]
+        moved = self.programs.in_float64(self.point, shakes)[1][k]
+        return np.array_equal(np.asarray(moved), np.asarray(self.claims.wide[k]))
+
+    def own_values_agree(self, k: int) -> bool:
+        """Whether the gradient in the user's dtypes agrees with the values in those dtypes.
+
+        A function can differ between dtypes, for instance if rounding decides a sign.
+        """
+        if not isinstance(self.programs, Programs):
+            return False
+        line = self.programs.own_line(self.point)
+        asked = line.compare(self.claims.own, Direction((line.whole(k),)))
+        return asked.slope.known_to(BLIND) and not asked.excess
 
     def is_zero(self, k: int, slope: Slope | None) -> bool:
         """Whether the gradient of a leaf is nothing but rounding error, as the slope of the values
@@ -266,19 +298,49 @@ class _Leaf(NamedTuple):
         """Relative rounding error of the leaf's dtype."""
         return float(jnp.finfo(self.dtype).eps)
 
-    def lost(self, rounding: _Rounding, shaken: Callable[[], tuple[Any, float]]) -> _Lost:
-        """The entries whose error rounding does not explain; `shaken` computes the change that one
-        rounding of each argument causes, and the size of what cancels in the value.
+    def lost(self, coarsest: float, everything: float, whole: float, shaken: Callable) -> _Lost:
+        """The entries whose error rounding does not explain.
+
+        Args:
+          coarsest: the largest relative rounding error, of the leaf's dtype or inside the function.
+          everything: the norm of the whole gradient, each entry multiplied by its scale, or the
+            function's value in float64, if that is larger.
+          whole: the norm of the part of the gradient whose rounding errors the leaf shares.
+          shaken: computes the change that one rounding of each argument causes, and the size of
+            what cancels in the value.
         """
-        bound = _roundings(self, rounding)
-        verdict, which = judge_all(self.own, self.wide, bound, rounding.tolerance)
+        tolerance = reach_of(coarsest)  # costs no more than half the digits
+        part = min(ROUNDINGS * coarsest, tolerance)  # what rounding in a sum explains
+        bound = self.roundings(coarsest, part, everything, whole)
+        verdict, which = judge_all(self.own, self.wide, bound, tolerance)
         if verdict is Verdict.DIFFERS:
             moves, inner = shaken()
-            cancelled = rounding.part * inner / self.size
+            cancelled = part * inner / self.size
             bound = np.where(self.cancels(inner), np.maximum(bound, cancelled), bound)
             bound = np.maximum(bound, SHAKES * moves)
-            verdict, which = judge_all(self.own, self.wide, bound, rounding.tolerance)
+            verdict, which = judge_all(self.own, self.wide, bound, tolerance)
         return _Lost(verdict, which, bound)
+
+    def roundings(
+        self, coarsest: float, part: float, everything: float, whole: float
+    ) -> np.ndarray:
+        """For each entry, the error that rounding in the terms of its sum explains: this part of
+        the sum. The other arguments are those of `lost`.
+
+        An error below the rounding error of the whole gradient is not a loss: an entry may be the
+        sum of terms of that size that cancel. If an entry is zero up to float64 rounding error, its
+        terms do cancel, and may be as large as the function's value, too.
+        """
+        own, wide, size = self.own, np.abs(self.wide), self.size
+        least = float(jnp.finfo(self.dtype).tiny)
+        nothing = ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon
+        if not own.any():  # rounded constants do not cancel in float64 as in their own dtype
+            nothing = min(coarsest, FLOAT32)
+        zero = wide * size <= nothing * everything
+        bound = np.maximum(part * np.where(zero, everything, whole) / size, least)
+        if not own.any():  # total underflow is a loss, whatever the size
+            bound[~zero & (wide == np.max(wide)) & (wide > least)] = 0.0
+        return bound
 
     @property
     def is_noise(self) -> bool:
@@ -303,29 +365,6 @@ class _Leaf(NamedTuple):
         whole = norm(self.wide * self.size)
         changes = norm(moves * self.size) > NO_DIGIT * whole
         return bool(changes and np.all(self.cancels(inner)))
-
-    def loss(self, shared: Loss, lost: _Lost, rounding: _Rounding) -> Loss:
-        """The loss of this leaf, given the entries that rounding does not explain."""
-        kind = self.dtype.name
-        if not (lost.verdict.wrong or rounding.has_no_value):
-            least = float(jnp.finfo(self.dtype).tiny)
-            zeros = self.wide[self.own == 0]
-            underflows = bool(np.any((zeros != 0) & (np.abs(zeros) < least)))
-            hint = f"in {kind}, entries below {least:.1e} become 0"
-            return shared._replace(hint=hint if underflows else "")
-        verdict, left, keeps = lost.verdict, 0.0, ""
-        hint = f"only in {kind}: the same gradient computed in float64 is finite"
-        if verdict is Verdict.DIFFERS:
-            verdict, left = self.what_is_left(lost)
-            keeps = "no digits" if verdict is Verdict.DIFFERS else f"{left:.1f} digits"
-        if rounding.has_no_value:
-            verdict, keeps = Verdict.NOT_FINITE, ""
-            hint = (
-                f"only in {kind}: the function's value is {rounding.value}; in float64 it is "
-                f"{rounding.centre:.6g}"
-            )
-        entries, which = self.entries(lost, verdict), np.sort(lost.which)
-        return Loss(min(shared.digits, left), verdict, entries, which, keeps, hint)
 
     def loss_to_shorter(self, shared: Loss, lost: _Lost) -> Loss:
         """The loss of this leaf to narrower dtypes in the function, which sets no verdict."""
@@ -359,86 +398,6 @@ class _Leaf(NamedTuple):
         left = digits_shared(float(np.max(np.abs(self.own - self.wide)[counts] / sizes)), 1.0)
         verdict, _ = judge_all(self.own[large], self.wide[large], lost.bound[large], NO_DIGIT)
         return (verdict if verdict is Verdict.DIFFERS else Verdict.IMPRECISE), left
-
-
-def _roundings(leaf: _Leaf, rounding: _Rounding) -> np.ndarray:
-    """For each entry, the error that rounding in the terms of its sum explains.
-
-    An error below the rounding error of the whole gradient is not a loss: an entry may be the sum
-    of terms of that size that cancel. If an entry is zero up to float64 rounding error, its terms
-    do cancel, and may be as large as the function's value, too.
-    """
-    own, wide, size = leaf.own, leaf.wide, leaf.size
-    least = float(jnp.finfo(leaf.dtype).tiny)
-    value = abs(rounding.centre) if math.isfinite(rounding.centre) else 0.0
-    everything = max(value, rounding.overall)
-    nothing = ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon
-    if not own.any():  # in float64, rounded constants do not cancel as they do in their own dtype
-        nothing = min(rounding.coarsest, FLOAT32)
-    zero = np.abs(wide) * size <= nothing * everything
-    whole = np.where(zero, everything, rounding.whole)
-    bound = np.maximum(rounding.part * whole / size, least)
-    if not own.any():  # total underflow is a loss, whatever the size
-        bound[~zero & (np.abs(wide) == np.max(np.abs(wide))) & (np.abs(wide) > least)] = 0.0
-    return bound
-
-
-def _shaken(point: Point, programs: Any, claims: Claims) -> tuple[list[np.ndarray], float]:
-    """What moving the arguments at random by up to one rounding changes: for each leaf, the largest
-    change of each entry of the float64 gradient; and the size of the numbers that cancel in the
-    function's value, 0 unless they cancel completely.
-
-    A value's second difference over so small a movement is the rounding error of the value.
-    """
-    once = np.ones(len(point.leaves))
-    moved = [programs.in_float64(point, once, seed) for seed in range(DRAWS)]
-    moves = [
-        np.max([np.abs(np.asarray(g) - np.asarray(exact)).ravel() for g in some], axis=0)
-        for *some, exact in zip(*(gradient for _, gradient in moved), claims.wide, strict=True)
-    ]
-    back = [programs.in_float64(point, -once, seed)[0] for seed in range(PAIRS)]
-    pairs = zip(moved[:PAIRS], back, strict=True)
-    second = [abs(there + here - 2 * claims.forward) for (there, _), here in pairs]
-    inner = max(filter(math.isfinite, second), default=0.0) / sys.float_info.epsilon
-    # Where a value is left, its size is what counts.
-    is_zero = abs(claims.forward) <= ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * inner
-    return moves, inner if is_zero else 0.0
-
-
-def _is_apart(point: Point, programs: Any, claims: Claims, leaf: int) -> bool:
-    """Whether the gradient of a leaf is independent of all other leaves, so that no terms from
-    them can cancel in it.
-    """
-    shakes = [AWAY * (k != leaf) for k in range(len(point.leaves))]
-    moved = programs.in_float64(point, shakes)[1][leaf]
-    return np.array_equal(np.asarray(moved), np.asarray(claims.wide[leaf]))
-
-
-def _own_values_agree(
-    point: Point, programs: Programs | Untraced, claims: Claims, leaf: int
-) -> bool:
-    """Whether the gradient in the user's dtypes agrees with the values in those dtypes.
-
-    A function can differ between dtypes, for instance if rounding decides a sign.
-    """
-    if not isinstance(programs, Programs):
-        return False
-    line = programs.own_line(point)
-    asked = line.compare(claims.own, Direction((line.whole(leaf),)))
-    return asked.slope.known_to(BLIND) and not asked.excess
-
-
-def _distance(own: Any, wide: Any, tolerance: float) -> tuple[float, float, bool]:
-    """The distance to the float64 gradient and the norm of that gradient, both in units of its
-    largest entry, and whether every entry is within the tolerance. Arrays on devices stay there.
-    """
-    if on_one_cpu(wide):
-        found = _distances(np.asarray(own, np.float64), np.asarray(wide, np.float64), tolerance, np)
-    else:
-        with enable_x64(True):
-            found = _ON_DEVICE(own, wide, tolerance)
-    gap, size, is_near = found
-    return float(gap), float(size), bool(is_near)
 
 
 def _distances(own: Any, wide: Any, tolerance: float, xp: Any) -> tuple[Any, Any, Any]:
