@@ -86,36 +86,30 @@ class Located(NamedTuple):
         return closest if much_closer else self.asked[0]
 
 
-class Claimed(NamedTuple):
-    """The claims that are checked.
+class Allowed(NamedTuple):
+    """Which errors in the claims of a leaf are not mistakes.
 
     Attributes:
-      gradient: the gradient, leaf by leaf.
-      tolerances: for each leaf, the largest relative error of an entry that is not a mistake.
-      paired: whether a leaf's entries come in pairs of real and imaginary part.
-      exact: like `tolerances`, but for comparison with a reference that the values support.
+      tolerance: the largest relative error of an entry that is not a mistake.
+      paired: whether the leaf's entries come in pairs of real and imaginary part.
+      exact: like `tolerance`, but for comparison with a reference that the values support.
       slight: the relative error that rounding explains; entries between `slight` and `exact` are
         checked against values.
-      rounding: the error that counts as rounding error, relative to the largest entry of a leaf's
+      rounding: the error that counts as rounding error, relative to the largest entry of the leaf's
         gradient, where each entry is multiplied by its scale.
     """
 
-    gradient: Sequence[Any]
-    tolerances: Sequence[float]
-    paired: Sequence[bool]
-    exact: Sequence[float]
-    slight: Sequence[float]
-    rounding: Sequence[float]
-
-    def with_leaf(self, leaf: int, claims: np.ndarray) -> "Claimed":
-        """The same with other claims for one leaf."""
-        gradient = [claims if k == leaf else g for k, g in enumerate(self.gradient)]
-        return self._replace(gradient=gradient)
+    tolerance: float
+    paired: bool
+    exact: float
+    slight: float
+    rounding: float
 
 
 def examine(
     line: Line,
-    claimed: Claimed,
+    gradient: Sequence[Any],
+    allowed: Sequence[Allowed],
     reference: Callable[[], Sequence[Any] | None],
     together: bool = True,
 ) -> Iterator[tuple[int, Located]]:
@@ -123,32 +117,33 @@ def examine(
 
     Args:
       line: measures slopes of the function.
-      claimed: the gradient that is checked.
+      gradient: the gradient that is checked, leaf by leaf.
+      allowed: for each leaf, which errors are not mistakes.
       reference: computes the gradient of the values; called only if the claims disagree with them.
       together: whether leaves may be checked together.
     """
     leaves = [k for k, size in enumerate(line.sizes) if size]
-    finite = [k for k in leaves if not count_not_finite(claimed.gradient[k])]
+    finite = [k for k in leaves if not count_not_finite(gradient[k])]
     groups = [finite] if together else [[k] for k in finite]
     settled = set()
     for group in groups:
-        for k, asked in _supported(line, claimed.gradient, group, bisect=False):
+        for k, asked in _supported(line, gradient, group, bisect=False):
             settled.add(k)
             yield k, Located(asked)
     rest = [k for k in leaves if k not in settled]
     doubtful, supported = [k for k in rest if k in finite], {}
-    gradient = reference() if doubtful else None
-    if gradient is not None:
-        sound = [k for k in rest if not count_not_finite(gradient[k])]
-        supported = dict(_supported(line, gradient, sound))
+    right = reference() if doubtful else None
+    if right is not None:
+        sound = [k for k in rest if not count_not_finite(right[k])]
+        supported = dict(_supported(line, right, sound))
     elif together and len(doubtful) > 1:
-        for k, asked in _supported(line, claimed.gradient, doubtful):
+        for k, asked in _supported(line, gradient, doubtful):
             settled.add(k)
             yield k, Located(asked)
     named = 0
     for k in (k for k in rest if k not in settled):
         few = max(0, HANDFUL - named) if together else HANDFUL
-        located = examine_leaf(line, k, claimed, gradient, supported.get(k), few)
+        located = _Leaf(line, gradient, k, allowed[k]).located(right, supported.get(k), few)
         named += sum(entry.verdict.wrong for entry in located.entries)
         yield k, located
 
@@ -209,153 +204,172 @@ def _confirmed(
     return {p.leaf: tuple(comparison.share(p) for comparison in pair) for p in parts}, False
 
 
-def examine_leaf(
-    line: Line,
-    leaf: int,
-    claimed: Claimed,
-    reference: Sequence[Any] | None,
-    supported: tuple[Comparison, ...] | None,
-    few: int,
-) -> Located:
-    """The entries of a leaf that explain why its claims disagree with the values.
+class _Leaf(NamedTuple):
+    """A leaf whose claims the values do not support.
 
-    Args:
-      line: measures slopes.
-      leaf: the number of the leaf.
-      claimed: the gradient that is checked.
-      reference: the gradient of the values, if there is one.
-      supported: the lines that support the reference for this leaf, if any do.
-      few: how many entries to check against values.
+    Attributes:
+      line: measures slopes of the function.
+      gradient: the gradient that is checked, leaf by leaf.
+      number: the number of the leaf.
+      allowed: which errors are not mistakes.
     """
-    if reference is None:
-        return _one_by_one(line, leaf, claimed, [], few)
-    claims, right = (
-        np.asarray(gradient[leaf], np.float64).ravel() for gradient in (claimed.gradient, reference)
-    )
-    with np.errstate(invalid="ignore"):
-        error = np.nan_to_num(np.abs(claims - right), nan=np.inf)
-    error[~np.isfinite(right) & np.isfinite(claims)] = 0.0  # it says nothing about these entries
-    order = np.argsort(-error, kind="stable")
-    if supported is not None:
-        located = _by_reference(line, leaf, claimed, right, order, supported, few)
-        if located is not None:
-            return located
-    lead = [int(i) for i in order[:HANDFUL] if error[i] > claimed.tolerances[leaf] * abs(claims[i])]
-    return _one_by_one(line, leaf, claimed, lead, few)
 
+    line: Line
+    gradient: Sequence[Any]
+    number: int
+    allowed: Allowed
 
-def _by_reference(
-    line: Line,
-    leaf: int,
-    claimed: Claimed,
-    right: np.ndarray,
-    order: np.ndarray,
-    supported: tuple[Comparison, ...],
-    few: int,
-) -> Located | None:
-    """Every entry where claims and reference differ; None if values contradict the reference."""
-    claims, tolerance = np.asarray(claimed.gradient[leaf], np.float64), claimed.exact[leaf]
-    flat, size = claims.ravel(), line.scales(leaf)
-    rounding = claimed.rounding[leaf] * np.max(np.abs(right) * size, initial=0) / size
-    off, slightly, undecided = (
-        differs(flat, right, right, bound, part) | ~np.isfinite(flat)
-        for bound, part in (
-            (rounding, tolerance),
-            (rounding, claimed.slight[leaf]),
-            (LEAST_ROUNDING * np.max(np.abs(right), initial=0), tolerance),
+    @property
+    def claims(self) -> np.ndarray:
+        """The gradient of this leaf."""
+        return np.asarray(self.gradient[self.number], np.float64)
+
+    def with_claims(self, claims: np.ndarray) -> list[Any]:
+        """The gradient with other claims for this leaf."""
+        return [claims if k == self.number else g for k, g in enumerate(self.gradient)]
+
+    def located(
+        self, reference: Sequence[Any] | None, supported: tuple[Comparison, ...] | None, few: int
+    ) -> Located:
+        """The entries that explain why the claims disagree with the values.
+
+        Args:
+          reference: the gradient of the values, if there is one.
+          supported: the lines that support the reference for this leaf, if any do.
+          few: how many entries to check against values.
+        """
+        if reference is None:
+            return self.one_by_one([], few)
+        claims, right = self.claims.ravel(), np.asarray(reference[self.number], np.float64).ravel()
+        with np.errstate(invalid="ignore"):
+            error = np.nan_to_num(np.abs(claims - right), nan=np.inf)
+        error[~np.isfinite(right) & np.isfinite(claims)] = 0.0  # it says nothing about these
+        order = np.argsort(-error, kind="stable")
+        if supported is not None:
+            located = self.by_reference(right, order, supported, few)
+            if located is not None:
+                return located
+        least = self.allowed.tolerance * abs(claims)
+        return self.one_by_one([int(i) for i in order[:HANDFUL] if error[i] > least[i]], few)
+
+    def by_reference(
+        self, right: np.ndarray, order: np.ndarray, supported: tuple[Comparison, ...], few: int
+    ) -> Located | None:
+        """Every entry where claims and reference differ; None if values contradict the latter."""
+        claims, line, tolerance = self.claims, self.line, self.allowed.exact
+        flat, size = claims.ravel(), line.scales(self.number)
+        rounding = self.allowed.rounding * np.max(np.abs(right) * size, initial=0) / size
+        off, slightly, undecided = (
+            differs(flat, right, right, bound, part) | ~np.isfinite(flat)
+            for bound, part in (
+                (rounding, tolerance),
+                (rounding, self.allowed.slight),
+                (LEAST_ROUNDING * np.max(np.abs(right), initial=0), tolerance),
+            )
         )
-    )
-    wrong = order[off[order]]
-    suspects = wrong if wrong.size else order[slightly[order]]
-    filled = np.where(np.isfinite(claims), claims, right.reshape(claims.shape))
-    gradient = claimed.with_leaf(leaf, filled).gradient
-    asked = tuple(_with_claims(line, gradient, leaf, comparison) for comparison in supported)
-    complete = not np.any((undecided | slightly) & ~off)
-    found = Located(asked, (), False, bool(few), np.sort(wrong), complete, right)
-    if not few and verdict_of(found, line.centre, tolerance) is Verdict.AGREES:
-        few = 1  # an entry may show an error that the line does not
-    exact, entries = claimed._replace(tolerances=claimed.exact), []
-    for index in _with_pairs(suspects[:few], claimed.paired[leaf]):
-        entry = examine_entry(line, leaf, index, exact)
-        slack = entry.bound + rounding[index] + tolerance * abs(right[index])
-        if math.isfinite(slack) and not abs(entry.numerical - right[index]) <= slack:
-            return None
-        entries.append(entry)
-    known = tuple(entry for entry in entries if entry.verdict is not Verdict.UNRESOLVED)
-    explained = any(entry.verdict.wrong for entry in known)
-    return found._replace(entries=known, explained=explained)
+        wrong = order[off[order]]
+        suspects = wrong if wrong.size else order[slightly[order]]
+        filled = np.where(np.isfinite(claims), claims, right.reshape(claims.shape))
+        gradient = self.with_claims(filled)
+        asked = tuple(_with_claims(line, gradient, comparison) for comparison in supported)
+        complete = not np.any((undecided | slightly) & ~off)
+        found = Located(asked, (), False, bool(few), np.sort(wrong), complete, right)
+        if not few and verdict_of(found, line.centre, tolerance) is Verdict.AGREES:
+            few = 1  # an entry may show an error that the line does not
+        entries = []
+        for index in _with_pairs(suspects[:few], self.allowed.paired):
+            entry = self.entry(index, tolerance)
+            slack = entry.bound + rounding[index] + tolerance * abs(right[index])
+            if math.isfinite(slack) and not abs(entry.numerical - right[index]) <= slack:
+                return None
+            entries.append(entry)
+        known = tuple(entry for entry in entries if entry.verdict is not Verdict.UNRESOLVED)
+        explained = any(entry.verdict.wrong for entry in known)
+        return found._replace(entries=known, explained=explained)
 
+    def one_by_one(self, lead: list[int], few: int) -> Located:
+        """Wrong entries without a supported reference: first those in `lead`, then those that
+        bisection finds.
 
-def _one_by_one(line: Line, leaf: int, claimed: Claimed, lead: list[int], few: int) -> Located:
-    """Wrong entries without a supported reference: first those in `lead`, then those that bisection
-    finds.
+        A line is discarded if bisection along it ends at a correct entry, unless both lines do.
+        """
+        tolerance, known = self.allowed.tolerance, {}
+        bad = np.flatnonzero(~np.isfinite(self.claims.ravel())).tolist()
 
-    A line is discarded if bisection along it ends at a correct entry, unless both lines do.
-    """
-    claims = np.asarray(claimed.gradient[leaf], np.float64)
-    bad = np.flatnonzero(~np.isfinite(claims.ravel()))
-    known: dict[int, Entry] = {}
+        def learn(index):
+            for i in _with_pairs([index], self.allowed.paired):
+                known[i] = self.entry(i, tolerance)
+            return _is_off(known[index])
 
-    def learn(index):
-        for i in _with_pairs([index], claimed.paired[leaf]):
-            known[i] = examine_entry(line, leaf, i, claimed)
-        return known[index].verdict
-
-    for index in bad[: max(few, 1)].tolist():
-        learn(index)
-    asked = rest = _ask_leaf(line, leaf, claimed, known)
-    if len(bad) > max(few, 1):
-        return Located(asked, tuple(known.values()))
-    unsearched = Located(asked, (), False, False)
-    off = any(comparison.excess for comparison in asked)
-    if not few and off and verdict_of(unsearched, line.centre, claimed.tolerances[leaf]).ok:
-        few = 1  # an entry may show an error that the line does not
-    holding, most = [0, 1], len(known) + few
-    while len(known) < most and (off := [i for i in holding if rest[i].excess]):
-        which = max(off, key=lambda i: rest[i].excess)
-        lead = [index for index in lead if index not in known]
-        if lead:
-            learn(lead[0])
-        else:
-            mended = claimed.with_leaf(leaf, _put_right(claims, known))
-            index = _bisect(line, mended.gradient, rest[which])
-            if index in known or not (learn(index).wrong or learn(index) is Verdict.KINK):
+        for index in bad[: max(few, 1)]:
+            learn(index)
+        gradient, asked = self.ask(known)
+        if len(bad) > max(few, 1):
+            return Located(asked, tuple(known.values()))
+        unsearched = Located(asked, (), False, False)
+        off = any(comparison.excess for comparison in asked)
+        if not few and off and verdict_of(unsearched, self.line.centre, tolerance).ok:
+            few = 1  # an entry may show an error that the line does not
+        rest, holding, most = asked, [0, 1], len(known) + few
+        while len(known) < most and (off := [i for i in holding if rest[i].excess]):
+            which = max(off, key=lambda i: rest[i].excess)
+            lead = [index for index in lead if index not in known]
+            index = lead[0] if lead else _bisect(self.line, gradient, rest[which])
+            shows = index not in known and learn(index)
+            if not (lead or shows):
                 holding.remove(which)
-        rest = _ask_leaf(line, leaf, claimed, known)
-    explained = not any(comparison.excess for comparison in rest)
-    entries = [
-        entry for i, entry in known.items() if i in bad or entry.verdict is not Verdict.UNRESOLVED
-    ]
-    asked = tuple(asked[i] for i in holding or (0, 1))
-    return Located(asked, tuple(entries), explained, bool(few))
+            gradient, rest = self.ask(known)
+        explained = not any(comparison.excess for comparison in rest)
+        entries = [
+            entry
+            for i, entry in known.items()
+            if i in bad or entry.verdict is not Verdict.UNRESOLVED
+        ]
+        asked = tuple(asked[i] for i in holding or (0, 1))
+        return Located(asked, tuple(entries), explained, bool(few))
+
+    def ask(self, known: dict[int, Entry]) -> tuple[list[Any], tuple[Comparison, ...]]:
+        """The gradient with the known entries that are off replaced by their measured derivatives,
+        and its comparisons along two lines through the leaf.
+        """
+        mended = self.claims.copy()
+        for index, entry in known.items():
+            if np.isfinite(entry.numerical) and _is_off(entry):
+                mended.ravel()[index] = entry.numerical
+        gradient = self.with_claims(mended)
+        (part,), pair = _ask_wider(self.line, gradient, [self.line.whole(self.number)])
+        return gradient, tuple(comparison.share(part) for comparison in pair)
+
+    def entry(self, index: int, tolerance: float) -> Entry:
+        """The derivative with respect to one entry from values, compared with its claim."""
+        line, claims, part = self.line, self.claims, Part(self.number, index, index + 1)
+        claim = float(claims.ravel()[index])
+        coarse = line.compare(self.gradient, Direction((part,)), TIGHT)
+        if _is_unclear(coarse):
+            wider = (Direction((part._replace(weight=factor),)) for factor in WIDER)
+            shown = (line.compare(self.gradient, direction, TIGHT) for direction in wider)
+            coarse = next(filter(_shows, shown), coarse)
+        long = float(coarse.along.moves[self.number])
+        best = Evidence(claim, np.nan, np.nan, np.inf)
+        if long:  # an entry that is not finite cannot be moved
+            best = coarse.slope.evidence(claim, long)
+        if long and not coarse.slope.known_to(TIGHT):
+            fine = line.compare(self.gradient, Direction((part,), relative=True), TIGHT)
+            short = float(fine.along.moves[self.number])
+            evidence = best, fine.slope.evidence(claim, short)
+            best = min(evidence, key=lambda one: one.bound)
+            apart = abs(coarse.slope.value / long - fine.slope.value / short)
+            if apart > evidence[0].bound + evidence[1].bound:
+                # If the coarse steps were all longer, the function may have looked flat to them, so
+                # the fine slope holds; if the ranges overlap, the bound must cover both slopes.
+                unseen = coarse.slope.steps[-1] * abs(long) > fine.slope.step * abs(short)
+                best = evidence[1]._replace(bound=evidence[1].bound + (0.0 if unseen else apart))
+        return Entry.of(index, claims.shape, best, judge(best, tolerance))
 
 
-def examine_entry(line: Line, leaf: int, index: int, claimed: Claimed) -> Entry:
-    """The derivative with respect to one entry from values, compared with its claim."""
-    part = Part(leaf, index, index + 1)
-    claims, shape = claimed.gradient, np.shape(claimed.gradient[leaf])
-    claim = float(np.asarray(claims[leaf]).ravel()[index])
-    coarse = line.compare(claims, Direction((part,)), TIGHT)
-    if _is_unclear(coarse):
-        wider = (Direction((part._replace(weight=factor),)) for factor in WIDER)
-        shown = (line.compare(claims, direction, TIGHT) for direction in wider)
-        coarse = next(filter(_shows, shown), coarse)
-    long = float(coarse.along.moves[leaf])
-    best = Evidence(claim, np.nan, np.nan, np.inf)
-    if long:  # an entry that is not finite cannot be moved
-        best = coarse.slope.evidence(claim, long)
-    if long and not coarse.slope.known_to(TIGHT):
-        fine = line.compare(claims, Direction((part,), relative=True), TIGHT)
-        short = float(fine.along.moves[leaf])
-        evidence = best, fine.slope.evidence(claim, short)
-        best = min(evidence, key=lambda one: one.bound)
-        apart = abs(coarse.slope.value / long - fine.slope.value / short)
-        if apart > evidence[0].bound + evidence[1].bound:
-            # If the coarse steps were all longer, the function may have looked flat to them, so the
-            # fine slope holds; if the ranges overlap, the bound must cover both slopes.
-            unseen = coarse.slope.steps[-1] * abs(long) > fine.slope.step * abs(short)
-            best = evidence[1]._replace(bound=evidence[1].bound + (0.0 if unseen else apart))
-    return Entry.of(index, shape, best, judge(best, claimed.tolerances[leaf]))
+def _is_off(entry: Entry) -> bool:
+    """Whether an entry explains that a line is off."""
+    return entry.verdict.wrong or entry.verdict is Verdict.KINK
 
 
 def verdict_of(located: Located, centre: float, tolerance: float) -> Verdict:
@@ -412,16 +426,13 @@ def _confirms(pair: Sequence[Comparison], part: Part, nothing: float) -> bool:
     return all(c.slope.bound <= max(SHARP * c.size_of(part.leaf), least) for c in pair)
 
 
-def _with_claims(
-    line: Line, claims: Sequence[Any], leaf: int, comparison: Comparison
-) -> Comparison:
-    """A leaf's line compared with other claims; its slope does not change."""
+def _with_claims(line: Line, claims: Sequence[Any], comparison: Comparison) -> Comparison:
+    """The line through one leaf compared with other claims; its slope does not change."""
     (part,) = comparison.direction.parts
     direction = comparison.direction._replace(parts=(part._replace(weight=1.0),))
     _, along = line.draw(claims, direction)
-    return comparison._replace(
-        claim=float(along.terms[leaf]), size=float(along.sizes[leaf]), along=along
-    )
+    claim, size = float(along.terms[part.leaf]), float(along.sizes[part.leaf])
+    return comparison._replace(claim=claim, size=size, along=along)
 
 
 def _classes(sizes: dict[int, float]) -> list[dict[int, float]]:
@@ -490,26 +501,6 @@ def _is_unclear(comparison: Comparison) -> bool:
     slope = comparison.slope
     unclear = slope.constant or slope.bound > CLEAR * comparison.scale
     return math.isfinite(slope.bound) and not slope.kink and unclear
-
-
-def _ask_leaf(
-    line: Line, leaf: int, claimed: Claimed, known: dict[int, Entry]
-) -> tuple[Comparison, ...]:
-    """The comparisons along two lines through a leaf, after known entries are corrected."""
-    right = _put_right(np.asarray(claimed.gradient[leaf], np.float64), known)
-    gradient = claimed.with_leaf(leaf, right).gradient
-    (part,), pair = _ask_wider(line, gradient, [line.whole(leaf)])
-    return tuple(comparison.share(part) for comparison in pair)
-
-
-def _put_right(claims: np.ndarray, known: dict[int, Entry]) -> np.ndarray:
-    """The claims, with entries that are known to be off replaced by their measured derivatives."""
-    mended = claims.copy()
-    for index, entry in known.items():
-        off = entry.verdict.wrong or entry.verdict is Verdict.KINK
-        if np.isfinite(entry.numerical) and off:
-            mended.ravel()[index] = entry.numerical
-    return mended
 
 
 def _bisect(line: Line, claims: Sequence[Any], comparison: Comparison) -> int:

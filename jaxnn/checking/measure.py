@@ -23,7 +23,7 @@ from jaxnn.checking.further import has_solver
 from jaxnn.checking.held import stops
 from jaxnn.checking.leaf import Place, bare_report, leaf_report
 from jaxnn.checking.line import Line
-from jaxnn.checking.locate import LEAST_ROUNDING, Claimed, Located, examine, verdict_of
+from jaxnn.checking.locate import LEAST_ROUNDING, Allowed, Located, examine, verdict_of
 from jaxnn.checking.precision import FLOAT32, Loss, losses
 from jaxnn.checking.programs import Programs, prepare
 from jaxnn.checking.settings import Claims, Point, Settings
@@ -199,10 +199,10 @@ def measure(check: Check) -> Checked:
         check.status.say(f"{settled}, {line.evaluations} evaluations")
 
     line = programs.line(point, tell, not claims.in_float64)
-    claimed = _claimed(check, programs, claims)
+    allowed = _allowed(check, programs, claims)
     reference, interrupted = functools.cache(functools.partial(programs.reference, point)), False
     try:
-        located.update(examine(line, claimed, reference, check.together))
+        located.update(examine(line, claims.wide, allowed, reference, check.together))
     except KeyboardInterrupt:  # what is settled so far is reported
         interrupted = True
     checked = Checked(check, programs, claims, line.centre, evaluations=line.evaluations)
@@ -242,22 +242,22 @@ def _unseen(located: dict[int, Located], centre: float, point: Point) -> dict[in
     return found
 
 
-def _claimed(check: Check, programs: Programs | Untraced, claims: Claims) -> Claimed:
-    """The claims, and for each leaf the errors that are not mistakes."""
-    dtypes = [x.dtype for x in check.point.leaves]
-    tolerances = list(map(reach, dtypes))
+def _allowed(check: Check, programs: Programs | Untraced, claims: Claims) -> list[Allowed]:
+    """For each leaf, which errors in its claims are not mistakes."""
     # A hand-written formula in float64 without a solver contains no approximation by JAX.
-    exact = claims.in_float64 and check.settings.by_hand and not has_solver(programs.program)
-    slight = [min(explained(dtype), reach(dtype)) for dtype in dtypes]
-    closer = slight if exact else tolerances
-    # In float64, only the gradient's constants are rounded; otherwise everything is, to its dtype.
-    own = [float(jnp.finfo(dtype).eps) for dtype in dtypes]
-    if claims.in_float64:
-        rounding = [OF_CONSTANTS * min(epsilon, FLOAT32) for epsilon in own]
-    else:
-        rounding = [min(OF_CLAIMS * e, reach(d)) for e, d in zip(own, dtypes, strict=True)]
-    rounding = [max(part, LEAST_ROUNDING) for part in rounding]
-    return Claimed(claims.wide, tolerances, _paired(check.call), closer, slight, rounding)
+    is_exact = claims.in_float64 and check.settings.by_hand and not has_solver(programs.program)
+
+    def of_leaf(dtype, paired):
+        tolerance, epsilon = reach(dtype), float(jnp.finfo(dtype).eps)
+        slight = min(explained(dtype), tolerance)
+        rounding = min(OF_CLAIMS * epsilon, tolerance)
+        if claims.in_float64:  # only the gradient's constants are rounded
+            rounding = OF_CONSTANTS * min(epsilon, FLOAT32)
+        exact = slight if is_exact else tolerance
+        return Allowed(tolerance, paired, exact, slight, max(rounding, LEAST_ROUNDING))
+
+    dtypes = [x.dtype for x in check.point.leaves]
+    return list(map(of_leaf, dtypes, _paired(check.call)))
 
 
 def _paired(call: Partition) -> list[bool]:

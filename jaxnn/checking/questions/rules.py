@@ -31,7 +31,7 @@ from jaxnn.checking.findings import LINES, LeafReport, RuleReport, SourceLine
 from jaxnn.checking.further import ENDING, LOOSE, RUN_FURTHER, has_solver
 from jaxnn.checking.leaf import hint_on_loss
 from jaxnn.checking.line import Line, along_program
-from jaxnn.checking.locate import Claimed, examine, verdict_of
+from jaxnn.checking.locate import Allowed, examine, verdict_of
 from jaxnn.checking.measure import Checked
 from jaxnn.checking.moves import Direction, drawer
 from jaxnn.checking.questions._sites import (
@@ -348,13 +348,11 @@ def _examined(
     """A report on the rule of a site, checked like a gradient; None if it is correct."""
     site, line = tape.sites[number], _line(tape, number, asked)
     tolerance = LOOSE if _is_iterative(site) else tolerance or _explained(site)
-    tolerances = [tolerance] * len(asked.points)
+    allowed = [Allowed(tolerance, paired, tolerance, tolerance, 0.0) for paired in asked.paired]
     claims = [np.asarray(c, np.float64) for c in asked.claims]
     worst, place, wrongs = None, SourceLine.of(site.line), []
-    alike = (tolerances, tolerances, [0.0] * len(claims))
-    claimed = Claimed(claims, tolerances, asked.paired, *alike)
     reference = functools.partial(_reference, tape, number, asked)
-    for k, found in examine(line, claimed, reference, together=False):
+    for k, found in examine(line, claims, allowed, reference, together=False):
         verdict = verdict_of(found, line.centre, tolerance)
         if not verdict.wrong:
             continue
