@@ -74,7 +74,7 @@ class Located(NamedTuple):
     @property
     def any_wrong(self) -> bool:
         """Whether an entry is known to be wrong."""
-        if self.wrong is not None and self.reference is not None:
+        if self.wrong is not None:
             return bool(len(self.wrong))
         return any(entry.verdict.wrong for entry in self.entries)
 
@@ -429,8 +429,7 @@ def _confirms(pair: Sequence[Comparison], part: Part, nothing: float) -> bool:
 def _with_claims(line: Line, claims: Sequence[Any], comparison: Comparison) -> Comparison:
     """The line through one leaf compared with other claims; its slope does not change."""
     (part,) = comparison.direction.parts
-    direction = comparison.direction._replace(parts=(part._replace(weight=1.0),))
-    _, along = line.draw(claims, direction)
+    _, along = line.draw(claims, comparison.direction)
     claim, size = float(along.terms[part.leaf]), float(along.sizes[part.leaf])
     return comparison._replace(claim=claim, size=size, along=along)
 
