@@ -64,10 +64,7 @@ def _turned(eqn: Equation, inputs: list, _: Evaluation) -> list:
         return outputs
     phases = jnp.asarray(np.exp(1j * np.arange(1, max(inputs[0].shape[-2:]) + 1)))
     if eqn.primitive is primitives.svd_p:
-        s, *vectors = outputs
-        if not vectors:
-            return outputs
-        u, vh = vectors
+        s, u, vh = outputs  # the singular values alone are real
         back = jnp.conj(phases[: vh.shape[-2]])[:, None]
         return [s, u * phases[: u.shape[-1]], vh * back]
     return [y * phases if y.ndim == inputs[0].ndim else y for y in outputs]
