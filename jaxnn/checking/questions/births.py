@@ -52,27 +52,30 @@ def births(
       names: names of the inputs, if non-finite inputs are to be reported, too.
     """
     record = tape.record(inputs, seeds)
-    levels, of_cts, of_pulled = tape.levels(record)
-    origin, undefined = _origins(tape, record, levels)
+    levels = tape.levels(record)
+    origin, undefined = _origins(tape, record, levels.values)
     ends = [s for s, seed in zip(tape.outputs, seeds, strict=True) if seed is not None]
-    bad = [s for s in ends or tape.outputs if levels.get(s, 0)]
-    if bad:
-        sites = [origin.get(s, undefined.get(s)) for s in bad]
-        found = [_born_in_values(tape, record, n) for n in dict.fromkeys(sites) if n is not None]
-        found = [birth for some in found for birth in some]
-        return found if found or names is None else _came_in(tape, record, levels, names)
-    if not ends:  # there are no cotangents to search
-        return []
-    found = []
+    bad = [s for s in ends or tape.outputs if levels.values.get(s, 0)]
+    if not bad:
+        return _origins_of_cotangents(tape, record, levels, origin) if ends else []
+    sites = [origin.get(s, undefined.get(s)) for s in bad]
+    found = [_born_in_values(tape, record, n) for n in dict.fromkeys(sites) if n is not None]
+    found = [birth for some in found for birth in some]
+    return found if found or names is None else _came_in(tape, record, levels.values, names)
+
+
+def _origins_of_cotangents(
+    tape: Tape, record: Record, levels: Record, origin: dict[int, int]
+) -> list[Birth]:
+    """The origins of non-finite cotangents of finite results, nearest to the result first."""
+    found: list[Birth] = []
     for number, site in reversed(list(enumerate(tape.sites))):
         # Its outputs have finite cotangents and its inputs do not.
-        if not any(of_pulled[number]) or any(of_cts[site.outputs[j]] for j in site.asked):
-            continue
-        first = next((origin[s] for s in site.inputs if s in origin), number)
-        if first != number:
-            found += _born_in_values(tape, record, first)
-        else:
-            found += _born_in_cotangents(tape, record, number)
+        bad = any(levels.pulled[number])
+        if bad and not any(levels.cotangents[site.outputs[j]] for j in site.asked):
+            first = next((origin[s] for s in site.inputs if s in origin), number)
+            born = _born_in_cotangents if first == number else _born_in_values
+            found += born(tape, record, first)
         if len(found) >= LINES:
             break
     return found
