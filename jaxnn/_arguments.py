@@ -12,7 +12,8 @@ By JAX's convention the gradient of a real f is df/dx - i df/dy.
 """
 
 import enum
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -68,22 +69,13 @@ class Skeleton(NamedTuple):
 
     def join(self, points: Iterable[Any], dynamic: Iterable[Any]) -> PyTree:
         """Rebuild the tree from points in their real form and dynamic leaves."""
-        points, dynamic, static = iter(points), iter(dynamic), iter(self.leaves)
-
-        def leaf(role):
-            if role is Role.STATIC:
-                return next(static)
-            if role is Role.COMPLEX:
-                return as_complex(next(points))
-            return next(points if role is Role.DIFFERENTIATED else dynamic)
-
-        return jax.tree.unflatten(self.tree, [leaf(role) for role in self.roles])
+        points = iter(points)
+        return self._filled(points, map(as_complex, points), iter(dynamic), iter(self.leaves))
 
     def fill(self, arrays: PyTree) -> PyTree:
         """Rebuild the tree from the output of `arrays_of`."""
-        found, static = iter(jax.tree.leaves(arrays)), iter(self.leaves)
-        leaves = [next(static if r is Role.STATIC else found) for r in self.roles]
-        return jax.tree.unflatten(self.tree, leaves)
+        found = iter(jax.tree.leaves(arrays))
+        return self._filled(found, found, found, iter(self.leaves))
 
     def split(self, arrays: PyTree) -> tuple[PyTree, PyTree]:
         """The leaves that move and the other arrays, as two trees with None elsewhere."""
@@ -96,9 +88,12 @@ class Skeleton(NamedTuple):
     def merge(self, moving: PyTree, held: PyTree) -> PyTree:
         """Undo `split`."""
         one, other = iter(jax.tree.leaves(moving)), iter(jax.tree.leaves(held))
-        sources = {Role.DIFFERENTIATED: one, Role.COMPLEX: one, Role.DYNAMIC: other}
-        leaves = [None if role is Role.STATIC else next(sources[role]) for role in self.roles]
-        return jax.tree.unflatten(self.tree, leaves)
+        return self._filled(one, one, other, itertools.repeat(None))
+
+    def _filled(self, *sources: Iterator[Any]) -> PyTree:
+        """The tree with leaves from iterators, one for each role, in the order of `Role`."""
+        source_of = dict(zip(Role, sources, strict=True))
+        return jax.tree.unflatten(self.tree, [next(source_of[role]) for role in self.roles])
 
 
 class Static(NamedTuple):
