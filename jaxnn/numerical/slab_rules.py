@@ -135,15 +135,13 @@ def _div(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
 
 
 @linear(primitives.broadcast_in_dim_p)
-def _broadcast_in_dim(
-    bind: Callable, ins: Values, outs: Values, *, shape: Shape, broadcast_dimensions: Axes, **_: Any
-) -> Result:
-    (x,) = ins
+def _broadcast_in_dim(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
+    (x,), shape, axes = ins, params["shape"], params["broadcast_dimensions"]
     index = [None] * len(shape)
-    for a, i in zip(broadcast_dimensions, x.index, strict=True):
+    for a, i in zip(axes, x.index, strict=True):
         index[a] = i
     sizes = [n if i is None else 1 for n, i in zip(shape, index, strict=True)]
-    return [(tuple(index), lax.broadcast_in_dim(x.new, sizes, broadcast_dimensions))]
+    return [(tuple(index), lax.broadcast_in_dim(x.new, sizes, axes))]
 
 
 @linear(primitives.transpose_p)
@@ -221,16 +219,8 @@ def _window(x: Slab, out: Any, start: Sequence[Any], stride: Shape = ()) -> tupl
 
 
 @linear(primitives.slice_p)
-def _slice(
-    bind: Callable,
-    ins: Values,
-    outs: Values,
-    *,
-    start_indices: Shape,
-    strides: Shape | None,
-    **_: Any,
-) -> Result:
-    return [_window(ins[0], outs[0], start_indices, strides or ())]
+def _slice(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
+    return [_window(ins[0], outs[0], params["start_indices"], params["strides"] or ())]
 
 
 @linear(lax.split_p)
@@ -308,17 +298,15 @@ def _dynamic_update_slice(bind: Callable, ins: Values, outs: Values, **params: A
     return [(index, *bind(*fitted, *at, **params))]
 
 
-def _scatter(
-    bind: Callable, ins: Values, outs: Values, *, dimension_numbers: Any, **params: Any
-) -> Result:
+def _scatter(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
     """With unperturbed indices, keep the index along each axis that the updates cover whole."""
-    x, indices, updates = ins
-    if isinstance(indices, Slab) or dimension_numbers.operand_batching_dims:
+    (x, indices, updates), numbers = ins, params["dimension_numbers"]
+    if isinstance(indices, Slab) or numbers.operand_batching_dims:
         return None
     shape, own = outs[0].shape, jnp.shape(base_of(updates))
-    inside = [a for a in range(len(shape)) if a not in dimension_numbers.inserted_window_dims]
-    axes = dict(zip(inside, dimension_numbers.update_window_dims, strict=True))
-    moved = dimension_numbers.scatter_dims_to_operand_dims
+    inside = [a for a in range(len(shape)) if a not in numbers.inserted_window_dims]
+    axes = dict(zip(inside, numbers.update_window_dims, strict=True))
+    moved = numbers.scatter_dims_to_operand_dims
     axes = {a: u for a, u in axes.items() if shape[a] == own[u] and a not in moved}
     places = [
         {a: y.index[by[a]] for a in axes}
@@ -329,7 +317,6 @@ def _scatter(
     index = tuple(same.get(a) for a in range(len(shape)))
     of_updates = {axes[a]: i for a, i in same.items()}
     part = fit(updates, tuple(of_updates.get(u) for u in range(len(own))))
-    params |= {"dimension_numbers": dimension_numbers}
     return [(index, *bind(fit(x, index), indices, part, **params))]
 
 
@@ -373,15 +360,16 @@ def _reduce_window(bind: Callable, ins: Values, outs: Values, **params: Any) -> 
 
 
 @rule(*REDUCTIONS - {primitives.reduce_sum_p})
-def _reduce(bind: Callable, ins: Values, outs: Values, *, axes: Axes, **params: Any) -> Result:
+def _reduce(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
+    axes = params["axes"]
     index = drop(common(ins), axes)
-    results = bind(*(fit(x, index) for x in ins), axes=axes, **params)
+    results = bind(*(fit(x, index) for x in ins), **params)
     return [(tuple(i for a, i in enumerate(index) if a not in axes), x) for x in results]
 
 
 @rule(primitives.reduce_sum_p)
-def _reduce_sum(bind: Callable, ins: Values, outs: Values, *, axes: Axes, **params: Any) -> Result:
-    (x,), (out,), params = ins, outs, params | {"axes": axes}
+def _reduce_sum(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
+    (x,), (out,), axes = ins, outs, params["axes"]
     rest = tuple(i for a, i in enumerate(x.index) if a not in axes)
     (change,) = bind(x.difference.new, **params)
     if all(x.index[a] is None for a in axes):
@@ -394,15 +382,14 @@ def _reduce_sum(bind: Callable, ins: Values, outs: Values, *, axes: Axes, **para
 
 
 @rule(primitives.dot_general_p)
-def _dot_general(
-    bind: Callable, ins: Values, outs: Values, *, dimension_numbers: Any, **params: Any
-) -> Result:
+def _dot_general(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
     (out,), (lhs, rhs) = outs, ins
-    product = functools.partial(_product, bind, dimension_numbers, params, out)
+    product = functools.partial(_product, bind, params, out)
     if isinstance(lhs, Slab) and isinstance(rhs, Slab):
         return _product_of_slabs(product, out, lhs, rhs)
     side = 0 if isinstance(lhs, Slab) else 1
-    axes, term = dimension_numbers[0][side], product(_difference(lhs), _difference(rhs))
+    axes = params["dimension_numbers"][0][side]
+    term = product(_difference(lhs), _difference(rhs))
     if all(ins[side].index[a] is None for a in axes):
         return [(*product(lhs, rhs), term[1])]
     return _sum_of_changes(out, [term])
@@ -442,13 +429,11 @@ def _difference(x: Any) -> Any:
     return x.difference if isinstance(x, Slab) else x
 
 
-def _product(
-    bind: Callable, dimension_numbers: Any, params: dict[str, Any], out: Any, lhs: Any, rhs: Any
-) -> Any:
+def _product(bind: Callable, params: dict[str, Any], out: Any, lhs: Any, rhs: Any) -> Any:
     """The `(index, values)` of a product; operands that are slabs count as zero outside their
     index.
     """
-    (left, right), (left_batch, right_batch) = dimension_numbers
+    (left, right), (left_batch, right_batch) = params["dimension_numbers"]
     i = list(lhs.index) if isinstance(lhs, Slab) else [None] * lhs.ndim
     j = list(rhs.index) if isinstance(rhs, Slab) else [None] * rhs.ndim
     for a, b in zip((*left, *left_batch), (*right, *right_batch), strict=True):
@@ -462,7 +447,7 @@ def _product(
     ]
     index = tuple([i[a] for a in (*left_batch, *free[0])] + [j[b] for b in free[1]])
     if any(x.shape[a] != 1 for a in left):
-        return index, bind(x, y, dimension_numbers=dimension_numbers, **params)[0]
+        return index, bind(x, y, **params)[0]
     # A contraction of length one is an elementwise product, far cheaper than a dot once batched
     # over entries.
     x = lax.transpose(x, (*left_batch, *free[0], *left)).astype(out.dtype)
@@ -528,35 +513,28 @@ def _seen(lhs: Any, channel: Any, tap: Sequence[Any], out: Any, params: dict[str
 
 
 @linear(primitives.gather_p)
-def _gather(
-    bind: Callable,
-    ins: Values,
-    outs: Values,
-    *,
-    dimension_numbers: Any,
-    slice_sizes: Shape,
-    **params: Any,
-) -> Result:
+def _gather(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
     """With unperturbed indices, keep the index along axes taken whole; along the others, compare
     the origin of each output entry with the changed index.
     """
     (out,), (x, indices) = outs, ins
-    if isinstance(indices, Slab) or dimension_numbers.operand_batching_dims:
+    numbers, slice_sizes = params["dimension_numbers"], params["slice_sizes"]
+    if isinstance(indices, Slab) or numbers.operand_batching_dims:
         return None
-    shape, moved = x.base.shape, dimension_numbers.start_index_map
+    shape, moved = x.base.shape, numbers.start_index_map
     whole = [a for a, n in enumerate(shape) if slice_sizes[a] == n and a not in moved]
     rest = set(range(len(shape))) - set(whole)
     if any(x.index[a] is None and shape[a] != 1 for a in rest):
         return None
-    kept = [a for a in range(len(shape)) if a not in dimension_numbers.collapsed_slice_dims]
-    offset = dict(zip(kept, dimension_numbers.offset_dims, strict=True))
+    kept = [a for a in range(len(shape)) if a not in numbers.collapsed_slice_dims]
+    offset = dict(zip(kept, numbers.offset_dims, strict=True))
     index, sizes = [None] * out.ndim, [1] * out.ndim
     for a in whole:
         if a in offset:
             index[offset[a]], sizes[offset[a]] = x.index[a], x.new.shape[a]
     background, same = cut(out, tuple(index)), True
-    params |= {"dimension_numbers": dimension_numbers, "fill_value": -1}
-    params |= {"slice_sizes": tuple(1 if a in whole else n for a, n in enumerate(slice_sizes))}
+    params["slice_sizes"] = tuple(1 if a in whole else n for a, n in enumerate(slice_sizes))
+    params["fill_value"] = -1
     origins = tuple(1 if b in whole else n for b, n in enumerate(shape))
     for a in rest:
         (origin,) = bind(lax.broadcasted_iota(jnp.int32, origins, a), indices, **params)
