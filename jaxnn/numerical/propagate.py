@@ -131,7 +131,7 @@ class _Step(NamedTuple):
     bind: Callable
     params: dict[str, Any]
     inputs: list[int]
-    outputs: list[int]
+    outputs: Sequence[int] = ()
 
 
 # The rules of these primitives add new - old, which needs a finite old value.
@@ -215,7 +215,8 @@ class _Walked:
             if Level.SLAB in levels[: scan_sizes(eqn.params)[0]]:
                 self.loops_finite.append(_scan_is_finite(eqn.params, args, levels))
         again = lambda *args, **params: bind(eqn, args, **params)  # noqa: E731
-        return self._record(eqn.primitive, again, eqn.params, inputs, self._evaluated(eqn, inputs))
+        step = _Step(eqn.primitive, again, eqn.params, inputs)
+        return self._record(step, self._evaluated(eqn, inputs))
 
     def _evaluated(self, eqn: Equation, inputs: list[int]) -> list[Any]:
         values = [self.values[s] for s in inputs]
@@ -232,23 +233,16 @@ class _Walked:
 
         def chosen(inputs):
             values = select(*(self.values[s] for s in inputs))
-            return self._record(primitives.select_n_p, select, {}, inputs, values)[0]
+            return self._record(_Step(primitives.select_n_p, select, {}, inputs), values)[0]
 
         return [chosen([choice, *outs]) for outs in zip(*results, strict=True)]
 
-    def _record(
-        self,
-        primitive: core.Primitive,
-        bind: Callable,
-        params: dict,
-        inputs: list[int],
-        outputs: Sequence[Any],
-    ) -> list[int]:
+    def _record(self, step: _Step, values: Sequence[Any]) -> list[int]:
         """The slots of a step's outputs, given their unperturbed values."""
-        level = self._level(inputs)
-        outs = [self._add(x, level) for x in outputs]
+        level = self._level(step.inputs)
+        outs = [self._add(x, level) for x in values]
         if level:
-            self.steps.append(_Step(primitive, bind, params, inputs, outs))
+            self.steps.append(step._replace(outputs=outs))
         return outs
 
 
