@@ -1337,8 +1337,8 @@ FAULTS = (
     Fault(
         "a resumed epoch forgets its losses",
         "training/history.py",
-        "            total=total,\n",
-        "            total=0.0,\n",
+        "(number) for name, number in numbers}",
+        '(number) for name, number in numbers} | {"total": 0.0}',
         "test_fit.py test_saves.py -k 'rows or mean_loss'",
     ),
     Fault(

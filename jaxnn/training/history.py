@@ -156,6 +156,10 @@ class Trained(NamedTuple):
     __repr__, _repr_html_ = _text, _html
 
 
+# The numbers of a log that a checkpoint holds in one array, in its order.
+_NUMBERS = "begun spent total examples best best_step waited".split()
+
+
 @dataclasses.dataclass
 class Log:
     """The host's record of a run; all of it is saved in checkpoints.
@@ -193,37 +197,30 @@ class Log:
     @classmethod
     def of(cls, step: int, rows: Mapping[str, np.ndarray]) -> "Log":
         """Restore a log from the `records_to_save` of a step."""
-        begun, spent, total, examples, best, best_step, waited = rows["numbers"].tolist()
+        numbers = zip(_NUMBERS, rows["numbers"].tolist(), strict=True)
         named = lambda prefix: {  # noqa: E731
             name.removeprefix(prefix): values
             for name, values in rows.items()
             if name.startswith(prefix)
         }
         return cls(
-            step=step,
-            begun=int(begun),
+            step,
             losses=[rows["step_loss"]],
             aux={name: [values] for name, values in named("aux/").items()},
             records={name: list(values) for name, values in named("metrics/").items()},
             evaluated=rows["evaluated"].tolist(),
             seconds=rows["seconds"].tolist(),
-            spent=spent,
-            total=total,
-            examples=int(examples),
-            best=best,
-            best_step=int(best_step),
-            waited=int(waited),
+            **{name: type(getattr(cls, name))(number) for name, number in numbers},
         )
 
     @property
     def records_to_save(self) -> dict[str, np.ndarray]:
         """The arrays from which `of` restores the log."""
-        watched = self.best, self.best_step, self.waited
         history = self.history()
         metrics = {f"metrics/{name}": values for name, values in history.metrics.items()}
         metrics |= {f"aux/{name}": values[: self.step] for name, values in history.aux.items()}
         return {
-            "numbers": np.array([self.begun, self.spent, self.total, self.examples, *watched]),
+            "numbers": np.array([getattr(self, name) for name in _NUMBERS]),
             "step_loss": history.step_loss[: self.step],
             "seconds": history.seconds,
             "evaluated": history.evaluated,
