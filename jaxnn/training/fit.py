@@ -144,14 +144,7 @@ def fit(
       >>> jaxnn.fit(jaxnn.loss, params, train, optax.adam(0.01), key=key, epochs=2).status
       Status(reason='finished', step=30, leaf=None)
     """
-    options = Options.of(
-        old,
-        start=start,
-        feeding=feeding,
-        measuring=measuring,
-        saving=saving,
-        reporting=reporting,
-    )
+    options = Options.of(old, start, feeding, measuring, saving, reporting)
     require_callable("loss", loss)
     require_arguments("grad", grad, loss)
     require_differentiable("params", params)

@@ -172,7 +172,7 @@ class Options(NamedTuple):
     reporting: Reporting = Reporting()
 
     @classmethod
-    def of(cls, old: Mapping[str, Any], **bundles: Any) -> "Options":
+    def of(cls, old: Mapping[str, Any], *bundles: Any) -> "Options":
         """The bundles, with defaults for those that are None, updated with the fields in `old`.
 
         Warns:
@@ -181,29 +181,28 @@ class Options(NamedTuple):
         Raises:
           TypeError: a name in `old` is not an option, or a bundle has the wrong type.
         """
-        defaults = cls()
-        for name, bundle in bundles.items():
-            kind = type(getattr(defaults, name))
+        options = cls()
+        for name, bundle in zip(cls._fields, bundles, strict=True):
+            kind = type(getattr(options, name))
             if bundle is not None and not isinstance(bundle, kind):
                 raise TypeError(f"`{name}` must be a {kind.__name__}. Got {describe(bundle)}.")
-        options = cls(**{name: bundle for name, bundle in bundles.items() if bundle is not None})
+            options = options if bundle is None else options._replace(**{name: bundle})
         for field, value in old.items():
-            name = next((n for n in cls._fields if field in getattr(defaults, n)._fields), None)
+            name = next((n for n in cls._fields if field in getattr(options, n)._fields), None)
             if name is None:
                 raise TypeError(f"fit() got an unexpected keyword argument {field!r}")
-            kind = type(getattr(defaults, name)).__name__
+            bundle = getattr(options, name)
             warnings.warn(
-                f"`{field}` of `fit` has moved: {name}=jaxnn.{kind}({field}=...)",
+                f"`{field}` of `fit` has moved: {name}=jaxnn.{type(bundle).__name__}({field}=...)",
                 DeprecationWarning,
                 stacklevel=3,
             )
-            options = options._replace(**{name: getattr(options, name)._replace(**{field: value})})
+            options = options._replace(**{name: bundle._replace(**{field: value})})
         return options
 
     def require(self, params: PyTree) -> "Options":
         """The options of `fit` with `record` as a tuple, after refusing invalid values."""
-        if self.start.model_state is not None:
-            require_arrays("model_state", self.start.model_state)
+        require_arrays("model_state", self.start.model_state)
         if (eval_params := self.measuring.eval_params) is not None:
             require_arguments("eval_params", eval_params, params, self.start.opt_state)
         return self._required(RECORDED)

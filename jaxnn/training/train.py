@@ -116,9 +116,7 @@ def train(
       >>> jaxnn.train(step, (params, optimizer.init(params)), data, key=key, epochs=2).status
       Status(reason='finished', step=30, leaf=None)
     """
-    options = Options.of(
-        {}, feeding=feeding, measuring=measuring, saving=saving, reporting=reporting
-    )
+    options = Options.of({}, None, feeding, measuring, saving, reporting)
     require_callable("step", step)
     skeleton, arrays = arrays_of(state)
     if not jax.tree.leaves(arrays):
