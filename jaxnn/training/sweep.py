@@ -103,10 +103,10 @@ def sweep(
       >>> [round(float(run.history.metrics["train_loss"][-1]), 1) for run in runs]
       [2.3, 1.9]
     """
-    require_batches("data", data)
-    if test is not None:
-        require_batches("test", test)
-        require_alike("test", test, data)
+    given = [data] if test is None else [data, test]
+    for name, examples in zip(("data", "test"), given, strict=False):
+        require_batches(name, examples)
+        require_alike(name, examples, data)
     require_callable("loss", loss)
     require_arguments("grad", grad, loss)
     if on_progress is not None:
@@ -131,20 +131,15 @@ def sweep(
     first = _one(values, 0)
     require_arguments("optimizer", optimizer, first)
     require_optimizer("optimizer(...)", optimizer(first))
-    sets = {"train": replicate(data, None)}
-    if test is not None:
-        sets["test"] = replicate(test, None)
-    if model_state is not None:
-        require_arrays("model_state", model_state)
+    sets = dict(zip(("train", "test"), replicate(given, None), strict=False))
+    require_arrays("model_state", model_state)
     form = Form.of(loss, data, model_state, has_aux)
     objective = Objective(loss, metrics, grad, skeleton, form)
     model_state = replicate(model_state, None)
     plan = Plan(count := count_examples(data), min(batch_size, count), epochs, replacement)
     batch = batch_form(sets["train"], plan.batch_size)
     objective.require(_one(starts, 0), model_state, keys[0], batch)
-    take, evaluate, order_of, keys_of = _compiled(
-        objective, optimizer, Way.of(plan), plan, key.ndim
-    )
+    take, evaluate, order_of, keys_of = _compiled(objective, optimizer, plan, key.ndim)
 
     def begin(params, value):
         return State(params, optimizer(value).init(skeleton.split(params)[0]), model_state)
@@ -168,21 +163,22 @@ def sweep(
         }
         seconds = time.perf_counter() - began
         for i, log in enumerate(logs):
+            own = _one(chunk, i)
             if going[i]:
-                broken[i] = _one(chunk, i).not_finite()
-            _add(log, _one(chunk, i), broken[i], bool(going[i]), plan, seconds)
+                broken[i] = own.not_finite()
+            _add(log, own, bool(going[i] and broken[i]), plan, seconds)
             log.measured({name: value[i] for name, value in measured.items()})
         if on_progress is not None:
             on_progress(_progress(plan, epoch, measured))
     return [_result(objective, log, broken[i], _one(states, i)) for i, log in enumerate(logs)]
 
 
-def _add(
-    log: Log, chunk: Chunk, broken: str | None, going: bool, plan: Plan, seconds: float
-) -> None:
-    """Record one run's epoch, which ends at the same time for all runs."""
+def _add(log: Log, chunk: Chunk, broke: bool, plan: Plan, seconds: float) -> None:
+    """Record one run's epoch, which ends at the same time for all runs, and whose last step may
+    have broken it.
+    """
     taken = int(chunk.reached)
-    good = taken - (going and broken is not None)
+    good = taken - broke
     sizes = np.full(taken, plan.batch_size)
     if plan.rest and taken == plan.per_epoch:
         sizes[-1] = plan.rest
@@ -200,14 +196,14 @@ def _result(objective: Objective, log: Log, broken: str | None, state: State) ->
 
 
 def _compiled(
-    objective: Objective, optimizer: Callable, way: Way, plan: Plan, own_keys: int
+    objective: Objective, optimizer: Callable, plan: Plan, own_keys: int
 ) -> list[Callable]:
     """The programs of a sweep: chunks of steps, measurements, orders of epochs, and keys of epochs;
     `own_keys` is 1 if each run has its own key, else 0.
     """
 
     def take(state, value, *given):
-        return make_chunk(Descent(objective, optimizer(value)), way)(state, *given)
+        return make_chunk(Descent(objective, optimizer(value)), Way.of(plan))(state, *given)
 
     axes = (0, 0, None, 0 if own_keys else None, 0, None, 0, 0, 0)
 
