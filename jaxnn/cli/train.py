@@ -37,6 +37,7 @@ from jaxnn.training.task import Descent, State
 
 # Default number of epochs.
 EPOCHS = 100
+Task = tuple[Digits, Callable, Callable]  # the data, the loss and the metrics of a run
 
 
 def train(args: argparse.Namespace) -> int:
@@ -45,9 +46,8 @@ def train(args: argparse.Namespace) -> int:
     _join(args)
     alone = jax.process_index() == 0  # only one process prints
     say = print if alone and not args.json else silent
-    digits, error, metrics = _task(args)
+    task = digits, *_ = _task(args)
     begun = _begun(args) if args.checkpoint else 0
-    train_set, test_set = (digits.x_train, digits.t_train), (digits.x_test, digits.t_test)
     sizes = (digits.x_train.shape[1], *args.layers, 10)
     init_key, check_key, fit_key = jax.random.split(jax.random.key(args.seed), 3)
     params = init_network(init_key, sizes, args.weight_scale)
@@ -59,7 +59,7 @@ def train(args: argparse.Namespace) -> int:
         f"{f' x {len(devices)}' if len(devices) > 1 else ''}"
     )
     say("\ngradient of the loss on 10 images, numerical against automatic:", flush=True)
-    check = _gradient_check(error, params, train_set, check_key)
+    check = _gradient_check(task, params, check_key)
     for name, difference in check.items():
         shape = "x".join(map(str, params[name].shape))
         say(f"  {name:4} {shape:>8}   relative difference {difference:.1e}")
@@ -68,16 +68,7 @@ def train(args: argparse.Namespace) -> int:
     if len(args.lr) > 1:
         say(f"\n{len(args.lr)} runs at once; the table shows the one with the lowest loss")
     say("\ncompiling the steps, then training:")
-    results = _results(
-        args,
-        error,
-        params,
-        train_set,
-        key=fit_key,
-        test=test_set,
-        metrics=metrics,
-        on_progress=_on_progress(args, say),
-    )
+    results = _results(args, task, params, fit_key, _on_progress(args, say))
     seconds = time.perf_counter() - args.began
     if args.json and alone:
         told = [_told(result) | {"lr": lr} for lr, result in zip(args.lr, results, strict=True)]
@@ -123,16 +114,12 @@ def _on_progress(args: argparse.Namespace, say: Callable) -> Callable[[Progress]
 
 
 def _results(
-    args: argparse.Namespace,
-    error: Callable,
-    params: Any,
-    data: Any,
-    key: Any,
-    on_progress: Callable,
-    **measured: Any,
+    args: argparse.Namespace, task: Task, params: Any, key: Any, on_progress: Callable
 ) -> list[Fit]:
     """The result of one run for each learning rate."""
-    optimizer = _optimizer(args)
+    (digits, error, metrics), optimizer = task, _optimizer(args)
+    data = digits.x_train, digits.t_train
+    measured = {"test": (digits.x_test, digits.t_test), "metrics": metrics}
     epochs = args.epochs or (None if args.max_steps else EPOCHS)
     options = {"key": key, "epochs": epochs, "batch_size": args.batch_size}
     options |= {"grad": numerical_grad if args.grad == "numerical" else jax.grad}
@@ -198,7 +185,7 @@ def _join(args: argparse.Namespace) -> None:
         ) from error
 
 
-def _task(args: argparse.Namespace) -> tuple[Digits, Callable, Callable]:
+def _task(args: argparse.Namespace) -> Task:
     """The data, the loss and the metrics of a run."""
     activation = step if args.activation == "step" else getattr(jax.nn, args.activation)
     digits = load_mnist(args.data) if args.data else load_digits()
@@ -404,14 +391,10 @@ def _lesson(args: argparse.Namespace, result: Fit, lowest: int, place: str) -> s
     return ""
 
 
-def _gradient_check(
-    error: Callable,
-    params: dict[str, jax.Array],
-    train_set: tuple[jax.Array, jax.Array],
-    key: jax.Array,
-) -> dict[str, float]:
+def _gradient_check(task: Task, params: dict[str, jax.Array], key: jax.Array) -> dict[str, float]:
     """The relative difference of numerical and automatic gradient on ten images, by parameter."""
-    batch = sample_batch(key, train_set, 10)
+    digits, error, _ = task
+    batch = sample_batch(key, (digits.x_train, digits.t_train), 10)
     numerical, automatic = numerical_grad(error)(params, *batch), jax.grad(error)(params, *batch)
     return {
         name: float(
