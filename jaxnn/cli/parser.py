@@ -121,7 +121,7 @@ class Option(NamedTuple):
     Attributes:
       name: the option as the user writes it.
       kind: a function that parses the value; a tuple of choices; or bool for a switch.
-      default: the default value.
+      default: the default value, or how the user would write it.
       metavar: placeholder for the value in the help.
       help: one line of help, to which the default is added.
       more: further arguments of argparse.
@@ -136,14 +136,11 @@ class Option(NamedTuple):
 
     def add_to(self, group: Any) -> None:
         """Add the option to an argparse group."""
-        told = self.default
-        if isinstance(told, tuple):
-            told = ",".join(map(str, told))
-        shown = told not in (None, "") and self.kind is not bool
-        text = "; ".join(filter(None, (self.help, f"default: {told}" if shown else "")))
         if self.kind is bool:
-            group.add_argument(self.name, action="store_true", help=text)
+            group.add_argument(self.name, action="store_true", help=self.help)
             return
+        told = "" if self.default in (None, ()) else f"default: {self.default}"
+        text = "; ".join(filter(None, (self.help, told)))
         how = {"choices": self.kind} if isinstance(self.kind, tuple) else {"type": self.kind}
         default = {"default": self.default} if self.name.startswith("-") else {}
         metavar = {"metavar": self.metavar} if self.metavar else {}
@@ -224,7 +221,7 @@ COMMANDS = {
             Option(
                 "--layers",
                 _several(_count),
-                (50,),
+                "50",
                 "N,N,...",
                 "number of units in each hidden layer, without input and output",
             ),
@@ -246,7 +243,7 @@ COMMANDS = {
                 "epochs between measurements; the table shows about ten of them",
             ),
             Option("--batch-size", _count, 100, "N", "examples per step"),
-            Option("--lr", _several(_rate), (0.5,), "X,X,...", "learning rates, run in parallel"),
+            Option("--lr", _several(_rate), "0.5", "X,X,...", "learning rates, run in parallel"),
             Option("--optimizer", OPTIMIZERS, "sgd", help="from optax"),
             Option("--weight-scale", _rate, 0.01, "X", "scale of the initial weights"),
             Option("--seed", _seed, 0, "N", "seed of weights and batches"),
