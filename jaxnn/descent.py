@@ -95,13 +95,12 @@ def gradient_descent(
       >>> [f"{x:.4e}" for x in end]
       ['-6.1111e-10', '8.1481e-10']
     """
-    skeleton, points, dynamic = _require_descent(f, init_x, lr, grad)
+    problem, points, dynamic = _require_descent(f, init_x, lr, grad)
     require_count("step_num", step_num, most=2**31 - 1)
     steps = step_num if not is_concrete(step_num) else np.int32(step_num)
-    descend = functools.partial(_descend, f, grad, skeleton)
+    descend = functools.partial(_descend, problem)
     given = points, dynamic, _typed(lr, points), steps
-    programs = _programs(f, f, grad, "descend", skeleton.key)
-    end, before, after, lower = Jitted(descend, programs=programs)(*given)
+    end, before, after, lower = Jitted(descend, programs=problem.programs(f, "descend"))(*given)
     if is_concrete(lower) and not bool(lower):
         warnings.warn(
             f"gradient_descent diverged: the loss went from {float(before):.6g} to "
@@ -111,7 +110,7 @@ def gradient_descent(
             DivergenceWarning,
             stacklevel=2,
         )
-    return skeleton.join(end, dynamic)
+    return problem.skeleton.join(end, dynamic)
 
 
 def _is_plain(x: Any, ndim: int) -> bool:
@@ -176,14 +175,14 @@ def descent_path(
       >>> descent_path(f, start, lr=0.1, step_num=2).losses.round(2)
       Array([25.  , 16.  , 10.24], dtype=float32)
     """
-    skeleton, points, dynamic = _require_descent(f, init_x, lr, grad)
+    problem, points, dynamic = _require_descent(f, init_x, lr, grad)
     require_count("step_num", step_num, most=2**31 - 2)
-    follow = functools.partial(_follow, f, grad, skeleton, int(step_num))
-    programs = _programs(f, f, grad, "follow", skeleton.key, int(step_num))
+    follow = functools.partial(_follow, problem, int(step_num))
+    programs = problem.programs(f, "follow", int(step_num))
     given = points, dynamic, _typed(lr, points)
     points, losses = Jitted(follow, programs=programs)(*given)
     fixed = [jnp.broadcast_to(x, (step_num + 1, *x.shape)) for x in dynamic]
-    return DescentPath(skeleton.join(points, fixed), losses)
+    return DescentPath(problem.skeleton.join(points, fixed), losses)
 
 
 class Stop(enum.IntEnum):
@@ -271,7 +270,7 @@ def minimize(
       >>> minimize(lambda x: jnp.sum(x**2), jnp.array([-3.0, 4.0]), optax.sgd(0.1)).reason
       'small gradient'
     """
-    skeleton, points, dynamic = _require_descent(f, init_x, tolerance, grad, "tolerance")
+    problem, points, dynamic = _require_descent(f, init_x, tolerance, grad, "tolerance")
     require_count("max_steps", max_steps, most=2**31 - 1)
     require_optimizer("optimizer", optimizer)
     if opt_state is None:
@@ -280,29 +279,62 @@ def minimize(
         shapes = jax.eval_shape(optimizer.init, points)
         require_same_form("opt_state", opt_state, "optimizer.init(...)", shapes)
     most = np.int32(max_steps) if is_concrete(max_steps) else max_steps
-    minimise = functools.partial(_minimise, f, grad, optimizer, skeleton)
-    given = points, dynamic, opt_state, most, _typed(tolerance, points)
-    programs = _programs(f, optimizer.update, grad, "minimise", skeleton.key)
+    minimise = functools.partial(_minimise, problem, optimizer)
+    given = points, dynamic, opt_state, (most, _typed(tolerance, points))
+    programs = problem.programs(optimizer.update, "minimise")
     found = Jitted(minimise, programs=programs)(*given)
-    return found._replace(x=skeleton.join(found.x, dynamic))
+    return found._replace(x=problem.skeleton.join(found.x, dynamic))
+
+
+class _Problem(NamedTuple):
+    """A loss, what makes its gradient, and the skeleton of its argument."""
+
+    f: Callable
+    grad: Callable
+    skeleton: Skeleton
+
+    def programs(self, other: Callable, *key: Hashable) -> dict | None:
+        """Where programs of a jitted loss and its automatic gradient are kept."""
+        key = *key, self.skeleton.key
+        return programs_of(self.f, other, *key) if is_automatic(self.grad) else None
+
+    def functions(self, dynamic: Sequence[Any]) -> tuple[Callable, Callable]:
+        """The loss and its gradient as functions of the leaves that move, with checked results."""
+
+        def value(x):
+            with tracing("f"):
+                out = self.f(self.skeleton.join(x, dynamic))
+            require_scalar("f", out)
+            return jnp.asarray(out)
+
+        value.__name__ = getattr(self.f, "__name__", "f")  # for reports
+        # As bound now: a default was bound before `jax.grad` was watched.
+        gradient = (jax.grad if is_automatic(self.grad) else self.grad)(value)
+        require_callable("grad(f)", gradient)
+
+        def checked(x):
+            g = gradient(x)
+            g = list(g) if isinstance(g, tuple) else g
+            require_same_form("grad(f)(...)", g, "init_x", x)
+            return g
+
+        return value, checked
 
 
 def _descend(
-    f: Callable, grad: Callable, skeleton: Skeleton, start: Any, dynamic: Any, lr: Any, steps: Any
+    problem: _Problem, start: Any, dynamic: Any, lr: Any, steps: Any
 ) -> tuple[Any, Any, Any, Any]:
     """The last point, the loss before and after, and whether it did not rise."""
-    value, gradient = _value_and_gradient(f, grad, skeleton, dynamic)
+    value, gradient = problem.functions(dynamic)
     step = lambda _, x: _step(x, gradient(x), lr)  # noqa: E731
     end = jax.lax.fori_loop(0, steps, step, start)
     before, after = value(start), value(end)
     return end, before, after, after <= before
 
 
-def _follow(
-    f: Callable, grad: Callable, skeleton: Skeleton, steps: int, start: Any, dynamic: Any, lr: Any
-) -> tuple[Any, Any]:
+def _follow(problem: _Problem, steps: int, start: Any, dynamic: Any, lr: Any) -> tuple[Any, Any]:
     """Every point of a descent, and its losses."""
-    value, gradient = _value_and_gradient(f, grad, skeleton, dynamic)
+    value, gradient = problem.functions(dynamic)
 
     def body(x, _):
         new = _step(x, gradient(x), lr)
@@ -312,11 +344,6 @@ def _follow(
     pairs = zip(start, points, strict=True)
     points = [jnp.concatenate([x[None], later]) for x, later in pairs]
     return points, jnp.concatenate([value(start)[None], losses])
-
-
-def _programs(f: Callable, other: Callable, grad: Callable, *key: Hashable) -> dict | None:
-    """Where programs of a jitted loss and its automatic gradient are kept."""
-    return programs_of(f, other, *key) if is_automatic(grad) else None
 
 
 class _Look(NamedTuple):
@@ -330,18 +357,10 @@ class _Look(NamedTuple):
 
 
 def _minimise(
-    f: Callable,
-    grad: Callable,
-    optimizer: Any,
-    skeleton: Skeleton,
-    start: Any,
-    dynamic: Any,
-    opt_state: Any,
-    max_steps: Any,
-    tolerance: Any,
+    problem: _Problem, optimizer: Any, start: Any, dynamic: Any, opt_state: Any, limits: Any
 ) -> Minimum:
-    """The `Minimum`."""
-    value, gradient = _value_and_gradient(f, grad, skeleton, dynamic)
+    """The `Minimum`; the limits are the most steps, and the tolerance."""
+    (value, gradient), (max_steps, tolerance) = problem.functions(dynamic), limits
 
     def look(x, opt_state):
         g = gradient(x)
@@ -390,31 +409,6 @@ def updated(
     return optimizer.update(gradient, opt_state, params, **more)
 
 
-def _value_and_gradient(
-    f: Callable, grad: Callable, skeleton: Skeleton, dynamic: Sequence[Any]
-) -> tuple[Callable, Callable]:
-    """The loss and its gradient as functions of the leaves that move, with checked results."""
-
-    def value(x):
-        with tracing("f"):
-            out = f(skeleton.join(x, dynamic))
-        require_scalar("f", out)
-        return jnp.asarray(out)
-
-    value.__name__ = getattr(f, "__name__", "f")  # for reports
-    # As bound now: a default was bound before `jax.grad` was watched.
-    gradient = (jax.grad if is_automatic(grad) else grad)(value)
-    require_callable("grad(f)", gradient)
-
-    def checked(x):
-        g = gradient(x)
-        g = list(g) if isinstance(g, tuple) else g
-        require_same_form("grad(f)(...)", g, "init_x", x)
-        return g
-
-    return value, checked
-
-
 def _step(x: Sequence[jax.Array], gradient: Sequence[jax.Array], lr: Any) -> list[jax.Array]:
     return [
         leaf - lr.astype(leaf.dtype) * g.astype(leaf.dtype)
@@ -434,12 +428,12 @@ def _typed(number: Any, points: Sequence[Any]) -> Any:
 
 def _require_descent(
     f: Callable, init_x: PyTree, number: Any, grad: Callable, name: str = "lr"
-) -> tuple[Skeleton, list[jax.Array], list[jax.Array]]:
-    """The starting point, taken apart, after refusing invalid arguments."""
+) -> tuple[_Problem, list[jax.Array], list[jax.Array]]:
+    """The problem, and the starting point's leaves, after refusing invalid arguments."""
     require_callable("f", f)
     require_differentiable("init_x", init_x)
     require_arguments("f", f, init_x)
     require_arguments("grad", grad, f)
     skeleton, points, dynamic = take_apart(init_x)
     require_number(name, number, dtype=jnp.result_type(*points))
-    return skeleton, points, dynamic
+    return _Problem(f, grad, skeleton), points, dynamic

@@ -129,7 +129,7 @@ FAULTS = (
     Fault(
         "a loss in a descent has no name",
         "descent.py",
-        'value.__name__ = getattr(f, "__name__", "f")',
+        'value.__name__ = getattr(self.f, "__name__", "f")',
         'value.__name__ = "value"',
         "test_watch.py -k by_its_name",
     ),
