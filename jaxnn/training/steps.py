@@ -234,7 +234,7 @@ def across_epochs(step: Any, way: Way, plan: Plan) -> Callable[..., Chunk]:
 
     Returns:
       `across(state, data, key, start, stop, short)`, a `Chunk` of the steps `start` to
-      `stop` of the run. They touch at most `rows_of` epochs; the losses have one row per epoch.
+      `stop` of the run. They touch at most `rows_of` epochs; the losses are those of whole epochs.
       `short` is False.
     """
     if plan.whole:
@@ -248,20 +248,16 @@ def across_epochs(step: Any, way: Way, plan: Plan) -> Callable[..., Chunk]:
             last = jnp.minimum(stop - number * size, size)
             given = data, order, epoch_key, np.int32(0), first, last, short
             part = take(chunk.state, *given)
-            row = number - start // size
+            row = (number - start // size) * size
             noted = jax.tree.map(
-                lambda rows, x: rows.at[row].set(x),
+                lambda rows, x: lax.dynamic_update_slice(rows, x, (row,)),
                 (chunk.losses, chunk.aux),
                 (part.losses, part.aux),
             )
             return Chunk(number * size + part.reached, part.state, part.finite, *noted)
 
-        given = data, jnp.zeros(size * plan.batch_size, jnp.int32), key, *[np.int32(0)] * 3, short
-        nothing = jax.eval_shape(take, state, *given)
-        rows = jax.tree.map(
-            lambda x: jnp.zeros((rows_of(plan), *x.shape), x.dtype), (nothing.losses, nothing.aux)
-        )
-        chunk = Chunk(start, state, jnp.ones(nothing.finite.shape, bool), *rows)
+        some = batch_form(data, plan.batch_size)
+        chunk = _begun(step, state, some, lambda _: key, start, rows_of(plan) * size)
         return _looked_at(lax.while_loop(_goes_on(stop), epoch, chunk), way)
 
     return across
