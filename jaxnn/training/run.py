@@ -348,10 +348,8 @@ class Run:
         longest = rows_of(plan) * per_epoch - begin % per_epoch
         stop = min(begin + min(self._length(), longest), plan.steps or begin)
         (piece,) = self.config.sets["train"].measuring()
-        key = replicate(self.config.key, self.config.mesh)
-        limits = {"start": np.int32(begin), "stop": np.int32(stop), "short": np.bool_(False)}
-        take = self._take_of(self.way, plan)
-        chunk = self._chunk(take, piece.data, key, **limits)
+        given = piece.data, replicate(self.config.key, self.config.mesh)
+        chunk = self._chunk(self._take_of(self.way, plan), given, begin, stop)
         ends = range((begin // per_epoch + 1) * per_epoch, stop + 1, per_epoch)
         return chunk, begin, begin % per_epoch, np.full(stop - begin, plan.batch_size), ends
 
@@ -363,11 +361,9 @@ class Run:
         if self.config.plan.most is not None:
             stop = min(stop, at + self.config.plan.most - before)
         short = piece.rest > 0 and stop == piece.steps
-        way = self.way._replace(batch_size=piece.batch_size)
-        take = self._take_of(way)
+        take = self._take_of(self.way._replace(batch_size=piece.batch_size))
         given = piece.data, piece.order, self._key_of(piece.epoch), np.int32(piece.first)
-        limits = {"start": np.int32(at), "stop": np.int32(stop), "short": np.bool_(short)}
-        chunk = self._chunk(take, *given, **limits)
+        chunk = self._chunk(take, given, at, stop, short)
         sizes = np.full(stop - at, piece.batch_size)
         if short:
             sizes[-1] = piece.rest
@@ -397,7 +393,10 @@ class Run:
             return np.uint32(0)
         return replicate(jax.random.fold_in(self.config.key, epoch), self.config.mesh)
 
-    def _chunk(self, take: Callable[..., Chunk], *given: Any, **limits: Any) -> Chunk:
+    def _chunk(
+        self, take: Callable[..., Chunk], given: Any, start: int, stop: int, short: bool = False
+    ) -> Chunk:
+        limits = {"start": np.int32(start), "stop": np.int32(stop), "short": np.bool_(short)}
         chunk = run_chunk(take, self.now.state, *given, **limits, guarded=self.way.guarded)
         return jax.block_until_ready(chunk)
 
@@ -593,12 +592,10 @@ class Run:
     def _length(self) -> int:
         """The maximum number of steps in the next chunk."""
         longest, step = self.now.pace, self.now.log.step
-        every, steps = (
-            self.config.options.measuring.evaluate_every,
-            self.config.options.measuring.evaluate_steps,
-        )
-        if self.config.names and (steps or self.across):
-            between = steps or every * self.config.plan.per_epoch
+        measuring = self.config.options.measuring
+        if self.config.names and (measuring.evaluate_steps or self.across):
+            of_epochs = measuring.evaluate_every * self.config.plan.per_epoch
+            between = measuring.evaluate_steps or of_epochs
             longest = min(longest, between - step % between)
         if self.place is not None and (every := self.config.options.saving.every):
             longest = min(longest, every - step % every)
