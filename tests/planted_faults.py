@@ -1246,8 +1246,8 @@ FAULTS = (
     Fault(
         "a test set is named like any other",
         "training/train.py",
-        'return "test" if name == "test" else',
-        'return "test" if True else',
+        '.get(name, f"test[{name!r}]")',
+        '.get(name, "test")',
         "test_loaders.py -k 'another_form'",
     ),
     Fault(

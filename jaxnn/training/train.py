@@ -146,9 +146,13 @@ def configured(
     state: PyTree,
 ) -> Config:
     """The inputs of a run, validated; its data are read and placed."""
-    test = _as_tests(options.measuring.test)
     data = _as_examples(data)
-    _require_data(data, test)
+    given = {"train": data} | _as_tests(options.measuring.test)
+    for name, examples in given.items():
+        if not _is_function(examples):
+            require_batches(_label(name), examples)
+        elif name == "train":
+            require_arguments("data", data, 1)
     plan = _planned(data, epochs, max_steps, batch_size, options.feeding)
     require_key("key", key)
     mesh = as_mesh("mesh", options.feeding.mesh or _mesh_of(state))
@@ -156,7 +160,7 @@ def configured(
     stream, parts = options.feeding.stream, sharding if options.feeding.parts else None
     size = BATCH_SIZE if plan.count is None else plan.batch_size
     sets: dict[str, Examples | Batches] = {}
-    for name, examples in ({"train": data} | test).items():
+    for name, examples in given.items():
         label = _label(name)
         if _is_function(examples):
             sets[name] = Batches.of(label, examples, mesh, parts)
@@ -289,9 +293,7 @@ def _columns(data: Any) -> Any:
 
 def _label(name: str) -> str:
     """What errors call a set."""
-    if name == "train":
-        return "data"
-    return "test" if name == "test" else f"test[{name!r}]"
+    return {"train": "data", "test": "test"}.get(name, f"test[{name!r}]")
 
 
 def placed(tree: PyTree, mesh: Mesh | None, taken: set[int]) -> PyTree:
@@ -329,14 +331,3 @@ def _mesh_of(params: PyTree) -> Mesh | None:
     """The mesh of the first sharded parameter; None if no parameter is sharded."""
     meshes = [leaf.sharding.mesh for leaf in jax.tree.leaves(params) if is_sharded(leaf)]
     return meshes[0] if meshes else None
-
-
-def _require_data(data: Any, test: Mapping[str, Any]) -> None:
-    """Refuse invalid `data` and `test`."""
-    if _is_function(data):
-        require_arguments("data", data, 1)
-    else:
-        require_batches("data", data)
-    for name, examples in test.items():
-        if not _is_function(examples):
-            require_batches(_label(name), examples)
