@@ -25,6 +25,7 @@ from matplotlib.animation import FuncAnimation
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from jaxnn._validate import as_array, describe, require_classes, require_same_form
 from jaxnn.checking.evidence import Verdict
@@ -77,16 +78,16 @@ def losses(
         raise ValueError(
             f"`probability` must be above 0 and at most 1. Got {p[~((p > 0) & (p <= 1))][0]:g}."
         )
-    (log,) = panels[0].semilogx(p, -np.log(p), color=_soft(), lw=4)
-    (entropy,) = panels[0].semilogx(p, cross_entropy, **_line(0))
+    left = panels[0].semilogx(p, -np.log(p), color=_soft(), lw=4, label="-log x")
+    left += panels[0].semilogx(p, cross_entropy, **_line(0), label="cross-entropy")
     panels[0].set(ylabel="loss (nats)", title="-log(x + 1e-7) is finite at 0")
-    (upper,) = panels[1].plot(p, cross_entropy, **_line(0))
-    (lower,) = panels[1].plot(p, squared_error, **_line(1))
+    right = panels[1].plot(p, cross_entropy, **_line(0), label="cross-entropy\n(nats)")
+    right += panels[1].plot(p, squared_error, **_line(1), label="squared error")
     panels[1].set(ylabel="loss of one example", ylim=(-0.2, 5), title="Two losses for one answer")
     for panel in panels:
         panel.set_xlabel("x, the probability given to the true class")
-    _name_lines(panels[0], {log: "-log x", entropy: "cross-entropy"})
-    _name_lines(panels[1], {upper: "cross-entropy\n(nats)", lower: "squared error"}, 0.15)
+    _name_lines(panels[0], left)
+    _name_lines(panels[1], right, 0.15)
     return panels
 
 
@@ -143,13 +144,12 @@ def activations(
     for panel, curves, title in zip(
         panels, (values, derivatives), ("Value", "Derivative"), strict=True
     ):
-        lines = {}
+        lines = []
         for i, (name, y) in enumerate(curves.items()):
             require_same_form(f"values[{name!r}]", y, "x", x)
             # Earlier curves are on top and thinner, so that curves beneath them stay visible.
-            width = 1.5 + 1.5 * i
-            (line,) = panel.plot(x, y, **_line(i), lw=width, zorder=3 - i / len(curves))
-            lines[line] = name
+            over = {"lw": 1.5 + 1.5 * i, "zorder": 3 - i / len(curves)}
+            lines += panel.plot(x, y, **_line(i), **over, label=name)
         panel.set(xlabel="x", ylabel=("y", "dy/dx")[panel is panels[1]], title=title)
         _name_lines(panel, lines)
     return panels
@@ -573,10 +573,9 @@ def path_losses(paths: Mapping[str, DescentPath], *, ax: Axes | None = None) -> 
     """
     _require_paths(paths)
     ax = _one(ax)
-    lines = {}
+    lines = []
     for i, (name, path) in enumerate(paths.items()):
-        (line,) = ax.plot(np.asarray(path.losses), **_line(i))
-        lines[line] = name
+        lines += ax.plot(np.asarray(path.losses), **_line(i), label=name)
     values = [np.asarray(path.losses) for path in paths.values()]
     positive = all(np.all(v >= 0) for v in values) and any(np.any(v > 0) for v in values)
     ax.set(xlabel="step", ylabel="loss: the value of f", title="Loss by step")
@@ -614,7 +613,7 @@ def training(history: History, *, axes: Panels = None) -> np.ndarray:
     }
     epochs = max(1, len(history.seconds))
     of_steps = np.arange(1, len(step_loss) + 1) * epochs / max(1, len(step_loss))
-    (batches,) = panels[0].plot(of_steps, step_loss, color=_soft(), lw=0.8)
+    batches = panels[0].plot(of_steps, step_loss, color=_soft(), lw=0.8, label="mini-batch")
     count = max(map(len, metrics.values()), default=0)
     evaluated = np.asarray(history.evaluated)
     when = np.arange(1, count + 1) * epochs / max(1, count)
@@ -622,11 +621,10 @@ def training(history: History, *, axes: Panels = None) -> np.ndarray:
         when = evaluated * epochs / len(step_loss)
     kinds = ("loss", "accuracy")
     for panel, kind in zip(panels, kinds, strict=True):
-        names = {batches: "mini-batch"} if kind == "loss" else {}
+        lines = [*batches] if kind == "loss" else []
         chosen = {name: values for name, values in metrics.items() if name.endswith(kind)}
         for i, (name, values) in enumerate(chosen.items()):
-            (line,) = panel.plot(when, values, **_line(i))
-            names[line] = name.replace("_", " ")
+            lines += panel.plot(when, values, **_line(i), label=name.replace("_", " "))
         test = np.nan_to_num(metrics.get("test_loss", np.zeros(0)), nan=np.inf)
         if chosen and len(test) and test[-1] > RISEN * test.min():
             best = when[test.argmin()]
@@ -635,10 +633,10 @@ def training(history: History, *, axes: Panels = None) -> np.ndarray:
             height, va = (0.98, "top") if kind == "loss" else (0.02, "bottom")
             at = {"transform": panel.get_xaxis_transform(), "va": va}
             panel.text(best, height, f" lowest test loss: epoch {best:g}", **at)
-        panel.set(xlabel="epoch", title=kind.capitalize(), visible=bool(names))
+        panel.set(xlabel="epoch", title=kind.capitalize(), visible=bool(lines))
         if kind == "accuracy":
             panel.set(ylabel="fraction correct", ylim=(0, 1.03))
-        _name_lines(panel, names)
+        _name_lines(panel, lines)
     panels[0].set(ylabel="loss (nats)")
     return panels
 
@@ -779,25 +777,23 @@ def gradient_evidence(leaf: LeafReport, ax: Axes | None = None) -> Axes:
     )
     ends = steps[[0, -1]]
     for above in panels[:-1]:
-        (taken,) = above.semilogx(steps, slopes, **_line(0), marker="o", ms=4)
-        (claimed,) = above.plot(ends, [leaf.autodiff] * 2, **_line(2))
+        lines = above.semilogx(steps, slopes, **_line(0), marker="o", ms=4, label="of the values")
+        lines += above.plot(ends, [leaf.autodiff] * 2, **_line(2), label="of the gradient")
         bar = leaf.bound if np.isfinite(leaf.bound) else None
         best = above.errorbar(leaf.step, leaf.numerical, bar, **_point(1), capsize=4)
+        best[0].set_label("best, with bound")
         above.set(ylabel="slope")
-        names = {taken: "of the values", claimed: "of the gradient", best[0]: "best, with bound"}
-        _name_lines(above, names, 0.16)
+        _name_lines(above, [*lines, best[0]], 0.16)
     below: Axes = panels[-1]
     size = max(abs(leaf.autodiff), abs(leaf.numerical)) or 1.0
     differences = np.maximum(abs(slopes - leaf.autodiff) / size, _SMALLEST)
-    names = {}
-    (line,) = below.loglog(steps, differences, **_line(0), marker="o", ms=4)
-    names[line] = "difference"
+    lines = below.loglog(steps, differences, **_line(0), marker="o", ms=4, label="difference")
     if np.isfinite(leaf.bound):
-        (line,) = below.plot(ends, [max(leaf.bound / size, _SMALLEST)] * 2, **_line(1))
-        names[line] = "bound on the ex-\ntrapolated slope"
+        bound, name = max(leaf.bound / size, _SMALLEST), "bound on the ex-\ntrapolated slope"
+        lines += below.plot(ends, [bound] * 2, **_line(1), label=name)
     if np.isfinite(leaf.noise) and leaf.noise > 0:
-        (line,) = below.loglog(steps, leaf.noise / steps / size, **_line(3), lw=2)
-        names[line] = "noise of the\nvalues / step"
+        noise, name = leaf.noise / steps / size, "noise of the\nvalues / step"
+        lines += below.loglog(steps, noise, **_line(3), lw=2, label=name)
     if np.isfinite(leaf.step):
         below.axvline(leaf.step, color=_soft(), lw=1, zorder=1)
         is_coarse = np.log(leaf.step / steps.min()) > 0.7 * np.log(steps.max() / steps.min())
@@ -812,7 +808,7 @@ def gradient_evidence(leaf: LeafReport, ax: Axes | None = None) -> Axes:
         )
     below.set(xlabel="step, in units of the entries' scale", title=f"{leaf.path}: {leaf.verdict}")
     below.set_ylabel("|numerical slope - gradient's slope|\n/ |the larger of the two|")
-    _name_lines(below, names, 0.11)
+    _name_lines(below, lines, 0.11)
     return below
 
 
@@ -1012,12 +1008,13 @@ def _point(i: int, marker: str | None = None) -> dict[str, Any]:
     return {"color": _color(i), "ls": "", "marker": marker or _MARKERS[i % len(_MARKERS)]}
 
 
-def _name_lines(ax: Axes, names: Mapping[Any, str], apart: float = 0.075) -> None:
+def _name_lines(ax: Axes, lines: Iterable[Line2D], apart: float = 0.075) -> None:
     """Write the names of curves at their right ends, in their colours, without overlap."""
     ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())  # fix the limits before adding text
     to_axes = ax.transData + ax.transAxes.inverted()
     ends = []
-    for line, name in names.items():
+    for line in lines:
+        name = str(line.get_label())
         line.set_label(name.replace("\n", " "))
         x, y = (np.asarray(values, float) for values in line.get_data())
         places = to_axes.transform(np.stack([x, y], 1))
