@@ -29,6 +29,7 @@ from jaxnn._validate import (
     require_arguments,
     require_arrays,
     require_differentiable,
+    require_pair,
 )
 
 Where = Any  # a function of a leaf that returns a bool, or a pytree of bools
@@ -114,10 +115,7 @@ class Static(NamedTuple):
         args, kwargs = self.skeleton.join(points, dynamic)
         value = self.f(*args, **kwargs)
         if self.has_aux:
-            if not isinstance(value, tuple | list) or len(value) != 2:
-                got = jax.tree.map(describe, value)
-                raise TypeError(f"`f` must return a pair if `has_aux` is set. Got {got}.")
-            value = value[0]
+            value, _ = require_pair("f", value, "a pair if `has_aux` is set")
         require_arrays("f(...)", value)
         return value
 

@@ -192,6 +192,14 @@ def require_scalar(name: str, value: Any) -> None:
     raise TypeError(f"`{name}` must return a real scalar{several}. Got {got}.")
 
 
+def require_pair(name: str, value: Any, form: str) -> Any:
+    """A function's return value, which must be a pair of the form that errors tell."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        got = jax.tree.map(describe, value)
+        raise TypeError(f"`{name}` must return {form}. Got {got}.")
+    return value
+
+
 def require_names(name: str, value: Any) -> None:
     """Refuse anything but a sequence of strings."""
     names = isinstance(value, Sequence) and not isinstance(value, str)

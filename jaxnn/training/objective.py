@@ -19,6 +19,7 @@ from jaxnn._validate import (
     require_arguments,
     require_arrays,
     require_callable,
+    require_pair,
     require_same_form,
     require_scalar,
     tracing,
@@ -88,9 +89,10 @@ class Objective(NamedTuple):
         stateful, has_aux = self.form.stateful, self.form.has_aux
         if not (stateful or has_aux):
             return out, (None, {})
-        value, more = _pair("loss", out, "(value, model_state)" if stateful else "(value, aux)")
+        form = "(value, model_state)" if stateful else "(value, aux)"
+        value, more = require_pair("loss", out, f"{form}, as requested")
         if stateful and has_aux:
-            more = _pair("loss", more, "(value, (model_state, aux))")
+            more = require_pair("loss", more, "(value, (model_state, aux)), as requested")
         new_state = (more[0] if has_aux else more) if stateful else None
         aux = (more[1] if stateful else more) if has_aux else {}
         if stateful:
@@ -190,13 +192,6 @@ class Objective(NamedTuple):
     def _given(self, arrays: PyTree, model_state: PyTree) -> tuple[PyTree, ...]:
         params = self.skeleton.fill(arrays)
         return (params, model_state) if self.form.stateful else (params,)
-
-
-def _pair(name: str, value: Any, form: str) -> Any:
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        got = jax.tree.map(describe, value)
-        raise TypeError(f"`{name}` must return {form}, as requested. Got {got}.")
-    return value
 
 
 def require_means(of: Callable[[Any, Any], Any], state: PyTree, batch: PyTree) -> dict[str, Any]:

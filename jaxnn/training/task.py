@@ -17,6 +17,7 @@ from jaxnn._programs import programs_of
 from jaxnn._validate import (
     describe,
     require_arguments,
+    require_pair,
     require_same_form,
     require_scalar,
     tracing,
@@ -175,10 +176,7 @@ class UserStep(NamedTuple):
     def begin(self, state: UserState, batch: Any, key: Any) -> tuple[Any, Any, dict[str, Any]]:
         """The new state, the loss, and further values to record."""
         made = self.function(self.skeleton.fill(state.state), self._batch(batch), key)
-        if not isinstance(made, tuple | list) or len(made) != 2:
-            got = jax.tree.map(describe, made)
-            raise TypeError(f"`step` must return (state, record). Got {got}.")
-        new, record = made
+        new, record = require_pair("step", made, "(state, record)")
         skeleton, arrays = arrays_of(new)
         require_same_form("the state of step(...)", arrays, "state", state.state)
         pairs = zip(jax.tree.leaves(arrays), jax.tree.leaves(state.state), strict=True)
