@@ -118,14 +118,7 @@ def sweep(
             "already constructed optimiser."
         )
     require_callable("optimizer", optimizer)
-    require_arrays("values", values)
-    if isinstance(values, list | tuple) and all(isinstance(v, int | float) for v in values):
-        raise TypeError(
-            "`values` must be an array, or a pytree of arrays with one entry per run, as "
-            f"from jnp.array(...). Got {describe(values)}."
-        )
-    values = replicate(values, None)
-    runs = _count_runs(values)
+    values, runs = _as_values(values)
     keys = _require_keys(key, runs)
     skeleton, starts = _starts(params, key, keys, runs)
     first = _one(values, 0)
@@ -164,21 +157,20 @@ def sweep(
         seconds = time.perf_counter() - began
         for i, log in enumerate(logs):
             own = _one(chunk, i)
-            if going[i]:
-                broken[i] = own.not_finite()
-            _add(log, own, bool(going[i] and broken[i]), plan, seconds)
+            broken[i] = broken[i] or own.not_finite()
+            _add(log, own, broken[i], plan, seconds)
             log.measured({name: value[i] for name, value in measured.items()})
         if on_progress is not None:
             on_progress(_progress(plan, epoch, measured))
     return [_result(objective, log, broken[i], _one(states, i)) for i, log in enumerate(logs)]
 
 
-def _add(log: Log, chunk: Chunk, broke: bool, plan: Plan, seconds: float) -> None:
-    """Record one run's epoch, which ends at the same time for all runs, and whose last step may
-    have broken it.
+def _add(log: Log, chunk: Chunk, broken: str | None, plan: Plan, seconds: float) -> None:
+    """Record one run's epoch, which ends at the same time for all runs; none of its steps if it was
+    broken before.
     """
     taken = int(chunk.reached)
-    good = taken - broke
+    good = max(0, taken - (broken is not None))
     sizes = np.full(taken, plan.batch_size)
     if plan.rest and taken == plan.per_epoch:
         sizes[-1] = plan.rest
@@ -240,15 +232,22 @@ def _require_keys(key: Any, runs: int) -> Key[Array, "runs"]:  # noqa: F821
     return key if key.ndim else jnp.broadcast_to(key, (runs,))
 
 
-def _count_runs(values: PyTree) -> int:
-    """The length of the first axis of `values`."""
+def _as_values(values: PyTree) -> tuple[PyTree, int]:
+    """The values of all runs as arrays, and the number of runs."""
+    require_arrays("values", values)
+    if isinstance(values, list | tuple) and all(isinstance(v, int | float) for v in values):
+        raise TypeError(
+            "`values` must be an array, or a pytree of arrays with one entry per run, as "
+            f"from jnp.array(...). Got {describe(values)}."
+        )
+    values = replicate(values, None)
     lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(values)}
     if len(lengths) != 1 or lengths & {(), (0,)}:
         got = jax.tree.map(describe, values)
         raise ValueError(
             f"`values` must have one entry per run on the first axis, at least one. Got {got}."
         )
-    return lengths.pop()[0]
+    return values, lengths.pop()[0]
 
 
 def _starts(
