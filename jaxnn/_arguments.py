@@ -165,37 +165,23 @@ class Partition(NamedTuple):
           TypeError: there is no leaf to differentiate, or `where` holds anything but booleans.
           ValueError: `argnums` is out of range, or the structure of `where` does not match.
         """
-        numbers = argnums if isinstance(argnums, tuple) else (argnums,)
-        if not args:
-            raise ValueError(f"`{name}` must be given: the point to differentiate at. Got none.")
-        for number in numbers:
-            integer = isinstance(number, int) and not isinstance(number, bool)
-            if not integer or not -len(args) <= number < len(args):
-                raise ValueError(
-                    f"`argnums` must name positional arguments, of which there are {len(args)}. "
-                    f"Got {argnums!r}."
-                )
-        if not numbers:
-            raise ValueError("`argnums` must name at least one argument. Got ().")
+        _require_numbers(argnums, args, name)
         require_arguments("f", f, *args, **kwargs)
         wanted = _wanted(where, argnums, args)
-        named = [
-            (name if len(args) == 1 else f"args[{i}]", arg, wanted.get(i))
-            for i, arg in enumerate(args)
-        ]
-        named += [(key, kwargs[key], None) for key in sorted(kwargs)]
+        labels = [name] if len(args) == 1 else [f"args[{i}]" for i in range(len(args))]
+        labels += sorted(kwargs)
+        arguments = [*args, *(kwargs[key] for key in sorted(kwargs))]
         leaves, paths, chosen, roles = [], [], [], []
-        for label, argument, choice in named:
+        for i, (label, argument) in enumerate(zip(labels, arguments, strict=True)):
             found = tree_flatten_with_path(argument)[0]
             leaves += [leaf for _, leaf in found]
             paths += [label + readable(path) for path, _ in found]
-            chosen += [choice is not None] * len(found)
-            choices = [False] * len(found) if choice is None else choice
-            roles += _roles(argument, choices, settings=choice is not None and where is None)
+            chosen += [i in wanted] * len(found)
+            choices = wanted.get(i, [False] * len(found))
+            roles += _roles(argument, choices, settings=i in wanted and where is None)
         if not any(role.moves for role in roles):
-            for label, argument, choice in named:
-                if choice is not None:
-                    require_differentiable(label, argument)
+            for i in sorted(wanted):
+                require_differentiable(labels[i], arguments[i])
             raise ValueError("`where` must select at least one floating-point leaf. Got none.")
         static = Static(f, has_aux, _skeleton((args, kwargs), leaves, roles))
         return cls(static, argnums, leaves, tuple(paths), tuple(chosen))
@@ -305,6 +291,22 @@ def positions(argnums: int | Sequence[int], args: Sequence[Any]) -> tuple[int, .
 def floating_argnums(args: Sequence[Any]) -> tuple[int, ...]:
     """The positions of the arguments that have floating or complex leaves."""
     return tuple(i for i, x in enumerate(args) if any(map(is_inexact, jax.tree.leaves(x))))
+
+
+def _require_numbers(argnums: Any, args: Sequence[Any], name: str) -> None:
+    """Refuse `argnums` that does not name positional arguments."""
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+    if not args:
+        raise ValueError(f"`{name}` must be given: the point to differentiate at. Got none.")
+    for number in numbers:
+        integer = isinstance(number, int) and not isinstance(number, bool)
+        if not integer or not -len(args) <= number < len(args):
+            raise ValueError(
+                f"`argnums` must name positional arguments, of which there are {len(args)}. Got "
+                f"{argnums!r}."
+            )
+    if not numbers:
+        raise ValueError("`argnums` must name at least one argument. Got ().")
 
 
 def require_argnums(argnums: Any) -> None:
