@@ -23,7 +23,7 @@ do not recompile it.
 import functools
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -51,7 +51,7 @@ from jaxnn._validate import (
 )
 from jaxnn.numerical.float64 import wide_arithmetic, wide_dtype, widen_leaf, widened
 from jaxnn.numerical.float64_call import float64_call
-from jaxnn.numerical.loop import Ends, by_entry, by_entry_dense
+from jaxnn.numerical.loop import Ends, Leaves, by_entry, by_entry_dense
 
 Scheme = Literal["central", "forward", "backward"]
 Evaluation = Literal["float64", "own"]
@@ -412,7 +412,6 @@ def partial_derivative(
     return _run(call, _partial, options, h, jnp.asarray(flat, jnp.int32))
 
 
-Leaves = Sequence[Any]
 # A result, and a function from the points to its dtypes.
 Measured = tuple[Any, Callable[[Leaves], Any]]
 

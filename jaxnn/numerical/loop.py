@@ -18,15 +18,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnn.numerical.propagate import perturbations
 
+Leaves = Sequence[Any]
 Ends = tuple[Any, Any, Any]  # per entry: x + h, x - h, and the divisor of the difference
 
 
 def by_entry(
-    f: Callable,
-    leaves: Sequence[Any],
-    ends: Sequence[Ends],
-    batch_size: int | None = None,
-    mesh: Mesh | None = None,
+    f: Callable, leaves: Leaves, ends: Sequence[Ends], batch_size: int | None, mesh: Mesh | None
 ) -> list[Any]:
     """For each leaf, the difference quotients of the outputs of `f` by each of its entries.
 
@@ -35,8 +32,8 @@ def by_entry(
       leaves: the point, a list of floating arrays.
       ends: for each leaf, arrays of its shape: the upper and the lower value of each entry, and the
         divisor of the difference.
-      batch_size: number of entries evaluated at once, over all devices; by default
-        `entries_at_once`.
+      batch_size: number of entries evaluated at once, over all devices; None for as many as
+        `entries_at_once` says.
       mesh: devices that share the entries, with axis types Auto; the point must be on all of them.
 
     Returns:
@@ -118,11 +115,7 @@ def _quotient(change: Callable, ends: Sequence[jax.Array], indices: jax.Array) -
 
 
 def by_entry_dense(
-    f: Callable,
-    leaves: Sequence[Any],
-    ends: Sequence[Ends],
-    batch_size: int | None = None,
-    mesh: Mesh | None = None,
+    f: Callable, leaves: Leaves, ends: Sequence[Ends], batch_size: int | None, mesh: Mesh | None
 ) -> list[Any]:
     """As `by_entry`, with f as a black box that is evaluated in full for each end. One program
     serves all leaves.
@@ -161,7 +154,7 @@ def _is_cut(x: Any) -> bool:
     return any(axes is not None for axes in jax.typeof(x).sharding.spec)
 
 
-def _by_entry_where_it_is(f: Callable, leaves: Sequence[Any], ends: Sequence[Ends]) -> list[Any]:
+def _by_entry_where_it_is(f: Callable, leaves: Leaves, ends: Sequence[Ends]) -> list[Any]:
     """As `by_entry_dense`, one entry after the other, with every leaf on the devices where it is:
     an entry cannot be cut out of an array whose type says how it is cut.
     """
