@@ -1119,8 +1119,8 @@ FAULTS = (
     Fault(
         "the Hessian has the gradient's step",
         "numerical/differences.py",
-        "batch_size, h, method, mesh)._replace(root=4)",
-        "batch_size, h, method, mesh)._replace(root=3)",
+        "options._replace(root=4)",
+        "options._replace(root=3)",
         "test_differences.py -k 'hessian or second or steps'",
     ),
     Fault(

@@ -117,7 +117,7 @@ def numerical_grad(
       Array([6., 8.], dtype=float32)
     """
     require_argnums(argnums)
-    options = _options(f, scheme, evaluation, batch_size, h, method, mesh)
+    options = _checked(_Options(scheme, evaluation, batch_size, method, mesh), f, h)
 
     def gradient(*args, **kwargs):
         call = Partition.of(f, argnums, args, kwargs, has_aux)
@@ -197,7 +197,7 @@ def numerical_jacobian(
              [4., 3.]], dtype=float32)
     """
     require_argnums(argnums)
-    options = _options(f, scheme, evaluation, batch_size, h, method, mesh)
+    options = _checked(_Options(scheme, evaluation, batch_size, method, mesh), f, h)
 
     def jacobian(*args, **kwargs):
         call = Partition.of(f, argnums, args, kwargs)
@@ -245,7 +245,8 @@ def numerical_hessian(
       Array([[8., 6.],
              [6., 0.]], dtype=float32)
     """
-    options = _options(f, "central", evaluation, batch_size, h, method, mesh)._replace(root=4)
+    options = _checked(_Options("central", evaluation, batch_size, method, mesh), f, h)
+    options = options._replace(root=4)
 
     def hessian(*args, **kwargs):
         call = Partition.of(f, argnums, args, kwargs)
@@ -292,7 +293,7 @@ def directional_derivative(
       >>> directional_derivative(f, x, v)
       Array(14., dtype=float32)
     """
-    options = _options(f, scheme, evaluation, None, h)
+    options = _checked(_Options(scheme, evaluation), f, h)
     call = Partition.of(f, 0, (x,), {})
     require_same_structure("v", v, "x", x)
     direction, roles = [], call.static.skeleton.roles
@@ -347,7 +348,7 @@ def numerical_diff(
     """
     # Two evaluations are not worth a compilation, and a compiler that fuses multiply-adds would
     # change the last digits.
-    options = _options(f, scheme, evaluation, None, h)._replace(compiled=False)
+    options = _checked(_Options(scheme, evaluation, compiled=False), f, h)
     if isinstance(x, int) and not isinstance(x, bool):
         x = float(x)  # the chapter writes numerical_diff(f, 5); integer arrays are refused
     call = Partition.of(f, 0, (x,), {})
@@ -390,7 +391,7 @@ def partial_derivative(
       >>> partial_derivative(lambda x: x[0] ** 2 + x[1] ** 2, jnp.array([3.0, 4.0]), 0)
       Array(6., dtype=float32)
     """
-    options = _options(f, scheme, evaluation, None, h)._replace(compiled=False)
+    options = _checked(_Options(scheme, evaluation, compiled=False), f, h)
     call = Partition.of(f, 0, (x,), {})
     call.require_one_leaf("x")
     try:
@@ -423,35 +424,26 @@ class _Options(NamedTuple):
 
     scheme: str
     evaluation: str
-    batch_size: int | None
-    root: int
-    given_step: bool
-    method: str
-    mesh: Mesh | None
+    batch_size: int | None = None
+    method: str = "propagation"
+    mesh: Mesh | None = None
+    root: int = 2
+    given_step: bool = False
     compiled: bool = True
 
 
-def _options(
-    f: Callable,
-    scheme: Scheme,
-    evaluation: Evaluation,
-    batch_size: int | None,
-    h: Any,
-    method: Method = "propagation",
-    mesh: Mesh | None = None,
-) -> _Options:
+def _checked(options: _Options, f: Callable, h: Any) -> _Options:
+    """The options with what follows from them, after refusing invalid values."""
     require_callable("f", f)
-    require_choice("scheme", scheme, ("central", "forward", "backward"))
-    require_choice("evaluation", evaluation, ("float64", "own"))
-    if batch_size is not None:
-        require_count("batch_size", batch_size, least=1)
+    require_choice("scheme", options.scheme, ("central", "forward", "backward"))
+    require_choice("evaluation", options.evaluation, ("float64", "own"))
+    if options.batch_size is not None:
+        require_count("batch_size", options.batch_size, least=1)
     if h is not None:
         require_number("h", h, positive=True)
-    require_choice("method", method, ("propagation", "dense"))
-    mesh = as_mesh("mesh", mesh)
-    return _Options(
-        scheme, evaluation, batch_size, 3 if scheme == "central" else 2, h is not None, method, mesh
-    )
+    require_choice("method", options.method, ("propagation", "dense"))
+    mesh, root = as_mesh("mesh", options.mesh), 3 if options.scheme == "central" else 2
+    return options._replace(mesh=mesh, root=root, given_step=h is not None)
 
 
 def _run(call: Partition, measure: Callable, options: _Options, h: Any, *extra: Any) -> Any:
