@@ -120,7 +120,7 @@ def sweep(
     require_callable("optimizer", optimizer)
     values, runs = _as_values(values)
     keys = _require_keys(key, runs)
-    skeleton, starts = _starts(params, key, keys, runs)
+    skeleton, starts = _starts(params, keys)
     first = _one(values, 0)
     require_arguments("optimizer", optimizer, first)
     require_optimizer("optimizer(...)", optimizer(first))
@@ -250,18 +250,13 @@ def _as_values(values: PyTree) -> tuple[PyTree, int]:
     return values, lengths.pop()[0]
 
 
-def _starts(
-    params: PyTree | Callable,
-    key: Key[Array, "..."],
-    keys: Key[Array, "runs"],  # noqa: F821
-    runs: int,
-) -> tuple[Skeleton, PyTree]:
+def _starts(params: PyTree | Callable, keys: Key[Array, "runs"]) -> tuple[Skeleton, PyTree]:  # noqa: F821
     """The skeleton that all runs share, and their initial arrays, stacked."""
     if not (callable(params) and treedef_is_leaf(jax.tree.structure(params))):  # a module is a tree
         require_differentiable("params", params)
         skeleton, arrays = arrays_of(params)
-        return skeleton, jax.tree.map(lambda a: jnp.stack([jnp.asarray(a)] * runs), arrays)
-    require_arguments("params", params, key)
+        return skeleton, jax.tree.map(lambda a: jnp.stack([jnp.asarray(a)] * len(keys)), arrays)
+    require_arguments("params", params, keys)
     first = params(keys[0])
     require_differentiable("params(...)", first)
     # Map over keys one at a time: under `vmap`, draws of some generators depend on the other keys.
