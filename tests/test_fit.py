@@ -555,7 +555,7 @@ def test_steps_that_break_earlier_when_they_are_taken_again_end_before_that():
         )
 
     chunk = run_chunk(
-        run, State(jnp.zeros(()), ()), start=np.int32(0), stop=np.int32(9), short=np.bool_(False)
+        run, State(jnp.zeros(()), ()), (), (np.int32(0), np.int32(9), np.bool_(False))
     )
     assert (int(chunk.reached), chunk.finite.tolist(), float(chunk.state.params)) == (
         3,

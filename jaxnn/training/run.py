@@ -396,8 +396,8 @@ class Run:
     def _chunk(
         self, take: Callable[..., Chunk], given: Any, start: int, stop: int, short: bool = False
     ) -> Chunk:
-        limits = {"start": np.int32(start), "stop": np.int32(stop), "short": np.bool_(short)}
-        chunk = run_chunk(take, self.now.state, *given, **limits, guarded=self.way.guarded)
+        limits = np.int32(start), np.int32(stop), np.bool_(short)
+        chunk = run_chunk(take, self.now.state, given, limits, self.way.guarded)
         return jax.block_until_ready(chunk)
 
     def measurements(self) -> dict[str, Any] | None:

@@ -287,23 +287,18 @@ def rows_of(plan: Plan) -> int:
 
 
 def run_chunk(
-    take: Callable[..., Chunk],
-    state: Any,
-    *examples: Any,
-    start: Any,
-    stop: Any,
-    short: Any,
-    guarded: bool = False,
+    take: Callable[..., Chunk], state: Any, examples: Any, limits: Any, guarded: bool = False
 ) -> Chunk:
     """Run a chunk of steps by `take`, and return the state after its last good step.
 
-    A guarded `take` returns that state itself, and `state` is donated to it. Under `vmap`, `start`,
-    `stop` and `short` are arrays with one entry per run.
+    A guarded `take` returns that state itself, and `state` is donated to it. The limits are
+    `start`, `stop` and `short`; under `vmap`, they are arrays with one entry per run.
     """
     if guarded:
-        return take(state, *examples, start, stop, short)
+        return take(state, *examples, *limits)
     # The state is known to be finite after `good` steps and non-finite after `bad`. Non-finite
     # states stay so: search back from the end by doubling steps, then bisect.
+    start, stop, short = limits
     known, good, bad, probe, back = None, start, stop + 1, stop, 1
     while True:
         chunk = take(state, *examples, start, probe, short & (probe == stop))

@@ -145,9 +145,9 @@ def sweep(
         # A run that is no longer finite takes no further steps.
         going = np.array([leaf is None for leaf in broken])
         stop, short = np.where(going, np.int32(plan.per_epoch), 0), going & (plan.rest > 0)
-        start, order = np.zeros(runs, np.int32), order_of(key, epoch)
+        order, limits = order_of(key, epoch), (np.zeros(runs, np.int32), stop, short)
         examples = values, sets["train"], order, keys_of(keys, epoch), np.int32(0)
-        chunk = run_chunk(take, states, *examples, start=start, stop=stop, short=short)
+        chunk = run_chunk(take, states, examples, limits)
         states = chunk.state
         measured = {
             f"{name}_{what}": np.asarray(value)
