@@ -150,7 +150,7 @@ def fit(
     require_differentiable("params", params)
     require_optimizer("optimizer", optimizer)
     options = options.require(params)
-    config = configured(data, key, epochs, max_steps, batch_size, options, params)
+    config = configured(data, key, (epochs, max_steps, batch_size), options, params)
     model_state, measuring = options.start.model_state, options.measuring
     skeleton, arrays = arrays_of(params)
     state = _state(arrays, skeleton, optimizer, options.start, config.mesh)

@@ -50,6 +50,8 @@ from jaxnn.training.steps import (
 )
 from jaxnn.training.task import Task, UserState, UserStep
 
+# Numbers of epochs, of steps at most, and of examples per step, as far as they are given.
+Sizes = tuple[int | None, int | None, int | None]
 # Default number of epochs, and default number of examples per step.
 EPOCHS, BATCH_SIZE = 10, 100
 # Chunks of steps go across epochs if there are at most this many examples: each chunk draws their
@@ -122,7 +124,7 @@ def train(
     if not jax.tree.leaves(arrays):
         raise TypeError(f"`state` must hold at least one array. Got {describe(state)}.")
     options = options.require_of_train()
-    config = configured(data, key, epochs, max_steps, batch_size, options, state)
+    config = configured(data, key, (epochs, max_steps, batch_size), options, state)
     batch = config.sets["train"].batch
     is_mapping = len(batch) == 1 and isinstance(batch[0], Mapping)
     task = UserStep(step, options.measuring.metrics, skeleton, is_mapping)
@@ -136,15 +138,7 @@ def train(
     return result
 
 
-def configured(
-    data: Any,
-    key: Any,
-    epochs: int | None,
-    max_steps: int | None,
-    batch_size: int | None,
-    options: Options,
-    state: PyTree,
-) -> Config:
+def configured(data: Any, key: Any, sizes: Sizes, options: Options, state: PyTree) -> Config:
     """The inputs of a run, validated; its data are read and placed."""
     data = _as_examples(data)
     given = {"train": data} | _as_tests(options.measuring.test)
@@ -153,7 +147,7 @@ def configured(
             require_batches(_label(name), examples)
         elif name == "train":
             require_arguments("data", data, 1)
-    plan = _planned(data, epochs, max_steps, batch_size, options.feeding)
+    plan = _planned(data, sizes, options.feeding)
     require_key("key", key)
     mesh = as_mesh("mesh", options.feeding.mesh or _mesh_of(state))
     sharding = _batch_sharding(mesh, options.feeding.batch_spec, state)
@@ -203,11 +197,9 @@ def run_to_end(run: Run) -> Fit | Trained:
     return result
 
 
-def _planned(
-    data: Any, epochs: int | None, max_steps: int | None, batch_size: int | None, feeding: Feeding
-) -> Plan:
+def _planned(data: Any, sizes: Sizes, feeding: Feeding) -> Plan:
     """How the epochs of a run are divided into steps; `data` that is a function decides alone."""
-    made = _is_function(data)
+    made, (epochs, max_steps, batch_size) = _is_function(data), sizes
     if feeding.parts and not made:
         raise ValueError(
             "`parts` must be used with a function as `data`, which gives the parts. Got arrays."
