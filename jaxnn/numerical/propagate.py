@@ -146,13 +146,9 @@ class _Walked:
     """The unperturbed values of a program, one per slot, and the steps that a change affects."""
 
     def __init__(
-        self,
-        program: Program,
-        args: Sequence[Any],
-        levels: Sequence[Level],
-        known: _Known | None = None,
+        self, program: Program, args: Sequence[Any], levels: Sequence[Level], known: _Known
     ):
-        self.known = {} if known is None else known
+        self.known = known
         self.values, self.levels, self.steps = [], [], []
         self.loops_finite = []  # one flag for each loop whose body subtracts
         self.inputs = [self._add(x, level) for x, level in zip(args, levels, strict=True)]
@@ -266,7 +262,7 @@ def _scan(bind: Callable, ins: list[Any], outs: list[Any], **params: Any) -> lis
             const if level is Level.SLAB else Slab.of(x, None, x) if level is Level.DENSE else x
             for const, x, level in zip(ins, values, levels, strict=True)
         ]
-        results = [dense(x) for x in _Walked(parts.body, values, levels)(inside)]
+        results = [dense(x) for x in _Walked(parts.body, values, levels, {})(inside)]
         return results[: len(carry)], results[len(carry) :]
 
     start, xs = ([dense(x) for x in part] for part in (parts.carry, parts.xs))
@@ -280,7 +276,7 @@ def _scan_is_finite(params: dict[str, Any], args: list[Any], levels: list[Level]
     levels = _scan_levels(params, levels)
 
     def body(carry, xs):
-        walked = _Walked(parts.body, [*parts.consts, *carry, *xs], levels)
+        walked = _Walked(parts.body, [*parts.consts, *carry, *xs], levels, {})
         return [walked.values[s] for s in walked.outputs[: len(carry)]], walked.finite()
 
     return lax.scan(body, parts.carry, parts.xs, **parts.options)[1].all()
