@@ -584,11 +584,11 @@ def _by_entry(f: Callable, leaves: Leaves, steps: Leaves, options: _Options) -> 
         kept = [step for step, x in zip(steps, leaves, strict=True) if x.size]
         found = iter(_by_entry(of_full, full, kept, options) if full else [])
         out = jax.eval_shape(f, leaves)
-        none = [
-            jax.tree.map(lambda s, x=x: jnp.zeros((*x.shape, *s.shape), s.dtype), out)
-            for x in leaves
-        ]
-        return [next(found) if x.size else empty for x, empty in zip(leaves, none, strict=True)]
+
+        def nothing(x):
+            return jax.tree.map(lambda s: jnp.zeros((*x.shape, *s.shape), s.dtype), out)
+
+        return [next(found) if x.size else nothing(x) for x in leaves]
     ends = [_ends(x, step, options) for x, step in zip(leaves, steps, strict=True)]
     loop = by_entry if options.method == "propagation" else by_entry_dense
     return loop(f, leaves, ends, options.batch_size, options.mesh)
