@@ -493,6 +493,15 @@ def test_a_sweep_trains_as_each_run_would_alone():
     assert [run.status.reason for run in runs] == ["finished", "finished", "not finite"]
 
 
+def test_what_is_not_finite_from_the_start_of_a_sweep_is_not_watched():
+    start = START | {"unused": jnp.array([jnp.nan, 1.0])}
+    loss = lambda params, x, t: linear_by_name({n: params[n] for n in START}, x, t)  # noqa: E731
+    call = {"key": KEY, "epochs": 2}
+    (run,) = sweep(loss, start, PAIRS, optax.sgd, jnp.array([0.1]), **call)
+    alone = fit(loss, start, PAIRS, optax.sgd(0.1), **call)
+    assert run.status == alone.status and run.status.reason == "finished"
+
+
 @pytest.mark.slow
 def test_a_sweep_over_seeds_starts_each_run_from_its_own_key():
     digits = load_digits()

@@ -41,6 +41,7 @@ from jaxnn.training.steps import (
     Way,
     batch_form,
     make_chunk,
+    not_finite,
     replicate,
     run_chunk,
 )
@@ -132,12 +133,13 @@ def sweep(
     plan = Plan(count := count_examples(data), min(batch_size, count), epochs, replacement)
     batch = batch_form(sets["train"], plan.batch_size)
     objective.require(_one(starts, 0), model_state, keys[0], batch)
-    take, evaluate, order_of, keys_of = _compiled(objective, optimizer, plan, key.ndim)
 
     def begin(params, value):
         return State(params, optimizer(value).init(skeleton.split(params)[0]), model_state)
 
     states = jax.vmap(begin)(replicate(starts, None), values)
+    way = Way.of(plan, unwatched=not_finite(states))
+    take, evaluate, order_of, keys_of = _compiled(objective, optimizer, way, plan, key.ndim)
     logs, broken = [Log() for _ in range(runs)], [None] * runs
     measured_by = keys_of(keys, 0)
     for epoch in range(1, epochs + 1):
@@ -188,14 +190,14 @@ def _result(objective: Objective, log: Log, broken: str | None, state: State) ->
 
 
 def _compiled(
-    objective: Objective, optimizer: Callable, plan: Plan, own_keys: int
+    objective: Objective, optimizer: Callable, way: Way, plan: Plan, own_keys: int
 ) -> list[Callable]:
     """The programs of a sweep: chunks of steps, measurements, orders of epochs, and keys of epochs;
     `own_keys` is 1 if each run has its own key, else 0.
     """
 
     def take(state, value, *given):
-        return make_chunk(Descent(objective, optimizer(value)), Way.of(plan))(state, *given)
+        return make_chunk(Descent(objective, optimizer(value)), way)(state, *given)
 
     axes = (0, 0, None, 0 if own_keys else None, 0, None, 0, 0, 0)
 
