@@ -248,14 +248,14 @@ def confirmed(
         *_, column = _columns((up - down) / (2 * t), 2)
         *_, right = _columns((up - centre) / t, 1)
         *_, left = _columns((centre - down) / t, 1)
-    # What the last step changes, and what the sides differ by, is the noise or a kink.
+    # What the last step changes, and what the sides differ by, is noise, truncation or a kink.
     noise = abs(column[-1] - column[-2]) + abs(right[-1] - left[-1]) / 2
-    value, rounding = float(column[-1]), slope.rounding * size
-    bound = float(CAUTION * (noise + rounding / t[-1]))
+    value, rounding = float(column[-2]), slope.rounding * size
+    bound = float(CAUTION * (noise + rounding / t[-2]))
     if not abs(claim - value) <= bound <= SURE * abs(claim):
         return None
     flat = {"value": value, "left": value, "right": value, "kink": False}
-    return slope._replace(bound=bound, step=float(t[-1]), noise=rounding, size=size, **flat)
+    return slope._replace(bound=bound, step=float(t[-2]), noise=rounding, size=size, **flat)
 
 
 def _columns(quotients: np.ndarray, order: int) -> Iterator[np.ndarray]:
