@@ -539,6 +539,9 @@ check_gradient(bowl, X, order=2, gradient=jax.grad(bowl))
 check_gradient(bowl, X, gradient=lambda x: None)
     ValueError: `gradient(...)` must have the structure of `args[0]`, PyTreeDef(*). Got
     PyTreeDef(None).
+check_gradient(jnp.dot, X, X, gradient=lambda a, b: (b, a))
+    ValueError: `gradient(...)` must be the derivative with respect to `args[0]` alone; to check
+    several arguments, pass `argnums`. Got a tuple of 2.
 check_gradient(jnp.dot, X, X, argnums=(0, 1), gradient=lambda a, b: (b, a, a))
     ValueError: `gradient(...)` must have the structure of `args`, PyTreeDef((*, *)). Got
     PyTreeDef((*, *, *)).

@@ -2,6 +2,7 @@
 and what is refused.
 """
 
+import functools
 import inspect
 import json
 import math
@@ -419,6 +420,37 @@ def test_a_rule_is_not_wrong_if_its_solver_gets_closer_but_not_close(off, verdic
     solve.defjvp(lambda b, db: (solve(*b), 2 * (1 + off) * db[0]))
     report = check_gradient(lambda b: jnp.sum(solve(b)), jnp.ones(3))
     assert report.leaves[0].verdict == verdict and bool(report.rules) == (verdict == "differs")
+
+
+@pytest.mark.parametrize("off", [0, 0.05])
+def test_a_loose_linear_solver_is_not_to_blame_but_a_wrong_one_is(off):
+    matrix = jnp.diag(jnp.linspace(1.0, 9.0, 20)) + 0.1
+
+    def iterated(_, b):
+        return jax.scipy.sparse.linalg.cg(lambda x: matrix @ x, b, tol=3e-2)[0]
+
+    def f(b):
+        matvec = lambda x: matrix @ x  # noqa: E731
+        other = lambda _, b: (1 + off) * iterated(_, b)  # noqa: E731
+        x = jax.lax.custom_linear_solve(matvec, b, iterated, transpose_solve=other)
+        return jnp.sum(x**3)
+
+    report = check_gradient(f, jnp.linspace(-1, 2, 20))
+    assert bool(report.rules) == bool(off) == (report.verdict == "differs"), str(report)
+    assert off or "inner solver" in report.leaves[0].hint
+
+
+def test_a_slope_that_is_not_finite_at_a_kink_is_no_effect_without_a_slope():
+    leaf = check_gradient(jnp.linalg.norm, jnp.zeros(2)).leaves[0]
+    assert leaf.verdict == "not finite" and leaf.hint == ""
+
+
+def test_a_partial_function_bears_the_name_of_what_it_calls():
+    def scaled(factor, x):
+        return factor * jnp.sum(x)
+
+    f = functools.partial(scaled, 2.0)
+    assert check_gradient(f, jnp.ones(2)).function == "scaled"
 
 
 @pytest.mark.parametrize("off, verdict", [(1e-8, "unresolved"), (1e-3, "differs")])

@@ -73,6 +73,11 @@ def _matched(result: Any, name: str, chosen: Any, moving: Sequence[bool]) -> lis
         return [by_name[names] for names in needed]
     arrays = [(_place(path), leaf) for path, leaf in given if is_array(leaf)]
     if len(arrays) != len(needed) or not set(needed).isdisjoint(by_name):
+        if isinstance(result, tuple) and not isinstance(chosen, tuple):
+            raise ValueError(
+                f"`gradient(...)` must be the derivative with respect to `{name}` alone; to check "
+                f"several arguments, pass `argnums`. Got a tuple of {len(result)}."
+            )
         require_same_structure("gradient(...)", result, name, chosen)
     return arrays  # in the same order, under other names
 

@@ -47,6 +47,7 @@ from jaxnn.checking.questions import QUESTIONS
 from jaxnn.checking.report import GradientReport
 from jaxnn.checking.settings import Point, Settings
 from jaxnn.checking.status import Status
+from jaxnn.numerical.interpret import name_of
 
 Mode = Literal["fwd", "rev"]
 
@@ -199,7 +200,7 @@ def _report(
     call = checked.check.call
     beside = [f"{path.removeprefix('args')} {describe(x)}" for path, x in call.beside]
     return GradientReport(
-        function=getattr(call.static.f, "__name__", type(call.static.f).__name__),
+        function=name_of(call.static.f),
         verdict=verdict if checked.deterministic else Verdict.NOT_DETERMINISTIC,
         leaves=leaves,
         rules=checked.rules,

@@ -19,6 +19,7 @@ from jaxnn.checking.questions import births, digits, rules
 from jaxnn.checking.report import plain
 from jaxnn.checking.settings import Point, Settings
 from jaxnn.checking.status import Status
+from jaxnn.numerical.interpret import name_of
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -127,7 +128,7 @@ def explain(
         argnums = floating_argnums(args) or 0
     call = Partition.of(f, argnums, args, kwargs, has_aux, "args[0]", where)
     require_outermost("explain", args, kwargs)
-    name = getattr(f, "__name__", type(f).__name__)
+    name = name_of(f)
     with undisturbed(), Status.of(progress) as status:
         checked = _checked(call, status)
         programs, claims, point = checked.programs, checked.claims, checked.check.point

@@ -135,7 +135,8 @@ def _scan(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]
 
 def _linear_solve(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
     parts, inner = linear_solve_parts(eqn.params, inputs), evaluation._replace(rules=RULES)
-    start = solved(parts, parts.rhs, inner)
+    longer = evaluation._replace(rules={**RULES, primitives.while_p: _while})
+    start = solved(parts, parts.rhs, longer)
 
     def residual(x):
         product = inner(parts.matvec, [*parts.matvec_consts, *x])

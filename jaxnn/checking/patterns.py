@@ -194,7 +194,7 @@ def _cause(wrong: Wrong) -> str:
             "autodiff is 0: the path is cut (stop_gradient, rounding, an integer cast) or missing "
             "from a custom rule"
         )
-    if np.all(wrong.numerical == 0):
+    if np.all(wrong.numerical == 0) and np.all(np.isfinite(wrong.autodiff)):
         return (
             "the values do not change with these entries; if a rule differs from them on purpose, "
             "name its function in `trust`"

@@ -42,8 +42,8 @@ from jaxnn.numerical.interpret import (
     equations,
     keep_effects_under_vmap,
     make_jaxpr,
+    name_of,
     opened,
-    unwrapped,
     varied,
     varying,
 )
@@ -489,7 +489,7 @@ def _returning(real: Callable, form: Form) -> Callable:
 
 def _name_of(f: Callable) -> str:
     """What a report calls a function; `grad(f)` for a gradient that is differentiated again."""
-    return getattr(f, _NAME, "") or getattr(unwrapped(f), "__name__", type(f).__name__)
+    return getattr(f, _NAME, "") or name_of(f)
 
 
 def _at_once(real: Callable, form: Form) -> Callable:

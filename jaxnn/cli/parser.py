@@ -309,7 +309,8 @@ COMMANDS = {
         "0. FILE.py alone checks all check_... and "
         "loss... functions with defaults. FILE.py::TEST runs a test. Exit code 0: correct, or "
         "between the two slopes at a kink; 1: wrong, not finite, cut off by stop_gradient, not "
-        "deterministic, or with fewer than two digits left; 2: inconclusive, or bad input.",
+        "deterministic, or imprecise with fewer than two digits left; 2: inconclusive, or bad "
+        "input.",
         "jaxnn check model.py:loss --order 2",
         (
             _TARGETS._replace(help="FILE.py:NAME, MODULE:NAME, FILE.py, or FILE.py::TEST"),
@@ -343,8 +344,8 @@ COMMANDS = {
         "Run a program, unchanged, and check every gradient that it takes: at its first point, and "
         "for NaN and infinity in every call. PROGRAM is a file, or -m MODULE, with its own "
         "arguments. The report follows on standard error. Exit code: the program's, if it is not "
-        "0; else 1 if a gradient is wrong, was not finite or has fewer than two digits left, 2 if "
-        "none could be judged, 0 otherwise.",
+        "0; else 1 if a gradient is wrong, was not finite, or is imprecise with fewer than two "
+        "digits left, 2 if none could be judged, 0 otherwise.",
         "jaxnn watch --save inputs train.py --epochs 3",
         (
             Option("program", str, None, "PROGRAM", "FILE or -m MODULE", {"nargs": "+"}),

@@ -733,6 +733,11 @@ def rule_source(eqn: Equation) -> str:
     return "" if its_own else f"{place} ({name})"
 
 
+def name_of(f: Callable) -> str:
+    """The name of the user's function, or of its type if it has none."""
+    return getattr(unwrapped(f), "__name__", type(f).__name__)
+
+
 def unwrapped(f: Callable, depth: int = 6) -> Callable:
     """The user's function in closures of installed packages; `f` itself if there is none, or if the
     closure bears its name. A partial function is that which it calls.

@@ -15,7 +15,7 @@ from jax.extend.core import primitives
 from jaxnn._arguments import as_complex, real_form
 from jaxnn.checking.evidence import OF_SERIES, Verdict, relative_error
 from jaxnn.checking.findings import RuleReport, SourceLine
-from jaxnn.checking.further import ENDING, LOOSE
+from jaxnn.checking.further import ENDING, LOOSE, RUN_FURTHER
 from jaxnn.checking.line import Line
 from jaxnn.checking.moves import Direction
 from jaxnn.checking.tape.layout import Site, is_inexact
@@ -118,19 +118,23 @@ def symmetric(x: Any) -> Any:
 
 
 def wrong_solve(site: Site, record: Record, dtype: Any) -> RuleReport | None:
-    """A report on the transposed solver of a site; None if it is correct to its tolerance."""
-    run = Evaluation(dtype, RULES, set())
+    """A report on the transposed solver of a site; None if it is correct to its tolerance, or once
+    it runs further.
+    """
+    run, further = (Evaluation(dtype, {**RULES, **more}, set()) for more in ({}, RUN_FURTHER))
     with wide_arithmetic(dtype):
         inputs = [widen_leaf(record.values[slot], dtype) for slot in site.inputs]
         parts = linear_solve_parts(site.eqn.params, inputs)
         cts = [record.cotangents.get(s, jnp.zeros_like(record.values[s])) for s in site.outputs]
-        y = run(parts.transposed, [*parts.transposed_consts, *cts])
-        product = lambda *x: run(parts.matvec, [*parts.matvec_consts, *x])  # noqa: E731
-        back = jax.vjp(product, *cts)[1](y)
     flat = lambda arrays: np.concatenate([np.ravel(x) for x in arrays])  # noqa: E731
-    error = relative_error(flat(back), flat(cts))
-    if not np.isfinite(error) or error <= LOOSE:
-        return None
+    product = lambda *x: run(parts.matvec, [*parts.matvec_consts, *x])  # noqa: E731
+    for solver in (run, further):
+        with wide_arithmetic(dtype):
+            y = solver(parts.transposed, [*parts.transposed_consts, *cts])
+            back = jax.vjp(product, *cts)[1](y)
+        error = relative_error(flat(back), flat(cts))
+        if not np.isfinite(error) or error <= LOOSE:
+            return None
     line = SourceLine.of(site.line)
     return RuleReport(site.name, line, "transpose", Verdict.DIFFERS, RHS, error, where="")
 

@@ -58,7 +58,7 @@ def _within_tolerance(
     if not moved <= STEADY * norm(gradient_further):
         hint = (
             "if the inner solver iterates longer, values and gradient agree to "
-            f"{further.digits:.1f} digits"
+            f"{further.digits:.1f} digits; tighten its tolerance in the check"
         )
         return leaf._replace(hint=hint)
     if not further.verdict.ok or _error(leaf) > STEADY:
