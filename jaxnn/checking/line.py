@@ -2,8 +2,9 @@
 
 A gradient g claims that phi'(0) = <g, v>, a sum over leaves; the measured slope comes from the
 function's values. One compiled program evaluates all steps in the memory of a single evaluation.
-Steps are evaluated from coarse to fine, a few at a time, and no finer than necessary. A slope is
-measured once per direction: comparing it with other claims costs no further evaluations.
+Steps are evaluated from coarse to fine, a few at a time, and no finer than necessary: most claims
+are confirmed by the first few. A slope is measured once per direction, or twice if the first few
+steps confirmed one claim but not another.
 """
 
 import functools

@@ -14,6 +14,8 @@ that vary by more than rounding. Otherwise neither wins, because a function that
 cancellation looks perfectly flat to the finest steps: the bound then covers both. There is a kink
 where the slopes from both sides exclude each other.
 
+A claim needs no finer steps if a few coarse ones confirm it to eight digits.
+
 Sources: Ridders, Adv. Eng. Software 4 (1982) 75; on noise from differences, Moré and Wild, SIAM
 J. Sci. Comput. 33 (2011) 1292.
 """
