@@ -165,7 +165,7 @@ def test_tour_agrees_with_the_chapter(capsys):
     different = {row["quantity"] for row in rows if row["chapter"] not in ("", row["here"])}
     assert different == {
         "the training set, x (chapter: MNIST)",
-        "the training set, t (there: one-hot)",
+        "the training set, t (chapter: one-hot)",
         "a mini-batch of 10, x",
         "a mini-batch of 10, t",
         "lr = 10, 100 steps: distance from (0, 0)",
