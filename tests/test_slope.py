@@ -74,6 +74,13 @@ def test_a_few_steps_confirm_a_claim_of_eight_digits_and_no_other():
     assert few_steps(noise, 1.0) is None
 
 
+def test_a_few_infinite_values_confirm_nothing_and_warn_of_nothing():
+    t, signs = ladder()[:LOT], np.array([-1.0, -1, 1, -1, 1])
+    up, down = np.inf * signs, np.inf * np.array([-1.0, 1, -1, 1, -1])
+    slope = estimate_slope(t, up, down, 0.0, float(np.finfo(float).eps))
+    assert confirmed(slope, up, down, 0.0, 1.0) is None
+
+
 def test_a_few_steps_do_not_confirm_what_happens_at_the_point():
     assert few_steps(lambda t: t + np.abs(t), 1.0) is None  # a kink, and the mean of its slopes
     assert few_steps(lambda t: np.where(t == 0, 1.0, t), 1.0) is None

@@ -250,8 +250,8 @@ def confirmed(
         *_, column = _columns((up - down) / (2 * t), 2)
         *_, right = _columns((up - centre) / t, 1)
         *_, left = _columns((centre - down) / t, 1)
-    # What the last step changes, and what the sides differ by, is noise, truncation or a kink.
-    noise = abs(column[-1] - column[-2]) + abs(right[-1] - left[-1]) / 2
+        # What the last step changes, and what the sides differ by, is noise, truncation or a kink.
+        noise = abs(column[-1] - column[-2]) + abs(right[-1] - left[-1]) / 2
     value, rounding = float(column[-2]), slope.rounding * size
     bound = float(CAUTION * (noise + rounding / t[-2]))
     if not abs(claim - value) <= bound <= SURE * abs(claim):

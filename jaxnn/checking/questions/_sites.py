@@ -121,7 +121,8 @@ def wrong_solve(site: Site, record: Record, dtype: Any) -> RuleReport | None:
     """A report on the transposed solver of a site; None if it is correct to its tolerance, or once
     it runs further.
     """
-    run, further = (Evaluation(dtype, {**RULES, **more}, set()) for more in ({}, RUN_FURTHER))
+    run = Evaluation(dtype, RULES, set())
+    further = run._replace(rules={**RULES, **RUN_FURTHER})
     with wide_arithmetic(dtype):
         inputs = [widen_leaf(record.values[slot], dtype) for slot in site.inputs]
         parts = linear_solve_parts(site.eqn.params, inputs)
