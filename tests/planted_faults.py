@@ -374,9 +374,16 @@ FAULTS = (
     Fault(
         "half precision is believed in a line",
         "checking/programs.py",
-        "coarse = coarsest(kind for _, kind in self.narrow)",
-        "coarse = 0.0",
+        "coarse, narrow = coarsest(kind for _, kind in self.narrow), bool(self.narrow)",
+        "coarse, narrow = 0.0, bool(self.narrow)",
         "test_check.py -k half_precision",
+    ),
+    Fault(
+        "steps too small for float32 are believed",
+        "checking/line.py",
+        "if self._narrow and slope.step <= LEAST_IN_FLOAT32:",
+        "if False and slope.step <= LEAST_IN_FLOAT32:",
+        "test_real_programs.py -k 'bits'",
     ),
     Fault(
         "half precision is believed in a rule",
@@ -1105,7 +1112,7 @@ FAULTS = (
     Fault(
         "dtypes that stay short are not told",
         "numerical/float64.py",
-        "self.narrow.update((eqn.primitive.name, dtype) for dtype in kept)",
+        "self.narrow.update((eqn.primitive.name, v.aval.dtype) for v in narrow)",
         "self.narrow.update(())",
         "test_real_programs.py -k 'callback'",
     ),

@@ -18,6 +18,8 @@ BLIND = 0.1
 # Slopes below this fraction of the function value are treated as zero: changing the value by 100%
 # would take a step a million times the entry's size.
 NOTHING = 1e-6
+# The relative rounding error of float32.
+FLOAT32 = float(np.finfo(np.float32).eps)
 # How many digits two equal numbers share.
 ALL_DIGITS = -math.log10(sys.float_info.epsilon)
 # Relative error, in roundings, that a gradient computed in one dtype may have: summing ten thousand
@@ -130,7 +132,7 @@ def reach(dtype: Any) -> float:
 
 def reach_of(epsilon: float) -> float:
     """`reach` for a relative rounding error instead of a dtype."""
-    return min(epsilon**0.5, max(float(jnp.finfo(jnp.float32).eps) ** 0.5, 4 * epsilon))
+    return min(epsilon**0.5, max(FLOAT32**0.5, 4 * epsilon))
 
 
 @functools.cache

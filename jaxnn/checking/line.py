@@ -18,10 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn._jax import OF_VALUES
-from jaxnn.checking.evidence import excess
+from jaxnn.checking.evidence import FLOAT32, excess
 from jaxnn.checking.moves import Along, Direction, Part, drawer, scales_of
 from jaxnn.checking.settings import OF_CLAIMS
-from jaxnn.checking.slope import HALF, RUNGS, Slope, confirmed, estimate_slope, ladder
+from jaxnn.checking.slope import (
+    HALF,
+    LEAST_IN_FLOAT32,
+    RUNGS,
+    Slope,
+    confirmed,
+    estimate_slope,
+    ladder,
+)
 from jaxnn.numerical.float64 import widen_leaf
 
 # How many steps are evaluated at a time, so that one program serves all, and how many are known
@@ -110,6 +118,7 @@ class Line:
         points: Sequence[Any],
         dtype: Any,
         epsilon: float = 0.0,
+        narrow: bool = False,
         own: bool = False,
         watch: Callable[["Line"], None] = lambda line: None,
     ):
@@ -120,6 +129,7 @@ class Line:
           points: the leaves.
           dtype: the dtype in which leaves move.
           epsilon: relative rounding error of the values, if larger than that of `dtype`.
+          narrow: whether a part of the function may be evaluated in float32 or narrower.
           own: whether claims are in the leaves' own dtypes.
           watch: callback that receives the line before values are computed.
         """
@@ -131,7 +141,7 @@ class Line:
         self._roundings = np.array(
             [own * OF_CLAIMS * float(jnp.finfo(x.dtype).eps) for x in points]
         )
-        self._steps = ladder()
+        self._steps, self._narrow = ladder(), narrow
         self._slopes: dict[tuple[Direction, float, float], Slope] = {}
 
     @property
@@ -185,6 +195,9 @@ class Line:
             up[lot], down[lot] = phi[:LOT], phi[LOT : 2 * LOT]
             sides = up[:known], down[:known]
             slope = estimate_slope(self._steps[:known], *sides, centre, self.epsilon)
+            if self._narrow and slope.step <= LEAST_IN_FLOAT32:
+                rounding = max(self.epsilon, FLOAT32)
+                slope = estimate_slope(self._steps[:known], *sides, centre, rounding)
             if known == LOT:
                 if (agreed := confirmed(slope, *sides, centre, claim)) is not None:
                     return agreed

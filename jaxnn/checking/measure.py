@@ -17,14 +17,14 @@ from jaxtyping import PyTree
 
 from jaxnn._arguments import Partition, Role
 from jaxnn._programs import outermost
-from jaxnn.checking.evidence import Verdict, explained, reach, relative_error, same_value
+from jaxnn.checking.evidence import FLOAT32, Verdict, explained, reach, relative_error, same_value
 from jaxnn.checking.findings import Birth, DigitsLost, LeafReport, RuleReport
 from jaxnn.checking.further import has_solver
 from jaxnn.checking.held import stops
 from jaxnn.checking.leaf import Place, bare_report, leaf_report
 from jaxnn.checking.line import Line
 from jaxnn.checking.locate import LEAST_ROUNDING, Allowed, Located, examine, verdict_of
-from jaxnn.checking.precision import FLOAT32, Loss, losses
+from jaxnn.checking.precision import Loss, losses
 from jaxnn.checking.programs import Programs, prepare
 from jaxnn.checking.settings import Claims, Point, Settings
 from jaxnn.checking.slope import Slope

@@ -21,6 +21,7 @@ import numpy as np
 from jaxnn._jax import enable_x64
 from jaxnn.checking.evidence import (
     BLIND,
+    FLOAT32,
     ROUNDINGS,
     ROUNDINGS_BETWEEN_CALLS,
     Evidence,
@@ -41,8 +42,6 @@ from jaxnn.checking.settings import Claims, Point
 from jaxnn.checking.slope import Slope
 from jaxnn.checking.untraced import Untraced
 
-# The relative rounding error of a constant in float32.
-FLOAT32 = float(np.finfo(np.float32).eps)
 # An entry that is wrong by more than half keeps no digit.
 NO_DIGIT = 0.5
 # An entry may be off by this many times the change that one rounding of each argument causes, since

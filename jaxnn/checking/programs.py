@@ -150,8 +150,8 @@ class Programs:
             except Exception:  # a host callback may raise anything, outside its domain
                 return np.array([at(moves, step) for step in steps])
 
-        coarse = coarsest(kind for _, kind in self.narrow)
-        return Line(values, point.leaves, dtype, coarse, own=own, watch=watch)
+        coarse, narrow = coarsest(kind for _, kind in self.narrow), bool(self.narrow)
+        return Line(values, point.leaves, dtype, coarse, narrow=narrow, own=own, watch=watch)
 
     def own_line(self, point: Point) -> Line:
         """The function along lines through a point, in the function's own dtypes."""

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxnn.checking.evidence import BLIND, Evidence
+from jaxnn.checking.evidence import BLIND, FLOAT32, Evidence
 
 # A smaller ratio wastes evaluations; a larger one misses the step at which truncation and noise
 # balance.
@@ -59,6 +59,8 @@ SURE = 1e-8
 # Values that fit float32 and differ by at most this many roundings were rounded to float32; counts
 # fit float32, too, but differ by more.
 FLOAT32_ROUNDINGS = 64
+# The least step by which a float32 argument is moved with few roundings' error.
+LEAST_IN_FLOAT32 = FLOAT32_ROUNDINGS * FLOAT32
 
 
 class Slope(NamedTuple):
@@ -192,7 +194,7 @@ def estimate_slope(
         values = np.array([side[first:] for side in sides]).reshape(len(sides), len(t))
         size = float(np.max(np.abs(values), initial=abs(centre)))
         if _in_float32(t, values, centre, size):
-            epsilon = max(epsilon, float(np.finfo(np.float32).eps))
+            epsilon = max(epsilon, FLOAT32)
         best = from_left = from_right = NONE
         one_sided = np.abs([right[first:], left[first:]])[:, :1]
         coarse = float(np.max(one_sided[np.isfinite(one_sided)], initial=0.0))
@@ -348,10 +350,10 @@ def _in_float32(t: np.ndarray, values: np.ndarray, centre: float, size: float) -
     if not np.all(values == values.astype(np.float32)):
         return False
     changes = np.max(np.abs(values - centre), axis=0, initial=0)
-    moving, epsilon = changes > 0, float(np.finfo(np.float32).eps)
+    moving = changes > 0
     least = np.min(changes[moving], initial=np.inf)
     last = np.min(t[moving], initial=np.inf)
     return bool(
-        least <= FLOAT32_ROUNDINGS * epsilon * size
-        or np.min(t, initial=np.inf) < last <= FLOAT32_ROUNDINGS * epsilon
+        least <= FLOAT32_ROUNDINGS * FLOAT32 * size
+        or np.min(t, initial=np.inf) < last <= LEAST_IN_FLOAT32
     )

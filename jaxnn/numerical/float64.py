@@ -134,8 +134,7 @@ class Evaluation(NamedTuple):
                 params = {name: self._widened_param(value) for name, value in eqn.params.items()}
                 return bind(eqn, inputs, **params)
         if any(self._is_narrow(v.aval) for v in eqn.invars):  # otherwise the output is a constant
-            kept = (v.aval.dtype for v in eqn.outvars if self._is_narrow(v.aval))
-            self.narrow.update((eqn.primitive.name, dtype) for dtype in kept)
+            self.narrow.update((eqn.primitive.name, v.aval.dtype) for v in narrow)
         pairs = zip(inputs, eqn.invars, strict=True)
         return bind(
             eqn, [x if x.dtype == v.aval.dtype else x.astype(v.aval.dtype) for x, v in pairs]
