@@ -386,6 +386,13 @@ FAULTS = (
         "test_real_programs.py -k 'bits'",
     ),
     Fault(
+        "a long hint is repeated",
+        "checking/report.py",
+        "if first != leaf.path and len(leaf.hint) > LONG:",
+        "if first != leaf.path and len(leaf.hint) < LONG:",
+        "test_detached.py -k long_hint",
+    ),
+    Fault(
         "half precision is believed in a rule",
         "checking/questions/rules.py",
         "return coarsest(v.aval.dtype for eqn in foreign for v in eqn.outvars)",

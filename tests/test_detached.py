@@ -62,6 +62,14 @@ def test_what_is_stopped_by_intent_is_detached_and_its_line_is_named(f, point):
         assert_gradient(f, point)
 
 
+def test_a_long_hint_is_written_once():
+    point = {"a": jnp.float32(0.7), "b": jnp.float32(0.4)}
+    first, second = check_gradient(two_networks, point).leaves
+    assert first.hint == second.hint
+    text = str(check_gradient(two_networks, point))
+    assert text.count(first.hint) == 1 and f"hint: as for {first.path}" in text
+
+
 @pytest.mark.promotes
 @pytest.mark.parametrize("f, point", CASES, ids=lambda case: getattr(case, "__name__", ""))
 def test_held_at_the_point_the_gradient_is_right(f, point):

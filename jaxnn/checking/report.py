@@ -20,6 +20,8 @@ from jaxnn.checking.page import fragment, page, write_page
 
 # How many leaves the text of an error shows, and how many entries of the first.
 BRIEF = 2
+# Hints longer than this are written once.
+LONG = 80
 
 
 def plain(value: Any) -> Any:
@@ -211,7 +213,11 @@ class GradientReport:
         header, *rows = _aligned([_HEADER, *map(_row, leaves)])
         if leaves:
             lines.append("  ".join(header).rstrip())
+        told: dict[str, str] = {}
         for cells, leaf in zip(rows, leaves, strict=True):
+            first = told.setdefault(leaf.hint, leaf.path)
+            if first != leaf.path and len(leaf.hint) > LONG:
+                leaf = leaf._replace(hint=f"as for {first}")
             cells[_VERDICT] = paint(leaf.verdict, cells[_VERDICT])
             found = "\n".join(map(str, lines_of.get(leaf.path, ()))).splitlines()
             details = [*_details(leaf, paint), *found]

@@ -30,15 +30,17 @@ def ask(checked: Checked) -> Checked:
 
 def say(checked: Checked, held: Checked) -> Checked:
     """The results, with leaves that are correct in the second check reported as detached."""
+    pairs = list(zip(checked.leaves, held.leaves, strict=True))
+    right = {a.path: b.digits for a, b in pairs if a.verdict is Verdict.DIFFERS and b.verdict.ok}
     places = ", ".join(stops(checked.programs.program))
-    leaves = []
-    for leaf, again in zip(checked.leaves, held.leaves, strict=True):
-        if leaf.verdict is Verdict.DIFFERS and again.verdict.ok:
-            hint = (
-                "with the operands of `stop_gradient` treated as constant, values and gradient "
-                f"agree to {again.digits:.1f} digits ({places}); "
-                'if that is intended, set `stop_gradient="held"`'
-            )
-            leaf = leaf._replace(verdict=Verdict.DETACHED, hint=hint)
-        leaves.append(leaf)
-    return checked.with_leaves(leaves)
+    hint = (
+        "with the operands of `stop_gradient` treated as constant, values and gradient agree to "
+        f"{min(right.values(), default=0):.1f} digits ({places}); "
+        'if that is intended, set `stop_gradient="held"`'
+    )
+    return checked.with_leaves(
+        [
+            leaf._replace(verdict=Verdict.DETACHED, hint=hint) if leaf.path in right else leaf
+            for leaf in checked.leaves
+        ]
+    )
