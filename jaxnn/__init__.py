@@ -13,7 +13,7 @@
   SourceLine, Birth, RuleReport, DigitsLost), WatchReport, DescentPath, Minimum (and Stop), Fit,
   Trained, History, Status, Progress, Checkpoint
 - Modules: jaxnn.surfaces (functions of one and two variables), jaxnn.plots (one function per
-  picture), jaxnn.figures (all of them)
+  picture), jaxnn.figures (the chapter's)
 
 At a shell: `jaxnn --help`.
 """

@@ -115,7 +115,7 @@ def locked(name: str, directory: str | os.PathLike) -> Iterator[Path]:
         except (BlockingIOError, PermissionError):
             raise BlockingIOError(
                 f"`{name}` must be used by one run at a time. Got {str(folder)!r}, in use by "
-                f"{file.read().strip() or 'another'}."
+                f"{file.read().strip() or 'another run'}."
             ) from None
         except OSError as error:
             if error.errno not in _CANNOT:

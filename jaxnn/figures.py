@@ -63,7 +63,7 @@ def draw(
         once, with the path of the PNG.
 
     Returns:
-      Those paths.
+      The paths.
 
     Raises:
       ValueError: there is no figure with such a name.

@@ -30,7 +30,7 @@ def mean_squared_error(
 ) -> Float[Array, ""]:
     """Half the sum of squared differences over the last axis, averaged over the batch.
 
-    E = 1/2 sum_k (y_k - t_k)^2, mean over examples. The half makes dE/dy = y - t.
+    E = 1/2 sum_k (y_k - t_k)^2, mean over examples. The 1/2 makes dE/dy = y - t.
 
     Args:
       y: outputs; the last axis is the classes (or the components of a regression).

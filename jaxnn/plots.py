@@ -56,7 +56,7 @@ def losses(
     """Two losses against the probability of the true class; the first panel draws the
     cross-entropy on top of -log x.
 
-    The first panel extends to the smallest probability, where delta makes the cross-entropy leave
+    The first panel extends to the smallest probability, where delta makes it deviate from
     the logarithm.
 
     Args:
@@ -560,7 +560,7 @@ def matrix(
 
 
 def path_losses(paths: Mapping[str, DescentPath], *, ax: Axes | None = None) -> Axes:
-    """The loss at each step of some descents; the axis is logarithmic if no loss is negative.
+    """The loss at each step of descents; the axis is logarithmic if no loss is negative.
 
     Args:
       paths: from `descent_path`, by their names in the legend.

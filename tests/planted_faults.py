@@ -887,8 +887,8 @@ FAULTS = (
     Fault(
         "the held verdict is not asked for",
         "checking/questions/detached.py",
-        "leaf.verdict is Verdict.DIFFERS and again.verdict.ok",
-        "leaf.verdict is Verdict.DIFFERS",
+        "if a.verdict is Verdict.DIFFERS and b.verdict.ok}",
+        "if a.verdict is Verdict.DIFFERS}",
         "test_detached.py",
     ),
     Fault(

@@ -1055,8 +1055,8 @@ load_checkpoint("pipe")
 load_checkpoint("run")
     FileNotFoundError: `source` must hold a checkpoint. Got 'run', which has none.
 load_checkpoint("empty")
-    ValueError: empty: must be an intact checkpoint. Got a file that is empty or begins with
-    something else.
+    ValueError: empty: must be an intact checkpoint. Got a file that is empty or
+    not a ZIP file.
 load_checkpoint("foreign.npz")
     ValueError: foreign.npz: must be an intact checkpoint. Got one with an invalid header: ...
 load_checkpoint("packed.npz")
@@ -1093,11 +1093,11 @@ fit(checkpoint="good")
     FileExistsError: `checkpoint` must be an empty directory unless `resume` is set. Got 'good',
     with step_000000000001.npz.
 load_checkpoint("renamed")
-    ValueError: renamed/step_000000000009.npz: must be an intact checkpoint. Got step 1 under
-    another step's name.
+    ValueError: renamed/step_000000000009.npz: must be an intact checkpoint. Got a file
+    renamed from step 1.
 fit(checkpoint="renamed", resume=True)
-    ValueError: renamed/step_000000000009.npz: must be an intact checkpoint. Got step 1 under
-    another step's name.
+    ValueError: renamed/step_000000000009.npz: must be an intact checkpoint. Got a file
+    renamed from step 1.
 fit(checkpoint="good", resume=True)
     ValueError: `checkpoint` must hold a run of `fit` or `train`. Got 'good', which
     holds something else.
@@ -1216,7 +1216,7 @@ $ check code.py:right --plot good
 $ check code.py:right --plot no/x.png
     `--plot` must be a file in an existing directory. Got 'no/x.png'.
 $ check code.py:missing
-    `TARGET` must name a function in code.py. Got 'missing', which it does not define. For a
+    `TARGET` must name a function in code.py. Got 'missing', which is not there. For a
 $ check code.py:text
     `args[0]` must be floating-point to be differentiated. Got str 'a'.
 $ check code.py:integers

@@ -593,7 +593,7 @@ def test_check_takes_functions_of_real_projects(capsys, project, targets, code, 
 @pytest.mark.parametrize(
     "target, message",
     [
-        ("nothing.py", "Got 'nothing.py', which defines f, g."),
+        ("nothing.py", "Got 'nothing.py', with functions: f, g."),
         (
             "test_model.py",
             "`TARGET` must be FILE.py:NAME or FILE.py::TEST if no check_... or loss... function",
@@ -607,7 +607,7 @@ def test_check_takes_functions_of_real_projects(capsys, project, targets, code, 
             "`TARGET` must be a test that checks or takes a gradient. Got",
         ),
         ("test_model.py::test_other", "`TARGET` must be a function that runs. Got AssertionError"),
-        ("pkg/models/losses.py:Model.nothing", "Got 'Model.nothing', which it does not define."),
+        ("pkg/models/losses.py:Model.nothing", "Got 'Model.nothing', which is not there."),
         ("pkg/models/losses.py:helper", "let `helper()` return (function, arguments), or run"),
     ],
 )

@@ -172,8 +172,8 @@ def test_a_constant_is_blamed_where_it_was_chosen_alone(f, w, said):
 @pytest.mark.parametrize(
     "f, value, slope",
     [
-        (jnp.sqrt, "the root of a negative number", "its slope at 0 is infinite"),
-        (lax.rsqrt, "one over the root of 0", "its slope at 0 is infinite"),
+        (jnp.sqrt, "the square root of a negative number", "its slope at 0 is infinite"),
+        (lax.rsqrt, "one over the square root of 0", "its slope at 0 is infinite"),
         (jnp.cbrt, "", "its slope at 0 is infinite"),
         (jnp.log, "the logarithm of 0", "its slope at 0 is infinite"),
         (jnp.log1p, "the logarithm of 0", "its slope at -1 is infinite"),
@@ -236,7 +236,7 @@ def test_a_value_that_goes_bad_in_a_loop_is_born_after_a_slope_that_was_infinite
         return jnp.sum(lax.scan(lambda c, _: (jnp.sqrt(c - 1), None), x, None, length=4)[0])
 
     (birth,) = explain(roots, jnp.array([2.0, 2.0])).births
-    assert birth.iteration == "iteration 2" and "the root of a negative number" in birth.what
+    assert birth.iteration == "iteration 2" and "the square root of a negative number" in birth.what
 
 
 def test_a_wrong_rule_is_told_with_its_argument_and_its_size():
@@ -315,7 +315,7 @@ def test_digits_are_counted_before_and_after():
     (leaf,), (line, *_) = report.leaves, report.digits_lost
     assert leaf.verdict == "imprecise" and leaf.own_dtype_digits < 2 and not report.ok
     assert line.operation == "sub" and "share" in line.what
-    assert line.what == "values that share 6 digits"  # 1 and 1 - x**2 / 2, x 1e-3 and 2e-3
+    assert line.what == "its operands share 6 digits"  # 1 and 1 - x**2 / 2, x 1e-3 and 2e-3
     assert line.after < 3 < 6 < line.before and 0 < line.share <= 1
 
 
@@ -377,7 +377,10 @@ def test_a_rule_that_decides_leaves_the_entries_that_it_gets_wrong():
     double = jax.custom_vjp(lambda x: 2 * x)
     double.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g.at[2].multiply(1 - 1e-4),))
     (leaf,) = check_gradient(lambda x: jnp.sum(jnp.tanh(double(x))), jnp.linspace(0, 1, 5)).leaves
-    assert leaf.verdict == "differs" and "a derivative rule on this leaf's path" in leaf.hint
+    assert (
+        leaf.verdict == "differs"
+        and "a derivative rule that this leaf's gradient uses" in leaf.hint
+    )
     assert [(e.index, e.verdict) for e in leaf.entries] == [((2,), "differs")]
 
 

@@ -282,7 +282,7 @@ def test_a_long_check_says_how_far_it_is(capsys, monkeypatch):
     monkeypatch.setattr("jaxnn.checking.status.BETWEEN", 0.01)
     check_gradient(chain, point(), progress=True, evidence="leaf")
     said = capsys.readouterr().err
-    assert "checking: reading the function (" in said
+    assert "checking: tracing the function (" in said
     assert f" of {2 * LEAVES} leaves checked, " in said and "evaluations" in said
     check_gradient(chain, point(), progress=False)
     assert capsys.readouterr().err == ""

@@ -91,7 +91,7 @@ def test_of_an_operation_inside_a_call_the_call_is_to_be_written_out():
         return jnp.linalg.norm(x)
 
     (birth,) = jaxnn.explain(norm, jnp.zeros(2)).births
-    cure = "`sqrt` is hidden inside a call on this line: write the call out, and make the"
+    cure = "`sqrt` is inside a call on this line: write the call out, and make the"
     assert birth.cure.startswith(cure)
 
 

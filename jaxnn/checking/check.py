@@ -73,7 +73,7 @@ def check_gradient(
     """Compare the gradient of `f` at `args` with the function's values.
 
     Most checks need no option but `argnums`. In a test, `assert_gradient(f, *args)` does the same
-    for all arguments and raises an error unless it is correct.
+    for all arguments and raises an error unless every gradient is correct.
 
     Example:
       >>> f, x = lambda x: jnp.sum(x**2), jnp.array([3.0, 4.0])
@@ -109,8 +109,8 @@ def check_gradient(
         are computed; "report" does so only if the gradient is wrong otherwise, and then reports
         "detached".
       trust: names of functions whose custom rules deliberately differ from their derivatives (such
-        as straight-through estimators). In the computed values, such a function changes at the
-        rate that its rule claims.
+        as straight-through estimators). Values are computed as if such a function were
+        linear, with the slope that its rule gives.
       evidence: "together" checks leaves together where that gives enough evidence on each; "leaf"
         checks each leaf separately.
       progress: whether checks that take longer than two seconds show their progress on stderr; by

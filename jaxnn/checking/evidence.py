@@ -50,7 +50,7 @@ class Verdict(enum.StrEnum):
     exit_code: int
     meaning: str
 
-    AGREES = "agrees", "good", 0, "the gradient matches the slope of the values"
+    AGREES = "agrees", "good", 0, "the gradient matches the numerical slope"
     KINK = "kink", "look", 0, "two slopes meet here, and the gradient is between them"
     IMPRECISE = "imprecise", "look", 0, "correct, but it has lost digits in its own dtype"
     DETACHED = (
@@ -60,9 +60,9 @@ class Verdict(enum.StrEnum):
         "correct if the operands of stop_gradient are treated as constant",
     )
     UNRESOLVED = "unresolved", "look", 2, "inconclusive evidence"
-    DIFFERS = "differs", "bad", 1, "the gradient does not match the slope of the values"
+    DIFFERS = "differs", "bad", 1, "the gradient does not match the numerical slope"
     NOT_FINITE = "not finite", "bad", 1, "the gradient is NaN or infinite"
-    NOT_DETERMINISTIC = "not deterministic", "bad", 1, "two calls gave two different results"
+    NOT_DETERMINISTIC = "not deterministic", "bad", 1, "two calls gave different results"
 
     def __new__(cls, text: str, *data: Any) -> "Verdict":
         """A member; each is written as one line of data, in the order of the attributes."""

@@ -1,4 +1,4 @@
-"""`explain`: names the lines that make a gradient bad, without comparing slopes of the function."""
+"""`explain`: names the lines that make a gradient wrong, without checking the gradient itself."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ class Explanation:
     Attributes:
       function: name of the function.
       births: where NaN or infinity first appears, nearest to the result first.
-      rules: the derivative rules that do not give the derivative of the values.
+      rules: the derivative rules that disagree with the function's values.
       digits_lost: the lines where the gradient loses digits in its own dtype, worst first.
 
     Example:
@@ -90,7 +90,7 @@ def explain(
     has_aux: bool = False,
     progress: bool | None = None,
 ) -> Explanation:
-    """Name the lines of `f` where its gradient at `args` goes bad.
+    """Name the lines of `f` where its gradient at `args` goes wrong.
 
     It answers three questions. Where does NaN or infinity first appear, in the forward or the
     backward pass? Which derivative rule is wrong? If the gradient in the user's dtypes has lost

@@ -104,7 +104,7 @@ class LeafReport(NamedTuple):
       bound: the bound on the error of `numerical`.
       step: the step, along that direction, from which `numerical` comes.
       noise: the measured noise of the function's values.
-      digits: how many digits the two slopes share, as far as the evidence can tell.
+      digits: how many digits the two slopes share, as far as the bound shows.
       own_dtype_digits: how many digits agree between the gradients in the leaf's own dtype and in
         float64.
       entries: the entries that were checked separately, worst first.
@@ -290,7 +290,7 @@ class RuleReport(NamedTuple):
 
     def __str__(self) -> str:
         call = f"at {self.line}" if self.line.file else "in the function itself"
-        by = f"argument {self.argument}" if self.argument is not None else "its value"
+        by = f"argument {self.argument}" if self.argument is not None else "value"
         by = f"argument `{self.path}`" if self.path else by
         at = f", at {list(self.entry)}" if self.entry else ""
         off = f"{100 * self.difference:.3g}%" if self.difference < 10 else "more than 1,000%"
@@ -302,7 +302,7 @@ class RuleReport(NamedTuple):
             rule, quoted = self.rule, f"    {self.line.quoted}".rstrip()
             place = f'"{rule.path}", line {rule.line}, in {rule.function}'
             lines = [f"wrong rule: {what}, {place}", rule.quoted, lines[2]]
-            called = f"called {call}" if self.line.file else "it is the rule of the function itself"
+            called = f"called {call}" if self.line.file else "(the checked function's own rule)"
             lines += [f"    {called}", quoted]
         return "\n".join(filter(None, lines))
 
@@ -387,7 +387,7 @@ class DigitsLost(NamedTuple):
     def __str__(self) -> str:
         what = f"{self.what}; " if self.what else ""
         before, after = round(self.before), round(self.after)
-        left = "no digits left" if before == 0 else f"{after} of {before} digits left"
+        left = "no digits left" if before == 0 else f"{after} of {before} digits left here"
         if 0 < before == after:
             left = "later operations amplify its rounding error"
         text = f"lost at {self.line}: `{self.operation}`: {what}{left}"

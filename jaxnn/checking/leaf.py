@@ -86,7 +86,7 @@ def leaf_report(
     elif beyond := patterns.beyond_the_domain(entries, slope, centre):
         hint = beyond
     elif verdict is Verdict.UNRESOLVED:
-        hint = f"an error below {slope.bound:.1e} could not have been seen"
+        hint = f"errors below {slope.bound:.1e} could not be detected"
     if loss.outweighs(verdict):
         verdict, entries = loss.verdict, list(loss.entries)
         hint = hint_on_loss(loss, place.x.dtype, by_values)
@@ -138,7 +138,7 @@ def hint_on_loss(loss: Loss, dtype: Any, by_values: Verdict) -> str:
         return loss.hint
     kind, keeps = _name_of(dtype, False), f"{loss.keeps} match the float64 gradient"
     if by_values is Verdict.AGREES:
-        return f"only in {kind}: {keeps}, which is correct"
+        return f"in {kind}, {keeps}, which is correct"
     return f"in {kind}, {keeps}, which the values cannot confirm"
 
 

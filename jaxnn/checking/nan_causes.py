@@ -28,7 +28,7 @@ _SINGULAR = "add a small multiple of the identity"
 _OVERFLOW = Cause(
     "it overflows",
     "it overflows",
-    "subtract the largest first, or use `jnp.logaddexp`, `jax.nn.logsumexp`, `jax.nn.softmax`",
+    "subtract the maximum first, or use `jnp.logaddexp`, `jax.nn.logsumexp`, `jax.nn.softmax`",
 )
 _SUM = Cause("an overflow, or infinity minus infinity")
 _EIGENVECTORS = Cause(
@@ -47,12 +47,12 @@ _POSITIVE_POWER = Cause("it overflows", "it overflows", "scale the base down")
 
 NOT_FINITE: dict[core.Primitive, Cause] = {
     primitives.sqrt_p: Cause(
-        "the root of a negative number",
+        "the square root of a negative number",
         "its slope at 0 is infinite",
         f"{_SAFE}, as in `jnp.sqrt(jnp.where(x > 0, x, 1))`",
     ),
     primitives.rsqrt_p: Cause(
-        "one over the root of 0, or of a negative number",
+        "one over the square root of 0 or less",
         "its slope at 0 is infinite",
         f"{_SAFE}, as in `lax.rsqrt(jnp.where(x > 0, x, 1))`",
     ),
@@ -147,5 +147,5 @@ def as_written(cure: str, name: str, text: str) -> str:
     """What helps if the operation `name` may be inside of what the line `text` calls."""
     if name not in _FUNCTIONS or not text or re.search(rf"\b{name}\b", text):
         return cure
-    hidden = f"`{name}` is hidden inside a call on this line: write the call out, and"
+    hidden = f"`{name}` is inside a call on this line: write the call out, and"
     return f"{hidden} {cure.rpartition('; else ')[2]}"

@@ -120,7 +120,7 @@ def _patterns(found: Wrong, paired: bool) -> list[str]:
     count, size = len(found.index), found.claims.size
     numbers = len(np.unique(found.index[:, :-1], axis=0)) if paired else count
     if found.everywhere:
-        patterns.append(f"all {size // (1 + paired):,} entries")
+        patterns.append(f"all {size // (1 + paired):,} entries are wrong")
     elif numbers > 1 or not found.complete:
         at_least = "" if found.complete else "at least "
         patterns.append(f"{at_least}{numbers:,} of {size // (1 + paired):,} entries")
@@ -179,8 +179,8 @@ def nothing_there(slope: Slope, scale: float, claims: Any) -> str:
         return "the gradient is zero up to rounding error"
     if slope.bound > scale:
         return (
-            f"the claimed slope is below {slope.bound:.1e}, the smallest slope detectable next to "
-            "the function's values"
+            f"the gradient's slope is below {slope.bound:.1e}, the smallest slope detectable next "
+            "to the function's values"
         )
     return ""
 

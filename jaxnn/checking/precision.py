@@ -212,8 +212,8 @@ class _Both:
         another_value = differs and not same_value(claims.value, self.centre, coarsest)
         if another_value and self.own_values_agree(k):
             hint = (
-                f"in {leaf.dtype.name} the value of the function is {claims.value:.6g} instead of "
-                f"{self.centre:.6g}; the gradient agrees with that value"
+                f"in {leaf.dtype.name} the function's value is {claims.value:.6g} instead of "
+                f"{self.centre:.6g}; the gradient agrees with {leaf.dtype.name} values"
             )
             return shared._replace(hint=hint)
         loss = self.of_lost(leaf, lost, shared)
@@ -232,14 +232,14 @@ class _Both:
             hint = f"in {kind}, entries below {least:.1e} become 0"
             return shared._replace(hint=hint if underflows else "")
         verdict, left, keeps = lost.verdict, 0.0, ""
-        hint = f"only in {kind}: the same gradient computed in float64 is finite"
+        hint = f"not finite in {kind}; the same gradient in float64 is finite"
         if verdict is Verdict.DIFFERS:
             verdict, left = leaf.what_is_left(lost)
             keeps = "no digits" if verdict is Verdict.DIFFERS else f"{left:.1f} digits"
         if self.has_no_value:
             verdict, keeps = Verdict.NOT_FINITE, ""
             hint = (
-                f"only in {kind}: the function's value is {self.claims.value}; in float64 it is "
+                f"the function's value is {self.claims.value} in {kind}; in float64 it is "
                 f"{self.centre:.6g}"
             )
         entries, which = leaf.entries(lost, verdict), np.sort(lost.which)
@@ -381,7 +381,9 @@ class _Leaf(NamedTuple):
         for i in lost.which[:HANDFUL]:
             claim, value, bound = (float(x[i]) for x in (self.own, self.wide, lost.bound))
             one = Evidence(claim, value, value, bound)
-            judged = verdict if verdict is Verdict.IMPRECISE else judge(one, NO_DIGIT)
+            judged = judge(one, NO_DIGIT)
+            if verdict is Verdict.IMPRECISE or judged.ok:
+                judged = Verdict.IMPRECISE
             entries.append(Entry.of(i, self.shape, one, judged))
         return tuple(entries)
 

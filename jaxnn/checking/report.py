@@ -89,7 +89,7 @@ class GradientReport:
       interrupted: whether Ctrl-C ended the check early.
       digits: how many digits of each leaf's gradient must be correct, if specified.
       fixed: the arguments that are not differentiated, each with its shape and dtype.
-      argnums: the arguments that are differentiated; () if they are all that can be.
+      argnums: the arguments that are differentiated; () if all that can be are.
 
     Example:
       >>> report = jaxnn.check_gradient(lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0]))
@@ -177,7 +177,7 @@ class GradientReport:
         return {"ok": self.ok, **plain(vars(self))}
 
     def plot(self, path: str | None = None, ax: Any = None) -> Any:
-        """Draw a leaf's evidence: slopes and bound against the step, and the claim as a line.
+        """Draw a leaf's evidence: slopes and bound by step; the line is the gradient's slope.
 
         Args:
           path: path of the leaf; by default the worst leaf.
@@ -318,7 +318,8 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[list[str]]:
 def _details(leaf: LeafReport, paint: Callable[[Verdict, str], str]) -> Iterator[str]:
     for entry in leaf.entries[:HANDFUL]:
         name = f"{list(entry.index)} " if entry.index else ""
-        exact = "float64" if leaf.verdict is Verdict.IMPRECISE else "numerical"
+        lost = leaf.verdict is Verdict.DIFFERS and not leaf.is_off  # only in its own dtype
+        exact = "float64" if lost or leaf.verdict is Verdict.IMPRECISE else "numerical"
         slopes = f"autodiff {entry.autodiff:z.9g}, {exact} {entry.numerical:z.9g}"
         sides = f", {entry.left:z.6g} below and {entry.right:z.6g} above"
         two_slopes = entry.verdict.wrong and abs(entry.left - entry.right) > 0

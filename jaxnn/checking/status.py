@@ -15,7 +15,7 @@ class Status:
     """Writes a status line from a thread, and erases it at the end."""
 
     def __init__(self, stream: TextIO | None):
-        self.stream, self.doing = stream, "reading the function"
+        self.stream, self.doing = stream, "tracing the function"
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._write, name="jaxnn status", daemon=True)
 

@@ -95,16 +95,19 @@ class Place(NamedTuple):
         found = [self.trouble] if self.trouble else []
         if self.not_finite is not None:
             found.append(f"not finite in call {self.call:,}" if self.call else "not finite")
+        first = "at the first point, " if self.not_finite is not None else ""
         for report in self._shown:
-            if report.verdict is Verdict.AGREES:
-                several = "leaf agrees" if len(report.leaves) == 1 else "leaves agree"
+            if report.verdict is not Verdict.AGREES:
+                found.append(f"{first}{report.verdict}")
+                continue
+            cut = [leaf.path for leaf in report.leaves if leaf.hint.startswith(CUT_OFF)]
+            if right := len(report.leaves) - len(cut):
                 known = [leaf.digits for leaf in report.leaves if not leaf.hint]
                 least = f", to at least {min(known):.1f} digits" if known else ""
-                cut = [leaf.path for leaf in report.leaves if leaf.hint.startswith(CUT_OFF)]
-                told = f"; {CUT_OFF}: {', '.join(first_of(cut))}" if cut else ""
-                found.append(f"{len(report.leaves)} {several}{least}{told}")
-            else:
-                found.append(str(report.verdict))
+                several = "leaf agrees" if right == 1 else "leaves agree"
+                found.append(f"{first}{right} {several}{least}")
+            if cut:
+                found.append(f"{CUT_OFF}: {', '.join(first_of(cut))}")
         found = list(dict.fromkeys(found)) or ["not checked: the time budget ran out"]
         calls = [f"{self.calls:,} call{'s' * (self.calls > 1)}"] if self.calls else []
         return "; ".join([*calls, *found])
@@ -130,19 +133,21 @@ class WatchReport:
 
     @property
     def ok(self) -> bool:
-        """Whether gradients were taken, and none is wrong or was not finite."""
+        """Whether a gradient was judged, and none is wrong or was not finite."""
         return self.exit_code == 0
 
     @property
     def exit_code(self) -> int:
-        """1 if a gradient is wrong or was not finite, 2 if none could be judged, else 0."""
+        """1 if a gradient is wrong, was not finite, or is imprecise with fewer than two digits
+        left; 2 if none could be judged; else 0.
+        """
         if any(place.is_wrong for place in self.places):
             return 1
         return 0 if any(place.is_judged for place in self.places) else 2
 
     @property
     def reports(self) -> tuple[GradientReport, ...]:
-        """All checks."""
+        """The reports of all checks."""
         return tuple(report for place in self.places for report in place.reports)
 
     @property
@@ -215,9 +220,9 @@ def watching(
     `jax.grad`, `value_and_grad`, `vjp`, `jvp`, `linearize`, `jacrev`, `jacfwd` and `hessian` are
     watched, wherever they are called: in other functions, under `jit`, `vmap`, `scan` and
     `shard_map`, and by libraries. After the block, each gradient is checked at its first point.
-    A gradient function built before the block is not seen. Operands of `jax.lax.stop_gradient` are
-    treated as constant. Each function is traced once more, so anything it prints during tracing
-    appears twice.
+    A gradient function built before the block is not watched. Operands of
+    `jax.lax.stop_gradient` are treated as constant. Each function is traced once more, so anything
+    it prints during tracing appears twice.
 
     Args:
       points: at how many points each gradient is checked: at the first call, then at about calls 4,
@@ -265,7 +270,7 @@ def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
         for taken in [taken for taken in watcher.taken.values() if not taken.is_judged]:
             taken.is_judged = True
             rest = budget - (time.monotonic() - began)
-            trouble = taken.trouble or ("" if taken.points or taken.bad else "never ran")
+            trouble = taken.trouble or ("" if taken.points or taken.bad else "traced but never run")
             place = Place(taken.line, taken.name, taken.calls, trouble=trouble)
             if rest > 0:
                 with _at_most(rest) as is_over:

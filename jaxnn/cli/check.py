@@ -50,7 +50,7 @@ def check(args: argparse.Namespace) -> int:
 
 
 def explain(args: argparse.Namespace) -> int:
-    """Name the lines where a gradient goes bad; returns exit code 1 if there are any."""
+    """Name the lines where a gradient goes wrong; returns exit code 1 if there are any."""
     targets, failures = _targets(args)
     for target in targets:
         if target.test:

@@ -223,7 +223,7 @@ COMMANDS = {
                 _several(_count),
                 "50",
                 "N,N,...",
-                "number of units in each hidden layer, without input and output",
+                "number of units in each hidden layer",
             ),
             Option("--activation", ACTIVATIONS, "sigmoid", help="between the layers"),
             Option("--dropout", _part, 0.0, "X", "fraction of hidden units dropped per step"),
@@ -245,7 +245,7 @@ COMMANDS = {
             Option("--batch-size", _count, 100, "N", "examples per step"),
             Option("--lr", _several(_rate), "0.5", "X,X,...", "learning rates, run in parallel"),
             Option("--optimizer", OPTIMIZERS, "sgd", help="from optax"),
-            Option("--weight-scale", _rate, 0.01, "X", "scale of the initial weights"),
+            Option("--weight-scale", _rate, 0.01, "X", "standard deviation of the initial weights"),
             Option("--seed", _seed, 0, "N", "seed of weights and batches"),
             Option(
                 "--grad", ("automatic", "numerical"), "automatic", help="how gradients are computed"
@@ -257,9 +257,9 @@ COMMANDS = {
                 "--resume",
                 ("newest", "previous"),
                 None,
-                help="continue from the newest checkpoint in DIR, with the same flags except "
-                "--epochs and those that set when to measure and save; `previous`: "
-                "if the newest is damaged, from the last intact one",
+                help="continue from the newest checkpoint in DIR, with the same data, network, "
+                "optimizer, batches and seed; `previous`: if the newest is damaged, from the last "
+                "intact one",
                 more={"nargs": "?", "const": "newest"},
             ),
             Option(
@@ -276,7 +276,7 @@ COMMANDS = {
                 "N",
                 "stop after N measurements without a lower test loss",
             ),
-            Option("--log", str, None, "FILE", "append the progress as lines of JSON"),
+            Option("--log", str, None, "FILE", "append the progress as JSON lines"),
             (
                 "several machines",
                 "The devices split each batch. Start the same command once per process.",
@@ -289,7 +289,7 @@ COMMANDS = {
     ),
     "eval": Command(
         "train:evaluate",
-        "measure a run that `train --checkpoint DIR` saved",
+        "evaluate a run that `train --checkpoint DIR` saved",
         "Print the loss and accuracy of the newest checkpoint in DIR, on its training data and on "
         "the test images. If the run used --patience, the best parameters so far are measured.",
         "jaxnn eval runs/first --json",
@@ -305,9 +305,9 @@ COMMANDS = {
         "imported as a module. NAME, which may be Class.method, is a function whose arguments "
         "all have defaults (the point), or a function without arguments that returns (function, "
         "arguments). All arguments are differentiated. For a method of a class that holds "
-        "weights, such as an Equinox module, the instance, built without arguments, is argument "
-        "0. FILE.py alone checks all check_... and "
-        "loss... functions with defaults. FILE.py::TEST runs a test. Exit code 0: correct, or "
+        "weights, such as an Equinox module, argument 0 is an instance built without arguments. "
+        "FILE.py alone checks all check_... and loss... functions with defaults; FILE.py::TEST, "
+        "the gradients that a test checks or takes. Exit code 0: correct, or "
         "between the two slopes at a kink; 1: wrong, not finite, cut off by stop_gradient, not "
         "deterministic, or imprecise with fewer than two digits left; 2: inconclusive, or bad "
         "input.",
@@ -330,7 +330,7 @@ COMMANDS = {
     ),
     "explain": Command(
         "check:explain",
-        "name the line where a gradient goes bad",
+        "name the line where a gradient goes wrong",
         "Name the lines of your function where its gradient becomes NaN, where a derivative rule "
         "is wrong, or where digits are lost. TARGET is as for `jaxnn check`, but not a test. Exit "
         "code 0: everything is finite and no rule is wrong; 1: a NaN or a wrong rule was found; 2: "

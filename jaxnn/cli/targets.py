@@ -70,7 +70,7 @@ def _target(target: str, name: str, function: Callable) -> Target:
     """
     owner = getattr(function, "__self__", None)
     if owner is not None and take_apart(owner)[1]:
-        defaults = _require_defaults(name, function, "The instance itself needs none")
+        defaults = _require_defaults(name, function, "`self` needs no default")
         return Target(target, function.__func__, (owner, *defaults))
     if not isinstance(owner, type) and getattr(owner, "__dict__", None):
         kind = type(owner).__name__
@@ -134,8 +134,8 @@ def _attribute(place: str, module: ModuleType, names: str) -> Callable:
     for name in names.split("."):
         if not hasattr(found, name):
             raise ValueError(
-                f"`TARGET` must name a function in {place}. Got {names!r}, which it does not "
-                f"define. For a function inside another, {_watching(place)} checks the gradients "
+                f"`TARGET` must name a function in {place}. Got {names!r}, which is not "
+                f"there. For a function inside another, {_watching(place)} checks the gradients "
                 "that a program takes."
             )
         owner, found = found, getattr(found, name)
@@ -170,12 +170,12 @@ def _candidates(target: str, module: ModuleType) -> list[Target]:
         said = f"skipped functions without defaults for all arguments: {', '.join(left_out)}"
         print(f"jaxnn: {said}", file=sys.stderr)
     if not found:
-        there = ", ".join(functions) or "none"
+        there = f"with functions: {', '.join(functions)}" if functions else "with no functions"
         tests = any(name.startswith("test") for name in functions)
         form = "FILE.py:NAME or FILE.py::TEST" if tests else "FILE.py:NAME"
         raise ValueError(
             f"`TARGET` must be {form} if no check_... or loss... function has defaults for all "
-            f"arguments; for a method, FILE.py:Class.NAME. Got {target!r}, which defines {there}. "
+            f"arguments; for a method, FILE.py:Class.NAME. Got {target!r}, {there}. "
             f"{_watching(target)} checks the gradients that it takes."
         )
     return found

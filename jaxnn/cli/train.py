@@ -241,7 +241,7 @@ def _begun(args: argparse.Namespace) -> int:
     if there and not args.resume:
         raise FileExistsError(
             "`--checkpoint` must be an empty directory unless --resume is given. Got "
-            f"{str(directory)!r}, with a run in it."
+            f"{str(directory)!r}, which has a run."
         )
     if not there:
         return 0

@@ -86,15 +86,15 @@ def numerical_grad(
       h: step, in the unit of x. It is traced, so a new value does not recompile. By default it is
         derived from each entry, as `help(jaxnn.numerical.differences)` describes.
       scheme: "central" (error O(h^2)), or "forward" and "backward" (error O(h)).
-      evaluation: "float64" evaluates narrower functions in float64; "own" keeps the dtypes of the
-        arguments.
+      evaluation: "float64" evaluates functions of narrower dtypes in float64; "own" keeps the
+        dtypes of the arguments.
       batch_size: number of entries evaluated at once, over all devices; by default chosen to fit
         the machine.
       method: "propagation" recomputes only the values that depend on the perturbed entry;
         "dense" evaluates all of `f` for each entry. The results agree up to
         rounding error.
-      mesh: devices that share the entries, possibly in several processes; the arguments must be on
-        all of them (with axis types Auto).
+      mesh: a mesh (axis types Auto) whose devices split the entries, possibly over several
+        processes; the arguments must be replicated on it.
 
     Returns:
       A function of the arguments of `f` that returns what `jax.grad(f, argnums, has_aux)` would

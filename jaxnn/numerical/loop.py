@@ -34,7 +34,7 @@ def by_entry(
         divisor of the difference.
       batch_size: number of entries evaluated at once, over all devices; None for as many as
         `entries_at_once` says.
-      mesh: devices that share the entries, with axis types Auto; the point must be on all of them.
+      mesh: a mesh (axis types Auto) whose devices split the entries; the point is replicated on it.
 
     Returns:
       For each leaf, the output pytree of f with arrays of shape (*leaf, *out).

@@ -259,7 +259,7 @@ def _read(path: Path) -> Checkpoint:
         with path.open("rb") as file:
             found = _parsed(file)
         if named and int(named[1]) != found.step:
-            raise _UnreadableError(f"step {found.step} under another step's name")
+            raise _UnreadableError(f"a file renamed from step {found.step}")
         return found
     except _UnreadableError as error:
         what = str(error)
@@ -278,7 +278,7 @@ def _read(path: Path) -> Checkpoint:
 def _parsed(file: BinaryIO) -> Checkpoint:
     """The contents of a checkpoint, read one array at a time."""
     if file.read(4) != b"PK\x03\x04":  # the ZIP format allows other bytes before it
-        raise _UnreadableError("a file that is empty or begins with something else")
+        raise _UnreadableError("a file that is empty or not a ZIP file")
     size = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
         # Members must be uncompressed and fit in the file, so they cannot exhaust the memory.

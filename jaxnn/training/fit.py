@@ -67,7 +67,7 @@ def fit(
 
     A resumed run takes the same steps as an uninterrupted one, bit for bit. Some options may change
     when a run is resumed: `epochs`, `max_steps`, all of `measuring`, when checkpoints are saved,
-    `mesh` and `stream`, the loss, and the numbers of the optimiser, including those that
+    `mesh` and `stream`, the loss, and the optimiser's hyperparameters, including those that
     `optax.inject_hyperparams` keeps in its state. A change of `data`, `batch_size`, `key`,
     `replacement`, the form of `params` or the form of the optimiser's state raises an error. A run
     that `max_steps` stops within an epoch is measured there, and this counts towards `patience`.
@@ -77,19 +77,18 @@ def fit(
         `key`, step s (from 0) of epoch e (from 1) gets `fold_in(fold_in(key, e), s)`; measurements
         get `fold_in(key, 0)`, or none if `key` has a default.
       params: initial parameters, any pytree; not overwritten. Floating and complex leaves are
-        trained; everything else is treated as constant. So are Python numbers (settings, such as a
-        dropout rate) in a module with arrays, that is, an object whose class is registered as a
-        pytree. Leaves that are sharded by a `NamedSharding` on `mesh` stay sharded, and so does the
-        optimiser's state.
+        trained; everything else is treated as constant. So are Python numbers, such as a dropout
+        rate, in a module (an object with arrays whose class is registered as a pytree). Leaves that
+        are sharded by a `NamedSharding` on `mesh` stay sharded, and so does the optimiser's state.
       data: a tuple of arrays whose first axis is the examples, for instance `(x, t)`; memory maps
         are read as needed. Or a function that maps the epoch, counted from 1, to an iterable of
-        such tuples, the batches. The function determines their order, size and number.
-        It runs in a thread, a little ahead of the steps. A run resumed within an epoch skips the
-        batches already used. Each of several processes must yield the whole batch. A loader, or
-        another iterable that can be iterated once per epoch, may replace the function; one with
-        its own order starts that order afresh when resumed. A dictionary of arrays, as `data` or
-        as a batch, is passed to the loss as one argument; a data frame is taken as the dictionary
-        of its columns. Arrays that can be sliced, as in an HDF5 file, are read as needed.
+        such tuples, the batches. The function determines their order, size and number. It runs in a
+        thread, a little ahead of the steps. A run resumed within an epoch skips the batches already
+        used. With several processes, each yields the whole batch, unless `feeding.parts` is set. A
+        loader, or another iterable that can be iterated once per epoch, may replace the function;
+        one that shuffles starts over when the run is resumed. A dictionary of arrays, as `data` or
+        as a batch, is passed to the loss as one argument; a data frame is treated as a dictionary
+        of columns. Arrays that can be sliced, as in an HDF5 file, are read as needed.
       optimizer: an optax optimiser.
       key: a PRNG key; epoch e uses `jax.random.fold_in(key, e)`.
       epochs: how many times to go through the data; by default ten or, if `max_steps` is given, as
@@ -117,8 +116,8 @@ def fit(
       TypeError: `params` has no floating or complex leaf, or `epochs` or another count is not an
         integer.
       ValueError: `data` is empty, has arrays of different lengths, or labels below 0 that the loss
-        reads as classes; the checkpoint is damaged or from another run; or the processes begin
-        with different settings.
+        reads as classes; the checkpoint is damaged or from another run; or the processes have
+        different settings.
       FileExistsError: the directory of `saving` contains checkpoints, and `resume` is not set.
       BlockingIOError: another run uses that directory.
       OSError: the last checkpoint could not be written.
@@ -127,7 +126,7 @@ def fit(
         attribute `fit`, the result so far.
 
     Warns:
-      DivergenceWarning: the loss more than doubled, on average and on the first batch. (A
+      DivergenceWarning: the loss more than doubled, both on average and on the first batch. (A
         non-finite step gives a status with its cause and its examples, not a warning.)
       RuntimeWarning: the watched number is NaN, a checkpoint could not be written, or a directory
         could not be locked.

@@ -23,15 +23,15 @@ RECORDED = ("params", "opt_state", "learning_rate", "gradient_norm")
 
 
 class Start(NamedTuple):
-    """The start of a run, besides its parameters.
+    """What a run starts from, besides parameters.
 
     Attributes:
       model_state: state of the model that is not trained, as in batch normalisation. The loss is
         then `loss(params, model_state, *batch)` and returns `(value, model_state)`; the metrics are
         `metrics(params, model_state, *batch)`.
       opt_state: the optimiser's state; by default `optimizer.init` of the trained leaves.
-      donate: whether the run may reuse the memory of `params` and `opt_state`, which the caller can
-        then no longer use.
+      donate: whether the run may reuse the memory of `params` and `opt_state`; the caller can then
+        no longer use them.
 
     Example:
       >>> jaxnn.Start(donate=True).model_state is None
@@ -118,9 +118,9 @@ class Saving(NamedTuple):
     Attributes:
       checkpoint: a directory for this run's checkpoints alone, visible to all processes;
         checkpoints are written while steps continue. A failed write is retried, then skipped with
-        a warning. Or an `orbax.checkpoint.CheckpointManager`: it is
-        offered each checkpoint, with the last measurements, and decides which to write and keep;
-        the last one is written in any case.
+        a warning. Alternatively, a `CheckpointManager` of Orbax, which is offered each
+        checkpoint, with the last measurements, and decides which to write and keep; the last one
+        is always written.
       resume: whether to continue from the newest checkpoint, if there is one; "previous" continues
         from the newest intact one.
       every: steps between checkpoints; by default, one at the end of an epoch if ten seconds have
@@ -146,7 +146,7 @@ class Reporting(NamedTuple):
     Attributes:
       on_progress: a callback that receives a `Progress` about twice a second and after each
         measurement, only in process 0. If it returns True, the run ends with status "stopped".
-        If it raises, the run is saved first, and all processes end.
+        If it raises, the run is saved and all processes end.
       record: additional contents of `Progress`: "params", "opt_state", "learning_rate" (requires
         `optax.inject_hyperparams`) and "gradient_norm", which `history.aux` then contains, too. The
         arrays are valid only during the call; copy them to keep them.

@@ -38,7 +38,7 @@ class Progress(NamedTuple):
       resumed: the step from which the run resumed; 0 if it did not.
       reason: why the run ends early, if known.
       measures: whether the run measures anything.
-      step_loss: the losses of the steps since the last report; the last one is of `step`.
+      step_loss: the losses of the steps since the last report; the last is that of `step`.
       state: the state of `train`, if recorded; valid only during the call.
 
     Example:
@@ -183,7 +183,7 @@ NOT_LOGGED = frozenset("params opt_state state resumed record reason measures st
 
 
 def progress_log(path: str | os.PathLike) -> Callable[[Progress], None]:
-    """A callback that appends each `Progress` to a file as a line of JSON: its numbers, and the
+    """A callback that appends each `Progress` to a file as a JSON line: its numbers, and the
     `time` in seconds since 1970.
 
     Args:

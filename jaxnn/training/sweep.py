@@ -71,7 +71,7 @@ def sweep(
     Args:
       loss: as for `fit`.
       params: the initial parameters of every run; or a function from a run's key to them, such as
-        an initialisation.
+        an initialiser.
       data: a tuple of arrays, such as (x, t).
       optimizer: a function from one of `values` to an optimiser, such as `optax.sgd`.
       values: an array of learning rates, or a pytree of arrays with one entry per run on the first
@@ -89,7 +89,7 @@ def sweep(
         `data` is lowest.
 
     Returns:
-      One `Fit` per run, in the order of `values`; the seconds in each are those of all runs.
+      One `Fit` per run, in the order of `values`; `seconds` in each is the time of all runs.
 
     Raises:
       TypeError: as for `fit`.

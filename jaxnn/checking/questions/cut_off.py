@@ -11,7 +11,7 @@ from jaxnn.checking.measure import Checked
 from jaxnn.checking.patterns import NO_EFFECT
 from jaxnn.numerical.interpret import dependencies
 
-CUT_OFF = "zero: cut off by `stop_gradient`"
+CUT_OFF = "cut off by `stop_gradient`"
 
 
 def applies(checked: Checked) -> bool:

@@ -183,5 +183,9 @@ def _how_lost(site: Site, record: Record, place: Place) -> str:
             same = np.log10(np.maximum(np.abs(a), np.abs(b)) / np.abs(result))
         digits = float(np.median(same))
         if digits >= 1:
-            return f"values that share {digits:.0f} digits" if digits < np.inf else "equal values"
+            return (
+                f"its operands share {digits:.0f} digits"
+                if digits < np.inf
+                else "its operands are equal"
+            )
     return "a sum whose terms cancel" if primitive in SUMS else ""

@@ -157,7 +157,7 @@ def _wrong_by_rule(leaf: LeafReport) -> LeafReport:
         if abs(entry.autodiff - entry.numerical)
         > max(entry.bound, explained(leaf.dtype) * abs(entry.numerical))
     )
-    hint = "a derivative rule on this leaf's path is off by more than rounding error explains"
+    hint = "a derivative rule that this leaf's gradient uses is off by more than rounding error"
     return leaf._replace(verdict=Verdict.DIFFERS, hint=hint, entries=entries)
 
 
