@@ -393,6 +393,13 @@ FAULTS = (
         "test_detached.py -k long_hint",
     ),
     Fault(
+        "a gradient that is only rounding error is not seen to be zero",
+        "checking/measure.py",
+        "elif (hidden or verdict is Verdict.UNRESOLVED) and not one.best.slope.jumps:",
+        "elif verdict is Verdict.UNRESOLVED and not one.best.slope.jumps:",
+        "test_check.py -k bias_that_cancels",
+    ),
+    Fault(
         "half precision is believed in a rule",
         "checking/questions/rules.py",
         "return coarsest(v.aval.dtype for eqn in foreign for v in eqn.outvars)",

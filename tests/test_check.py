@@ -1670,6 +1670,37 @@ def test_a_slope_that_is_zero_with_the_value_is_seen(f):
         assert check_gradient(f, jnp.float32(0), gradient=wrong).verdict == "differs"
 
 
+def _attention(p, x):
+    keys = x @ p["k"] + p["bias"]  # of no effect: it adds the same to all that a softmax compares
+    return jnp.mean((jax.nn.softmax(x @ p["q"] @ keys.T) @ x @ p["v"]) ** 2)
+
+
+def _batch_norm(p, x):
+    h = x @ p["q"] + p["bias"]
+    normal = (h - h.mean(0)) / jnp.sqrt(h.var(0) + 1e-5)
+    return jnp.mean(jnp.tanh(normal * p["v"][0] + p["k"][0]) ** 2)
+
+
+def _likelihood(p, x):
+    logits = x @ p["q"] @ x.T + p["bias"][0]
+    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 0])
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize("scale", [0.0, 0.1, 3.0])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("f", [_attention, _batch_norm, _likelihood])
+def test_a_bias_that_cancels_has_the_gradient_0(f, dtype, scale):
+    with jax.enable_x64(dtype == "float64"):
+        rng = np.random.default_rng(3)
+        draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
+        p = {name: draw(4, 3) for name in "kv"} | {"q": draw(4, 4 if f is _likelihood else 3)}
+        report = check_gradient(f, p | {"bias": (scale * draw(3)).astype(dtype)}, draw(6, 4))
+    (leaf,) = [leaf for leaf in report.leaves if "bias" in leaf.path]
+    assert report.ok and leaf.verdict == "agrees"
+    assert not leaf.pattern and not leaf.entries and leaf.hint
+
+
 def test_a_wrong_rule_beside_a_value_that_hides_it_is_found_by_its_own_values():
     sine = rule(jnp.sin, lambda args, g: (1.1 * g * jnp.cos(*args),))
     f = lambda a, b: 1e12 * jnp.sum(a**2) + jnp.sum(sine(b))  # noqa: E731

@@ -71,13 +71,12 @@ def leaf_report(
       counts: possible numbers of examples in the function's data.
     """
     best = located.best.of_entry if place.x.size == 1 else located.best
-    slope, entries = best.slope, list(located.entries)
     verdict = verdict_of(located, centre, reach(place.x.dtype))
     if loss.is_rounding:
-        verdict, entries = Verdict.AGREES, []
+        verdict, located = Verdict.AGREES, located._replace(entries=(), wrong=None)
     elif verdict is Verdict.AGREES and located.any_wrong:  # the values are too coarse to show it
         verdict = Verdict.UNRESOLVED
-    by_values = verdict
+    slope, entries, by_values = best.slope, list(located.entries), verdict
     pattern, hint = patterns.describe(located, gradient, counts, place.paired)
     if verdict is Verdict.DIFFERS and not any(e.verdict.wrong for e in entries):
         pattern = pattern or _NAMELESS[located.searched]

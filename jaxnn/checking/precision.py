@@ -38,7 +38,7 @@ from jaxnn.checking.findings import HANDFUL, Entry
 from jaxnn.checking.moves import Direction, scales_of
 from jaxnn.checking.packed import on_one_cpu
 from jaxnn.checking.programs import Programs
-from jaxnn.checking.settings import Claims, Point
+from jaxnn.checking.settings import OF_CLAIMS, Claims, Point
 from jaxnn.checking.slope import Slope
 from jaxnn.checking.untraced import Untraced
 
@@ -116,7 +116,8 @@ def losses(
         if both.has_no_value or not is_near:
             found[k] = both.loss(k, found[k])
         if k in unseen and both.is_zero(k, unseen[k]):
-            found[k] = Loss(found[k].digits, is_rounding=True)
+            zero = "the gradient is zero up to rounding error"
+            found[k] = Loss(found[k].digits, hint=zero, is_rounding=True)
     return found
 
 
@@ -138,6 +139,11 @@ class _Both:
     def overall(self) -> float:
         """The norm of the whole gradient, each entry multiplied by its scale."""
         return norm([self.whole(k) for k in range(len(self.point.leaves))])
+
+    @property
+    def everything(self) -> float:
+        """The norm of the whole gradient, or the function's value if that is larger."""
+        return max(abs(self.centre) if math.isfinite(self.centre) else 0.0, self.overall)
 
     def whole(self, k: int) -> float:
         """The norm of the finite entries of one leaf, each multiplied by its scale."""
@@ -202,10 +208,9 @@ class _Both:
         claims, leaf, overall = self.claims, self.leaf(k), self.overall
         coarsest = max(self.programs.rounding, leaf.epsilon)
         moves = functools.partial(self.moves, k)
-        everything = max(abs(self.centre) if math.isfinite(self.centre) else 0.0, overall)
-        lost = leaf.lost(coarsest, everything, overall, moves)
+        lost = leaf.lost(coarsest, self.everything, overall, moves)
         if lost.verdict is Verdict.AGREES and claims.in_float64:
-            by_itself = leaf.lost(coarsest, everything, self.whole(k), moves)
+            by_itself = leaf.lost(coarsest, self.everything, self.whole(k), moves)
             if by_itself.verdict.wrong and self.is_apart(k):
                 lost = by_itself
         differs = lost.verdict is Verdict.DIFFERS
@@ -218,7 +223,7 @@ class _Both:
             return shared._replace(hint=hint)
         loss = self.of_lost(leaf, lost, shared)
         if loss.lost is None and coarsest > leaf.epsilon:
-            finer = leaf.lost(leaf.epsilon, everything, overall, moves)
+            finer = leaf.lost(leaf.epsilon, self.everything, overall, moves)
             loss = leaf.loss_to_shorter(loss, finer)
         return loss
 
@@ -270,9 +275,12 @@ class _Both:
         """
         leaf = self.leaf(k)
         if slope is None:
-            return leaf.is_rounding(*self.moves(k))
+            moves, inner = self.moves(k)
+            return leaf.is_rounding(moves, max(inner, self.everything))
+        nothing = OF_CLAIMS * sys.float_info.epsilon * self.everything
+        flat = slope.constant or max(norm(leaf.wide * leaf.size), abs(slope.value)) <= nothing
         shrinks = abs(self.centre) <= SHRINKS * abs(self.claims.value)
-        return leaf.is_noise and (slope.constant or (shrinks and leaf.shrinks(slope.value)))
+        return leaf.is_noise and (flat or (shrinks and leaf.shrinks(slope.value)))
 
 
 class _Lost(NamedTuple):
@@ -359,11 +367,14 @@ class _Leaf(NamedTuple):
         nothing = ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon
         return np.abs(self.wide) * self.size <= nothing * inner
 
-    def is_rounding(self, moves: Any, inner: float) -> bool:
-        """Whether the float64 gradient is rounding error: moving the arguments changes it all."""
+    def is_rounding(self, moves: Any, terms: float) -> bool:
+        """Whether the float64 gradient is rounding error of terms of this size: it is a few
+        roundings, or many and moving the arguments changes it all.
+        """
         whole = norm(self.wide * self.size)
         changes = norm(moves * self.size) > NO_DIGIT * whole
-        return bool(changes and np.all(self.cancels(inner)))
+        most = ROUNDINGS_BETWEEN_CALLS if changes else OF_CLAIMS
+        return bool(whole <= most * sys.float_info.epsilon * terms)
 
     def loss_to_shorter(self, shared: Loss, lost: _Lost) -> Loss:
         """The loss of this leaf to narrower dtypes in the function, which sets no verdict."""
