@@ -515,6 +515,35 @@ def test_a_solver_with_its_own_rule_is_told_from_a_rule_that_it_calls(wrong):
     assert rule.rule.text.startswith(line)
 
 
+@pytest.mark.parametrize("passes_on", [False, True])
+@pytest.mark.parametrize(
+    "inner_factor, outer_factor", [(0.5, 0.99), (0.95, 0.9), (0.95, 1), (1, 0.9)]
+)
+def test_of_two_rules_the_one_that_the_gradient_uses_is_named(
+    inner_factor, outer_factor, passes_on
+):
+    inner = jax.custom_vjp(lambda x: x**2)
+    inner.defvjp(lambda x: (x**2, x), lambda x, g: (inner_factor * 2 * x * g,))
+    outer = jax.custom_vjp(lambda x: jnp.sin(inner(x)))
+    if passes_on:  # the rule calls the inner one
+        outer.defvjp(
+            lambda x: jax.vjp(lambda x: jnp.sin(inner(x)), x),
+            lambda back, g: tuple(outer_factor * x for x in back(g)),
+        )
+    else:
+        outer.defvjp(
+            lambda x: (jnp.sin(x**2), x),
+            lambda x, g: (outer_factor * 2 * x * jnp.cos(x**2) * g,),
+        )
+    report = check_gradient(lambda x: jnp.sum(outer(x)), jnp.array([0.5, 1.0, 2.0]))
+    own, used = outer_factor != 1, passes_on and inner_factor != 1
+    assert report.ok == (not own and not used)
+    blamed = [outer if own else inner] if own or used else []
+    assert [rule.rule.line for rule in report.rules] == [
+        f.bwd.__code__.co_firstlineno for f in blamed
+    ]
+
+
 @pytest.mark.parametrize("filler", [jnp.inf, -jnp.inf])
 def test_infinities_beside_it_do_not_hide_a_wrong_rule(filler):
     cube = jax.custom_vjp(lambda x: x**3)
