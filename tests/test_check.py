@@ -311,6 +311,14 @@ def test_wrong_entries_are_counted_exactly(gradient, count, pattern):
     assert report.evaluations <= 400
 
 
+def test_wrong_entries_have_no_common_ratio_if_one_of_them_should_be_0():
+    slope, wrong = jnp.array([700.0, 0.0, 900.0]), jnp.array([700.7, -0.7, 900.0])
+    (leaf,) = check_gradient(
+        lambda x: slope @ x, jnp.ones(3), gradient=lambda x: wrong + 0 * x
+    ).leaves
+    assert leaf.pattern == "2 of 3 entries"
+
+
 def test_without_a_reference_no_more_is_counted_than_was_found():
     f = lambda x: float(np.sum(np.asarray(x, np.float64) ** 2))  # noqa: E731
     x = np.linspace(1, 2, 40)

@@ -421,6 +421,21 @@ def test_a_callback_that_is_not_taken_costs_no_digits():
     assert report.ok and report.leaves[0].bound < 1e-8
 
 
+def test_of_an_error_that_only_float64_raises_this_is_said():
+    def refuse(many):
+        assert not many, "more than 1"
+        return many
+
+    def f(x):
+        many = jax.pure_callback(refuse, jax.ShapeDtypeStruct((), bool), 1 + 1e-9 * x > 1)
+        return jnp.where(many, 0, x**2)
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="more than 1") as caught:
+        check_gradient(f, jnp.float32(0.7))
+    said = "jaxnn: the function raised this in float64, not in its own dtypes"
+    assert said in caught.value.__notes__
+
+
 @pytest.mark.parametrize("seed", [2, 6])
 def test_bits_that_are_taken_in_float32_do_not_look_flat(seed):
     # Nearby powers of two make the coarse steps useless; the finest move no bit.

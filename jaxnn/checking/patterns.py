@@ -64,9 +64,11 @@ class Wrong(NamedTuple):
     @property
     def ratio(self) -> float | None:
         """autodiff / numerical, if it is the same for all entries; else None."""
-        usable = np.isfinite(self.autodiff) & (self.numerical != 0)
-        ratios = self.autodiff[usable] / self.numerical[usable]
-        if not len(ratios) or np.ptp(ratios) > ALIKE * np.max(np.abs(ratios)):
+        finite, zero = np.isfinite(self.autodiff), self.numerical == 0
+        ratios = self.autodiff[finite & ~zero] / self.numerical[finite & ~zero]
+        if not len(ratios) or np.any(finite & zero & (self.autodiff != 0)):
+            return None
+        if np.ptp(ratios) > ALIKE * np.max(np.abs(ratios)):
             return None
         return float(np.median(ratios))
 

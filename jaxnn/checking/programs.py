@@ -172,14 +172,16 @@ class Programs:
         """Value and gradient at a point, in the user's dtypes and in float64."""
         one = np.ones((), self.program.out_avals[0].dtype)
         value, gradient = self.compiled.own(self.gradient_consts, point.leaves, point.data, one)
-        if self.by_hand is None:
-            own = self._unpacked(gradient)
+        value, by_hand = float(value), self.by_hand
+        own = self._unpacked(gradient) if by_hand is None else list(map(looked_at, by_hand.own()))
+        if by_hand is not None and by_hand.wide is None:
+            return Claims(value, own, own, False)
+        try:
             forward, wide = self.in_float64(point)
-            return Claims(float(value), own, wide, True, forward)
-        own = [looked_at(g) for g in self.by_hand.own()]
-        if self.by_hand.wide is None:
-            return Claims(float(value), own, own, False)
-        return Claims(float(value), own, self.in_float64(point)[1], True)
+        except Exception as error:
+            error.add_note("jaxnn: the function raised this in float64, not in its own dtypes")
+            raise
+        return Claims(value, own, wide, True, forward)
 
     def in_float64(
         self,
