@@ -87,3 +87,12 @@ def test_a_rule_that_is_wrong_at_the_corner_alone_differs():
     ramp.defjvp(lambda x, dx: (ramp(*x), jnp.where(x[0] == 0, 2.0, x[0] > 0) * dx[0]))
     report = check_gradient(lambda x: jnp.sum(W[:3] * ramp(x)), jnp.array([0.0, 1.0, -1.0]))
     assert report.verdict == "differs" and report.leaves[0].entries[0].index == (0,)
+
+
+@pytest.mark.parametrize("values", [jnp.linalg.eigvalsh, lambda a: jnp.linalg.svd(a)[1]])
+def test_where_eigenvalues_are_equal_there_is_a_kink_and_a_claim_beyond_it_is_wrong(values):
+    weights = jnp.array([0.0, 5.0, 1.0, 2.0])
+    f = lambda a: weights @ values(a)  # noqa: E731
+    assert check_gradient(f, jnp.eye(4)).verdict == "kink"
+    twice = lambda a: 2 * jax.grad(f)(a)  # noqa: E731
+    assert check_gradient(f, jnp.eye(4), gradient=twice).verdict == "differs"

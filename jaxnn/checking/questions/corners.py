@@ -21,6 +21,8 @@ from jaxnn.checking.settings import Point
 BESIDE = 1e-3
 # At how many points the gradient is computed to see what values it has around a corner.
 AROUND = 64
+# If so few of them come close to the largest or smallest value, there are others beyond it.
+FEW = 3
 
 
 def applies(checked: Checked) -> bool:
@@ -113,6 +115,10 @@ def _is_possible(entry: Entry, around: list[Any]) -> bool:
     """
     if not entry.verdict.wrong or not around or isinstance(entry.autodiff, complex):
         return True
-    nearby = [gradient[entry.index] for gradient in around]
-    slack = entry.bound + BESIDE * max(map(abs, nearby))
-    return bool(min(nearby) - slack <= entry.autodiff <= max(nearby) + slack)
+    nearby = np.sort([gradient[entry.index] for gradient in around])
+    slack = entry.bound + BESIDE * np.max(np.abs(nearby))
+    # An extreme that few points come close to is not the last, as with eigenvalues that are equal.
+    beyond = (nearby[-1] - nearby[0]) / 2
+    below = beyond if nearby[FEW] - nearby[0] > slack else 0.0
+    above = beyond if nearby[-1] - nearby[-1 - FEW] > slack else 0.0
+    return bool(nearby[0] - slack - below <= entry.autodiff <= nearby[-1] + slack + above)
