@@ -421,6 +421,13 @@ FAULTS = (
         "test_check.py -k no_common_ratio",
     ),
     Fault(
+        "a rule that only fine steps contradict is accused",
+        "checking/questions/solvers.py",
+        "return bool(off <= MUCH_CLOSER * abs(claim - slope))",
+        "return False",
+        "test_check.py -k only_fine_steps",
+    ),
+    Fault(
         "half precision is believed in a rule",
         "checking/questions/rules.py",
         "return coarsest(v.aval.dtype for eqn in foreign for v in eqn.outvars)",

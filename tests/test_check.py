@@ -1628,6 +1628,53 @@ def test_an_exact_rule_of_a_solver_with_so_many_steps_is_not_accused(steps, verd
     assert report.leaves[0].verdict == verdict and not report.rules
 
 
+def _accelerated(f, a):
+    """Gradient descent with momentum whose line search allows for rounding in float32: its steps
+    grow without end once it has converged, so it cannot be run further.
+    """
+
+    def search(y, size):
+        value, slope = jax.value_and_grad(f)(y, a)
+        least = lambda s: value - 0.5 * s * slope @ slope + jnp.finfo(jnp.float32).eps  # noqa: E731
+        too_far = lambda s: f(y - s * slope, a) > least(s)  # noqa: E731
+        step = lambda i, s: jnp.where(too_far(s), 0.5 * s, s)  # noqa: E731
+        size = jax.lax.fori_loop(0, 15, step, size)
+        return y - size * slope, size
+
+    def step(carry):
+        count, x, y, size, t, _ = carry
+        new, size = search(y, size)
+        after = (1 + jnp.sqrt(1 + 4 * t**2)) / 2
+        moved = new - x
+        error = jnp.linalg.norm(moved) / size
+        return count + 1, new, new + (t - 1) / after * moved, 2 * size, after, error
+
+    goes_on = lambda carry: (carry[0] < 500) & (carry[-1] > 1e-6)  # noqa: E731
+    one = jnp.ones((), a.dtype)
+    start = 0, jnp.zeros_like(a), jnp.zeros_like(a), one, one, one
+    return jax.lax.while_loop(goes_on, step, start)[1]
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize("off, verdict", [(1.0, "unresolved"), (1.3, "differs")])
+def test_a_rule_that_only_fine_steps_contradict_is_right_to_its_solvers_tolerance(off, verdict):
+    f = lambda x, a: jnp.sum((x - a) ** 2) + 0.3 * jnp.sum(jnp.exp(x) * a)  # noqa: E731
+
+    @jax.custom_jvp
+    def solve(a):
+        return _accelerated(f, a)
+
+    @solve.defjvp
+    def rule(primals, tangents):
+        (a,), (t,) = primals, tangents
+        x = solve(a)
+        e = 0.3 * jnp.exp(x)
+        return x, off * t * (2 - e) / (2 + a * e)
+
+    report = check_gradient(lambda a: solve(a)[2], jnp.array([0.2, 0.5, 0.9]))
+    assert report.verdict == verdict and bool(report.rules) == (verdict == "differs")
+
+
 @pytest.mark.promotes
 def test_one_loose_solver_does_not_excuse_the_wrong_rule_of_another():
     loose, wrong = halved_by(22, 0.5), halved_by(80, 0.501)

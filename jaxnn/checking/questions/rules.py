@@ -44,7 +44,7 @@ from jaxnn.checking.questions._sites import (
     projected,
     wrong_solve,
 )
-from jaxnn.checking.questions.solvers import within_approximation
+from jaxnn.checking.questions.solvers import only_fine_steps_differ, within_approximation
 from jaxnn.checking.settings import COTANGENT
 from jaxnn.checking.slope import HALF, estimate_slope, ladder
 from jaxnn.checking.tape.inside import insides, tape_of
@@ -406,9 +406,11 @@ def _is_of_a_solver(tape: Tape, number: int, asked: SiteQuestion, line: Line) ->
     eqn = tape.sites[number].eqn
     if not has_custom_rule(eqn) or not has_solver(called(eqn)):
         return False
-    further = _line(tape, number, asked, further=True)
     direction = Direction.through(line.sizes)
-    first, last = (one.compare(asked.claims, direction) for one in (line, further))
+    first = line.compare(asked.claims, direction)
+    if only_fine_steps_differ(first.claim, first.slope.value, first.slope.differences):
+        return True
+    last = _line(tape, number, asked, further=True).compare(asked.claims, direction)
     return SHRINKS * (abs(last.difference) + last.slope.bound) < abs(first.difference)
 
 
