@@ -226,17 +226,8 @@ def wrong_rules(
         if report is None and number not in tape.arbitrary:
             continue
         # Inside a loop that gives no reason to search it, a few iterations are enough.
-        programs = _spread_first(insides(tape, number, record))[
-            : SAMPLE if report is None else None
-        ]
-        seeded = (one for one in programs if any(seed is not None for seed in one.seeds))
-        inner = (
-            wrong_rules(tape_of(tape, one), one.inputs, one.seeds, only_custom, tolerance)
-            for one in seeded
-        )
-        rules = next(filter(None, inner), [])
-        if rules and has_custom_rule(site.eqn) and not _passes_on(tape, record, number):
-            rules = []  # its own rule does not use them
+        few = SAMPLE if report is None else None
+        rules = _inside(tape, record, number, few, only_custom=only_custom, tolerance=tolerance)
         found += rules
         if report is None:
             continue
@@ -261,6 +252,20 @@ def _whole(
     if report is None and has_custom_rule(site.eqn):
         report = _with_another_value(site, record, tape.dtype)
     return report
+
+
+def _inside(
+    tape: Tape, record: Record, number: int, few: int | None, **how: Any
+) -> list[RuleReport]:
+    """The wrong rules in the first program inside a site that has any, among a few of the programs;
+    none if the site is a function whose own rule does not use them.
+    """
+    programs = _spread_first(insides(tape, number, record))[:few]
+    seeded = (one for one in programs if any(seed is not None for seed in one.seeds))
+    asked = (wrong_rules(tape_of(tape, one), one.inputs, one.seeds, **how) for one in seeded)
+    rules = next(filter(None, asked), [])
+    has_own = has_custom_rule(tape.sites[number].eqn)
+    return [] if rules and has_own and not _passes_on(tape, record, number) else rules
 
 
 def _passes_on(tape: Tape, record: Record, number: int) -> bool:

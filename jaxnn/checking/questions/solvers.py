@@ -4,7 +4,6 @@ Implicit differentiation gives the gradient of the exact solution, but the value
 approximate one. If the two disagree, the function is measured again with its solvers run further.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -86,7 +85,7 @@ def _error(leaf: LeafReport) -> float:
     return max(10**-leaf.digits, off / most if most else 0.0)
 
 
-def only_fine_steps_differ(claim: float, slope: float, quotients: Sequence[float]) -> bool:
+def only_fine_steps_differ(claim: float, slope: float, quotients: Any) -> bool:
     """Whether a claim agrees with the slope over the coarsest steps, which move a solution by more
     than a solver's tolerance, much better than with the slope over the finest ones.
     """
