@@ -145,10 +145,21 @@ class _Both:
         """The norm of the whole gradient, or the function's value if that is larger."""
         return max(abs(self.centre) if math.isfinite(self.centre) else 0.0, self.overall)
 
-    def whole(self, k: int) -> float:
-        """The norm of the finite entries of one leaf, each multiplied by its scale."""
-        wide = np.asarray(self.claims.wide[k], np.float64).ravel()
-        parts = wide * scales_of(self.point.leaves[k])
+    @functools.cached_property
+    def shrunk(self) -> float:
+        """The size that the rounding error of the user's dtypes has in float64, if the value and
+        the whole gradient are no larger there, and so nothing else; else 0.
+        """
+        own = norm([self.whole(k, self.claims.own) for k in range(len(self.point.leaves))])
+        size = SHRINKS * max(abs(self.claims.value), own)
+        return size if self.everything <= size else 0.0
+
+    def whole(self, k: int, gradient: Sequence[Any] | None = None) -> float:
+        """The norm of the finite entries of one leaf of a gradient, by default that in float64,
+        each multiplied by its scale.
+        """
+        chosen = (self.claims.wide if gradient is None else gradient)[k]
+        parts = np.asarray(chosen, np.float64).ravel() * scales_of(self.point.leaves[k])
         return norm(parts[np.isfinite(parts)])
 
     @functools.cached_property
@@ -274,13 +285,16 @@ class _Both:
         along it is zero or, if it is None, not resolved.
         """
         leaf = self.leaf(k)
-        if slope is None:
-            moves, inner = self.moves(k)
-            return leaf.is_rounding(moves, max(inner, self.everything))
-        nothing = OF_CLAIMS * sys.float_info.epsilon * self.everything
-        flat = slope.constant or max(norm(leaf.wide * leaf.size), abs(slope.value)) <= nothing
-        shrinks = abs(self.centre) <= SHRINKS * abs(self.claims.value)
-        return leaf.is_noise and (flat or (shrinks and leaf.shrinks(slope.value)))
+        if slope is not None:
+            nothing = OF_CLAIMS * sys.float_info.epsilon * self.everything
+            flat = slope.constant or max(norm(leaf.wide * leaf.size), abs(slope.value)) <= nothing
+            shrinks = abs(self.centre) <= SHRINKS * abs(self.claims.value)
+            noise = leaf.is_noise and (flat or (shrinks and leaf.shrinks(slope.value)))
+            noise = noise or abs(slope.value) < self.shrunk
+            if noise or not slope.constant or not leaf.wide.any():
+                return noise
+        moves, inner = self.moves(k)
+        return leaf.is_rounding(moves, max(inner, self.everything))
 
 
 class _Lost(NamedTuple):
