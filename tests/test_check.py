@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import random_programs
 from gradient_cases import CASES, draw, rule
 from slow import slow_but
 from versions import since
@@ -1754,6 +1755,20 @@ def test_a_bias_that_cancels_has_the_gradient_0(f, dtype, scale):
     (leaf,) = [leaf for leaf in report.leaves if "bias" in leaf.path]
     assert report.ok and leaf.verdict == "agrees"
     assert not leaf.pattern and not leaf.entries and leaf.hint
+
+
+def test_a_function_that_is_only_rounding_error_has_the_gradient_0():
+    given = random_programs.program(212)  # 1e-15 in float64, 0 in float16
+    with jax.enable_x64(given.wide):
+        report = check_gradient(given.f, *given.args, argnums=given.argnums)
+    assert report.ok and not report.notes
+
+
+def test_where_only_the_dtype_is_to_blame_entries_are_compared_with_float64():
+    flat = lambda x: jnp.sum((1 - jnp.cos(x)) / x**2)  # noqa: E731
+    report = check_gradient(flat, jnp.array([0.1, 0.2, 0.3], "float16"))
+    assert report.verdict == "differs" and ", float64 " in str(report)
+    assert all(entry.verdict != "agrees" for entry in report.leaves[0].entries)
 
 
 def test_a_wrong_rule_beside_a_value_that_hides_it_is_found_by_its_own_values():

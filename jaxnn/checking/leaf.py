@@ -74,8 +74,6 @@ def leaf_report(
     verdict = verdict_of(located, centre, reach(place.x.dtype))
     if loss.is_rounding:
         verdict, located = Verdict.AGREES, located._replace(entries=(), wrong=None)
-    elif verdict is Verdict.AGREES and located.any_wrong:  # the values are too coarse to show it
-        verdict = Verdict.UNRESOLVED
     slope, entries, by_values = best.slope, list(located.entries), verdict
     pattern, hint = patterns.describe(located, gradient, counts, place.paired)
     if verdict is Verdict.DIFFERS and not any(e.verdict.wrong for e in entries):

@@ -274,7 +274,8 @@ class _Leaf(NamedTuple):
         asked = tuple(_with_claims(line, gradient, comparison) for comparison in supported)
         complete = not np.any((undecided | slightly) & ~off)
         found = Located(asked, (), False, bool(few), np.sort(wrong), complete, right)
-        if not few and verdict_of(found, line.centre, tolerance) is Verdict.AGREES:
+        by_line = found._replace(wrong=None)
+        if not few and verdict_of(by_line, line.centre, tolerance) is Verdict.AGREES:
             few = 1  # an entry may show an error that the line does not
         entries = []
         for index in _with_pairs(suspects[:few], self.allowed.paired):
@@ -383,7 +384,9 @@ def verdict_of(located: Located, centre: float, tolerance: float) -> Verdict:
         middle = best.slope.value
         line = line._replace(claim=middle, left=middle, right=middle)
     whole = judge(line, tolerance, best.scale, _counts(best, centre))
-    return max([whole, *(entry.verdict for entry in located.entries)])
+    worst = max([whole, *(entry.verdict for entry in located.entries)])
+    hidden = worst is Verdict.AGREES and located.any_wrong  # the values are too coarse to show it
+    return Verdict.UNRESOLVED if hidden else worst
 
 
 def _counts(best: Comparison, centre: float) -> float:

@@ -235,10 +235,9 @@ def _unseen(located: dict[int, Located], centre: float, point: Point) -> dict[in
     found: dict[int, Slope | None] = {}
     for k, one in located.items():
         verdict = verdict_of(one, centre, reach(point.leaves[k].dtype))
-        hidden = verdict is Verdict.AGREES and one.any_wrong  # the values are too coarse
         if one.best.slope.constant or verdict is Verdict.DIFFERS:
             found[k] = one.best.slope
-        elif (hidden or verdict is Verdict.UNRESOLVED) and not one.best.slope.jumps:
+        elif verdict is Verdict.UNRESOLVED and not one.best.slope.jumps:
             found[k] = None
     return found
 

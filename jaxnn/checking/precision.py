@@ -285,14 +285,14 @@ class _Both:
         along it is zero or, if it is None, not resolved.
         """
         leaf = self.leaf(k)
-        if slope is not None:
+        if slope is not None and not slope.constant:
+            if not leaf.is_noise and leaf.own.any():
+                return False
             nothing = OF_CLAIMS * sys.float_info.epsilon * self.everything
-            flat = slope.constant or max(norm(leaf.wide * leaf.size), abs(slope.value)) <= nothing
-            shrinks = abs(self.centre) <= SHRINKS * abs(self.claims.value)
-            noise = leaf.is_noise and (flat or (shrinks and leaf.shrinks(slope.value)))
-            noise = noise or abs(slope.value) < self.shrunk
-            if noise or not slope.constant or not leaf.wide.any():
-                return noise
+            flat = max(norm(leaf.wide * leaf.size), abs(slope.value)) <= nothing
+            return (leaf.is_noise and flat) or abs(slope.value) < self.shrunk
+        if slope is not None and (leaf.is_noise or not leaf.wide.any()):
+            return leaf.is_noise
         moves, inner = self.moves(k)
         return leaf.is_rounding(moves, max(inner, self.everything))
 
@@ -368,13 +368,6 @@ class _Leaf(NamedTuple):
         """Whether the gradients in both dtypes have no digit in common."""
         apart = norm((self.own - self.wide) * self.size)
         return bool(apart > NO_DIGIT * norm(self.wide * self.size))
-
-    def shrinks(self, slope: float) -> bool:
-        """Whether the gradient in float64 and this slope are as small as rounding would make them
-        if the gradient in the leaf's own dtype was rounding.
-        """
-        own, wide = (norm(g * self.size) for g in (self.own, self.wide))
-        return bool(max(wide, abs(slope)) <= SHRINKS * own)
 
     def cancels(self, inner: float) -> np.ndarray:
         """Which entries are zero up to the float64 rounding error of terms of this size."""

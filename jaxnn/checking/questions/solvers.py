@@ -89,7 +89,7 @@ def only_fine_steps_differ(claim: float, slope: float, quotients: Any) -> bool:
     """Whether a claim agrees with the slope over the coarsest steps, which move a solution by more
     than a solver's tolerance, much better than with the slope over the finest ones.
     """
-    first, second = quotients[:2]
+    first, second = map(float, quotients[:2])  # infinite outside of the function's domain
     over_coarse = second + (second - first) / (RATIO**2 - 1)
     off = abs(claim - over_coarse) + abs(over_coarse - second)
     return bool(off <= MUCH_CLOSER * abs(claim - slope))
