@@ -30,7 +30,7 @@ def ask(checked: Checked) -> Checked:
 
 def say(checked: Checked, held: Checked) -> Checked:
     """The results, with leaves that are correct in the second check reported as detached."""
-    pairs = list(zip(checked.leaves, held.leaves, strict=True))
+    pairs = zip(checked.leaves, held.leaves, strict=True)
     right = {a.path: b.digits for a, b in pairs if a.verdict is Verdict.DIFFERS and b.verdict.ok}
     places = ", ".join(stops(checked.programs.program))
     hint = (
