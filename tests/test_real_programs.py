@@ -479,11 +479,37 @@ def test_masked_outputs_are_left_out_of_the_projection():
     assert report.verdict == "agrees"
 
 
+@jax.custom_jvp
+def gamma_by_rejection(a):
+    """A draw from a gamma distribution, by the method of Marsaglia and Tsang (2000)."""
+    d = a - 1 / 3
+
+    def again(state):
+        key, normal, uniform = jax.random.split(state[0], 3)
+        x, u = jax.random.normal(normal), jax.random.uniform(uniform)
+        v = (1 + x / jnp.sqrt(9 * d)) ** 3
+        return key, d * v, (v > 0) & (jnp.log(u) < x**2 / 2 + d - d * v + d * jnp.log(abs(v)))
+
+    start = jax.random.key(0), jnp.zeros_like(a), jnp.bool_(False)
+    return jax.lax.while_loop(lambda state: ~state[2], again, start)[1]
+
+
+@gamma_by_rejection.defjvp
+def _gamma_at_its_quantile(primals, tangents):
+    y = gamma_by_rejection(*primals)
+    return y, jax.lax.random_gamma_grad(*primals, y) * tangents[0]
+
+
 @pytest.mark.slow
-def test_an_implicit_gradient_is_neither_accused_nor_vouched_for():
-    draw_gamma = lambda a: jax.random.gamma(jax.random.key(0), a).sum()  # noqa: E731
-    report = check_gradient(draw_gamma, X)
+@pytest.mark.parametrize(
+    "draw",
+    [lambda a: jax.random.gamma(jax.random.key(0), a), jax.vmap(gamma_by_rejection)],
+    ids=["of JAX", "with a rule"],
+)
+def test_an_implicit_gradient_is_neither_accused_nor_vouched_for(draw):
+    report = check_gradient(lambda a: draw(a).sum(), jnp.abs(X) + 1)
     assert report.verdict == "unresolved" and "implicit" in report.leaves[0].hint
+    assert not report.rules
 
 
 @pytest.mark.slow

@@ -44,7 +44,11 @@ from jaxnn.checking.questions._sites import (
     projected,
     wrong_solve,
 )
-from jaxnn.checking.questions.solvers import only_fine_steps_differ, within_approximation
+from jaxnn.checking.questions.solvers import (
+    is_sampler,
+    only_fine_steps_differ,
+    within_approximation,
+)
 from jaxnn.checking.settings import COTANGENT
 from jaxnn.checking.slope import HALF, estimate_slope, ladder
 from jaxnn.checking.tape.inside import insides, tape_of
@@ -306,8 +310,8 @@ def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> dict[int, S
     steps = np.concatenate([half, -half, [0.0]])
     for number in numbers:
         site = tape.sites[number]
-        skipped = primitives.random_gamma_p, primitives.linear_solve_p
-        if number in tape.arbitrary or site.eqn.primitive in skipped:
+        of_solve = site.eqn.primitive is primitives.linear_solve_p
+        if number in tape.arbitrary or of_solve or is_sampler(site.eqn):
             continue
         with arithmetic(tape.dtype):
             question = SiteQuestion.of(site, record, number, tape.dtype)

@@ -15,7 +15,15 @@ from jaxnn.checking.further import LOOSE, has_solver
 from jaxnn.checking.measure import Checked, measure
 from jaxnn.checking.patterns import SYMMETRIC
 from jaxnn.checking.slope import RATIO
-from jaxnn.numerical.interpret import Program, called, equations, has_custom_rule
+from jaxnn.numerical.interpret import (
+    LOOPS,
+    Equation,
+    Program,
+    called,
+    equations,
+    equations_inside,
+    has_custom_rule,
+)
 
 # If running the solver further changes a leaf's gradient by more than this fraction, it is the
 # gradient of the steps taken, not of the solution; and if the gradient is off by more, it is not
@@ -27,7 +35,10 @@ MUCH_CLOSER = 0.25
 
 def applies(checked: Checked) -> bool:
     """Whether a leaf differs, and the function may contain a solver."""
-    return checked.is_automatic and bool(checked.wrong) and has_solver(checked.programs.program)
+    if not (checked.is_automatic and checked.wrong):
+        return False
+    program = checked.programs.program
+    return has_solver(program) and not any(map(is_sampler, equations(program)))
 
 
 def ask(checked: Checked) -> Checked:
@@ -95,19 +106,33 @@ def only_fine_steps_differ(claim: float, slope: float, quotients: Any) -> bool:
     return bool(off <= MUCH_CLOSER * abs(claim - slope))
 
 
+def is_sampler(eqn: Equation) -> bool:
+    """Whether a call draws from a distribution by rejection, with a gradient of its own, as
+    `jax.random.gamma` does: a loop inside draws random numbers.
+    """
+    if eqn.primitive is primitives.random_gamma_p:
+        return True
+    return has_custom_rule(eqn) and any(
+        inner.primitive is primitives.random_bits_p
+        for loop in equations(called(eqn))
+        if loop.primitive in LOOPS
+        for inner in equations_inside(loop)
+    )
+
+
 def within_approximation(leaf: LeafReport, program: Program) -> LeafReport:
     """The report on a leaf; a wrong leaf is "unresolved" if an approximation that a check cannot
     tighten may be to blame.
 
-    Examples are adaptive steps inside a custom rule, as in `odeint`, and draws of
-    `jax.random.gamma`, whose gradient is that of the distribution.
+    Examples are adaptive steps inside a custom rule, as in `odeint`, and draws by rejection, whose
+    gradient is that of the distribution.
     """
     if leaf.verdict is not Verdict.DIFFERS:
         return leaf
-    if any(eqn.primitive is primitives.random_gamma_p for eqn in equations(program)):
+    if any(map(is_sampler, equations(program))):
         hint = (
-            "draws from a gamma distribution have an implicit gradient: it follows the "
-            "distribution at a fixed quantile, not the draw itself"
+            "draws by rejection, as those from a gamma distribution, have an implicit gradient: it "
+            "follows the distribution at a fixed quantile, not the draw itself"
         )
         return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
     off = [abs(e.autodiff - e.numerical) / abs(e.numerical) for e in leaf.entries if e.numerical]
