@@ -11,6 +11,7 @@ import numpy as np
 from jaxnn.checking import patterns
 from jaxnn.checking.evidence import ALL_DIGITS, Verdict, digits_shared, reach
 from jaxnn.checking.findings import LEAST_DIGITS, Entry, LeafReport
+from jaxnn.checking.line import Comparison
 from jaxnn.checking.locate import Located, verdict_of
 from jaxnn.checking.packed import count_not_finite
 from jaxnn.checking.precision import Loss
@@ -71,34 +72,48 @@ def leaf_report(
       counts: possible numbers of examples in the function's data.
     """
     best = located.best.of_entry if place.x.size == 1 else located.best
-    verdict = verdict_of(located, centre, reach(place.x.dtype))
+    report = _by_values(place, gradient, centre, located, best, counts)
     if loss.is_rounding:
-        verdict, located = Verdict.AGREES, located._replace(entries=(), wrong=None)
-    slope, entries, by_values = best.slope, list(located.entries), verdict
-    pattern, hint = patterns.describe(located, gradient, counts, place.paired)
-    if verdict is Verdict.DIFFERS and not any(e.verdict.wrong for e in entries):
-        pattern = pattern or _NAMELESS[located.searched]
-    elif verdict is Verdict.UNRESOLVED and slope.jumps:
-        hint = "the values jump at this point, so they show no slope"
-    elif beyond := patterns.beyond_the_domain(entries, slope, centre):
-        hint = beyond
-    elif verdict is Verdict.UNRESOLVED:
-        hint = f"errors below {slope.bound:.1e} could not be detected"
-    if loss.outweighs(verdict):
-        verdict, entries = loss.verdict, list(loss.entries)
-        hint = hint_on_loss(loss, place.x.dtype, by_values)
+        report = report._replace(verdict=Verdict.AGREES, entries=(), pattern="")
+    elif loss.outweighs(report.verdict):
+        hint = hint_on_loss(loss, place.x.dtype, report.verdict)
+        report = report._replace(verdict=loss.verdict, entries=loss.entries, hint=hint)
     immovable = count_not_finite(place.x)
-    if immovable and (not verdict.wrong or not math.isfinite(centre)):
-        verdict = Verdict.UNRESOLVED
+    if immovable and (not report.verdict.wrong or not math.isfinite(centre)):
         hint = (
             f"{immovable} of {place.x.size} entries of the argument are not finite: no step can be "
             "taken from them"
         )
-    if verdict is Verdict.AGREES:
-        hint = patterns.nothing_there(slope, best.scale, gradient) or loss.hint or hint
+        report = report._replace(verdict=Verdict.UNRESOLVED, hint=hint)
+    hint, entries = report.hint, list(report.entries)
+    if report.verdict is Verdict.AGREES:
+        hint = patterns.nothing_there(best.slope, best.scale, gradient) or loss.hint or hint
         hint = hint or _hint_on_digits(loss.digits, place.dtype)
     else:
         entries.sort(key=lambda e: (-e.verdict.rank, -abs(e.autodiff - e.numerical)))
+    entries = Entry.joined(entries) if place.paired else tuple(entries)
+    return report._replace(hint=hint, entries=entries, own_dtype_digits=loss.digits)
+
+
+def _by_values(
+    place: Place,
+    gradient: Any,
+    centre: float,
+    located: Located,
+    best: Comparison,
+    counts: frozenset[int],
+) -> LeafReport:
+    """What the values show of a leaf, along its best line; like `leaf_report`."""
+    verdict, slope = verdict_of(located, centre, reach(place.x.dtype)), best.slope
+    pattern, hint = patterns.describe(located, gradient, counts, place.paired)
+    if verdict is Verdict.DIFFERS and not any(e.verdict.wrong for e in located.entries):
+        pattern = pattern or _NAMELESS[located.searched]
+    elif verdict is Verdict.UNRESOLVED and slope.jumps:
+        hint = "the values jump at this point, so they show no slope"
+    elif beyond := patterns.beyond_the_domain(located.entries, slope, centre):
+        hint = beyond
+    elif verdict is Verdict.UNRESOLVED:
+        hint = f"errors below {slope.bound:.1e} could not be detected"
     if count_not_finite(gradient):
         best = best._replace(claim=math.nan)  # the line used replacements for non-finite claims
     off = float(np.maximum(abs(best.difference), slope.bound))  # NaN if either is
@@ -113,8 +128,8 @@ def leaf_report(
         step=slope.step,
         noise=slope.noise,
         digits=digits_shared(off, best.scale or slope.size),
-        own_dtype_digits=loss.digits,
-        entries=Entry.joined(entries) if place.paired else tuple(entries),
+        own_dtype_digits=0.0,
+        entries=located.entries,
         pattern=pattern,
         hint=hint,
         steps=tuple(slope.steps.tolist()),
