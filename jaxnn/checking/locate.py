@@ -294,33 +294,18 @@ class _Leaf(NamedTuple):
 
         A line is discarded if bisection along it ends at a correct entry, unless both lines do.
         """
-        tolerance, known = self.allowed.tolerance, {}
         bad = np.flatnonzero(~np.isfinite(self.claims.ravel())).tolist()
-
-        def learn(index):
-            for i in _with_pairs([index], self.allowed.paired):
-                known[i] = self.entry(i, tolerance)
-            return _is_off(known[index])
-
+        known: dict[int, Entry] = {}
         for index in bad[: max(few, 1)]:
-            learn(index)
+            self.learn(known, index)
         gradient, asked = self.ask(known)
         if len(bad) > max(few, 1):
             return Located(asked, tuple(known.values()))
         unsearched = Located(asked, (), False, False)
         off = any(comparison.excess for comparison in asked)
-        if not few and off and verdict_of(unsearched, self.line.centre, tolerance).ok:
+        if not few and off and verdict_of(unsearched, self.line.centre, self.allowed.tolerance).ok:
             few = 1  # an entry may show an error that the line does not
-        rest, holding, most = asked, [0, 1], len(known) + few
-        while len(known) < most and (off := [i for i in holding if rest[i].excess]):
-            which = max(off, key=lambda i: rest[i].excess)
-            lead = [index for index in lead if index not in known]
-            index = lead[0] if lead else _bisect(self.line, gradient, rest[which])
-            shows = index not in known and learn(index)
-            if not (lead or shows):
-                holding.remove(which)
-            gradient, rest = self.ask(known)
-        explained = not any(comparison.excess for comparison in rest)
+        holding, explained = self.search(known, gradient, asked, lead, len(known) + few)
         entries = [
             entry
             for i, entry in known.items()
@@ -328,6 +313,37 @@ class _Leaf(NamedTuple):
         ]
         asked = tuple(asked[i] for i in holding or (0, 1))
         return Located(asked, tuple(entries), explained, bool(few))
+
+    def learn(self, known: dict[int, Entry], index: int) -> bool:
+        """Add an entry, and its pair, to those that are known; whether it is off."""
+        for i in _with_pairs([index], self.allowed.paired):
+            known[i] = self.entry(i, self.allowed.tolerance)
+        return _is_off(known[index])
+
+    def search(
+        self,
+        known: dict[int, Entry],
+        gradient: list[Any],
+        rest: tuple[Comparison, ...],
+        lead: list[int],
+        most: int,
+    ) -> tuple[list[int], bool]:
+        """Add entries to those that are known, first those in `lead`, until there are `most` or
+        they explain the lines.
+
+        Returns:
+          The lines that did not lead to a correct entry, and whether the entries explain them.
+        """
+        holding = [0, 1]
+        while len(known) < most and (off := [i for i in holding if rest[i].excess]):
+            which = max(off, key=lambda i: rest[i].excess)
+            lead = [index for index in lead if index not in known]
+            index = lead[0] if lead else _bisect(self.line, gradient, rest[which])
+            shows = index not in known and self.learn(known, index)
+            if not (lead or shows):
+                holding.remove(which)
+            gradient, rest = self.ask(known)
+        return holding, not any(comparison.excess for comparison in rest)
 
     def ask(self, known: dict[int, Entry]) -> tuple[list[Any], tuple[Comparison, ...]]:
         """The gradient with the known entries that are off replaced by their measured derivatives,
