@@ -656,6 +656,32 @@ def test_structure_that_no_step_resolves_is_unresolved_unless_a_rule_is_wrong():
     assert report.verdict == "differs" and [rule.name for rule in report.rules] == ["sinh"]
 
 
+@pytest.mark.parametrize("slope", [1e-3, 0.1])
+def test_rounding_that_cancels_at_0_is_no_structure(slope):
+    f = lambda x: jnp.sign(x) * (jnp.sqrt(jnp.abs(x) + 1) - 1) + slope * x  # noqa: E731
+    report = check_gradient(f, jnp.float32(0))  # autodiff takes the slopes of both kinks to be 0
+    assert report.verdict == "differs"
+    assert report.leaves[0].numerical == pytest.approx(0.5 + slope, rel=1e-6)
+
+
+def test_an_entry_that_is_off_by_more_than_its_dtype_explains_is_wrong_if_a_rule_is():
+    rule = jax.custom_vjp(lambda x: -0.5 * x**2)
+    back = lambda x, g: ((-x * g).at[1].multiply(1 + 1e-4),)  # noqa: E731
+    rule.defvjp(lambda x: (rule(x), x), back)
+    x = jnp.array([-1.3, 0.2, 2.7, 0.4])  # the entry is so small that the slope hides the error
+    report = check_gradient(lambda x: jnp.sum(jnp.sin(rule(x))), x)
+    assert report.verdict == "differs" and len(report.rules) == 1
+    assert [entry.index for entry in report.leaves[0].entries] == [(1,)]
+
+
+@pytest.mark.parametrize("value", [lambda x: 0.0, lambda x: x])
+def test_where_all_values_around_are_infinite_nothing_is_known(value):
+    at = jnp.array([1.0, 2.0])
+    report = check_gradient(lambda x: jnp.sum(jnp.where(x == at, value(x), -jnp.inf)), at)
+    assert report.verdict == "unresolved" and "not finite near" in report.leaves[0].hint
+    assert not report.notes
+
+
 def test_without_float64_on_the_accelerator_the_cpu_is_used(monkeypatch):
     wrong = jax.custom_vjp(jnp.tanh)
 

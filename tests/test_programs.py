@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from rule_mutants import mutants, mutated
 from slow import slow_but
 
@@ -503,3 +505,21 @@ def test_a_program_goes_on_when_an_equal_function_is_gone():
     assert jaxnn.numerical_grad(data.value)(X)[0] == pytest.approx(2)
     gc.collect()  # the bound method is gone, what it is bound to is not
     assert jaxnn.numerical_grad(data.value)(X)[0] == pytest.approx(2)
+
+
+def test_a_primitive_that_refuses_its_own_dtype_once_float64_is_enabled_is_checked():
+    """Lineax's LSMR is one: it is traced again wherever its primitive is bound."""
+
+    def shape(x):
+        if jax.config.jax_enable_x64 and x.dtype == jnp.float32:
+            raise TypeError("got float32, float64")
+        return x
+
+    cube = Primitive("cube")
+    cube.def_impl(lambda x: x**3)
+    cube.def_abstract_eval(shape)
+    ad.primitive_jvps[cube] = lambda xs, ts: (cube.bind(*xs), 3 * xs[0] ** 2 * ts[0])
+    mlir.register_lowering(cube, mlir.lower_fun(lambda x: x**3, multiple_results=False))
+    batching.primitive_batchers[cube] = lambda xs, axes: (cube.bind(*xs), axes[0])
+    f = lambda x: jnp.sum(jax.nn.relu(cube.bind(x)))  # noqa: E731
+    assert jaxnn.check_gradient(f, X).verdict == "agrees"

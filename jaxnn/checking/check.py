@@ -178,12 +178,11 @@ def asked(checked: Checked) -> Checked:
     if checked.interrupted or not checked.deterministic:
         return checked
     for question in QUESTIONS:
-        if not question.applies(checked):
-            continue
         about = str(question.__doc__).partition("\n")[0]
-        checked.check.status.say(about)
         try:
-            checked = question.say(checked, question.ask(checked))
+            if question.applies(checked):
+                checked.check.status.say(about)
+                checked = question.say(checked, question.ask(checked))
         except Exception as error:  # a user's rule, called separately, may raise anything
             reason = f"{type(error).__name__}: {first_line(error)}"
             checked = checked.with_note(f'could not answer "{about}" ({reason})')

@@ -142,12 +142,17 @@ class LeafReport(NamedTuple):
 
     @property
     def is_slightly_off(self) -> bool:
-        """Whether the leaf agrees, but is off by more than its dtype explains.
+        """Whether the leaf agrees, but is off by more than its dtype explains, or an entry is.
 
         Relative to the slope, because an error in every entry must count even if their sum cancels.
         """
-        allowed = explained(self.dtype) * max(abs(self.autodiff), abs(self.numerical))
-        is_large = abs(self.autodiff - self.numerical) > max(allowed, self.bound)
+        is_large = any(
+            abs(found.autodiff - found.numerical)
+            > max(
+                explained(self.dtype) * max(abs(found.autodiff), abs(found.numerical)), found.bound
+            )
+            for found in (self, *self.entries)
+        )
         return self.verdict is Verdict.AGREES and is_large
 
 

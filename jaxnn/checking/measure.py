@@ -6,6 +6,7 @@ questions take and return it.
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -234,10 +235,10 @@ def _unseen(located: dict[int, Located], centre: float, point: Point) -> dict[in
     """The leaves whose gradient the values do not show, as `losses` takes them."""
     found: dict[int, Slope | None] = {}
     for k, one in located.items():
-        verdict = verdict_of(one, centre, reach(point.leaves[k].dtype))
-        if one.best.slope.constant or verdict is Verdict.DIFFERS:
-            found[k] = one.best.slope
-        elif verdict is Verdict.UNRESOLVED and not one.best.slope.jumps:
+        verdict, slope = verdict_of(one, centre, reach(point.leaves[k].dtype)), one.best.slope
+        if slope.constant or verdict is Verdict.DIFFERS:
+            found[k] = slope
+        elif verdict is Verdict.UNRESOLVED and not slope.jumps and math.isfinite(slope.bound):
             found[k] = None
     return found
 

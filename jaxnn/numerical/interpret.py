@@ -516,7 +516,12 @@ def standalone(program: Program) -> Program:
     jaxpr, consts = opened(program)
     plain = lambda consts, args: run(core.ClosedJaxpr(jaxpr, consts), args)  # noqa: E731
     of_consts = [jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in consts]
-    with enable_x64(True):  # or inputs in float64 would be traced as float32
+    inside = (v for eqn in equations(program) for v in (*eqn.invars, *eqn.outvars))
+    avals = (v.aval for v in (*jaxpr.invars, *inside))
+    # Inputs in float64 would otherwise be traced as float32. In JAX's usual mode there are none,
+    # and primitives of other libraries may refuse their own float32 once float64 is enabled.
+    wide = any(getattr(getattr(aval, "dtype", None), "itemsize", 0) > 4 for aval in avals)
+    with enable_x64(wide):
         traced = make_jaxpr(plain)(of_consts, avals_of(jaxpr.invars))
     n = len(consts)
     bare = traced.jaxpr.replace(

@@ -43,7 +43,9 @@ def _is_noisy(leaf: LeafReport, centre: float) -> bool:
     """Whether the values exclude a leaf's gradient, but their noise is far above rounding error,
     and less than ten times the change that this gradient predicts at the finest step.
     """
-    rounding = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps) * abs(centre)
+    # Where the value is 0, what cancels in it is at least as large as the error over a coarse step.
+    size = max(abs(centre), abs(leaf.autodiff - leaf.numerical) * leaf.steps[0])
+    rounding = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps) * size
     if leaf.verdict is not Verdict.DIFFERS or not leaf.is_off or leaf.noise <= rounding:
         return False
     claims = [entry.autodiff for entry in leaf.entries if entry.verdict.wrong] or [leaf.autodiff]
