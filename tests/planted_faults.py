@@ -540,6 +540,13 @@ FAULTS = (
         "test_check.py -k 'structure'",
     ),
     Fault(
+        "kinks that do not add up are not named",
+        "checking/questions/kinks.py",
+        "if slope.kink or slope.jumps",
+        "if slope.jumps",
+        "test_corners.py -k 'add_up'",
+    ),
+    Fault(
         "rounding that cancels at 0 is taken for structure",
         "checking/questions/finer.py",
         "size = max(abs(centre), abs(leaf.autodiff - leaf.numerical) * leaf.steps[0])",

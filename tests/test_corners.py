@@ -2,6 +2,8 @@
 not hide behind it.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,3 +98,23 @@ def test_where_eigenvalues_are_equal_there_is_a_kink_and_a_claim_beyond_it_is_wr
     assert check_gradient(f, jnp.eye(4)).verdict == "kink"
     twice = lambda a: 2 * jax.grad(f)(a)  # noqa: E731
     assert check_gradient(f, jnp.eye(4), gradient=twice).verdict == "differs"
+
+
+def at_logit(x):
+    """The cross entropy of a logit and the target 1, as libraries write it for large logits."""
+    return jnp.clip(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x))) - x
+
+
+@pytest.mark.parametrize(
+    "f, x, named",
+    [
+        (lambda x: jax.nn.relu(x) - jax.nn.relu(-x), 0.0, ["relu"]),
+        (at_logit, 0.0, ["max", "abs"]),
+        (lambda x: jnp.maximum(x, 1) + jnp.minimum(x, 1), 1.0, []),  # the two halves add up
+    ],
+)
+def test_kinks_where_right_rules_do_not_add_up_are_named(f, x, named):
+    leaf = check_gradient(f, jnp.float32(x)).leaves[0]
+    assert leaf.verdict == ("differs" if named else "agrees")
+    assert ("choices at kinks need not add up" in leaf.hint) == bool(named)
+    assert all(re.search(f"`{name}` at .*test_corners.py:", leaf.hint) for name in named)

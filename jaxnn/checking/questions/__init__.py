@@ -12,9 +12,10 @@ from jaxnn.checking.questions import (
     detached,
     digits,
     finer,
+    kinks,
     phases,
     rules,
     solvers,
 )
 
-QUESTIONS = (corners, solvers, detached, births, rules, phases, finer, digits, cut_off)
+QUESTIONS = (corners, solvers, detached, births, rules, phases, finer, kinks, digits, cut_off)

@@ -8,7 +8,7 @@ distinguished from a wrong transpose.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ from jaxnn.checking.leaf import hint_on_loss
 from jaxnn.checking.line import Line, along_program
 from jaxnn.checking.locate import Allowed, examine, verdict_of
 from jaxnn.checking.measure import Checked
-from jaxnn.checking.moves import Direction, drawer
+from jaxnn.checking.moves import Along, Direction, drawer
 from jaxnn.checking.questions._sites import (
     SiteQuestion,
     kind_of_rule,
@@ -50,7 +50,7 @@ from jaxnn.checking.questions.solvers import (
     within_approximation,
 )
 from jaxnn.checking.settings import COTANGENT
-from jaxnn.checking.slope import HALF, estimate_slope, ladder
+from jaxnn.checking.slope import HALF, Slope, estimate_slope, ladder
 from jaxnn.checking.tape.inside import insides, tape_of
 from jaxnn.checking.tape.layout import Site, is_inexact
 from jaxnn.checking.tape.walk import Record, Tape, arithmetic, seeds_of
@@ -306,6 +306,20 @@ def _holds_custom_rule(site: Site) -> bool:
 
 def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> dict[int, SiteQuestion]:
     """The questions on those of some sites whose claims and values differ along one line."""
+    epsilon, suspects = float(jnp.finfo(tape.dtype).eps), {}
+    for number, question, along, slope in slopes_of_sites(tape, record, numbers):
+        off = abs(float(np.sum(along.terms)) - slope.value)
+        # The sums have rounding errors that the bound of the slope does not cover.
+        size = max(along.size, abs(slope.value), slope.size)
+        if np.isfinite(slope.bound) and off > slope.bound + ROUNDINGS * epsilon * size:
+            suspects[number] = question
+    return suspects
+
+
+def slopes_of_sites(
+    tape: Tape, record: Record, numbers: Sequence[int]
+) -> Iterator[tuple[int, SiteQuestion, Along, Slope]]:
+    """The slopes of some sites, each along one line."""
     half, asked, given = ladder()[:HALF], {}, []
     steps = np.concatenate([half, -half, [0.0]])
     for number in numbers:
@@ -328,19 +342,11 @@ def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> dict[int, S
 
     with wide_arithmetic(tape.dtype):
         values = (Jitted(along_lines) if tape.together else along_lines)(given)
-    epsilon, suspects = float(jnp.finfo(tape.dtype).eps), {}
-    for (number, (question, along)), phi in zip(
-        asked.items(), map(np.asarray, values), strict=True
-    ):
+    epsilon = float(jnp.finfo(tape.dtype).eps)
+    for (number, found), phi in zip(asked.items(), map(np.asarray, values), strict=True):
         coarse = max(epsilon, _rounding(tape.sites[number]))
         slope = estimate_slope(half, phi[:HALF], phi[HALF:-1], float(phi[-1]), coarse)
-        claim, size = float(np.sum(along.terms)), along.size
-        off = abs(claim - slope.value)
-        # The sums have rounding errors that the bound of the slope does not cover.
-        rounding = ROUNDINGS * epsilon * max(size, abs(slope.value), abs(float(phi[-1])))
-        if np.isfinite(slope.bound) and off > slope.bound + rounding:
-            suspects[number] = question
-    return suspects
+        yield number, *found, slope
 
 
 def _rounding(site: Site) -> float:
