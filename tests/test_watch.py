@@ -441,8 +441,30 @@ def test_further_points_are_spread_over_the_run(how, finite):
     assert taken.calls == 70
     kept = [int(np.argmin(jnp.sum((points - p.leaves[0]) ** 2, 1))) + 1 for p in taken.points]
     exactly = [1, 4, 16, 64]
-    # A jitted function is traced again to send a point, so it sends that of the next call.
-    assert kept == (exactly if how != "jit" else [1, 5, 21])
+    # A jitted function is traced again to send a late point, so it sends that of the next call.
+    assert kept == (exactly if how != "jit" else [1, 4, 17, 69])
+
+
+@pytest.mark.parametrize("how", ["eager", "jit"])
+def test_where_a_gradient_is_0_at_first_a_later_point_is_checked_too(how):
+    f = lambda w: jnp.mean((unit(1.5)(w["a"]) * w["b"] - 1) ** 2)  # noqa: E731
+    step = lambda w: jax.tree.map(lambda p, g: p - 0.1 * g, w, jax.grad(f)(w))  # noqa: E731
+    step = jax.jit(step) if how == "jit" else step
+    for start, count in ((0.0, 2), (0.5, 1)):  # a layer that starts at 0 hides those before it
+        w = {"a": POINT, "b": jnp.full(3, start)}
+        with watching() as watched:
+            for _ in range(5):
+                w = step(w)
+        (place,) = watched.report.places
+        assert place.is_wrong and len(place.reports) == count
+
+
+def test_of_a_batch_an_example_in_the_middle_is_checked():
+    f = lambda x: jnp.sum(unit(1.5)(x * POINT) ** 2)  # noqa: E731
+    with watching() as watched:
+        jax.vmap(jax.grad(f))(jnp.linspace(0, 1, 9))  # at 0, the gradient is 0
+    assert watched.report.exit_code == 1
+    assert "argument `x`: off by 50%" in str(watched.report)
 
 
 def test_a_fault_that_begins_late_is_found_at_a_later_point():
@@ -634,6 +656,36 @@ def test_gradients_inside_a_shard_map_are_checked(tmp_path, factor, code):
     assert run.returncode == code, run.stderr
     assert run.stderr.count("1 leaf agrees") == (0 if code else 3)
     assert run.stderr.count("wrong rule: custom_vjp of `square`") == (3 if code else 0)
+
+
+SPREAD = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+loss = lambda w, x: jnp.mean(jnp.tanh(x @ w["a"]) @ w["b"])
+step = jax.jit(lambda w, x: jax.tree.map(lambda p, g: p - 0.1 * g, w, jax.grad(loss)(w, x)))
+w = {"a": jnp.full((784, 256), 1e-3), "b": jnp.ones((256, 10))}
+w = jax.device_put(w, NamedSharding(mesh, P()))
+for k in range(20):
+    x = jax.random.normal(jax.random.key(k), (128, 784))
+    w = step(w, jax.device_put(x, NamedSharding(mesh, P("d"))))
+print("mean", float(jnp.mean(w["b"])))
+"""
+
+
+def test_devices_that_wait_for_each_other_do_not_wait_for_the_watcher(tmp_path):
+    """With as many threads as cores, one that waits for an array may wait for a sum over devices
+    that waits for this thread.
+    """
+    path = tmp_path / "spread.py"
+    path.write_text(SPREAD)
+    command = [sys.executable, "-m", "jaxnn", "watch", str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0 and run.stdout.startswith("mean"), run.stderr
+    assert "20 calls; 2 leaves agree" in run.stderr
 
 
 @pytest.mark.parametrize("factor, code", [(1.0, 0), (0.5, 1)])

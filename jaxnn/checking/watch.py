@@ -92,9 +92,16 @@ class Point(NamedTuple):
     x64: bool
     mesh: Any
 
-    def with_values(self, values: Any) -> "Point":
-        """The same program at other values, as NumPy arrays."""
-        consts, leaves = jax.tree.map(np.asarray, values)
+    def at(self, values: Any) -> "Point":
+        """The same program at other values. These may still be on their way: a callback that waits
+        for them holds a thread that another device may need.
+        """
+        consts, leaves = values
+        return self._replace(consts=consts, leaves=leaves)
+
+    def on_host(self) -> "Point":
+        """The same point, with values as NumPy arrays."""
+        consts, leaves = jax.tree.map(np.asarray, (self.consts, self.leaves))
         return self._replace(consts=consts, leaves=leaves)
 
 
@@ -109,12 +116,13 @@ class Taken:
       tree: structure of the differentiated arguments.
       argnums: their positions.
       calls: how often the gradient was taken, if that is counted.
-      points: the first point, and later ones.
+      points: the first point, later ones, and a spare one, in case a gradient is 0 at the others.
       due: the number of the call from which the next point is wanted.
       asked: the latest such number for which programs were traced again.
       bad: the first point whose gradient is not finite.
       bad_call: the number of that call.
       trouble: why the function could not be traced.
+      is_counted: whether calls are counted.
       is_judged: whether it was checked.
     """
 
@@ -130,7 +138,13 @@ class Taken:
     bad: Point | None = None
     bad_call: int = 0
     trouble: str = ""
+    is_counted: bool = False
     is_judged: bool = False
+
+    def fetch(self) -> None:
+        """Wait for the values of all points."""
+        self.points = [point.on_host() for point in self.points]
+        self.bad = self.bad and self.bad.on_host()
 
     def arguments(self, point: Point) -> list[Any]:
         """The differentiated arguments at their positions, None elsewhere."""
@@ -206,9 +220,9 @@ def _send(
         return is_wanted
 
     @send.def_vmap
-    def one_example(_, batched, given, values):
+    def one_example(size, batched, given, values):
         in_axes = jax.tree.map(lambda many: 0 if many else None, batched[0])
-        which = 0
+        which = size // 2  # the first is often a special one, such as the border of a grid
         if any(jax.tree.leaves(batched[0])):
             which = jnp.argmax(jax.vmap(wanted, (in_axes,))(given))
         chosen = jax.tree.map(lambda x, many: x[which] if many else x, [given, values], batched)
@@ -323,7 +337,8 @@ class Watcher:
             try:
                 call = called()
                 taken, point, values = self._taken(f, Taken(line, name, form), call)
-                if self.points > 1 or (self.finite and form.gradient is not None):
+                taken.is_counted = self.points > 1 or (self.finite and form.gradient is not None)
+                if taken.is_counted:
                     self._count_call(taken, values)
                 self._see_point(taken, point, values)
                 if self.finite and form.gradient is not None:
@@ -373,9 +388,11 @@ class Watcher:
     def _see_point(self, taken: Taken, point: Point, values: Any) -> None:
         """Keep a point if one is due, now or when the program runs."""
         see = functools.partial(self._see, taken, point)
+        if not self._wants(taken) and not self._wants_soon(taken):
+            return
         if is_concrete(values):
-            see(values)
-        elif self._wants(taken):
+            see(_copies(values) if self._wants(taken) else values)
+        else:
             self._sending.add(taken)
             _send(see, values, lambda _: np.True_, ())
 
@@ -385,13 +402,22 @@ class Watcher:
         inexact = [g for g in jax.tree.leaves(gradient) if is_inexact(g)]
         if is_concrete(inexact, values):
             if _is_bad(inexact):
-                see(values)
+                see(_copies(values))
         elif taken.bad is None:
             _send(see, values, _is_bad, inexact)
 
     def _wants(self, taken: Taken) -> bool:
         """Whether a further point is due."""
-        return len(taken.points) < self.points and max(taken.calls, 1) >= taken.due
+        return self._wants_more(taken) and max(taken.calls, 1) >= taken.due
+
+    def _wants_soon(self, taken: Taken) -> bool:
+        """Whether a further point is due so soon that a program sends all points until then,
+        instead of being compiled again without sending, and once more to send that one.
+        """
+        return self._wants_more(taken) and taken.due <= SPACING
+
+    def _wants_more(self, taken: Taken) -> bool:
+        return len(taken.points) < self.points + taken.is_counted
 
     def _count(self, taken: Taken) -> None:
         """Count a call, in any thread."""
@@ -399,16 +425,16 @@ class Watcher:
             taken.calls += 1
         if self._wants(taken) and taken.asked < taken.due:
             taken.asked = taken.due
-            if taken.points:
+            if taken.points and taken not in self._sending:
                 self._trace_again()
 
     def _see(self, taken: Taken, point: Point, values: Any) -> None:
         """Keep a point if one is due, in any thread."""
         with self._lock:  # several devices may send at once
             if self._wants(taken):
-                taken.points.append(point.with_values(values))
+                taken.points.append(point.at(values))
                 taken.due = SPACING * max(taken.calls, taken.due)
-        if not self._wants(taken) and taken in self._sending:
+        if not self._wants_soon(taken) and taken in self._sending:
             self._sending.discard(taken)
             if not self._sending:
                 self._trace_again()
@@ -424,8 +450,15 @@ class Watcher:
         with self._lock:
             if taken.bad is not None:
                 return
-            taken.bad, taken.bad_call = point.with_values(values), taken.calls
+            taken.bad, taken.bad_call = point.at(values), taken.calls
         self.stop()
+
+
+def _copies(values: Any) -> Any:
+    """Copies of arrays as NumPy arrays: a view would keep the program from giving its arrays away,
+    and an array that was given away has no values.
+    """
+    return jax.tree.map(np.array, values)
 
 
 def _first(result: Any, has_aux: bool) -> Any:

@@ -269,12 +269,13 @@ def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
     with watcher.undisturbed():
         for taken in [taken for taken in watcher.taken.values() if not taken.is_judged]:
             taken.is_judged = True
+            taken.fetch()
             rest = budget - (time.monotonic() - began)
             trouble = taken.trouble or ("" if taken.points or taken.bad else "traced but never run")
             place = Place(taken.line, taken.name, taken.calls, trouble=trouble)
             if rest > 0:
                 with _at_most(rest) as is_over:
-                    place = _judged(taken, place, watcher.trust)
+                    place = _judged(taken, place, watcher)
                 if is_over():
                     place = place._replace(trouble="not checked: the time budget ran out")
             places.append(place)
@@ -283,7 +284,7 @@ def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
     return WatchReport(tuple(places), seconds)
 
 
-def _judged(taken: Taken, place: Place, trust: Sequence[str]) -> Place:
+def _judged(taken: Taken, place: Place, watcher: Watcher) -> Place:
     """The place with its checks."""
     form, reports = taken.form, []
     how = {"order": form.order, "modes": "fwd" if form.forward else None, "progress": False}
@@ -298,14 +299,26 @@ def _judged(taken: Taken, place: Place, trust: Sequence[str]) -> Place:
                 place = place._replace(
                     not_finite=found, call=taken.bad_call, inputs=_inputs(taken, bad)
                 )
-        for point in taken.points:
+        for number, point in enumerate(taken.points):
+            if number == watcher.points and not any(map(_has_no_gradient, reports)):
+                break  # the spare point is not needed
             with enable_x64(point.x64):
-                how |= {"trust": sorted(rules_of(point.program).intersection(trust))}
+                how |= {"trust": sorted(rules_of(point.program).intersection(watcher.trust))}
                 given = taken.function(point), *taken.arguments(point)
                 reports.append(check_gradient(*given, argnums=taken.argnums, **how))
     except Exception as error:  # what a program does may be impossible outside of it
         place = place._replace(trouble=f"not checked: {type(error).__name__}: {first_line(error)}")
     return place._replace(reports=tuple(reports))
+
+
+def _has_no_gradient(report: GradientReport) -> bool:
+    """Whether a leaf agrees because its gradient is 0, as behind a layer that starts at 0; what is
+    wrong there shows at a later point.
+    """
+    return any(
+        leaf.verdict is Verdict.AGREES and leaf.autodiff == 0 and not leaf.hint.startswith(CUT_OFF)
+        for leaf in report.leaves
+    )
 
 
 def _inputs(taken: Taken, point: Point) -> dict[str, Any]:
