@@ -575,6 +575,27 @@ FAULTS = (
         "test_watch.py -k 'in_the_middle'",
     ),
     Fault(
+        "a gradient that is not finite while the program goes on is wrong",
+        "checking/watched.py",
+        "went_on=taken.went_on and not _is_finite(taken.function(bad)(*args)),",
+        "went_on=False,",
+        "test_watch.py -k 'may_go_on'",
+    ),
+    Fault(
+        "a gradient that is not finite where the value is finite is excused",
+        "checking/watched.py",
+        "went_on=taken.went_on and not _is_finite(taken.function(bad)(*args)),",
+        "went_on=taken.went_on,",
+        "test_watch.py -k 'may_go_on'",
+    ),
+    Fault(
+        "variables that a program sets before it imports JAX are ignored",
+        "cli/watch.py",
+        "set_from(new)",
+        "set_from({})",
+        "test_watch.py -k 'before_it_imports'",
+    ),
+    Fault(
         "rounding that cancels at 0 is taken for structure",
         "checking/questions/finer.py",
         "size = max(abs(centre), abs(leaf.autodiff - leaf.numerical) * leaf.steps[0])",

@@ -348,6 +348,73 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_call_and_inputs(how, tm
         assert saved["[0]"].tolist() == [3.0, 3.0]
 
 
+@pytest.mark.parametrize("how", ["eager", "jit"])
+@pytest.mark.parametrize(
+    "energy, at, code",
+    [
+        (lambda x: jnp.sum(jnp.exp(x) * x**2), [0.1, 99.0, 0.2, 98.0, 0.3, 0.4], 0),
+        (lambda x: jnp.sum(jnp.exp(x) * x**2), [0.1, 99.0, 98.0, 99.0, 98.0, 99.0], 1),
+        (lambda x: jnp.sum(jnp.sqrt(jnp.abs(x))), [0.1, 0.0, 0.2, 0.0, 0.3, 0.4], 1),
+    ],
+    ids=["a step that is rejected", "for good", "the value is finite"],
+)
+def test_where_the_value_is_infinite_too_a_program_may_go_on(how, energy, at, code):
+    with watching() as watched:
+        gradient = jax.jit(lambda x: jax.grad(energy)(x)) if how == "jit" else jax.grad(energy)
+        for x in at:
+            gradient(jnp.float32(x) * jnp.ones(3))
+            jax.effects_barrier()
+    (place,) = watched.report.places
+    assert (watched.report.exit_code, place.call) == (code, 2)
+    assert ("like the value, and finite again later" in str(place)) == (code == 0)
+
+
+@pytest.mark.parametrize(
+    "ending, code, said",
+    [
+        ("sys.exit(1.5)", 1, "1.5\n"),
+        ("sys.exit(3)", 3, ""),
+        ("sys.exit('over')", 1, "over\n"),
+        ("sys.exit()", 0, ""),
+        ("sys.stdout.close()", 0, ""),
+    ],
+)
+def test_a_program_ends_as_it_does_alone(tmp_path, ending, code, said):
+    path = tmp_path / "ends.py"
+    path.write_text(
+        f"import sys, jax\nprint(jax.grad(lambda x: x * x)(1.0), flush=True)\n{ending}\n"
+    )
+    command = [sys.executable, "-m", "jaxnn", "watch", str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (run.returncode, run.stdout) == (code, "2.0\n")
+    assert run.stderr.startswith(f"{said}1 gradient taken"), run.stderr
+
+
+SETTINGS = """
+import os
+os.environ |= {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
+os.environ |= {"JAX_NUM_CPU_DEVICES": "3", "JAX_THREEFRY_PARTITIONABLE": "no"}
+import jax.numpy as jnp, jax
+os.environ["JAX_DEBUG_NANS"] = "1"  # too late
+print(jax.grad(jnp.sum)(jnp.ones(2)).dtype, jax.config.jax_numpy_dtype_promotion)
+print(jax.device_count(), jax.config.jax_debug_nans, jax.random.normal(jax.random.key(0), (2,)))
+print(jax.__spec__.origin == jax.__file__, "jax" in __import__("sys").modules)
+"""
+
+
+def test_what_a_program_sets_before_it_imports_jax_holds(tmp_path):
+    path = tmp_path / "settings.py"
+    path.write_text(SETTINGS)
+    alone, watched = (
+        subprocess.run(
+            [sys.executable, *how, str(path)], capture_output=True, text=True, check=True
+        )
+        for how in ([], ["-m", "jaxnn", "watch"])
+    )
+    assert alone.stdout.startswith("float64 strict\n3 False")
+    assert watched.stdout == alone.stdout and "1 leaf agrees" in watched.stderr
+
+
 def test_digits_that_a_program_loses_are_named():
     c = jnp.full(2, 1e4)
     f = lambda b: jnp.sum(((c + b) - c) ** 2)  # noqa: E731
@@ -887,6 +954,10 @@ def test_what_is_no_program_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["watch", "nothing.py"]) == 2
     assert "`PROGRAM` must be a Python file" in capsys.readouterr().err
+    assert main(["watch", str(tmp_path)]) == 2  # `python DIR` needs a __main__.py, too
+    assert "`PROGRAM` must be a Python file" in capsys.readouterr().err
+    assert main(["watch", "--html", "page.txt", "nothing.py"]) == 2
+    assert "`--html` must end in .html. Got 'page.txt'." in capsys.readouterr().err
     assert main(["watch", "-m"]) == 2
     assert "`-m` must be followed by the name of a module" in capsys.readouterr().err
     assert main(["watch", "--html", "no/page.html", "nothing.py"]) == 2

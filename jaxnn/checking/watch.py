@@ -121,6 +121,7 @@ class Taken:
       asked: the latest such number for which programs were traced again.
       bad: the first point whose gradient is not finite.
       bad_call: the number of that call.
+      bad_calls: in how many calls the gradient was not finite.
       trouble: why the function could not be traced.
       is_counted: whether calls are counted.
       is_judged: whether it was checked.
@@ -137,9 +138,17 @@ class Taken:
     asked: int = 0
     bad: Point | None = None
     bad_call: int = 0
+    bad_calls: int = 0
     trouble: str = ""
     is_counted: bool = False
     is_judged: bool = False
+
+    @property
+    def went_on(self) -> bool:
+        """Whether gradients were finite again later. Counts from a running program may arrive a
+        call late.
+        """
+        return self.calls - self.bad_call - self.bad_calls >= 1
 
     def fetch(self) -> None:
         """Wait for the values of all points."""
@@ -403,8 +412,8 @@ class Watcher:
         if is_concrete(inexact, values):
             if _is_bad(inexact):
                 see(_copies(values))
-        elif taken.bad is None:
-            _send(see, values, _is_bad, inexact)
+        else:  # a point is kept once, but each call is counted
+            _send(see, values if taken.bad is None else (), _is_bad, inexact)
 
     def _wants(self, taken: Taken) -> bool:
         """Whether a further point is due."""
@@ -446,8 +455,9 @@ class Watcher:
             trace_again()
 
     def _see_bad(self, taken: Taken, point: Point, values: Any) -> None:
-        """Keep the first point whose gradient is not finite, in any thread."""
+        """Count a gradient that is not finite, and keep the first such point, in any thread."""
         with self._lock:
+            taken.bad_calls += 1
             if taken.bad is not None:
                 return
             taken.bad, taken.bad_call = point.at(values), taken.calls

@@ -53,6 +53,8 @@ class Place(NamedTuple):
       call: number of the first call whose gradient is not finite; 0 if none, or not counted.
       inputs: the inputs of that call by their paths.
       trouble: why it was not checked, or "".
+      went_on: whether the value was not finite in that call, either, and later gradients are
+        finite, as where a sampler rejects a step that went too far.
     """
 
     line: SourceLine
@@ -63,11 +65,13 @@ class Place(NamedTuple):
     call: int = 0
     inputs: dict[str, Any] = {}
     trouble: str = ""
+    went_on: bool = False
 
     @property
     def is_wrong(self) -> bool:
-        """Whether a gradient is wrong or was not finite."""
-        return self.not_finite is not None or any(r.exit_code == 1 for r in self.reports)
+        """Whether a gradient is wrong or was not finite, unless the program went on."""
+        broke = self.not_finite is not None and not self.went_on
+        return broke or any(report.exit_code == 1 for report in self.reports)
 
     @property
     def is_judged(self) -> bool:
@@ -76,7 +80,7 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         lines = [f"{self.line}: gradient of {self.function}: {self._summary()}"]
-        if self.not_finite is not None:
+        if self.not_finite is not None and not self.went_on:
             lines += _indented(str(self.not_finite).splitlines()[1:])
         for number, report in enumerate(self._shown, start=1):
             if report.verdict is not Verdict.AGREES or not report.ok:
@@ -94,7 +98,8 @@ class Place(NamedTuple):
     def _summary(self) -> str:
         found = [self.trouble] if self.trouble else []
         if self.not_finite is not None:
-            found.append(f"not finite in call {self.call:,}" if self.call else "not finite")
+            once = f"not finite in call {self.call:,}" if self.call else "not finite"
+            found.append(once + ", like the value, and finite again later" * self.went_on)
         first = "at the first point, " if self.not_finite is not None else ""
         for report in self._shown:
             if report.verdict is not Verdict.AGREES:
@@ -138,8 +143,9 @@ class WatchReport:
 
     @property
     def exit_code(self) -> int:
-        """1 if a gradient is wrong, was not finite, or is imprecise with fewer than two digits
-        left; 2 if none could be judged; else 0.
+        """1 if a gradient is wrong, is imprecise with fewer than two digits left, or was not
+        finite, unless the value was not, either, and later gradients are; 2 if none could be
+        judged; else 0.
         """
         if any(place.is_wrong for place in self.places):
             return 1
@@ -271,7 +277,10 @@ def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
             taken.is_judged = True
             taken.fetch()
             rest = budget - (time.monotonic() - began)
-            trouble = taken.trouble or ("" if taken.points or taken.bad else "traced but never run")
+            unseen = (
+                "not checked: its point was never seen" if taken.calls else "traced but never run"
+            )
+            trouble = taken.trouble or ("" if taken.points or taken.bad else unseen)
             place = Place(taken.line, taken.name, taken.calls, trouble=trouble)
             if rest > 0:
                 with _at_most(rest) as is_over:
@@ -297,7 +306,10 @@ def _judged(taken: Taken, place: Place, watcher: Watcher) -> Place:
                 found = explain(taken.function(bad), *args, argnums=taken.argnums, progress=False)
             if found.births:
                 place = place._replace(
-                    not_finite=found, call=taken.bad_call, inputs=_inputs(taken, bad)
+                    not_finite=found,
+                    call=taken.bad_call,
+                    inputs=_inputs(taken, bad),
+                    went_on=taken.went_on and not _is_finite(taken.function(bad)(*args)),
                 )
         for number, point in enumerate(taken.points):
             if number == watcher.points and not any(map(_has_no_gradient, reports)):
@@ -309,6 +321,10 @@ def _judged(taken: Taken, place: Place, watcher: Watcher) -> Place:
     except Exception as error:  # what a program does may be impossible outside of it
         place = place._replace(trouble=f"not checked: {type(error).__name__}: {first_line(error)}")
     return place._replace(reports=tuple(reports))
+
+
+def _is_finite(outputs: Any) -> bool:
+    return all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(outputs))
 
 
 def _has_no_gradient(report: GradientReport) -> bool:

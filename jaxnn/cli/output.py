@@ -84,6 +84,8 @@ def require_place(option: str, path: str, made: str | None = None) -> None:
     beside = place.parent.is_dir() or (made and pathlib.Path(made).is_relative_to(place.parent))
     if "\0" in path or place.is_dir() or not beside:
         raise ValueError(f"`{option}` must be a file in an existing directory. Got {path!r}.")
+    if option == "--html" and place.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"`{option}` must end in .html. Got {path!r}.")
 
 
 def require_places(args: Any, *options: str) -> None:

@@ -3,6 +3,8 @@
 import _thread
 import argparse
 import contextlib
+import importlib.abc
+import importlib.machinery
 import os
 import pathlib
 import runpy
@@ -12,6 +14,7 @@ import threading
 import types
 from collections.abc import Iterator
 
+from jaxnn._jax import set_from
 from jaxnn._terminal import coloured, takes_codes
 from jaxnn.checking.watch import Watcher, noting
 from jaxnn.checking.watched import interruptible, judged
@@ -42,7 +45,8 @@ def watch(args: argparse.Namespace) -> int:
             for timer in stopped:
                 timer.cancel()
                 timer.join()
-        sys.stdout.flush()
+        with contextlib.suppress(ValueError):  # the program closed it
+            sys.stdout.flush()
     if stopped and code == 130:
         print("stopped at the first gradient that is not finite", file=sys.stderr)
     with passing("checking gradients"):
@@ -89,29 +93,72 @@ def _ran(program: list[str]) -> int:
     if is_module and len(program) == 1:
         raise ValueError("`-m` must be followed by the name of a module. Got nothing.")
     name, *rest = program[is_module:]
-    if not is_module and not os.path.exists(name):
+    in_folder = os.path.join(name, "__main__.py") if os.path.isdir(name) else name
+    if not is_module and not os.path.exists(in_folder):
         raise ValueError(f"`PROGRAM` must be a Python file, or -m MODULE. Got {name!r}.")
     before = sys.argv, sys.path[:]
     sys.argv = [name, *rest]
     sys.path[0] = os.getcwd() if is_module else os.path.dirname(os.path.abspath(name))
+    try:
+        with _imported_anew():
+            return _exit_code(name, is_module)
+    finally:
+        sys.argv, sys.path[:] = before
+
+
+def _exit_code(name: str, is_module: bool) -> int:
     try:
         if is_module:
             runpy.run_module(name, run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(name, run_name="__main__")
     except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, int | None):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except BaseException as error:
         error = error.with_traceback(_without_own(error.__traceback__))
         sys.excepthook(type(error), error, error.__traceback__)
         return 1
-    finally:
-        sys.argv, sys.path[:] = before
     return 0
+
+
+class _Again(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports JAX, which is there already, with the variables of the environment that a program set
+    before it did so.
+    """
+
+    def __init__(self):
+        self.jax, self.before = sys.modules.pop("jax"), dict(os.environ)
+        self.spec = self.jax.__spec__
+
+    def find_spec(self, fullname, path, target=None):
+        here = fullname == "jax" and importlib.machinery.ModuleSpec("jax", self)
+        return here or None
+
+    def create_module(self, spec):
+        return self.jax
+
+    def exec_module(self, module):
+        module.__spec__ = self.spec
+        new = {k: text for k, text in os.environ.items() if self.before.get(k) != text}
+        self.before |= new
+        set_from(new)
+
+
+@contextlib.contextmanager
+def _imported_anew() -> Iterator[None]:
+    """A program that imports JAX inside does so for the first time, as far as it can tell."""
+    again = _Again()
+    sys.meta_path.insert(0, again)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(again)
+        sys.modules["jax"] = again.jax
 
 
 def _without_own(frames: types.TracebackType | None) -> types.TracebackType | None:
