@@ -6,6 +6,7 @@ import json
 import math
 import operator
 import os
+import random
 import re
 import runpy
 import signal
@@ -15,6 +16,7 @@ import sysconfig
 import textwrap
 import threading
 import time
+from collections import deque
 
 import jax
 import jax.numpy as jnp
@@ -413,6 +415,75 @@ def test_what_a_program_sets_before_it_imports_jax_holds(tmp_path):
     )
     assert alone.stdout.startswith("float64 strict\n3 False")
     assert watched.stdout == alone.stdout and "1 leaf agrees" in watched.stderr
+
+
+class Keys:
+    """Random keys, one after another, in a slot."""
+
+    __slots__ = ("key",)
+
+    def __init__(self):
+        self.key = jax.random.key(0)
+
+    def __next__(self):
+        self.key, key = jax.random.split(self.key)
+        return key
+
+
+class Model:
+    """A model with everything that a call may change."""
+
+    def __init__(self):
+        self.key, self.mean, self.losses, self.calls = jax.random.key(1), 0.0, deque([0]), {"n": 0}
+        self.generator = np.random.default_rng(2)
+
+    def loss(self, w):
+        self.key, key = jax.random.split(self.key)
+        self.mean = 0.9 * self.mean + 0.1
+        self.losses.append(len(self.losses))
+        self.calls["n"] += 1
+        noise = jax.random.normal(key, w.shape) + self.generator.normal()
+        return jnp.mean((w - self.mean) ** 2 * noise)
+
+
+COUNT, KEYS = 0, Keys()
+
+
+def of_globals(w):
+    global COUNT
+    COUNT += 1
+    return jnp.sum(w**2) * jax.random.uniform(next(KEYS)) * COUNT
+
+
+def of_numpy(w):
+    return jnp.sum(w**2) * np.random.uniform() * random.random()
+
+
+def test_a_function_that_changes_things_is_called_once_as_far_as_it_can_tell():
+    def run():
+        global COUNT, KEYS
+        COUNT, KEYS, model, calls = 0, Keys(), Model(), 0
+        np.random.seed(0)
+        random.seed(0)
+
+        def of_closure(w):
+            nonlocal calls
+            calls += 1
+            return jnp.sum(w**2) * calls
+
+        found = [
+            jax.grad(f)(POINT)
+            for _ in range(3)
+            for f in (model.loss, of_globals, of_numpy, of_closure, functools.partial(of_closure))
+        ]
+        state = COUNT, calls, model.mean, list(model.losses), model.calls, random.random()
+        return found, state, np.random.uniform(), model.generator.normal(), model.key, KEYS.key
+
+    alone = run()
+    with watching() as watched:
+        beside = run()
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), alone, beside))
+    assert watched.report.ok, str(watched.report)
 
 
 def test_digits_that_a_program_loses_are_named():

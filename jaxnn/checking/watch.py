@@ -8,7 +8,6 @@ not finite is sent with its inputs.
 """
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import linecache
@@ -17,8 +16,6 @@ import sys
 import sysconfig
 import threading
 import traceback
-import types
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +32,7 @@ from jaxnn._programs import trace_again, traced_apart
 from jaxnn._validate import first_line, is_concrete, is_key
 from jaxnn.checking.findings import SourceLine
 from jaxnn.checking.tape.layout import is_inexact
+from jaxnn.checking.undone import random_state, state_of
 from jaxnn.numerical.interpret import (
     Program,
     axes,
@@ -502,7 +500,6 @@ class _Inside(threading.local):
 
 
 _INSIDE = _Inside()
-_CONTAINERS = deque, list, dict
 # Where a wrapped function keeps its name for reports.
 _NAME = "_jaxnn_name"
 
@@ -516,12 +513,10 @@ def _returning(real: Callable, form: Form) -> Callable:
 
         @functools.wraps(transformed)
         def call(*args, **kwargs):
-            again = _copied(fun)
+            again = _Again(fun)
             with _INSIDE:
                 result = transformed(*args, **kwargs)
-            if _ACTIVE:
-                at = lambda: Call(positions(argnums, args), args, kwargs, has_aux)  # noqa: E731
-                _ACTIVE[-1].note(again, form, at, result)
+            again.note(form, lambda: Call(positions(argnums, args), args, kwargs, has_aux), result)
             return result
 
         call.__dict__[_NAME] = f"{real.__name__}({_name_of(fun)})"
@@ -540,14 +535,14 @@ def _at_once(real: Callable, form: Form) -> Callable:
 
     @functools.wraps(real)
     def transform(fun, *args, **options):
-        again = _copied(fun)
+        again = _Again(fun)
         with _INSIDE:
             result = real(fun, *args, **options)
         # What a library does inside of a gradient is a part of it.
-        if _ACTIVE and not (_INSIDE.depth and _is_library(sys._getframe(1).f_code.co_filename)):
+        if not (_INSIDE.depth and _is_library(sys._getframe(1).f_code.co_filename)):
             has_aux = bool(options.get("has_aux"))
             primals = lambda: (args or [options["primals"]])[0] if form.forward else args  # noqa: E731
-            _ACTIVE[-1].note(again, form, lambda: Call.of_all(primals(), has_aux), result)
+            again.note(form, lambda: Call.of_all(primals(), has_aux), result)
         return result
 
     return transform
@@ -558,28 +553,30 @@ def _checking(real: Callable) -> Callable:
 
     @functools.wraps(real)
     def check_grads(f, args, order, modes=("fwd", "rev"), *rest, **options):
-        if _ACTIVE:
-            form = Form(order=min(order, 2), forward="rev" not in modes)
-            _ACTIVE[-1].note(f, form, lambda: Call.of_all(args), None)
+        form = Form(order=min(order, 2), forward="rev" not in modes)
+        _Again(f).note(form, lambda: Call.of_all(args), None)
         return real(f, args, order, modes, *rest, **options)
 
     return check_grads
 
 
-def _copied(f: Callable) -> Callable:
-    """A callable object with copies of its containers, which a call may empty."""
-    if not _ACTIVE or isinstance(f, types.FunctionType | types.MethodType | jax.stages.Wrapped):
-        return f
-    holds = {n: x for n, x in getattr(f, "__dict__", {}).items() if isinstance(x, _CONTAINERS)}
-    if not holds:
-        return f
-    try:
-        copied = copy.copy(f)
-        for name, x in holds.items():
-            object.__setattr__(copied, name, copy.copy(x))
-    except Exception:  # an object that cannot be copied is traced again as it is
-        return f
-    return copied
+class _Again:
+    """Lets a function be called once more as it was before a call, without a trace."""
+
+    def __init__(self, f: Callable):
+        self._f, self._before = f, state_of(f, _is_library) if _ACTIVE else None
+
+    def note(self, form: Form, called: Callable[[], Call], result: Any) -> None:
+        """Note the call that was made, in the state that its function had before."""
+        if self._before is None or not _ACTIVE:
+            return
+        after, drawn = state_of(self._f, _is_library), random_state()
+        self._before()
+        try:
+            _ACTIVE[-1].note(self._f, form, called, result)
+        finally:
+            after()
+            drawn()
 
 
 @functools.cache
@@ -646,7 +643,7 @@ def _users_line() -> SourceLine | None:
     """The user's line that is running, or the library's that is nearest to it; None if this package
     itself takes the gradient to check or to compute another.
     """
-    frame = sys._getframe(3)
+    frame = sys._getframe(4)
     if frame is not None and frame.f_code.co_filename.startswith(_OWN):
         return None
     frames = [f for f, _ in traceback.walk_stack(frame)]
