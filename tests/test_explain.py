@@ -873,6 +873,12 @@ def test_a_wrong_rule_of_a_package_is_marked_where_the_package_is_called(squares
     assert "file=tests/test_explain.py" in mark.replace(os.sep, "/")
 
 
+def test_a_package_whose_name_begins_like_jaxs_is_another(squares, monkeypatch):
+    monkeypatch.setattr(jax, "__file__", squares.__file__.replace("squares", "squ"))
+    (rule,) = check_gradient(squares.energy, jnp.ones(3)).rules
+    assert rule.rule.function == "<lambda>"
+
+
 def test_what_a_package_has_wrapped_is_named_as_the_users(squares):
     def backward(x, ct):
         return 3 * x * ct

@@ -734,7 +734,7 @@ def rule_source(eqn: Equation) -> str:
     if (inside := unwrapped(rule.f)) is not rule.f:
         return _source_of(inside)
     name, _, place = rule.debug_info.func_src_info.partition(" at ")
-    its_own = not place or place.startswith(os.path.dirname(jax.__file__))
+    its_own = not place or place.startswith(os.path.join(os.path.dirname(jax.__file__), ""))
     return "" if its_own else f"{place} ({name})"
 
 
