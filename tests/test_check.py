@@ -578,7 +578,7 @@ def test_what_a_correct_formula_loses_in_float32_is_lost_digits():
     gradient = lambda x: ((1 + x) - 1) / (x * (1 + x))  # noqa: E731
     (leaf,) = check_gradient(f, jnp.array([3e-5, 1e-4]), gradient=gradient).leaves
     assert leaf.verdict == "imprecise" and 2 < leaf.own_dtype_digits < 4 and leaf.digits > 9
-    assert "in float32, 2.9 digits match" in leaf.hint and "which is correct" in leaf.hint
+    assert "in float32, 2.9 digits match" in leaf.hint and "the latter is correct" in leaf.hint
 
 
 def test_a_kink_and_a_slope_of_nothing_lack_no_digits():
@@ -965,14 +965,14 @@ def test_precision_is_reported_apart_from_correctness():
             lambda x: jnp.sum((1 - jnp.cos(x)) / x**2),
             jnp.array([1e-2, 2e-2]),
             "differs",
-            "in float32, no digits match the float64 gradient, which is correct",
+            "in float32, no digits match the float64 gradient; the latter is correct",
             "agrees",
         ),
         (
             lambda x: jnp.sum((1 - jnp.cos(x)) / x**2),
             jnp.array([2e-4, 3e-4]),
             "differs",
-            "in float32, no digits match the float64 gradient, which the values cannot confirm",
+            "in float32, no digits match the float64 gradient; the values cannot confirm the latter",
             "unresolved",
         ),
         (

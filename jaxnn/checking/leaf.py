@@ -150,8 +150,8 @@ def hint_on_loss(loss: Loss, dtype: Any, by_values: Verdict) -> str:
         return loss.hint
     kind, keeps = _name_of(dtype, False), f"{loss.keeps} match the float64 gradient"
     if by_values is Verdict.AGREES:
-        return f"in {kind}, {keeps}, which is correct"
-    return f"in {kind}, {keeps}, which the values cannot confirm"
+        return f"in {kind}, {keeps}; the latter is correct"
+    return f"in {kind}, {keeps}; the values cannot confirm the latter"
 
 
 def _hint_on_digits(digits: float, dtype: str) -> str:
