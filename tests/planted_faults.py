@@ -346,8 +346,8 @@ FAULTS = (
     Fault(
         "a jump is rounding error",
         "checking/measure.py",
-        "elif verdict is Verdict.UNRESOLVED and not one.best.slope.jumps:",
-        "elif verdict is Verdict.UNRESOLVED:",
+        "and not slope.jumps and math.isfinite(slope.bound):",
+        "and math.isfinite(slope.bound):",
         "test_check.py -k jump",
     ),
     Fault(

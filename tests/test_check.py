@@ -972,7 +972,7 @@ def test_precision_is_reported_apart_from_correctness():
             lambda x: jnp.sum((1 - jnp.cos(x)) / x**2),
             jnp.array([2e-4, 3e-4]),
             "differs",
-            "in float32, no digits match the float64 gradient; the values cannot confirm the latter",
+            "in float32, no digits match the float64 gradient; the values cannot confirm it",
             "unresolved",
         ),
         (

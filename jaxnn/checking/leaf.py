@@ -151,7 +151,7 @@ def hint_on_loss(loss: Loss, dtype: Any, by_values: Verdict) -> str:
     kind, keeps = _name_of(dtype, False), f"{loss.keeps} match the float64 gradient"
     if by_values is Verdict.AGREES:
         return f"in {kind}, {keeps}; the latter is correct"
-    return f"in {kind}, {keeps}; the values cannot confirm the latter"
+    return f"in {kind}, {keeps}; the values cannot confirm it"
 
 
 def _hint_on_digits(digits: float, dtype: str) -> str:
