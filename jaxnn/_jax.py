@@ -1,4 +1,4 @@
-"""What JAX's versions have in different places."""
+"""What JAX's versions have in different places, and its options by their variables."""
 
 from collections.abc import Mapping
 

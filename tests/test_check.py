@@ -27,7 +27,7 @@ from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.further import RUN_FURTHER
 from jaxnn.checking.page import fragment
 from jaxnn.checking.programs import Programs
-from jaxnn.checking.questions import solvers
+from jaxnn.checking.questions import kinks, solvers
 from jaxnn.numerical.float64 import widen
 
 BAD_VERDICTS = ("differs", "not finite", "detached")
@@ -680,6 +680,18 @@ def test_where_all_values_around_are_infinite_nothing_is_known(value):
     report = check_gradient(lambda x: jnp.sum(jnp.where(x == at, value(x), -jnp.inf)), at)
     assert report.verdict == "unresolved" and "not finite near" in report.leaves[0].hint
     assert not report.notes
+
+
+def test_a_question_that_fails_is_noted_and_ends_no_check(monkeypatch):
+    def fail(checked):
+        raise RuntimeError("no answer")
+
+    for name in ("applies", "ask"):
+        with monkeypatch.context() as patched:
+            patched.setattr(kinks, "applies", lambda checked: True)
+            patched.setattr(kinks, name, fail)
+            report = check_gradient(jnp.sum, jnp.ones(2))
+        assert report.ok and "RuntimeError: no answer" in report.notes[0]
 
 
 def test_without_float64_on_the_accelerator_the_cpu_is_used(monkeypatch):

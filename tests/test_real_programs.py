@@ -500,7 +500,6 @@ def _gamma_at_its_quantile(primals, tangents):
     return y, jax.lax.random_gamma_grad(*primals, y) * tangents[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "draw",
     [lambda a: jax.random.gamma(jax.random.key(0), a), jax.vmap(gamma_by_rejection)],

@@ -486,6 +486,30 @@ def test_a_function_that_changes_things_is_called_once_as_far_as_it_can_tell():
     assert watched.report.ok, str(watched.report)
 
 
+class Shy:
+    """An object that does not let itself be looked at."""
+
+    def __getattribute__(self, name):
+        raise RuntimeError(name)
+
+
+class Uncopied(dict):
+    def copy(self):
+        raise RuntimeError("cannot be copied")
+
+
+def test_what_cannot_be_looked_at_is_left_alone():
+    shy, uncopied, calls = Shy(), Uncopied(a=1), [0]
+
+    def loss(w):
+        calls[0] += 1
+        return jnp.sum(w**2) * len([shy, uncopied])
+
+    with watching() as watched:
+        gradient = jax.grad(loss)(POINT)
+    assert calls == [1] and jnp.all(gradient == 4 * POINT) and watched.report.ok
+
+
 def test_digits_that_a_program_loses_are_named():
     c = jnp.full(2, 1e4)
     f = lambda b: jnp.sum(((c + b) - c) ** 2)  # noqa: E731

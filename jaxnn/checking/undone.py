@@ -5,6 +5,7 @@ attributes and containers that these hold: the key that a model splits, a count 
 that a call fills or empties. What an iterator has already given cannot be put back.
 """
 
+import contextlib
 import functools
 import random
 import types
@@ -36,13 +37,15 @@ def state_of(f: Callable, is_library: Callable[[str], bool]) -> Callable[[], Non
     todo = [(f, DEPTH)]
     while todo and len(seen) < MOST:
         x, depth = todo.pop()
-        if depth and id(x) not in seen and not isinstance(x, _PLAIN):
-            seen[id(x)] = x
-            todo += [(inside, depth - 1) for inside in _held(x, is_library, undo)]
+        with contextlib.suppress(Exception):  # an object of the user's may raise anything
+            if depth and id(x) not in seen and not isinstance(x, _PLAIN):
+                seen[id(x)] = x
+                todo += [(inside, depth - 1) for inside in _held(x, is_library, undo)]
 
     def put_back():
         for one in undo:
-            one()
+            with contextlib.suppress(Exception):
+                one()
 
     return put_back
 

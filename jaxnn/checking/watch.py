@@ -395,11 +395,10 @@ class Watcher:
     def _see_point(self, taken: Taken, point: Point, values: Any) -> None:
         """Keep a point if one is due, now or when the program runs."""
         see = functools.partial(self._see, taken, point)
-        if not self._wants(taken) and not self._wants_soon(taken):
-            return
         if is_concrete(values):
-            see(_copies(values) if self._wants(taken) else values)
-        else:
+            if self._wants(taken):
+                see(_copies(values))
+        elif self._wants(taken) or self._wants_soon(taken):
             self._sending.add(taken)
             _send(see, values, lambda _: np.True_, ())
 
@@ -409,7 +408,7 @@ class Watcher:
         inexact = [g for g in jax.tree.leaves(gradient) if is_inexact(g)]
         if is_concrete(inexact, values):
             if _is_bad(inexact):
-                see(_copies(values))
+                see(_copies(values) if taken.bad is None else ())
         else:  # a point is kept once, but each call is counted
             _send(see, values if taken.bad is None else (), _is_bad, inexact)
 
@@ -535,14 +534,15 @@ def _at_once(real: Callable, form: Form) -> Callable:
 
     @functools.wraps(real)
     def transform(fun, *args, **options):
+        # What a library does inside of a gradient is a part of it.
+        if _INSIDE.depth and _is_library(sys._getframe(1).f_code.co_filename):
+            return real(fun, *args, **options)
         again = _Again(fun)
         with _INSIDE:
             result = real(fun, *args, **options)
-        # What a library does inside of a gradient is a part of it.
-        if not (_INSIDE.depth and _is_library(sys._getframe(1).f_code.co_filename)):
-            has_aux = bool(options.get("has_aux"))
-            primals = lambda: (args or [options["primals"]])[0] if form.forward else args  # noqa: E731
-            again.note(form, lambda: Call.of_all(primals(), has_aux), result)
+        has_aux = bool(options.get("has_aux"))
+        primals = lambda: (args or [options["primals"]])[0] if form.forward else args  # noqa: E731
+        again.note(form, lambda: Call.of_all(primals(), has_aux), result)
         return result
 
     return transform

@@ -126,7 +126,7 @@ def _exit_code(name: str, is_module: bool) -> int:
     return 0
 
 
-class _Again(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _ImportedAgain(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports JAX, which is there already, with the variables of the environment that a program set
     before it did so.
     """
@@ -136,8 +136,7 @@ class _Again(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.spec = self.jax.__spec__
 
     def find_spec(self, fullname, path, target=None):
-        here = fullname == "jax" and importlib.machinery.ModuleSpec("jax", self)
-        return here or None
+        return importlib.machinery.ModuleSpec("jax", self) if fullname == "jax" else None
 
     def create_module(self, spec):
         return self.jax
@@ -152,7 +151,7 @@ class _Again(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 @contextlib.contextmanager
 def _imported_anew() -> Iterator[None]:
     """A program that imports JAX inside does so for the first time, as far as it can tell."""
-    again = _Again()
+    again = _ImportedAgain()
     sys.meta_path.insert(0, again)
     try:
         yield
