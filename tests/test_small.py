@@ -3,16 +3,31 @@
 import collections
 
 import gradient_cases
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from benchmarks.check_time import W, loss_of
 from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.extend import core
+from jax.interpreters import ad, mlir
 
 from jaxnn import check_gradient
 from jaxnn.checking import programs, small
 
 UNITS = jnp.tanh, jnp.sin, jnp.cos, jnp.exp
+NUMBER = jax.ShapeDtypeStruct((), W.dtype)
+
+
+@custom_vmap
+def _doubled_one_by_one(w):
+    return 2 * w
+
+
+@_doubled_one_by_one.def_vmap
+def _wrong(size, batched, w):
+    return 3 * w, batched[0]
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +85,8 @@ def test_a_program_that_runs_often_is_compiled(monkeypatch, compilations):
         ("a branch", lambda w: lax.cond(w[0, 0] > 0, jnp.sum, jnp.mean, w)),
         ("a large array", lambda w: jnp.sum(jnp.outer(w, jnp.ones(2000)))),
         ("many operations", lambda w: jnp.sum(sum(jnp.sin(k * w) for k in range(20)))),
+        ("a batching rule of its own", lambda w: jnp.sum(_doubled_one_by_one(w))),
+        ("host code", lambda w: jnp.sum(w) + jax.pure_callback(np.cos, NUMBER, np.float32(1))),
     ],
 )
 def test_what_is_compiled_as_a_whole(monkeypatch, what, f):
@@ -80,6 +97,18 @@ def test_what_is_compiled_as_a_whole(monkeypatch, what, f):
     real = small.is_by_operation
     monkeypatch.setattr(programs, "is_by_operation", lambda *x: found.append(real(*x)) or found[-1])
     assert check_gradient(f, W).ok and found == [False], what
+
+
+def test_an_operation_without_a_batching_rule_is_compiled_with_its_program(monkeypatch):
+    monkeypatch.setattr(small, "MISSING", 10**6)
+    monkeypatch.setattr(small, "OFTEN", 0)
+    doubled = core.Primitive("doubled")
+    doubled.def_impl(lambda x: 2 * x)
+    doubled.def_abstract_eval(lambda x: x)
+    mlir.register_lowering(doubled, mlir.lower_fun(lambda x: 2 * x, multiple_results=False))
+    ad.deflinear2(doubled, lambda ct, x: [2 * ct])
+    report = check_gradient(lambda w: jnp.sum(jnp.sin(doubled.bind(w))), W)
+    assert report.ok and report.evaluations > 0
 
 
 def test_no_more_operations_than_allowed_are_compiled(monkeypatch):

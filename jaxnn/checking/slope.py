@@ -20,7 +20,6 @@ Sources: Ridders, Adv. Eng. Software 4 (1982) 75; on noise from differences, Mor
 J. Sci. Comput. 33 (2011) 1292.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -262,14 +261,14 @@ def confirmed(
     return slope._replace(bound=bound, step=float(t[-2]), noise=rounding, size=size, **flat)
 
 
-def _columns(quotients: np.ndarray, order: int) -> Iterator[np.ndarray]:
-    """Romberg's columns; in each, the entries without enough coarser steps are NaN."""
-    column = quotients
-    yield column
+def _columns(quotients: np.ndarray, order: int) -> np.ndarray:
+    """Romberg's columns, as rows; in each, the entries without enough coarser steps are NaN."""
+    columns = np.full((COLUMNS, len(quotients)), np.nan)
+    columns[0] = quotients
     for j in range(1, COLUMNS):
-        step = np.diff(column) / (RATIO ** (order * j) - 1)
-        column = np.concatenate([[np.nan], column[1:] + step])
-        yield column
+        step = np.diff(columns[j - 1]) / (RATIO ** (order * j) - 1)
+        columns[j, 1:] = columns[j - 1, 1:] + step
+    return columns
 
 
 def limit(
@@ -288,19 +287,18 @@ def limit(
     n = len(t)
     if n <= WITNESSES + 1:
         return NONE
+    columns = _columns(quotients, order)
+    before = np.vstack([columns[:1], columns[:-1]])
+    coarser = np.hstack([np.full((COLUMNS, 1), np.nan), before[:, :-1]])
+    truncation = np.maximum(np.abs(columns - coarser), np.abs(columns - before))
     later = np.triu(np.ones((n, n), bool), 1)  # row: the step of an estimate; column: a finer one
-    rows, before = [], quotients
-    for j, column in enumerate(_columns(quotients, order)):
-        coarser = np.concatenate([[np.nan], before[:-1]])
-        truncation = np.maximum(np.abs(column - coarser), np.abs(column - before))
-        off = np.abs(quotients - column[:, None]) * t
-        noise = np.max(off * later, axis=1, initial=floor)
-        usable = slice(max(j, 1), n - WITNESSES)
-        estimates = column, truncation + CAUTION * noise / t, noise, np.arange(n)
-        rows.append(np.stack(estimates)[:, usable])
-        before = column
-    value, bound, noise, rung = np.concatenate(rows, axis=1)
-    rung = rung.astype(int)
+    off = np.abs(quotients - columns[..., None]) * t * later
+    noise = np.max(off, axis=-1, initial=floor)
+    # An estimate needs coarser steps for its column, and finer ones that show its noise.
+    usable = np.maximum(np.arange(COLUMNS), 1)[:, None] <= np.arange(n)
+    usable[:, n - WITNESSES :] = False
+    value, bound, noise = (x[usable] for x in (columns, truncation + CAUTION * noise / t, noise))
+    rung = np.nonzero(usable)[1]
     best, widest = int(np.argmin(bound)), np.fmax.accumulate(gap)
     while True:
         apart = np.abs(value - value[best])

@@ -25,6 +25,8 @@ from jaxnn.numerical.interpret import (
     called,
     equations,
     evaluate,
+    is_custom_vmap,
+    is_foreign,
     operation,
     shard_map_parts,
 )
@@ -32,7 +34,7 @@ from jaxnn.numerical.interpret import (
 # A small program has at most this many operations, and no array of more entries than this.
 OPERATIONS, ENTRIES = 300, 2**14
 # How many values of a program are computed by operations before it is compiled after all.
-VALUES = 300
+VALUES = 1000
 # A program is run by operations if at most so many of them still have to be compiled for it, and at
 # least OFTEN earlier programs had these, too, so that later ones may have them again.
 MISSING, OFTEN = 30, 5
@@ -67,6 +69,8 @@ def _is_small(program: Program) -> bool:
     return len(whole) <= OPERATIONS and not any(
         eqn.primitive in loops
         or shard_map_parts(eqn) is not None
+        or is_custom_vmap(eqn)  # its values for many steps at once may be others
+        or is_foreign(eqn.primitive)
         or any(getattr(v.aval, "size", ENTRIES + 1) > ENTRIES for v in eqn.outvars)
         for eqn in whole
     )
@@ -92,7 +96,7 @@ def by_operation(traced: Traced) -> Callable[..., Any]:
 
 
 def along_by_operation(value: Callable, dtype: Any) -> Callable:
-    """Like `along_program`, but run operation by operation, one step after the other; compiled as a
+    """Like `along_program`, but run operation by operation, for all steps at once; compiled as a
     whole once it has run often.
     """
     traced: list[Traced] = []  # once, when the first point is there
@@ -104,14 +108,15 @@ def along_by_operation(value: Callable, dtype: Any) -> Callable:
         if left < 0:
             return compiled(points, moves, steps, data)
         wide = [widen_leaf(x, dtype) for x in points]
-        moves = [np.asarray(v) for v in moves]
-
-        def moved(t):
-            return [x + np.asarray(t * v, x.dtype) for x, v in zip(wide, moves, strict=True)]
-
         if not traced:
             traced.append(Traced.of(value, wide, wide, data))
         run = functools.partial(by_operation(traced[0]), traced[0].consts, wide)
-        return np.array([run(moved(t), data) for t in steps])
+        pairs = zip(wide, moves, strict=True)
+        moved = [x + np.asarray(np.multiply.outer(steps, v), x.dtype) for x, v in pairs]
+        try:
+            return np.asarray(jax.vmap(run, in_axes=(0, None))(moved, data))
+        except NotImplementedError:  # an operation without a batching rule
+            left = 0
+            return compiled(points, moves, steps, data)
 
     return along
