@@ -251,9 +251,15 @@ with jax.set_mesh(mesh):
         assert jax.typeof(one) == jax.typeof(other)
     slope = jax.jit(jaxnn.numerical_grad(lambda x: jnp.sum(square(x)), method="dense"))(x)
     assert jnp.allclose(slope, 2 * x)
-print(right.verdict, wrong.verdict)
+    cubed = jax.custom_vjp(lambda x: x**3)
+    cubed.defvjp(lambda x: (x**3, x), lambda x, ct: (2 * x**2 * ct,))
+    with jaxnn.watching() as watched:
+        for _ in range(2):
+            jax.jit(lambda x: jax.grad(lambda x: jnp.sum(cubed(x)))(x))(x)
+(report,) = watched.report.reports  # after the block, without the mesh
+print(right.verdict, wrong.verdict, report.verdict, report.rules[0].where)
 """
 
 
 def test_gradients_on_a_mesh_with_explicit_axes_are_checked_and_measured():
-    require_printed("agrees differs", EXPLICIT)
+    require_printed("agrees differs differs <string>:19 (<lambda>)", EXPLICIT)

@@ -17,6 +17,7 @@ import textwrap
 import threading
 import time
 from collections import deque
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -566,6 +567,53 @@ def test_numbers_that_change_make_one_place_and_shapes_no_more_than_allowed(monk
     assert "only the first 3 variants were watched" in str(watched.report)
 
 
+def test_what_is_wrong_with_every_shape_for_the_same_reason_is_told_in_full_once():
+    def wrong(x):
+        return jax.grad(lambda x: jnp.sum(unit(1.1)(x)))(x)
+
+    with watching() as watched:
+        for size in (2, 3, 4):
+            wrong(jnp.ones(size))
+        wrong(jnp.full(5, 100.0))  # the gradient is 0, and right
+    first, *others = str(watched.report).split("gradient of <lambda>: ")[1:]
+    assert first.startswith("1 call; differs\n") and "wrong rule: custom_vjp" in first
+    assert [text.partition("\n")[0] for text in others[:2]] == ["1 call; differs; see above"] * 2
+    assert others[2].startswith("1 call; 1 leaf agrees")
+    with pytest.raises(GradientError) as error:
+        watched.report.raise_if_wrong()
+    assert str(error.value).count("wrong rule") == 1 and str(error.value).count("see above") == 2
+
+
+@pytest.mark.parametrize("is_counted", [True, False])
+def test_traces_for_the_watcher_are_not_counted(monkeypatch, is_counted):
+    """As by `chex.assert_max_traces`."""
+    traces, most = [], 0
+    counter = SimpleNamespace(clear_trace_counter=traces.clear)
+    monkeypatch.setitem(sys.modules, "chex", counter if is_counted else SimpleNamespace())
+
+    def counted(x):
+        nonlocal most
+        traces.append(1)
+        most = max(most, len(traces))
+        return jnp.sum(x**2)
+
+    step = jax.jit(lambda x: x - jax.grad(counted)(x))
+    with watching() as watched:
+        for _ in range(10):
+            step(POINT)
+    assert watched.report.ok and (most == 1) == is_counted
+
+
+def test_a_function_that_needs_concrete_values_is_listed():
+    with watching() as watched:
+        jax.grad(lambda x: x**2 if x > 0 else x)(3.0)
+    (place,) = watched.report.places
+    assert place.trouble == (
+        "not checked: it needs concrete values (`if`, `float`); `check_gradient` checks it"
+    )
+    assert watched.report.exit_code == 2
+
+
 def test_points_are_sent_once_and_then_no_more():
     watcher, f = Watcher(finite=False), lambda x: jnp.sum(jnp.sin(x))  # noqa: E731
     with noting(watcher):
@@ -1019,6 +1067,7 @@ def test_a_signal_ends_the_program_and_the_report_is_there(tmp_path, sent):
         process.send_signal(sent)
         _, said = process.communicate(timeout=120)
     assert process.returncode == 128 + sent and "1 leaf agrees" in said, said
+    assert ("while True: time.sleep" in said) == (sent == signal.SIGINT)  # as Python shows it
 
 
 def test_a_rule_that_is_meant_to_differ_can_be_trusted():

@@ -325,7 +325,7 @@ class RuleReport(NamedTuple):
 def annotations(found: Iterable[Any]) -> list[str]:
     """Findings on lines as commands with which GitHub Actions marks these lines in a change."""
     marks = []
-    for one, line in _with_lines(found):
+    for one, line in with_lines(found):
         text = str(one).partition("\n")[0].replace("%", "%25")
         marks.append(f"::error file={line.path},line={line.line},title=gradient::{text}")
     return list(dict.fromkeys(marks))
@@ -340,7 +340,7 @@ def sarif(found: Iterable[Any], version: str) -> dict[str, Any]:
       version: of this package.
     """
     results, kinds = [], {}
-    for one, line in _with_lines(found):
+    for one, line in with_lines(found):
         kinds.setdefault(type(one).__name__, str(type(one).__doc__).partition("\n")[0])
         file = {"artifactLocation": {"uri": pathlib.PurePath(line.path).as_posix()}}
         place = {"physicalLocation": {**file, "region": {"startLine": max(1, line.line)}}}
@@ -352,7 +352,7 @@ def sarif(found: Iterable[Any], version: str) -> dict[str, Any]:
     return {"version": "2.1.0", "$schema": SARIF, "runs": [run]}
 
 
-def _with_lines(found: Iterable[Any]) -> Iterator[tuple[Any, SourceLine]]:
+def with_lines(found: Iterable[Any]) -> Iterator[tuple[Any, SourceLine]]:
     """Yield each finding whose file is known, and the line to mark for it: that of a rule, unless
     it is in an installed package.
     """

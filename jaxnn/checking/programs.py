@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives
-from jax.sharding import AxisType
 from jaxtyping import PyTree
 
 from jaxnn._arguments import Partition, Static
@@ -53,6 +52,7 @@ from jaxnn.numerical.interpret import (
     Program,
     emptied,
     equations,
+    form_of,
     implicit_solve,
     make_jaxpr,
     prints,
@@ -252,7 +252,7 @@ class ByHand(NamedTuple):
 
 def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Untraced:
     """The programs for a call: traced at each call, compiled once for equal programs."""
-    form = jax.tree.map(_form, point)
+    form = jax.tree.map(lambda x: form_of(jax.typeof(x)), point)
     notes, mistakes = [], []
     try:
         program, shapes = _trace(call.static, form)
@@ -310,19 +310,6 @@ def _unlogged() -> Iterator[None]:
         yield
     finally:
         log.removeFilter(refuse)
-
-
-def _form(x: Any) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of `x`; Python numbers stay weakly typed."""
-    weak = getattr(x, "weak_type", False)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak, sharding=_sharding(x))
-
-
-def _sharding(x: Any) -> Any:
-    """The sharding of an array on a mesh with explicit axes, which is part of its type."""
-    sharding = jax.typeof(x).sharding
-    automatic = all(kind == AxisType.Auto for kind in sharding.mesh.axis_types)
-    return None if automatic else sharding
 
 
 def shaken(x: Any, shake: float, rng: np.random.Generator) -> np.ndarray:

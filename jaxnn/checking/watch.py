@@ -26,8 +26,10 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.extend import core
 from jax.interpreters import ad
+from jax.sharding import AxisType
 
 from jaxnn._arguments import positions, readable
+from jaxnn._jax import enable_x64
 from jaxnn._programs import trace_again, traced_apart
 from jaxnn._validate import first_line, is_concrete, is_key
 from jaxnn.checking.findings import SourceLine
@@ -97,10 +99,32 @@ class Point(NamedTuple):
         consts, leaves = values
         return self._replace(consts=consts, leaves=leaves)
 
-    def on_host(self) -> "Point":
-        """The same point, with values as NumPy arrays."""
+    def fetched(self) -> "Point":
+        """The same point with values as NumPy arrays, or cut along the explicit axes of a mesh."""
         consts, leaves = jax.tree.map(np.asarray, (self.consts, self.leaves))
-        return self._replace(consts=consts, leaves=leaves)
+        if self.is_cut:
+            mesh, jaxpr = _devices(self.mesh), opened(self.program)[0]
+
+            def cut(x, variable):
+                sharding = jax.sharding.NamedSharding(mesh, variable.aval.sharding.spec)
+                return jax.device_put(x, sharding)
+
+            consts, leaves = map(cut, consts, jaxpr.constvars), map(cut, leaves, jaxpr.invars)
+        return self._replace(consts=list(consts), leaves=list(leaves))
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the types of arrays say how they are cut along the axes of the mesh."""
+        return AxisType.Explicit in self.mesh.axis_types
+
+    @contextlib.contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """JAX has the same precision and the same mesh inside."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(enable_x64(self.x64))
+            if self.is_cut:
+                stack.enter_context(jax.set_mesh(_devices(self.mesh)))
+            yield
 
 
 @dataclasses.dataclass(eq=False)
@@ -150,8 +174,8 @@ class Taken:
 
     def fetch(self) -> None:
         """Wait for the values of all points."""
-        self.points = [point.on_host() for point in self.points]
-        self.bad = self.bad and self.bad.on_host()
+        self.points = [point.fetched() for point in self.points]
+        self.bad = self.bad and self.bad.fetched()
 
     def arguments(self, point: Point) -> list[Any]:
         """The differentiated arguments at their positions, None elsewhere."""
@@ -207,10 +231,16 @@ def _on_all_of(mesh: Any, jaxpr: core.Jaxpr, run: Callable) -> Callable:
         pairs = zip(run(given[:n], *given[n:]), jaxpr.outvars, strict=True)
         return [lax.pmean(y, varying(v)) if varying(v) else y for y, v in pairs]
 
-    kinds = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
-    devices = jax.make_mesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
     each = jax.sharding.PartitionSpec()
+    devices = _devices(mesh, kinds)
     return jax.shard_map(local, mesh=devices, in_specs=each, out_specs=each, check_vma=vary)
+
+
+def _devices(mesh: Any, kinds: Sequence[AxisType] | None = None) -> jax.sharding.Mesh:
+    """A mesh of devices for an abstract one, whose axes are of these kinds or of its own."""
+    axis_types = tuple(kinds or mesh.axis_types)
+    return jax.make_mesh(mesh.axis_sizes, mesh.axis_names, axis_types=axis_types)
 
 
 def _send(
@@ -353,7 +383,10 @@ class Watcher:
                     self._see_whether_finite(taken, point, values, gradient)
             except Exception as error:  # the user's function may raise anything when traced again
                 taken = self.taken.setdefault((line, name), Taken(line, name, form))
-                taken.trouble = f"not checked: {type(error).__name__}: {first_line(error)}"
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                if isinstance(error, jax.errors.JAXTypeError):
+                    reason = "it needs concrete values (`if`, `float`); `check_gradient` checks it"
+                taken.trouble = f"not checked: {reason}"
 
     def _taken(self, f: Callable, taken: Taken, call: Call) -> tuple[Taken, Point, Any]:
         """The gradient that a call takes; the point, without its values; and these, as arrays or
@@ -449,6 +482,7 @@ class Watcher:
         """Let programs be traced again: to send a point, or without sending any."""
         if self._retraces < RETRACES * self.points:
             self._retraces += 1
+            _uncounted()
             trace_again()
 
     def _see_bad(self, taken: Taken, point: Point, values: Any) -> None:
@@ -459,6 +493,13 @@ class Watcher:
                 return
             taken.bad, taken.bad_call = point.at(values), taken.calls
         self.stop()
+
+
+def _uncounted() -> None:
+    """Let `chex.assert_max_traces` count traces from 0 again: those for a check are not the
+    program's.
+    """
+    getattr(sys.modules.get("chex"), "clear_trace_counter", lambda: None)()
 
 
 def _copies(values: Any) -> Any:
@@ -572,9 +613,11 @@ class _Again:
             return
         after, drawn = state_of(self._f, _is_library), random_state()
         self._before()
+        _uncounted()
         try:
             _ACTIVE[-1].note(self._f, form, called, result)
         finally:
+            _uncounted()
             after()
             drawn()
 

@@ -8,7 +8,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,6 @@ import numpy as np
 
 from jaxnn._arguments import readable
 from jaxnn._files import as_path
-from jaxnn._jax import enable_x64
 from jaxnn._validate import (
     first_line,
     require_choice,
@@ -27,7 +26,7 @@ from jaxnn._validate import (
 from jaxnn.checking.check import check_gradient
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.explain import Explanation, explain
-from jaxnn.checking.findings import SourceLine
+from jaxnn.checking.findings import SourceLine, with_lines
 from jaxnn.checking.measure import first_of
 from jaxnn.checking.page import watch_fragment, watch_page, write_page
 from jaxnn.checking.questions.cut_off import CUT_OFF
@@ -77,6 +76,12 @@ class Place(NamedTuple):
     def is_judged(self) -> bool:
         """Whether a check had enough evidence."""
         return self.is_wrong or any(report.exit_code != 2 for report in self.reports)
+
+    @property
+    def found(self) -> tuple[Any, ...]:
+        """The findings on lines of code."""
+        asked = (self.not_finite, *self.reports)
+        return tuple(line for one in asked if one is not None for line in one.found)
 
     def __str__(self) -> str:
         lines = [f"{self.line}: gradient of {self.function}: {self._summary()}"]
@@ -159,15 +164,13 @@ class WatchReport:
     @property
     def found(self) -> tuple[Any, ...]:
         """All findings on lines of code, in the places that are wrong."""
-        wrong = [place for place in self.places if place.is_wrong]
-        asked = [one for place in wrong for one in (place.not_finite, *place.reports)]
-        return tuple(line for one in asked if one is not None for line in one.found)
+        return tuple(line for place in self.places if place.is_wrong for line in place.found)
 
     def raise_if_wrong(self) -> None:
         """Raise `GradientError` if a gradient is wrong or was not finite."""
         if self.exit_code == 1:
             __tracebackhide__ = True
-            wrong = [str(place) for place in self.places if place.is_wrong]
+            wrong = _told(place for place in self.places if place.is_wrong)
             raise GradientError("\n".join(wrong), None, self.found)
 
     def to_dict(self) -> dict[str, Any]:
@@ -188,7 +191,7 @@ class WatchReport:
         if not self.places:
             return "no gradients taken"
         count = f"{len(self.places)} gradient{'s' * (len(self.places) > 1)} taken"
-        return "\n".join([f"{count}, checked in {self.seconds:.1f} s", *map(str, self.places)])
+        return "\n".join([f"{count}, checked in {self.seconds:.1f} s", *_told(self.places)])
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the findings as a self-contained HTML page; `path` must end in .html or .htm."""
@@ -210,6 +213,18 @@ class WatchReport:
 
     def _repr_html_(self) -> str:
         return watch_fragment(self)
+
+
+def _told(places: Iterable[Place]) -> Iterator[str]:
+    """The text on each place; if a gradient has the same cause with other shapes, a single line."""
+    known = set()
+    for place in places:
+        lines = frozenset(line for _, line in with_lines(place.found))
+        cause = place.line, place.function, lines
+        text = str(place)
+        yield text.splitlines()[0] + "; see above" if cause in known else text
+        if lines:
+            known.add(cause)
 
 
 class Watched:
@@ -301,7 +316,7 @@ def _judged(taken: Taken, place: Place, watcher: Watcher) -> Place:
     bad = taken.bad
     try:
         if bad is not None:
-            with enable_x64(bad.x64):
+            with bad.surroundings():
                 args = taken.arguments(bad)
                 found = explain(taken.function(bad), *args, argnums=taken.argnums, progress=False)
             if found.births:
@@ -314,7 +329,7 @@ def _judged(taken: Taken, place: Place, watcher: Watcher) -> Place:
         for number, point in enumerate(taken.points):
             if number == watcher.points and not any(map(_has_no_gradient, reports)):
                 break  # the spare point is not needed
-            with enable_x64(point.x64):
+            with point.surroundings():
                 how |= {"trust": sorted(rules_of(point.program).intersection(watcher.trust))}
                 given = taken.function(point), *taken.arguments(point)
                 reports.append(check_gradient(*given, argnums=taken.argnums, **how))

@@ -345,7 +345,8 @@ COMMANDS = {
         "for NaN and infinity in every call. PROGRAM is a file, or -m MODULE, with its own "
         "arguments. The report follows on standard error. Exit code: the program's, if it is not "
         "0; else 1 if a gradient is wrong, was not finite, or is imprecise with fewer than two "
-        "digits left, 2 if none could be judged, 0 otherwise.",
+        "digits left, 2 if none could be judged, 0 otherwise. A gradient that is not finite where "
+        "the value is not, either, does not count if later ones are finite.",
         "jaxnn watch --save inputs train.py --epochs 3",
         (
             Option("program", str, None, "PROGRAM", "FILE or -m MODULE", {"nargs": "+"}),

@@ -40,7 +40,7 @@ def watch(args: argparse.Namespace) -> int:
     watcher = Watcher(args.points, not args.no_nan, args.trust, stop)
     stoppable = interruptible() if args.stop else contextlib.nullcontext()
     with noting(watcher), stoppable, _ended_in_order():
-        code = _ran(args.program)
+        code = _ran(args.program, stopped)
         with contextlib.suppress(KeyboardInterrupt):  # the program may have ended before it came
             for timer in stopped:
                 timer.cancel()
@@ -87,8 +87,10 @@ def _ended_in_order() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _ran(program: list[str]) -> int:
-    """The exit code of a program, run as the main module with its arguments."""
+def _ran(program: list[str], stopped: list) -> int:
+    """The exit code of a program, run as the main module with its arguments; nothing is printed
+    where it was stopped.
+    """
     is_module = program[0] == "-m"
     if is_module and len(program) == 1:
         raise ValueError("`-m` must be followed by the name of a module. Got nothing.")
@@ -101,12 +103,12 @@ def _ran(program: list[str]) -> int:
     sys.path[0] = os.getcwd() if is_module else os.path.dirname(os.path.abspath(name))
     try:
         with _imported_anew():
-            return _exit_code(name, is_module)
+            return _exit_code(name, is_module, stopped)
     finally:
         sys.argv, sys.path[:] = before
 
 
-def _exit_code(name: str, is_module: bool) -> int:
+def _exit_code(name: str, is_module: bool, stopped: list) -> int:
     try:
         if is_module:
             runpy.run_module(name, run_name="__main__", alter_sys=True)
@@ -117,12 +119,12 @@ def _exit_code(name: str, is_module: bool) -> int:
             return end.code or 0
         print(end.code, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
     except BaseException as error:
-        error = error.with_traceback(_without_own(error.__traceback__))
-        sys.excepthook(type(error), error, error.__traceback__)
-        return 1
+        by_ctrl_c = isinstance(error, KeyboardInterrupt)
+        if not (by_ctrl_c and stopped):
+            error = error.with_traceback(_without_own(error.__traceback__))
+            sys.excepthook(type(error), error, error.__traceback__)
+        return 130 if by_ctrl_c else 1
     return 0
 
 

@@ -23,6 +23,7 @@ from jax.core import Tracer
 from jax.experimental import io_callback
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives
+from jax.sharding import AxisType
 
 from jaxnn._jax import VERSION, enable_x64
 from jaxnn._validate import is_key
@@ -171,14 +172,18 @@ def opened(program: Program) -> tuple[core.Jaxpr, Sequence[Any]]:
     return getattr(program, "jaxpr", program), getattr(program, "consts", ())
 
 
+def form_of(aval: Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an array's type, and how it is cut along explicit axes of a mesh."""
+    sharding = getattr(aval, "sharding", None)
+    if sharding is not None and AxisType.Explicit not in sharding.mesh.axis_types:
+        sharding = None
+    weak = getattr(aval, "weak_type", False)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak, sharding=sharding)
+
+
 def avals_of(variables: Sequence[Any]) -> list[Any]:
-    """Shapes and dtypes of a program's variables."""
-    return [
-        jax.ShapeDtypeStruct(
-            v.aval.shape, v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False)
-        )
-        for v in variables
-    ]
+    """The forms of a program's variables."""
+    return [form_of(v.aval) for v in variables]
 
 
 def emptied(program: Program) -> Any:
@@ -238,8 +243,7 @@ def called(eqn: Equation) -> Program | None:
     def expanded(*leaves):
         return jax.tree.leaves(composite.expand(*jax.tree.unflatten(composite.in_tree, leaves)))
 
-    avals = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in eqn.invars]
-    return make_jaxpr(expanded)(*avals)
+    return make_jaxpr(expanded)(*avals_of(eqn.invars))
 
 
 def dependencies(
