@@ -337,13 +337,6 @@ FAULTS = (
         "test_watch.py -k same_reason",
     ),
     Fault(
-        "a batching rule of the user's gives the values",
-        "checking/small.py",
-        "        or is_custom_vmap(eqn)  # its values for many steps at once may be others\n",
-        "",
-        "test_small.py -k compiled_as_a_whole",
-    ),
-    Fault(
         "under vmap the first example is sent",
         "checking/watch.py",
         "which = jnp.argmax(jax.vmap(wanted, (in_axes,))(given))",

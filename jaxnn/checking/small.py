@@ -25,8 +25,6 @@ from jaxnn.numerical.interpret import (
     called,
     equations,
     evaluate,
-    is_custom_vmap,
-    is_foreign,
     operation,
     shard_map_parts,
 )
@@ -69,8 +67,6 @@ def _is_small(program: Program) -> bool:
     return len(whole) <= OPERATIONS and not any(
         eqn.primitive in loops
         or shard_map_parts(eqn) is not None
-        or is_custom_vmap(eqn)  # its values for many steps at once may be others
-        or is_foreign(eqn.primitive)
         or any(getattr(v.aval, "size", ENTRIES + 1) > ENTRIES for v in eqn.outvars)
         for eqn in whole
     )
@@ -97,7 +93,8 @@ def by_operation(traced: Traced) -> Callable[..., Any]:
 
 def along_by_operation(value: Callable, dtype: Any) -> Callable:
     """Like `along_program`, but run operation by operation, for all steps at once; compiled as a
-    whole once it has run often.
+    whole once it has run often. No operation has a batching rule of the user's: what holds a
+    function cannot be compared with others, and is not run by operations.
     """
     traced: list[Traced] = []  # once, when the first point is there
     left, compiled = VALUES, jax.jit(along_program(value, dtype))

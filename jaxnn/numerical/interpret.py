@@ -696,11 +696,6 @@ def is_foreign(primitive: core.Primitive) -> bool:
     return primitive is kernel or primitive in _callbacks()
 
 
-def is_custom_vmap(eqn: Equation) -> bool:
-    """Whether an equation is a call of a function with a batching rule of its own."""
-    return eqn.primitive is _private("custom_batching", "custom_vmap_p")
-
-
 @functools.cache
 def prints() -> frozenset[core.Primitive]:
     """The primitives of `jax.debug.callback` and `jax.debug.print`, which return nothing."""
@@ -855,9 +850,9 @@ def _fingerprint_of_parameters(eqn: Equation) -> Hashable:
         raise TypeError(f"`{eqn.primitive.name}` runs code that is not JAX's")
     if has_custom_rule(eqn):
         return fingerprint(called(eqn))
+    batched = eqn.primitive is _private("custom_batching", "custom_vmap_p")
     package = __name__.partition(".")[0]
-    author = str(getattr(eqn.params.get("rule"), "__module__", ""))
-    if is_custom_vmap(eqn) and author.startswith(f"{package}."):
+    if batched and str(getattr(eqn.params["rule"], "__module__", "")).startswith(f"{package}."):
         return _fingerprint_of(eqn.params["call"])  # our own batching rule
     return tuple((name, _fingerprint_of(value)) for name, value in sorted(eqn.params.items()))
 
