@@ -116,7 +116,9 @@ def test_a_right_gradient_agrees(plan, seed):
         norm(jax.grad(f)(p)) > 0
     )  # a sum that cancels to rounding is unresolved: there is nothing to hold it against
     report = check_gradient(f, p)
-    assert report.verdict == "agrees", str(report)
+    # Of the three digits of bfloat16, a difference of weights as in a softmax may leave one.
+    right = {"agrees"} if dtype is np.float32 else {"agrees", "imprecise"}
+    assert report.verdict in right, str(report)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

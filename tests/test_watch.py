@@ -604,6 +604,17 @@ def test_traces_for_the_watcher_are_not_counted(monkeypatch, is_counted):
     assert watched.report.ok and (most == 1) == is_counted
 
 
+def test_what_a_function_prints_is_not_printed_by_its_check(capfd):
+    def loss(x):
+        jax.debug.print("{x}", x=x[0])
+        return jnp.sum(x**2)
+
+    with watching() as watched:
+        for _ in range(3):
+            jax.jit(jax.grad(loss))(POINT)
+    assert watched.report.ok and capfd.readouterr().out == f"{POINT[0]}\n" * 3
+
+
 def test_a_function_that_needs_concrete_values_is_listed():
     with watching() as watched:
         jax.grad(lambda x: x**2 if x > 0 else x)(3.0)

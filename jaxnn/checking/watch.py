@@ -44,6 +44,7 @@ from jaxnn.numerical.interpret import (
     make_jaxpr,
     name_of,
     opened,
+    silent,
     varied,
     varying,
 )
@@ -408,7 +409,7 @@ class Watcher:
         point = Point(
             consts=[],
             leaves=[],
-            program=emptied(program),
+            program=emptied(silent(program)),
             names=call.names_of(consts),
             keys=[jax.random.key_impl(x) if is_key(x) else None for x in consts],
             x64=jnp.result_type(float) == np.float64,

@@ -342,6 +342,13 @@ def pruned(program: Program) -> Program:
     return core.ClosedJaxpr(jaxpr.replace(eqns=needful[::-1]), consts)
 
 
+def silent(program: Program) -> Program:
+    """The program without what it prints itself; loops and functions in it may still print."""
+    jaxpr, consts = opened(program)
+    eqns = [eqn for eqn in jaxpr.eqns if eqn.primitive not in prints()]
+    return core.ClosedJaxpr(jaxpr.replace(eqns=eqns), consts)
+
+
 def with_own_constants(program: Program) -> Program:
     """The program with copies of the NumPy arrays that it closes over, and with arrays in place of
     values of the user's own types.
