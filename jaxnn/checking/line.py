@@ -193,15 +193,16 @@ class Line:
             self.evaluations += len(phi)
             self.centres.append(centre := float(phi[-1]))
             up[lot], down[lot] = phi[:LOT], phi[LOT : 2 * LOT]
-            sides = up[:known], down[:known]
-            slope = estimate_slope(self._steps[:known], *sides, centre, self.epsilon)
-            if self._narrow and slope.step <= LEAST_IN_FLOAT32:
-                rounding = max(self.epsilon, FLOAT32)
-                slope = estimate_slope(self._steps[:known], *sides, centre, rounding)
+            given = self._steps[:known], up[:known], down[:known], centre
             if known == LOT:
-                if (agreed := confirmed(slope, *sides, centre, claim)) is not None:
+                if (agreed := confirmed(*given, self.epsilon, claim)) is not None:
                     return agreed
                 continue
+            if known < HALF and not (quick or enough):
+                continue
+            slope = estimate_slope(*given, self.epsilon)
+            if self._narrow and slope.step <= LEAST_IN_FLOAT32:
+                slope = estimate_slope(*given, max(self.epsilon, FLOAT32))
             if quick and slope.known_to(quick):
                 return slope._replace(bound=max(slope.bound, quick * abs(slope.value)))
             coarse = slope.rounding > sys.float_info.epsilon

@@ -231,7 +231,12 @@ def estimate_slope(
 
 
 def confirmed(
-    slope: Slope, up: np.ndarray, down: np.ndarray, centre: float, claim: float
+    steps: np.ndarray,
+    up: np.ndarray,
+    down: np.ndarray,
+    centre: float,
+    epsilon: float,
+    claim: float,
 ) -> Slope | None:
     """The slope as extrapolated from a few coarse steps, if it is known to SURE and a claim agrees
     with it; None otherwise.
@@ -240,20 +245,25 @@ def confirmed(
     the coarse ones may miss what happens near the point.
 
     Args:
-      slope: the estimate from these steps.
+      steps: the steps, as for `estimate_slope`.
       up: values at the steps.
       down: values at minus the steps.
       centre: the value at 0.
+      epsilon: relative rounding error of the values.
       claim: the slope according to the gradient.
     """
-    t, size = slope.steps, float(np.max(np.abs([up, down]), initial=abs(centre)))
+    t, size = steps, float(np.max(np.abs([up, down]), initial=abs(centre)))
     with np.errstate(all="ignore"):
-        *_, column = _columns((up - down) / (2 * t), 2)
-        *_, right = _columns((up - centre) / t, 1)
-        *_, left = _columns((centre - down) / t, 1)
+        column = _columns((up - down) / (2 * t), 2)[-1]
+        value = float(column[-2])
+        if not abs(claim - value) <= SURE * abs(claim):
+            return None
+        slope = estimate_slope(steps, up, down, centre, epsilon)
+        right = _columns((up - centre) / t, 1)[-1]
+        left = _columns((centre - down) / t, 1)[-1]
         # What the last step changes, and what the sides differ by, is noise, truncation or a kink.
         noise = abs(column[-1] - column[-2]) + abs(right[-1] - left[-1]) / 2
-    value, rounding = float(column[-2]), slope.rounding * size
+    rounding = slope.rounding * size
     bound = float(CAUTION * (noise + rounding / t[-2]))
     if not abs(claim - value) <= bound <= SURE * abs(claim):
         return None
