@@ -603,6 +603,17 @@ def test_a_leaf_that_changes_the_value_by_less_than_its_rounding_is_checked_with
     assert (leaf.path, leaf.verdict, leaf.hint) == ("[0]['a']", "differs", "an extra factor of 2")
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-14])
+@pytest.mark.parametrize(
+    "f",
+    [lambda p: p * jnp.log(p), lambda p: p**p, jax.scipy.special.entr, jnp.log],
+    ids=["p log p", "p to the p", "entropy", "logarithm"],
+)
+def test_a_tiny_entry_beside_others_is_not_judged_by_steps_longer_than_itself(f, size):
+    report = check_gradient(lambda p: jnp.sum(f(p)), jnp.array([size, 2.0], "float32"))
+    assert report.verdict == "agrees" and not report.rules, str(report)
+
+
 FAINT = {
     "inside tanh": lambda rule, p: jnp.sum(jnp.tanh(rule(p["a"]) + jnp.arange(3.0))),
     "beside a square": lambda rule, p: jnp.sum(rule(p["a"]) * jnp.arange(3.0)) + 14 * p["b"] ** 2,

@@ -27,7 +27,7 @@ from jaxnn.checking.findings import HANDFUL, Entry
 from jaxnn.checking.line import Comparison, Line
 from jaxnn.checking.moves import Direction, Part
 from jaxnn.checking.packed import count_not_finite
-from jaxnn.checking.slope import CLEAR, TIGHT
+from jaxnn.checking.slope import CLEAR, TIGHT, ladder
 
 # Leaves whose claims differ by more than this factor are not checked together: to make the claims
 # similar, one leaf would move too little or too much for the steps of the others.
@@ -362,6 +362,7 @@ class _Leaf(NamedTuple):
         line, claims, part = self.line, self.claims, Part(self.number, index, index + 1)
         claim = float(claims.ravel()[index])
         coarse = line.compare(self.gradient, Direction((part,)), TIGHT)
+        finest = ladder()[-1] * abs(float(coarse.along.moves[self.number]))
         if _is_unclear(coarse):
             wider = (Direction((part._replace(weight=factor),)) for factor in WIDER)
             shown = (line.compare(self.gradient, direction, TIGHT) for direction in wider)
@@ -381,6 +382,8 @@ class _Leaf(NamedTuple):
                 # the fine slope holds; if the ranges overlap, the bound must cover both slopes.
                 unseen = coarse.slope.steps[-1] * abs(long) > fine.slope.step * abs(short)
                 best = evidence[1]._replace(bound=evidence[1].bound + (0.0 if unseen else apart))
+            if finest > line.scales(self.number)[index] and not coarse.slope.known_to(CLEAR):
+                best = evidence[1]  # all coarse steps were longer than the entry is large
         return Entry.of(index, claims.shape, best, judge(best, tolerance))
 
 

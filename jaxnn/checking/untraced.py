@@ -12,7 +12,7 @@ from jaxnn._arguments import Partition
 from jaxnn._validate import describe, first_line
 from jaxnn.checking.by_hand import gradient_by_hand
 from jaxnn.checking.line import Line
-from jaxnn.checking.scalar import scalar_of
+from jaxnn.checking.scalar import is_real_scalar, scalar_of
 from jaxnn.checking.settings import Claims, Point, Settings, looked_at
 from jaxnn.numerical.float64 import wide_arithmetic, wide_dtype, widen_leaf
 
@@ -57,12 +57,6 @@ class Untraced:
     def claims(self, point: Point) -> Claims:
         """Value and gradient at a point, in the user's dtypes."""
         value, gradient = self.gradient(point.leaves, point.data)
-        value = np.asarray(value)
-        if not (value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)):
-            raise TypeError(
-                "`f` must return a real scalar, or `cotangent` must say how to project. Got "
-                f"{describe(value)}."
-            )
         own = [looked_at(g) for g in gradient]
         return Claims(float(value), own, own, False)
 
@@ -86,7 +80,16 @@ class Untraced:
 def untraced(call: Partition, settings: Settings) -> Untraced:
     """An `Untraced` function, with the user's gradient if there is one, else JAX's."""
     static = call.static
-    value = scalar_of(lambda leaves, data: static.value(leaves, data[0]), settings)
+    of = scalar_of(lambda leaves, data: static.value(leaves, data[0]), settings)
+
+    def value(leaves, data):
+        out = of(leaves, data)
+        if not is_real_scalar(out if isinstance(out, jax.Array) else np.asarray(out)):
+            raise TypeError(
+                "`f` must return a real scalar, or `cotangent` must say how to project. Got "
+                f"{describe(out)}."
+            )
+        return out
 
     def both(leaves, data):
         if settings.by_hand is not None:
