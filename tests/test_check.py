@@ -1377,6 +1377,21 @@ def test_without_a_reverse_mode_the_reference_is_computed_forwards():
     assert leaf.pattern == "30 of 90 entries; autodiff / numerical = 1.1 at each of them"
 
 
+@pytest.mark.parametrize(
+    ("factors", "pattern"),
+    [
+        ([1.0006, 1.0006, 1], "2 of 3 entries; autodiff / numerical = 1.0006 at each of them"),
+        ([1.0006, 1.0004, 1], "2 of 3 entries"),
+        ([0, np.nan, 1], "2 of 3 entries"),
+    ],
+)
+def test_a_ratio_is_common_only_if_its_distance_from_1_is(factors, pattern):
+    factors = jnp.array(factors, jnp.float32)
+    x = jnp.array([1.0, 2.0, 3.0])
+    leaf = check_gradient(lambda x: jnp.sum(x**2), x, gradient=lambda x: 2 * x * factors).leaves[0]
+    assert leaf.pattern == pattern
+
+
 def test_a_wrong_leaf_is_not_passed_over_once_enough_entries_are_named():
     points = [jnp.linspace(0.1, 1, 9), jnp.linspace(0.1, 1, 5000)]
     f = lambda p: sum(jnp.sum(looped(x)) for x in p)  # noqa: E731

@@ -15,6 +15,8 @@ from jaxnn.checking.slope import Slope
 # Ratios that differ by less than this are equal up to the errors of entries; it is small enough to
 # distinguish 32 examples from 33.
 ALIKE = 1e-3
+# And by less than this part of what they are away from 1.
+PART = 0.1
 # The hint on a leaf whose gradient is right because it is zero.
 NO_EFFECT = "the checked function does not depend on this leaf at this point"
 # A hint at what a solver for symmetric matrices does.
@@ -68,9 +70,10 @@ class Wrong(NamedTuple):
         ratios = self.autodiff[finite & ~zero] / self.numerical[finite & ~zero]
         if not len(ratios) or np.any(finite & zero & (self.autodiff != 0)):
             return None
-        if np.ptp(ratios) > ALIKE * np.max(np.abs(ratios)):
+        ratio = float(np.median(ratios))
+        if np.ptp(ratios) > min(ALIKE * np.max(np.abs(ratios)), PART * abs(ratio - 1)):
             return None
-        return float(np.median(ratios))
+        return ratio
 
     @property
     def everywhere(self) -> bool:
@@ -129,7 +132,8 @@ def _patterns(found: Wrong, paired: bool) -> list[str]:
         patterns += _common_index(found, paired)
     if paired and np.ptp(found.index[:, -1]) == 0:
         patterns.append(f"only the {('real', 'imaginary')[found.index[0, -1]]} parts")
-    if found.ratio is not None and count > 1 and np.any(found.autodiff != 0):
+    told = np.all(np.isfinite(found.autodiff)) and np.any(found.autodiff != 0)
+    if found.ratio is not None and count > 1 and told:
         where = "throughout" if found.everywhere else "at each of them"
         patterns.append(_off_by(found.ratio, where))
     return patterns

@@ -55,6 +55,7 @@ def say(checked: Checked, found: Sequence[str]) -> Checked:
 
 
 def _named(site: Site) -> str:
-    """What is called at a site, and its line."""
+    """What is called at a site, and its line if it is known."""
     name = source(site.eqn)[0] if has_custom_rule(site.eqn) else site.name
-    return f"`{name}` at {SourceLine.of(site.line)}"
+    line = SourceLine.of(site.line)
+    return f"`{name}`" + (f" at {line}" if line.file else "")
