@@ -251,6 +251,8 @@ with jax.set_mesh(mesh):
         assert jax.typeof(one) == jax.typeof(other)
     slope = jax.jit(jaxnn.numerical_grad(lambda x: jnp.sum(square(x)), method="dense"))(x)
     assert jnp.allclose(slope, 2 * x)
+    table = jax.device_put(jnp.ones((3, 8)), NamedSharding(mesh, P(None, "d")))
+    assert jaxnn.check_gradient(lambda w: jnp.sum(jnp.sin(w)), table).ok
     cubed = jax.custom_vjp(lambda x: x**3)
     cubed.defvjp(lambda x: (x**3, x), lambda x, ct: (2 * x**2 * ct,))
     with jaxnn.watching() as watched:
@@ -262,4 +264,4 @@ print(right.verdict, wrong.verdict, report.verdict, report.rules[0].where)
 
 
 def test_gradients_on_a_mesh_with_explicit_axes_are_checked_and_measured():
-    require_printed("agrees differs differs <string>:19 (<lambda>)", EXPLICIT)
+    require_printed("agrees differs differs <string>:21 (<lambda>)", EXPLICIT)
