@@ -1015,6 +1015,44 @@ def test_a_loose_root_is_right_to_its_solvers_tolerance():
     assert report.ok and "correct to the inner solver's tolerance" in report.leaves[0].hint
 
 
+def fixed_point(step, own=1.0):
+    """z = step(z, a), found by iteration to 1e-7; its rule solves for the slope, times `own`."""
+
+    @jax.custom_vjp
+    def solve(start, a):
+        go_on = lambda c: jnp.abs(c[0] - c[1]) > 1e-7  # noqa: E731
+        first = step(start, a), start
+        return jax.lax.while_loop(go_on, lambda c: (step(c[0], a), c[0]), first)[0]
+
+    def forward(start, a):
+        z = solve(start, a)
+        return z, (a, z)
+
+    def backward(saved, ct):
+        of_a, of_z = jax.vjp(lambda a, z: step(z, a), *saved)[1](1.0)
+        return jnp.zeros(()), own * ct * of_a / (1 - of_z)
+
+    solve.defvjp(forward, backward)
+    return lambda a: solve(0.5 * a, a) ** 2
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize(("inner", "own", "named"), [(1.01, 1.0, "cosine"), (1.0, 1.01, "solve")])
+def test_inside_an_implicit_rule_the_wrong_one_is_named(inner, own, named):
+    @jax.custom_jvp
+    def cosine(z):
+        return jnp.cos(z)
+
+    @cosine.defjvp
+    def cosine_jvp(primals, tangents):
+        return cosine(*primals), -inner * jnp.sin(primals[0]) * tangents[0]
+
+    f = fixed_point(lambda z, a: cosine(a * z), own)
+    for found in (check_gradient(f, jnp.float32(0.7)), explain(f, jnp.float32(0.7))):
+        (rule,) = found.rules
+        assert rule.name.endswith(named) and rule.difference == pytest.approx(0.01, rel=1e-2)
+
+
 def test_all_wrong_arguments_of_a_rule_are_named():
     @jax.custom_vjp
     def product(w, x, y):

@@ -66,8 +66,12 @@ from jaxnn.numerical.interpret import (
 
 # How many iterations of a loop are checked before all others.
 SAMPLE = 32
-# What two rules give is the same up to this relative error.
-SAME = 1e-6
+# What two rules give is the same up to this relative error; or, if one of them is wrong, up to this
+# part of its error: an implicit rule is as precise as its solver.
+SAME, NEARLY = 1e-6, 0.1
+# An argument for which a rule is off by less than this part of what it is off for another, in what
+# each moves, is not named.
+LITTLE = 1e-3
 # The error of a rule around a solver is the solver's if it shrinks by this factor when the solver
 # runs further.
 SHRINKS = 2
@@ -232,9 +236,8 @@ def wrong_rules(
         report = _whole(tape, record, number, suspects.get(number), tolerance)
         if report is None and number not in tape.arbitrary:
             continue
-        # Inside a loop that gives no reason to search it, a few iterations are enough.
-        few = SAMPLE if report is None else None
-        rules = _inside(tape, record, number, few, only_custom=only_custom, tolerance=tolerance)
+        how = {"only_custom": only_custom, "tolerance": tolerance}
+        rules = _inside(tape, record, number, report, **how)
         found += rules
         if report is None:
             continue
@@ -262,20 +265,22 @@ def _whole(
 
 
 def _inside(
-    tape: Tape, record: Record, number: int, few: int | None, **how: Any
+    tape: Tape, record: Record, number: int, report: RuleReport | None, **how: Any
 ) -> list[RuleReport]:
-    """The wrong rules in the first program inside a site that has any, among a few of the programs;
-    none if the site is a function whose own rule does not use them.
+    """The wrong rules in the first program inside a site that has any; none if the site is a
+    function whose own rule does not use them. If no report gives a reason to search a loop, a few
+    iterations are enough.
     """
-    programs = _spread_first(insides(tape, number, record))[:few]
+    programs = _spread_first(insides(tape, number, record))[: SAMPLE if report is None else None]
     seeded = (one for one in programs if any(seed is not None for seed in one.seeds))
     asked = (wrong_rules(tape_of(tape, one), one.inputs, one.seeds, **how) for one in seeded)
     rules = next(filter(None, asked), [])
     has_own = has_custom_rule(tape.sites[number].eqn)
-    return [] if rules and has_own and not _passes_on(tape, record, number) else rules
+    same = max(SAME, NEARLY * report.difference) if report is not None else SAME
+    return [] if rules and has_own and not _passes_on(tape, record, number, same) else rules
 
 
-def _passes_on(tape: Tape, record: Record, number: int) -> bool:
+def _passes_on(tape: Tape, record: Record, number: int, same: float) -> bool:
     """Whether the rule of a function gives what the rules inside the function give, or may do so:
     JAX cannot differentiate every loop.
     """
@@ -283,11 +288,13 @@ def _passes_on(tape: Tape, record: Record, number: int) -> bool:
     inner = tape_of(tape, inside)
     if inner.arbitrary:
         return True
-    given = inner.record(inside.inputs, inside.seeds).cotangents
-    return all(
-        relative_error(back, given.get(inner.inputs[i], np.zeros(back.shape))) <= SAME
-        for i, back in zip(tape.sites[number].active, record.pulled[number], strict=True)
-    )
+    given, active = inner.record(inside.inputs, inside.seeds).cotangents, tape.sites[number].active
+    backs = record.pulled[number]
+    inner_backs = [
+        given.get(inner.inputs[i], np.zeros(x.shape)) for i, x in zip(active, backs, strict=True)
+    ]
+    of_rule, of_inside = (np.concatenate([np.ravel(x) for x in xs]) for xs in (backs, inner_backs))
+    return relative_error(of_rule, of_inside) <= same
 
 
 def _spread_first(insides: Sequence[Any]) -> Sequence[Any]:
@@ -387,7 +394,7 @@ def _examined(
     tolerance = LOOSE if _is_iterative(site) else tolerance or _explained(site)
     allowed = [Allowed(tolerance, paired, tolerance, tolerance, 0.0) for paired in asked.paired]
     claims = [np.asarray(c, np.float64) for c in asked.claims]
-    worst, place, wrongs = None, SourceLine.of(site.line), []
+    place, reports, differences = SourceLine.of(site.line), [], []
     reference = functools.partial(_reference, tape, number, asked)
     for k, found in examine(line, claims, allowed, reference, together=False):
         verdict = verdict_of(found, line.centre, tolerance)
@@ -401,12 +408,16 @@ def _examined(
             size = abs(most.numerical) or abs(most.autodiff)
             at, off = most.index, abs(most.autodiff - most.numerical) / size
             at = at[:-1] if asked.paired[k] else at
-        wrongs.append(site.moved[k][0])
-        if worst is None or off > worst.difference:
-            worst = RuleReport(site.name, place, "jvp", verdict, site.moved[k][0], off, "", at)
-    if worst is None or _is_of_a_solver(tape, number, asked, line):
+        differences.append(abs(best.difference))
+        argument = site.moved[k][0]
+        reports.append(RuleReport(site.name, place, "jvp", verdict, argument, off, "", at))
+    # Where an iteration starts, what is left of its influence is no mistake.
+    pairs = zip(reports, differences, strict=True)
+    reports = [report for report, by in pairs if not by < LITTLE * max(differences)]
+    if not reports or _is_of_a_solver(tape, number, asked, line):
         return None
-    return named(worst, site, asked, line, wrongs)
+    worst = max(reports, key=lambda report: report.difference)
+    return named(worst, site, asked, line, [report.argument for report in reports])
 
 
 def _line(tape: Tape, number: int, asked: SiteQuestion, further: bool = False) -> Line:
