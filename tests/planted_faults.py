@@ -234,8 +234,8 @@ FAULTS = (
     Fault(
         "only some iterations are searched",
         "checking/questions/rules.py",
-        "few = SAMPLE if report is None else None",
-        "few = SAMPLE",
+        "[: SAMPLE if report is None else None]",
+        "[:SAMPLE]",
         "test_explain.py -k one_rule_of_several",
     ),
     Fault(
@@ -335,6 +335,27 @@ FAULTS = (
         "best = evidence[1]  # all coarse steps were longer than the entry is large",
         "pass",
         "test_check.py -k longer_than_itself",
+    ),
+    Fault(
+        "what JAX stops in its own functions is held",
+        "checking/held.py",
+        "inputs if is_stopped_by_jax(eqn) else [_at_point(inputs[0])]",
+        "[_at_point(inputs[0])]",
+        "test_watch.py -k own_functions_moves",
+    ),
+    Fault(
+        "a rule inside an implicit one must agree with it to SAME",
+        "checking/questions/rules.py",
+        "same = max(SAME, NEARLY * report.difference) if report is not None else SAME",
+        "same = SAME",
+        "test_explain.py -k inside_an_implicit",
+    ),
+    Fault(
+        "an argument that hardly counts is named",
+        "checking/questions/rules.py",
+        "LITTLE = 1e-3",
+        "LITTLE = 0.0",
+        "test_explain.py -k inside_an_implicit",
     ),
     Fault(
         "one cause is told in full for every shape",
@@ -444,7 +465,7 @@ FAULTS = (
     Fault(
         "a rule inside a function is blamed for the function's own",
         "checking/questions/rules.py",
-        "return [] if rules and has_own and not _passes_on(tape, record, number) else rules",
+        "return [] if rules and has_own and not _passes_on(tape, record, number, same) else rules",
         "return rules",
         "test_explain.py -k of_two_rules",
     ),

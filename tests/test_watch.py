@@ -830,6 +830,36 @@ def test_a_folder_of_the_users_may_be_named_jax(tmp_path):
     assert (place.line.file, place.line.line) == (str(program), 2)
 
 
+SOLVED = {
+    "solve": lambda a: jnp.sum(jnp.linalg.solve(a, X[:4, 0]) ** 2),
+    "vmap": lambda a: jnp.sum(jax.vmap(lambda s: jnp.linalg.solve(s * a, X[:4, 0]))(X[0]) ** 2),
+    "inv": lambda a: jnp.sum(jnp.linalg.inv(a) ** 2),
+    "assume_a": lambda a: jnp.sum(jax.scipy.linalg.solve(a + a.T, X[:4, 0], assume_a="pos") ** 2),
+    "expm": lambda a: jnp.sum(jax.scipy.linalg.expm(a) ** 2),
+    "logsumexp": lambda a: jax.scipy.special.logsumexp(a),
+}
+
+
+@pytest.mark.parametrize("name", SOLVED)
+def test_what_jax_stops_inside_its_own_functions_moves(name):
+    f = SOLVED[name]
+    a = 3 * jnp.eye(4) + 0.1 * X[:4]
+    with watching() as watched:
+        jax.grad(lambda a: f(unit(1.1)(a)))(a)
+        jax.jit(jax.grad(f))(a)
+    wrong, right = watched.report.reports
+    assert wrong.verdict == "differs" and "tanh(x) ** 2" in wrong.rules[0].rule.text
+    assert right.verdict == "agrees" and not right.notes, str(right)
+
+
+def test_what_the_user_stops_is_held_however_it_is_called():
+    for stop in (lax.stop_gradient, functools.partial(jax.tree.map, lax.stop_gradient)):
+        with watching() as watched:
+            jax.grad(lambda a, stop=stop: jnp.sum(jax.vmap(stop)(a) * a))(POINT)
+        (report,) = watched.report.reports
+        assert report.verdict == "agrees" and "treated as constant" in report.notes[0]
+
+
 def test_what_a_program_stops_is_taken_as_meant():
     def surrogate(f):
         return lambda x: jnp.sum(f(x) * lax.stop_gradient(f(x) - 1))

@@ -28,6 +28,7 @@ from jaxnn.numerical.interpret import (
     bind,
     called,
     equations,
+    is_stopped_by_jax,
     line_of,
     make_jaxpr,
     rule_primitives,
@@ -39,8 +40,11 @@ _AXIS = "jaxnn_held"
 
 
 def stops(program: Program) -> tuple[str, ...]:
-    """The distinct lines at which a program calls `stop_gradient`, as file, line and function."""
-    found = (e for e in equations(program) if e.primitive is primitives.stop_gradient_p)
+    """The distinct lines at which a program calls `stop_gradient`, as file, line and function; not
+    those where JAX's own functions do.
+    """
+    stopping = (e for e in equations(program) if e.primitive is primitives.stop_gradient_p)
+    found = (eqn for eqn in stopping if not is_stopped_by_jax(eqn))
     lines = filter(None, map(line_of, found))
     return tuple(dict.fromkeys(str(SourceLine.of(line)) for line in lines))
 
@@ -61,7 +65,9 @@ def holding(
         dict.fromkeys(rule_primitives(), trusted) if trust else {}
     )
     if stopped:
-        rules[primitives.stop_gradient_p] = lambda _, inputs, __: [_at_point(inputs[0])]
+        rules[primitives.stop_gradient_p] = lambda eqn, inputs, _: (
+            inputs if is_stopped_by_jax(eqn) else [_at_point(inputs[0])]
+        )
     return rules
 
 

@@ -6,6 +6,7 @@ that this module relies on. Primitives are compared as objects, never by name, s
 primitive may have any name.
 """
 
+import collections
 import contextlib
 import functools
 import itertools
@@ -57,6 +58,11 @@ _CALLS = {
 }
 # The folder in which packages are installed.
 PACKAGES = f"{os.sep}site-packages{os.sep}"
+# Where JAX has functions such as `softmax` and `solve`.
+_OWN_FUNCTIONS = tuple(
+    os.path.join(os.path.dirname(jax.__file__), "_src", part)
+    for part in ("numpy", "scipy", "nn", "ops", os.path.join("lax", "linalg"))
+)
 _NUMBER = jax.ShapeDtypeStruct((), np.float32)
 _CUSTOM_RULES = frozenset([primitives.custom_jvp_call_p, primitives.custom_vjp_call_p])
 
@@ -793,6 +799,17 @@ def line_of(eqn: Equation, outside: str = "") -> str:
     first, *more = reversed(lines.split("\n"))
     beyond = (line for line in (first, *more) if not (outside and line.startswith(outside)))
     return next(beyond, first)
+
+
+def is_stopped_by_jax(eqn: Equation) -> bool:
+    """Whether a `stop_gradient` is JAX's own, in a function such as `jnp.linalg.solve`, which has
+    the derivative of its values all the same.
+    """
+    frames = getattr(eqn.source_info.traceback, "frames", ())
+    # Under `vmap` it calls itself; the outermost call comes last.
+    callers = (y for x, y in itertools.pairwise(frames) if x.function_name == "stop_gradient")
+    caller = collections.deque(callers, maxlen=1)
+    return any(frame.file_name.startswith(_OWN_FUNCTIONS) for frame in caller)
 
 
 def rule_consts(eqn: Equation) -> int:
