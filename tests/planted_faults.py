@@ -766,8 +766,8 @@ FAULTS = (
     Fault(
         "only one wrong argument of a rule is named",
         "checking/questions/rules.py",
-        "wrongs.append(site.moved[k][0])",
-        "pass",
+        "line, [report.argument for report in reports])",
+        "line, [worst.argument])",
         "test_explain.py -k 'all_wrong_arguments'",
     ),
     Fault(

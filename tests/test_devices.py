@@ -258,7 +258,11 @@ with jax.set_mesh(mesh):
     with jaxnn.watching() as watched:
         for _ in range(2):
             jax.jit(lambda x: jax.grad(lambda x: jnp.sum(cubed(x)))(x))(x)
-(report,) = watched.report.reports  # after the block, without the mesh
+with jaxnn.watching() as mapped:
+    jax.pmap(jax.grad(lambda w: jnp.sum(jnp.sin(w))))(jnp.ones((8, 3)))
+    jax.set_mesh(mesh)  # and it stays set
+assert mapped.report.ok, mapped.report
+(report,) = watched.report.reports
 print(right.verdict, wrong.verdict, report.verdict, report.rules[0].where)
 """
 

@@ -6,6 +6,7 @@ import json
 import math
 import operator
 import os
+import pickle
 import random
 import re
 import runpy
@@ -602,6 +603,12 @@ def test_traces_for_the_watcher_are_not_counted(monkeypatch, is_counted):
         for _ in range(10):
             step(POINT)
     assert watched.report.ok and (most == 1) == is_counted
+
+
+def test_what_is_watched_can_be_pickled():
+    with watching():
+        assert pickle.loads(pickle.dumps(jax.grad)) is jax.grad
+        assert pickle.loads(pickle.dumps(watch._INSIDE)) is watch._INSIDE  # gradients hold it
 
 
 def test_what_a_function_prints_is_not_printed_by_its_check(capfd):

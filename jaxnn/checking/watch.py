@@ -121,10 +121,8 @@ class Point(NamedTuple):
     @contextlib.contextmanager
     def surroundings(self) -> Iterator[None]:
         """JAX has the same precision and the same mesh inside."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(enable_x64(self.x64))
-            if self.is_cut:
-                stack.enter_context(jax.set_mesh(_devices(self.mesh)))
+        mesh = _devices(self.mesh) if self.is_cut else jax.sharding.Mesh(np.empty((), object), ())
+        with enable_x64(self.x64), jax.set_mesh(mesh):  # the program may have set another one
             yield
 
 
@@ -539,6 +537,9 @@ class _Inside(threading.local):
     def __exit__(self, *error: Any) -> None:
         self.depth -= 1
 
+    def __reduce__(self) -> str:
+        return "_INSIDE"  # a gradient function that is sent to another process finds its own
+
 
 _INSIDE = _Inside()
 # Where a wrapped function keeps its name for reports.
@@ -634,6 +635,8 @@ def _wrapped() -> dict[Callable, Callable]:
         for wrap, forms in kinds
         for name, form in forms.items()
     }
+    for f in wrapped.values():
+        f.__module__ = "jax"  # where pickle finds it
     real = jax.test_util.check_grads
     return wrapped | {real: _checking(real)}
 
