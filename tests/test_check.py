@@ -603,6 +603,16 @@ def test_a_leaf_that_changes_the_value_by_less_than_its_rounding_is_checked_with
     assert (leaf.path, leaf.verdict, leaf.hint) == ("[0]['a']", "differs", "an extra factor of 2")
 
 
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "agrees"), (1.1, "differs")])
+def test_an_array_of_a_function_that_cannot_be_traced_is_projected(factor, verdict):
+    square = jax.custom_jvp(lambda x: x**2)
+    square.defjvp(lambda p, t: (p[0] ** 2, 2 * factor * p[0] * t[0]))
+    x = jnp.array([1.0, 2.0])
+    report = check_gradient(lambda x: square(x) if x[0] > 0 else x, x)
+    assert report.verdict == verdict and len(report.notes) == 2
+    assert "a random projection" in report.notes[1]
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-14])
 @pytest.mark.parametrize(
     "f",
@@ -612,6 +622,19 @@ def test_a_leaf_that_changes_the_value_by_less_than_its_rounding_is_checked_with
 def test_a_tiny_entry_beside_others_is_not_judged_by_steps_longer_than_itself(f, size):
     report = check_gradient(lambda p: jnp.sum(f(p)), jnp.array([size, 2.0], "float32"))
     assert report.verdict == "agrees" and not report.rules, str(report)
+    assert not report.leaves[0].entries  # values say nothing on the first one
+
+
+def test_a_rule_that_is_wrong_at_a_tiny_entry_is_named():
+    f = jax.custom_vjp(lambda p: p * jnp.log(p))
+    f.defvjp(
+        lambda p: (f(p), p),
+        lambda p, ct: (ct * (jnp.log(p) + 1) * jnp.where(p < 1e-6, 2, 1),),
+    )
+    report = check_gradient(lambda p: jnp.sum(f(p)), jnp.array([1e-8, 0.5], "float32"))
+    assert report.verdict == "differs" and report.leaves[0].entries[0].index == (0,)
+    (rule,) = report.rules
+    assert "1e-6" in rule.rule.text and rule.entry == (0,)
 
 
 FAINT = {

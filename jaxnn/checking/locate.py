@@ -284,7 +284,7 @@ class _Leaf(NamedTuple):
             if math.isfinite(slack) and not abs(entry.numerical - right[index]) <= slack:
                 return None
             entries.append(entry)
-        known = tuple(entry for entry in entries if entry.verdict is not Verdict.UNRESOLVED)
+        known = tuple(filter(_is_known, entries))
         explained = any(entry.verdict.wrong for entry in known)
         return found._replace(entries=known, explained=explained)
 
@@ -306,11 +306,7 @@ class _Leaf(NamedTuple):
         if not few and off and verdict_of(unsearched, self.line.centre, self.allowed.tolerance).ok:
             few = 1  # an entry may show an error that the line does not
         holding, explained = self.search(known, gradient, asked, lead, len(known) + few)
-        entries = [
-            entry
-            for i, entry in known.items()
-            if i in bad or entry.verdict is not Verdict.UNRESOLVED
-        ]
+        entries = [entry for i, entry in known.items() if i in bad or _is_known(entry)]
         asked = tuple(asked[i] for i in holding or (0, 1))
         return Located(asked, tuple(entries), explained, bool(few))
 
@@ -385,6 +381,13 @@ class _Leaf(NamedTuple):
             if finest > line.scales(self.number)[index] and not coarse.slope.known_to(CLEAR):
                 best = evidence[1]  # all coarse steps were longer than the entry is large
         return Entry.of(index, claims.shape, best, judge(best, tolerance))
+
+
+def _is_known(entry: Entry) -> bool:
+    """Whether the values say anything on an entry: not if any claim of its size would agree."""
+    is_blind = entry.bound > max(abs(entry.autodiff), abs(entry.numerical)) > 0
+    agrees = entry.verdict is Verdict.AGREES
+    return not (agrees and is_blind) and entry.verdict is not Verdict.UNRESOLVED
 
 
 def _is_off(entry: Entry) -> bool:

@@ -27,8 +27,9 @@ from jaxnn.checking.by_hand import gradient_by_hand
 from jaxnn.checking.further import RUN_FURTHER
 from jaxnn.checking.held import beside, holding, stops
 from jaxnn.checking.line import Line, compiled_along
-from jaxnn.checking.packed import Packing
+from jaxnn.checking.packed import Packing, on_one_cpu
 from jaxnn.checking.scalar import (
+    PROJECTED,
     forward_gradient,
     is_real_scalar,
     require_known,
@@ -198,10 +199,12 @@ class Programs:
           seed: seed of these random movements.
           cotangent: the cotangent of the value; the gradient is divided by it.
         """
-        leaves, dtype = point.leaves, wide_dtype()
+        dtype = wide_dtype()
+        # In a wide dtype like the shaken ones, so that one compiled program serves both.
+        leaves = [np.asarray(x).astype(dtype) if on_one_cpu(x) else x for x in point.leaves]
         if shakes is not None:
             rng = np.random.default_rng(seed)
-            leaves = [shaken(x, shake, rng) for x, shake in zip(leaves, shakes, strict=True)]
+            leaves = [shaken(x, shake, rng) for x, shake in zip(point.leaves, shakes, strict=True)]
         with wide_arithmetic(dtype):
             if self.by_hand is not None:
                 assert self.by_hand.wide is not None
@@ -258,11 +261,11 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
         program, shapes = _trace(call.static, form)
         same = same_program(pruned(program), pruned(_trace(call.static, form)[0]))
     except jax.errors.JAXTypeError:
-        return untraced(call, settings)
+        return untraced(call, point, settings)
     automatic = settings.by_hand is None
     if not settings.projected and automatic and not is_real_scalar(shapes):
         settings = settings._replace(projected=True)
-        note = "the output is not a real scalar: a random projection of it was checked"
+        note = PROJECTED
         if isinstance(shapes, tuple) and len(shapes) == 2 and is_real_scalar(shapes[0]):
             note += "; set `has_aux=True` if its second part is auxiliary"
         notes.append(note)
@@ -284,7 +287,7 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
                 given = both.consts, *form, one
                 jitted(both.bare).lower(*given)  # raises if a rule has no forward mode
         except jax.errors.JAXTypeError:
-            return untraced(call, settings)
+            return untraced(call, point, settings)
         except Exception as mistake:  # a derivative rule may raise anything
             mistakes.append(mistake)
         else:

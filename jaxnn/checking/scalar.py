@@ -17,6 +17,8 @@ from jaxnn._validate import describe
 from jaxnn.checking.settings import Settings
 from jaxnn.numerical.interpret import Program, equations, has_custom_rule, source
 
+PROJECTED = "the output is not a real scalar: a random projection of it was checked"
+
 
 def projection(tree: PyTree, weights: Sequence[Any]) -> jax.Array:
     """The sum of the products of weights and an output's leaves; its real part if complex.

@@ -12,9 +12,12 @@ from jaxnn._arguments import Partition
 from jaxnn._validate import describe, first_line
 from jaxnn.checking.by_hand import gradient_by_hand
 from jaxnn.checking.line import Line
-from jaxnn.checking.scalar import is_real_scalar, scalar_of
+from jaxnn.checking.scalar import PROJECTED, is_real_scalar, scalar_of
 from jaxnn.checking.settings import Claims, Point, Settings, looked_at
+from jaxnn.checking.tape.layout import is_inexact
 from jaxnn.numerical.float64 import wide_arithmetic, wide_dtype, widen_leaf
+
+UNTRACED = "JAX cannot trace the function, so it was called once for each step"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Untraced:
     consts: tuple[Any, ...] = ()
     deterministic: bool = True
     program: None = None
-    notes: tuple[str, ...] = ("JAX cannot trace the function, so it was called once for each step",)
+    notes: tuple[str, ...] = (UNTRACED,)
 
     def line(self, point: Point, watch: Callable[[Line], None], own: bool) -> Line:
         """The function along lines: on float64 leaves if it takes them, else in its own dtypes."""
@@ -77,9 +80,15 @@ class Untraced:
         return (leaves, dtype) if wide else (point.leaves, None)
 
 
-def untraced(call: Partition, settings: Settings) -> Untraced:
+def untraced(call: Partition, point: Point, settings: Settings) -> Untraced:
     """An `Untraced` function, with the user's gradient if there is one, else JAX's."""
-    static = call.static
+    static, notes = call.static, [UNTRACED]
+    if not settings.projected and settings.by_hand is None:
+        shown = jax.tree.leaves(static.value(point.leaves, point.data[0]))
+        is_scalar = len(shown) == 1 and is_real_scalar(shown[0])
+        if shown and all(map(is_inexact, shown)) and not is_scalar:
+            settings = settings._replace(projected=True)
+            notes.append(PROJECTED)
     of = scalar_of(lambda leaves, data: static.value(leaves, data[0]), settings)
 
     def value(leaves, data):
@@ -102,4 +111,4 @@ def untraced(call: Partition, settings: Settings) -> Untraced:
                 f"`gradient` must be given. Got {type(error).__name__}: {first_line(error)}"
             ) from None
 
-    return Untraced(value, both)
+    return Untraced(value, both, notes=tuple(notes))

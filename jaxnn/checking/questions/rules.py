@@ -50,7 +50,7 @@ from jaxnn.checking.questions.solvers import (
     within_approximation,
 )
 from jaxnn.checking.settings import COTANGENT
-from jaxnn.checking.slope import HALF, Slope, estimate_slope, ladder
+from jaxnn.checking.slope import CLEAR, HALF, Slope, estimate_slope, ladder
 from jaxnn.checking.tape.inside import insides, tape_of
 from jaxnn.checking.tape.layout import Site, is_inexact
 from jaxnn.checking.tape.walk import Record, Tape, arithmetic, seeds_of
@@ -326,7 +326,23 @@ def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> dict[int, S
 def slopes_of_sites(
     tape: Tape, record: Record, numbers: Sequence[int]
 ) -> Iterator[tuple[int, SiteQuestion, Along, Slope]]:
-    """The slopes of some sites, each along one line."""
+    """The slopes of some sites, each along one line. Along it, each entry moves by at least its
+    leaf's usual size; by its own size in a second line through a function with a custom rule, if
+    the first line shows little.
+    """
+    unclear = []
+    for number, question, along, slope in _slopes(tape, record, numbers, relative=False):
+        shows = slope.bound <= CLEAR * max(along.size, abs(slope.value))
+        if shows or not has_custom_rule(tape.sites[number].eqn):
+            yield number, question, along, slope
+        else:
+            unclear.append(number)
+    yield from _slopes(tape, record, unclear, relative=True)
+
+
+def _slopes(
+    tape: Tape, record: Record, numbers: Sequence[int], relative: bool
+) -> Iterator[tuple[int, SiteQuestion, Along, Slope]]:
     half, asked, given = ladder()[:HALF], {}, []
     steps = np.concatenate([half, -half, [0.0]])
     for number in numbers:
@@ -338,7 +354,8 @@ def slopes_of_sites(
             question = SiteQuestion.of(site, record, number, tape.dtype)
             if question is None:
                 continue
-            direction = Direction.through([x.size for x in question.points])
+            through = Direction.through([x.size for x in question.points])
+            direction = through._replace(relative=relative)
             moves, along = drawer(question.points, tape.dtype)(question.claims, direction)
             moves = [jnp.asarray(v) for v in moves]
         asked[number] = question, along
@@ -347,6 +364,8 @@ def slopes_of_sites(
     def along_lines(given):
         return [_along(tape, n)(*inputs) for n, inputs in zip(asked, given, strict=True)]
 
+    if not given:
+        return
     with wide_arithmetic(tape.dtype):
         values = (Jitted(along_lines) if tape.together else along_lines)(given)
     epsilon = float(jnp.finfo(tape.dtype).eps)
