@@ -1015,6 +1015,15 @@ def test_a_loose_root_is_right_to_its_solvers_tolerance():
     assert report.ok and "correct to the inner solver's tolerance" in report.leaves[0].hint
 
 
+def test_what_was_nan_is_named_where_infinity_takes_its_place():
+    def f(x):
+        density = jnp.sum(jnp.log(x - 2))
+        return jnp.where(jnp.isfinite(density), density, -jnp.inf)
+
+    born, passed = explain(f, jnp.array([1.0, 3.0])).births
+    assert (born.operation, born.count) == ("log", 1) and passed.given == "a constant"
+
+
 def fixed_point(step, own=1.0):
     """z = step(z, a), found by iteration to 1e-7; its rule solves for the slope, times `own`."""
 

@@ -125,7 +125,7 @@ def _patterns(found: Wrong, paired: bool) -> list[str]:
     count, size = len(found.index), found.claims.size
     numbers = len(np.unique(found.index[:, :-1], axis=0)) if paired else count
     if found.everywhere:
-        patterns.append(f"all {size // (1 + paired):,} entries are wrong")
+        patterns.append(f"all {size // (1 + paired):,} entries")
     elif numbers > 1 or not found.complete:
         at_least = "" if found.complete else "at least "
         patterns.append(f"{at_least}{numbers:,} of {size // (1 + paired):,} entries")

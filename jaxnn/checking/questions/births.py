@@ -21,6 +21,8 @@ from jaxnn.checking.tape.layout import Site, is_inexact
 from jaxnn.checking.tape.walk import Record, Tape, seeds_of
 from jaxnn.numerical.interpret import has_custom_rule
 
+CONSTANT = "a constant"
+
 
 def applies(checked: Checked) -> bool:
     """Whether the value or a gradient is not finite."""
@@ -61,7 +63,13 @@ def births(
     sites = [origin.get(s, undefined.get(s)) for s in bad]
     found = [_born_in_values(tape, record, n) for n in dict.fromkeys(sites) if n is not None]
     found = [birth for some in found for birth in some]
-    return found if found or names is None else _came_in(tape, record, levels.values, names)
+    if found or names is None:
+        return found
+    came = _came_in(tape, record, levels.values, names)
+    if undefined and all(birth.given == CONSTANT for birth in came):
+        # An infinite constant may have been chosen because something was NaN.
+        came = _born_in_values(tape, record, min(undefined.values())) + came
+    return came
 
 
 def _origins_of_cotangents(
@@ -132,7 +140,7 @@ def _came_in(
         bad = ~np.isfinite(np.asarray(record.values[slot]))
         kind = "NaN" if worst == 2 else "infinity"
         path = named.get(slot)
-        name = "a constant" if path is None else f"argument {path.removeprefix('args')}"
+        name = CONSTANT if path is None else f"argument {path.removeprefix('args')}"
         what = f"{name}, an input of `{site.name}`, contains {kind}"
         line = SourceLine.of(site.line)
         found.append(Birth(line, site.name, what, int(bad.sum()), bad.size, "", given=name))
