@@ -51,6 +51,12 @@ from jaxnn.numerical.interpret import (
 
 # How many kinds of one gradient are noted, such as for other shapes.
 KINDS = 100
+# What JAX raises where a function needs values.
+_NEED_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 # How many times, at most, programs are traced again for each point that is kept.
 RETRACES = 8
 # After a gradient was taken this many times as often, a further point of it is kept.
@@ -383,7 +389,7 @@ class Watcher:
             except Exception as error:  # the user's function may raise anything when traced again
                 taken = self.taken.setdefault((line, name), Taken(line, name, form))
                 reason = f"{type(error).__name__}: {first_line(error)}"
-                if isinstance(error, jax.errors.JAXTypeError):
+                if isinstance(error, _NEED_VALUES):
                     reason = "it needs concrete values (`if`, `float`); `check_gradient` checks it"
                 taken.trouble = f"not checked: {reason}"
 
