@@ -1115,7 +1115,7 @@ def test_a_signal_ends_the_program_and_the_report_is_there(tmp_path, sent):
         process.send_signal(sent)
         _, said = process.communicate(timeout=120)
     assert process.returncode == 128 + sent and "1 leaf agrees" in said, said
-    assert ("while True: time.sleep" in said) == (sent == signal.SIGINT)  # as Python shows it
+    assert said.count("KeyboardInterrupt") == (sent == signal.SIGINT)  # as Python says it
 
 
 def test_a_rule_that_is_meant_to_differ_can_be_trusted():

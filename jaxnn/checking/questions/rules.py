@@ -68,7 +68,7 @@ from jaxnn.numerical.interpret import (
 SAMPLE = 32
 # What two rules give is the same up to this relative error; or, if one of them is wrong, up to this
 # part of its error: an implicit rule is as precise as its solver.
-SAME, NEARLY = 1e-6, 0.1
+SAME, NEARLY = 1e-6, 0.01
 # An argument for which a rule is off by less than this part of what it is off for another, in what
 # each moves, is not named.
 LITTLE = 1e-3
