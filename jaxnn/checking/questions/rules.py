@@ -326,16 +326,15 @@ def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> dict[int, S
 def slopes_of_sites(
     tape: Tape, record: Record, numbers: Sequence[int]
 ) -> Iterator[tuple[int, SiteQuestion, Along, Slope]]:
-    """The slopes of some sites, each along one line. Along it, each entry moves by at least its
-    leaf's usual size; by its own size in a second line through a function with a custom rule, if
-    the first line shows little.
+    """The slopes of some sites along a line on which each entry moves by at least its leaf's usual
+    size; and, of a function with a custom rule of which it shows little, along a second one, on
+    which each entry moves by its own size.
     """
     unclear = []
     for number, question, along, slope in _slopes(tape, record, numbers, relative=False):
+        yield number, question, along, slope
         shows = slope.bound <= CLEAR * max(along.size, abs(slope.value))
-        if shows or not has_custom_rule(tape.sites[number].eqn):
-            yield number, question, along, slope
-        else:
+        if not shows and has_custom_rule(tape.sites[number].eqn):
             unclear.append(number)
     yield from _slopes(tape, record, unclear, relative=True)
 
