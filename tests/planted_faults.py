@@ -388,7 +388,7 @@ FAULTS = (
     Fault(
         "an infinite constant hides a NaN",
         "checking/questions/births.py",
-        "if undefined and all(birth.given == CONSTANT for birth in came):",
+        "if infinite and undefined and all(birth.given == CONSTANT for birth in came):",
         "if False:",
         "test_explain.py -k infinity_takes_its_place",
     ),

@@ -66,7 +66,8 @@ def births(
     if found or names is None:
         return found
     came = _came_in(tape, record, levels.values, names)
-    if undefined and all(birth.given == CONSTANT for birth in came):
+    infinite = all(levels.values[s] == 1 for s in bad)
+    if infinite and undefined and all(birth.given == CONSTANT for birth in came):
         # An infinite constant may have been chosen because something was NaN.
         came = _born_in_values(tape, record, min(undefined.values())) + came
     return came
