@@ -373,6 +373,7 @@ LIBRARIES = {
     "exojax": "exojax",
     "mjx": "mujoco.mjx",
     "diffrax": "diffrax",
+    "jax": "jax",
 }
 
 
@@ -388,7 +389,7 @@ def test_there_are_such_scripts_and_the_readme_names_their_libraries():
     assert {script.stem.partition("_")[0] for script in FOUND} == set(LIBRARIES)
     words = " ".join(README.split())
     released = "NumPyro 0.22.0", "OTT-JAX 0.6.0", "MuJoCo MJX 3.17.0", "ExoJAX 2.6.0"
-    for name in (*released, "Diffrax 0.7.2"):
+    for name in (*released, "Diffrax 0.7.2", "JAX 0.10.2"):
         assert f"{name}:" in words
 
 

@@ -1015,6 +1015,11 @@ def test_a_loose_root_is_right_to_its_solvers_tolerance():
     assert report.ok and "correct to the inner solver's tolerance" in report.leaves[0].hint
 
 
+def test_what_is_born_in_a_branch_of_jaxs_is_in_the_line_that_calls_it():
+    (birth,) = explain(lambda x: jax.scipy.special.spence(x), jnp.float32(1.5)).births
+    assert birth.operation == "log" and "special.spence(x)" in birth.line.text
+
+
 def test_what_was_nan_is_named_where_infinity_takes_its_place():
     def f(x):
         density = jnp.sum(jnp.log(x - 2))

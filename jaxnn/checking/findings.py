@@ -238,9 +238,12 @@ class Birth(NamedTuple):
     iteration: str = ""
     given: str = ""
 
-    def within(self, iteration: str) -> "Birth":
-        """The same finding, inside a loop iteration."""
-        return self._replace(iteration=", ".join(filter(None, (iteration, self.iteration))))
+    def within(self, iteration: str, line: SourceLine) -> "Birth":
+        """The same finding, inside a loop iteration or a branch in some line, which stands for its
+        own if that is unknown.
+        """
+        when = ", ".join(filter(None, (iteration, self.iteration)))
+        return self._replace(iteration=when, line=self.line if self.line.file else line)
 
     def __str__(self) -> str:
         when = f", {self.iteration}" if self.iteration else ""

@@ -149,29 +149,30 @@ def _came_in(
 
 
 def _born_in_values(tape: Tape, record: Record, number: int) -> list[Birth]:
+    site = tape.sites[number]
+    line = SourceLine.of(site.line)
     for inside in insides(tape, number, record):
         nothing = [None] * len(inside.seeds)
         if inner := births(tape_of(tape, inside), inside.inputs, nothing):
-            return [birth.within(inside.name) for birth in inner]
-    site = tape.sites[number]
+            return [birth.within(inside.name, line) for birth in inner]
     outputs = [np.asarray(record.values[s]) for s in site.outputs]
     outputs = [np.ravel(y) for y in outputs if is_inexact(y)]
     bad = np.concatenate([~np.isfinite(y) for y in outputs])
     kind = "NaN" if any(np.any(np.isnan(y)) for y in outputs) else "infinity"
     reason, _, cure = usual_cause(site.eqn)
     what = f"`{site.name}`{f': {reason}, giving' if reason else ' gives'} {kind}"
-    line = SourceLine.of(site.line)
     cure = as_written(cure, site.name, line.text)
     return [Birth(line, site.name, what, int(bad.sum()), bad.size, cure)]
 
 
 def _born_in_cotangents(tape: Tape, record: Record, number: int) -> list[Birth]:
     site = tape.sites[number]
+    line = SourceLine.of(site.line)
     if not has_custom_rule(site.eqn):
         for inside in reversed(insides(tape, number, record)):
             finite = all(s is None or np.all(np.isfinite(s)) for s in inside.seeds)
             if finite and (inner := births(tape_of(tape, inside), inside.inputs, inside.seeds)):
-                return [birth.within(inside.name) for birth in inner]
+                return [birth.within(inside.name, line) for birth in inner]
     bad = [~np.isfinite(np.asarray(x)) for x in record.pulled[number]]
     most = max(bad, key=np.sum)  # of several operands
     _, reason, cure = usual_cause(site.eqn)
@@ -181,6 +182,5 @@ def _born_in_cotangents(tape: Tape, record: Record, number: int) -> list[Birth]:
     ct = np.asarray(record.cotangents[site.outputs[site.asked[0]]])
     masks = [b for b in bad if b.shape == ct.shape and b.any()]
     masked = bool(masks) and all(np.all(ct[b] == 0) for b in masks)
-    line = SourceLine.of(site.line)
     cure = as_written(cure if masked else cure_unmasked(cure), site.name, line.text)
     return [Birth(line, site.name, what, int(most.sum()), most.size, cure, masked)]
