@@ -304,14 +304,14 @@ FAULTS = (
     Fault(
         "a point is sent in every call",
         "checking/watch.py",
-        "            _uncounted()\n            trace_again()\n",
+        "            _forget_traces()\n            trace_again()\n",
         "            pass\n",
         "test_watch.py -k sent_once",
     ),
     Fault(
         "traces for the watcher count for chex",
         "checking/watch.py",
-        "            _uncounted()\n            trace_again()\n",
+        "            _forget_traces()\n            trace_again()\n",
         "            trace_again()\n",
         "test_watch.py -k not_counted",
     ),

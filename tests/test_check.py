@@ -28,6 +28,7 @@ from jaxnn.checking.further import RUN_FURTHER
 from jaxnn.checking.page import fragment
 from jaxnn.checking.programs import Programs
 from jaxnn.checking.questions import kinks, solvers
+from jaxnn.checking.tape.layout import Site
 from jaxnn.numerical.float64 import widen
 
 BAD_VERDICTS = ("differs", "not finite", "detached")
@@ -623,6 +624,12 @@ def test_a_tiny_entry_beside_others_is_not_judged_by_steps_longer_than_itself(f,
     report = check_gradient(lambda p: jnp.sum(f(p)), jnp.array([size, 2.0], "float32"))
     assert report.verdict == "agrees" and not report.rules, str(report)
     assert not report.leaves[0].entries  # values say nothing on the first one
+
+
+@pytest.mark.parametrize(("line", "said"), [("", "`abs`"), ("a.py:3 (f)", "`abs` at a.py:3 (f)")])
+def test_a_kink_is_named_with_its_line_if_that_is_known(line, said):
+    (eqn,) = jax.make_jaxpr(jnp.abs)(1.0).eqns
+    assert kinks._named(Site(eqn, line, (), ())) == said
 
 
 def test_a_rule_that_is_wrong_at_a_tiny_entry_is_named():

@@ -25,6 +25,7 @@ from jaxnn.numerical.float64 import Evaluation
 from jaxnn.numerical.interpret import (
     Equation,
     Program,
+    avals_of,
     bind,
     called,
     equations,
@@ -92,7 +93,7 @@ def _continued(eqn: Equation) -> Program:
     """A program of start and end inputs that continues a function with a custom rule linearly from
     the start, along the derivative that the rule claims there.
     """
-    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    avals = avals_of(eqn.invars)
     moving = [i for i, aval in enumerate(avals) if is_inexact(aval)]
 
     def continued(*both):

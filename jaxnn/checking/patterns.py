@@ -15,7 +15,7 @@ from jaxnn.checking.slope import Slope
 # Ratios that differ by less than this are equal up to the errors of entries; it is small enough to
 # distinguish 32 examples from 33.
 ALIKE = 1e-3
-# And by less than this part of what they are away from 1.
+# They must also differ by less than this part of their distance from 1.
 PART = 0.1
 # The hint on a leaf whose gradient is right because it is zero.
 NO_EFFECT = "the checked function does not depend on this leaf at this point"

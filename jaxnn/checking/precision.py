@@ -423,7 +423,8 @@ def _distances(own: Any, wide: Any, tolerance: float, xp: Any) -> tuple[Any, Any
     error = own.astype(wide.dtype) - wide
     is_near = (xp.abs(error) <= tolerance * xp.abs(wide)).all()
     unit = unit_of(xp.abs(wide).max(initial=0), xp)
-    norm = lambda x: xp.sqrt(xp.sum((x / unit) ** 2))  # noqa: E731  not of a cut array in one row
+    # `ravel` refuses an array that is cut along an explicit axis of a mesh.
+    norm = lambda x: xp.sqrt(xp.sum((x / unit) ** 2))  # noqa: E731
     return norm(error), norm(wide), is_near
 
 

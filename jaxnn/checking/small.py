@@ -93,8 +93,8 @@ def by_operation(traced: Traced) -> Callable[..., Any]:
 
 def along_by_operation(value: Callable, dtype: Any) -> Callable:
     """Like `along_program`, but run operation by operation, for all steps at once; compiled as a
-    whole once it has run often. No operation has a batching rule of the user's: what holds a
-    function cannot be compared with others, and is not run by operations.
+    whole once it has run often. Batching rules of the user's play no part: an operation that
+    holds a function cannot be compared with others, so its program is compiled.
     """
     traced: list[Traced] = []  # once, when the first point is there
     left, compiled = VALUES, jax.jit(along_program(value, dtype))

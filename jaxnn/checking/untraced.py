@@ -17,6 +17,7 @@ from jaxnn.checking.settings import Claims, Point, Settings, looked_at
 from jaxnn.checking.tape.layout import is_inexact
 from jaxnn.numerical.float64 import wide_arithmetic, wide_dtype, widen_leaf
 
+# A note on each such function.
 UNTRACED = "JAX cannot trace the function, so it was called once for each step"
 
 

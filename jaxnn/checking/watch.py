@@ -487,7 +487,7 @@ class Watcher:
         """Let programs be traced again: to send a point, or without sending any."""
         if self._retraces < RETRACES * self.points:
             self._retraces += 1
-            _uncounted()
+            _forget_traces()
             trace_again()
 
     def _see_bad(self, taken: Taken, point: Point, values: Any) -> None:
@@ -500,7 +500,7 @@ class Watcher:
         self.stop()
 
 
-def _uncounted() -> None:
+def _forget_traces() -> None:
     """Let `chex.assert_max_traces` count traces from 0 again: those for a check are not the
     program's.
     """
@@ -621,11 +621,11 @@ class _Again:
             return
         after, drawn = state_of(self._f, _is_library), random_state()
         self._before()
-        _uncounted()
+        _forget_traces()
         try:
             _ACTIVE[-1].note(self._f, form, called, result)
         finally:
-            _uncounted()
+            _forget_traces()
             after()
             drawn()
 

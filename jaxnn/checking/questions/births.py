@@ -21,6 +21,7 @@ from jaxnn.checking.tape.layout import Site, is_inexact
 from jaxnn.checking.tape.walk import Record, Tape, seeds_of
 from jaxnn.numerical.interpret import has_custom_rule
 
+# What contains NaN or infinity from the start, if it is no argument.
 CONSTANT = "a constant"
 
 

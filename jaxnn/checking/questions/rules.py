@@ -69,8 +69,8 @@ SAMPLE = 32
 # What two rules give is the same up to this relative error; or, if one of them is wrong, up to this
 # part of its error: an implicit rule is as precise as its solver.
 SAME, NEARLY = 1e-6, 0.01
-# An argument for which a rule is off by less than this part of what it is off for another, in what
-# each moves, is not named.
+# An argument is not named if its error changes the result by less than this part of what the error
+# of another argument does.
 LITTLE = 1e-3
 # The error of a rule around a solver is the solver's if it shrinks by this factor when the solver
 # runs further.
@@ -429,7 +429,7 @@ def _examined(
         differences.append(abs(best.difference))
         argument = site.moved[k][0]
         reports.append(RuleReport(site.name, place, "jvp", verdict, argument, off, "", at))
-    # Where an iteration starts, what is left of its influence is no mistake.
+    # What is left of the influence of an iteration's start is no mistake.
     pairs = zip(reports, differences, strict=True)
     reports = [report for report, by in pairs if not by < LITTLE * max(differences)]
     if not reports or _is_of_a_solver(tape, number, asked, line):
