@@ -25,9 +25,23 @@ import jax.numpy as jnp
 import jaxtyping
 import pytest
 from hypothesis import settings
+from jax._src.interpreters import mlir
 
 if not hasattr(jax, "enable_x64"):  # before JAX 0.8; the tests are written for later versions
     jax.enable_x64 = jax.experimental.enable_x64
+
+if not hasattr(mlir, "_create_ir_context"):
+    # Before JAX 0.12, each program is lowered in a context of its own, and a small program is
+    # lowered faster than its context is made. As in JAX 0.12, ten programs of a thread share one.
+    _own_context, _shared = mlir.make_ir_context, threading.local()
+
+    def _context():
+        _shared.count = getattr(_shared, "count", -1) + 1
+        if _shared.count % 10 == 0:
+            _shared.context = _own_context()
+        return _shared.context
+
+    mlir.make_ir_context = _context
 
 # JAX makes many objects that stay: looking through them less often saves a twelfth of the time.
 gc.set_threshold(200_000, 20, 50)
