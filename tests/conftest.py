@@ -12,10 +12,13 @@ import sys
 import threading
 from importlib.metadata import version
 
-# Compiling takes most of the time, and a third less of it without fused emitters on a CPU; later
-# versions refuse the flag. JAX reads it when it is imported. To test without: `XLA_FLAGS= pytest`.
+# Compiling takes most of the time, and less than half of it without fused emitters and without
+# optimisation; later versions refuse the first flag. JAX reads them when it is imported. To test
+# without: `XLA_FLAGS= pytest`; the tests with other versions of JAX do so anyway.
 if version("jaxlib").startswith("0.10."):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
+    )
 if version("jaxlib").startswith("0.9."):  # it complains of programs that it has kept itself
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
