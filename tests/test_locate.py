@@ -360,3 +360,24 @@ def test_entries_are_found_where_the_reference_is_nan_at_others():
     report = check_gradient(lambda x: jnp.sum(norm(x) ** 2), x)
     wrong = {entry.index for entry in report.leaves[0].entries if entry.verdict == "differs"}
     assert wrong == {(9, 0), (9, 1), (9, 2)}
+
+
+def test_right_leaves_are_told_from_a_wrong_one_where_the_values_cannot_be_differentiated():
+    @jax.custom_vjp
+    def f(a, b, c):
+        value = lambda a, b, c: np.float32(np.sin(a).sum() * (b**2).sum() * np.log(c).sum())  # noqa: E731
+        return jax.pure_callback(value, jax.ShapeDtypeStruct((), "float32"), a, b, c)
+
+    def backward(given, g):
+        a, b, c = given
+        sines, squares, logs = jnp.sin(a).sum(), (b**2).sum(), jnp.log(c).sum()
+        of_b = (2 * b).at[1].multiply(1.01)
+        return g * squares * logs * jnp.cos(a), g * sines * logs * of_b, g * sines * squares / c
+
+    f.defvjp(lambda *given: (f(*given), given), backward)
+    leaves = draw(1, 3), draw(2, 4), 1.5 + abs(draw(3, 5))
+    leaves = [x.astype("float32") for x in leaves]
+    report = check_gradient(f, *leaves, argnums=(0, 1, 2))
+    verdicts = {leaf.path: leaf.verdict for leaf in report.leaves}
+    assert verdicts == {"[0]": "agrees", "[1]": "differs", "[2]": "agrees"}
+    assert [entry.index for entry in report.leaves[0].entries] == [(1,)]

@@ -165,19 +165,19 @@ def _supported(
     if len(leaves) > 1:
         _, along = line.draw(claims, Direction(tuple(map(line.whole, leaves))))
         sizes = {k: float(along.sizes[k]) for k in leaves}
-    todo = [(sizes, True)] if sizes else []
+    todo = [sizes] if sizes else []
     while todo:
-        group, mixed = todo.pop()
+        group = todo.pop()
         known, off = _confirmed(line, claims, group, bisect)
         yield from known.items()
         rest = {k: size for k, size in group.items() if k not in known}
         if not rest or len(group) == 1 or (off and not bisect):
             continue
         parts = _classes(rest)
-        if off or not mixed or not (known or len(parts) > 1):
+        if not known and len(parts) == 1:
             pairs, middle = list(rest.items()), (len(rest) + 1) // 2
-            parts = filter(None, map(dict, (pairs[middle:], pairs[:middle])))
-        todo += [(part, False) for part in parts]
+            parts = map(dict, (pairs[middle:], pairs[:middle]))
+        todo += parts
 
 
 def _confirmed(

@@ -9,7 +9,6 @@ import numpy as np
 from jaxnn.checking.evidence import NOTHING, Evidence, Verdict, judge
 from jaxnn.checking.findings import Entry
 from jaxnn.checking.locate import Located
-from jaxnn.checking.packed import count_not_finite
 from jaxnn.checking.slope import Slope
 
 # Ratios that differ by less than this are equal up to the errors of entries; it is small enough to
@@ -92,7 +91,7 @@ def describe(
       counts: possible numbers of examples in the function's data.
       paired: whether the last axis holds real and imaginary parts.
     """
-    if not (located.any_wrong or count_not_finite(claims)):
+    if not located.any_wrong:
         return "", ""  # a sharded gradient stays on its devices
     found = Wrong.of(located, claims := np.asarray(claims, np.float64), counts)
     missing = _unravelled(np.flatnonzero(~np.isfinite(claims)), claims.shape)

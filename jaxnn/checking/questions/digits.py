@@ -114,7 +114,7 @@ def _beside(inputs: Sequence[Any], moving: int, seed: int) -> list[Any]:
 def _drops(left: Callable[[int], float], low: int, high: int, least: float) -> list[Any]:
     """The places where the remaining error drops by more than `least`, each with its drop."""
     drop = left(low) - left(high)
-    if drop <= least or not drop:
+    if drop <= least:
         return []
     if high - low == 1:
         return [(low, drop)]
