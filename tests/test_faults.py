@@ -44,7 +44,7 @@ def stateful(params, state, x, t, *, key):
     return jaxnn.loss(params, x + noise - state["mean"], t), (state, {"mean": state["mean"][20]})
 
 
-call = {"key": jax.random.key(1), "epochs": 100, "every": 1, "patience": 1000}
+call = {"key": jax.random.key(1), "epochs": 40, "every": 1, "patience": 1000}
 if sys.argv[3] == "arrays":
     loss, call = jaxnn.loss, {**call, "data": (x, t), "batch_size": 32}
 else:
@@ -56,7 +56,7 @@ result = flat.fit(loss, params, optimizer=adam, on_progress=tell, **call, **save
 np.savez(sys.argv[2], loss=result.history.step_loss, step=result.status.step, **result.params,
          **result.history.metrics, **result.history.aux)
 """
-STEPS = 100 * 22
+STEPS = 40 * 22
 
 
 def begin(programs, *arguments):
