@@ -21,6 +21,7 @@ from collections import deque
 from types import SimpleNamespace
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -1032,6 +1033,31 @@ def test_the_command_in_this_process(name, tmp_path, monkeypatch, capsys):
     assert main(["watch", *options, *files, "program.py", *arguments]) == code
     out, err = capsys.readouterr()
     assert out.strip() == printed and reported in err
+
+
+def test_the_gradients_of_a_thread_that_outlives_the_program_are_watched(tmp_path, capsys):
+    source = """
+import threading, time
+def learn():
+    time.sleep(0.5)
+    jax.grad(lambda x: jnp.sum(jnp.sqrt(x)))(jnp.zeros(2))
+threading.Thread(target=learn).start()
+"""
+    (tmp_path / "program.py").write_text(HEAD + source)
+    assert main(["watch", str(tmp_path / "program.py")]) == 1
+    assert "sqrt" in capsys.readouterr().err
+
+
+def test_a_watched_step_can_be_exported():
+    x = jnp.arange(3.0)
+    with watching() as watched:
+        step = jax.jit(jax.grad(lambda x: jnp.sum(x**3)))
+        step(x)
+        exported = jax.export.export(step)(x)
+        step(2 * x)
+    np.testing.assert_array_equal(exported.call(x), 3 * x**2)
+    (place,) = watched.report.places
+    assert place.calls == 2 and place.reports[0].ok
 
 
 def test_parameters_that_stop_gradient_cuts_off_are_listed():

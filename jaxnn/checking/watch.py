@@ -609,6 +609,26 @@ def _checking(real: Callable) -> Callable:
     return check_grads
 
 
+def _exporting(real: Callable) -> Callable:
+    """`jax.export.export`, whose programs hold no callbacks of the watcher's."""
+
+    @functools.wraps(real)
+    def export(*args, **options):
+        exported = real(*args, **options)
+
+        @functools.wraps(exported)
+        def call(*args, **kwargs):
+            with contextlib.ExitStack() as stack:
+                for watcher in _ACTIVE[-1:]:
+                    stack.enter_context(watcher.undisturbed())
+                    stack.enter_context(traced_apart())
+                return exported(*args, **kwargs)
+
+        return call
+
+    return export
+
+
 class _Again:
     """Lets a function be called once more as it was before a call, without a trace."""
 
@@ -633,6 +653,7 @@ class _Again:
 @functools.cache
 def _wrapped() -> dict[Callable, Callable]:
     """The watched form of each function of JAX."""
+    import jax.export
     import jax.test_util
 
     kinds = ((_returning, _RETURNING), (_at_once, _AT_ONCE))
@@ -643,8 +664,8 @@ def _wrapped() -> dict[Callable, Callable]:
     }
     for f in wrapped.values():
         f.__module__ = "jax"  # where pickle finds it
-    real = jax.test_util.check_grads
-    return wrapped | {real: _checking(real)}
+    others = {jax.test_util.check_grads: _checking, jax.export.export: _exporting}
+    return wrapped | {real: wrap(real) for real, wrap in others.items()}
 
 
 @contextlib.contextmanager

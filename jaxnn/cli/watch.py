@@ -2,6 +2,7 @@
 
 import _thread
 import argparse
+import concurrent.futures.thread
 import contextlib
 import importlib.abc
 import importlib.machinery
@@ -12,7 +13,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from jaxnn._jax import set_from
 from jaxnn._terminal import coloured, takes_codes
@@ -30,6 +31,7 @@ def watch(args: argparse.Namespace) -> int:
     """
     require_places(args, "html", "json", "sarif")
     stopped: list[threading.Timer] = []
+    others = threading.enumerate()
 
     def stop():
         if args.stop and not stopped:
@@ -45,6 +47,7 @@ def watch(args: argparse.Namespace) -> int:
             for timer in stopped:
                 timer.cancel()
                 timer.join()
+            _await_threads(others)
         with contextlib.suppress(ValueError):  # the program closed it
             sys.stdout.flush()
     if stopped and code == 130:
@@ -85,6 +88,16 @@ def _ended_in_order() -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGTERM, before)
+
+
+def _await_threads(others: Iterable[threading.Thread]) -> None:
+    """Wait for the threads that outlive the program, as Python does at its end, but not for those
+    of pools, which wait for more work themselves.
+    """
+    passed = {*others, *getattr(concurrent.futures.thread, "_threads_queues", ())}
+    while alive := [t for t in threading.enumerate() if not (t.daemon or t in passed)]:
+        for thread in alive:
+            thread.join()
 
 
 def _ran(program: list[str], stopped: list) -> int:
