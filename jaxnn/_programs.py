@@ -21,10 +21,10 @@ from jax.extend import core
 from jaxtyping import PyTree
 
 from jaxnn._validate import is_concrete
+from jaxnn.numerical.identity import fingerprint
 from jaxnn.numerical.interpret import (
     Program,
     emptied,
-    fingerprint,
     make_jaxpr,
     opened,
     standalone,

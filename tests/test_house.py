@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "jaxnn"
 # From the ground up; a module imports from rooms below its own, or from its own.
 ROOMS = (
     ("_validate", "_terminal", "_notebook", "_jax"),
-    ("numerical.interpret",),
+    ("numerical.interpret", "numerical.identity", "numerical.sources"),
     ("_files", "_programs", "_arguments", "_cache"),
     ("losses", "surfaces", "data", "_chapter"),
     ("network",),

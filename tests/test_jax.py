@@ -1,6 +1,7 @@
 """What jaxnn relies on about JAX and is promised nowhere: one fact a line.
 
-Where a fact does not hold on a new release, `jaxnn/numerical/interpret.py` is the place to say so.
+Where a fact does not hold on a new release, `interpret.py` and `sources.py` in `jaxnn/numerical`
+are the places to say so.
 """
 # ruff: noqa: F401  the table is text, and uses what is imported
 
@@ -26,11 +27,11 @@ from jaxnn.numerical.interpret import (
     called,
     is_foreign,
     make_jaxpr,
-    rule_source,
     scan_sizes,
     shard_map_parts,
     trace_context,
 )
+from jaxnn.numerical.sources import rule_source
 
 X = jnp.array([0.5, 1.5, 2.5])
 LIKE = jax.ShapeDtypeStruct((), np.float32)
@@ -265,7 +266,7 @@ def test_what_is_relied_on_of_jax(fact):
 
 
 def test_where_a_users_rule_stands_is_kept_with_its_call():
-    """`interpret.rule_source`"""
+    """`sources.rule_source`"""
     forward, backward = lambda x: (x, None), lambda _, ct: (ct,)
     by_vjp, by_jvp = jax.custom_vjp(lambda x: x), jax.custom_jvp(lambda x: x)
     by_vjp.defvjp(forward, backward)

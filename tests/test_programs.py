@@ -25,7 +25,7 @@ import jaxnn
 from jaxnn import _programs
 from jaxnn._arguments import Skeleton
 from jaxnn.checking.programs import Programs
-from jaxnn.numerical.interpret import same_program
+from jaxnn.numerical.identity import same_program
 from jaxnn.training import objective
 from jaxnn.training.run import Run
 

@@ -47,7 +47,7 @@ from jaxnn.checking.questions import QUESTIONS
 from jaxnn.checking.report import GradientReport
 from jaxnn.checking.settings import Point, Settings
 from jaxnn.checking.status import Status
-from jaxnn.numerical.interpret import name_of
+from jaxnn.numerical.sources import name_of
 
 Mode = Literal["fwd", "rev"]
 

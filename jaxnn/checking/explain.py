@@ -19,7 +19,7 @@ from jaxnn.checking.questions import births, digits, rules
 from jaxnn.checking.report import plain
 from jaxnn.checking.settings import Point, Settings
 from jaxnn.checking.status import Status
-from jaxnn.numerical.interpret import name_of
+from jaxnn.numerical.sources import name_of
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

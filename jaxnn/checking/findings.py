@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxnn.checking.evidence import Evidence, Verdict, explained
-from jaxnn.numerical.interpret import PACKAGES
+from jaxnn.numerical.sources import PACKAGES
 
 # How many lines are named per question, and how many entries per leaf.
 LINES, HANDFUL = 3, 6

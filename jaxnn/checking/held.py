@@ -29,12 +29,10 @@ from jaxnn.numerical.interpret import (
     bind,
     called,
     equations,
-    is_stopped_by_jax,
-    line_of,
     make_jaxpr,
     rule_primitives,
-    source,
 )
+from jaxnn.numerical.sources import is_stopped_by_jax, line_of, source
 
 # The axis that joins the point and the moved point.
 _AXIS = "jaxnn_held"

@@ -49,6 +49,7 @@ from jaxnn.numerical.float64 import (
     widen_leaf,
     widened,
 )
+from jaxnn.numerical.identity import same_program
 from jaxnn.numerical.interpret import (
     Program,
     emptied,
@@ -58,7 +59,6 @@ from jaxnn.numerical.interpret import (
     make_jaxpr,
     prints,
     pruned,
-    same_program,
     with_own_constants,
     without_refs,
 )

@@ -15,7 +15,8 @@ from jaxtyping import PyTree
 
 from jaxnn._validate import describe
 from jaxnn.checking.settings import Settings
-from jaxnn.numerical.interpret import Program, equations, has_custom_rule, source
+from jaxnn.numerical.interpret import Program, equations, has_custom_rule
+from jaxnn.numerical.sources import source
 
 # A note on a function whose output is not one real number.
 PROJECTED = "the output is not a real scalar: a random projection of it was checked"

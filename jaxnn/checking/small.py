@@ -18,6 +18,7 @@ from jax.extend.core import primitives
 from jaxnn._programs import Traced
 from jaxnn.checking.line import along_program
 from jaxnn.numerical.float64 import widen_leaf
+from jaxnn.numerical.identity import operation
 from jaxnn.numerical.interpret import (
     CONTROL_FLOW,
     Program,
@@ -25,7 +26,6 @@ from jaxnn.numerical.interpret import (
     called,
     equations,
     evaluate,
-    operation,
     shard_map_parts,
 )
 

@@ -42,12 +42,12 @@ from jaxnn.numerical.interpret import (
     equations,
     keep_effects_under_vmap,
     make_jaxpr,
-    name_of,
     opened,
     silent,
     varied,
     varying,
 )
+from jaxnn.numerical.sources import name_of
 
 # How many kinds of one gradient are noted, such as for other shapes.
 KINDS = 100

@@ -6,11 +6,8 @@ that this module relies on. Primitives are compared as objects, never by name, s
 primitive may have any name.
 """
 
-import collections
-import contextlib
 import functools
 import itertools
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -20,14 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.experimental import io_callback
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives
 from jax.sharding import AxisType
 
 from jaxnn._jax import VERSION, enable_x64
-from jaxnn._validate import is_key
 
 # Source lines should point into the user's code. JAX skips its own files; these parts of this
 # package only pass functions on, so they are skipped too.
@@ -39,12 +34,12 @@ Equation = Any  # a JaxprEqn, whose variables have shapes and dtypes
 Run = Callable[[Program, Sequence[Any]], list[Any]]  # evaluates a program in some arithmetic
 
 
-def _private(module: str, name: str) -> Any:
+def private(module: str, name: str) -> Any:
     """A primitive that only a private module defines; a program that uses it has imported it."""
     return getattr(sys.modules.get(f"jax._src.{module}"), name, None)
 
 
-_REMAT = getattr(primitives, "remat_p", None) or _private("ad_checkpoint", "remat_p")
+_REMAT = getattr(primitives, "remat_p", None) or private("ad_checkpoint", "remat_p")
 
 # Primitives that stand for a program, and the parameter that holds it. Custom derivative rules do
 # not affect values.
@@ -56,13 +51,6 @@ _CALLS = {
     primitives.custom_jvp_call_p: "call_jaxpr",
     primitives.custom_vjp_call_p: "call_jaxpr",
 }
-# The folder in which packages are installed.
-PACKAGES = f"{os.sep}site-packages{os.sep}"
-# Where JAX has functions such as `softmax` and `solve`.
-_OWN_FUNCTIONS = tuple(
-    os.path.join(os.path.dirname(jax.__file__), "_src", part)
-    for part in ("numpy", "scipy", "nn", "ops", os.path.join("lax", "linalg"))
-)
 _NUMBER = jax.ShapeDtypeStruct((), np.float32)
 _CUSTOM_RULES = frozenset([primitives.custom_jvp_call_p, primitives.custom_vjp_call_p])
 
@@ -74,10 +62,6 @@ def named(names: str) -> frozenset[core.Primitive]:
 
 # Primitives whose derivative is zero by JAX's rules: no cotangent passes through them.
 FLAT = named("ceil floor nextafter round sign stop_gradient")
-# How many of the user's calls around an equation are looked at.
-DEEP = 64
-# The largest array, in bytes, that is compared by value.
-LARGE = 4096
 LOOPS = frozenset([primitives.while_p, primitives.scan_p])
 # Primitives whose output at each position depends on their inputs at that position alone.
 ELEMENTWISE = named(
@@ -109,7 +93,7 @@ def make_jaxpr(f: Callable, **options: Any) -> Callable:
 
 def _fix_dtypes(program: Program) -> None:
     """Give each Python number in a program the dtype of its trace, for evaluations in another."""
-    jaxpr, typed = opened(program)[0], _private("literals", "LiteralArray")
+    jaxpr, typed = opened(program)[0], private("literals", "LiteralArray")
     for atom in itertools.chain(jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns)):
         if isinstance(atom, core.Literal) and isinstance(atom.val, int | float | complex):
             aval: Any = atom.aval
@@ -121,7 +105,7 @@ def _fix_dtypes(program: Program) -> None:
 
 def trace_context() -> Hashable:
     """The settings that JAX traces by, such as x64 and the precision of products."""
-    return _private("config", "trace_context")()
+    return private("config", "trace_context")()
 
 
 @functools.cache
@@ -129,7 +113,7 @@ def keep_effects_under_vmap() -> None:
     """Let `custom_vmap` keep its function's effects, which JAX dropped before 0.9."""
     if VERSION < (0, 9):
         effectful = lambda *_, call, **__: (call.out_avals, call.effects)  # noqa: E731
-        _private("custom_batching", "custom_vmap_p").def_effectful_abstract_eval(effectful)
+        private("custom_batching", "custom_vmap_p").def_effectful_abstract_eval(effectful)
 
 
 class Scan(NamedTuple):
@@ -243,7 +227,7 @@ def called(eqn: Equation) -> Program | None:
     """The program that an equation stands for, or None if it is not a call."""
     if (name := _CALLS.get(eqn.primitive)) is not None:
         return eqn.params[name]
-    if (composite := _composite(eqn)) is None:
+    if (composite := composite_of(eqn)) is None:
         return None
 
     def expanded(*leaves):
@@ -278,7 +262,7 @@ def has_custom_rule(eqn: Equation) -> bool:
     """Whether an equation is a call of a function with a derivative rule that is not JAX's."""
     if eqn.primitive in _CUSTOM_RULES:
         return True
-    if (composite := _unmapped(_composite(eqn))) is None:
+    if (composite := unmapped(composite_of(eqn))) is None:
         return False
     is_users = not type(composite).__module__.startswith("jax.")
     return is_users or hasattr(composite, "bwd") or hasattr(composite, "tangent_solve")
@@ -287,11 +271,11 @@ def has_custom_rule(eqn: Equation) -> bool:
 @functools.cache
 def rule_primitives() -> frozenset[core.Primitive]:
     """The primitives of calls that may have a custom rule."""
-    composite = _private("hijax", "call_hi_primitive_p")
+    composite = private("hijax", "call_hi_primitive_p")
     return _CUSTOM_RULES | ({composite} if composite is not None else frozenset())
 
 
-def _composite(eqn: Equation) -> Any:
+def composite_of(eqn: Equation) -> Any:
     """The operation that an equation stands for and that is made of others, or None: `custom_root`
     since JAX 0.12, `custom_vjp` under `jax_custom_vjp3`, and the user's own.
     """
@@ -299,7 +283,7 @@ def _composite(eqn: Equation) -> Any:
     return composite if hasattr(composite, "expand") else None
 
 
-def _unmapped(composite: Any) -> Any:
+def unmapped(composite: Any) -> Any:
     """The operation that `vmap` has made an operation of JAX's own of; others as they are."""
     while type(composite).__module__.startswith("jax.") and hasattr(composite, "prim"):
         composite = composite.prim
@@ -315,7 +299,9 @@ def equations(program: Program) -> Iterator[Equation]:
 
 def equations_inside(eqn: Equation) -> Iterator[Equation]:
     """The equations of the programs that an equation calls, at any depth."""
-    programs = _programs_in(list(eqn.params.values())) if _composite(eqn) is None else [called(eqn)]
+    programs = (
+        _programs_in(list(eqn.params.values())) if composite_of(eqn) is None else [called(eqn)]
+    )
     for inner in programs:
         yield from equations(inner)
 
@@ -360,7 +346,7 @@ def with_own_constants(program: Program) -> Program:
     values of the user's own types.
     """
     if any(not hasattr(v.aval, "dtype") for eqn in equations(program) for v in eqn.outvars):
-        program = _private("interpreters.partial_eval", "lower_jaxpr2")(program)
+        program = private("interpreters.partial_eval", "lower_jaxpr2")(program)
     jaxpr, consts = opened(program)
     if any(map(_is_ref, consts)):
         return with_own_constants(_with_own_refs(program))
@@ -393,7 +379,7 @@ def without_refs(program: Program) -> Program:
     """The program with array references replaced by values that are passed on; the program itself
     if it creates none, or if JAX cannot do so.
     """
-    creates = _private("core", "internal_mutable_array_effect")
+    creates = private("core", "internal_mutable_array_effect")
     if creates not in opened(program)[0].effects:
         return program
     avals, step = avals_of(opened(program)[0].invars), _with_values_in_loops
@@ -404,7 +390,7 @@ def without_refs(program: Program) -> Program:
 
 
 def _values_for_refs(program: Program) -> Program:
-    return _private("state.discharge", "discharge_state")(program, lower=False)
+    return private("state.discharge", "discharge_state")(program, lower=False)
 
 
 def _with_values_in_loops(eqn: Equation, inputs: list[Any]) -> list[Any]:
@@ -412,7 +398,7 @@ def _with_values_in_loops(eqn: Equation, inputs: list[Any]) -> list[Any]:
     over hold, and returns it, since JAX drops derivative rules in loops that write to references.
     """
     source = eqn.source_info
-    with _private("source_info_util", "user_context")(
+    with private("source_info_util", "user_context")(
         source.traceback, name_stack=source.name_stack
     ):
         places = [i for i, v in enumerate(eqn.invars) if hasattr(v.aval, "inner_aval")]
@@ -462,54 +448,6 @@ def branches(eqn: Equation) -> Sequence[Program]:
     return eqn.params["branches"]
 
 
-def fingerprint(program: Program) -> Hashable:
-    """A key that two programs share if they compute the same: equations, shapes, parameters.
-
-    It leaves out the values of constants, source lines, and derivative rules, none of which affect
-    the computation.
-
-    Raises:
-      TypeError: the program contains something that cannot be compared by value, such as a host
-        callback.
-    """
-    jaxpr, _ = opened(program)
-    numbers: dict[Any, int] = {}
-
-    def atom(x):
-        if isinstance(x, core.Literal):
-            value = np.asarray(x.val)
-            return x.aval, value.dtype.str, value.tobytes()
-        return numbers.setdefault(x, len(numbers))
-
-    def given(variables):
-        return tuple((atom(v), v.aval) for v in variables)
-
-    inputs = given(jaxpr.constvars), given(jaxpr.invars)
-    body = tuple(
-        (
-            eqn.primitive,
-            tuple(map(atom, eqn.invars)),
-            given(eqn.outvars),
-            _fingerprint_of_parameters(eqn),
-            _fingerprint_of_context(eqn.ctx),
-        )
-        for eqn in jaxpr.eqns
-    )
-    return inputs, body, tuple(map(atom, jaxpr.outvars))
-
-
-def operation(eqn: Equation) -> Hashable:
-    """A key that equations share if JAX compiles them once, outside of any program.
-
-    Raises:
-      TypeError: as for `fingerprint`.
-    """
-    shapes = tuple((v.aval.shape, v.aval.dtype) for v in eqn.invars)
-    key = eqn.primitive, shapes, _fingerprint_of_parameters(eqn)
-    hash(key)
-    return key
-
-
 def standalone(program: Program) -> Program:
     """The program with all constants its own, and with the function itself in place of each call
     that has a derivative rule.
@@ -546,15 +484,6 @@ def standalone(program: Program) -> Program:
         invars=traced.jaxpr.invars[n:],
     )
     return core.ClosedJaxpr(bare, [*traced.consts, *consts])
-
-
-def same_program(first: Program, second: Program) -> bool:
-    """Whether two traces are of the same function: equal equations and constants."""
-    consts = [opened(program)[1] for program in (first, second)]
-    if len(consts[0]) != len(consts[1]) or not all(map(_same_array, *consts)):
-        return False
-    pairs = itertools.zip_longest(equations(first), equations(second))
-    return all(a is not None and b is not None and _same_equation(a, b) for a, b in pairs)
 
 
 def scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
@@ -677,7 +606,7 @@ CONTROL_FLOW: Mapping[core.Primitive, Callable[[Equation, list[Any], Run], list[
 
 def shard_map_parts(eqn: Equation) -> ShardMap | None:
     """The parts of a `shard_map`, or None for any other equation."""
-    if eqn.primitive is not _private("shard_map", "shard_map_p"):
+    if eqn.primitive is not private("shard_map", "shard_map_p"):
         return None
     manual = "newly_manual_axes" if VERSION >= (0, 10) else "manual_axes"
     names = {"mesh": "mesh", "check_vma": "check_vma", manual: "axis_names"}
@@ -705,7 +634,7 @@ def varied(x: Any, axes: tuple[str, ...]) -> Any:
 
 def is_foreign(primitive: core.Primitive) -> bool:
     """Whether a primitive runs code outside JAX: a host callback, a foreign function, a kernel."""
-    kernel = _private("pallas.pallas_call", "pallas_call_p")
+    kernel = private("pallas.pallas_call", "pallas_call_p")
     return primitive is kernel or primitive in _callbacks()
 
 
@@ -715,115 +644,6 @@ def prints() -> frozenset[core.Primitive]:
     return _first_primitives(
         lambda x: jax.debug.callback(lambda x: None, x), lambda x: jax.debug.print("{}", x)
     )
-
-
-def source(eqn: Equation) -> tuple[str, str]:
-    """The name of the function that a custom-rule call wraps, and its file and line."""
-    composite = _unmapped(_composite(eqn))
-    if composite is not None and not hasattr(composite, "traced"):
-        return type(composite).__name__, _place_of(type(composite).expand)
-    jaxpr = composite.traced.jaxpr if composite is not None else opened(called(eqn))[0]
-    name, _, place = jaxpr.debug_info.func_src_info.partition(" at ")
-    if "custom_derivatives.py" in place:  # `jax.custom_gradient` wraps the user's function there
-        lines = filter(None, map(line_of, jaxpr.eqns))
-        place, _, name = next(lines, f"{place} ({name})").removesuffix(")").partition(" (")
-        name = name.rpartition("<locals>.")[2]
-    return name, place
-
-
-def rule_source(eqn: Equation) -> str:
-    """The source of a call's custom rule: the user's JVP, or the backward function of the VJP, as
-    file, line and name.
-
-    Empty if it is unknown or inside JAX, as for several rules of `defjvps`. JAX itself attributes a
-    backward function's computations to the line of the call.
-    """
-    if (composite := _unmapped(_composite(eqn))) is not None:
-        kinds = type(composite).vjp_bwd, type(composite).vjp_bwd_retval
-        own = [f for f in kinds if not f.__module__.startswith("jax.")]
-        rule: Any = getattr(composite, "bwd", own[0] if own else None)
-        inside = [cell.cell_contents for cell in getattr(rule, "__closure__", None) or ()]
-        for f in (rule, *inside):  # JAX 0.12 wraps the user's
-            if hasattr(f, "__code__") and not f.__module__.startswith("jax."):
-                return _source_of(unwrapped(f))
-        return ""
-    rule = eqn.params.get("bwd", eqn.params.get("jvp_jaxpr_fun"))
-    if (inside := unwrapped(rule.f)) is not rule.f:
-        return _source_of(inside)
-    name, _, place = rule.debug_info.func_src_info.partition(" at ")
-    its_own = not place or place.startswith(os.path.join(os.path.dirname(jax.__file__), ""))
-    return "" if its_own else f"{place} ({name})"
-
-
-def name_of(f: Callable) -> str:
-    """The name of the user's function, or of its type if it has none."""
-    return getattr(unwrapped(f), "__name__", type(f).__name__)
-
-
-def unwrapped(f: Callable, depth: int = 6) -> Callable:
-    """The user's function in closures of installed packages; `f` itself if there is none, or if the
-    closure bears its name. A partial function is that which it calls.
-    """
-    while isinstance(f, functools.partial):
-        f = f.func
-    code = getattr(f, "__code__", None)
-    if code is None or hasattr(f, "__wrapped__") or PACKAGES not in code.co_filename or not depth:
-        return f
-    held: list[Any] = []
-    for cell in f.__closure__ or ():
-        with contextlib.suppress(ValueError):  # an empty cell
-            inside = cell.cell_contents
-            one_of_defjvps = isinstance(inside, tuple) and len(inside) == 1
-            held.append(inside[0] if one_of_defjvps else inside)
-    held += [getattr(x, "__dict__", {}).get(name) for x in held for name in code.co_names]
-    held = [getattr(g, "f", g) if type(g).__module__.startswith("jax.") else g for g in held]
-    inside = (unwrapped(g, depth - 1) for g in held if hasattr(g, "__code__"))
-    return next((g for g in inside if PACKAGES not in g.__code__.co_filename), f)
-
-
-def _place_of(f: Callable) -> str:
-    """The file and line of a function."""
-    return f"{f.__code__.co_filename}:{f.__code__.co_firstlineno}"
-
-
-def _source_of(f: Callable) -> str:
-    """The file, line and name of a function."""
-    return f"{_place_of(f)} ({f.__name__})"
-
-
-def line_of(eqn: Equation, outside: str = "") -> str:
-    """The user's line that an equation comes from: file, line and function; the innermost one that
-    is not in the folder `outside`, if there is one.
-    """
-    lines = source_info_util.summarize(eqn.source_info, num_frames=DEEP if outside else 1)
-    first, *more = reversed(lines.split("\n"))
-    beyond = (line for line in (first, *more) if not (outside and line.startswith(outside)))
-    return next(beyond, first)
-
-
-def is_stopped_by_jax(eqn: Equation) -> bool:
-    """Whether a `stop_gradient` is JAX's own, in a function such as `jnp.linalg.solve`, which has
-    the derivative of its values all the same.
-    """
-    frames = getattr(eqn.source_info.traceback, "frames", ())
-    # Under `vmap` it calls itself; the outermost call comes last.
-    callers = (y for x, y in itertools.pairwise(frames) if x.function_name == "stop_gradient")
-    caller = collections.deque(callers, maxlen=1)
-    return any(frame.file_name.startswith(_OWN_FUNCTIONS) for frame in caller)
-
-
-def rule_consts(eqn: Equation) -> int:
-    """The number of inputs of a custom-rule call that are closed over rather than arguments."""
-    return eqn.params.get("num_consts", 0)
-
-
-def argument_paths(eqn: Equation) -> dict[int, str]:
-    """The names of the arguments of a custom-rule call, and the paths in them, by position.
-
-    Those of a VJP are the names that its forward function uses.
-    """
-    traced = eqn.params.get("fwd_jaxpr_thunk") or opened(called(eqn))[0]
-    return dict(enumerate(getattr(traced.debug_info, "arg_names", None) or ()))
 
 
 @functools.cache
@@ -843,70 +663,6 @@ def _first_primitives(*calls: Callable) -> frozenset[core.Primitive]:
 
 def _variables(atoms: Sequence[Any]) -> list[Any]:
     return [atom for atom in atoms if not isinstance(atom, core.Literal)]
-
-
-def _same_equation(first: Equation, second: Equation) -> bool:
-    if first.primitive is not second.primitive or len(first.invars) != len(second.invars):
-        return False
-    for a, b in zip(first.invars, second.invars, strict=True):
-        if isinstance(a, core.Literal) != isinstance(b, core.Literal):
-            return False
-        if isinstance(a, core.Literal) and not _same_array(a.val, b.val):
-            return False
-    numbers = [
-        [p for p in jax.tree.leaves(list(eqn.params.values())) if isinstance(p, int | float)]
-        for eqn in (first, second)
-    ]
-    return numbers[0] == numbers[1]
-
-
-def _same_array(a: Any, b: Any) -> bool:
-    if a is b or isinstance(a, Tracer):
-        return True
-    if is_key(a):
-        return is_key(b) and _same_array(jax.random.key_data(a), jax.random.key_data(b))
-    a, b = np.asarray(a), np.asarray(b)
-    return np.array_equal(a, b, equal_nan=a.dtype.kind in "fc" and b.dtype.kind in "fc")
-
-
-def _fingerprint_of_parameters(eqn: Equation) -> Hashable:
-    if is_foreign(eqn.primitive):
-        raise TypeError(f"`{eqn.primitive.name}` runs code that is not JAX's")
-    if has_custom_rule(eqn):
-        return fingerprint(called(eqn))
-    batched = eqn.primitive is _private("custom_batching", "custom_vmap_p")
-    package = __name__.partition(".")[0]
-    if batched and str(getattr(eqn.params["rule"], "__module__", "")).startswith(f"{package}."):
-        return _fingerprint_of(eqn.params["call"])  # our own batching rule
-    return tuple((name, _fingerprint_of(value)) for name, value in sorted(eqn.params.items()))
-
-
-def _fingerprint_of_context(context: Any) -> Hashable:
-    """The user's contexts around an operation: device, mesh, random bit generation."""
-    names = "compute_type", "threefry_partitionable", "cur_abstract_mesh", "xla_metadata"
-    return tuple(_fingerprint_of(getattr(context, name, None)) for name in names)
-
-
-def _fingerprint_of(value: Any) -> Hashable:
-    """A key for an equation's parameter by value; JAX's own objects are compared as they are."""
-    if is_program(value):
-        consts = opened(value)[1]
-        arrays = [np.asarray(x) for x in consts if not isinstance(x, Tracer)]
-        if len(arrays) < len(consts) or any(x.nbytes > LARGE for x in arrays):
-            raise TypeError("a program inside has constants of its own")
-        return fingerprint(value), tuple((x.shape, x.dtype.str, x.tobytes()) for x in arrays)
-    if isinstance(value, tuple | list):
-        return type(value), tuple(map(_fingerprint_of, value))
-    if isinstance(value, dict):
-        return tuple((name, _fingerprint_of(x)) for name, x in sorted(value.items()))
-    if callable(value) and not isinstance(value, type | np.dtype | core.Primitive):
-        whose = str(getattr(value, "__module__", "")).partition(".")[0]
-        if whose not in ("jax", "numpy") or getattr(value, "__closure__", None):
-            raise TypeError("a function of the user's is a parameter")
-    if isinstance(value, float):  # 0.0 and -0.0 are equal
-        return float, value.hex()
-    hash(value)
-    return type(value), value
 
 
 def _holds_more(eqn: Equation) -> bool:

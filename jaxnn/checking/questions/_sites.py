@@ -22,16 +22,18 @@ from jaxnn.checking.tape.layout import Site, is_inexact
 from jaxnn.checking.tape.walk import Record, Tape, arithmetic, evaluated, of_active
 from jaxnn.numerical.float64 import RULES, Evaluation, wide_arithmetic, widen, widen_leaf
 from jaxnn.numerical.interpret import (
-    PACKAGES,
     Equation,
-    argument_paths,
     avals_of,
     bind,
     equations_inside,
     has_custom_rule,
-    line_of,
     linear_solve_parts,
     make_jaxpr,
+)
+from jaxnn.numerical.sources import (
+    PACKAGES,
+    argument_paths,
+    line_of,
     rule_consts,
     rule_source,
     source,

@@ -13,7 +13,8 @@ from jaxnn.checking.questions.rules import slopes_of_sites
 from jaxnn.checking.tape.layout import Site
 from jaxnn.checking.tape.walk import seeds_of
 from jaxnn.numerical.float64 import wide_dtype
-from jaxnn.numerical.interpret import has_custom_rule, source
+from jaxnn.numerical.interpret import has_custom_rule
+from jaxnn.numerical.sources import source
 
 
 def applies(checked: Checked) -> bool:

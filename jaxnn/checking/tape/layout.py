@@ -24,13 +24,12 @@ from jaxnn.numerical.interpret import (
     equations_inside,
     evaluate,
     has_custom_rule,
-    line_of,
     make_jaxpr,
     opened,
     prints,
     scan_parts,
-    source,
 )
+from jaxnn.numerical.sources import line_of, source
 
 # A loop is unrolled if that gives at most this many equations.
 UNROLLED = 600

@@ -1,0 +1,133 @@
+"""Where an equation comes from: the user's line, and the function and the rule behind a call."""
+
+import collections
+import contextlib
+import functools
+import itertools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend import source_info_util
+
+from jaxnn.numerical.interpret import Equation, called, composite_of, opened, unmapped
+
+# The folder in which packages are installed.
+PACKAGES = f"{os.sep}site-packages{os.sep}"
+# Where JAX has functions such as `softmax` and `solve`.
+_OWN_FUNCTIONS = tuple(
+    os.path.join(os.path.dirname(jax.__file__), "_src", part)
+    for part in ("numpy", "scipy", "nn", "ops", os.path.join("lax", "linalg"))
+)
+# How many of the user's calls around an equation are looked at.
+DEEP = 64
+
+
+def source(eqn: Equation) -> tuple[str, str]:
+    """The name of the function that a custom-rule call wraps, and its file and line."""
+    composite = unmapped(composite_of(eqn))
+    if composite is not None and not hasattr(composite, "traced"):
+        return type(composite).__name__, _place_of(type(composite).expand)
+    jaxpr = composite.traced.jaxpr if composite is not None else opened(called(eqn))[0]
+    name, _, place = jaxpr.debug_info.func_src_info.partition(" at ")
+    if "custom_derivatives.py" in place:  # `jax.custom_gradient` wraps the user's function there
+        lines = filter(None, map(line_of, jaxpr.eqns))
+        place, _, name = next(lines, f"{place} ({name})").removesuffix(")").partition(" (")
+        name = name.rpartition("<locals>.")[2]
+    return name, place
+
+
+def rule_source(eqn: Equation) -> str:
+    """The source of a call's custom rule: the user's JVP, or the backward function of the VJP, as
+    file, line and name.
+
+    Empty if it is unknown or inside JAX, as for several rules of `defjvps`. JAX itself attributes a
+    backward function's computations to the line of the call.
+    """
+    if (composite := unmapped(composite_of(eqn))) is not None:
+        kinds = type(composite).vjp_bwd, type(composite).vjp_bwd_retval
+        own = [f for f in kinds if not f.__module__.startswith("jax.")]
+        rule: Any = getattr(composite, "bwd", own[0] if own else None)
+        inside = [cell.cell_contents for cell in getattr(rule, "__closure__", None) or ()]
+        for f in (rule, *inside):  # JAX 0.12 wraps the user's
+            if hasattr(f, "__code__") and not f.__module__.startswith("jax."):
+                return _source_of(unwrapped(f))
+        return ""
+    rule = eqn.params.get("bwd", eqn.params.get("jvp_jaxpr_fun"))
+    if (inside := unwrapped(rule.f)) is not rule.f:
+        return _source_of(inside)
+    name, _, place = rule.debug_info.func_src_info.partition(" at ")
+    its_own = not place or place.startswith(os.path.join(os.path.dirname(jax.__file__), ""))
+    return "" if its_own else f"{place} ({name})"
+
+
+def name_of(f: Callable) -> str:
+    """The name of the user's function, or of its type if it has none."""
+    return getattr(unwrapped(f), "__name__", type(f).__name__)
+
+
+def unwrapped(f: Callable, depth: int = 6) -> Callable:
+    """The user's function in closures of installed packages; `f` itself if there is none, or if the
+    closure bears its name. A partial function is that which it calls.
+    """
+    while isinstance(f, functools.partial):
+        f = f.func
+    code = getattr(f, "__code__", None)
+    if code is None or hasattr(f, "__wrapped__") or PACKAGES not in code.co_filename or not depth:
+        return f
+    held: list[Any] = []
+    for cell in f.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            inside = cell.cell_contents
+            one_of_defjvps = isinstance(inside, tuple) and len(inside) == 1
+            held.append(inside[0] if one_of_defjvps else inside)
+    held += [getattr(x, "__dict__", {}).get(name) for x in held for name in code.co_names]
+    held = [getattr(g, "f", g) if type(g).__module__.startswith("jax.") else g for g in held]
+    inside = (unwrapped(g, depth - 1) for g in held if hasattr(g, "__code__"))
+    return next((g for g in inside if PACKAGES not in g.__code__.co_filename), f)
+
+
+def _place_of(f: Callable) -> str:
+    """The file and line of a function."""
+    return f"{f.__code__.co_filename}:{f.__code__.co_firstlineno}"
+
+
+def _source_of(f: Callable) -> str:
+    """The file, line and name of a function."""
+    return f"{_place_of(f)} ({f.__name__})"
+
+
+def line_of(eqn: Equation, outside: str = "") -> str:
+    """The user's line that an equation comes from: file, line and function; the innermost one that
+    is not in the folder `outside`, if there is one.
+    """
+    lines = source_info_util.summarize(eqn.source_info, num_frames=DEEP if outside else 1)
+    first, *more = reversed(lines.split("\n"))
+    beyond = (line for line in (first, *more) if not (outside and line.startswith(outside)))
+    return next(beyond, first)
+
+
+def is_stopped_by_jax(eqn: Equation) -> bool:
+    """Whether a `stop_gradient` is JAX's own, in a function such as `jnp.linalg.solve`, which has
+    the derivative of its values all the same.
+    """
+    frames = getattr(eqn.source_info.traceback, "frames", ())
+    # Under `vmap` it calls itself; the outermost call comes last.
+    callers = (y for x, y in itertools.pairwise(frames) if x.function_name == "stop_gradient")
+    caller = collections.deque(callers, maxlen=1)
+    return any(frame.file_name.startswith(_OWN_FUNCTIONS) for frame in caller)
+
+
+def rule_consts(eqn: Equation) -> int:
+    """The number of inputs of a custom-rule call that are closed over rather than arguments."""
+    return eqn.params.get("num_consts", 0)
+
+
+def argument_paths(eqn: Equation) -> dict[int, str]:
+    """The names of the arguments of a custom-rule call, and the paths in them, by position.
+
+    Those of a VJP are the names that its forward function uses.
+    """
+    traced = eqn.params.get("fwd_jaxpr_thunk") or opened(called(eqn))[0]
+    return dict(enumerate(getattr(traced.debug_info, "arg_names", None) or ()))
