@@ -27,7 +27,8 @@ def pytest_configure(config: Any) -> None:
     )
     if config.getoption("check_gradients"):
         from jaxnn._cache import keep_programs
-        from jaxnn.checking.watch import Watcher, noting
+        from jaxnn.checking.noting import noting
+        from jaxnn.checking.watch import Watcher
 
         keep_programs()
         watcher, until_the_end = Watcher(), contextlib.ExitStack()

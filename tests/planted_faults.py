@@ -212,8 +212,8 @@ FAULTS = (
     ),
     Fault(
         "a transposed function may not send",
-        "checking/watch.py",
-        "            _allow_transposing()\n",
+        "checking/noting.py",
+        "            allow_transposing()\n",
         "",
         "test_watch.py -k transposed",
     ),
@@ -304,14 +304,14 @@ FAULTS = (
     Fault(
         "a point is sent in every call",
         "checking/watch.py",
-        "            _forget_traces()\n            trace_again()\n",
+        "            forget_traces()\n            trace_again()\n",
         "            pass\n",
         "test_watch.py -k sent_once",
     ),
     Fault(
         "traces for the watcher count for chex",
         "checking/watch.py",
-        "            _forget_traces()\n            trace_again()\n",
+        "            forget_traces()\n            trace_again()\n",
         "            trace_again()\n",
         "test_watch.py -k not_counted",
     ),
@@ -569,16 +569,16 @@ FAULTS = (
     ),
     Fault(
         "what a library takes inside of a gradient is another",
-        "checking/watch.py",
+        "checking/noting.py",
         "self.depth += 1",
         "pass",
         "test_watch.py -k inside_of",
     ),
     Fault(
         "what a library takes by linearize is not seen",
-        "checking/watch.py",
-        "if _INSIDE.depth and _is_library(",
-        "if _is_library(",
+        "checking/noting.py",
+        "if _INSIDE.depth and is_library(",
+        "if is_library(",
         "test_watch.py -k library",
     ),
     Fault(

@@ -34,8 +34,9 @@ from watched_programs import require_watched, unit
 import jaxnn
 from jaxnn import GradientError, gradient_descent, watching
 from jaxnn._programs import Jitted
-from jaxnn.checking import watch, watched as watched_module
-from jaxnn.checking.watch import Watcher, noting
+from jaxnn.checking import noting as noting_module, watch, watched as watched_module
+from jaxnn.checking.noting import noting
+from jaxnn.checking.watch import Watcher
 from jaxnn.cli.parser import main
 
 RNG = np.random.default_rng(0)
@@ -609,7 +610,9 @@ def test_traces_for_the_watcher_are_not_counted(monkeypatch, is_counted):
 def test_what_is_watched_can_be_pickled():
     with watching():
         assert pickle.loads(pickle.dumps(jax.grad)) is jax.grad
-        assert pickle.loads(pickle.dumps(watch._INSIDE)) is watch._INSIDE  # gradients hold it
+        assert (
+            pickle.loads(pickle.dumps(noting_module._INSIDE)) is noting_module._INSIDE
+        )  # gradients hold it
 
 
 def test_what_a_function_prints_is_not_printed_by_its_check(capfd):

@@ -1,10 +1,10 @@
 """`watching`: notes every gradient that a program takes, to check it afterwards.
 
-While a program is watched, `jax.grad` and its relatives are wrapped. A wrapped call does what it
-did before, and then traces its function once more, for the check. The point is sent to the host the
-first time that the call runs, from inside of `jit`, `scan` and `vmap`, too. Once all points are
-there, JAX traces and compiles the program again without sending them. The first gradient that is
-not finite is sent with its inputs.
+While a program is watched, `jax.grad` and its relatives are wrapped (`noting`). A wrapped call does
+what it did before, and then traces its function once more, for the check. The point is sent to the
+host the first time that the call runs, from inside of `jit`, `scan` and `vmap`, too. Once all
+points are there, JAX traces and compiles the program again without sending them. The first gradient
+that is not finite is sent with its inputs.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import sys
 import sysconfig
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,19 +28,17 @@ from jax.extend import core
 from jax.interpreters import ad
 from jax.sharding import AxisType
 
-from jaxnn._arguments import positions, readable
+from jaxnn._arguments import readable
 from jaxnn._jax import enable_x64
-from jaxnn._programs import trace_again, traced_apart
+from jaxnn._programs import trace_again
 from jaxnn._validate import first_line, is_concrete, is_key
 from jaxnn.checking.findings import SourceLine
 from jaxnn.checking.tape.layout import is_inexact
-from jaxnn.checking.undone import random_state, state_of
 from jaxnn.numerical.interpret import (
     Program,
     axes,
     emptied,
     equations,
-    keep_effects_under_vmap,
     make_jaxpr,
     opened,
     silent,
@@ -274,7 +272,7 @@ def _send(
 
 
 @functools.cache
-def _allow_transposing() -> None:
+def allow_transposing() -> None:
     """Let JAX transpose functions that send: what depends on a linear argument has no value there,
     and nothing is sent.
     """
@@ -374,7 +372,7 @@ class Watcher:
         line = None if self.is_busy else _users_line()
         if line is None:
             return
-        name = _name_of(f)
+        name = name_in_reports(f)
         with self.undisturbed():
             try:
                 call = called()
@@ -487,7 +485,7 @@ class Watcher:
         """Let programs be traced again: to send a point, or without sending any."""
         if self._retraces < RETRACES * self.points:
             self._retraces += 1
-            _forget_traces()
+            forget_traces()
             trace_again()
 
     def _see_bad(self, taken: Taken, point: Point, values: Any) -> None:
@@ -500,7 +498,7 @@ class Watcher:
         self.stop()
 
 
-def _forget_traces() -> None:
+def forget_traces() -> None:
     """Let `chex.assert_max_traces` count traces from 0 again: those for a check are not the
     program's.
     """
@@ -514,186 +512,13 @@ def _copies(values: Any) -> Any:
     return jax.tree.map(np.array, values)
 
 
-def _first(result: Any, has_aux: bool) -> Any:
-    return result[0] if has_aux else result
-
-
-# Functions of JAX that return a function, and those that differentiate at once.
-_RETURNING = {
-    "grad": Form(gradient=_first),
-    "value_and_grad": Form(gradient=lambda result, _: result[1]),
-    "jacrev": Form(gradient=_first),
-    "jacobian": Form(gradient=_first),
-    "jacfwd": Form(gradient=_first, forward=True),
-    "hessian": Form(gradient=_first, order=2),
-}
-_AT_ONCE = {"vjp": Form(), "linearize": Form(), "jvp": Form(forward=True)}
-
-_ACTIVE: list[Watcher] = []
-
-
-class _Inside(threading.local):
-    """A context manager that counts the gradients that this thread computes, one inside another."""
-
-    depth = 0
-
-    def __enter__(self) -> None:
-        self.depth += 1
-
-    def __exit__(self, *error: Any) -> None:
-        self.depth -= 1
-
-    def __reduce__(self) -> str:
-        return "_INSIDE"  # a gradient function that is sent to another process finds its own
-
-
-_INSIDE = _Inside()
 # Where a wrapped function keeps its name for reports.
-_NAME = "_jaxnn_name"
+NAME = "_jaxnn_name"
 
 
-def _returning(real: Callable, form: Form) -> Callable:
-    """A transformation whose results are noted when they are called."""
-
-    @functools.wraps(real)
-    def transform(fun, argnums=0, has_aux=False, *rest, **options):
-        transformed = real(fun, argnums, has_aux, *rest, **options)
-
-        @functools.wraps(transformed)
-        def call(*args, **kwargs):
-            again = _Again(fun)
-            with _INSIDE:
-                result = transformed(*args, **kwargs)
-            again.note(form, lambda: Call(positions(argnums, args), args, kwargs, has_aux), result)
-            return result
-
-        call.__dict__[_NAME] = f"{real.__name__}({_name_of(fun)})"
-        return call
-
-    return transform
-
-
-def _name_of(f: Callable) -> str:
+def name_in_reports(f: Callable) -> str:
     """What a report calls a function; `grad(f)` for a gradient that is differentiated again."""
-    return getattr(f, _NAME, "") or name_of(f)
-
-
-def _at_once(real: Callable, form: Form) -> Callable:
-    """A transformation that is noted when it is called."""
-
-    @functools.wraps(real)
-    def transform(fun, *args, **options):
-        # What a library does inside of a gradient is a part of it.
-        if _INSIDE.depth and _is_library(sys._getframe(1).f_code.co_filename):
-            return real(fun, *args, **options)
-        again = _Again(fun)
-        with _INSIDE:
-            result = real(fun, *args, **options)
-        has_aux = bool(options.get("has_aux"))
-        primals = lambda: (args or [options["primals"]])[0] if form.forward else args  # noqa: E731
-        again.note(form, lambda: Call.of_all(primals(), has_aux), result)
-        return result
-
-    return transform
-
-
-def _checking(real: Callable) -> Callable:
-    """`jax.test_util.check_grads`, whose function is noted."""
-
-    @functools.wraps(real)
-    def check_grads(f, args, order, modes=("fwd", "rev"), *rest, **options):
-        form = Form(order=min(order, 2), forward="rev" not in modes)
-        _Again(f).note(form, lambda: Call.of_all(args), None)
-        return real(f, args, order, modes, *rest, **options)
-
-    return check_grads
-
-
-def _exporting(real: Callable) -> Callable:
-    """`jax.export.export`, whose programs hold no callbacks of the watcher's."""
-
-    @functools.wraps(real)
-    def export(*args, **options):
-        exported = real(*args, **options)
-
-        @functools.wraps(exported)
-        def call(*args, **kwargs):
-            with contextlib.ExitStack() as stack:
-                for watcher in _ACTIVE[-1:]:
-                    stack.enter_context(watcher.undisturbed())
-                    stack.enter_context(traced_apart())
-                return exported(*args, **kwargs)
-
-        return call
-
-    return export
-
-
-class _Again:
-    """Lets a function be called once more as it was before a call, without a trace."""
-
-    def __init__(self, f: Callable):
-        self._f, self._before = f, state_of(f, _is_library) if _ACTIVE else None
-
-    def note(self, form: Form, called: Callable[[], Call], result: Any) -> None:
-        """Note the call that was made, in the state that its function had before."""
-        if self._before is None or not _ACTIVE:
-            return
-        after, drawn = state_of(self._f, _is_library), random_state()
-        self._before()
-        _forget_traces()
-        try:
-            _ACTIVE[-1].note(self._f, form, called, result)
-        finally:
-            _forget_traces()
-            after()
-            drawn()
-
-
-@functools.cache
-def _wrapped() -> dict[Callable, Callable]:
-    """The watched form of each function of JAX."""
-    import jax.export
-    import jax.test_util
-
-    kinds = ((_returning, _RETURNING), (_at_once, _AT_ONCE))
-    wrapped = {
-        getattr(jax, name): wrap(getattr(jax, name), form)
-        for wrap, forms in kinds
-        for name, form in forms.items()
-    }
-    for f in wrapped.values():
-        f.__module__ = "jax"  # where pickle finds it
-    others = {jax.test_util.check_grads: _checking, jax.export.export: _exporting}
-    return wrapped | {real: wrap(real) for real, wrap in others.items()}
-
-
-@contextlib.contextmanager
-def noting(watcher: Watcher) -> Iterator[None]:
-    """Note the gradients that are taken inside, by any module that has imported JAX's functions."""
-    with traced_apart():  # what was compiled before is watched, too
-        _ACTIVE.append(watcher)
-        if len(_ACTIVE) == 1:
-            _allow_transposing()
-            keep_effects_under_vmap()
-            _replace(_wrapped())
-        try:
-            yield
-        finally:
-            _ACTIVE.remove(watcher)
-            if not _ACTIVE:
-                _replace({new: old for old, new in _wrapped().items()})
-
-
-def _replace(functions: Mapping[Callable, Callable]) -> None:
-    """Replace functions wherever a module has them under some name, except in JAX itself."""
-    new_by_id = {id(old): new for old, new in functions.items()}
-    for name, module in list(sys.modules.items()):
-        if name.startswith("jax._src"):
-            continue
-        for attribute, value in list(getattr(module, "__dict__", {}).items()):
-            if (new := new_by_id.get(id(value))) is not None:
-                setattr(module, attribute, new)
+    return getattr(f, NAME, "") or name_of(f)
 
 
 # Directories of code that is not the user's.
@@ -708,7 +533,7 @@ _OWN = tuple(os.path.join(_HERE, part, "") for part in ("checking", "numerical")
 
 
 @functools.cache
-def _is_library(file: str) -> bool:
+def is_library(file: str) -> bool:
     """Whether a file is one of Python or of an installed package."""
     return os.path.realpath(file).startswith(_LIBRARIES)
 
@@ -724,7 +549,7 @@ def _users_line() -> SourceLine | None:
     frames = [f for f in frames if not f.f_code.co_filename.startswith(_BETWEEN)]
     if not frames:
         return None
-    found = next((f for f in frames if not _is_library(f.f_code.co_filename)), frames[0])
+    found = next((f for f in frames if not is_library(f.f_code.co_filename)), frames[0])
     code, number = found.f_code, found.f_lineno
     text = linecache.getline(code.co_filename, number).strip()
     function = "" if code.co_name == "<module>" else code.co_name

@@ -28,11 +28,12 @@ from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.explain import Explanation, explain
 from jaxnn.checking.findings import SourceLine, with_lines
 from jaxnn.checking.measure import first_of
+from jaxnn.checking.noting import noting
 from jaxnn.checking.page import watch_fragment, watch_page, write_page
 from jaxnn.checking.questions.cut_off import CUT_OFF
 from jaxnn.checking.report import GradientError, GradientReport, plain
 from jaxnn.checking.scalar import rules_of
-from jaxnn.checking.watch import Point, Taken, Watcher, noting
+from jaxnn.checking.watch import Point, Taken, Watcher
 
 # Seconds spent checking, by default.
 BUDGET = 60.0

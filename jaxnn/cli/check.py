@@ -10,9 +10,10 @@ from jaxnn._cache import keep_programs
 from jaxnn._terminal import takes_codes
 from jaxnn.checking import explain as of_checking
 from jaxnn.checking.check import MADE, check_gradient
+from jaxnn.checking.noting import noting
 from jaxnn.checking.page import page
 from jaxnn.checking.report import GradientError, GradientReport, painted
-from jaxnn.checking.watch import Watcher, noting
+from jaxnn.checking.watch import Watcher
 from jaxnn.checking.watched import judged
 from jaxnn.cli.output import mark, passing, place_of, print_json, require_places, silent
 from jaxnn.cli.targets import Target, load, raising, refusal

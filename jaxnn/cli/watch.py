@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator
 
 from jaxnn._jax import set_from
 from jaxnn._terminal import coloured, takes_codes
-from jaxnn.checking.watch import Watcher, noting
+from jaxnn.checking.noting import noting
+from jaxnn.checking.watch import Watcher
 from jaxnn.checking.watched import interruptible, judged
 from jaxnn.cli.output import mark, passing, print_json, require_places
 

@@ -13,7 +13,8 @@ import numpy as np
 from jax import lax
 
 import jaxnn
-from jaxnn.checking.watch import Watcher, noting
+from jaxnn.checking.noting import noting
+from jaxnn.checking.watch import Watcher
 
 
 def weights(rng, *shape):
