@@ -28,6 +28,7 @@ from jaxnn.checking.further import RUN_FURTHER
 from jaxnn.checking.page import fragment
 from jaxnn.checking.programs import Programs
 from jaxnn.checking.questions import kinks, solvers
+from jaxnn.checking.report import painted
 from jaxnn.checking.tape.layout import Site
 from jaxnn.numerical.float64 import widen
 
@@ -1479,6 +1480,26 @@ def test_a_report_is_true_if_it_is_ok():
     assert repr(explain(right, jnp.ones(3))) == (
         "<Explanation of <lambda>: births 0, rules 0, digits_lost 0>"
     )
+    assert repr(check_gradient(right, jnp.ones(3))) == (
+        "<GradientReport of <lambda>: agrees, 1 leaf>"
+    )
+    twos = lambda *given: (2 * jnp.ones(3), jnp.ones(2))  # noqa: E731
+    f = lambda x, y: jnp.sum(x) + jnp.sum(y)  # noqa: E731
+    assert repr(check_gradient(f, jnp.ones(3), jnp.ones(2), argnums=(0, 1), gradient=twos)) == (
+        "<GradientReport of <lambda>: differs, 2 leaves, worst [0]>"
+    )
+
+
+def test_each_verdict_has_its_colour():
+    colours = {verdict: painted(verdict, "")[:5] for verdict in Verdict}
+    green, red, yellow = "\x1b[32m", "\x1b[31m", "\x1b[33m"
+    assert [verdict for verdict in colours if colours[verdict] == green] == ["agrees"]
+    assert [verdict for verdict in colours if colours[verdict] == yellow] == [
+        "kink",
+        "imprecise",
+        "unresolved",
+    ]
+    assert set(colours.values()) == {green, red, yellow}
 
 
 def test_a_gradient_of_0_whose_constants_are_rounded_is_0():

@@ -68,8 +68,7 @@ class Verdict(enum.StrEnum):
         """A member; each is written as one line of data, in the order of the attributes."""
         verdict = str.__new__(cls, text)
         verdict._value_ = text
-        if data:
-            verdict.kind, verdict.exit_code, verdict.meaning = data
+        verdict.kind, verdict.exit_code, verdict.meaning = data
         return verdict
 
     def __repr__(self) -> str:

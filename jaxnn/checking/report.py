@@ -232,8 +232,6 @@ class GradientReport:
                 f"not ok: fewer than {least:g} correct digits in the leaf's own dtype: "
                 f"{', '.join(few)}"
             )
-        if not self.leaves:
-            lines += map(str, self.found)
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def _with_rows(self, lines_of: Mapping[str, Any]) -> Sequence[LeafReport]:
@@ -256,7 +254,7 @@ class GradientReport:
         for lines, verdicts in explained:
             paths = [leaf.path for leaf in self.leaves if leaf.verdict in verdicts]
             paths += [leaf.path for leaf in self.leaves]
-            if lines and paths:
+            if lines:
                 found.setdefault(paths[0], []).extend(lines)
         return found
 
