@@ -365,8 +365,9 @@ def _slopes(
 
     if not given:
         return
+    at_once = tape.together and len(given) > 1  # one alone is compiled anyway
     with wide_arithmetic(tape.dtype):
-        values = (Jitted(along_lines) if tape.together else along_lines)(given)
+        values = (Jitted(along_lines) if at_once else along_lines)(given)
     epsilon = float(jnp.finfo(tape.dtype).eps)
     for (number, found), phi in zip(asked.items(), map(np.asarray, values), strict=True):
         coarse = max(epsilon, _rounding(tape.sites[number]))
