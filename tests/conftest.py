@@ -12,13 +12,12 @@ import sys
 import threading
 from importlib.metadata import version
 
-# Compiling takes most of the time, and less than half of it without fused emitters and without
-# optimisation; later versions refuse the first flag. JAX reads them when it is imported. To test
-# without: `XLA_FLAGS= pytest`; the tests with other versions of JAX do so anyway.
+# Compiling takes most of the time, and less than half of it without fused emitters and, in the
+# quick tests, without optimisation; later versions refuse the first flag. To test without them:
+# `XLA_FLAGS= pytest`; the tests with other versions of JAX do so anyway.
+FLAG = "--xla_cpu_use_fusion_emitters=false"
 if version("jaxlib").startswith("0.10."):
-    os.environ.setdefault(
-        "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
-    )
+    os.environ.setdefault("XLA_FLAGS", FLAG)
 if version("jaxlib").startswith("0.9."):  # it complains of programs that it has kept itself
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -69,6 +68,8 @@ def pytest_configure(config):
     """
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(datetime.date.today().toordinal())
+    if os.environ.get("XLA_FLAGS") == FLAG and "not slow" in config.option.markexpr:
+        os.environ["XLA_FLAGS"] = f"{FLAG} --xla_backend_optimization_level=0"
     # The environment is for programs that tests start.
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, (str(HOUSE / "tests"), os.environ.get("PYTHONPATH")))
