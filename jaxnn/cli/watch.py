@@ -4,6 +4,7 @@ import _thread
 import argparse
 import concurrent.futures.thread
 import contextlib
+import functools
 import importlib.abc
 import importlib.machinery
 import os
@@ -13,7 +14,8 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from jaxnn._jax import set_from
 from jaxnn._terminal import coloured, takes_codes
@@ -32,7 +34,6 @@ def watch(args: argparse.Namespace) -> int:
     """
     require_places(args, "html", "json", "sarif")
     stopped: list[threading.Timer] = []
-    others = threading.enumerate()
 
     def stop():
         if args.stop and not stopped:
@@ -48,7 +49,6 @@ def watch(args: argparse.Namespace) -> int:
             for timer in stopped:
                 timer.cancel()
                 timer.join()
-            _await_threads(others)
         with contextlib.suppress(ValueError):  # the program closed it
             sys.stdout.flush()
     if stopped and code == 130:
@@ -92,19 +92,16 @@ def _ended_in_order() -> Iterator[None]:
 
 
 def _await_threads(others: Iterable[threading.Thread]) -> None:
-    """Wait for the threads that outlive the program, as Python does at its end, but not for those
-    of pools, which wait for more work themselves.
+    """Wait for threads that outlive the program, as Python does at its end; but not for those of
+    pools, which wait for more work themselves.
     """
     passed = {*others, *getattr(concurrent.futures.thread, "_threads_queues", ())}
-    while alive := [t for t in threading.enumerate() if not (t.daemon or t in passed)]:
-        for thread in alive:
-            thread.join()
+    while its_own := [t for t in threading.enumerate() if not (t.daemon or t in passed)]:
+        its_own[0].join()
 
 
 def _ran(program: list[str], stopped: list) -> int:
-    """The exit code of a program, run as the main module with its arguments; nothing is printed
-    where it was stopped.
-    """
+    """The exit code of a program, run as the main module with its arguments."""
     is_module = program[0] == "-m"
     if is_module and len(program) == 1:
         raise ValueError("`-m` must be followed by the name of a module. Got nothing.")
@@ -112,22 +109,25 @@ def _ran(program: list[str], stopped: list) -> int:
     in_folder = os.path.join(name, "__main__.py") if os.path.isdir(name) else name
     if not is_module and not os.path.exists(in_folder):
         raise ValueError(f"`PROGRAM` must be a Python file, or -m MODULE. Got {name!r}.")
-    before = sys.argv, sys.path[:]
+    run = functools.partial(runpy.run_path, name, run_name="__main__")
+    if is_module:
+        run = functools.partial(runpy.run_module, name, run_name="__main__", alter_sys=True)
+    before, others = (sys.argv, sys.path[:]), threading.enumerate()
     sys.argv = [name, *rest]
     sys.path[0] = os.getcwd() if is_module else os.path.dirname(os.path.abspath(name))
     try:
         with _imported_anew():
-            return _exit_code(name, is_module, stopped)
+            code = _exit_code(run, stopped)
+            waited = 0 if stopped else _exit_code(lambda: _await_threads(others), stopped)
+            return code or waited
     finally:
         sys.argv, sys.path[:] = before
 
 
-def _exit_code(name: str, is_module: bool, stopped: list) -> int:
+def _exit_code(run: Callable[[], Any], stopped: list) -> int:
+    """The exit code of Python where something runs; nothing is printed where it was stopped."""
     try:
-        if is_module:
-            runpy.run_module(name, run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(name, run_name="__main__")
+        run()
     except SystemExit as end:
         if isinstance(end.code, int | None):
             return end.code or 0
