@@ -1091,3 +1091,15 @@ def test_a_masked_nan_is_nothing_to_report_if_the_gradient_is_finite():
     row = jnp.array([-1.0, -2.0])
     assert jnp.isfinite(jax.grad(mean)(0.5, row))
     assert explain(mean, jnp.float32(0.5), row, argnums=0).ok
+
+
+@pytest.mark.parametrize("number", [0.1, 0.9, 1.5])
+def test_a_forward_pass_that_rounds_where_all_cancels_has_no_other_value(number):
+    centred = jax.custom_vjp(lambda x: x - jnp.mean(x))
+    backward = lambda _, g: (g - jnp.mean(g),)  # noqa: E731
+    centred.defvjp(lambda x: (x - x[0] - jnp.mean(x - x[0]), None), backward)
+    f = lambda x: jnp.sum(jnp.arange(10.0) * centred(jnp.sin(x))) + jnp.sum(x)  # noqa: E731
+    assert explain(f, jnp.full(10, number)).rules == ()
+    centred.defvjp(lambda x: (1.01 * (x - jnp.mean(x)), None), backward)
+    (found,) = explain(f, jnp.linspace(0, number, 10)).rules
+    assert found.argument is None and found.difference == pytest.approx(0.01, rel=0.1)
