@@ -8,13 +8,14 @@ import gc
 import os
 import pathlib
 import re
+import subprocess
 import sys
 import threading
 from importlib.metadata import version
 
-# Compiling takes most of the time, and less than half of it without fused emitters and, in the
-# quick tests, without optimisation; later versions refuse the first flag. To test without them:
-# `XLA_FLAGS= pytest`; the tests with other versions of JAX do so anyway.
+# Compiling takes most of the time: less without fused emitters and, in the quick tests, without
+# optimisation. Later versions refuse the first flag. To test without them: `XLA_FLAGS= pytest`; the
+# tests with other versions of JAX do so anyway.
 FLAG = "--xla_cpu_use_fusion_emitters=false"
 if version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", FLAG)
@@ -148,3 +149,11 @@ def dtype(request):
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def compiled_as_usual():
+    """Runs a file in a process that compiles as usual: last digits depend on how."""
+    usual = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    how = {"env": usual, "capture_output": True, "text": True, "timeout": 300}
+    return lambda file: subprocess.run([sys.executable, file], **how)

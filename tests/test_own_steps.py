@@ -1,10 +1,8 @@
 """The scripts of `examples/steps`: each takes the steps of a loop by hand, to the bit."""
 
 import importlib.util
-import os
 import pathlib
-import subprocess
-import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -67,12 +65,8 @@ def compare(name):
 
 
 @since(0, 8)
-def test_the_steps_are_those_of_a_loop_by_hand():
-    """In a process that compiles as usual: the last bits depend on how."""
-    usual = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, __file__], env=usual, capture_output=True, text=True, timeout=300
-    )
+def test_the_steps_are_those_of_a_loop_by_hand(compiled_as_usual):
+    done = compiled_as_usual(__file__)
     assert done.returncode == 0 and done.stdout.split() == OWN, done.stderr
 
 
@@ -88,6 +82,7 @@ def test_what_the_scripts_are_for():
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("error")
     for name in OWN:
         compare(name)
         print(name)

@@ -610,9 +610,8 @@ def test_traces_for_the_watcher_are_not_counted(monkeypatch, is_counted):
 def test_what_is_watched_can_be_pickled():
     with watching():
         assert pickle.loads(pickle.dumps(jax.grad)) is jax.grad
-        assert (
-            pickle.loads(pickle.dumps(noting_module._INSIDE)) is noting_module._INSIDE
-        )  # gradients hold it
+        held = noting_module._INSIDE  # by gradients
+        assert pickle.loads(pickle.dumps(held)) is held
 
 
 def test_what_a_function_prints_is_not_printed_by_its_check(capfd):

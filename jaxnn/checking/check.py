@@ -167,7 +167,7 @@ def check_gradient(
                 if mode and len(forward) > 1:
                     checked = checked.with_note("this is the gradient computed in forward mode")
                 report = _report(checked, digits, _unless_all(argnums, args))
-                if not report.ok:
+                if not report.ok or report.interrupted:
                     return _announced(report)
     assert report is not None
     return _announced(report)

@@ -120,10 +120,9 @@ def _exporting(real: Callable) -> Callable:
 
         @functools.wraps(exported)
         def call(*args, **kwargs):
-            with contextlib.ExitStack() as stack:
-                for watcher in _ACTIVE[-1:]:
-                    stack.enter_context(watcher.undisturbed())
-                    stack.enter_context(traced_apart())
+            if not _ACTIVE:
+                return exported(*args, **kwargs)
+            with _ACTIVE[-1].undisturbed(), traced_apart():
                 return exported(*args, **kwargs)
 
         return call

@@ -316,9 +316,11 @@ def _unlogged() -> Iterator[None]:
 
 
 def shaken(x: Any, shake: float, rng: np.random.Generator) -> np.ndarray:
-    """A leaf with each entry moved by up to `shake` roundings of its dtype."""
+    """An array with each entry moved by up to `shake` roundings of its dtype, in float64 or complex
+    accordingly.
+    """
     rounding = shake * float(jnp.finfo(x.dtype).eps)
-    return np.asarray(np.asarray(x, np.float64) * (1 + rounding * rng.uniform(-1, 1, x.shape)))
+    return np.asarray(np.asarray(x) * (1 + rounding * rng.uniform(-1, 1, x.shape)))
 
 
 def _trace(static: Static, form: Point) -> tuple[Program, PyTree]:

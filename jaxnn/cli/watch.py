@@ -125,7 +125,9 @@ def _ran(program: list[str], stopped: list) -> int:
 
 
 def _exit_code(run: Callable[[], Any], stopped: list) -> int:
-    """The exit code of Python where something runs; nothing is printed where it was stopped."""
+    """The exit code with which Python would end after `run()`; an interruption prints nothing if
+    the program was stopped.
+    """
     try:
         run()
     except SystemExit as end:

@@ -89,7 +89,7 @@ def _beside(x: Any, rng: np.random.Generator) -> Any:
 def _is_corner(entry: Entry) -> bool:
     """Whether the slopes from the left and from the right differ at an entry."""
     apart = abs(entry.right - entry.left)
-    return entry.bound < apart < math.inf
+    return entry.verdict is Verdict.KINK or entry.bound < apart < math.inf
 
 
 def _has_corner(leaf: LeafReport) -> bool:

@@ -18,7 +18,7 @@ def applies(checked: Checked) -> bool:
     """Whether a leaf has no effect while the operands of `stop_gradient` are held."""
     held = checked.is_automatic and checked.check.settings.held
     idle = any(leaf.hint == NO_EFFECT for leaf in checked.leaves)
-    return held and idle
+    return held and idle and bool(stops(checked.programs.program))
 
 
 def ask(checked: Checked) -> frozenset[str]:
