@@ -591,8 +591,8 @@ FAULTS = (
     Fault(
         "one triangle is no symmetric matrix",
         "checking/patterns.py",
-        "if symmetric and np.any(wrong.numerical == 0):",
-        "if False:",
+        "return next(fitting, _transposed(wrong) or _symmetric(wrong))",
+        "return next(fitting, _transposed(wrong))",
         "test_check.py -k one_triangle",
     ),
     Fault(
@@ -1021,7 +1021,7 @@ FAULTS = (
         "checking/moves.py",
         "np.uint32(direction.seed) * np.array([0x9E3779B9], np.uint32)",
         "np.uint32(0) * np.array([0x9E3779B9], np.uint32)",
-        "test_locate.py",
+        "test_locate.py -k of_their_own",
     ),
     Fault(
         "the usual size is a square",

@@ -126,6 +126,13 @@ def test_entries_move_alike_wherever_they_are_drawn(monkeypatch, low, high, rela
     assert sums.terms[1] == pytest.approx(claim @ flat)
 
 
+def test_the_two_lines_through_a_leaf_have_directions_of_their_own():
+    ones, part = np.ones(50), Part(0, 0, 50)
+    draws = moves.drawer([ones], jnp.float64)
+    first, second = (draws([ones], Direction((part,), seed))[0][0] for seed in (1, 2))
+    assert abs(np.mean(np.sign(first * second))) < 0.5
+
+
 def test_bits_are_mixed_as_the_finaliser_of_murmurhash_does():
     mixed = moves._hashed(np.array([0, 1], np.uint32), np)
     assert mixed.tolist() == [0, 0x514E28B7] and mixed.dtype == np.uint32

@@ -204,9 +204,6 @@ def _cause(wrong: Wrong) -> str:
             "the values do not change with these entries; if a rule differs from them on purpose, "
             "name its function in `trust`"
         )
-    symmetric = _symmetric(wrong)
-    if symmetric and np.any(wrong.numerical == 0):  # one triangle is read
-        return symmetric
     of_ratio = {
         -1.0: "the sign is wrong",
         2.0: "an extra factor of 2",
@@ -217,7 +214,7 @@ def _cause(wrong: Wrong) -> str:
         of_ratio[n] = f"too large {by}: a sum where the function takes a mean"
         of_ratio[1 / n] = f"too small {by}: a mean where the function takes a sum"
     fitting = (text for ratio, text in of_ratio.items() if _alike(wrong.ratio, ratio))
-    return next(fitting, _transposed(wrong) or symmetric)
+    return next(fitting, _transposed(wrong) or _symmetric(wrong))
 
 
 def _is_square(wrong: Wrong) -> bool:
