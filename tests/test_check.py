@@ -994,6 +994,30 @@ def test_a_leaf_without_influence_is_said_to_be_so():
     assert unused.verdict == "agrees" and "does not depend" in unused.hint
 
 
+tripled = jax.custom_jvp(jnp.sin)
+tripled.defjvp(lambda x, dx: (jnp.sin(x[0]), 3 * jnp.cos(x[0]) * dx[0]))
+
+
+@pytest.mark.parametrize("mode", ["rev", "fwd"])
+@pytest.mark.parametrize(
+    "f, verdict",
+    [
+        (lambda x: jnp.sum(jnp.sin(x)), "agrees"),
+        (lambda x: jnp.sum(tripled(x)), "differs"),
+        (lambda x: jnp.sum(jnp.sqrt(x - draw(0, 3))), "not finite"),
+        (lambda x: jnp.sum(jnp.abs(x - draw(0, 3))), "kink"),
+        (lambda x: jnp.sum(jax.lax.stop_gradient(x) * x), "detached"),
+    ],
+)
+def test_a_leaf_without_entries_changes_no_verdict_on_others(f, verdict, mode):
+    leaves = {"x": draw(0, 3), "none": jnp.zeros((0, 2))}
+    report = check_gradient(lambda p: f(p["x"]) + jnp.sum(p["none"]), leaves, modes=mode)
+    by_path = {leaf.path: leaf for leaf in report.leaves}
+    assert by_path["[0]['x']"].verdict == verdict and not report.notes
+    assert by_path["[0]['none']"].verdict == "agrees"
+    assert by_path["[0]['none']"].hint == "the leaf has no entries"
+
+
 def test_a_function_that_is_not_deterministic_is_said_to_be_so():
     rng = np.random.default_rng(0)
     report = check_gradient(

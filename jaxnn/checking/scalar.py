@@ -87,7 +87,8 @@ def forward_gradient(value: Callable, tangent: Any = 1) -> Callable:
 
             def one(i):
                 tangents = [jnp.zeros_like(x) for x in leaves]
-                tangents[k] = tangents[k].ravel().at[i].set(one_entry).reshape(leaves[k].shape)
+                chosen = jnp.arange(leaves[k].size) == i  # unlike indexing, for an empty leaf, too
+                tangents[k] = jnp.where(chosen, one_entry, 0).reshape(leaves[k].shape)
                 return jax.jvp(lambda leaves: value(leaves, data), (leaves,), (tangents,))[1]
 
             return jax.lax.map(one, jnp.arange(leaves[k].size)).reshape(leaves[k].shape)

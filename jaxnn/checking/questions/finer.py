@@ -6,12 +6,7 @@ structure finer than the steps. Such structure shows as noise far above rounding
 
 import numpy as np
 
-from jaxnn.checking.evidence import (
-    BLIND,
-    ROUNDINGS_BETWEEN_CALLS,
-    Verdict,
-    explained,
-)
+from jaxnn.checking.evidence import BLIND, ROUNDINGS_BETWEEN_CALLS, Verdict, explained
 from jaxnn.checking.findings import LeafReport
 from jaxnn.checking.measure import Checked
 
@@ -43,10 +38,12 @@ def _is_noisy(leaf: LeafReport, centre: float) -> bool:
     """Whether the values exclude a leaf's gradient, but their noise is far above rounding error,
     and less than ten times the change that this gradient predicts at the finest step.
     """
+    if leaf.verdict is not Verdict.DIFFERS or not leaf.is_off:
+        return False
     # Where the value is 0, what cancels in it is at least as large as the error over a coarse step.
     size = max(abs(centre), abs(leaf.autodiff - leaf.numerical) * leaf.steps[0])
     rounding = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps) * size
-    if leaf.verdict is not Verdict.DIFFERS or not leaf.is_off or leaf.noise <= rounding:
+    if leaf.noise <= rounding:
         return False
     claims = [entry.autodiff for entry in leaf.entries if entry.verdict.wrong] or [leaf.autodiff]
     return all(abs(claim) * leaf.steps[-1] > BLIND * leaf.noise for claim in claims)
