@@ -162,7 +162,8 @@ class Partition(NamedTuple):
             `argnums` is one).
 
         Raises:
-          TypeError: there is no leaf to differentiate, or `where` holds anything but booleans.
+          TypeError: there is no leaf to differentiate, a leaf has no values, or `where` holds
+            anything but booleans.
           ValueError: `argnums` is out of range, or the structure of `where` does not match.
         """
         _require_numbers(argnums, args, name)
@@ -179,6 +180,9 @@ class Partition(NamedTuple):
             chosen += [i in wanted] * len(found)
             choices = wanted.get(i, [False] * len(found))
             roles += _roles(argument, choices, settings=i in wanted and where is None)
+        for path, leaf in zip(paths, leaves, strict=True):
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                raise TypeError(f"`{path}` must have values. Got {leaf}.")
         if not any(role.moves for role in roles):
             for i in sorted(wanted):
                 require_differentiable(labels[i], arguments[i])

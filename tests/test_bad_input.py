@@ -502,6 +502,8 @@ jax.jit(lambda x: explain(bowl, x))(X)
     needs concrete values. Got traced arguments.
 check_gradient(bowl, X, digits="many")
     TypeError: `digits` must be a number. Got str 'many'.
+check_gradient(bowl, jax.eval_shape(lambda: X))
+    TypeError: `args[0]` must have values. Got ShapeDtypeStruct(shape=(2,), dtype=float32).
 jax.jit(lambda x: check_gradient(bowl, x))(X)
     TypeError: `check_gradient` must be called outside `jax.jit`, `jax.grad` and `jax.vmap`, as it
     needs concrete values. Got traced arguments.

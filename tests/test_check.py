@@ -1018,6 +1018,11 @@ def test_a_leaf_without_entries_changes_no_verdict_on_others(f, verdict, mode):
     assert by_path["[0]['none']"].hint == "the leaf has no entries"
 
 
+def test_numbers_that_a_processor_takes_for_0_are_no_other_value():
+    report = check_gradient(lambda x: jnp.sum(3 * x), jnp.array([1e-40, 1e-42], jnp.float32))
+    assert report.ok and not report.notes
+
+
 def test_a_function_that_is_not_deterministic_is_said_to_be_so():
     rng = np.random.default_rng(0)
     report = check_gradient(

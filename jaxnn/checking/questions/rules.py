@@ -201,7 +201,8 @@ def _has_another_value(checked: Checked) -> bool:
     if nothing and any(np.any(g) for g in checked.claims.own):  # the function is rounding error
         return False
     noise = (leaf.noise for leaf in checked.leaves if math.isfinite(leaf.noise))
-    rounding = max([float(np.finfo(np.float64).eps) * abs(centre), *noise])
+    flushed = float(np.finfo(np.float32).tiny)  # a processor may take smaller numbers for 0
+    rounding = max([float(np.finfo(np.float64).eps) * abs(centre), flushed, *noise])
     bound = ROUNDINGS_BETWEEN_CALLS * rounding
     tolerance = min(reach(x.dtype) for x in checked.check.point.leaves)
     return judge(Evidence(forward, centre, centre, bound), tolerance).wrong
