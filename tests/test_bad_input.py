@@ -1153,7 +1153,7 @@ $ train --grad none
 $ train --every 0
     argument --every: must be a whole number of at least 1. Got '0'
 $ train --frob
-    unrecognized arguments: --frob
+    unrecognized arguments: --frob; see jaxnn train --help
 $ train --resume
     `--resume` must be used with --checkpoint DIR. Got no directory.
 $ train --resume oldest --checkpoint new

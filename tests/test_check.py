@@ -66,7 +66,10 @@ def test_a_straight_through_rule_is_told_how_to_be_trusted():
     step.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
     f, x = lambda x: jnp.sum(step(x)), jnp.array([0.3, 0.8])  # noqa: E731
     report = check_gradient(f, x)
-    assert report.verdict == "differs" and "name its function in `trust`" in report.leaves[0].hint
+    assert (
+        report.verdict == "differs"
+        and "name its function in `trust` (`jaxnn watch --trust`)" in report.leaves[0].hint
+    )
     assert check_gradient(f, x, trust=("<lambda>",)).ok
 
 

@@ -202,7 +202,7 @@ def _cause(wrong: Wrong) -> str:
     if np.all(wrong.numerical == 0) and np.all(np.isfinite(wrong.autodiff)):
         return (
             "the values do not change with these entries; if a rule differs from them on purpose, "
-            "name its function in `trust`"
+            "name its function in `trust` (`jaxnn watch --trust`)"
         )
     of_ratio = {
         -1.0: "the sign is wrong",

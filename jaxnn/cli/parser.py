@@ -34,7 +34,10 @@ _FLAGS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = _parser().parse_args(_before_program(sys.argv[1:] if argv is None else list(argv)))
+    given = _before_program(sys.argv[1:] if argv is None else list(argv))
+    args, unknown = _parser().parse_known_args(given)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     args.began, args.stdout = time.perf_counter(), sys.stdout
     try:
         with passing("loading JAX"):
@@ -103,6 +106,7 @@ def _parser() -> _Parser:
             description=command.description,
             epilog=f"example: {command.example}",
         )
+        one.set_defaults(parser=one)  # the one that knows what the command takes
         if name != "watch":
             one.add_argument("--json", action="store_true", help="print JSON instead of text")
         one.add_argument("--debug", action="store_true", help="show the traceback of an error")
