@@ -1186,6 +1186,20 @@ FAULTS = (
         "test_explain.py -k 'named or iteration or loop'",
     ),
     Fault(
+        "what a linear solve inverts has no cotangents",
+        "checking/tape/inside.py",
+        "back = _run(tape, parts.transposed, [*parts.transposed_consts, *cts])",
+        "back = [None for _ in cts]",
+        "test_explain.py -k 'that_a_linear_solve_inverts'",
+    ),
+    Fault(
+        "forward mode moves every entry of a leaf",
+        "checking/scalar.py",
+        "chosen = jnp.arange(leaves[k].size) == i",
+        "chosen = jnp.arange(leaves[k].size) >= i",
+        "test_check.py -k 'without_entries or forward'",
+    ),
+    Fault(
         "a reversed loop is walked forwards",
         "checking/tape/inside.py",
         '[:: -1 if parts.options["reverse"] else 1]',

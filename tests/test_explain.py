@@ -661,6 +661,26 @@ def test_a_right_linear_solve_is_not_accused(solve):
     assert [rule.name for rule in report.rules] == ["scaled"]
 
 
+@pytest.mark.parametrize("ratio", [1.0, 1.02])
+def test_a_wrong_rule_in_the_product_that_a_linear_solve_inverts_is_named(ratio):
+    @jax.custom_vjp
+    def positive(x):
+        return jnp.exp(x)
+
+    positive.defvjp(lambda x: (jnp.exp(x), x), lambda x, g: (ratio * g * jnp.exp(x),))
+
+    def f(x):
+        return jnp.sum(
+            lax.custom_linear_solve(
+                lambda v: positive(x) * v, RHS, lambda _, b: b / jnp.exp(x), symmetric=True
+            )
+        )
+
+    report, names = check_gradient(f, RHS / 8), [] if ratio == 1 else ["positive"]
+    assert [rule.name for rule in report.rules] == names and report.ok == (ratio == 1)
+    assert [rule.name for rule in explain(f, RHS / 8).rules] == names
+
+
 def test_a_wrong_transposed_solver_is_named():
     report = check_gradient(lambda a: jnp.sum(own_solve(1.1)(a, RHS)), MATRIX)
     (rule,) = report.rules

@@ -236,7 +236,7 @@ def wrong_rules(
         if (site.name, site.line) in named_at:  # one report for all calls in a line
             continue
         report = _whole(tape, record, number, suspects.get(number), tolerance)
-        if report is None and number not in tape.arbitrary:
+        if report is None and number not in tape.arbitrary and not _solves_with_rules(site):
             continue
         how = {"only_custom": only_custom, "tolerance": tolerance}
         rules = _inside(tape, record, number, report, **how)
@@ -311,6 +311,12 @@ def _holds_custom_rule(site: Site) -> bool:
         has_custom_rule(eqn) or eqn.primitive is primitives.linear_solve_p
         for eqn in (site.eqn, *equations_inside(site.eqn))
     )
+
+
+def _solves_with_rules(site: Site) -> bool:
+    """Whether a site is a linear solve, whose values are not asked, and has custom rules inside."""
+    of_solve = site.eqn.primitive is primitives.linear_solve_p
+    return of_solve and any(map(has_custom_rule, equations_inside(site.eqn)))
 
 
 def _suspects(tape: Tape, record: Record, numbers: Sequence[int]) -> dict[int, SiteQuestion]:

@@ -1,4 +1,5 @@
-"""The programs inside an equation: the function of a custom rule, a branch, iterations of a loop.
+"""The programs inside an equation: the function of a custom rule, a branch, iterations of a loop,
+the product that a linear solve inverts.
 
 Each program has its actual inputs and cotangents.
 """
@@ -21,6 +22,7 @@ from jaxnn.numerical.interpret import (
     branches,
     called,
     has_custom_rule,
+    linear_solve_parts,
     opened,
     outputs_that_change,
     scan_parts,
@@ -76,6 +78,15 @@ def insides(tape: Tape, number: int, record: Record) -> list[Inside]:
             going = lambda c: _run(tape, parts.condition, [*parts.condition_consts, *c])[0]  # noqa: E731
             loop = _Loop(parts.body, parts.body_consts, parts.carry, [], itertools.count(), going)
             return _iterations(tape, loop, moving[first:], seeds)
+    if kind is primitives.linear_solve_p:
+        parts = linear_solve_parts(eqn.params, inputs)
+        solution = [record.values[s] for s in site.outputs]
+        if parts.transposed:  # gives the cotangents of the product, but for their sign
+            zeros = map(np.zeros_like, solution)
+            cts = [zero if ct is None else ct for zero, ct in zip(zeros, seeds, strict=True)]
+            back = _run(tape, parts.transposed, [*parts.transposed_consts, *cts])
+            moves = *moving[: len(parts.matvec_consts)], *(False for _ in solution)
+            return [Inside("", parts.matvec, [*parts.matvec_consts, *solution], moves, back)]
     return []
 
 
