@@ -746,6 +746,23 @@ def test_no_time_for_checking():
     assert watched.report.exit_code == 2
 
 
+def test_small_functions_are_checked_first_and_reported_in_the_programs_order(monkeypatch):
+    def large(x):
+        return jnp.sum(jnp.sin(jnp.outer(x, x)))
+
+    def small(x):
+        return jnp.sum(x)
+
+    checked, check = [], watched_module.check_gradient
+    say = lambda f, *args, **how: checked.append(f.__name__) or check(f, *args, **how)  # noqa: E731
+    monkeypatch.setattr(watched_module, "check_gradient", say)
+    with watching() as watched:
+        jax.grad(large)(jnp.ones(9))
+        jax.grad(small)(jnp.ones(9))
+    assert checked == ["small", "large"]
+    assert [place.function for place in watched.report.places] == ["large", "small"]
+
+
 def test_an_error_goes_through_and_the_report_is_made():
     with pytest.raises(KeyError), watching() as watched:
         jax.grad(jnp.sum)(POINT)
