@@ -295,13 +295,6 @@ FAULTS = (
         "test_check.py -k phases",
     ),
     Fault(
-        "what is negligible is not that of one side",
-        "checking/slope.py",
-        "np.abs([right[first:], left[first:]])[:, :1]",
-        "np.abs([quotients[first:]])[:, :1]",
-        "test_check.py -k squared_hinge",
-    ),
-    Fault(
         "an exported step sends its points",
         "checking/noting.py",
         "with _ACTIVE[-1].undisturbed(), traced_apart():",

@@ -418,8 +418,7 @@ def _counts(best: Comparison, centre: float) -> float:
     slope = best.slope
     if HIDDEN * slope.noise < best.size and slope.noise <= HIDDEN * slope.rounding * abs(centre):
         return best.scale
-    # The slope over the coarsest step, where noise matters least, also sets what is negligible.
-    return max(best.scale, NOTHING * max(abs(centre), slope.size, slope.coarse))
+    return max(best.scale, NOTHING * max(abs(centre), slope.size))
 
 
 def _parts(line: Line, sizes: dict[int, float]) -> list[Part]:

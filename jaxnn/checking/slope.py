@@ -72,7 +72,6 @@ class Slope(NamedTuple):
       step: the step that `value` comes from.
       noise: the noise of the function's values, measured from the finer steps.
       size: the size of the function's values, up to that step.
-      coarse: the larger of the one-sided quotients over the coarsest step.
       left: the slope from the left; equal to `value` unless there is a kink.
       right: the slope from the right; equal to `value` unless there is a kink.
       kink: whether the slopes from both sides differ.
@@ -88,7 +87,6 @@ class Slope(NamedTuple):
     step: float
     noise: float
     size: float
-    coarse: float
     left: float
     right: float
     kink: bool
@@ -195,8 +193,6 @@ def estimate_slope(
         if _in_float32(t, values, centre, size):
             epsilon = max(epsilon, FLOAT32)
         best = from_left = from_right = NONE
-        one_sided = np.abs([right[first:], left[first:]])[:, :1]
-        coarse = float(np.max(one_sided[np.isfinite(one_sided)], initial=0.0))
         floor, gap = max(epsilon * size, _grain(values, centre)), np.abs(right - left)[first:]
         jumps = _jumps(values, centre, floor)
         if np.isfinite(centre):
@@ -218,7 +214,6 @@ def estimate_slope(
     return Slope(
         *best,
         size=size,
-        coarse=coarse,
         left=from_left.value if kink else best.value,
         right=from_right.value if kink else best.value,
         kink=kink,
