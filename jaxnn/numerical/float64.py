@@ -8,6 +8,7 @@ Operations that cannot be widened (host callbacks, bitcasts) keep their own dtyp
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -221,6 +222,7 @@ def is_wide(program: Program, dtype: Any) -> bool:
     return all(_widened_dtype(kind, dtype) == kind for kind in kinds)
 
 
+@functools.cache
 def _widened_dtype(dtype: Any, wide: Any) -> Any:
     if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < jnp.finfo(wide).bits:
         return jnp.dtype(wide)

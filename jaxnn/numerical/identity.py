@@ -122,11 +122,13 @@ def _fingerprint_of_parameters(eqn: Equation) -> Hashable:
 def _fingerprint_of_context(context: Any) -> Hashable:
     """The user's contexts around an operation: device, mesh, random bit generation."""
     names = "compute_type", "threefry_partitionable", "cur_abstract_mesh", "xla_metadata"
-    return tuple(_fingerprint_of(getattr(context, name, None)) for name in names)
+    return tuple(getattr(context, name, None) for name in names)
 
 
 def _fingerprint_of(value: Any) -> Hashable:
     """A key for an equation's parameter by value; JAX's own objects are compared as they are."""
+    if value is None or isinstance(value, int | str | np.dtype):  # most are
+        return type(value), value
     if is_program(value):
         consts = opened(value)[1]
         arrays = [np.asarray(x) for x in consts if not isinstance(x, Tracer)]
