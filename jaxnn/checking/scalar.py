@@ -87,7 +87,7 @@ def forward_gradient(value: Callable, tangent: Any = 1) -> Callable:
 
             def one(i):
                 tangents = [jnp.zeros_like(x) for x in leaves]
-                chosen = jnp.arange(leaves[k].size) == i  # unlike indexing, for an empty leaf, too
+                chosen = jnp.arange(leaves[k].size) == i  # an empty leaf cannot be indexed
                 tangents[k] = jnp.where(chosen, one_entry, 0).reshape(leaves[k].shape)
                 return jax.jvp(lambda leaves: value(leaves, data), (leaves,), (tangents,))[1]
 

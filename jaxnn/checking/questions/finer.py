@@ -43,7 +43,6 @@ def _is_noisy(leaf: LeafReport, centre: float) -> bool:
     # Where the value is 0, what cancels in it is at least as large as the error over a coarse step.
     size = max(abs(centre), abs(leaf.autodiff - leaf.numerical) * leaf.steps[0])
     rounding = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps) * size
-    if leaf.noise <= rounding:
-        return False
     claims = [entry.autodiff for entry in leaf.entries if entry.verdict.wrong] or [leaf.autodiff]
-    return all(abs(claim) * leaf.steps[-1] > BLIND * leaf.noise for claim in claims)
+    small = all(abs(claim) * leaf.steps[-1] > BLIND * leaf.noise for claim in claims)
+    return leaf.noise > rounding and small
