@@ -1,7 +1,7 @@
 """Whether two programs are the same, by value: JAX compares their equations as objects."""
 
 import itertools
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -119,6 +119,14 @@ def _fingerprint_of_parameters(eqn: Equation) -> Hashable:
     return tuple((name, _fingerprint_of(value)) for name, value in sorted(eqn.params.items()))
 
 
+def _fingerprint_of_constants(consts: Sequence[Any]) -> Hashable:
+    """The values of the constants that a program inside has of its own, which are few and small."""
+    arrays = [np.asarray(x) for x in consts if not isinstance(x, Tracer)]
+    if len(arrays) < len(consts) or any(x.nbytes > LARGE for x in arrays):
+        raise TypeError("a program inside has constants of its own")
+    return tuple((x.shape, x.dtype.str, x.tobytes()) for x in arrays)
+
+
 def _fingerprint_of_context(context: Any) -> Hashable:
     """The user's contexts around an operation: device, mesh, random bit generation."""
     names = "compute_type", "threefry_partitionable", "cur_abstract_mesh", "xla_metadata"
@@ -127,14 +135,10 @@ def _fingerprint_of_context(context: Any) -> Hashable:
 
 def _fingerprint_of(value: Any) -> Hashable:
     """A key for an equation's parameter by value; JAX's own objects are compared as they are."""
-    if value is None or isinstance(value, int | str | np.dtype):  # most are
+    if isinstance(value, int | str | np.dtype | None):  # most are
         return type(value), value
     if is_program(value):
-        consts = opened(value)[1]
-        arrays = [np.asarray(x) for x in consts if not isinstance(x, Tracer)]
-        if len(arrays) < len(consts) or any(x.nbytes > LARGE for x in arrays):
-            raise TypeError("a program inside has constants of its own")
-        return fingerprint(value), tuple((x.shape, x.dtype.str, x.tobytes()) for x in arrays)
+        return fingerprint(value), _fingerprint_of_constants(opened(value)[1])
     if isinstance(value, tuple | list):
         return type(value), tuple(map(_fingerprint_of, value))
     if isinstance(value, dict):

@@ -17,6 +17,7 @@ from jaxnn._programs import Jitted
 from jaxnn.checking.tape.layout import is_inexact
 from jaxnn.checking.tape.walk import Record, Tape, arbitrary_vjp, arithmetic, run_program, vjp_of
 from jaxnn.numerical.interpret import (
+    LinearSolve,
     Program,
     avals_of,
     branches,
@@ -81,12 +82,7 @@ def insides(tape: Tape, number: int, record: Record) -> list[Inside]:
     if kind is primitives.linear_solve_p:
         parts = linear_solve_parts(eqn.params, inputs)
         solution = [record.values[s] for s in site.outputs]
-        if parts.transposed:  # gives the cotangents of the product, but for their sign
-            zeros = map(np.zeros_like, solution)
-            cts = [zero if ct is None else ct for zero, ct in zip(zeros, seeds, strict=True)]
-            back = _run(tape, parts.transposed, [*parts.transposed_consts, *cts])
-            moves = *moving[: len(parts.matvec_consts)], *(False for _ in solution)
-            return [Inside("", parts.matvec, [*parts.matvec_consts, *solution], moves, back)]
+        return _product(tape, parts, solution, moving, seeds)
     return []
 
 
@@ -102,6 +98,26 @@ def _run(tape: Tape, program: Program, inputs: Sequence[Any]) -> list[Any]:
     jitted, _ = tape.keep(id(program), lambda: (Jitted(run), program))
     with arithmetic(tape.dtype):
         return jitted(list(inputs))
+
+
+def _product(
+    tape: Tape,
+    parts: LinearSolve,
+    solution: list[Any],
+    moving: Sequence[bool],
+    seeds: Sequence[Any],
+) -> list[Inside]:
+    """The product that a linear solve inverts, at its solution; empty if JAX cannot transpose it.
+
+    The transposed solver gives the cotangents of the product, but for their sign.
+    """
+    if not parts.transposed:
+        return []
+    zeros = map(np.zeros_like, solution)
+    cts = [zero if ct is None else ct for zero, ct in zip(zeros, seeds, strict=True)]
+    back = _run(tape, parts.transposed, [*parts.transposed_consts, *cts])
+    moves = *moving[: len(parts.matvec_consts)], *(False for _ in solution)
+    return [Inside("", parts.matvec, [*parts.matvec_consts, *solution], moves, back)]
 
 
 def _iterations(
