@@ -1179,6 +1179,20 @@ FAULTS = (
         "test_explain.py -k 'named or iteration or loop'",
     ),
     Fault(
+        "gradients are checked as they come, and large ones take the time of others",
+        "checking/watched.py",
+        "sorted(range(len(waiting)), key=lambda number: _work(waiting[number]))",
+        "range(len(waiting))",
+        "test_watch.py -k 'small_functions'",
+    ),
+    Fault(
+        "an unknown option is told by no command",
+        "cli/parser.py",
+        "args.parser.error(",
+        "_parser().error(",
+        "test_bad_input.py -k 'frob'",
+    ),
+    Fault(
         "what a linear solve inverts has no cotangents",
         "checking/tape/inside.py",
         "back = _run(tape, parts.transposed, [*parts.transposed_consts, *cts])",
