@@ -785,6 +785,13 @@ FAULTS = (
         "test_check.py -k 'takes_for_0'",
     ),
     Fault(
+        "what float32 takes for 0 is 0 in float64, too",
+        "checking/questions/rules.py",
+        "flushed = min(normal, float(np.finfo(np.float32).tiny))",
+        "flushed = float(np.finfo(np.float32).tiny)",
+        "test_check.py -k 'take_it_for_0'",
+    ),
+    Fault(
         "a program is freed of its constants with float64 enabled",
         "numerical/interpret.py",
         "with enable_x64(wide):",
@@ -1181,8 +1188,8 @@ FAULTS = (
     Fault(
         "gradients are checked as they come, and large ones take the time of others",
         "checking/watched.py",
-        "sorted(range(len(waiting)), key=lambda number: _work(waiting[number]))",
-        "range(len(waiting))",
+        "sorted(enumerate(waiting), key=lambda pair: _work(pair[1]))",
+        "enumerate(waiting)",
         "test_watch.py -k 'small_functions'",
     ),
     Fault(

@@ -66,10 +66,8 @@ def test_a_straight_through_rule_is_told_how_to_be_trusted():
     step.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
     f, x = lambda x: jnp.sum(step(x)), jnp.array([0.3, 0.8])  # noqa: E731
     report = check_gradient(f, x)
-    assert (
-        report.verdict == "differs"
-        and "name its function in `trust` (`jaxnn watch --trust`)" in report.leaves[0].hint
-    )
+    advice = "name its function in `trust` (`jaxnn watch --trust`)"
+    assert report.verdict == "differs" and advice in report.leaves[0].hint
     assert check_gradient(f, x, trust=("<lambda>",)).ok
 
 
@@ -1024,6 +1022,13 @@ def test_a_leaf_without_entries_changes_no_verdict_on_others(f, verdict, mode):
 def test_numbers_that_a_processor_takes_for_0_are_no_other_value():
     report = check_gradient(lambda x: jnp.sum(3 * x), jnp.array([1e-40, 1e-42], jnp.float32))
     assert report.ok and not report.notes
+
+
+def test_a_rule_with_another_value_is_named_in_float64_though_float32_would_take_it_for_0(x64):
+    tiny = jax.custom_vjp(lambda x: jnp.sum(1e-50 * x))
+    tiny.defvjp(lambda x: (jnp.sum(1.1e-50 * x), x), lambda x, g: (1e-50 * g * jnp.ones_like(x),))
+    report = check_gradient(tiny, jnp.array([1.0, 2.0]))
+    assert report.verdict == "differs" and "changes its value" in report.notes[-1]
 
 
 def test_a_function_that_is_not_deterministic_is_said_to_be_so():

@@ -285,16 +285,15 @@ def _watching(watcher: Watcher, budget: float) -> Iterator[Watched]:
 
 
 def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
-    """Check what a watcher noted; small functions first, so that a large one takes no other's time
-    from the budget.
+    """Check what a watcher noted, small functions first, so that one large function does not use up
+    the budget of the others.
     """
     with contextlib.suppress(Exception):  # an error in the program, which it has seen itself
         jax.effects_barrier()
     began, found = time.monotonic(), {}
     waiting = [taken for taken in watcher.taken.values() if not taken.is_judged]
     with watcher.undisturbed():
-        for number in sorted(range(len(waiting)), key=lambda number: _work(waiting[number])):
-            taken = waiting[number]
+        for number, taken in sorted(enumerate(waiting), key=lambda pair: _work(pair[1])):
             taken.is_judged = True
             taken.fetch()
             rest = budget - (time.monotonic() - began)
@@ -310,7 +309,7 @@ def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
                     place = place._replace(trouble="not checked: the time budget ran out")
             found[number] = place
     seconds = time.monotonic() - began
-    in_order = [found[number] for number in range(len(waiting))]
+    in_order = [found[number] for number in sorted(found)]
     places = sorted(in_order, key=lambda place: (not place.is_wrong, place.is_judged))
     return WatchReport(tuple(places), seconds)
 

@@ -106,7 +106,7 @@ def _parser() -> _Parser:
             description=command.description,
             epilog=f"example: {command.example}",
         )
-        one.set_defaults(parser=one)  # the one that knows what the command takes
+        one.set_defaults(parser=one)  # its errors name the command
         if name != "watch":
             one.add_argument("--json", action="store_true", help="print JSON instead of text")
         one.add_argument("--debug", action="store_true", help="show the traceback of an error")

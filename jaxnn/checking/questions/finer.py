@@ -39,10 +39,10 @@ def _is_noisy(leaf: LeafReport, centre: float) -> bool:
     and less than ten times the change that this gradient predicts at the finest step.
     """
     if leaf.verdict is not Verdict.DIFFERS or not leaf.is_off:
-        return False
+        return False  # a leaf without entries has no steps
     # Where the value is 0, what cancels in it is at least as large as the error over a coarse step.
     size = max(abs(centre), abs(leaf.autodiff - leaf.numerical) * leaf.steps[0])
     rounding = ROUNDINGS_BETWEEN_CALLS * float(np.finfo(np.float64).eps) * size
     claims = [entry.autodiff for entry in leaf.entries if entry.verdict.wrong] or [leaf.autodiff]
-    small = all(abs(claim) * leaf.steps[-1] > BLIND * leaf.noise for claim in claims)
-    return leaf.noise > rounding and small
+    shows = all(abs(claim) * leaf.steps[-1] > BLIND * leaf.noise for claim in claims)
+    return leaf.noise > rounding and shows

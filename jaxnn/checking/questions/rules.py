@@ -201,10 +201,13 @@ def _has_another_value(checked: Checked) -> bool:
     if nothing and any(np.any(g) for g in checked.claims.own):  # the function is rounding error
         return False
     noise = (leaf.noise for leaf in checked.leaves if math.isfinite(leaf.noise))
-    flushed = float(np.finfo(np.float32).tiny)  # a processor may take smaller numbers for 0
+    dtypes = [x.dtype for x in checked.check.point.leaves]
+    # A processor may take numbers for 0 that are below the smallest normal one.
+    normal = max(float(jnp.finfo(kind).tiny) for kind in dtypes)
+    flushed = min(normal, float(np.finfo(np.float32).tiny))  # float16 is computed in float32
     rounding = max([float(np.finfo(np.float64).eps) * abs(centre), flushed, *noise])
     bound = ROUNDINGS_BETWEEN_CALLS * rounding
-    tolerance = min(reach(x.dtype) for x in checked.check.point.leaves)
+    tolerance = min(map(reach, dtypes))
     return judge(Evidence(forward, centre, centre, bound), tolerance).wrong
 
 
@@ -314,7 +317,7 @@ def _holds_custom_rule(site: Site) -> bool:
 
 
 def _solves_with_rules(site: Site) -> bool:
-    """Whether a site is a linear solve, whose values are not asked, and has custom rules inside."""
+    """Whether a site is a linear solve, which is not asked itself, and has custom rules inside."""
     of_solve = site.eqn.primitive is primitives.linear_solve_p
     return of_solve and any(map(has_custom_rule, equations_inside(site.eqn)))
 

@@ -109,7 +109,7 @@ def _product(
 ) -> list[Inside]:
     """The product that a linear solve inverts, at its solution; empty if JAX cannot transpose it.
 
-    The transposed solver gives the cotangents of the product, but for their sign.
+    The transposed solve gives the cotangents of the product, up to their sign.
     """
     if not parts.transposed:
         return []
