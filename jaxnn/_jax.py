@@ -1,6 +1,7 @@
 """What JAX's versions have in different places, and its options by their variables."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.experimental
@@ -8,7 +9,12 @@ import jax.experimental
 VERSION = jax.__version_info__
 # XLA of JAX 0.10 makes one loop on a CPU of a sum of arrays, a product with it and a reduction, and
 # computes the sum anew for each entry of the product: 20 times as slow for 8 rows by 2,200.
-OF_VALUES = {"xla_cpu_experimental_ynn_fusion_type": ""} if VERSION[:2] == (0, 10) else None
+OPTIMISED: dict[str, Any] = (
+    {"xla_cpu_experimental_ynn_fusion_type": ""} if VERSION[:2] == (0, 10) else {}
+)
+UNOPTIMISED = OPTIMISED | {"xla_backend_optimization_level": 0}
+if VERSION < (0, 11):  # later versions have no other emitters
+    UNOPTIMISED |= {"xla_cpu_use_fusion_emitters": False}
 enable_x64 = getattr(jax if VERSION >= (0, 8) else jax.experimental, "enable_x64")  # noqa: B009
 
 _TRUE = ("y", "yes", "t", "true", "on", "1")

@@ -40,6 +40,7 @@ _traces = itertools.count(1000)  # values of it that nobody else uses
 _kept: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
 _of_jitted: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
+Options = Callable[[core.Jaxpr], dict[str, Any]]
 
 
 class Traced(NamedTuple):
@@ -88,16 +89,24 @@ class Traced(NamedTuple):
 
 
 class Jitted:
-    """Like `jax.jit(f)`, but functions that trace to the same program share one compilation."""
+    """Like `jax.jit(f)`, but functions that trace to the same program share one compilation; the
+    compiler's options may depend on the program.
+    """
 
     def __init__(
-        self, f: Callable, donate_argnums: tuple[int, ...] = (), programs: dict | None = None
+        self,
+        f: Callable,
+        donate_argnums: tuple[int, ...] = (),
+        programs: dict | None = None,
+        options: Options | None = None,
     ):
-        self._f, self._donate = f, donate_argnums
+        self._f, self._donate, self._options = f, donate_argnums, options
         self._programs: dict[Hashable, Any] = {} if programs is None else programs
 
     def __call__(self, *args: PyTree) -> PyTree:
         """`f(*args)`; traced once for each form of the arguments."""
+        if self._options and not outermost(args):  # JAX takes options for a whole program alone
+            return self._f(*args)
         program, consts = self._program(args)
         return program(consts, *args)
 
@@ -111,8 +120,8 @@ class Jitted:
         form = tree, tuple(map(jax.typeof, leaves)), trace_context()
         if (found := self._programs.get(form)) is None:
             traced = Traced.of(self._f, *args)
-            key = None if traced.key is None else (traced.key, self._donate)
-            program = kept(key, lambda: jitted(traced.bare, self._donate))
+            key = None if traced.key is None else (traced.key, self._donate, self._options)
+            program = kept(key, lambda: jitted(traced.bare, self._donate, self._options))
             found = self._programs[form] = program, traced.consts
         return found
 
@@ -134,10 +143,16 @@ def programs_of(function: Callable, other: Callable, *key: Hashable) -> dict | N
         return None
 
 
-def jitted(traced: Traced, donate_argnums: tuple[int, ...] = ()) -> Any:
+def jitted(
+    traced: Traced, donate_argnums: tuple[int, ...] = (), options: Options | None = None
+) -> Any:
     """A traced function, jitted; it takes the values of its constants first."""
     donated = tuple(number + 1 for number in donate_argnums)
-    return jax.jit(lambda consts, *args: traced(consts, *args), donate_argnums=donated)
+    return jax.jit(
+        lambda consts, *args: traced(consts, *args),
+        donate_argnums=donated,
+        compiler_options=options and options(traced.jaxpr),
+    )
 
 
 def kept(key: Hashable, build: Callable[[], Any]) -> Any:

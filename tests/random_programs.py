@@ -523,7 +523,7 @@ def effect(seed: int) -> float:
         args = list(wrong.args)
         for number in wrong.argnums:
             args[number] = jax.tree.map(widen, args[number])
-        first, second = (jax.grad(p.f, p.argnums)(*args) for p in (wrong, right))
+        first, second = (jax.jit(jax.grad(p.f, p.argnums))(*args) for p in (wrong, right))
     least = [EFFECTS[str(x.dtype)] for n in wrong.argnums for x in jax.tree.leaves(wrong.args[n])]
     pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), least, strict=True)
     return max(_change(a, b) / size for a, b, size in pairs)

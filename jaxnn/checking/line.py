@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn._jax import OF_VALUES
 from jaxnn.checking.evidence import FLOAT32, excess
+from jaxnn.checking.light import light
 from jaxnn.checking.moves import Along, Direction, Part, drawer, scales_of
 from jaxnn.checking.settings import OF_CLAIMS
 from jaxnn.checking.slope import (
@@ -31,10 +31,13 @@ from jaxnn.checking.slope import (
     ladder,
 )
 from jaxnn.numerical.float64 import widen_leaf
+from jaxnn.numerical.interpret import Program
 
 # How many steps are evaluated at a time, so that one program serves all, and how many are known
 # after each time. The first steps confirm most claims.
 LOT = 5
+# How many values a check usually takes of a function.
+VALUES = 40
 STOPS = LOT, 2 * LOT, HALF, HALF + LOT, RUNGS
 
 
@@ -232,7 +235,6 @@ def along_program(value: Callable, dtype: Any) -> Callable:
     return program
 
 
-def compiled_along(value: Callable, dtype: Any) -> Callable:
-    """`along_program`, jitted."""
-    options: Any = OF_VALUES if jax.default_backend() == "cpu" else None
-    return jax.jit(along_program(value, dtype), compiler_options=options)
+def compiled_along(value: Callable, dtype: Any, program: Program) -> Callable:
+    """`along_program`, jitted for the value of such a program."""
+    return jax.jit(along_program(value, dtype), compiler_options=light(program, runs=VALUES))

@@ -26,6 +26,7 @@ from jaxnn._validate import first_line
 from jaxnn.checking.by_hand import gradient_by_hand
 from jaxnn.checking.further import RUN_FURTHER
 from jaxnn.checking.held import beside, holding, stops
+from jaxnn.checking.light import light
 from jaxnn.checking.line import Line, compiled_along
 from jaxnn.checking.packed import Packing, on_one_cpu
 from jaxnn.checking.scalar import (
@@ -160,7 +161,7 @@ class Programs:
         value = lambda _, moved, data: core.jaxpr_as_fun(self.program)(  # noqa: E731
             *jax.tree.leaves((moved, data))
         )[0]
-        along = compiled_along(value, dtype)
+        along = compiled_along(value, dtype, self.program)
 
         def values(moves, steps):
             moves = [jnp.asarray(v, x.dtype) for v, x in zip(moves, point.leaves, strict=True)]
@@ -409,17 +410,17 @@ def _compile(
             of = lambda moved, _: value(leaves, moved, (consts, data))  # noqa: E731
             return packing.pack(derive(of)(leaves, data)[1])
 
-        return jax.jit(gradient)
+        return jax.jit(gradient, compiler_options=light(values.jaxpr))
 
     stopping = by(jax.value_and_grad, through=False) if stops(scalar) else None
     value, wide = moving_by(rules), widened(both, dtype, rules)
     if is_by_operation(values, both):
         own, along = by_operation(both), along_by_operation(value, dtype)
     else:
-        wide = jax.jit(wide)
         same = not settings.further and _is_unchanged(both.jaxpr, dtype)
+        wide = jax.jit(wide, compiler_options=None if same else light(both.jaxpr))
         own = wide_arithmetic(dtype)(wide) if same else jitted(both)
-        along = compiled_along(value, dtype)
+        along = compiled_along(value, dtype, values.jaxpr)
     return Compiled(
         own=own,
         wide=wide,
@@ -450,7 +451,8 @@ def _by_hand(
         traced = Traced.of(lambda *point: packing.pack(derive(Point(*point))), *form)
     except Exception:  # JAX cannot trace the user's gradient, or its result does not match
         return ByHand(own, None)
-    wide = kept(
-        traced.key and (traced.key, packing, dtype), lambda: jax.jit(widened(traced.bare, dtype))
+    build = lambda: jax.jit(  # noqa: E731
+        widened(traced.bare, dtype), compiler_options=light(traced.jaxpr)
     )
+    wide = kept(traced.key and (traced.key, packing, dtype), build)
     return ByHand(own, functools.partial(wide, traced.consts))

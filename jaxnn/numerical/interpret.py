@@ -10,7 +10,7 @@ import functools
 import itertools
 import pathlib
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -299,11 +299,14 @@ def equations(program: Program) -> Iterator[Equation]:
 
 def equations_inside(eqn: Equation) -> Iterator[Equation]:
     """The equations of the programs that an equation calls, at any depth."""
-    programs = (
-        _programs_in(list(eqn.params.values())) if composite_of(eqn) is None else [called(eqn)]
-    )
-    for inner in programs:
+    for inner in programs_inside(eqn):
         yield from equations(inner)
+
+
+def programs_inside(eqn: Equation) -> Iterable[Program]:
+    """The programs that an equation calls."""
+    is_composite = composite_of(eqn) is not None
+    return [called(eqn)] if is_composite else _programs_in(list(eqn.params.values()))
 
 
 def is_program(value: Any) -> bool:

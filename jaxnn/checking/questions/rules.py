@@ -30,6 +30,7 @@ from jaxnn.checking.evidence import (
 from jaxnn.checking.findings import LINES, LeafReport, RuleReport, SourceLine
 from jaxnn.checking.further import ENDING, LOOSE, RUN_FURTHER, has_solver
 from jaxnn.checking.leaf import hint_on_loss
+from jaxnn.checking.light import light
 from jaxnn.checking.line import Line, along_program
 from jaxnn.checking.locate import Allowed, examine, verdict_of
 from jaxnn.checking.measure import Checked
@@ -378,7 +379,7 @@ def _slopes(
         return
     at_once = tape.together and len(given) > 1  # `_along` compiles a single site itself
     with wide_arithmetic(tape.dtype):
-        values = (Jitted(along_lines) if at_once else along_lines)(given)
+        values = (Jitted(along_lines, options=light) if at_once else along_lines)(given)
     epsilon = float(jnp.finfo(tape.dtype).eps)
     for (number, found), phi in zip(asked.items(), map(np.asarray, values), strict=True):
         coarse = max(epsilon, _rounding(tape.sites[number]))
@@ -397,7 +398,7 @@ def _along(tape: Tape, number: int, further: bool = False) -> Callable:
     site, rules = tape.sites[number], {**ENDING, **(RUN_FURTHER if further else {})}
     value = lambda _, moved, data: projected(site, data, moved, tape.dtype, rules)  # noqa: E731
     key = "line", further, tape.kinds[number]
-    return tape.keep(key, lambda: Jitted(along_program(value, tape.dtype)))
+    return tape.keep(key, lambda: Jitted(along_program(value, tape.dtype), options=light))
 
 
 def _reference(tape: Tape, number: int, asked: SiteQuestion) -> list[Any] | None:
@@ -406,7 +407,9 @@ def _reference(tape: Tape, number: int, asked: SiteQuestion) -> list[Any] | None
     if not has_custom_rule(site.eqn):
         return None
     value = lambda points, data: projected(site, data, points, tape.dtype)  # noqa: E731
-    derive = tape.keep(("reference", tape.kinds[number]), lambda: Jitted(jax.grad(value)))
+    derive = tape.keep(
+        ("reference", tape.kinds[number]), lambda: Jitted(jax.grad(value), options=light)
+    )
     try:
         with wide_arithmetic(tape.dtype):
             found = derive(asked.points, (asked.rest, asked.cts))

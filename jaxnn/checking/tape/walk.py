@@ -1,7 +1,8 @@
 """Walks through a flat program: the values of every equation and, in the backward pass, the
 cotangents of its outputs and those that its derivative gives for its inputs.
 
-A walk is one compiled program; for a long program, there is one per kind of equation.
+A walk is one compiled program; for a long program that repeats itself, there is one per kind of
+equation.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import numpy as np
 from jax.extend import core
 
 from jaxnn._programs import Jitted
+from jaxnn.checking.light import light
 from jaxnn.checking.scalar import forward_gradient
 from jaxnn.checking.settings import COTANGENT
 from jaxnn.checking.tape.layout import Site, is_inexact, lay_out
@@ -29,8 +31,9 @@ from jaxnn.numerical.interpret import (
     opened,
 )
 
-# A walk through more equations than this is compiled separately for each kind of equation.
-TOGETHER = 100
+# A walk through more equations than this, and than so many per kind, is compiled separately for
+# each kind of equation.
+TOGETHER, PER_KIND = 100, 4
 
 
 class Record(NamedTuple):
@@ -123,16 +126,16 @@ class Tape:
         pulls = [arbitrary.get(k, pull) for k, pull in enumerate(pulls)]
         self.arbitrary = {n for n, k in enumerate(self.kinds) if k in arbitrary}
         values = [functools.partial(evaluated, site.eqn, dtype=dtype) for site in ones]
-        self.together = len(self.sites) <= TOGETHER
+        self.together = len(self.sites) <= max(TOGETHER, PER_KIND * len(ones))
         if not self.together:
-            values = list(map(Jitted, values))
-            pulls = [pull and Jitted(pull) for pull in pulls]
+            values = [Jitted(value, options=light) for value in values]
+            pulls = [pull and Jitted(pull, options=light) for pull in pulls]
         self._values = [values[k] for k in self.kinds]
         self._pulls = [pulls[k] for k in self.kinds]
         pairs = zip(self.sites, self._pulls, strict=True)  # no pullback: treated as constant
         self.sites = [s if pull else s._replace(active=(), asked=()) for s, pull in pairs]
         self.places = self._places()
-        self._walk = Jitted(self._walked) if self.together else self._walked
+        self._walk = Jitted(self._walked, options=light) if self.together else self._walked
 
     def keep(self, key: Any, build: Callable[[], Any]) -> Any:
         """What `build` returns, built once for equal keys."""
@@ -156,7 +159,9 @@ class Tape:
           cut: which results are replaced by exact ones.
           only: the sites; all by default.
         """
-        walk = self._walk if only is None else Jitted(functools.partial(self._part, set(only)))
+        walk = self._walk
+        if only is not None:
+            walk = Jitted(functools.partial(self._part, set(only)), options=light)
         with arithmetic(self.dtype):
             record = walk(list(inputs), list(seeds), cut)
         given = dict(zip(self.inputs, inputs, strict=True))
