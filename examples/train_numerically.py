@@ -6,6 +6,7 @@ Run it:  python examples/train_numerically.py
 """
 
 # %%
+import argparse
 import time
 
 import jax
@@ -14,7 +15,6 @@ import optax
 import jaxnn
 
 DIGITS = jaxnn.load_digits()
-EPOCHS = 60
 
 
 def metrics(params, x, t):
@@ -22,7 +22,7 @@ def metrics(params, x, t):
 
 
 # %%
-def train(grad):
+def train(grad, epochs):
     params = jaxnn.init_network(jax.random.key(0), (64, 50, 10))
     start = time.perf_counter()
     result = jaxnn.fit(
@@ -31,7 +31,7 @@ def train(grad):
         (DIGITS.x_train, DIGITS.t_train),
         optax.sgd(1.0),
         key=jax.random.key(1),
-        epochs=EPOCHS,
+        epochs=epochs,
         grad=grad,
         measuring=jaxnn.Measuring(test=(DIGITS.x_test, DIGITS.t_test), metrics=metrics),
     )
@@ -43,13 +43,15 @@ def train(grad):
 
 
 # %%
-def main():
+def main(epochs=60):
     for name, grad in (("automatic", jax.grad), ("numerical", jaxnn.numerical_grad)):
         print(f"{name} gradients:", end=" ", flush=True)
-        accuracy, steps, seconds = train(grad)
+        accuracy, steps, seconds = train(grad, epochs)
         print(f"test accuracy {accuracy:.4f} after {steps} steps in {seconds:.1f} s")
 
 
 # %%
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--short", action="store_true", help="3 epochs instead of 60")
+    main(3 if parser.parse_args().short else 60)

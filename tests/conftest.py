@@ -14,12 +14,14 @@ import threading
 from importlib.metadata import version
 
 # Compiling takes most of the time: less without fused emitters and, in the quick tests, without
-# optimisation. Later versions refuse the first flag. To test without them: `XLA_FLAGS= pytest`; the
-# tests with other versions of JAX do so anyway.
-FLAG = "--xla_cpu_use_fusion_emitters=false"
-if version("jaxlib").startswith("0.10."):
+# optimisation. Only JAX 0.10 takes the first flag and is fast with it. To test without them:
+# `XLA_FLAGS= pytest`; the tests with older versions of JAX do so anyway.
+JAXLIB = tuple(map(int, version("jaxlib").split(".")[:2]))
+FLAG = "--xla_cpu_use_fusion_emitters=false" if JAXLIB == (0, 10) else ""
+UNOPTIMISED = "--xla_backend_optimization_level=0"
+if JAXLIB >= (0, 10):
     os.environ.setdefault("XLA_FLAGS", FLAG)
-if version("jaxlib").startswith("0.9."):  # it complains of programs that it has kept itself
+if JAXLIB == (0, 9):  # it complains of programs that it has kept itself
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # ruff: noqa: E402
@@ -70,7 +72,7 @@ def pytest_configure(config):
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(datetime.date.today().toordinal())
     if os.environ.get("XLA_FLAGS") == FLAG and "not slow" in config.option.markexpr:
-        os.environ["XLA_FLAGS"] = f"{FLAG} --xla_backend_optimization_level=0"
+        os.environ["XLA_FLAGS"] = f"{FLAG} {UNOPTIMISED}"
     # The environment is for programs that tests start.
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, (str(HOUSE / "tests"), os.environ.get("PYTHONPATH")))
@@ -153,7 +155,10 @@ def x64():
 
 @pytest.fixture
 def compiled_as_usual():
-    """Runs a file in a process that compiles as usual: last digits depend on how."""
-    usual = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    how = {"env": usual, "capture_output": True, "text": True, "timeout": 300}
-    return lambda file: subprocess.run([sys.executable, file], **how)
+    """Runs a file in a process that compiles as usual, or by other flags: last digits depend on
+    which operations are fused.
+    """
+    how = {"capture_output": True, "text": True, "timeout": 300}
+    return lambda file, flags="": subprocess.run(
+        [sys.executable, file], env=os.environ | {"XLA_FLAGS": flags}, **how
+    )

@@ -66,7 +66,7 @@ def compare(name):
 
 @since(0, 8)
 def test_the_steps_are_those_of_a_loop_by_hand(compiled_as_usual):
-    done = compiled_as_usual(__file__)
+    done = compiled_as_usual(__file__, "--xla_backend_optimization_level=0")
     assert done.returncode == 0 and done.stdout.split() == OWN, done.stderr
 
 

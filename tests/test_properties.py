@@ -1,5 +1,5 @@
-"""What holds for every function, not for chosen ones: fifty generated functions each, others
-every day (`pytest -m slow`).
+"""What holds for every function, not for chosen ones: thirty generated functions each,
+others every day (`pytest -m slow`).
 
 A function is a plan: a list of operations, each on two of the values before it, from two 4 x 4
 leaves on; its value is a weighted sum of the last one, so that every entry counts."""
@@ -17,7 +17,7 @@ from jaxnn import check_gradient, numerical_grad
 
 pytestmark = pytest.mark.slow
 # A failing one is shown as it is, for making it smaller takes longer than the test.
-fifty = settings(max_examples=50, phases=[Phase.generate])
+thirty = settings(max_examples=30, phases=[Phase.generate])
 
 SMOOTH = [
     lambda x, y: (x + y) / 2,
@@ -82,7 +82,7 @@ def norm(tree):
     return np.sqrt(sum(np.sum(np.asarray(x, np.float64) ** 2) for x in jax.tree.leaves(tree)))
 
 
-@fifty
+@thirty
 @given(PLANS, SEEDS, st.sampled_from(["propagation", "dense"]))
 def test_numerical_grad_is_jax_grad(plan, seed, method):
     with jax.enable_x64(True):
@@ -94,7 +94,7 @@ def test_numerical_grad_is_jax_grad(plan, seed, method):
         )
 
 
-@fifty
+@thirty
 @given(PLANS, SEEDS)
 def test_propagation_is_dense_evaluation(plan, seed):
     f, p = planned(plan), point(seed)
@@ -107,7 +107,7 @@ def test_propagation_is_dense_evaluation(plan, seed):
     )
 
 
-@fifty
+@thirty
 @given(PLANS | st.tuples(st.just("bfloat16"), plans(SMOOTH)), SEEDS)
 def test_a_right_gradient_agrees(plan, seed):
     dtype, plan = plan if isinstance(plan, tuple) else (np.float32, plan)
@@ -132,7 +132,7 @@ spoilt.defvjp(
 )
 
 
-@fifty
+@thirty
 @given(
     PLANS,
     SEEDS,

@@ -1,5 +1,5 @@
-"""Random programs: right gradients pass, and planted faults are caught and named. An eighth of the
-320 programs is tried each day; `python tests/test_random_programs.py` tries all.
+"""Random programs: right gradients pass, and planted faults are caught and named. A sixteenth of
+the 320 programs is tried each day; `python tests/test_random_programs.py` tries all.
 """
 
 import datetime
@@ -48,11 +48,10 @@ def found(seed):
     return "fine" if any(r[0] == line or r[1] == name for r in named) else "wrong name", report
 
 
-# Three seconds a program: an eighth of them each day.
-TODAY = range(datetime.date.today().toordinal() % 8 * CHUNK, SEEDS, 8 * CHUNK)
+TODAY = datetime.date.today().toordinal() % (SEEDS // CHUNK) * CHUNK
 
 
-@pytest.mark.parametrize("first", TODAY)
+@pytest.mark.parametrize("first", [TODAY])
 def test_right_programs_pass_and_planted_faults_are_caught_and_named(first):
     results = {seed: found(seed) for seed in range(first, first + CHUNK)}
     wrong = {seed: what for seed, (what, _) in results.items() if what != "fine"}
