@@ -52,6 +52,6 @@ def main(epochs=60):
 
 # %%
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="3 epochs instead of 60")
     main(3 if parser.parse_args().short else 60)

@@ -50,6 +50,27 @@ LOST = "test_explain.py test_check.py -k 'digits or shakes or left or place'"
 
 FAULTS = (
     Fault(
+        "the iterations of a loop are not counted as work",
+        "checking/light.py",
+        'return eqn.params["length"] * inside',
+        "return inside",
+        "test_light.py",
+    ),
+    Fault(
+        "a program that runs often is not optimised",
+        "checking/light.py",
+        "runs * _work(program)",
+        "_work(program)",
+        "test_light.py",
+    ),
+    Fault(
+        "a program inside another one has options of its own",
+        "_programs.py",
+        "if self._options and not outermost(args):",
+        "if False:",
+        "test_light.py -k inside",
+    ),
+    Fault(
         "the whole report is shown without -v, too",
         "_pytest.py",
         "if whole is not None and item.config.option.verbose > 0:",

@@ -1,0 +1,63 @@
+"""Which programs of a check are compiled without optimisation."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from jaxnn._jax import OPTIMISED, UNOPTIMISED
+from jaxnn._programs import Jitted
+from jaxnn.checking.light import light
+
+X = jax.ShapeDtypeStruct((100,), jnp.float32)
+LARGE = jax.ShapeDtypeStruct((1_000_000,), jnp.float32)
+IMAGE = jax.ShapeDtypeStruct((2, 1, 64, 64), jnp.float32)
+KERNEL = jax.ShapeDtypeStruct((8, 1, 5, 5), jnp.float32)
+
+
+def units(x):
+    return jnp.sum(jnp.tanh(x) * jnp.exp(x))
+
+
+def looped(length):
+    return lambda x: lax.scan(lambda c, _: (jnp.sin(c), None), x, None, length=length)[0]
+
+
+def until(x):
+    return lax.while_loop(lambda c: jnp.sum(c) > 1, jnp.sin, x)
+
+
+def convolved(x, kernel):
+    return lax.conv(x, kernel, (1, 1), "SAME")
+
+
+@pytest.mark.parametrize(
+    "f, args, runs, optimised",
+    [
+        (units, (X,), 2, False),
+        (units, (X,), 10_000, True),  # runs count
+        (units, (LARGE,), 2, True),  # entries count
+        (jax.jit(units), (LARGE,), 2, True),  # of programs inside, too
+        (looped(1_000), (X,), 2, False),
+        (looped(10_000), (X,), 2, True),  # iterations count
+        (until, (X,), 2, False),
+        (until, (jax.ShapeDtypeStruct((10_000,), jnp.float32),), 2, True),
+        (convolved, (IMAGE, KERNEL), 1, True),  # each product of a convolution counts
+        (lambda x, _: jnp.repeat(x, 8, 1), (IMAGE, KERNEL), 1, False),
+    ],
+)
+def test_a_program_is_optimised_where_its_runs_take_longer_than_that(f, args, runs, optimised):
+    expected = OPTIMISED if optimised else UNOPTIMISED
+    assert light(jax.make_jaxpr(f)(*args), runs) == expected
+
+
+def test_other_platforms_choose_for_themselves(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert light(jax.make_jaxpr(units)(X)) == {}
+
+
+def test_a_program_inside_another_one_is_compiled_as_that_is():
+    inner = Jitted(units, options=light)
+    x = jnp.linspace(0.0, 1.0, 100)
+    outer = Jitted(lambda x: inner(x) + 1, options=light)
+    assert outer(x) == jax.jit(lambda x: inner(x) + 1)(x) == pytest.approx(float(inner(x)) + 1)
