@@ -20,7 +20,6 @@ from jaxnn.checking.tape.walk import Record, Tape, arbitrary_vjp, arithmetic, ru
 from jaxnn.numerical.interpret import (
     LinearSolve,
     Program,
-    avals_of,
     branches,
     called,
     has_custom_rule,
@@ -177,8 +176,8 @@ def _back_through(
 
     def build():
         call = lambda xs: core.jaxpr_as_fun(body)(*xs)  # noqa: E731
-        avals = avals_of(opened(body)[0].invars)
-        pull = vjp_of(call, avals, active, asked, tape.dtype) or arbitrary_vjp(active)
+        form, _ = opened(body)
+        pull = vjp_of(call, form, active, asked, tape.dtype) or arbitrary_vjp(active)
         return Jitted(pull, options=light), body
 
     return tape.keep(("back", id(body), tuple(asked), tuple(active)), build)[0]

@@ -113,10 +113,11 @@ class Tape:
         self.kept: dict[Any, Any] = {}
         self.sites, self.inputs, self.outputs, self._consts = lay_out(program, moving, unrolled)
         ones = self._kinds()
-        call = lambda eqn: (functools.partial(bind, eqn), avals_of(eqn.invars))  # noqa: E731
         pulls = [
-            vjp_of(*call(site.eqn), site.active, site.asked, dtype) if site.asked else None
-            for site in ones
+            vjp_of(functools.partial(bind, s.eqn), s.eqn, s.active, s.asked, dtype)
+            if s.asked
+            else None
+            for s in ones
         ]
         arbitrary = {
             k: arbitrary_vjp(site.active)
@@ -332,18 +333,21 @@ def of_active(
 
 def vjp_of(
     call: Callable[[Sequence[Any]], Sequence[Any]],
-    avals: Sequence[Any],
+    form: Any,
     active: Sequence[int],
     asked: Sequence[int],
     dtype: Any,
 ) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]] | None:
     """A function that maps all inputs of `call`, and cotangents of its `asked` outputs, to the
-    cotangents of its `active` inputs; None if it cannot be differentiated.
+    cotangents of its `active` inputs; None if it cannot be differentiated. `form` is the equation
+    or the program that `call` evaluates.
 
     The function is differentiated in its own dtypes; the derivative is evaluated in `dtype`. If it
     has no reverse mode, forward mode is used.
     """
     of = functools.partial(of_active, call, active, asked)
+    outputs = avals_of(form.outvars)
+    given = avals_of(form.invars), [outputs[j] for j in asked]
 
     def reverse(full, cts):
         return jax.vjp(of(full), [full[i] for i in active])[1](cts)[0]
@@ -358,8 +362,6 @@ def vjp_of(
 
     for pull in (reverse, forward):
         with contextlib.suppress(Exception):  # a derivative rule may raise anything
-            shapes = jax.eval_shape(lambda full: of(full)([full[i] for i in active]), list(avals))
-            given = list(avals), list(shapes)
             if pull is forward:  # only here does JAX notice that a VJP has no forward mode
                 jax.jit(forward).lower(*given)
             if dtype is not None:
