@@ -64,13 +64,33 @@ settings.register_profile("jaxnn", deadline=None, database=None, print_blob=True
 settings.load_profile("jaxnn")
 
 
+TODAY = datetime.date.today().toordinal()
+
+
+def pytest_addoption(parser):
+    what = "of each test with three rows or more, run a third, and the others on the next days"
+    parser.addoption("--today", action="store_true", help=what)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("today"):
+        return
+    tables = {}
+    for item in items:
+        tables.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    kept = {row for rows in tables.values() for row in (rows[TODAY % 3 :: 3] if rows[2:] else rows)}
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     """The same examples all day, so that a failure comes again, and others tomorrow; and compiled
     programs are kept for the next run (`pytest --cache-clear` deletes them).
     """
     if config.getoption("hypothesis_seed", None) is None:
-        config.option.hypothesis_seed = str(datetime.date.today().toordinal())
+        config.option.hypothesis_seed = str(TODAY)
     if os.environ.get("XLA_FLAGS") == FLAG and "not slow" in config.option.markexpr:
         os.environ["XLA_FLAGS"] = f"{FLAG} {UNOPTIMISED}"
     # The environment is for programs that tests start.
