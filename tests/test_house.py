@@ -2,7 +2,9 @@
 
 import ast
 import pathlib
+import types
 
+import conftest
 import pytest
 
 import jaxnn
@@ -107,3 +109,22 @@ Explanation WatchReport""".split()
 def test_a_result_has_a_text_and_a_form_for_notebooks(name):
     own = vars(getattr(jaxnn, name))
     assert "__repr__" in own and "_repr_html_" in own
+
+
+class Item:
+    def __init__(self, nodeid):
+        self.nodeid = nodeid
+
+
+def test_three_days_run_every_row_and_each_day_every_test(monkeypatch):
+    ids = [f"a[{n}]" for n in range(7)] + ["b[0]", "b[1]", "c"]
+    hook = types.SimpleNamespace(pytest_deselected=lambda items: None)
+    config = types.SimpleNamespace(getoption={"today": True}.get, hook=hook)
+    days = []
+    for today in range(3):
+        monkeypatch.setattr(conftest, "TODAY", today)
+        items = list(map(Item, ids))
+        conftest.pytest_collection_modifyitems(config, items)
+        days.append([item.nodeid for item in items])
+        assert {one[0] for one in days[-1]} == set("abc")
+    assert sorted(one for day in days for one in day if one[0] == "a") == ids[:7]
