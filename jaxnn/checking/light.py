@@ -21,7 +21,7 @@ PAYS = 2**18
 ITERATIONS = 100
 
 
-def light(program: Program, runs: int = 2) -> dict[str, Any]:
+def light(program: Program, runs: float = 2) -> dict[str, Any]:
     """The compiler's options for a program that a check runs about so many times."""
     if jax.default_backend() != "cpu":
         return {}

@@ -36,9 +36,9 @@ from jaxnn.numerical.interpret import Program
 # How many steps are evaluated at a time, so that one program serves all, and how many are known
 # after each time. The first steps confirm most claims.
 LOT = 5
-# How many values a check usually takes of a function.
-VALUES = 40
 STOPS = LOT, 2 * LOT, HALF, HALF + LOT, RUNGS
+# How many values a check usually takes of a function.
+RUNS = 40
 
 
 class Comparison(NamedTuple):
@@ -235,6 +235,6 @@ def along_program(value: Callable, dtype: Any) -> Callable:
     return program
 
 
-def compiled_along(value: Callable, dtype: Any, program: Program) -> Callable:
+def compiled_along(value: Callable, dtype: Any, program: Program, runs: float = RUNS) -> Callable:
     """`along_program`, jitted for the value of such a program."""
-    return jax.jit(along_program(value, dtype), compiler_options=light(program, runs=VALUES))
+    return jax.jit(along_program(value, dtype), compiler_options=light(program, runs))

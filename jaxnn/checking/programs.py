@@ -161,7 +161,8 @@ class Programs:
         value = lambda _, moved, data: core.jaxpr_as_fun(self.program)(  # noqa: E731
             *jax.tree.leaves((moved, data))
         )[0]
-        along = compiled_along(value, dtype, self.program)
+        # Optimised as the user's is, because its rounding depends on that.
+        along = compiled_along(value, dtype, self.program, runs=math.inf)
 
         def values(moves, steps):
             moves = [jnp.asarray(v, x.dtype) for v, x in zip(moves, point.leaves, strict=True)]
