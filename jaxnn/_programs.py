@@ -89,8 +89,10 @@ class Traced(NamedTuple):
 
 
 class Jitted:
-    """Like `jax.jit(f)`, but functions that trace to the same program share one compilation; the
-    compiler's options may depend on the program.
+    """Like `jax.jit(f)`, but functions that trace to the same program share one compilation.
+
+    The compiler's options may depend on the program; as those of `jax.jit`, they are for outermost
+    calls alone: inside a traced function, call `__wrapped__`.
     """
 
     def __init__(
@@ -100,13 +102,11 @@ class Jitted:
         programs: dict | None = None,
         options: Options | None = None,
     ):
-        self._f, self._donate, self._options = f, donate_argnums, options
+        self.__wrapped__, self._donate, self._options = f, donate_argnums, options
         self._programs: dict[Hashable, Any] = {} if programs is None else programs
 
     def __call__(self, *args: PyTree) -> PyTree:
         """`f(*args)`; traced once for each form of the arguments."""
-        if self._options and not outermost(args):  # JAX takes options for a whole program alone
-            return self._f(*args)
         program, consts = self._program(args)
         return program(consts, *args)
 
@@ -119,7 +119,7 @@ class Jitted:
         leaves, tree = jax.tree.flatten(args)
         form = tree, tuple(map(jax.typeof, leaves)), trace_context()
         if (found := self._programs.get(form)) is None:
-            traced = Traced.of(self._f, *args)
+            traced = Traced.of(self.__wrapped__, *args)
             key = None if traced.key is None else (traced.key, self._donate, self._options)
             program = kept(key, lambda: jitted(traced.bare, self._donate, self._options))
             found = self._programs[form] = program, traced.consts

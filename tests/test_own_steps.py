@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import UNOPTIMISED
 from versions import since
 
 import jaxnn
@@ -66,7 +67,7 @@ def compare(name):
 
 @since(0, 8)
 def test_the_steps_are_those_of_a_loop_by_hand(compiled_as_usual):
-    done = compiled_as_usual(__file__, "--xla_backend_optimization_level=0")
+    done = compiled_as_usual(__file__, UNOPTIMISED)
     assert done.returncode == 0 and done.stdout.split() == OWN, done.stderr
 
 

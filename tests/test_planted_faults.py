@@ -1,8 +1,7 @@
 """Faults that are planted in the library are noticed by its quick tests."""
 
-import datetime
-
 import pytest
+from conftest import TODAY
 from planted_faults import FAULTS, HOUSE, noticed
 
 
@@ -15,9 +14,7 @@ def test_each_fault_is_named_once_and_its_snippet_stands_once_in_its_file():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "fault", FAULTS[datetime.date.today().toordinal() % 10 :: 10], ids=lambda fault: fault.name
-)
+@pytest.mark.parametrize("fault", FAULTS[TODAY % 10 :: 10], ids=lambda fault: fault.name)
 def test_todays_tenth_of_the_faults_is_noticed_by_the_quick_tests_of_their_area(fault):
     """`python tests/planted_faults.py` tries all of them."""
     assert noticed(fault)

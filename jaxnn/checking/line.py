@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnn.checking.compiling import compiler_options
 from jaxnn.checking.evidence import FLOAT32, excess
-from jaxnn.checking.light import light
 from jaxnn.checking.moves import Along, Direction, Part, drawer, scales_of
 from jaxnn.checking.settings import OF_CLAIMS
 from jaxnn.checking.slope import (
@@ -237,4 +237,4 @@ def along_program(value: Callable, dtype: Any) -> Callable:
 
 def compiled_along(value: Callable, dtype: Any, program: Program, runs: float = RUNS) -> Callable:
     """`along_program`, jitted for the value of such a program."""
-    return jax.jit(along_program(value, dtype), compiler_options=light(program, runs))
+    return jax.jit(along_program(value, dtype), compiler_options=compiler_options(program, runs))

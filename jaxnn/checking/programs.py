@@ -24,9 +24,9 @@ from jaxnn._arguments import Partition, Static
 from jaxnn._programs import Traced, jitted, kept
 from jaxnn._validate import first_line
 from jaxnn.checking.by_hand import gradient_by_hand
+from jaxnn.checking.compiling import compiler_options
 from jaxnn.checking.further import RUN_FURTHER
 from jaxnn.checking.held import beside, holding, stops
-from jaxnn.checking.light import light
 from jaxnn.checking.line import Line, compiled_along
 from jaxnn.checking.packed import Packing, on_one_cpu
 from jaxnn.checking.scalar import (
@@ -411,7 +411,7 @@ def _compile(
             of = lambda moved, _: value(leaves, moved, (consts, data))  # noqa: E731
             return packing.pack(derive(of)(leaves, data)[1])
 
-        return jax.jit(gradient, compiler_options=light(values.jaxpr))
+        return jax.jit(gradient, compiler_options=compiler_options(values.jaxpr))
 
     stopping = by(jax.value_and_grad, through=False) if stops(scalar) else None
     value, wide = moving_by(rules), widened(both, dtype, rules)
@@ -419,7 +419,7 @@ def _compile(
         own, along = by_operation(both), along_by_operation(value, dtype)
     else:
         same = not settings.further and _is_unchanged(both.jaxpr, dtype)
-        wide = jax.jit(wide, compiler_options=None if same else light(both.jaxpr))
+        wide = jax.jit(wide, compiler_options=None if same else compiler_options(both.jaxpr))
         own = wide_arithmetic(dtype)(wide) if same else jitted(both)
         along = compiled_along(value, dtype, values.jaxpr)
     return Compiled(
@@ -453,7 +453,7 @@ def _by_hand(
     except Exception:  # JAX cannot trace the user's gradient, or its result does not match
         return ByHand(own, None)
     build = lambda: jax.jit(  # noqa: E731
-        widened(traced.bare, dtype), compiler_options=light(traced.jaxpr)
+        widened(traced.bare, dtype), compiler_options=compiler_options(traced.jaxpr)
     )
     wide = kept(traced.key and (traced.key, packing, dtype), build)
     return ByHand(own, functools.partial(wide, traced.consts))

@@ -24,6 +24,7 @@ from jaxnn._validate import (
     require_number,
 )
 from jaxnn.checking.check import check_gradient
+from jaxnn.checking.compiling import work
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.explain import Explanation, explain
 from jaxnn.checking.findings import SourceLine, with_lines
@@ -34,7 +35,6 @@ from jaxnn.checking.questions.cut_off import CUT_OFF
 from jaxnn.checking.report import GradientError, GradientReport, plain
 from jaxnn.checking.scalar import rules_of
 from jaxnn.checking.watch import Point, Taken, Watcher
-from jaxnn.numerical.interpret import equations
 
 # Seconds spent checking, by default.
 BUDGET = 60.0
@@ -314,11 +314,10 @@ def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
     return WatchReport(tuple(places), seconds)
 
 
-def _work(taken: Taken) -> int:
-    """How many numbers a function computes, with one iteration of each loop."""
+def _work(taken: Taken) -> float:
+    """How many numbers a function computes."""
     point = next(filter(None, [*taken.points, taken.bad]), None)
-    eqns = equations(point.program) if point else ()
-    return sum(getattr(v.aval, "size", 0) for eqn in eqns for v in eqn.outvars)
+    return work(point.program) if point else 0
 
 
 def _judged(taken: Taken, place: Place, watcher: Watcher) -> Place:

@@ -17,6 +17,7 @@ import numpy as np
 from jax.extend.core import primitives
 
 from jaxnn._programs import Jitted
+from jaxnn.checking.compiling import compiler_options
 from jaxnn.checking.evidence import (
     ROUNDINGS,
     ROUNDINGS_BETWEEN_CALLS,
@@ -30,7 +31,6 @@ from jaxnn.checking.evidence import (
 from jaxnn.checking.findings import LINES, LeafReport, RuleReport, SourceLine
 from jaxnn.checking.further import ENDING, LOOSE, RUN_FURTHER, has_solver
 from jaxnn.checking.leaf import hint_on_loss
-from jaxnn.checking.light import light
 from jaxnn.checking.line import Line, along_program
 from jaxnn.checking.locate import Allowed, examine, verdict_of
 from jaxnn.checking.measure import Checked
@@ -372,14 +372,17 @@ def _slopes(
         asked[number] = question, along
         given.append((question.points, moves, steps, (question.rest, question.cts)))
 
-    def along_lines(given):
-        return [_along(tape, n)(*inputs) for n, inputs in zip(asked, given, strict=True)]
+    def at_once(given):
+        return [along.__wrapped__(*inputs) for along, inputs in zip(alongs, given, strict=True)]
 
     if not given:
         return
-    at_once = tape.together and len(given) > 1  # `_along` compiles a single site itself
+    alongs = [_along(tape, number) for number in asked]
     with wide_arithmetic(tape.dtype):
-        values = (Jitted(along_lines, options=light) if at_once else along_lines)(given)
+        if tape.together and len(given) > 1:
+            values = Jitted(at_once, options=compiler_options)(given)
+        else:
+            values = [along(*inputs) for along, inputs in zip(alongs, given, strict=True)]
     epsilon = float(jnp.finfo(tape.dtype).eps)
     for (number, found), phi in zip(asked.items(), map(np.asarray, values), strict=True):
         coarse = max(epsilon, _rounding(tape.sites[number]))
@@ -398,7 +401,9 @@ def _along(tape: Tape, number: int, further: bool = False) -> Callable:
     site, rules = tape.sites[number], {**ENDING, **(RUN_FURTHER if further else {})}
     value = lambda _, moved, data: projected(site, data, moved, tape.dtype, rules)  # noqa: E731
     key = "line", further, tape.kinds[number]
-    return tape.keep(key, lambda: Jitted(along_program(value, tape.dtype), options=light))
+    return tape.keep(
+        key, lambda: Jitted(along_program(value, tape.dtype), options=compiler_options)
+    )
 
 
 def _reference(tape: Tape, number: int, asked: SiteQuestion) -> list[Any] | None:
@@ -408,7 +413,7 @@ def _reference(tape: Tape, number: int, asked: SiteQuestion) -> list[Any] | None
         return None
     value = lambda points, data: projected(site, data, points, tape.dtype)  # noqa: E731
     derive = tape.keep(
-        ("reference", tape.kinds[number]), lambda: Jitted(jax.grad(value), options=light)
+        ("reference", tape.kinds[number]), lambda: Jitted(jax.grad(value), options=compiler_options)
     )
     try:
         with wide_arithmetic(tape.dtype):

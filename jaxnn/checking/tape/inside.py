@@ -14,7 +14,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from jaxnn._programs import Jitted
-from jaxnn.checking.light import light
+from jaxnn.checking.compiling import compiler_options
 from jaxnn.checking.tape.layout import is_inexact
 from jaxnn.checking.tape.walk import Record, Tape, arbitrary_vjp, arithmetic, run_program, vjp_of
 from jaxnn.numerical.interpret import (
@@ -95,7 +95,7 @@ def tape_of(tape: Tape, inside: Inside) -> Tape:
 def _run(tape: Tape, program: Program, inputs: Sequence[Any]) -> list[Any]:
     """The outputs of a program inside a site, which is compiled once."""
     run = functools.partial(run_program, program, dtype=tape.dtype)
-    jitted, _ = tape.keep(id(program), lambda: (Jitted(run, options=light), program))
+    jitted, _ = tape.keep(id(program), lambda: (Jitted(run, options=compiler_options), program))
     with arithmetic(tape.dtype):
         return jitted(list(inputs))
 
@@ -178,7 +178,7 @@ def _back_through(
         call = lambda xs: core.jaxpr_as_fun(body)(*xs)  # noqa: E731
         form, _ = opened(body)
         pull = vjp_of(call, form, active, asked, tape.dtype) or arbitrary_vjp(active)
-        return Jitted(pull, options=light), body
+        return Jitted(pull, options=compiler_options), body
 
     return tape.keep(("back", id(body), tuple(asked), tuple(active)), build)[0]
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend import core
 
 from jaxnn._programs import Jitted
-from jaxnn.checking.light import light
+from jaxnn.checking.compiling import compiler_options
 from jaxnn.checking.scalar import forward_gradient
 from jaxnn.checking.settings import COTANGENT
 from jaxnn.checking.tape.layout import Site, is_inexact, lay_out
@@ -129,14 +129,16 @@ class Tape:
         values = [functools.partial(evaluated, site.eqn, dtype=dtype) for site in ones]
         self.together = len(self.sites) <= max(TOGETHER, PER_KIND * len(ones))
         if not self.together:
-            values = [Jitted(value, options=light) for value in values]
-            pulls = [pull and Jitted(pull, options=light) for pull in pulls]
+            values = [Jitted(value, options=compiler_options) for value in values]
+            pulls = [pull and Jitted(pull, options=compiler_options) for pull in pulls]
         self._values = [values[k] for k in self.kinds]
         self._pulls = [pulls[k] for k in self.kinds]
         pairs = zip(self.sites, self._pulls, strict=True)  # no pullback: treated as constant
         self.sites = [s if pull else s._replace(active=(), asked=()) for s, pull in pairs]
         self.places = self._places()
-        self._walk = Jitted(self._walked, options=light) if self.together else self._walked
+        self._walk = (
+            Jitted(self._walked, options=compiler_options) if self.together else self._walked
+        )
 
     def keep(self, key: Any, build: Callable[[], Any]) -> Any:
         """What `build` returns, built once for equal keys."""
@@ -162,7 +164,7 @@ class Tape:
         """
         walk = self._walk
         if only is not None:
-            walk = Jitted(functools.partial(self._part, set(only)), options=light)
+            walk = Jitted(functools.partial(self._part, set(only)), options=compiler_options)
         with arithmetic(self.dtype):
             record = walk(list(inputs), list(seeds), cut)
         given = dict(zip(self.inputs, inputs, strict=True))

@@ -21,21 +21,21 @@ PAYS = 2**18
 ITERATIONS = 100
 
 
-def light(program: Program, runs: float = 2) -> dict[str, Any]:
+def compiler_options(program: Program, runs: float = 2) -> dict[str, Any]:
     """The compiler's options for a program that a check runs about so many times."""
     if jax.default_backend() != "cpu":
         return {}
     count = sum(1 for _ in equations(program))
-    return UNOPTIMISED if runs * _work(program) <= PAYS * count else OPTIMISED
+    return UNOPTIMISED if runs * work(program) <= PAYS * count else OPTIMISED
 
 
-def _work(program: Program) -> float:
+def work(program: Program) -> float:
     """How many numbers a program computes."""
     return sum(map(_work_of, opened(program)[0].eqns))
 
 
 def _work_of(eqn: Equation) -> float:
-    inside = sum(map(_work, programs_inside(eqn)))
+    inside = sum(map(work, programs_inside(eqn)))
     if eqn.primitive is primitives.scan_p:
         return eqn.params["length"] * inside
     if eqn.primitive is primitives.while_p:

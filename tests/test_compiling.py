@@ -6,8 +6,8 @@ import pytest
 from jax import lax
 
 from jaxnn._jax import OPTIMISED, UNOPTIMISED
-from jaxnn._programs import Jitted
-from jaxnn.checking.light import light
+from jaxnn.checking.compiling import compiler_options
+from jaxnn.checking.tape.walk import Tape
 
 X = jax.ShapeDtypeStruct((100,), jnp.float32)
 LARGE = jax.ShapeDtypeStruct((1_000_000,), jnp.float32)
@@ -48,16 +48,18 @@ def convolved(x, kernel):
 )
 def test_a_program_is_optimised_where_its_runs_take_longer_than_that(f, args, runs, optimised):
     expected = OPTIMISED if optimised else UNOPTIMISED
-    assert light(jax.make_jaxpr(f)(*args), runs) == expected
+    assert compiler_options(jax.make_jaxpr(f)(*args), runs) == expected
 
 
 def test_other_platforms_choose_for_themselves(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert light(jax.make_jaxpr(units)(X)) == {}
+    assert compiler_options(jax.make_jaxpr(units)(X)) == {}
 
 
-def test_a_program_inside_another_one_is_compiled_as_that_is():
-    inner = Jitted(units, options=light)
-    x = jnp.linspace(0.0, 1.0, 100)
-    outer = Jitted(lambda x: inner(x) + 1, options=light)
-    assert outer(x) == jax.jit(lambda x: inner(x) + 1)(x) == pytest.approx(float(inner(x)) + 1)
+def test_a_long_walk_is_one_program_unless_it_repeats_itself():
+    x = jnp.arange(1.0, 4.0)
+    different = lambda x: sum(jnp.sum(jnp.sin(x) ** n) for n in range(2, 42))  # noqa: E731
+    same = lambda x: jnp.sum(lax.fori_loop(0, 60, lambda _, x: jnp.sin(1.1 * x), x))  # noqa: E731
+    for f, together in ((different, True), (same, False)):
+        tape = Tape(jax.make_jaxpr(f)(x), [True], unrolled=True)
+        assert len(tape.sites) > 100 and tape.together == together
