@@ -2,8 +2,8 @@
 
 Callers choose the gradient (`grad=jax.grad` or `grad=numerical_grad`). The point is any pytree: its
 floating and complex leaves move, its other leaves are constant. `lr` and `step_num` are traced, so
-new values do not recompile. A function is traced at each call and compiled once for all functions
-that trace to the same program.
+new values do not recompile. A function is traced at each call, but functions that trace to the same
+program are compiled only once.
 """
 
 import enum
@@ -44,7 +44,7 @@ def is_automatic(grad: Callable) -> bool:
 
 
 class DivergenceWarning(RuntimeWarning):
-    """The loss ended above its initial value, or is not finite.
+    """The loss rose in a descent, more than doubled in a run of `fit`, or is not finite.
 
     Example:
       >>> import warnings
@@ -106,7 +106,7 @@ def gradient_descent(
             f"gradient_descent diverged: the loss went from {float(before):.6g} to "
             f"{float(after):.6g} by step {int(step_num)} "
             f"with lr={float(lr):g}; "
-            + ("a smaller `lr` may converge." if lr > 0 else "a negative `lr` goes uphill."),
+            + ("a smaller `lr` may help." if lr > 0 else "a negative `lr` goes uphill."),
             DivergenceWarning,
             stacklevel=2,
         )
@@ -395,8 +395,8 @@ def updated(
     gradient: PyTree,
     value_fn: Callable[[PyTree], Any],
 ) -> tuple[PyTree, PyTree]:
-    """The updates and the new state of an optimiser. It gets the loss, its gradient and both as
-    functions, under the names that optax's optimisers have for them, as far as it takes them.
+    """The updates and the new state of an optimiser. It gets the loss and its gradient, as values
+    and as functions, under optax's names for them, as far as it accepts these.
     """
     # A line search wants a function that takes each keyword that the optimiser gets.
     of_params = lambda params, obj_fn=None, grad_fn=None: value_fn(params)  # noqa: E731

@@ -160,7 +160,7 @@ rounded.defjvp(lambda x, t: (rounded(*x), t[0]))
 
 def test_a_detached_report_says_how_to_hold_the_operands():
     hint = check_gradient(lambda x: jnp.sum(x * lax.stop_gradient(x)), X).leaves[0].hint
-    assert hint.endswith('if that is intended, set `stop_gradient="held"`')
+    assert hint.endswith('if `stop_gradient` is intended, set `stop_gradient="held"`')
 
 
 def test_a_leaf_that_is_wrong_for_another_reason_is_not_detached():

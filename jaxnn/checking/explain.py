@@ -98,7 +98,7 @@ def explain(
     examined, so this can take longer than a check.
 
     Args:
-      f: a function of pytrees; unless its output is a real scalar, it is projected onto a random
+      f: a function of pytrees; an output that is not a real scalar is projected onto a random
         cotangent.
       *args: the point.
       argnums: the argument or arguments to differentiate; by default all with floating-point

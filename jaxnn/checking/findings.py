@@ -104,7 +104,7 @@ class LeafReport(NamedTuple):
       bound: the bound on the error of `numerical`.
       step: the step, along that direction, from which `numerical` comes.
       noise: the measured noise of the function's values.
-      digits: how many digits the two slopes share, as far as the bound shows.
+      digits: how many digits the two slopes are known to share, given the bound.
       own_dtype_digits: how many digits agree between the gradients in the leaf's own dtype and in
         float64.
       entries: the entries that were checked separately, worst first.
@@ -142,9 +142,10 @@ class LeafReport(NamedTuple):
 
     @property
     def is_slightly_off(self) -> bool:
-        """Whether the leaf agrees, but is off by more than its dtype explains, or an entry is.
+        """Whether the leaf agrees, but its slope or an entry is off by more than rounding.
 
-        Relative to the slope, because an error in every entry must count even if their sum cancels.
+        Relative to the slope itself, because errors in all entries must count even where the terms
+        of the slope cancel.
         """
         is_large = any(
             abs(found.autodiff - found.numerical)
@@ -198,13 +199,13 @@ class SourceLine(NamedTuple):
 
     def __str__(self) -> str:
         if not self.file:
-            return "an unknown place"
+            return "an unknown line"
         function = self.function.rpartition("<locals>.")[2]
         return f"{self.path}:{self.line}" + (f" ({function})" if function else "")
 
 
 # Why `jnp.where` after the operation does not help.
-MASKED = "masked afterwards, which does not help: 0 times infinity is NaN"
+MASKED = "masking it afterwards does not help: 0 times infinity is NaN"
 
 
 class Birth(NamedTuple):
@@ -219,7 +220,7 @@ class Birth(NamedTuple):
       cure: what usually helps.
       masked: whether the non-finite entries are masked afterwards.
       iteration: the loop iterations that contain it.
-      given: the argument through which it was passed in, or "a constant"; empty if it first
+      given: the argument that contains the NaN or infinity, or "a constant"; empty if it first
         appears here.
 
     Example:
@@ -239,8 +240,8 @@ class Birth(NamedTuple):
     given: str = ""
 
     def within(self, iteration: str, line: SourceLine) -> "Birth":
-        """The same finding, inside a loop iteration or a branch in some line, which stands for its
-        own if that is unknown.
+        """The same finding, inside a loop iteration or a branch; `line` is used if its own is
+        unknown.
         """
         when = ", ".join(filter(None, (iteration, self.iteration)))
         return self._replace(iteration=when, line=self.line if self.line.file else line)
@@ -270,7 +271,7 @@ class RuleReport(NamedTuple):
         forward pass changes the function's value.
       difference: relative difference from the derivative of the values, in the entry with the
         largest absolute error if one is known, else in the slope.
-      where: file and line of the rule, if it is the user's.
+      where: file and line of the rule; empty if it is JAX's or unknown.
       entry: index of that entry in the argument; None if no entry is known.
       path: name of the argument and path in it, as in Python; empty if it is unknown.
       also: the paths of further arguments whose derivatives are wrong.
@@ -316,7 +317,7 @@ class RuleReport(NamedTuple):
 
     @property
     def rule(self) -> SourceLine:
-        """The line of the rule, if it is the user's; else where the function is called."""
+        """The line of the rule, if it is known; else where the function is called."""
         return SourceLine.of(self.where) if self.where else self.line
 
     @property
@@ -376,8 +377,8 @@ class DigitsLost(NamedTuple):
       what: what happens there.
       before: correct digits of the inputs.
       after: correct digits of the outputs.
-      share: by how much the gradient's relative error drops if this equation, like all earlier
-        ones, is computed exactly.
+      share: by how much the gradient's relative error drops once this equation is computed
+        exactly, in addition to all earlier ones.
 
     Example:
       >>> lost = jaxnn.explain(lambda x: (1 - jnp.cos(x)) / x**2, jnp.float16(0.1)).digits_lost

@@ -81,8 +81,8 @@ def leaf_report(
     immovable = count_not_finite(place.x)
     if immovable and (not report.verdict.wrong or not math.isfinite(centre)):
         hint = (
-            f"{immovable} of {place.x.size} entries of the argument are not finite: no step can be "
-            "taken from them"
+            f"entries of the argument that are not finite: {immovable} of {place.x.size}; no step "
+            "can be taken from them"
         )
         report = report._replace(verdict=Verdict.UNRESOLVED, hint=hint)
     hint, entries = report.hint, list(report.entries)

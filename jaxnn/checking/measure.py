@@ -276,7 +276,9 @@ def _notes(checked: Checked) -> tuple[str, ...]:
     check, programs, centre = checked.check, checked.programs, checked.centre
     notes = list(programs.notes)
     if check.settings.order > 1:
-        notes.append("the gradient itself agrees; the slopes are those of a projection of it")
+        notes.append(
+            "the gradient agrees; the slopes shown are those of a random projection of the gradient"
+        )
     held = check.settings.held and programs.program is not None
     if places := stops(programs.program) if held else ():
         notes.append(f"treated as constant because of `stop_gradient`: {', '.join(places)}")

@@ -20,8 +20,8 @@ PART = 0.1
 NO_EFFECT = "the checked function does not depend on this leaf at this point"
 # A hint at what a solver for symmetric matrices does.
 SYMMETRIC = (
-    "autodiff is correct for symmetric changes: if the function assumes a symmetric matrix, check "
-    "it at `(a + a.T) / 2`"
+    "autodiff is correct for symmetric perturbations: if `f` assumes a symmetric matrix, check "
+    "`lambda a: f((a + a.T) / 2)`"
 )
 
 
@@ -201,8 +201,8 @@ def _cause(wrong: Wrong) -> str:
         )
     if np.all(wrong.numerical == 0) and np.all(np.isfinite(wrong.autodiff)):
         return (
-            "the values do not change with these entries; if a rule differs from them on purpose, "
-            "name its function in `trust` (`jaxnn watch --trust`)"
+            "the values do not change with these entries; if a rule deliberately differs from the "
+            "values, name its function in `trust` (`jaxnn watch --trust`)"
         )
     of_ratio = {
         -1.0: "the sign is wrong",

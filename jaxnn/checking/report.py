@@ -89,7 +89,7 @@ class GradientReport:
       interrupted: whether Ctrl-C ended the check early.
       digits: how many digits of each leaf's gradient must be correct, if specified.
       fixed: the arguments that are not differentiated, each with its shape and dtype.
-      argnums: the arguments that are differentiated; () if all that can be are.
+      argnums: the arguments that are differentiated; () if no others could be.
 
     Example:
       >>> report = jaxnn.check_gradient(lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0]))
@@ -114,7 +114,7 @@ class GradientReport:
     @property
     def ok(self) -> bool:
         """Whether every leaf agrees, is at a kink with the gradient between the two slopes, or is
-        imprecise with `LEAST_DIGITS` left; and has `digits` correct digits, if specified.
+        imprecise with two digits left; and has `digits` correct digits, if specified.
         """
         return self.verdict.ok and not any(map(self._lacks, self.leaves))
 
@@ -177,7 +177,7 @@ class GradientReport:
         return {"ok": self.ok, **plain(vars(self))}
 
     def plot(self, path: str | None = None, ax: Any = None) -> Any:
-        """Draw a leaf's evidence: slopes and bound by step; the line is the gradient's slope.
+        """Draw a leaf's evidence: how far the numerical slope at each step is from the gradient's.
 
         Args:
           path: path of the leaf; by default the worst leaf.

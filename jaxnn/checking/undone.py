@@ -1,8 +1,8 @@
-"""What a call of a function changes is put back, so that a program does not notice a second call.
+"""Restores what a call of a function changes, so that a program does not notice a second call.
 
-Found are the variables that a function closes over, the global ones that it names, and the
+These are the variables that a function closes over, the global ones that it names, and the
 attributes and containers that these hold: the key that a model splits, a count of calls, a list
-that a call fills or empties. What an iterator has already given cannot be put back.
+that a call fills or empties. Items already taken from an iterator cannot be put back.
 """
 
 import contextlib

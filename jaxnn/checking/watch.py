@@ -2,9 +2,9 @@
 
 While a program is watched, `jax.grad` and its relatives are wrapped (`noting`). A wrapped call does
 what it did before, and then traces its function once more, for the check. The point is sent to the
-host the first time that the call runs, from inside of `jit`, `scan` and `vmap`, too. Once all
-points are there, JAX traces and compiles the program again without sending them. The first gradient
-that is not finite is sent with its inputs.
+host the first time that the call runs, even inside `jit`, `scan` and `vmap`. Once all points have
+arrived, JAX traces and compiles the program again without sending them. The first gradient that is
+not finite is sent with its inputs.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ class Point(NamedTuple):
     Attributes:
       consts: the constants of the program.
       leaves: the leaves that are differentiated.
-      program: the function as a program of these, without the values of either.
+      program: the function as a program of `consts` and `leaves`, without their values.
       names: names of the constants: the path of an argument, or empty.
       keys: the implementation of each constant that is a random key; None for the others.
       x64: whether JAX had 64-bit types there.
@@ -105,7 +105,7 @@ class Point(NamedTuple):
         return self._replace(consts=consts, leaves=leaves)
 
     def fetched(self) -> "Point":
-        """The same point with values as NumPy arrays, or cut along the explicit axes of a mesh."""
+        """The same point with NumPy arrays, or arrays sharded along the explicit axes of a mesh."""
         consts, leaves = jax.tree.map(np.asarray, (self.consts, self.leaves))
         if self.is_cut:
             mesh, jaxpr = _devices(self.mesh), opened(self.program)[0]
@@ -119,7 +119,7 @@ class Point(NamedTuple):
 
     @property
     def is_cut(self) -> bool:
-        """Whether the types of arrays say how they are cut along the axes of the mesh."""
+        """Whether the types of arrays say how they are sharded over the mesh."""
         return AxisType.Explicit in self.mesh.axis_types
 
     @contextlib.contextmanager
@@ -388,7 +388,7 @@ class Watcher:
                 taken = self.taken.setdefault((line, name), Taken(line, name, form))
                 reason = f"{type(error).__name__}: {first_line(error)}"
                 if isinstance(error, _NEED_VALUES):
-                    reason = "it needs concrete values (`if`, `float`); `check_gradient` checks it"
+                    reason = "it needs concrete values (`if`, `float`); try `check_gradient`"
                 taken.trouble = f"not checked: {reason}"
 
     def _taken(self, f: Callable, taken: Taken, call: Call) -> tuple[Taken, Point, Any]:

@@ -54,8 +54,8 @@ class Place(NamedTuple):
       call: number of the first call whose gradient is not finite; 0 if none, or not counted.
       inputs: the inputs of that call by their paths.
       trouble: why it was not checked, or "".
-      went_on: whether the value was not finite in that call, either, and later gradients are
-        finite, as where a sampler rejects a step that went too far.
+      went_on: whether the value was not finite in that call either, but later gradients are, as
+        when a sampler rejects a step that went too far.
     """
 
     line: SourceLine
@@ -70,7 +70,7 @@ class Place(NamedTuple):
 
     @property
     def is_wrong(self) -> bool:
-        """Whether a gradient is wrong or was not finite, unless the program went on."""
+        """Whether a gradient is wrong or was not finite, unless `went_on`."""
         broke = self.not_finite is not None and not self.went_on
         return broke or any(report.exit_code == 1 for report in self.reports)
 
@@ -106,7 +106,7 @@ class Place(NamedTuple):
         found = [self.trouble] if self.trouble else []
         if self.not_finite is not None:
             once = f"not finite in call {self.call:,}" if self.call else "not finite"
-            found.append(once + ", like the value, and finite again later" * self.went_on)
+            found.append(once + ", nor was the value; finite again later" * self.went_on)
         first = "at the first point, " if self.not_finite is not None else ""
         for report in self._shown:
             if report.verdict is not Verdict.AGREES:
@@ -151,8 +151,7 @@ class WatchReport:
     @property
     def exit_code(self) -> int:
         """1 if a gradient is wrong, is imprecise with fewer than two digits left, or was not
-        finite, unless the value was not, either, and later gradients are; 2 if none could be
-        judged; else 0.
+        finite (unless `went_on`); 2 if none could be judged; else 0.
         """
         if any(place.is_wrong for place in self.places):
             return 1
@@ -298,7 +297,9 @@ def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
             taken.fetch()
             rest = budget - (time.monotonic() - began)
             unseen = (
-                "not checked: its point was never seen" if taken.calls else "traced but never run"
+                "not checked: its inputs were never received"
+                if taken.calls
+                else "traced but never run"
             )
             trouble = taken.trouble or ("" if taken.points or taken.bad else unseen)
             place = Place(taken.line, taken.name, taken.calls, trouble=trouble)

@@ -211,8 +211,8 @@ COMMANDS = {
     "train": Command(
         "train:train",
         "train a network on handwritten digits",
-        "Train a network on the 1,797 real 8x8 digits that ship with the package, or on MNIST's "
-        "files, after comparing its numerical and automatic gradients.",
+        "Compare a network's numerical and automatic gradients, then train it on the 1,797 real "
+        "8x8 digits that ship with the package, or on MNIST's files.",
         "jaxnn train --layers 100 --epochs 50 --lr 0.3",
         (
             Option(
@@ -244,7 +244,7 @@ COMMANDS = {
                 _count,
                 1,
                 "N",
-                "epochs between measurements; the table shows about ten of them",
+                "epochs between measurements; the table shows about ten measurements",
             ),
             Option("--batch-size", _count, 100, "N", "examples per step"),
             Option("--lr", _several(_rate), "0.5", "X,X,...", "learning rates, run in parallel"),
@@ -349,8 +349,8 @@ COMMANDS = {
         "for NaN and infinity in every call. PROGRAM is a file, or -m MODULE, with its own "
         "arguments. The report follows on standard error. Exit code: the program's, if it is not "
         "0; else 1 if a gradient is wrong, was not finite, or is imprecise with fewer than two "
-        "digits left, 2 if none could be judged, 0 otherwise. A gradient that is not finite where "
-        "the value is not, either, does not count if later ones are finite.",
+        "digits left, 2 if none could be judged, 0 otherwise. A gradient that is not finite does "
+        "not count if the value was not finite either and later gradients are.",
         "jaxnn watch --save inputs train.py --epochs 3",
         (
             Option("program", str, None, "PROGRAM", "FILE or -m MODULE", {"nargs": "+"}),
@@ -389,7 +389,7 @@ COMMANDS = {
     "tour": Command(
         "pictures:tour",
         "print the chapter's numbers beside ours",
-        "Compute the chapter's numbers, section by section, and show each next to the printed one.",
+        "Compute the chapter's numbers, section by section, and show each next to the book's.",
         "jaxnn tour --figures figures",
         (Option("--figures", str, None, "DIR", "also draw the chapter's figures, in DIR"),),
     ),

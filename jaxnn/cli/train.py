@@ -179,9 +179,8 @@ def _join(args: argparse.Namespace) -> None:
         jax.distributed.initialize(*given.values())
     except (ValueError, RuntimeError) as error:
         raise ValueError(
-            "`--distributed` must run under SLURM, Kubernetes, MPI or on a TPU pod, or come with "
-            "--coordinator, "
-            f"--num-processes and --process-id. Got {error}"
+            "`--distributed` must run under SLURM, Kubernetes or MPI, or on a TPU pod, or come "
+            f"with --coordinator, --num-processes and --process-id. Got {error}"
         ) from error
 
 

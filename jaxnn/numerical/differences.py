@@ -15,8 +15,8 @@ are. Second derivatives use eps^(1/4), one-sided schemes eps^(1/2). Steps are ro
 two, so they are exact. The scale is the entry's magnitude, but at least 1; if all entries of the
 array are small, the lower limit is 128 times their root mean square instead.
 
-A function is traced at each call and compiled once for all functions that trace to the same
-program. Arguments and closed-over arrays are inputs of the compiled program, so new values for them
+A function is traced at each call, but functions that trace to the same program are compiled only
+once. Arguments and closed-over arrays are inputs of the compiled program, so new values for them
 do not recompile it.
 """
 

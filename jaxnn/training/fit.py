@@ -60,10 +60,10 @@ def fit(
     checkpoint, if `saving` is set, and raises KeyboardInterrupt with status "interrupted". A second
     signal stops the run at once.
 
-    The functions are traced at each call and recompiled only if their programs differ, so new
-    values of variables that they read take effect. To save the time of tracing in many short runs,
-    pass a jitted loss and the same optimiser; new values are then ignored, as by any jitted
-    function.
+    `loss` and the other functions are traced at each call and recompiled only if the traced program
+    has changed, so new values of variables that they read take effect. To save the time of tracing
+    in many short runs, pass a jitted loss and the same optimiser; new values are then ignored, as
+    by any jitted function.
 
     A resumed run takes the same steps as an uninterrupted one, bit for bit. Some options may change
     when a run is resumed: `epochs`, `max_steps`, all of `measuring`, when checkpoints are saved,
@@ -77,8 +77,8 @@ def fit(
         `key`, step s (from 0) of epoch e (from 1) gets `fold_in(fold_in(key, e), s)`; measurements
         get `fold_in(key, 0)`, or none if `key` has a default.
       params: initial parameters, any pytree; not overwritten. Floating and complex leaves are
-        trained; everything else is treated as constant. So are Python numbers, such as a dropout
-        rate, in a module (an object with arrays whose class is registered as a pytree). Leaves that
+        trained; everything else is treated as constant, and so are Python numbers, such as a
+        dropout rate, in a module (an object with arrays, registered as a pytree). Leaves that
         are sharded by a `NamedSharding` on `mesh` stay sharded, and so does the optimiser's state.
       data: a tuple of arrays whose first axis is the examples, for instance `(x, t)`; memory maps
         are read as needed. Or a function that maps the epoch, counted from 1, to an iterable of
@@ -86,9 +86,9 @@ def fit(
         thread, a little ahead of the steps. A run resumed within an epoch skips the batches already
         used. With several processes, each yields the whole batch, unless `feeding.parts` is set. A
         loader, or another iterable that can be iterated once per epoch, may replace the function;
-        one that shuffles starts over when the run is resumed. A dictionary of arrays, as `data` or
-        as a batch, is passed to the loss as one argument; a data frame is treated as a dictionary
-        of columns. Arrays that can be sliced, as in an HDF5 file, are read as needed.
+        if it shuffles, a resumed run starts again with its first order. A dictionary of arrays, as
+        `data` or as a batch, is passed to the loss as one argument; a data frame is treated as a
+        dictionary of columns. Arrays that can be sliced, as in an HDF5 file, are read as needed.
       optimizer: an optax optimiser.
       key: a PRNG key; epoch e uses `jax.random.fold_in(key, e)`.
       epochs: how many times to go through the data; by default ten or, if `max_steps` is given, as
@@ -214,7 +214,7 @@ def _warn_of_divergence(result: Fit, run: Run, objective: Objective, model_state
     if ended > most:
         warnings.warn(
             f"fit diverged: the loss went from {began:.6g} to {ended:.6g} by step "
-            f"{result.status.step}; a smaller learning rate may converge.",
+            f"{result.status.step}; a smaller learning rate may help.",
             DivergenceWarning,
             stacklevel=3,
         )

@@ -56,8 +56,8 @@ class Feeding(NamedTuple):
       parts: whether each process yields its own part of every batch instead of the whole batch;
         the parts are concatenated in process order. Requires a function as `data`. Batches of
         global `jax.Array`s are used as they are.
-      stream: whether the data stay on the host, where a thread prefetches them; by default for
-        large memory maps, sliced arrays (HDF5), and arrays larger than half the device's memory.
+      stream: whether the data stay on the host, where a thread prefetches them; by default, large
+        memory maps, sliced arrays (HDF5), and arrays larger than half the device's memory do.
       skip_not_finite: whether a step that would make the loss, a parameter or the optimiser's state
         NaN or infinite is skipped instead of ending the run; its loss is recorded.
 

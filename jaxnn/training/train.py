@@ -76,14 +76,14 @@ def train(
     """Train with a step that you write, `state, record = step(state, batch, key)`, on mini-batches.
 
     Runs are compiled, measured, reported, saved, resumed bit for bit, and stopped as in `fit`. Use
-    it for several losses or optimisers, for per-example gradients, and for any other step that does
-    not follow the gradient of one loss.
+    `train` for several losses or optimisers, for per-example gradients, and for any other step that
+    does not follow the gradient of one loss.
 
     Args:
       step: a pure function that JAX can trace; a jitted one is not traced again at the next call.
         `batch` has the form of `data`; step s of epoch e gets the key `fold_in(fold_in(key, e),
-        s)`. `step` returns the new state, of the same form, and a dictionary of scalars to record.
-        One of them is "loss".
+        s)`. `step` returns the new state, of the same form, and a dictionary of scalars to record,
+        which must include "loss".
       state: any pytree: parameters, the states of optimisers, averages, counters. Its arrays are
         updated; everything else in it is treated as constant.
       data: as for `fit`.

@@ -36,7 +36,7 @@ def say(checked: Checked, held: Checked) -> Checked:
     hint = (
         "with the operands of `stop_gradient` treated as constant, values and gradient agree to "
         f"{min(right.values(), default=0):.1f} digits ({places}); "
-        'if that is intended, set `stop_gradient="held"`'
+        'if `stop_gradient` is intended, set `stop_gradient="held"`'
     )
     return checked.with_leaves(
         [

@@ -126,7 +126,8 @@ def say(checked: Checked, found: list[RuleReport]) -> Checked:
     if found and not _is_linear(checked):
         # The gradient in the user's dtypes, for the cotangent 1, is another one, not less precise.
         checked = checked._replace(losses={}).with_note(
-            "a rule is not linear; the gradient shown is that of twice the function, halved"
+            "a rule is not linear in its cotangent; the gradient shown is half that of twice the "
+            "function"
         )
     if not _has_another_value(checked):
         return checked

@@ -131,8 +131,8 @@ def within_approximation(leaf: LeafReport, program: Program) -> LeafReport:
         return leaf
     if any(map(is_sampler, equations(program))):
         hint = (
-            "draws by rejection, as those from a gamma distribution, have an implicit gradient: it "
-            "follows the distribution at a fixed quantile, not the draw itself"
+            "samples drawn by rejection, as from a gamma distribution, have an implicit gradient: "
+            "it follows the distribution at a fixed quantile, not the sample itself"
         )
         return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
     off = [abs(e.autodiff - e.numerical) / abs(e.numerical) for e in leaf.entries if e.numerical]
