@@ -2,8 +2,7 @@
 
 Entries move by random signs and sizes, in the scale of their leaf, so that errors do not cancel by
 chance. The random numbers come from a counter and are drawn where the leaves are: on their devices,
-with the same sharding. NumPy draws those of small leaves on a CPU, together and without
-compilation.
+with the same sharding. NumPy draws those of small leaves on a CPU, without compilation.
 """
 
 import functools
@@ -22,8 +21,6 @@ from jaxnn.numerical.float64 import wide_arithmetic, widen_leaf
 
 # A compiled program draws for leaves with more entries than this.
 ON_HOST = 2**17
-# NumPy draws this many numbers at once, so that intermediate results stay in a core's cache.
-BLOCK = 2**15
 # A sum of squares above this has lost no digits to underflow.
 _LEAST_SQUARE = sys.float_info.min / sys.float_info.epsilon
 
@@ -78,17 +75,6 @@ class Direction(NamedTuple):
         return cls(tuple(Part(leaf, 0, size) for leaf, size in enumerate(sizes)))
 
 
-class _Span(NamedTuple):
-    """How the entries of leaves move: those from `low` to `high`, by random numbers that depend on
-    the leaf's `salt`, times its `weight`.
-    """
-
-    low: Any
-    high: Any
-    weight: Any
-    salt: Any
-
-
 def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], Along]]:
     """A function that maps claims and a direction to each leaf's movement and the sums along it.
 
@@ -96,104 +82,41 @@ def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], 
       points: the leaves.
       dtype: the wide dtype.
     """
-    laid_out = functools.cache(lambda: _Small.of(points))
+
+    @functools.cache
+    def in_numpy(leaf):
+        """A small leaf, flat, and the usual size of its entries."""
+        x = np.asarray(points[leaf], np.float64).ravel()
+        return x, usual_size(x)
 
     def draw(claims, direction):
-        low, high = np.zeros((2, len(points)), np.int64)
-        weight = np.ones(len(points))
-        for part in direction.parts:
-            low[part.leaf], high[part.leaf], weight[part.leaf] = part[1:]
         first = np.uint32(direction.seed) * np.array([0x9E3779B9], np.uint32)
-        salts = np.arange(len(points), dtype=np.uint32) + first
-        spans = _Span(low, high, weight, _hashed(salts, np))
-        small, sums = laid_out(), np.zeros((len(points), 3))
-        flat, sums[small.leaves] = small.moves(claims, spans, direction)
-
-        def of_leaf(k):
-            if k in small.places:
-                return flat[small.places[k]].reshape(points[k].shape)
-            if low[k] == high[k]:
-                return np.zeros(points[k].shape)
-            span = _Span(*(of_all[k] for of_all in spans))
-            with wide_arithmetic(dtype):
-                given = points[k], claims[k], span, direction.relative, direction.up
-                moves, sums[k] = _moves_on_device(*given, dtype)
-            return moves
-
-        moves = list(map(of_leaf, range(len(points))))
+        salts = _hashed(np.arange(len(points), dtype=np.uint32) + first, np)
+        moves, sums = [np.zeros(x.shape) for x in points], np.zeros((len(points), 3))
+        for part in direction.parts:
+            leaf, x = part.leaf, points[part.leaf]
+            how = part, salts[leaf], direction.relative, direction.up
+            if part.low == part.high:
+                continue
+            if x.size <= ON_HOST and on_one_cpu(x):
+                claim = np.ravel(claims[leaf])
+                with np.errstate(invalid="ignore"):  # claims may be infinite, of both signs
+                    v, sums[leaf] = _moved(*in_numpy(leaf), claim, *how, np)
+                moves[leaf] = v.reshape(x.shape)
+            else:
+                with wide_arithmetic(dtype):
+                    moves[leaf], sums[leaf] = _moved_on_device(x, claims[leaf], *how, dtype)
         return moves, Along(*sums.T)
 
     return draw
 
 
-class _Small(NamedTuple):
-    """The small leaves on a CPU, concatenated.
-
-    Attributes:
-      leaves: numbers of the small leaves.
-      places: the slice of `x` for each of them.
-      sizes: the number of entries of each.
-      x: their entries.
-      usual: the usual size of each leaf's entries.
-      lots: ranges of leaves that have about BLOCK entries each.
-    """
-
-    leaves: np.ndarray
-    places: dict[int, slice]
-    sizes: np.ndarray
-    x: np.ndarray
-    usual: np.ndarray
-    lots: list[slice]
-
-    @classmethod
-    def of(cls, points: Sequence[Any]) -> "_Small":
-        """The small leaves among all leaves."""
-        small = [k for k, x in enumerate(points) if 0 < x.size <= ON_HOST and on_one_cpu(x)]
-        flat = [np.asarray(points[k], np.float64).ravel() for k in small]
-        sizes = np.array([x.size for x in flat], np.int64)
-        ends, usual = np.cumsum(sizes), np.array([usual_size(x) for x in flat])
-        x = np.concatenate([*flat, []])
-        places = dict(zip(small, map(slice, ends - sizes, ends), strict=True))
-        _, firsts = np.unique((ends - sizes) // BLOCK, return_index=True)
-        lots = list(map(slice, firsts, [*firsts[1:], len(small)]))
-        return cls(np.array(small, np.int64), places, sizes, x, usual, lots)
-
-    def moves(
-        self, claims: Sequence[Any], spans: _Span, direction: Direction
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The movement of each entry, and the sums along it for each leaf."""
-        moves, sums = np.zeros(self.x.shape), np.zeros((len(self.leaves), 3))
-        spans = _Span(*(of_leaf[self.leaves] for of_leaf in spans))
-        for here in self.lots:
-            if not np.any(spans.low[here] < spans.high[here]):
-                continue
-            leaves, sizes = self.leaves[here], self.sizes[here]
-            begins = np.cumsum(sizes) - sizes
-            spread = functools.partial(np.repeat, repeats=sizes)
-            index = (np.arange(np.sum(sizes)) - spread(begins)).astype(np.uint32)
-            claim = np.concatenate([np.ravel(claims[k]) for k in leaves])
-            where = slice(self.places[leaves[0]].start, self.places[leaves[-1]].stop)
-            span = _Span(*(spread(of_leaf[here]) for of_leaf in spans))
-            x, usual = self.x[where], spread(self.usual[here])
-            v, terms = _moves(x, usual, index, claim, span, direction.relative, direction.up, np)
-            moves[where] = v
-            with np.errstate(invalid="ignore"):  # claims may be infinite, of both signs
-                add = functools.partial(np.add.reduceat, indices=begins)
-                unit = unit_of(np.maximum.reduceat(np.abs(terms), begins))
-                size = unit * np.sqrt(add((terms / spread(unit)) ** 2))
-                sums[here] = np.stack([add(terms), size, add(v)], axis=-1)
-        return moves, sums
-
-
 @functools.partial(jax.jit, static_argnames="dtype")
-def _moves_on_device(x: Any, claim: Any, span: _Span, relative: Any, up: Any, dtype: Any) -> Any:
+def _moved_on_device(
+    x: Any, claim: Any, part: Part, salt: Any, relative: Any, up: Any, dtype: Any
+) -> tuple[Any, Any]:
     x = widen_leaf(x, dtype)
-    index = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
-    claim = claim.reshape(x.shape)
-    v, terms = _moves(x, usual_size(x, jnp), index, claim, span, relative, up, jnp)
-    unit = unit_of(jnp.max(jnp.abs(terms)), jnp)
-    size = unit * jnp.sqrt(jnp.sum((terms / unit) ** 2))
-    return v, jnp.stack([jnp.sum(terms), size, jnp.sum(v)])
+    return _moved(x, usual_size(x, jnp), claim.reshape(x.shape), part, salt, relative, up, jnp)
 
 
 def usual_size(x: Any, xp: Any = np) -> Any:
@@ -218,25 +141,27 @@ def scales_of(x: Any) -> np.ndarray:
     return entry_sizes(flat, usual_size(flat))
 
 
-def _moves(
-    x: Any, usual: Any, index: Any, claim: Any, span: _Span, relative: Any, up: Any, xp: Any
+def _moved(
+    x: Any, usual: Any, claim: Any, part: Part, salt: Any, relative: Any, up: Any, xp: Any
 ) -> tuple[Any, Any]:
-    """The movement of each entry, and the movement times the claim. An entry moves by the same
-    random number in any range that contains it.
+    """The movement of each entry of a leaf, and the leaf's `Along`. An entry moves by the same
+    random number, which depends on the leaf's `salt`, in any part that contains it.
     """
-    bits = _hashed(index ^ span.salt, xp)
+    index = xp.arange(x.size, dtype=xp.uint32).reshape(x.shape)
+    bits = _hashed(index ^ salt, xp)
     sign = xp.where(up | (bits & 1 == 0), 1.0, -1.0)
     # Narrower floats cannot hold 24 bits.
     kind = max(np.dtype(np.float32), x.dtype, key=lambda dtype: dtype.itemsize)
     # All digits are random, because numbers with few digits would show less noise.
     size = 0.5 + (bits >> 8).astype(kind) / (2**25 + 1)
-    low, high = (end.astype(np.uint32) for end in (span.low, span.high))
-    moving = (index >= low) & (index < high) & xp.isfinite(x)
+    moving = (index >= part.low) & (index < part.high) & xp.isfinite(x)
     own = entry_sizes(x, usual, xp)
     scale = xp.where(relative, own, xp.maximum(own, usual)).astype(kind)
-    v = xp.where(moving, sign * size * span.weight.astype(kind) * scale, 0)
-    v = v.astype(x.dtype)
-    return v, xp.where(moving, claim, 0).astype(kind) * v.astype(kind)
+    v = xp.where(moving, sign * size * part.weight * scale, 0).astype(x.dtype)
+    terms = xp.where(moving, claim, 0).astype(kind) * v.astype(kind)
+    unit = unit_of(xp.max(xp.abs(terms)), xp)
+    total = unit * xp.sqrt(xp.sum((terms / unit) ** 2))
+    return v, xp.stack([xp.sum(terms), total, xp.sum(v)])
 
 
 def _hashed(bits: Any, xp: Any) -> Any:
