@@ -207,6 +207,89 @@ _NO_CACHE = Option("--no-cache", bool, help="do not keep compiled programs in ~/
 _SARIF = Option("--sarif", str, None, "FILE", "write the lines to blame as SARIF")
 _TARGETS = Option("targets", str, None, "TARGET", more={"nargs": "+"})
 
+_TRAIN = (
+    Option("--data", str, None, "DIR", "MNIST's IDX files, as from examples/fetch_mnist.py"),
+    Option("--layers", _several(_count), "50", "N,N,...", "number of units in each hidden layer"),
+    Option("--activation", ACTIVATIONS, "sigmoid", help="between the layers"),
+    Option("--dropout", _part, 0.0, "X", "fraction of hidden units dropped per step"),
+    Option(
+        "--epochs",
+        _count,
+        None,
+        "N",
+        "passes through the data; default: 100 without --max-steps",
+    ),
+    Option("--max-steps", _count, None, "N", "steps after which the run ends"),
+    Option("--evaluate-every", _count, 1, "N", "epochs between measurements"),
+    Option("--batch-size", _count, 100, "N", "examples per step"),
+    Option("--lr", _several(_rate), "0.5", "X,X,...", "learning rates, run in parallel"),
+    Option("--optimizer", OPTIMIZERS, "sgd", help="from optax"),
+    Option("--weight-scale", _rate, 0.01, "X", "standard deviation of the initial weights"),
+    Option("--seed", _seed, 0, "N", "seed of weights and batches"),
+    Option("--grad", ("automatic", "numerical"), "automatic", help="how gradients are computed"),
+    Option("--replacement", bool, help="draw with replacement, as in the chapter"),
+    ("unattended runs",),
+    Option("--checkpoint", str, None, "DIR", "save the run for `jaxnn eval DIR`"),
+    Option(
+        "--resume",
+        ("newest", "previous"),
+        None,
+        help="continue from the newest checkpoint in DIR, with the same data, network, "
+        "optimizer, batches and seed; `previous`: if the newest is damaged, from the last "
+        "intact one",
+        more={"nargs": "?", "const": "newest"},
+    ),
+    Option(
+        "--every",
+        _count,
+        None,
+        "N",
+        "steps between checkpoints (default: ends of epochs, ten minutes)",
+    ),
+    Option("--patience", _count, None, "N", "stop after N measurements without a lower test loss"),
+    Option("--log", str, None, "FILE", "append the progress as JSON lines"),
+    ("several machines", "The devices split each batch. Start the same command once per process."),
+    Option("--distributed", bool, help="connect through SLURM, Kubernetes, TPU or MPI"),
+    Option("--coordinator", str, None, "HOST:PORT", "where process 0 listens"),
+    Option("--num-processes", _count, None, "N", "how many processes there are"),
+    Option("--process-id", _seed, None, "I", "index of this process, from 0"),
+)
+
+_CHECK = (
+    _TARGETS._replace(help="FILE.py:NAME, MODULE:NAME, FILE.py, or FILE.py::TEST"),
+    Option(
+        "--order",
+        int,
+        1,
+        help="2 also checks the Hessian; 3 and 4 also check higher derivatives",
+        more={"choices": (1, 2, 3, 4)},
+    ),
+    Option("--seed", _seed, 0, "N", "seed of random projections"),
+    Option("--plot", str, None, "FILE", "plot the worst leaf's evidence"),
+    Option("--html", str, None, "FILE", "write the report as an HTML page"),
+    _SARIF,
+    _NO_CACHE,
+)
+
+_WATCH = (
+    Option("program", str, None, "PROGRAM", "FILE or -m MODULE", {"nargs": "+"}),
+    Option("--points", _count, 1, "N", "points to check each gradient at"),
+    Option("--budget", _rate, 60.0, "SECONDS", "time for the checks that follow the program"),
+    Option("--no-nan", bool, help="do not check for NaN and infinity"),
+    Option(
+        "--trust",
+        _several(str),
+        (),
+        "NAME,...",
+        "functions whose custom rules differ on purpose",
+    ),
+    Option("--stop", bool, help="end the program soon after the first NaN or infinity"),
+    Option("--save", str, None, "DIR", "write inputs of non-finite gradients as .npz"),
+    Option("--html", str, None, "FILE", "write the report as an HTML page"),
+    Option("--json", str, None, "FILE", "write the report as JSON"),
+    _SARIF,
+)
+
 COMMANDS = {
     "train": Command(
         "train:train",
@@ -214,82 +297,7 @@ COMMANDS = {
         "Compare a network's numerical and automatic gradients, then train it on the 1,797 real "
         "8x8 digits that ship with the package, or on MNIST's files.",
         "jaxnn train --layers 100 --epochs 50 --lr 0.3",
-        (
-            Option(
-                "--data",
-                str,
-                None,
-                "DIR",
-                "MNIST's four IDX files (see examples/fetch_mnist.py), instead of the digits",
-            ),
-            Option(
-                "--layers",
-                _several(_count),
-                "50",
-                "N,N,...",
-                "number of units in each hidden layer",
-            ),
-            Option("--activation", ACTIVATIONS, "sigmoid", help="between the layers"),
-            Option("--dropout", _part, 0.0, "X", "fraction of hidden units dropped per step"),
-            Option(
-                "--epochs",
-                _count,
-                None,
-                "N",
-                "passes through the data; by default 100, or unlimited with --max-steps",
-            ),
-            Option("--max-steps", _count, None, "N", "steps after which the run ends"),
-            Option(
-                "--evaluate-every",
-                _count,
-                1,
-                "N",
-                "epochs between measurements; the table shows about ten measurements",
-            ),
-            Option("--batch-size", _count, 100, "N", "examples per step"),
-            Option("--lr", _several(_rate), "0.5", "X,X,...", "learning rates, run in parallel"),
-            Option("--optimizer", OPTIMIZERS, "sgd", help="from optax"),
-            Option("--weight-scale", _rate, 0.01, "X", "standard deviation of the initial weights"),
-            Option("--seed", _seed, 0, "N", "seed of weights and batches"),
-            Option(
-                "--grad", ("automatic", "numerical"), "automatic", help="how gradients are computed"
-            ),
-            Option("--replacement", bool, help="draw with replacement, as in the chapter"),
-            ("unattended runs",),
-            Option("--checkpoint", str, None, "DIR", "save the run for `jaxnn eval DIR`"),
-            Option(
-                "--resume",
-                ("newest", "previous"),
-                None,
-                help="continue from the newest checkpoint in DIR, with the same data, network, "
-                "optimizer, batches and seed; `previous`: if the newest is damaged, from the last "
-                "intact one",
-                more={"nargs": "?", "const": "newest"},
-            ),
-            Option(
-                "--every",
-                _count,
-                None,
-                "N",
-                "steps between checkpoints; by default at the end of epochs, and every ten minutes",
-            ),
-            Option(
-                "--patience",
-                _count,
-                None,
-                "N",
-                "stop after N measurements without a lower test loss",
-            ),
-            Option("--log", str, None, "FILE", "append the progress as JSON lines"),
-            (
-                "several machines",
-                "The devices split each batch. Start the same command once per process.",
-            ),
-            Option("--distributed", bool, help="connect through SLURM, Kubernetes, TPU or MPI"),
-            Option("--coordinator", str, None, "HOST:PORT", "where process 0 listens"),
-            Option("--num-processes", _count, None, "N", "how many processes there are"),
-            Option("--process-id", _seed, None, "I", "index of this process, from 0"),
-        ),
+        _TRAIN,
     ),
     "eval": Command(
         "train:evaluate",
@@ -316,21 +324,7 @@ COMMANDS = {
         "deterministic, or imprecise with fewer than two digits left; 2: inconclusive, or bad "
         "input.",
         "jaxnn check model.py:loss --order 2",
-        (
-            _TARGETS._replace(help="FILE.py:NAME, MODULE:NAME, FILE.py, or FILE.py::TEST"),
-            Option(
-                "--order",
-                int,
-                1,
-                help="2 also checks the Hessian; 3 and 4 also check higher derivatives",
-                more={"choices": (1, 2, 3, 4)},
-            ),
-            Option("--seed", _seed, 0, "N", "seed of random projections"),
-            Option("--plot", str, None, "FILE", "plot the worst leaf's evidence"),
-            Option("--html", str, None, "FILE", "write the report as an HTML page"),
-            _SARIF,
-            _NO_CACHE,
-        ),
+        _CHECK,
     ),
     "explain": Command(
         "check:explain",
@@ -352,26 +346,7 @@ COMMANDS = {
         "digits left, 2 if none could be judged, 0 otherwise. A gradient that is not finite does "
         "not count if the value was not finite either and later gradients are.",
         "jaxnn watch --save inputs train.py --epochs 3",
-        (
-            Option("program", str, None, "PROGRAM", "FILE or -m MODULE", {"nargs": "+"}),
-            Option("--points", _count, 1, "N", "points to check each gradient at"),
-            Option(
-                "--budget", _rate, 60.0, "SECONDS", "time for the checks that follow the program"
-            ),
-            Option("--no-nan", bool, help="do not check for NaN and infinity"),
-            Option(
-                "--trust",
-                _several(str),
-                (),
-                "NAME,NAME,...",
-                "functions whose custom rules deliberately differ from their derivatives",
-            ),
-            Option("--stop", bool, help="end the program soon after the first NaN or infinity"),
-            Option("--save", str, None, "DIR", "write inputs of non-finite gradients as .npz"),
-            Option("--html", str, None, "FILE", "write the report as an HTML page"),
-            Option("--json", str, None, "FILE", "write the report as JSON"),
-            _SARIF,
-        ),
+        _WATCH,
     ),
     "figures": Command(
         "pictures:figures",

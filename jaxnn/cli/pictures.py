@@ -23,7 +23,7 @@ def figures(args: argparse.Namespace) -> int:
 def tour(args: argparse.Namespace) -> int:
     """Print the chapter's numbers beside ours, each as soon as it is computed."""
     rows, say = [], silent if args.json else functools.partial(print, flush=True)
-    say(_line("in float64; blank: not in the chapter", "here", "in the chapter"))
+    say(_line("in float64", "here", "in the chapter"))
     for row in walk():
         if not rows or row.section != rows[-1].section:
             say(f"\n{row.section}")
@@ -47,8 +47,7 @@ def _line(quantity: str, here: str, chapter: str) -> str:
     line = f"{quantity:41} {here:>18} {chapter:>18}"
     if len(line) <= _WIDTH:
         return line
-    there = f"{'in the chapter':>20}  {chapter}" if chapter else ""
-    return "\n".join(filter(None, (quantity, f"{'here':>20}  {here}", there)))
+    return f"{quantity}\n{'here':>20}  {here}\n{'in the chapter':>20}  {chapter}"
 
 
 def _drawn(directory: str, say: Callable, names: Any = None, **options: Any) -> list[str]:

@@ -1,29 +1,24 @@
 """The chapter's numbers, section by section, each computed here beside the printed one."""
 
-import functools
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from jaxnn._chapter import INPUT, SAYS_SEVEN, SAYS_TWO, TARGET, WEIGHTS, braking
+from jaxnn._chapter import INPUT, SAYS_SEVEN, SAYS_TWO, TARGET, WEIGHTS
 from jaxnn._jax import enable_x64
 from jaxnn.data import load_digits, one_hot, sample_batch
 from jaxnn.descent import gradient_descent
 from jaxnn.losses import accuracy, cross_entropy_error, mean_squared_error
 from jaxnn.network import init_network, loss, predict
 from jaxnn.numerical.differences import (
-    directional_derivative,
     numerical_diff,
     numerical_grad,
     numerical_gradient,
     partial_derivative,
 )
 from jaxnn.surfaces import bowl, parabola
-from jaxnn.training.fit import fit
 
 
 class Row(NamedTuple):
@@ -65,12 +60,6 @@ def _losses() -> Iterator[tuple[str, str, str]]:
             f"{cross_entropy_error(y, two):.9f}",
             cee,
         )
-    both = jnp.array([SAYS_TWO, SAYS_SEVEN])
-    yield (
-        "cross-entropy of a batch of both",
-        f"{cross_entropy_error(both, jnp.array([2, 2])):.9f}",
-        "",
-    )
     digits = load_digits()
     train = digits.x_train, digits.t_train
     yield ("the training set, x (chapter: MNIST)", str(train[0].shape), "(60000, 784)")
@@ -80,8 +69,6 @@ def _losses() -> Iterator[tuple[str, str, str]]:
     yield ("a mini-batch of 10, t", str(t.shape), "(10, 10)")
     params = init_network(jax.random.key(0), (64, 20, 10))
     batch = sample_batch(jax.random.key(1), train, 100)
-    yield ("loss on all 1,500 digits", f"{loss(params, *train):.4f}", "")
-    yield ("loss on 100 of them", f"{loss(params, *batch):.4f}", "")
     # The chapter's example: with 32 of 100 right, a small change of a weight changes nothing.
     right = jnp.where(jnp.arange(100) < 32, batch[1], (batch[1] + 1) % 10)
     of_100 = accuracy(one_hot(right, 10, jnp.float64), batch[1])
@@ -92,11 +79,6 @@ def _losses() -> Iterator[tuple[str, str, str]]:
 
 
 def _derivatives() -> Iterator[tuple[str, str, str]]:
-    speed = numerical_diff(lambda t: 100.0 * t, 1.5, 1.5)  # 300 km in 3 hours at constant speed
-    yield ("300 km in 3 hours, km/h on average", f"{speed:.0f}", "")
-    for at in (0.0, 3.0):
-        now = f"{numerical_diff(braking, at):.0f}"
-        yield (f"braking all the way: km/h after {at:g} h", now, "")
     yield ("1e-50 as float32", str(jnp.float32(1e-50)), "0.0")
     for x, printed in ((5.0, "0.1999999999990898"), (10.0, "0.2999999999986347")):
         yield (
@@ -104,11 +86,6 @@ def _derivatives() -> Iterator[tuple[str, str, str]]:
             str(numerical_diff(parabola, x, 1e-4)),
             printed,
         )
-    forward = numerical_diff(jnp.exp, 1.0, 1e-4, scheme="forward", evaluation="own")
-    central = numerical_diff(jnp.exp, 1.0, 1e-4, scheme="central", evaluation="own")
-    for name, slope in (("forward", forward), ("central", central)):
-        error = f"{abs(float(slope) - math.e):.1e}"
-        yield (f"{name} difference of e^x at 1, error", error, "")
     at = jnp.array([3.0, 4.0])
     for i, printed in ((0, "6.00000000000378"), (1, "7.999999999999119")):
         yield (
@@ -122,15 +99,6 @@ def _gradients() -> Iterator[tuple[str, str, str]]:
     for at, printed in (((3.0, 4.0), "(6, 8)"), ((0.0, 2.0), "(0, 4)"), ((3.0, 0.0), "(6, 0)")):
         gradient = numerical_gradient(bowl, jnp.array(at), h=1e-4)
         yield (f"gradient of x0^2 + x1^2 at ({at[0]:g}, {at[1]:g})", _vector(gradient, 6), printed)
-    point, steepest = jnp.array([3.0, 4.0]), jnp.array([0.6, 0.8])
-    along = float(directional_derivative(bowl, point, steepest))
-    yield ("slope at (3, 4) along the gradient", f"{along:.6g}", "")
-    angles = jnp.arange(0, 360, 5) * jnp.pi / 180
-    others = [
-        float(directional_derivative(bowl, point, jnp.array([jnp.cos(a), jnp.sin(a)])))
-        for a in angles
-    ]
-    yield ("the largest slope in 72 directions", f"{max(others):.6g}", "")
     start = jnp.array([-3.0, 4.0])
     for name, grad in (("numerical", numerical_grad), ("jax.grad", jax.grad)):
         end = gradient_descent(bowl, start, lr=0.1, step_num=100, grad=grad)
@@ -181,20 +149,6 @@ def _learning() -> Iterator[tuple[str, str, str]]:
             yield (quantity, str(arrays[name].shape), there)
     scores = jax.eval_shape(predict, params, x)
     yield ("shape of the scores of 100 images", str(scores.shape), "(100, 10)")
-    digits = load_digits()
-    start, key = init_network(jax.random.key(0), (64, 20, 10)), jax.random.key(1)
-    data = digits.x_train, digits.t_train
-    step = lambda scores: jnp.where(scores > 0, 1.0, 0.0)  # noqa: E731
-    for name, activation in (("sigmoid", jax.nn.sigmoid), ("step", step)):
-        of = functools.partial(loss, activation=activation)
-        run = fit(of, start, data, optax.sgd(0.5), key=key, epochs=20)
-        first, *_, last = run.history.step_loss
-        yield (f"{name}: loss of the first and the last batch", f"{first:.2g}, {last:.2g}", "")
-        for what, x, t in (("training", *data), ("test", digits.x_test, digits.t_test)):
-            right = accuracy(predict(run.params, x, activation=activation), t)
-            yield (f"{name}: accuracy after 20 epochs, {what} set", f"{right:.1%}", "")
-        moved = float(jnp.max(abs(run.params["W1"] - start["W1"])))
-        yield (f"{name}: largest change of W1", f"{moved:.2g}", "")
 
 
 def _vector(values: Iterable[Any], digits: int) -> str:

@@ -15,7 +15,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from jaxnn._arguments import arrays_of
 from jaxnn._files import made_directory
 from jaxnn.cli.choices import ACTIVATIONS, OPTIMIZERS
 from jaxnn.cli.output import passing, print_json, require_place, silent
@@ -25,15 +24,11 @@ from jaxnn.losses import accuracy
 from jaxnn.network import init_network, loss, predict
 from jaxnn.numerical.differences import numerical_grad
 from jaxnn.training.checkpoint import Checkpoint, checkpoints, load_checkpoint
-from jaxnn.training.examples import Examples
 from jaxnn.training.fit import fit
 from jaxnn.training.history import Fit, Log
-from jaxnn.training.measuring import Measure, mean_over
-from jaxnn.training.objective import Form, Objective
 from jaxnn.training.options import Feeding, Measuring, Reporting, Saving
 from jaxnn.training.progress import Progress, progress_log, show_progress
 from jaxnn.training.sweep import sweep
-from jaxnn.training.task import Descent, State
 
 # Default number of epochs.
 EPOCHS = 100
@@ -280,10 +275,6 @@ def _run_of(found: Checkpoint, directory: pathlib.Path) -> dict[str, Any]:
     return run
 
 
-# How many examples `jaxnn eval` measures at once.
-MEASURED = 1000
-
-
 def evaluate(args: argparse.Namespace) -> int:
     """Measure a saved run; returns the exit code."""
     directory = pathlib.Path(args.directory)
@@ -299,14 +290,12 @@ def evaluate(args: argparse.Namespace) -> int:
         )
     best = "best_params" in found.leaves
     params = found.restore("best_params" if best else "params", like)
-    objective = Objective(error, metrics, jax.grad, arrays_of(params)[0], Form())
     sets = {"train": (digits.x_train, digits.t_train), "test": (digits.x_test, digits.t_test)}
-    record, measured = {}, Descent(objective, None).measured
-    measure_of = functools.cache(functools.partial(Measure.of, measured, None))
+    measured = jax.jit(lambda *given: {"loss": error(*given), **metrics(*given)})
+    record = {}
     with passing("measuring"):
         for name, data in sets.items():
-            pieces = Examples.of(name, data, MEASURED, None, False).measuring()
-            means = mean_over(pieces, measure_of, (State(params, None), None)) or {}
+            means = measured(params, *data)
             record |= {f"{name}_{what}": float(value) for what, value in means.items()}
     step = Log.of(found.step, found.records).best_step if best else found.step
     if args.json:
