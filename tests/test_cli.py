@@ -142,14 +142,6 @@ def test_patience_ends_a_run(capsys):
 
 
 @pytest.mark.slow
-def test_figures_are_written(capsys, tmp_path):
-    assert main(["figures", "--out", str(tmp_path / "figures")]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert len(list((tmp_path / "figures").glob("*.png"))) == 17
-    assert len(printed) == 17 + 2  # and what moves
-
-
-@pytest.mark.slow
 def test_train_by_numerical_gradients(capsys):
     results = []
     for grad in ("numerical", "automatic"):

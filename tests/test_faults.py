@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import TODAY
 
 from jaxnn.training.checkpoint import checkpoints, load_checkpoint
 
@@ -44,7 +45,7 @@ def stateful(params, state, x, t, *, key):
     return jaxnn.loss(params, x + noise - state["mean"], t), (state, {"mean": state["mean"][20]})
 
 
-call = {"key": jax.random.key(1), "epochs": 40, "every": 1, "patience": 1000}
+call = {"key": jax.random.key(1), "epochs": 20, "every": 1, "patience": 1000}
 if sys.argv[3] == "arrays":
     loss, call = jaxnn.loss, {**call, "data": (x, t), "batch_size": 32}
 else:
@@ -56,7 +57,7 @@ result = flat.fit(loss, params, optimizer=adam, on_progress=tell, **call, **save
 np.savez(sys.argv[2], loss=result.history.step_loss, step=result.status.step, **result.params,
          **result.history.metrics, **result.history.aux)
 """
-STEPS = 40 * 22
+STEPS = 20 * 22
 
 
 def begin(programs, *arguments):
@@ -73,23 +74,23 @@ def begin(programs, *arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["arrays", "batches, keys and state"])
-def test_a_run_killed_twelve_times_ends_where_the_uninterrupted_one_ends(tmp_path, kind):
+def test_a_run_killed_six_times_ends_where_the_uninterrupted_one_ends(tmp_path, kind):
     start = functools.partial(begin, tmp_path / "programs")
     whole = start("", tmp_path / "whole.npz", kind)
     assert whole.communicate(timeout=120) and whole.returncode == 0
-    directory, chance = tmp_path / "run", random.Random(0)
+    directory, chance = tmp_path / "run", random.Random(TODAY)
     directory.mkdir()
     seen = []
-    for _ in range(12):
+    for _ in range(6):
         process = start(directory, tmp_path / "killed.npz", kind)
         process.stdout.readline()
         # Every step writes a checkpoint, so most kills meet one that is being written.
-        time.sleep(chance.uniform(0, 0.5))
+        time.sleep(chance.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
         if checkpoints(directory):
             seen.append(load_checkpoint(directory).step)  # the newest is whole, always
-    assert seen == sorted(seen) and len(set(seen)) > 5 and seen[-1] < STEPS
+    assert seen == sorted(seen) and len(set(seen)) > 2 and seen[-1] < STEPS
     last = start(directory, tmp_path / "killed.npz", kind)
     _, err = last.communicate(timeout=240)
     assert last.returncode == 0, err

@@ -33,6 +33,7 @@ from jaxnn import (
     plots,
     predict,
 )
+from jaxnn.cli import main
 from jaxnn.surfaces import bowl, parabola, saddle
 
 matplotlib.use("agg")
@@ -382,42 +383,36 @@ def test_the_default_step_is_told_without_looking_inside():
         assert figures._default_step(diff, jnp.array(1.0), scheme) == h
 
 
-PICTURES = (
-    "losses",
-    "activations",
-    "derivative",
-    "step_errors",
-    "gradient",
-    "descent",
-    "learning_rates",
-    "zero_gradients",
-    "speed",
-    "flat_places",
-    "weight_gradient",
-    "training",
-    "overfitting",
-    "mistakes",
-    "loss_and_accuracy",
-    "evidence",
-    "gradients",
-)
+def assert_it_says_what_is_on_its_axes(figure):
+    figure.canvas.draw()
+    for text in (figure._suptitle, *(ax.title for ax in figure.axes)):
+        drawn = text and text.get_window_extent()
+        assert text is None or 0 <= drawn.x0 <= drawn.x1 <= figure.bbox.width, text.get_text()
+    for ax in figure.axes:
+        if not ax.axison or ax.images:  # of a matrix the entries are named
+            continue
+        named = ax.get_title() and (ax.get_xlabel() or not ax.get_subplotspec().is_last_row())
+        assert ax.get_label() == "<colorbar>" or named, ax.get_title()
 
 
 @pytest.mark.slow
-def test_the_pictures_of_the_chapter_say_what_is_on_their_axes():
-    for name in PICTURES:
-        picture = getattr(figures, f"_{name}")
-        figure = Figure(figures._PICTURES[picture], layout="constrained")
-        picture(figure)
-        figure.canvas.draw()
-        for text in (figure._suptitle, *(ax.title for ax in figure.axes)):
-            drawn = text and text.get_window_extent()
-            assert text is None or 0 <= drawn.x0 <= drawn.x1 <= figure.bbox.width, text.get_text()
-        for ax in figure.axes:
-            if not ax.axison or ax.images:  # of a matrix the entries are named
-                continue
-            named = ax.get_title() and (ax.get_xlabel() or not ax.get_subplotspec().is_last_row())
-            assert ax.get_label() == "<colorbar>" or named, name
+def test_the_command_writes_every_picture_of_the_chapter(tmp_path, monkeypatch, capsys):
+    drawn, save = [], Figure.savefig
+    noted = lambda figure, *to, **how: (save(figure, *to, **how), drawn.append(figure))  # noqa: E731
+    monkeypatch.setattr(Figure, "savefig", noted)
+    monkeypatch.setattr(figures, "_MOVING", {})  # see below
+    assert main(["figures", "--out", str(tmp_path / "new")]) == 0
+    pictures = sorted(tmp_path.glob("new/*.png"))
+    assert capsys.readouterr().out.splitlines() == list(map(str, pictures))
+    assert len(pictures) == len(figures._PICTURES) == 17
+    assert [path.name[:2] for path in pictures] == [f"{n:02}" for n in range(1, 18)]
+    for path in pictures:
+        assert path.read_bytes().startswith(b"\x89PNG"), path
+        assert 5_000 < path.stat().st_size < 500_000, path
+        assert path.with_suffix(".svg").stat().st_size < 1_000_000, path
+    assert not matplotlib.pyplot.get_fignums() and len(set(drawn)) == 17
+    for figure in drawn:
+        assert_it_says_what_is_on_its_axes(figure)
 
 
 @pytest.mark.promotes
@@ -441,17 +436,3 @@ def test_what_moves_is_written(tmp_path):
     assert told == [film, slider]
     (dark,) = figures.draw(tmp_path, ["film"], style="dark")
     assert dark.name == "descent_dark.gif" and dark.read_bytes() != film.read_bytes()
-
-
-@pytest.mark.slow
-def test_every_picture_of_the_chapter_is_written(tmp_path):
-    written = figures.draw(tmp_path / "new")
-    pictures = [path for path in written if path.suffix == ".png"]
-    assert len(pictures) == len(figures._PICTURES) and len(written) == len(figures.NAMES)
-    assert sorted(tmp_path.glob("new/*.png")) == pictures
-    assert [path.name[:2] for path in pictures] == [f"{n:02}" for n in range(1, len(pictures) + 1)]
-    for path in pictures:
-        assert path.read_bytes().startswith(b"\x89PNG"), path
-        assert 5_000 < path.stat().st_size < 500_000, path
-        assert path.with_suffix(".svg").stat().st_size < 1_000_000, path
-    assert not matplotlib.pyplot.get_fignums()
