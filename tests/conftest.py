@@ -2,6 +2,7 @@
 is pyright's to check); and properties are drawn anew each day.
 """
 
+import collections
 import contextlib
 import datetime
 import gc
@@ -68,20 +69,22 @@ TODAY = datetime.date.today().toordinal()
 
 
 def pytest_addoption(parser):
-    what = "of each test with three rows or more, run a third, and the others on the next days"
-    parser.addoption("--today", action="store_true", help=what)
+    what = (
+        "of the tests with N rows or more, run a third of the rows, and the others on the next days"
+    )
+    parser.addoption("--today", type=int, metavar="N", help=what)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("today"):
+    if (least := config.getoption("today")) is None:
         return
-    tables = {}
-    for item in items:
-        tables.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    kept = {row for rows in tables.values() for row in (rows[TODAY % 3 :: 3] if rows[2:] else rows)}
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = [item for item in items if item in kept]
+    table_of = lambda item: item.nodeid.partition("[")[0]  # noqa: E731
+    rows = collections.Counter(map(table_of, items))
+    drawn = [item for item in items if rows[table_of(item)] >= least]
+    others = set(drawn).difference(drawn[TODAY % 3 :: 3])
+    config.hook.pytest_deselected(items=[item for item in items if item in others])
+    items[:] = [item for item in items if item not in others]
 
 
 @pytest.hookimpl(tryfirst=True)
