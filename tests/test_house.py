@@ -127,5 +127,5 @@ def test_three_days_run_every_row_and_each_day_the_tests_with_few(monkeypatch, l
         items = list(map(Item, ids))
         conftest.pytest_collection_modifyitems(config, items)
         days.append([item.nodeid for item in items])
-        assert {*every_day, "a"} <= {*days[-1], days[-1][0][0]}
+        assert set(every_day) < set(days[-1])
     assert sorted(one for day in days for one in day) == sorted(ids + 2 * every_day)
