@@ -108,32 +108,35 @@ def predict(
     y: Any = as_array("x", x)
     if not any(jnp.issubdtype(y.dtype, kind) for kind in (jnp.number, jnp.bool_)):
         raise TypeError(f"`x` must hold numbers. Got {describe(y)}.")
-    depth = sum(name.startswith("W") for name in params)
+    depth = max(1, sum(name.startswith("W") for name in params))
     for i in range(1, depth + 1):
-        if f"W{i}" not in params:
-            raise ValueError(f"`params` must hold {f'W{i}'!r}. Got {sorted(params)}.")
-    if depth == 0:
-        raise ValueError(f"`params` must hold at least 'W1'. Got {sorted(params)}.")
-    for i in range(1, depth + 1):
-        weight: Any = params[f"W{i}"]
-        width = y.shape[-1] if y.ndim else None
-        if getattr(weight, "ndim", None) != 2 or weight.shape[0] != width:
-            raise ValueError(
-                f"`params['W{i}']` must have shape ({width}, outputs), to fit its input. Got "
-                f"{describe(weight)}."
-            )
-        y = y @ weight
-        bias: Any = params.get(f"b{i}")
-        if bias is not None:
-            if getattr(bias, "shape", ()) != weight.shape[1:]:
-                raise ValueError(
-                    f"`params['b{i}']` must have shape {weight.shape[1:]}. Got {describe(bias)}."
-                )
-            # The explicit broadcast also works under jax_numpy_rank_promotion="raise".
-            y = y + jnp.broadcast_to(bias, y.shape)
+        y = _layer(params, i, y)
         if i < depth:
             y = as_array("activation(...)", activation(y))
     return y
+
+
+def _layer(params: Params, i: int, x: Any) -> Any:
+    """The affine layer `i`, applied to its input."""
+    if f"W{i}" not in params:
+        raise ValueError(f"`params` must hold {f'W{i}'!r}. Got {sorted(params)}.")
+    weight: Any = params[f"W{i}"]
+    bias: Any = params.get(f"b{i}")
+    width = x.shape[-1] if x.ndim else None
+    if getattr(weight, "ndim", None) != 2 or weight.shape[0] != width:
+        raise ValueError(
+            f"`params['W{i}']` must have shape ({width}, outputs), to fit its input. Got "
+            f"{describe(weight)}."
+        )
+    y = x @ weight
+    if bias is None:
+        return y
+    if getattr(bias, "shape", ()) != weight.shape[1:]:
+        raise ValueError(
+            f"`params['b{i}']` must have shape {weight.shape[1:]}. Got {describe(bias)}."
+        )
+    # The explicit broadcast also works under jax_numpy_rank_promotion="raise".
+    return y + jnp.broadcast_to(bias, y.shape)
 
 
 def loss(

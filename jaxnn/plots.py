@@ -614,11 +614,7 @@ def training(history: History, *, axes: Panels = None) -> np.ndarray:
     epochs = max(1, len(history.seconds))
     of_steps = np.arange(1, len(step_loss) + 1) * epochs / max(1, len(step_loss))
     batches = panels[0].plot(of_steps, step_loss, color=_soft(), lw=0.8, label="mini-batch")
-    count = max(map(len, metrics.values()), default=0)
-    evaluated = np.asarray(history.evaluated)
-    when = np.arange(1, count + 1) * epochs / max(1, count)
-    if len(evaluated) == count and len(step_loss):
-        when = evaluated * epochs / len(step_loss)
+    when = _when_measured(history, max(map(len, metrics.values()), default=0))
     kinds = ("loss", "accuracy")
     for panel, kind in zip(panels, kinds, strict=True):
         lines = [*batches] if kind == "loss" else []
@@ -639,6 +635,14 @@ def training(history: History, *, axes: Panels = None) -> np.ndarray:
         _name_lines(panel, lines)
     panels[0].set(ylabel="loss (nats)")
     return panels
+
+
+def _when_measured(history: History, count: int) -> np.ndarray:
+    """The epochs of a run's measurements; evenly spaced if their steps are unknown."""
+    epochs, steps = max(1, len(history.seconds)), len(history.step_loss)
+    if len(history.evaluated) == count and steps:
+        return np.asarray(history.evaluated) * epochs / steps
+    return np.arange(1, count + 1) * epochs / max(1, count)
 
 
 # A test loss that ends above this multiple of its minimum indicates overfitting.
@@ -771,26 +775,37 @@ def gradient_evidence(leaf: LeafReport, ax: Axes | None = None) -> Axes:
         return _slopes_of(leaf, told[0], _one(ax))
     if leaf.verdict is Verdict.IMPRECISE:
         return _digits_of(leaf, _one(ax))
-    steps, slopes = np.array(leaf.steps), np.array(leaf.differences)
     panels = (
         [_one(ax)] if ax is not None else _panels(None, 2, 1, sharex=True, height_ratios=(1, 2))
     )
-    ends = steps[[0, -1]]
     for above in panels[:-1]:
-        lines = above.semilogx(steps, slopes, **_line(0), marker="o", ms=4, label="of the values")
-        lines += above.plot(ends, [leaf.autodiff] * 2, **_line(2), label="of the gradient")
-        bar = leaf.bound if np.isfinite(leaf.bound) else None
-        best = above.errorbar(leaf.step, leaf.numerical, bar, **_point(1), capsize=4)
-        best[0].set_label("best, with bound")
-        above.set(ylabel="slope")
-        _name_lines(above, [*lines, best[0]], 0.16)
-    below: Axes = panels[-1]
+        _slopes_by_step(leaf, above)
+    return _differences_by_step(leaf, panels[-1])
+
+
+def _slopes_by_step(leaf: LeafReport, above: Axes) -> None:
+    """The slopes that the values show, the gradient's, and the best, with its bound."""
+    steps = np.array(leaf.steps)
+    lines = above.semilogx(
+        steps, leaf.differences, **_line(0), marker="o", ms=4, label="of the values"
+    )
+    lines += above.plot(steps[[0, -1]], [leaf.autodiff] * 2, **_line(2), label="of the gradient")
+    bar = leaf.bound if np.isfinite(leaf.bound) else None
+    best = above.errorbar(leaf.step, leaf.numerical, bar, **_point(1), capsize=4)
+    best[0].set_label("best, with bound")
+    above.set(ylabel="slope")
+    _name_lines(above, [*lines, best[0]], 0.16)
+
+
+def _differences_by_step(leaf: LeafReport, below: Axes) -> Axes:
+    """How far these slopes are from the gradient's, the bound, and the noise of the values."""
+    steps, slopes = np.array(leaf.steps), np.array(leaf.differences)
     size = max(abs(leaf.autodiff), abs(leaf.numerical)) or 1.0
     differences = np.maximum(abs(slopes - leaf.autodiff) / size, _SMALLEST)
     lines = below.loglog(steps, differences, **_line(0), marker="o", ms=4, label="difference")
     if np.isfinite(leaf.bound):
         bound, name = max(leaf.bound / size, _SMALLEST), "bound on the ex-\ntrapolated slope"
-        lines += below.plot(ends, [bound] * 2, **_line(1), label=name)
+        lines += below.plot(steps[[0, -1]], [bound] * 2, **_line(1), label=name)
     if np.isfinite(leaf.noise) and leaf.noise > 0:
         noise, name = leaf.noise / steps / size, "noise of the\nvalues / step"
         lines += below.loglog(steps, noise, **_line(3), lw=2, label=name)

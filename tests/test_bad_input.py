@@ -380,7 +380,7 @@ init_network(KEY, (2, 3), 1e300)
 predict(X, BATCH)
     TypeError: `params` must be a dictionary of arrays by name. Got float32[2].
 predict({}, BATCH)
-    ValueError: `params` must hold at least 'W1'. Got [].
+    ValueError: `params` must hold 'W1'. Got [].
 predict({1: X}, BATCH)
     TypeError: `params` must be a dictionary of arrays by name. Got dict {1: Array([3., 4.],
     dtype=float32)}.

@@ -140,12 +140,11 @@ def examine(
         for k, asked in _supported(line, gradient, doubtful):
             settled.add(k)
             yield k, Located(asked)
-    named = 0
-    for k in (k for k in rest if k not in settled):
-        few = max(0, HANDFUL - named) if together else HANDFUL
-        located = _Leaf(line, gradient, k, allowed[k]).located(right, supported.get(k), few)
-        named += sum(entry.verdict.wrong for entry in located.entries)
-        yield k, located
+    left = HANDFUL
+    for leaf in (_Leaf(line, gradient, k, allowed[k]) for k in rest if k not in settled):
+        located = leaf.located(right, supported.get(leaf.number), max(0, left))
+        left -= together * sum(entry.verdict.wrong for entry in located.entries)
+        yield leaf.number, located
 
 
 def _supported(

@@ -30,6 +30,7 @@ from jaxnn.checking.held import beside, holding, stops
 from jaxnn.checking.line import Line, compiled_along
 from jaxnn.checking.packed import Packing, on_one_cpu
 from jaxnn.checking.scalar import (
+    MAYBE_AUXILIARY,
     PROJECTED,
     forward_gradient,
     is_real_scalar,
@@ -267,10 +268,8 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
     automatic = settings.by_hand is None
     if not settings.projected and automatic and not is_real_scalar(shapes):
         settings = settings._replace(projected=True)
-        note = PROJECTED
-        if isinstance(shapes, tuple) and len(shapes) == 2 and is_real_scalar(shapes[0]):
-            note += "; set `has_aux=True` if its second part is auxiliary"
-        notes.append(note)
+        is_pair = isinstance(shapes, tuple) and len(shapes) == 2 and is_real_scalar(shapes[0])
+        notes.append(PROJECTED + MAYBE_AUXILIARY * is_pair)
     require_output(shapes, point.data[1], settings)
     require_known(settings.trust, program)
     packing = Packing.of(point.leaves)
@@ -295,15 +294,21 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
         else:
             by_hand, consts = _by_hand(call, form, settings.by_hand, packing), both.consts
             return Programs(compiled, scalar, values.consts, consts, by_hand, same, tuple(notes))
+    raise _cannot_differentiate(mistakes[0], settings)
+
+
+def _cannot_differentiate(mistake: Exception, settings: Settings) -> Exception:
+    """The error that says why JAX cannot differentiate a function as the settings ask."""
     if settings.order > 1:
-        reason = first_line(mistakes[0])
-        raise TypeError(
+        refused = TypeError(
             f"`order` must be {settings.order - 1} here, as neither mode can differentiate "
-            f"further. Got {settings.order}: {reason}"
-        ) from mistakes[0]
+            f"further. Got {settings.order}: {first_line(mistake)}"
+        )
+        refused.__cause__ = mistake
+        return refused
     if settings.forward:
-        mistakes[0].add_note("`modes` asks for forward mode, which `f` does not support.")
-    raise mistakes[0]
+        mistake.add_note("`modes` asks for forward mode, which `f` does not support.")
+    return mistake
 
 
 @contextlib.contextmanager

@@ -209,10 +209,18 @@ class GradientReport:
         lines_of = self._lines_by_leaf()
         leaves = self.leaves if every else self._with_rows(lines_of)
         ended = " (interrupted)" if self.interrupted else ""
-        lines = [f"{self.subject}: {paint(self.verdict, self.verdict)}{ended}"]
+        first = f"{self.subject}: {paint(self.verdict, self.verdict)}{ended}"
+        notes = (f"note: {note}" for note in self.notes)
+        return "\n".join(
+            [first, *self._rows(leaves, lines_of, paint), *self._beside(leaves), *notes]
+        )
+
+    def _rows(
+        self, leaves: Sequence[LeafReport], lines_of: Mapping[str, Any], paint: Any
+    ) -> list[str]:
+        """The table of some leaves, with what is known of each below its row."""
         header, *rows = _aligned([_HEADER, *map(_row, leaves)])
-        if leaves:
-            lines.append("  ".join(header).rstrip())
+        lines = ["  ".join(header).rstrip()] if leaves else []
         told: dict[str, str] = {}
         for cells, leaf in zip(rows, leaves, strict=True):
             first = told.setdefault(leaf.hint, leaf.path)
@@ -222,17 +230,18 @@ class GradientReport:
             found = "\n".join(map(str, lines_of.get(leaf.path, ()))).splitlines()
             details = [*_details(leaf, paint), *found]
             lines += ["  ".join(cells).rstrip(), *(f"    {line}" for line in details)]
-        shown = {leaf.path for leaf in leaves}
-        if quiet := [leaf.digits for leaf in self.leaves if leaf.path not in shown]:
-            more = " more" if leaves else ""
-            lines.append(f"{len(quiet)}{more} leaves agree, to at least {min(quiet):.1f} digits")
+        return lines
+
+    def _beside(self, shown: Sequence[LeafReport]) -> Iterator[str]:
+        """What is said of leaves without a row, and of those with too few digits."""
+        paths = {leaf.path for leaf in shown}
+        if quiet := [leaf.digits for leaf in self.leaves if leaf.path not in paths]:
+            more = " more" if shown else ""
+            yield f"{len(quiet)}{more} leaves agree, to at least {min(quiet):.1f} digits"
         if self.verdict.ok and (few := [leaf.path for leaf in self.leaves if self._lacks(leaf)]):
             least = LEAST_DIGITS if self.digits is None else self.digits
-            lines.append(
-                f"not ok: fewer than {least:g} correct digits in the leaf's own dtype: "
-                f"{', '.join(few)}"
-            )
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+            least = f"fewer than {least:g} correct digits in the leaf's own dtype"
+            yield f"not ok: {least}: {', '.join(few)}"
 
     def _with_rows(self, lines_of: Mapping[str, Any]) -> Sequence[LeafReport]:
         """The leaves that get a row: all, unless more than a handful agree and have no lines."""

@@ -20,6 +20,7 @@ from jaxnn.numerical.sources import source
 
 # A note on a function whose output is not one real number.
 PROJECTED = "the output is not a real scalar: a random projection of it was checked"
+MAYBE_AUXILIARY = "; set `has_aux=True` if its second part is auxiliary"
 
 
 def projection(tree: PyTree, weights: Sequence[Any]) -> jax.Array:

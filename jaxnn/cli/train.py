@@ -46,12 +46,10 @@ def train(args: argparse.Namespace) -> int:
     sizes = (digits.x_train.shape[1], *args.layers, 10)
     init_key, check_key, fit_key = jax.random.split(jax.random.key(args.seed), 3)
     params = init_network(init_key, sizes, args.weight_scale)
-    devices = jax.devices()
     say(
         f"{len(digits.t_train)} images to train on, {len(digits.t_test)} to test on; network\n"
         f"{'-'.join(map(str, sizes))} ({args.activation}), {sum(p.size for p in params.values())} "
-        f"parameters; JAX {jax.__version__} on {devices[0].device_kind}"
-        f"{f' x {len(devices)}' if len(devices) > 1 else ''}"
+        f"parameters; JAX {jax.__version__} on {_devices()}"
     )
     say("\ngradient of the loss on 10 images, numerical against automatic:", flush=True)
     check = _gradient_check(task, params, check_key)
@@ -73,6 +71,11 @@ def train(args: argparse.Namespace) -> int:
     if all(result.status.reason == "not finite" for result in results):
         return 1
     return 130 if results[0].status.reason == "interrupted" else 0
+
+
+def _devices() -> str:
+    first, *others = jax.devices()
+    return f"{first.device_kind} x {1 + len(others)}" if others else first.device_kind
 
 
 def _require_options_that_fit(args: argparse.Namespace) -> None:

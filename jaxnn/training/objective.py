@@ -86,27 +86,33 @@ class Objective(NamedTuple):
         """The loss on a batch, with the new state and the recorded values."""
         keyword = {"key": key} if self.form.keyed and key is not None else {}
         out = self.loss(*self._given(arrays, model_state), *batch, **keyword)
-        stateful, has_aux = self.form.stateful, self.form.has_aux
-        if not (stateful or has_aux):
-            return out, (None, {})
-        form = "(value, model_state)" if stateful else "(value, aux)"
-        value, more = require_pair("loss", out, f"{form}, as requested")
-        if stateful and has_aux:
-            more = require_pair("loss", more, "(value, (model_state, aux)), as requested")
-        new_state = (more[0] if has_aux else more) if stateful else None
-        aux = (more[1] if stateful else more) if has_aux else {}
-        if stateful:
-            another = jax.tree.structure(new_state) != jax.tree.structure(model_state)
-            if another and not has_aux and isinstance(new_state, tuple) and len(new_state) == 2:
-                got = jax.tree.map(describe, new_state)
-                raise TypeError(
-                    "`loss` must return (value, model_state), or with `has_aux=True` (value, "
-                    f"(model_state, aux)). Got a state {got}."
-                )
-            require_same_form(
-                "the model's state of loss(...)", new_state, "model_state", model_state
+        value, new_state, aux = self._parts(out)
+        if self.form.stateful:
+            self._require_state(new_state, model_state)
+        return value, (new_state, scalars("the aux of loss(...)", aux))
+
+    def _parts(self, out: Any) -> tuple[Any, PyTree, Any]:
+        """The value, the new state and the recorded values that the loss returns together."""
+        if self.form.stateful:
+            value, state = require_pair("loss", out, "(value, model_state), as requested")
+            if not self.form.has_aux:
+                return value, state, {}
+            form = "(value, (model_state, aux)), as requested"
+            return value, *require_pair("loss", state, form)
+        if self.form.has_aux:
+            value, aux = require_pair("loss", out, "(value, aux), as requested")
+            return value, None, aux
+        return out, None, {}
+
+    def _require_state(self, state: PyTree, before: PyTree) -> None:
+        another = jax.tree.structure(state) != jax.tree.structure(before)
+        is_pair = isinstance(state, tuple) and len(state) == 2
+        if another and is_pair and not self.form.has_aux:
+            raise TypeError(
+                "`loss` must return (value, model_state), or with `has_aux=True` (value, "
+                f"(model_state, aux)). Got a state {jax.tree.map(describe, state)}."
             )
-        return value, (new_state, scalars("the aux of loss(...)", aux) if has_aux else {})
+        require_same_form("the model's state of loss(...)", state, "model_state", before)
 
     def value_and_gradient(
         self, arrays: PyTree, model_state: PyTree, key: Any, batch: tuple[Any, ...]

@@ -296,24 +296,27 @@ class Run:
         over = self.done or self.now.reason is not None or self.host.failure is not None
         if self.across or over or not used_up:
             return
-        position = self.now.log.step - self.now.log.begun
+        train, position = self.config.sets["train"], self.now.log.step - self.now.log.begun
         with self._own():
             if self.host.feed is None:
                 epoch = len(self.now.log.seconds) + 1
-                self.host.feed = self.config.sets["train"].training(
+                self.host.feed = train.training(
                     self.config.plan, self.config.key, epoch, position, self._is_interrupted
                 )
             self.host.piece = piece = next(self.host.feed, None)
-            if piece is None and self._is_interrupted():
-                return
-            if piece is None or piece.epoch > len(self.now.log.seconds) + 1:
-                self.now.log.end_epoch()  # of a resumed run that had taken all its batches
-                position = 0
-            if piece is not None:
-                self.now.at = position - piece.first
-                train = self.config.sets["train"]
-                if jax.process_count() > 1 and isinstance(train, Batches) and train.whole:
-                    self.host.digest = int(checksum(piece.data), 16) % 2**31
+            if piece is not None or not self._is_interrupted():
+                self._begin(piece, position)
+
+    def _begin(self, piece: Piece | None, position: int) -> None:
+        """Begin a piece of examples at a position in its epoch; None ends the epoch."""
+        if piece is None or piece.epoch > len(self.now.log.seconds) + 1:
+            self.now.log.end_epoch()  # of a resumed run that had taken all its batches
+            position = 0
+        if piece is None:
+            return
+        self.now.at, train = position - piece.first, self.config.sets["train"]
+        if jax.process_count() > 1 and isinstance(train, Batches) and train.whole:
+            self.host.digest = int(checksum(piece.data), 16) % 2**31
 
     def take_steps(self) -> None:
         """Run the next chunk of steps and record it."""

@@ -247,11 +247,14 @@ def _measured(sets: Mapping[str, Examples | Batches], measuring: Measuring) -> t
             "`test`, `metrics` or `patience` must be given with `evaluate_steps`, so that "
             "something is measured. Got none."
         )
-    if measuring.measure is None:
-        return names
-    given = (measuring.measure,) if isinstance(measuring.measure, str) else measuring.measure
+    return names if measuring.measure is None else _chosen(measuring.measure, names)
+
+
+def _chosen(measure: str | Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the sets that the user wants to be measured."""
+    given = (measure,) if isinstance(measure, str) else measure
     if not isinstance(given, Sequence) or not given or any(name not in names for name in given):
-        raise ValueError(f"`measure` must name some of {names}. Got {measuring.measure!r}.")
+        raise ValueError(f"`measure` must name some of {names}. Got {measure!r}.")
     return tuple(given)
 
 

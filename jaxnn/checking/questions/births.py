@@ -61,9 +61,8 @@ def births(
     bad = [s for s in ends or tape.outputs if levels.values.get(s, 0)]
     if not bad:
         return _origins_of_cotangents(tape, record, levels, origin) if ends else []
-    sites = [origin.get(s, undefined.get(s)) for s in bad]
-    found = [_born_in_values(tape, record, n) for n in dict.fromkeys(sites) if n is not None]
-    found = [birth for some in found for birth in some]
+    sites = dict.fromkeys(origin.get(s, undefined.get(s)) for s in bad)
+    found = [b for n in sites if n is not None for b in _born_in_values(tape, record, n)]
     if found or names is None:
         return found
     came = _came_in(tape, record, levels.values, names)
@@ -125,12 +124,7 @@ def _came_in(
     """The non-finite inputs and constants, each with the first line that uses it. If any contains
     NaN, those with infinity alone (such as masks) are left out.
     """
-    produced = {slot for site in tape.sites for slot in site.outputs}
-    takers: dict[int, Any] = {}
-    for site in tape.sites:
-        for slot in site.inputs:
-            if levels.get(slot, 0) and slot not in produced:
-                takers.setdefault(slot, site)
+    takers = _takers(tape, levels)
     worst = max((levels[slot] for slot in takers), default=0)
     named = dict(zip(tape.inputs, names, strict=False))
     argued = any(levels[slot] == worst and slot in named for slot in takers)
@@ -147,6 +141,17 @@ def _came_in(
         line = SourceLine.of(site.line)
         found.append(Birth(line, site.name, what, int(bad.sum()), bad.size, "", given=name))
     return found
+
+
+def _takers(tape: Tape, levels: dict[int, Any]) -> dict[int, Site]:
+    """The first site that reads each non-finite input or constant."""
+    produced = {slot for site in tape.sites for slot in site.outputs}
+    takers: dict[int, Site] = {}
+    for site in tape.sites:
+        for slot in site.inputs:
+            if levels.get(slot, 0) and slot not in produced:
+                takers.setdefault(slot, site)
+    return takers
 
 
 def _born_in_values(tape: Tape, record: Record, number: int) -> list[Birth]:
@@ -180,8 +185,12 @@ def _born_in_cotangents(tape: Tape, record: Record, number: int) -> list[Birth]:
     if any(np.any(np.isnan(record.values[s])) for s in site.inputs if is_inexact(record.values[s])):
         reason, cure = "its operand is NaN", "replace it first, as in `jnp.nan_to_num(x)`"
     what = f"`{site.name}`: {reason or 'its derivative is not finite'}"
-    ct = np.asarray(record.cotangents[site.outputs[site.asked[0]]])
-    masks = [b for b in bad if b.shape == ct.shape and b.any()]
-    masked = bool(masks) and all(np.all(ct[b] == 0) for b in masks)
+    masked = _is_masked(bad, np.asarray(record.cotangents[site.outputs[site.asked[0]]]))
     cure = as_written(cure if masked else cure_unmasked(cure), site.name, line.text)
     return [Birth(line, site.name, what, int(most.sum()), most.size, cure, masked)]
+
+
+def _is_masked(bad: list[np.ndarray], ct: np.ndarray) -> bool:
+    """Whether the entries that are not finite have the cotangent 0."""
+    masks = [b for b in bad if b.shape == ct.shape and b.any()]
+    return bool(masks) and all(np.all(ct[b] == 0) for b in masks)

@@ -65,6 +65,16 @@ class Cut(NamedTuple):
         """The result that the walk continues with after a place."""
         return jnp.where(number < self.place, exact.astype(own.dtype), own)
 
+    def of_site(self, number: int, site: Site, own: Sequence[Any]) -> list[Any]:
+        """A site's outputs."""
+        pairs = [(x, self.exact.values[s]) for s, x in zip(site.outputs, own, strict=True)]
+        return [self.chosen(number, x, y) if is_inexact(x) else x for x, y in pairs]
+
+    def of_pullback(self, place: int, number: int, own: Sequence[Any]) -> list[Any]:
+        """What a site's pullback gives."""
+        pairs = zip(own, self.exact.pulled[number], strict=True)
+        return [self.chosen(place, *pair) for pair in pairs]
+
 
 class Place(NamedTuple):
     """A place of a walk.
@@ -198,10 +208,7 @@ class Tape:
         for number, site in enumerate(self.sites):
             outputs = self._values[number]([values[s] for s in site.inputs])
             if cut is not None:
-                outputs = [
-                    cut.chosen(number, x, cut.exact.values[s]) if is_inexact(x) else x
-                    for s, x in zip(site.outputs, outputs, strict=True)
-                ]
+                outputs = cut.of_site(number, site, outputs)
             values |= dict(zip(site.outputs, outputs, strict=True))
         return values
 
@@ -230,8 +237,7 @@ class Tape:
             cts = [cotangents.setdefault(s, jnp.zeros_like(values[s])) for s in given]
             pulled[number] = pull([values[s] for s in site.inputs], cts)
             if cut is not None:
-                pairs = zip(pulled[number], cut.exact.pulled[number], strict=True)
-                pulled[number] = [cut.chosen(place, *pair) for pair in pairs]
+                pulled[number] = cut.of_pullback(place, number, pulled[number])
             for i, x in zip(site.active, pulled[number], strict=True):
                 add(site.inputs[i], x)
         return cotangents, pulled
