@@ -77,24 +77,25 @@ def scalar_of(value: Callable, settings: Settings) -> Callable:
 
 
 def forward_gradient(value: Callable, tangent: Any = 1) -> Callable:
-    """A function that returns value and gradient, with one JVP for each entry.
+    """A function that returns value and gradient, with one JVP for each entry of all leaves.
 
     The gradient is `tangent`, the tangent of each entry, times that of `value`.
     """
 
     def both(leaves, data):
-        def by_leaf(k):
-            one_entry = jnp.asarray(tangent, leaves[k].dtype)
+        ends = np.cumsum([x.size for x in leaves])
 
-            def one(i):
-                tangents = [jnp.zeros_like(x) for x in leaves]
-                chosen = jnp.arange(leaves[k].size) == i  # an empty leaf cannot be indexed
-                tangents[k] = jnp.where(chosen, one_entry, 0).reshape(leaves[k].shape)
-                return jax.jvp(lambda leaves: value(leaves, data), (leaves,), (tangents,))[1]
+        def slope(entry):
+            def moved(x, end):
+                chosen = jnp.arange(x.size) + (end - x.size) == entry
+                return jnp.where(chosen, jnp.asarray(tangent, x.dtype), 0).reshape(x.shape)
 
-            return jax.lax.map(one, jnp.arange(leaves[k].size)).reshape(leaves[k].shape)
+            tangents = list(map(moved, leaves, ends.tolist()))
+            return jax.jvp(lambda leaves: value(leaves, data), (leaves,), (tangents,))[1]
 
-        return value(leaves, data), [by_leaf(k) for k in range(len(leaves))]
+        slopes = jnp.split(jax.lax.map(slope, jnp.arange(ends[-1])), ends[:-1])
+        pairs = zip(slopes, leaves, strict=True)
+        return value(leaves, data), [g.reshape(x.shape) for g, x in pairs]
 
     return both
 
