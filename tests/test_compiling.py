@@ -7,6 +7,7 @@ from jax import lax
 
 from jaxnn._jax import OPTIMISED, UNOPTIMISED
 from jaxnn.checking.compiling import compiler_options
+from jaxnn.checking.tape import walk
 from jaxnn.checking.tape.walk import Tape
 
 X = jax.ShapeDtypeStruct((100,), jnp.float32)
@@ -63,3 +64,16 @@ def test_a_long_walk_is_one_program_unless_it_repeats_itself():
     for f, together in ((different, True), (same, False)):
         tape = Tape(jax.make_jaxpr(f)(x), [True], unrolled=True)
         assert len(tape.sites) > 100 and tape.together == together
+
+
+def test_digits_are_lost_in_the_program_as_the_user_compiles_it(monkeypatch, x64):
+    def refused(program):
+        raise RuntimeError("compiled otherwise")
+
+    monkeypatch.setattr(walk, "compiler_options", refused)
+    x = jnp.arange(1, 4, dtype=jnp.float32)
+    program = jax.make_jaxpr(lambda x: jnp.sum(jnp.sin(x)))(x)
+    assert Tape(program, [True], unrolled=True).record([x], [jnp.float32(1)]).pulled[-1]
+    for how in ({"dtype": jnp.float64, "unrolled": True}, {}):
+        with pytest.raises(RuntimeError, match="compiled otherwise"):
+            Tape(program, [True], **how).record([x], [jnp.float32(1)])

@@ -459,6 +459,18 @@ def test_the_only_custom_rule_of_a_loop_that_is_too_long_to_search_is_named():
     assert "test_explain.py" in rule.where
 
 
+@pytest.mark.parametrize("others", [1, 60])  # a walk is one program, or one for each kind
+def test_a_wrong_rule_is_named_however_often_other_operations_repeat(others):
+    def f(x):
+        y = off_by_a_tenth(x)
+        for _ in range(others):
+            y = y + jnp.sin(y) / 100
+        return jnp.sum(y)
+
+    report = check_gradient(f, jnp.arange(1.0, 4.0))
+    assert [rule.name for rule in report.rules] == ["off_by_a_tenth"] and not report.notes
+
+
 @pytest.mark.parametrize("length", [104, pytest.param(900, marks=pytest.mark.slow)])
 def test_one_rule_of_several_in_a_loop_is_named_if_it_is_wrong_in_one_iteration(length):
     square, sine = jax.custom_vjp(lambda x, i: x**2), jax.custom_vjp(jnp.sin)

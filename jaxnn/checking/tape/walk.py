@@ -117,38 +117,27 @@ class Tape:
           program: the program.
           moving: whether each of its inputs is differentiated.
           dtype: the dtype of the evaluation; None for the program's own dtypes.
-          unrolled: whether short loops are unrolled.
+          unrolled: whether short loops are unrolled, to see which equations round; in its own
+            dtypes, the program is then compiled as the user's is, since that decides what rounds.
         """
         self.dtype = dtype
+        self._options = None if unrolled and dtype is None else compiler_options
         self.kept: dict[Any, Any] = {}
         self.sites, self.inputs, self.outputs, self._consts = lay_out(program, moving, unrolled)
         ones = self._kinds()
-        pulls = [
-            vjp_of(functools.partial(bind, s.eqn), s.eqn, s.active, s.asked, dtype)
-            if s.asked
-            else None
-            for s in ones
-        ]
-        arbitrary = {
-            k: arbitrary_vjp(site.active)
-            for k, site in enumerate(ones)
-            if site.asked and not pulls[k] and any(map(has_custom_rule, equations_inside(site.eqn)))
-        }
-        pulls = [arbitrary.get(k, pull) for k, pull in enumerate(pulls)]
+        pulls, arbitrary = _pullbacks(ones, dtype)
         self.arbitrary = {n for n, k in enumerate(self.kinds) if k in arbitrary}
         values = [functools.partial(evaluated, site.eqn, dtype=dtype) for site in ones]
         self.together = len(self.sites) <= max(TOGETHER, PER_KIND * len(ones))
         if not self.together:
-            values = [Jitted(value, options=compiler_options) for value in values]
-            pulls = [pull and Jitted(pull, options=compiler_options) for pull in pulls]
+            values = [Jitted(value, options=self._options) for value in values]
+            pulls = [pull and Jitted(pull, options=self._options) for pull in pulls]
         self._values = [values[k] for k in self.kinds]
         self._pulls = [pulls[k] for k in self.kinds]
         pairs = zip(self.sites, self._pulls, strict=True)  # no pullback: treated as constant
         self.sites = [s if pull else s._replace(active=(), asked=()) for s, pull in pairs]
         self.places = self._places()
-        self._walk = (
-            Jitted(self._walked, options=compiler_options) if self.together else self._walked
-        )
+        self._walk = Jitted(self._walked, options=self._options) if self.together else self._walked
 
     def keep(self, key: Any, build: Callable[[], Any]) -> Any:
         """What `build` returns, built once for equal keys."""
@@ -163,8 +152,8 @@ class Tape:
         cut: Cut | None = None,
         only: Sequence[int] | None = None,
     ) -> Record:
-        """The record of a walk, or the part of it that belongs to some sites, which takes one
-        program, compiled about as fast as the gradient.
+        """The record of a walk. The part of it that belongs to some sites takes a program that is
+        compiled about as fast as the gradient, unless kinds of equations are compiled anyway.
 
         Args:
           inputs: the values of the inputs.
@@ -173,8 +162,8 @@ class Tape:
           only: the sites; all by default.
         """
         walk = self._walk
-        if only is not None:
-            walk = Jitted(functools.partial(self._part, set(only)), options=compiler_options)
+        if only is not None and self.together:
+            walk = Jitted(functools.partial(self._part, set(only)), options=self._options)
         with arithmetic(self.dtype):
             record = walk(list(inputs), list(seeds), cut)
         given = dict(zip(self.inputs, inputs, strict=True))
@@ -281,6 +270,20 @@ class Tape:
                 return number
             ways |= dict.fromkeys(site.outputs, every)
         return max(n for n, site in enumerate(self.sites) if slot in site.inputs)
+
+
+def _pullbacks(sites: Sequence[Site], dtype: Any) -> tuple[list[Any], set[int]]:
+    """The pullback of each site, if it has one, and the sites where it is arbitrary."""
+    pulls: list[Any] = [
+        vjp_of(functools.partial(bind, s.eqn), s.eqn, s.active, s.asked, dtype) if s.asked else None
+        for s in sites
+    ]
+    arbitrary = set()
+    for k, site in enumerate(sites):
+        if site.asked and not pulls[k] and any(map(has_custom_rule, equations_inside(site.eqn))):
+            pulls[k] = arbitrary_vjp(site.active)
+            arbitrary.add(k)
+    return pulls, arbitrary
 
 
 def arithmetic(dtype: Any) -> Any:
