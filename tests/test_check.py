@@ -158,7 +158,8 @@ def test_a_rule_does_not_accuse_a_leaf_that_it_does_not_reach():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_right_rule_around_half_precision_is_not_accused(dtype):
     def host(x):
-        return np.sin(np.asarray(x, np.float32)).astype(x.dtype)
+        with np.errstate(invalid="ignore"):  # at infinity
+            return np.sin(np.asarray(x, np.float32)).astype(x.dtype)
 
     def call(x):
         form = jax.ShapeDtypeStruct(x.shape, x.dtype)

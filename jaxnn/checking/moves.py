@@ -94,10 +94,10 @@ def drawer(points: Sequence[Any], dtype: Any) -> Callable[..., tuple[list[Any], 
         salts = _hashed(np.arange(len(points), dtype=np.uint32) + first, np)
         moves, sums = [np.zeros(x.shape) for x in points], np.zeros((len(points), 3))
         for part in direction.parts:
-            leaf, x = part.leaf, points[part.leaf]
-            how = part, salts[leaf], direction.relative, direction.up
             if part.low == part.high:
                 continue
+            leaf, x = part.leaf, points[part.leaf]
+            how = part, salts[leaf], direction.relative, direction.up
             if x.size <= ON_HOST and on_one_cpu(x):
                 claim = np.ravel(claims[leaf])
                 with np.errstate(invalid="ignore"):  # claims may be infinite, of both signs

@@ -152,8 +152,8 @@ class Tape:
         cut: Cut | None = None,
         only: Sequence[int] | None = None,
     ) -> Record:
-        """The record of a walk. The part of it that belongs to some sites takes a program that is
-        compiled about as fast as the gradient, unless kinds of equations are compiled anyway.
+        """The record of a walk. Where a walk is one program, one for a few sites alone compiles
+        about as fast as the gradient.
 
         Args:
           inputs: the values of the inputs.
