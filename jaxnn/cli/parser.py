@@ -244,7 +244,7 @@ _TRAIN = (
         _count,
         None,
         "N",
-        "steps between checkpoints (default: ends of epochs, ten minutes)",
+        "steps between checkpoints; default: an epoch, or ten minutes",
     ),
     Option("--patience", _count, None, "N", "stop after N measurements without a lower test loss"),
     Option("--log", str, None, "FILE", "append the progress as JSON lines"),
