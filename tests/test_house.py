@@ -116,7 +116,7 @@ class Item:
         self.nodeid = nodeid
 
 
-@pytest.mark.parametrize("least, every_day", [(3, ["b[0]", "b[1]", "c"]), (1, [])])
+@pytest.mark.parametrize("least, every_day", [(3, ["b[0]", "b[1]", "c"]), (2, ["c"]), (1, [])])
 def test_three_days_run_every_row_and_each_day_the_tests_with_few(monkeypatch, least, every_day):
     ids = [*(f"a[{n}]" for n in range(7)), "b[0]", "b[1]", "c"]
     hook = types.SimpleNamespace(pytest_deselected=lambda items: None)
