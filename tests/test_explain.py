@@ -364,6 +364,12 @@ def test_a_safe_argument_is_not_all_that_helps_where_no_value_is_chosen():
     assert "masking it afterwards" in told and "another" not in told
 
 
+@pytest.mark.parametrize("chosen, masked", [((False, False), True), ((True, False), False)])
+def test_what_is_not_finite_is_masked_if_none_of_it_is_chosen(chosen, masked):
+    f = lambda x: jnp.sum(jnp.where(jnp.array(chosen), jnp.sqrt(x), 0.0))  # noqa: E731
+    assert [birth.masked for birth in explain(f, jnp.zeros(2)).births] == [masked]
+
+
 def test_a_rule_decides_what_the_slope_lets_pass():
     """Off by less than half the digits, but by more than float32 explains."""
     sine = jax.custom_jvp(jnp.sin)
