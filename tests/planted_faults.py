@@ -1741,6 +1741,13 @@ FAULTS = (
         "test_fit.py test_saves.py -k 'resumed or however_fast'",
     ),
     Fault(
+        "a resumed run skips batches where its epoch has no more",
+        "training/run.py",
+        "            position = 0\n",
+        "            pass\n",
+        "test_train.py -k after_its_last_step",
+    ),
+    Fault(
         "patience of one more",
         "training/run.py",
         "self.now.log.waited >= patience",
