@@ -30,6 +30,11 @@ def test_the_chapters_values(dtype, y, mse, cee, form):
     assert float(cross_entropy_error(y, t)) == pytest.approx(cee, rel=rel)
 
 
+def test_the_loss_of_a_batch_is_the_mean():
+    both = jnp.array([SAYS_TWO, SAYS_SEVEN])
+    assert cross_entropy_error(both, jnp.array([2, 2])) == pytest.approx(1.406704775)
+
+
 def numpy_losses(z, t):
     """All three in NumPy float64, one-hot targets."""
     p = np.exp(z - z.max(-1, keepdims=True))

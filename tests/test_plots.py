@@ -4,6 +4,7 @@
 
 import functools
 import json
+import os
 import re
 
 import jax
@@ -400,10 +401,15 @@ def test_the_command_writes_every_picture_of_the_chapter(tmp_path, monkeypatch, 
     drawn, save = [], Figure.savefig
     noted = lambda figure, *to, **how: (save(figure, *to, **how), drawn.append(figure))  # noqa: E731
     monkeypatch.setattr(Figure, "savefig", noted)
-    monkeypatch.setattr(figures, "_MOVING", {})  # see below
+    moving = {
+        name: (lambda path: path.touch(), file) for name, (_, file) in figures._MOVING.items()
+    }
+    monkeypatch.setattr(figures, "_MOVING", moving)  # see below
     assert main(["figures", "--out", str(tmp_path / "new")]) == 0
     pictures = sorted(tmp_path.glob("new/*.png"))
-    assert capsys.readouterr().out.splitlines() == list(map(str, pictures))
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:-2] == list(map(str, pictures)) and len(printed) == len(figures.NAMES)
+    assert all(map(os.path.exists, printed))
     assert len(pictures) == len(figures._PICTURES) == 17
     assert [path.name[:2] for path in pictures] == [f"{n:02}" for n in range(1, 18)]
     for path in pictures:

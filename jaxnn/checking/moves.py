@@ -144,7 +144,7 @@ def scales_of(x: Any) -> np.ndarray:
 def _moved(
     x: Any, usual: Any, claim: Any, part: Part, salt: Any, relative: Any, up: Any, xp: Any
 ) -> tuple[Any, Any]:
-    """The movement of each entry of a leaf, and the leaf's `Along`. An entry moves by the same
+    """The movement of each entry of a leaf, and the sums along it. An entry moves by the same
     random number, which depends on the leaf's `salt`, in any part that contains it.
     """
     index = xp.arange(x.size, dtype=xp.uint32).reshape(x.shape)
