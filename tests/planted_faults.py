@@ -1525,8 +1525,8 @@ FAULTS = (
     Fault(
         "a gathered entry is one beside it",
         "numerical/slab_rules.py",
-        "same = same & (origin == (0 if x.index[a] is None else x.index[a].astype(jnp.int32)))",
-        "same = same & (origin >= (0 if x.index[a] is None else x.index[a].astype(jnp.int32)))",
+        "(origins_of(lax.broadcasted_iota(jnp.int32, shape, a)) == index)",
+        "(origins_of(lax.broadcasted_iota(jnp.int32, shape, a)) >= index)",
         PUSHED.format("gather"),
     ),
     Fault(

@@ -123,28 +123,34 @@ def examine(
       together: whether leaves may be checked together.
     """
     leaves = [k for k, size in enumerate(line.sizes) if size]
-    finite = [k for k in leaves if not count_not_finite(gradient[k])]
+    finite = _finite(gradient, leaves)
     groups = [finite] if together else [[k] for k in finite]
-    settled = set()
+    settled: set[int] = set()
     for group in groups:
-        for k, asked in _supported(line, gradient, group, bisect=False):
-            settled.add(k)
-            yield k, Located(asked)
+        yield from _settled(settled, _supported(line, gradient, group, bisect=False))
     rest = [k for k in leaves if k not in settled]
     doubtful, supported = [k for k in rest if k in finite], {}
     right = reference() if doubtful else None
     if right is not None:
-        sound = [k for k in rest if not count_not_finite(right[k])]
-        supported = dict(_supported(line, right, sound))
+        supported = dict(_supported(line, right, _finite(right, rest)))
     elif together and len(doubtful) > 1:
-        for k, asked in _supported(line, gradient, doubtful):
-            settled.add(k)
-            yield k, Located(asked)
+        yield from _settled(settled, _supported(line, gradient, doubtful))
     left = HANDFUL
     for leaf in (_Leaf(line, gradient, k, allowed[k]) for k in rest if k not in settled):
         located = leaf.located(right, supported.get(leaf.number), max(0, left))
         left -= together * sum(entry.verdict.wrong for entry in located.entries)
         yield leaf.number, located
+
+
+def _settled(settled: set[int], supported: Iterator[Any]) -> Iterator[tuple[int, Located]]:
+    """Leaves that the values support, each noted in `settled` before it is yielded."""
+    for k, asked in supported:
+        settled.add(k)
+        yield k, Located(asked)
+
+
+def _finite(gradient: Sequence[Any], leaves: Sequence[int]) -> list[int]:
+    return [k for k in leaves if not count_not_finite(gradient[k])]
 
 
 def _supported(

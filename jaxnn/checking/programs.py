@@ -280,21 +280,29 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
         chosen = settings._replace(forward=forward)
         try:
             scalar = _scalar(program, shapes, form, chosen)
-            one = jax.ShapeDtypeStruct((), scalar.out_avals[0].dtype)
-            both = _both(call.static, chosen, packing, (*form, one))
-            values = _values(scalar, form, chosen)
-            compiled = _compiled(values, both, scalar, chosen, packing)
-            if forward and automatic:
-                given = both.consts, *form, one
-                jitted(both.bare).lower(*given)  # raises if a rule has no forward mode
+            found = _differentiated(call.static, scalar, form, chosen, packing)
         except jax.errors.JAXTypeError:
             return untraced(call, point, settings)
         except Exception as mistake:  # a derivative rule may raise anything
             mistakes.append(mistake)
         else:
-            by_hand, consts = _by_hand(call, form, settings.by_hand, packing), both.consts
-            return Programs(compiled, scalar, values.consts, consts, by_hand, same, tuple(notes))
+            by_hand = _by_hand(call, form, settings.by_hand, packing)
+            more = {"by_hand": by_hand, "deterministic": same, "notes": tuple(notes)}
+            return dataclasses.replace(found, **more)
     raise _cannot_differentiate(mistakes[0], settings)
+
+
+def _differentiated(
+    static: Static, scalar: Program, form: Point, settings: Settings, packing: Packing
+) -> Programs:
+    """The programs of a scalar function in one mode; a derivative rule may raise anything here."""
+    one = jax.ShapeDtypeStruct((), scalar.out_avals[0].dtype)
+    both = _both(static, settings, packing, (*form, one))
+    values = _values(scalar, form, settings)
+    compiled = _compiled(values, both, scalar, settings, packing)
+    if settings.forward and settings.by_hand is None:
+        jitted(both.bare).lower(both.consts, *form, one)  # raises if a rule has no forward mode
+    return Programs(compiled, scalar, values.consts, both.consts)
 
 
 def _cannot_differentiate(mistake: Exception, settings: Settings) -> Exception:

@@ -208,14 +208,16 @@ def estimate_slope(
         if kink:
             middle = (from_left.value + from_right.value) / 2
             best = best._replace(value=middle, bound=max(from_left.bound, from_right.bound))
+        else:
+            from_left = from_right = best
         if np.isfinite(best.bound):
             nearby = values[:, t <= best.step]
             size = float(np.max(np.abs(nearby), initial=abs(centre)))
     return Slope(
         *best,
         size=size,
-        left=from_left.value if kink else best.value,
-        right=from_right.value if kink else best.value,
+        left=from_left.value,
+        right=from_right.value,
         kink=kink,
         constant=bool(values.size) and bool(np.all(values == centre)),
         jumps=any(jumps),

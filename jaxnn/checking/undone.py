@@ -88,14 +88,18 @@ def _held(x: Any, is_library: Callable, undo: list[Callable[[], None]]) -> Itera
             undo.append(functools.partial(_refill, x, x.copy()))
             yield from x.values() if isinstance(x, dict) else x
     else:
-        held = getattr(x, "__dict__", {})
-        if held:
-            undo.append(functools.partial(_refill, held, dict(held)))
-            yield from held.values()
-        for kind in type(x).__mro__:
-            names = kind.__dict__.get("__slots__", ())
-            for name in (names,) if isinstance(names, str) else names:
-                yield from _attribute(x, name, undo)
+        yield from _attributes(x, undo)
+
+
+def _attributes(x: Any, undo: list[Callable[[], None]]) -> Iterator[Any]:
+    """The values of an object's attributes."""
+    if held := getattr(x, "__dict__", {}):
+        undo.append(functools.partial(_refill, held, dict(held)))
+        yield from held.values()
+    for kind in type(x).__mro__:
+        names = kind.__dict__.get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            yield from _attribute(x, name, undo)
 
 
 def _attribute(x: Any, name: str, undo: list[Callable[[], None]]) -> Iterator[Any]:

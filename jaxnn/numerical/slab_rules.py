@@ -290,12 +290,17 @@ def _dynamic_update_slice(bind: Callable, ins: Values, outs: Values, **params: A
         index = tuple(i if w else None for i, w in zip(common(ins[:2]), whole, strict=True))
         fitted = [fit(y, index) for y in (x, part)]
     else:
-        place = [jnp.int32(0) if m == 1 else i for i, m in zip(part.index, sizes, strict=True)]
-        pairs = zip(place, start, whole, strict=True)
-        index = tuple(i if w or i is None else s + i for i, s, w in pairs)
+        index = _place_of_update(part, start, whole)
         fitted = [cut(x, index), part.new]
     at = [s if i is None else jnp.zeros_like(s) for s, i in zip(start, index, strict=True)]
     return [(index, *bind(*fitted, *at, **params))]
+
+
+def _place_of_update(part: Slab, start: Sequence[Any], whole: Sequence[bool]) -> tuple[Any, ...]:
+    """The index of a changed part in the array that it updates from `start` on."""
+    own = [jnp.int32(0) if n == 1 else i for i, n in zip(part.index, part.base.shape, strict=True)]
+    places = zip(own, start, whole, strict=True)
+    return tuple(i if all_of_it or i is None else s + i for i, s, all_of_it in places)
 
 
 def _scatter(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
@@ -532,12 +537,18 @@ def _gather(bind: Callable, ins: Values, outs: Values, **params: Any) -> Result:
     for a in whole:
         if a in offset:
             index[offset[a]], sizes[offset[a]] = x.index[a], x.new.shape[a]
-    background, same = cut(out, tuple(index)), True
+    background = cut(out, tuple(index))
     params["slice_sizes"] = tuple(1 if a in whole else n for a, n in enumerate(slice_sizes))
-    params["fill_value"] = -1
-    origins = tuple(1 if b in whole else n for b, n in enumerate(shape))
-    for a in rest:
-        (origin,) = bind(lax.broadcasted_iota(jnp.int32, origins, a), indices, **params)
-        same = same & (origin == (0 if x.index[a] is None else x.index[a].astype(jnp.int32)))
+    origins_of = lambda places: bind(places, indices, **params | {"fill_value": -1})[0]  # noqa: E731
+    same = _from_index(origins_of, x, rest)
     same, part = (jnp.broadcast_to(y, background.shape) for y in (same, x.new.reshape(sizes)))
     return [(tuple(index), lax.select(same, part, background))]
+
+
+def _from_index(origins_of: Callable, x: Slab, axes: set[int]) -> Any:
+    """Which entries of what `origins_of` gathers are from a slab's index along some axes."""
+    shape, same = tuple(n if a in axes else 1 for a, n in enumerate(x.base.shape)), True
+    for a in axes:
+        index = 0 if x.index[a] is None else x.index[a].astype(jnp.int32)
+        same = same & (origins_of(lax.broadcasted_iota(jnp.int32, shape, a)) == index)
+    return same

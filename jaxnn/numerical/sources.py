@@ -76,16 +76,22 @@ def unwrapped(f: Callable, depth: int = 6) -> Callable:
     code = getattr(f, "__code__", None)
     if code is None or hasattr(f, "__wrapped__") or PACKAGES not in code.co_filename or not depth:
         return f
-    held: list[Any] = []
-    for cell in f.__closure__ or ():
-        with contextlib.suppress(ValueError):  # an empty cell
-            inside = cell.cell_contents
-            one_of_defjvps = isinstance(inside, tuple) and len(inside) == 1
-            held.append(inside[0] if one_of_defjvps else inside)
+    held = _in_closure(f)
     held += [getattr(x, "__dict__", {}).get(name) for x in held for name in code.co_names]
     held = [getattr(g, "f", g) if type(g).__module__.startswith("jax.") else g for g in held]
     inside = (unwrapped(g, depth - 1) for g in held if hasattr(g, "__code__"))
     return next((g for g in inside if PACKAGES not in g.__code__.co_filename), f)
+
+
+def _in_closure(f: Any) -> list[Any]:
+    """What a function closes over; of a tuple of one, as `defjvps` makes, its item."""
+    held: list[Any] = []
+    for cell in f.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            inside = cell.cell_contents
+            is_one = isinstance(inside, tuple) and len(inside) == 1
+            held.append(inside[0] if is_one else inside)
+    return held
 
 
 def _place_of(f: Callable) -> str:

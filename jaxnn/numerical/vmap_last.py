@@ -76,20 +76,28 @@ def _mapped(size: int, eqn: Equation, inputs: list[Any]) -> list[Any]:
         return bind(eqn, [_spread(x, size, shape) for x in inputs])
     if primitive in _SAME_AXES:
         return bind(eqn, arrays)
+    if primitive in (primitives.concatenate_p, primitives.sort_p):
+        return bind(eqn, [_spread(x, size) for x in inputs])
+    if len(inputs) == 1 and (moved := _moved(size, eqn, arrays[0])) is not None:
+        return [moved]
     if primitive is primitives.pad_p and not isinstance(inputs[1], Mapped):
         operand, value = arrays
         return [lax.pad(operand, value, (*params["padding_config"], (0, 0, 0)))]
-    if primitive in (primitives.concatenate_p, primitives.sort_p):
-        return bind(eqn, [_spread(x, size) for x in inputs])
-    if primitive is primitives.broadcast_in_dim_p and len(inputs) == 1:
-        axes = (*params["broadcast_dimensions"], len(shape))
-        return [lax.broadcast_in_dim(arrays[0], (*shape, size), axes)]
-    if primitive is primitives.reshape_p and len(inputs) == 1 and params["dimensions"] is None:
-        return [lax.reshape(arrays[0], (*shape, size))]
-    if primitive is primitives.transpose_p:
-        return [lax.transpose(arrays[0], (*params["permutation"], len(shape)))]
     axes = [-1 if isinstance(x, Mapped) else None for x in inputs]
     return jax.vmap(lambda *args: bind(eqn, args), axes, -1, axis_size=size)(*arrays)
+
+
+def _moved(size: int, eqn: Equation, x: Any) -> Any:
+    """An array with its axes moved by an equation, the batch last; None if no rule here does so."""
+    primitive, params, shape = eqn.primitive, eqn.params, eqn.outvars[0].aval.shape
+    if primitive is primitives.broadcast_in_dim_p:
+        axes = (*params["broadcast_dimensions"], len(shape))
+        return lax.broadcast_in_dim(x, (*shape, size), axes)
+    if primitive is primitives.reshape_p and params["dimensions"] is None:
+        return lax.reshape(x, (*shape, size))
+    if primitive is primitives.transpose_p:
+        return lax.transpose(x, (*params["permutation"], len(shape)))
+    return None
 
 
 def _spread(x: Any, size: int, shape: tuple[int, ...] | None = None) -> Any:

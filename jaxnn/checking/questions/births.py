@@ -61,8 +61,7 @@ def births(
     bad = [s for s in ends or tape.outputs if levels.values.get(s, 0)]
     if not bad:
         return _origins_of_cotangents(tape, record, levels, origin) if ends else []
-    sites = dict.fromkeys(origin.get(s, undefined.get(s)) for s in bad)
-    found = [b for n in sites if n is not None for b in _born_in_values(tape, record, n)]
+    found = _origins_of_values(tape, record, bad, undefined | origin)
     if found or names is None:
         return found
     came = _came_in(tape, record, levels.values, names)
@@ -71,6 +70,14 @@ def births(
         # An infinite constant may have been chosen because something was NaN.
         came = _born_in_values(tape, record, min(undefined.values())) + came
     return came
+
+
+def _origins_of_values(
+    tape: Tape, record: Record, bad: Sequence[int], first: dict[int, int]
+) -> list[Birth]:
+    """The origins of the results that are not finite, given the site where each of them began."""
+    sites = dict.fromkeys(first[slot] for slot in bad if slot in first)
+    return [birth for number in sites for birth in _born_in_values(tape, record, number)]
 
 
 def _origins_of_cotangents(

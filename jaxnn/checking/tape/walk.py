@@ -75,6 +75,11 @@ class Cut(NamedTuple):
         pairs = zip(own, self.exact.pulled[number], strict=True)
         return [self.chosen(place, *pair) for pair in pairs]
 
+    def of_sums(self, place: int, own: dict[int, Any]) -> dict[int, Any]:
+        """The sums of cotangents that a place completes, by slot."""
+        exact = self.exact.cotangents
+        return {slot: self.chosen(place, x, exact[slot]) for slot, x in own.items()}
+
 
 class Place(NamedTuple):
     """A place of a walk.
@@ -215,12 +220,10 @@ class Tape:
             if seed is not None:
                 add(slot, self._lifted(seed))
         for place, (number, back, slots) in enumerate(self.places):
-            if slots and cut is not None:
-                for slot in slots:
-                    exact = cut.exact.cotangents[slot]
-                    cotangents[slot] = cut.chosen(place, cotangents[slot], exact)
+            if cut is not None:
+                cotangents |= cut.of_sums(place, {slot: cotangents[slot] for slot in slots})
             site, pull = self.sites[number], self._pulls[number]
-            if slots or not back or pull is None:
+            if slots or not back:
                 continue
             given = [site.outputs[j] for j in site.asked]
             cts = [cotangents.setdefault(s, jnp.zeros_like(values[s])) for s in given]
