@@ -1042,6 +1042,10 @@ def test_a_function_that_is_not_deterministic_is_said_to_be_so():
         "not deterministic: two traces of the function differ, as with NumPy's random numbers"
         in report.notes
     )
+    drawn = jax.custom_jvp(lambda x: jax.pure_callback(lambda x: np.float32(rng.uniform()), x, x))
+    drawn.defjvp(lambda x, t: (drawn(*x), t[0]))
+    report = check_gradient(drawn, jnp.float32(0.5))
+    assert report.verdict == "not deterministic" and "evaluations here gave" in report.notes[-1]
 
 
 def test_precision_is_reported_apart_from_correctness():

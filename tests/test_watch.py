@@ -1,6 +1,7 @@
 """Watching: what is caught, what the report says, and that nothing of the program changes."""
 
 import _thread
+import dataclasses
 import functools
 import json
 import math
@@ -688,6 +689,15 @@ def test_where_a_gradient_is_0_at_first_a_later_point_is_checked_too(how):
                 w = step(w)
         (place,) = watched.report.places
         assert place.is_wrong and len(place.reports) == count
+
+
+def test_gradients_that_are_not_checked_are_counted():
+    with watching() as watched:
+        jax.grad(lambda x: jnp.sum(x**2))(POINT)
+    assert "not checked" not in str(watched.report)
+    place = watched.report.places[0]._replace(reports=(), trouble="not checked: TypeError: ...")
+    report = dataclasses.replace(watched.report, places=(place, *watched.report.places))
+    assert str(report).splitlines()[0].endswith(" s; 1 not checked") and report.exit_code == 0
 
 
 def test_of_a_batch_an_example_in_the_middle_is_checked():

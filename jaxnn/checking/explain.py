@@ -77,7 +77,7 @@ class Explanation:
 
     def __str__(self) -> str:
         if not self.found:
-            return f"gradient of {self.function}: finite; no rule is wrong; no line loses digits"
+            return f"gradient of {self.function}: finite; no wrong rule found; no line loses digits"
         return "\n".join([f"gradient of {self.function}:", *map(str, self.found)])
 
 

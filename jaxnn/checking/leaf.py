@@ -88,6 +88,7 @@ def leaf_report(
     hint, entries = report.hint, list(report.entries)
     if report.verdict is Verdict.AGREES:
         hint = patterns.nothing_there(best.slope, best.scale, gradient) or loss.hint or hint
+        hint = hint or patterns.not_counted(located, gradient, place.paired)
         hint = hint or _hint_on_digits(loss.digits, place.dtype)
     else:
         entries.sort(key=lambda e: (-e.verdict.rank, -abs(e.autodiff - e.numerical)))

@@ -60,6 +60,8 @@ class Located(NamedTuple):
       searched: whether wrong entries were searched for.
       wrong: flat positions of all wrong entries, if the reference gives them.
       complete: whether no entry is undecided because its error could be rounding error.
+      undecided: flat positions of entries that are off by more than the tolerance, but by less than
+        the rounding error of the leaf's largest entry; the largest error first.
       reference: the leaf's reference gradient, if the values support it.
     """
 
@@ -69,6 +71,7 @@ class Located(NamedTuple):
     searched: bool = True
     wrong: np.ndarray | None = None
     complete: bool = True
+    undecided: Sequence[int] = ()
     reference: np.ndarray | None = None
 
     @property
@@ -278,7 +281,8 @@ class _Leaf(NamedTuple):
         gradient = self.with_claims(filled)
         asked = tuple(_with_claims(line, gradient, comparison) for comparison in supported)
         complete = not np.any((undecided | slightly) & ~off)
-        found = Located(asked, (), False, bool(few), np.sort(wrong), complete, right)
+        unknown = order[(undecided & ~off)[order]].tolist()
+        found = Located(asked, (), False, bool(few), np.sort(wrong), complete, unknown, right)
         by_line = found._replace(wrong=None)
         if not few and verdict_of(by_line, line.centre, tolerance) is Verdict.AGREES:
             few = 1  # an entry may show an error that the line does not

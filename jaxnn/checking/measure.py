@@ -23,7 +23,6 @@ from jaxnn.checking.findings import Birth, DigitsLost, LeafReport, RuleReport
 from jaxnn.checking.further import has_solver
 from jaxnn.checking.held import stops
 from jaxnn.checking.leaf import Place, bare_report, leaf_report
-from jaxnn.checking.line import Line
 from jaxnn.checking.locate import LEAST_ROUNDING, Allowed, Located, examine, verdict_of
 from jaxnn.checking.precision import Loss, losses
 from jaxnn.checking.programs import Programs, prepare
@@ -208,7 +207,11 @@ def measure(check: Check) -> Checked:
         interrupted = True
     checked = Checked(check, programs, claims, line.centre, evaluations=line.evaluations)
     checked = checked._replace(notes=_notes(checked), interrupted=interrupted, reference=reference)
-    if line.centres and not _is_repeatable(programs, line):
+    other = next((x for x in line.centres if not same_value(line.centre, x, line.epsilon)), None)
+    if other is not None:
+        both = f"{line.centre:.6g} and {other:.6g}"
+        checked = checked.with_note(f"not deterministic: two evaluations here gave {both}")
+    if other is not None or (line.centres and not programs.deterministic):
         return checked._replace(deterministic=False)
     # A solver that runs further computes another result than the user's program in its own dtypes.
     lost = {k: Loss(0.0) for k in located}
@@ -264,12 +267,6 @@ def _allowed(check: Check, programs: Programs | Untraced, claims: Claims) -> lis
 def _paired(call: Partition) -> list[bool]:
     """Whether the entries of each leaf are real and imaginary parts."""
     return [role is Role.COMPLEX for role in call.roles if role.moves]
-
-
-def _is_repeatable(programs: Programs | Untraced, line: Line) -> bool:
-    """Whether repeated traces give the same program and repeated evaluations the same value."""
-    values = (same_value(line.centre, again, line.epsilon) for again in line.centres)
-    return programs.deterministic and all(values)
 
 
 def _notes(checked: Checked) -> tuple[str, ...]:

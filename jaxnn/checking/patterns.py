@@ -176,6 +176,21 @@ def beyond_the_domain(entries: Sequence[Entry], slope: Slope, centre: float) -> 
     return "the function or its slope is not finite near this point" if blind else ""
 
 
+def not_counted(located: Located, claims: Any, paired: bool) -> str:
+    """A hint if an entry is off by more than half of its digits, but by less than the rounding
+    error of the largest entry, else "".
+    """
+    if not located.undecided or located.reference is None:
+        return ""
+    worst, shape = located.undecided[0], np.shape(claims)
+    index = [int(i) for i in np.unravel_index(worst, shape)[: len(shape) - paired]]
+    claim, right = float(np.ravel(claims)[worst]), float(located.reference[worst])
+    return (
+        f"at {index} autodiff has {claim:.3g} and the derivative of the values is {right:.3g}; "
+        "beside the leaf's largest entry, this counts as rounding error"
+    )
+
+
 def nothing_there(slope: Slope, scale: float, claims: Any) -> str:
     """A hint if a gradient agrees only because it is zero or negligible, else ""."""
     if slope.constant and not np.any(claims):
@@ -196,13 +211,13 @@ def _cause(wrong: Wrong) -> str:
         return ""
     if np.all(wrong.autodiff == 0):
         return (
-            "autodiff is 0: the path is cut (stop_gradient, rounding, an integer cast) or missing "
-            "from a custom rule"
+            "autodiff is 0: the path is cut (stop_gradient, rounding, an integer cast, a branch "
+            "that is constant here) or missing from a custom rule"
         )
     if np.all(wrong.numerical == 0) and np.all(np.isfinite(wrong.autodiff)):
         return (
-            "the values do not change with these entries; if a rule deliberately differs from the "
-            "values, name its function in `trust` (`jaxnn watch --trust`)"
+            "the values have the slope 0 here; if a rule deliberately differs from the values, "
+            "name its function in `trust` (`jaxnn watch --trust`)"
         )
     of_ratio = {
         -1.0: "the sign is wrong",

@@ -1,6 +1,7 @@
 """The result of `check_gradient`: a table to read, an error to raise, and data to save."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -327,13 +328,15 @@ def _details(leaf: LeafReport, paint: Callable[[Verdict, str], str]) -> Iterator
         name = f"{list(entry.index)} " if entry.index else ""
         lost = leaf.verdict is Verdict.DIFFERS and not leaf.is_off  # only in its own dtype
         exact = "float64" if lost or leaf.verdict is Verdict.IMPRECISE else "numerical"
-        slopes = f"autodiff {entry.autodiff:z.9g}, {exact} {entry.numerical:z.9g}"
+        slope = f"{exact} {entry.numerical:z.9g} +- {entry.bound:.0e}"
+        if not math.isfinite(entry.bound):
+            slope = f"no {exact} slope"
         sides = f", {entry.left:z.6g} below and {entry.right:z.6g} above"
         two_slopes = entry.verdict.wrong and abs(entry.left - entry.right) > 0
         kink = sides if entry.verdict is Verdict.KINK or two_slopes else ""
         unsure = leaf.verdict is Verdict.UNRESOLVED and entry.verdict.wrong
         said = "off" if unsure else paint(entry.verdict, entry.verdict)
-        yield f"{name}{said}: {slopes} +- {entry.bound:.0e}{kink}"
+        yield f"{name}{said}: autodiff {entry.autodiff:z.9g}, {slope}{kink}"
     if leaf.pattern:
         yield leaf.pattern
     if leaf.hint:

@@ -192,7 +192,10 @@ class WatchReport:
         if not self.places:
             return "no gradients taken"
         count = f"{len(self.places)} gradient{'s' * (len(self.places) > 1)} taken"
-        return "\n".join([f"{count}, checked in {self.seconds:.1f} s", *_told(self.places)])
+        left = sum(not place.reports and place.not_finite is None for place in self.places)
+        unchecked = f"; {left} not checked" if left else ""
+        first = f"{count}, checked in {self.seconds:.1f} s{unchecked}"
+        return "\n".join([first, *_told(self.places)])
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the findings as a self-contained HTML page; `path` must end in .html or .htm."""

@@ -23,6 +23,7 @@ from jaxnn.checking.evidence import (
     ROUNDINGS_BETWEEN_CALLS,
     Evidence,
     Verdict,
+    digits_shared,
     explained,
     judge,
     reach,
@@ -123,11 +124,14 @@ def say(checked: Checked, found: list[RuleReport]) -> Checked:
         leaves = [within_approximation(leaf, checked.programs.program) for leaf in leaves]
         leaves = [_within_rounding(leaf, checked) for leaf in leaves]
     checked = checked.with_leaves(leaves)._replace(rules=tuple(found[:LINES]))
-    if found and not _is_linear(checked):
-        # The gradient in the user's dtypes, for the cotangent 1, is another one, not less precise.
-        checked = checked._replace(losses={}).with_note(
-            "a rule is not linear in its cotangent; the gradient shown is half that of twice the "
-            "function"
+    if found and (at_one := _if_not_linear(checked)) is not None:
+        # What the cotangent 1 gives is another gradient, not a less precise one.
+        own = dict(zip(checked.paths, zip(checked.claims.own, at_one, strict=True), strict=True))
+        leaves = [_of_half(leaf, *own[leaf.path]) for leaf in checked.leaves]
+        checked = checked.with_leaves(leaves)._replace(losses={})
+        checked = checked.with_note(
+            "a rule is not linear in its cotangent: the gradient of `2 * f` is not twice that of "
+            "`f`; half of it is shown"
         )
     if not _has_another_value(checked):
         return checked
@@ -145,12 +149,21 @@ def _unreached(checked: Checked, found: list[RuleReport]) -> frozenset[str]:
     return unresolved & checked.without_rules() if unresolved else unresolved
 
 
-def _is_linear(checked: Checked) -> bool:
-    """Whether the gradient is the same if the value has the cotangent 1."""
+def _if_not_linear(checked: Checked) -> list[Any] | None:
+    """The gradient if the value has the cotangent 1; None if it is the same."""
     worst = max(rule.difference for rule in checked.rules)
     most = max(LINEAR, LINEAR_FOR_ERROR * worst)
     _, gradient = checked.programs.in_float64(checked.check.point, cotangent=1)
-    return not any(error > most for error in map(relative_error, checked.claims.wide, gradient))
+    errors = map(relative_error, checked.claims.wide, gradient)
+    return gradient if any(error > most for error in errors) else None
+
+
+def _of_half(leaf: LeafReport, own: Any, at_one: Any) -> LeafReport:
+    """The report on a leaf whose gradient is half that of twice the function: no common factor says
+    what is wrong, and its own digits are those of the function's gradient.
+    """
+    digits = digits_shared(relative_error(own, at_one), 1.0)
+    return leaf._replace(pattern="", hint="", own_dtype_digits=digits)
 
 
 def _is_suspicious(leaf: LeafReport) -> bool:
@@ -238,7 +251,9 @@ def wrong_rules(
     found, suspects, named_at = [], _suspects(tape, record, numbers), set()
     for number in numbers:
         site = tape.sites[number]
-        if (site.name, site.line) in named_at:  # one report for all calls in a line
+        # One report for all calls in a line of a function; two of its lambdas have one name.
+        call = site.name, site.line, has_custom_rule(site.eqn) and line_of_rule(site.eqn)
+        if call in named_at:
             continue
         report = _whole(tape, record, number, suspects.get(number), tolerance)
         if report is None and number not in tape.arbitrary and not _solves_with_rules(site):
@@ -248,13 +263,14 @@ def wrong_rules(
         found += rules
         if report is None:
             continue
-        named_at.add((site.name, site.line))
+        named_at.add(call)
         if not rules:
             inside = only_custom and not has_custom_rule(site.eqn)
             found.append(only_rule_inside(report, site.eqn) if inside else report)
     worst: dict[Any, RuleReport] = {}
     for report in found:  # one report per rule and line
-        worst.setdefault((report.name, report.kind, report.line.file, report.line.line), report)
+        place = report.where, report.line.file, report.line.line
+        worst.setdefault((report.name, report.kind, *place), report)
     return list(worst.values())
 
 
