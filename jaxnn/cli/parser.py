@@ -313,16 +313,16 @@ COMMANDS = {
     "check": Command(
         "check:check",
         "check a gradient against the function's values",
-        "Check the gradients of your functions. TARGET is FILE.py:NAME or MODULE:NAME; the file is "
-        "imported as a module. NAME, which may be Class.method, is a function whose arguments "
-        "all have defaults (the point), or a function without arguments that returns (function, "
-        "arguments). All arguments are differentiated. For a method of a class that holds "
-        "weights, such as an Equinox module, argument 0 is an instance built without arguments. "
-        "FILE.py alone checks all check_... and loss... functions with defaults; FILE.py::TEST, "
-        "the gradients that a test checks or takes. Exit code 0: correct, or "
-        "between the two slopes at a kink; 1: wrong, not finite, cut off by stop_gradient, not "
-        "deterministic, or imprecise with fewer than two digits left; 2: inconclusive, or bad "
-        "input.",
+        "Check the gradients of your functions. TARGET is FILE.py:NAME or MODULE:NAME; the file "
+        "is imported as a module. NAME, which may be Class.method, is a function whose arguments "
+        "all have defaults, which are the point where the gradient is checked, or a function "
+        "without arguments that returns (function, arguments). All arguments are differentiated. "
+        "For a method of a class that holds weights, such as an Equinox module, argument 0 is an "
+        "instance built without arguments. FILE.py alone checks all check_... and loss... "
+        "functions with defaults; FILE.py::TEST, the gradients that a test checks with jaxnn or "
+        "takes with JAX. Exit code 0: every gradient is correct or, at a kink like that of abs at "
+        "0, between the two slopes; 1: one is wrong, not finite, cut off by stop_gradient, not "
+        "deterministic, or has fewer than two digits left; 2: inconclusive, or bad input.",
         "jaxnn check model.py:loss --order 2",
         _CHECK,
     ),
@@ -344,13 +344,13 @@ COMMANDS = {
         "arguments. The report follows on standard error. Exit code: the program's, if it is not "
         "0; else 1 if a gradient is wrong, was not finite, or is imprecise with fewer than two "
         "digits left, 2 if none could be judged, 0 otherwise. A gradient that is not finite does "
-        "not count if the value was not finite either and later gradients are.",
+        "not count if the function's value was not finite either, and later gradients are finite.",
         "jaxnn watch --save inputs train.py --epochs 3",
         _WATCH,
     ),
     "figures": Command(
         "pictures:figures",
-        "draw the figures",
+        "draw the figures of losses, descent and checks",
         "Compute and draw the figures of losses, derivatives, descent, training and the gradient "
         "check, as PNG and SVG files; an animation of descent, as a GIF; and a page with a slider "
         f"for the learning rate. Draws all, or only the given NAMEs: {', '.join(FIGURES)}.",
@@ -363,7 +363,7 @@ COMMANDS = {
     ),
     "tour": Command(
         "pictures:tour",
-        "print the chapter's numbers beside ours",
+        "print the numbers of the book's chapter beside ours",
         "Compute the chapter's numbers, section by section, and show each next to the book's.",
         "jaxnn tour --figures figures",
         (Option("--figures", str, None, "DIR", "also draw the chapter's figures, in DIR"),),
