@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax._src.interpreters import ad
+from jax.extend.core import primitives
 
 from jaxnn._jax import OPTIMISED, UNOPTIMISED
 from jaxnn.checking.compiling import compiler_options
@@ -64,6 +66,27 @@ def test_a_long_walk_is_one_program_unless_it_repeats_itself():
     for f, together in ((different, True), (same, False)):
         tape = Tape(jax.make_jaxpr(f)(x), [True], unrolled=True)
         assert len(tape.sites) > 100 and tape.together == together
+
+
+def test_pullbacks_of_jaxs_own_operations_are_made_once_for_the_same_rules(monkeypatch):
+    made, vjp_of = [], walk.vjp_of
+
+    def counted(call, form, *how):
+        made.append(form.primitive.name)
+        return vjp_of(call, form, *how)
+
+    twice = jax.custom_vjp(lambda x: 2 * x)
+    twice.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
+    program = jax.make_jaxpr(lambda x: jnp.sin(twice(x)) ** 2)(jnp.float32(1))
+    monkeypatch.setattr(walk, "vjp_of", counted)
+    slope = lambda: Tape(program, [True]).record([jnp.float32(1)], [jnp.float32(1)]).pulled  # noqa: E731
+    right = slope()
+    assert {"sin", "integer_pow", "custom_vjp_call"} <= set(made)
+    made.clear()
+    assert slope() == right and made == ["custom_vjp_call"]
+    monkeypatch.setitem(ad.primitive_jvps, primitives.sin_p, ad.primitive_jvps[primitives.cos_p])
+    monkeypatch.delitem(ad.primitive_linearizations, primitives.sin_p, raising=False)
+    assert slope() != right and "sin" in made
 
 
 def test_digits_are_lost_in_the_program_as_the_user_compiles_it(monkeypatch, x64):

@@ -25,6 +25,7 @@ from jaxnn._jax import VERSION
 from jaxnn.numerical.interpret import (
     bind,
     called,
+    derivative_rules,
     is_foreign,
     make_jaxpr,
     scan_sizes,
@@ -248,6 +249,9 @@ hasattr(batching.primitive_batchers, "__setitem__") and hasattr(ad.primitive_jvp
 callable(ad.instantiate_zeros) and callable(mlir.lower_fun) and callable(mlir.register_lowering)
 within(True, jnp.result_type, float) == jnp.float64
 within(True, trace_context) != within(False, trace_context) and hash(trace_context())
+hash(derivative_rules()) and all(map(len, derivative_rules()[:3]))
+ad.primitive_jvps[p.sin_p] in derivative_rules()[0]
+ad.primitive_transposes[p.mul_p] in derivative_rules()[2] + derivative_rules()[3]
 within(False, jnp.result_type, float) == jnp.float32
 within(True, program, lambda x: x.astype("float64")).out_avals[0].dtype == jnp.float64
 jax.random.PRNGKey(0).dtype == jnp.uint32

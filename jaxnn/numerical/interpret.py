@@ -108,6 +108,17 @@ def trace_context() -> Hashable:
     return private("config", "trace_context")()
 
 
+# The primitives of JAX itself, as far as it exports them.
+OF_JAX = frozenset(x for x in vars(primitives).values() if isinstance(x, core.Primitive))
+
+
+def derivative_rules() -> Hashable:
+    """The derivative rules of all primitives as they are now: a program may replace one."""
+    names = "primitive_jvps primitive_linearizations primitive_transposes fancy_transposes"
+    tables = (private("interpreters.ad", name) or {} for name in names.split())
+    return tuple(tuple(table.values()) for table in tables)
+
+
 @functools.cache
 def keep_effects_under_vmap() -> None:
     """Let `custom_vmap` keep its function's effects, which JAX dropped before 0.9."""

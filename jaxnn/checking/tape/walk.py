@@ -22,18 +22,25 @@ from jaxnn.checking.settings import COTANGENT
 from jaxnn.checking.tape.layout import Site, is_inexact, lay_out
 from jaxnn.numerical.float64 import RULES, Evaluation, wide_arithmetic, widen, widen_leaf
 from jaxnn.numerical.interpret import (
+    OF_JAX,
     Equation,
     Program,
     avals_of,
     bind,
+    derivative_rules,
     equations_inside,
     has_custom_rule,
     opened,
+    trace_context,
 )
 
 # A walk through more equations than this, and than so many per kind, is compiled separately for
 # each kind of equation.
 TOGETHER, PER_KIND = 100, 4
+# The pullbacks of JAX's own operations, by what they depend on, and the rules that they come from;
+# when there are more than this many, they are made anew.
+MOST_SHARED = 1024
+_shared: dict[Any, Any] = {}
 
 
 class Record(NamedTuple):
@@ -277,16 +284,29 @@ class Tape:
 
 def _pullbacks(sites: Sequence[Site], dtype: Any) -> tuple[list[Any], set[int]]:
     """The pullback of each site, if it has one, and the sites where it is arbitrary."""
-    pulls: list[Any] = [
-        vjp_of(functools.partial(bind, s.eqn), s.eqn, s.active, s.asked, dtype) if s.asked else None
-        for s in sites
-    ]
+    if _shared.get("rules") != (rules := derivative_rules()) or len(_shared) > MOST_SHARED:
+        _shared.clear()
+        _shared["rules"] = rules
+    pulls = [_pullback(site, dtype) if site.asked else None for site in sites]
     arbitrary = set()
     for k, site in enumerate(sites):
         if site.asked and not pulls[k] and any(map(has_custom_rule, equations_inside(site.eqn))):
             pulls[k] = arbitrary_vjp(site.active)
             arbitrary.add(k)
     return pulls, arbitrary
+
+
+def _pullback(site: Site, dtype: Any) -> Callable | None:
+    """The pullback of a site; for JAX's own operations, the one that an earlier tape made."""
+    eqn = site.eqn
+    make = lambda: vjp_of(functools.partial(bind, eqn), eqn, site.active, site.asked, dtype)  # noqa: E731
+    has_program = has_custom_rule(eqn) or any(equations_inside(eqn))
+    if eqn.primitive not in OF_JAX or has_program or not isinstance(site.kind[1], tuple):
+        return make()
+    key = site.kind, site.active, eqn.ctx, trace_context(), dtype
+    if key not in _shared:
+        _shared[key] = make()
+    return _shared[key]
 
 
 def arithmetic(dtype: Any) -> Any:
