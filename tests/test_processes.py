@@ -57,6 +57,11 @@ if case == "disk":
 if case in ("batches", "death", "different", "parts", "global", "same"):
     data = batches
     del call["batch_size"]
+def tested(epoch):
+    yield x[:16], t[:16]
+    if other: raise OSError("the other disk is gone")
+    yield x[16:32], t[16:32]
+if case == "measured": call["test"] = tested
 if case == "parts": call["parts"] = True
 if case == "death": call |= {"checkpoint": directory, "every": 1, "epochs": 10**6}
 began = time.monotonic()
@@ -121,6 +126,7 @@ def test_processes_may_give_their_parts_of_batches_or_global_arrays(tmp_path):
         ("callback", 0, "OSError: no space to draw"),
         ("disk", 0, "No space left on device"),
         ("batches", 1, "OSError: the other disk is gone"),
+        ("measured", 1, "OSError: the other disk is gone"),
     ],
 )
 def test_what_one_process_meets_ends_all_with_its_reason(tmp_path, case, who, reason):

@@ -104,8 +104,8 @@ def mean_over(
       pieces: of the set.
       measure_of: a cached function from (batch size, size of the smaller batch) to a `Measure`.
       given: the state, and the key.
-      goes_on: called after each chunk with the proposed number of batches for the next one;
-        returns whether to continue and the number agreed by all processes.
+      goes_on: called before each chunk, when its examples are there, with the number of batches
+        proposed for it; returns whether to continue and the number agreed by all processes.
 
     Returns:
       Numbers and arrays by name; None if `goes_on` stopped the measurement.
@@ -117,16 +117,16 @@ def mean_over(
             sums = measure.begin(*given, piece.data)
         at = 0
         while at < piece.steps:
+            going, pace = goes_on(pace)
+            if not going:
+                return None
             began = time.perf_counter()
             stop = min(piece.steps, at + pace)
             short = stop == piece.steps and piece.rest > 0
             limits = np.int32(at), np.int32(stop), np.bool_(short)
             sums = jax.block_until_ready(measure.add(*given, piece.data, sums, *limits))
             count += (stop - at) * piece.batch_size - short * (piece.batch_size - piece.rest)
-            going, pace = goes_on(paced(pace, stop - at, time.perf_counter() - began))
-            at = stop
-            if not going:
-                return None
+            pace, at = paced(pace, stop - at, time.perf_counter() - began), stop
     means = {
         name: np.asarray(total, np.float64) / count for name, (total, _) in (sums or {}).items()
     }

@@ -416,22 +416,27 @@ class Run:
         given = self.task.measured_state(self.now.state), self._key_of(0)
         concurrent.futures.wait(self.host.compiling)
         for name in self.config.names:
-            pieces = self.config.sets[name].measuring(self._is_interrupted)
-            with contextlib.closing(pieces):
+            with contextlib.closing(self._pieces(name)) as pieces:
                 means = mean_over(pieces, self._measure_of, given, self._goes_on)
-            if means is None or self._is_interrupted():
+            if means is None or not self._goes_on(1)[0]:
                 return None
             record |= {f"{name}_{what}": value for what, value in means.items()}
         self.now.log.add_seconds(time.perf_counter() - began)
         return record
+
+    def _pieces(self, name: str) -> Generator[Piece, None, None]:
+        """The pieces of a set; if one cannot be read, all processes end together."""
+        with self._own(Exception):
+            yield from self.config.sets[name].measuring(self._is_interrupted)
 
     def _is_interrupted(self) -> bool:
         """Whether this process has received a signal."""
         return bool(self.host.caught)
 
     def _goes_on(self, pace: int) -> tuple[bool, int]:
-        vote = Vote(False, self._is_interrupted(), False, False, 0, pace).agreed()
-        return not vote.interrupted, vote.pace
+        failed = self.host.failure is not None
+        vote = Vote(False, self._is_interrupted(), failed, False, 0, pace).agreed()
+        return not (vote.interrupted or vote.failed), vote.pace
 
     def report(self, record: dict[str, Any] | None) -> None:
         """Record the measurements, and call `on_progress`."""
