@@ -412,26 +412,32 @@ def _role(leaf: Any, moves: bool) -> Role:
     return Role.DYNAMIC if traced and jnp.result_type(leaf) != jax.dtypes.float0 else Role.STATIC
 
 
+def _spread(where: PyTree, argument: PyTree) -> list[Any]:
+    """For each leaf of an argument, what a prefix of it has there."""
+    flags, tree = jax.tree.flatten(where)
+    parts = map(jax.tree.leaves, tree.flatten_up_to(argument))
+    return [flag for flag, part in zip(flags, parts, strict=True) for _ in part]
+
+
 def _wanted(where: Where, argnums: int | tuple[int, ...], args: Sequence[Any]) -> dict[int, list]:
     """For each differentiated argument, whether each of its leaves is chosen."""
     numbers = positions(argnums, args)
     chosen = [args[i] for i in numbers]
+    # Lists of flags, not trees of them: a class of the user's may refuse what is no array.
     if where is None:
-        flags = [jax.tree.map(lambda _: True, argument) for argument in chosen]
+        wanted = [[True] * len(jax.tree.leaves(argument)) for argument in chosen]
     elif callable(where) and not all(isinstance(x, bool) for x in jax.tree.leaves(where)):
         require_arguments("where", where, None)
-        flags = [jax.tree.map(where, argument) for argument in chosen]
+        wanted = [list(map(where, jax.tree.leaves(argument))) for argument in chosen]
     else:  # a tree of booleans, which may be a callable module
         given: Any = where if isinstance(argnums, tuple) else (where,)
-        over = lambda flag, part: jax.tree.map(lambda _: flag, part)  # noqa: E731
         try:
-            flags = jax.tree.map(over, tuple(given), tuple(chosen))
+            wanted = [_spread(*pair) for pair in zip(tuple(given), chosen, strict=True)]
         except (TypeError, ValueError):
             raise ValueError(
                 "`where` must be a function of a leaf, or a pytree like the arguments that are "
                 f"differentiated, or a prefix of it. Got {where!r}."
             ) from None
-    wanted = [jax.tree.leaves(flag) for flag in flags]
     for flag in (flag for some in wanted for flag in some):
         if not isinstance(flag, bool | np.bool_):
             raise TypeError(

@@ -1032,6 +1032,43 @@ def test_a_rule_with_another_value_is_named_in_float64_though_float32_would_take
     assert report.verdict == "differs" and "changes its value" in report.notes[-1]
 
 
+@jax.tree_util.register_pytree_node_class
+class Vector:
+    """Refuses what is no vector, so it cannot hold a flag in place of one."""
+
+    def __init__(self, w, b):
+        if w.ndim != 1 or b.ndim != 1:
+            raise ValueError("not a vector")
+        self.w, self.b = w, b
+
+    def tree_flatten(self):
+        return (self.w, self.b), None
+
+    @classmethod
+    def tree_unflatten(cls, _, parts):
+        return cls(*parts)
+
+
+@pytest.mark.parametrize(
+    "where, paths",
+    [
+        (None, ["[0]b", "[0]w"]),
+        (lambda leaf: leaf.size == 3, ["[0]w"]),
+        ((True, False), ["[0]b", "[0]w"]),
+    ],
+)
+def test_leaves_of_a_class_that_refuses_all_but_arrays_are_checked(where, paths):
+    argnums = (0, 1) if isinstance(where, tuple) else 0
+    report = check_gradient(
+        lambda v, x: jnp.sum(v.w**2) + jnp.sum(v.b) * x,
+        Vector(draw(0, 3), draw(1, 2)),
+        jnp.float32(2),
+        argnums=argnums,
+        where=where,
+    )
+    assert report.ok and len(report.leaves) == len(paths)
+
+
 def test_a_function_that_is_not_deterministic_is_said_to_be_so():
     rng = np.random.default_rng(0)
     report = check_gradient(

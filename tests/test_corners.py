@@ -91,6 +91,18 @@ def test_a_rule_that_is_wrong_at_the_corner_alone_differs():
     assert report.verdict == "differs" and report.leaves[0].entries[0].index == (0,)
 
 
+@pytest.mark.promotes
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize("place", range(3))
+def test_a_rule_that_is_wrong_on_one_side_of_a_corner_does_not_hide_on_the_other(side, place):
+    ramp = jax.custom_jvp(lambda x: jnp.maximum(x, 0))
+    slope = lambda x: jnp.where(side * x >= 0, (side > 0) * 1.5 - (side < 0) * 0.5, side < 0)  # noqa: E731
+    ramp.defjvp(lambda x, dx: (ramp(*x), slope(x[0]) * dx[0]))
+    x = jnp.array([-side * 1.0] * 3).at[place].set(0.0)
+    report = check_gradient(lambda x: jnp.sum(ramp(x)), x)
+    assert report.verdict == "differs" and [rule.name for rule in report.rules] == ["<lambda>"]
+
+
 @pytest.mark.parametrize("values", [jnp.linalg.eigvalsh, lambda a: jnp.linalg.svd(a)[1]])
 def test_where_eigenvalues_are_equal_there_is_a_kink_and_a_claim_beyond_it_is_wrong(values):
     weights = jnp.array([0.0, 5.0, 1.0, 2.0])

@@ -367,6 +367,32 @@ def test_an_error_below_the_rounding_of_a_far_larger_entry_is_said(factor, told)
     assert (told in report.leaves[0].hint) if told else not report.leaves[0].hint
 
 
+@pytest.mark.parametrize("entries", [[1e6, 1e-6], [1e6, 1e-2]])
+def test_a_wrong_entry_that_is_the_largest_is_no_rounding_error_of_a_large_argument(entries):
+    square = jax.custom_jvp(lambda x: x**2)
+    square.defjvp(lambda x, t: (x[0] ** 2, x[0] * t[0]))
+    f = lambda x: jnp.sin(x[0] - entries[0]) + square(jnp.sin(x[1] / entries[1]))  # noqa: E731
+    report = check_gradient(f, jnp.array(entries))
+    assert report.verdict == "differs" and report.leaves[0].entries[0].index == (1,)
+
+
+@pytest.mark.parametrize("factor", [1.0001, 1.005])
+@pytest.mark.parametrize("solve", [jnp.linalg.solve, lambda a, b: jnp.linalg.inv(a) @ b])
+def test_a_factorisation_is_no_iteration_so_a_rule_around_it_is_held_to_its_digits(solve, factor):
+    rule = jax.custom_vjp(solve)
+
+    def backward(given, ct):
+        of_a, of_b = jax.vjp(solve, *given)[1](ct)
+        return of_a, factor * of_b
+
+    rule.defvjp(lambda a, b: (solve(a, b), (a, b)), backward)
+    a, b = 5 * jnp.eye(3) + jnp.arange(9.0).reshape(3, 3) / 9, jnp.arange(1.0, 4.0)
+    f = lambda a, b: jnp.sum(jnp.sin(rule(a, b)))  # noqa: E731
+    report = check_gradient(f, a, b, argnums=(0, 1))
+    assert report.verdict == "differs" and len(report.rules) == 1
+    assert check_gradient(lambda a, b: jnp.sum(jnp.sin(solve(a, b))), a, b).verdict == "agrees"
+
+
 def test_of_two_wrong_lambdas_in_a_line_both_are_named():
     once, twice = jax.custom_vjp(lambda x: x**2), jax.custom_vjp(lambda x: x**3)
     once.defvjp(lambda x: (x**2, x), lambda x, g: (3 * g * x,))

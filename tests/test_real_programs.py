@@ -509,6 +509,28 @@ def test_an_implicit_gradient_is_neither_accused_nor_vouched_for(draw):
     report = check_gradient(lambda a: draw(a).sum(), jnp.abs(X) + 1)
     assert report.verdict == "unresolved" and "implicit" in report.leaves[0].hint
     assert not report.rules
+    square = jax.custom_jvp(lambda x: x**2)
+    square.defjvp(lambda x, t: (square(*x), x[0] * t[0]))
+    f = lambda a, b: draw(a).sum() + jnp.sum(square(b))  # noqa: E731
+    by_hand = lambda a, b: jax.grad(f, (0, 1))(a, b)  # noqa: E731
+    for gradient in (None, by_hand):
+        report = check_gradient(f, jnp.abs(X) + 1, X, argnums=(0, 1), gradient=gradient)
+        assert {leaf.path: leaf.verdict for leaf in report.leaves} == {
+            "[0]": "unresolved",
+            "[1]": "differs",  # it does not reach the draw
+        }
+
+
+def test_the_tolerance_of_a_solver_is_not_charged_to_a_gradient_by_hand():
+    """It is that of the exact root, and the values that of a loose one."""
+
+    def root(a):
+        far = lambda y: jnp.abs(y * y - a) > 0.1  # noqa: E731
+        return jax.lax.while_loop(far, lambda y: (y + a / y) / 2, a)
+
+    for factor, verdict in ((0.5, "agrees"), (0.6, "differs")):
+        by_hand = lambda a: factor / jnp.sqrt(a)  # noqa: B023, E731
+        assert check_gradient(root, jnp.float32(2), gradient=by_hand).verdict == verdict
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ class Allowed(NamedTuple):
       slight: the relative error that rounding explains; entries between `slight` and `exact` are
         checked against values.
       rounding: the error that counts as rounding error, relative to the largest entry of the leaf's
-        gradient, where each entry is multiplied by its scale.
+        gradient, both as it is and where each entry is multiplied by its scale.
     """
 
     tolerance: float
@@ -266,7 +266,9 @@ class _Leaf(NamedTuple):
         """Every entry where claims and reference differ; None if values contradict the latter."""
         claims, line, tolerance = self.claims, self.line, self.allowed.exact
         flat, size = claims.ravel(), line.scales(self.number)
-        rounding = self.allowed.rounding * np.max(np.abs(right) * size, initial=0) / size
+        # Beside the largest entry, and beside that whose argument changes the function most.
+        largest = np.max(np.abs(right) * size, initial=0) / size, np.max(np.abs(right), initial=0)
+        rounding = self.allowed.rounding * np.minimum(*largest)
         off, slightly, undecided = (
             differs(flat, right, right, bound, part) | ~np.isfinite(flat)
             for bound, part in (

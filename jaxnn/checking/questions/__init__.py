@@ -6,6 +6,7 @@ of the module's docstring as the question.
 """
 
 from jaxnn.checking.questions import (
+    approximations,
     births,
     corners,
     cut_off,
@@ -18,4 +19,16 @@ from jaxnn.checking.questions import (
     solvers,
 )
 
-QUESTIONS = (corners, solvers, detached, births, rules, phases, finer, kinks, digits, cut_off)
+QUESTIONS = (
+    corners,
+    solvers,
+    detached,
+    births,
+    rules,
+    approximations,
+    phases,
+    finer,
+    kinks,
+    digits,
+    cut_off,
+)

@@ -2,7 +2,7 @@
 
 Where many entries are at a corner, a line has two slopes that tell little: sums of one-sided slopes
 accuse a correct gradient, and the interval between them hides a wrong one. So the check is repeated
-at a point beside this one, where the function is smooth.
+at two points beside this one, on opposite sides of it, where the function is smooth.
 """
 
 import math
@@ -34,49 +34,56 @@ def applies(checked: Checked) -> bool:
     )
 
 
-def ask(checked: Checked) -> tuple[Checked, list[list[Any]]]:
-    """The same check at a point beside, and gradients around the point if an entry is outside the
-    two slopes of its corner.
+def ask(checked: Checked) -> tuple[list[Checked], list[list[Any]]]:
+    """The same check at two points beside, and gradients around the point if an entry is outside
+    the two slopes of its corner.
     """
     check, rng = checked.check, np.random.default_rng(0)
-    points = (
-        Point([_beside(x, rng) for x in check.point.leaves], check.point.data)
-        for _ in range(AROUND)
-    )
-    first = next(points)
-    call = check.call.at(first.leaves, first.data[0])
-    beside = measure(check._replace(call=call, point=first))
+    here, data = check.point
+    points = [Point([_beside(x, rng) for x in here], data) for _ in range(AROUND)]
+    opposite = Point([2 * x - y for x, y in zip(here, points[0].leaves, strict=True)], data)
+    beside = [
+        measure(check._replace(call=check.call.at(point.leaves, data[0]), point=point))
+        for point in (points[0], opposite)
+    ]
     outside = any(entry.verdict.wrong for leaf in checked.leaves for entry in leaf.entries)
     if not (outside and checked.claims.in_float64):
         return beside, []
-    rest = [checked.programs.in_float64(point)[1] for point in points]
-    return beside, [beside.claims.wide, *rest]
+    rest = [checked.programs.in_float64(point)[1] for point in points[1:]]
+    return beside, [beside[0].claims.wide, *rest]
 
 
-def say(checked: Checked, answer: tuple[Checked, list[list[Any]]]) -> Checked:
-    """The results at the point beside, if they are wrong there and a leaf has a corner here; else
-    the results here, with leaves that differ reported as kinks.
+def say(checked: Checked, answer: tuple[list[Checked], list[list[Any]]]) -> Checked:
+    """The results at a point beside, if they are wrong there and a leaf has a corner here; else the
+    results here, with leaves that differ reported as kinks.
     """
     beside, around_it = answer
-    wrong = [leaf for leaf in beside.leaves if leaf.verdict is Verdict.DIFFERS]
-    if not all(map(_has_corner, wrong)):
+    if wrong := [one for one in beside if not all(map(_has_corner, _differing(one)))]:
         if not any(map(_has_corner, checked.leaves)):
             return checked
-        beside = beside._replace(evaluations=checked.evaluations + beside.evaluations)
-        return beside.with_note(
-            "a nearby point was checked instead, because the function has kinks at this one"
+        evaluations = sum(one.evaluations for one in (checked, *beside))
+        return (
+            wrong[0]
+            ._replace(evaluations=evaluations)
+            .with_note(
+                "a nearby point was checked instead, because the function has kinks at this one"
+            )
         )
     leaves = []
-    for k, (leaf, other) in enumerate(zip(checked.leaves, beside.leaves, strict=True)):
+    for k, leaf in enumerate(checked.leaves):
         around = [gradients[k] for gradients in around_it]
         if leaf.verdict is Verdict.DIFFERS and all(_is_possible(e, around) for e in leaf.entries):
             entries = tuple(entry._replace(verdict=Verdict.KINK) for entry in leaf.entries)
             leaf = leaf._replace(verdict=Verdict.UNRESOLVED, entries=entries, pattern="", hint="")
-            if other.verdict.ok:
+            if all(one.leaves[k].verdict.ok for one in beside):
                 hint = "the gradient agrees with the values at a nearby point without kinks"
                 leaf = leaf._replace(verdict=Verdict.KINK, hint=hint)
         leaves.append(leaf)
     return checked.with_leaves(leaves)
+
+
+def _differing(checked: Checked) -> list[LeafReport]:
+    return [leaf for leaf in checked.leaves if leaf.verdict is Verdict.DIFFERS]
 
 
 def _beside(x: Any, rng: np.random.Generator) -> Any:

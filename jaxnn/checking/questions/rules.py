@@ -50,7 +50,6 @@ from jaxnn.checking.questions._sites import (
 from jaxnn.checking.questions.solvers import (
     is_sampler,
     only_fine_steps_differ,
-    within_approximation,
 )
 from jaxnn.checking.settings import COTANGENT
 from jaxnn.checking.slope import CLEAR, HALF, Slope, estimate_slope, ladder
@@ -121,7 +120,6 @@ def say(checked: Checked, found: list[RuleReport]) -> Checked:
             for leaf in leaves
         ]
     else:
-        leaves = [within_approximation(leaf, checked.programs.program) for leaf in leaves]
         leaves = [_within_rounding(leaf, checked) for leaf in leaves]
     checked = checked.with_leaves(leaves)._replace(rules=tuple(found[:LINES]))
     if found and (at_one := _if_not_linear(checked)) is not None:
@@ -544,5 +542,4 @@ def _is_iterative(site: Site) -> bool:
     """Whether a site may contain an iterative solver, which is correct only to a tolerance."""
     if not has_custom_rule(site.eqn):
         return False
-    inner = equations(called(site.eqn))
-    return any(e.primitive in (primitives.while_p, primitives.linear_solve_p) for e in inner)
+    return any(inner.primitive is primitives.while_p for inner in equations(called(site.eqn)))

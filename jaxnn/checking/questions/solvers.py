@@ -18,7 +18,6 @@ from jaxnn.checking.slope import RATIO
 from jaxnn.numerical.interpret import (
     LOOPS,
     Equation,
-    Program,
     called,
     equations,
     equations_inside,
@@ -35,9 +34,8 @@ MUCH_CLOSER = 0.25
 
 def applies(checked: Checked) -> bool:
     """Whether a leaf differs, and the function may contain a solver."""
-    if not (checked.is_automatic and checked.wrong):
+    if not checked.wrong or (program := checked.programs.program) is None:
         return False
-    program = checked.programs.program
     return has_solver(program) and not any(map(is_sampler, equations(program)))
 
 
@@ -118,35 +116,3 @@ def is_sampler(eqn: Equation) -> bool:
         if loop.primitive in LOOPS
         for inner in equations_inside(loop)
     )
-
-
-def within_approximation(leaf: LeafReport, program: Program) -> LeafReport:
-    """The report on a leaf; a wrong leaf is "unresolved" if an approximation that a check cannot
-    tighten may be to blame.
-
-    Examples are adaptive steps inside a custom rule, as in `odeint`, and draws by rejection, whose
-    gradient is that of the distribution.
-    """
-    if leaf.verdict is not Verdict.DIFFERS:
-        return leaf
-    if any(map(is_sampler, equations(program))):
-        hint = (
-            "samples drawn by rejection, as from a gamma distribution, have an implicit gradient: "
-            "it follows the distribution at a fixed quantile, not the sample itself"
-        )
-        return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
-    off = [abs(e.autodiff - e.numerical) / abs(e.numerical) for e in leaf.entries if e.numerical]
-    close = leaf.digits > -np.log10(LOOSE) and max(off, default=0.0) < LOOSE
-    close = close or only_fine_steps_differ(leaf.autodiff, leaf.numerical, leaf.differences)
-    loops = any(
-        has_custom_rule(eqn)
-        and any(inner.primitive is primitives.while_p for inner in equations(called(eqn)))
-        for eqn in equations(program)
-    )
-    if not (close and loops):
-        return leaf
-    hint = (
-        f"values and gradient agree to {leaf.digits:.1f} digits; the rest may be due to an inner "
-        "solver's tolerance"
-    )
-    return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
