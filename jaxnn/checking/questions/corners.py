@@ -41,7 +41,7 @@ def ask(checked: Checked) -> tuple[list[Checked], list[list[Any]]]:
     check, rng = checked.check, np.random.default_rng(0)
     here, data = check.point
     points = [Point([_beside(x, rng) for x in here], data) for _ in range(AROUND)]
-    opposite = Point([2 * x - y for x, y in zip(here, points[0].leaves, strict=True)], data)
+    opposite = Point([x - (y - x) for x, y in zip(here, points[0].leaves, strict=True)], data)
     beside = [
         measure(check._replace(call=check.call.at(point.leaves, data[0]), point=point))
         for point in (points[0], opposite)
