@@ -1,4 +1,4 @@
-"""Does the gradient agree with the values at a nearby smooth point?
+"""Does the gradient agree with the values at nearby smooth points?
 
 Where many entries are at a corner, a line has two slopes that tell little: sums of one-sided slopes
 accuse a correct gradient, and the interval between them hides a wrong one. So the check is repeated
@@ -62,12 +62,9 @@ def say(checked: Checked, answer: tuple[list[Checked], list[list[Any]]]) -> Chec
         if not any(map(_has_corner, checked.leaves)):
             return checked
         evaluations = sum(one.evaluations for one in (checked, *beside))
-        return (
-            wrong[0]
-            ._replace(evaluations=evaluations)
-            .with_note(
-                "a nearby point was checked instead, because the function has kinks at this one"
-            )
+        first = wrong[0]._replace(evaluations=evaluations)
+        return first.with_note(
+            "a nearby point was checked instead, because the function has kinks at this one"
         )
     leaves = []
     for k, leaf in enumerate(checked.leaves):
@@ -76,7 +73,7 @@ def say(checked: Checked, answer: tuple[list[Checked], list[list[Any]]]) -> Chec
             entries = tuple(entry._replace(verdict=Verdict.KINK) for entry in leaf.entries)
             leaf = leaf._replace(verdict=Verdict.UNRESOLVED, entries=entries, pattern="", hint="")
             if all(one.leaves[k].verdict.ok for one in beside):
-                hint = "the gradient agrees with the values at a nearby point without kinks"
+                hint = "the gradient agrees with the values at nearby points without kinks"
                 leaf = leaf._replace(verdict=Verdict.KINK, hint=hint)
         leaves.append(leaf)
     return checked.with_leaves(leaves)
