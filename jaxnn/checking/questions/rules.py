@@ -249,9 +249,7 @@ def wrong_rules(
     found, suspects, named_at = [], _suspects(tape, record, numbers), set()
     for number in numbers:
         site = tape.sites[number]
-        # One report for all calls in a line of a function; two of its lambdas have one name.
-        call = site.name, site.line, has_custom_rule(site.eqn) and line_of_rule(site.eqn)
-        if call in named_at:
+        if (place := _place(site)) in named_at:  # one report for all calls in a line
             continue
         report = _whole(tape, record, number, suspects.get(number), tolerance)
         if report is None and number not in tape.arbitrary and not _solves_with_rules(site):
@@ -261,15 +259,21 @@ def wrong_rules(
         found += rules
         if report is None:
             continue
-        named_at.add(call)
+        named_at.add(place)
         if not rules:
             inside = only_custom and not has_custom_rule(site.eqn)
             found.append(only_rule_inside(report, site.eqn) if inside else report)
     worst: dict[Any, RuleReport] = {}
     for report in found:  # one report per rule and line
-        place = report.where, report.line.file, report.line.line
-        worst.setdefault((report.name, report.kind, *place), report)
+        line = report.line.file, report.line.line
+        worst.setdefault((report.name, report.kind, report.where, *line), report)
     return list(worst.values())
+
+
+def _place(site: Site) -> tuple[str, str, str]:
+    """The name, line and rule of a call; two lambdas in a line have one name."""
+    rule = line_of_rule(site.eqn) if has_custom_rule(site.eqn) else ""
+    return site.name, site.line, rule
 
 
 def _whole(
