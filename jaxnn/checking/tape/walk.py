@@ -7,7 +7,7 @@ equation.
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,10 +37,8 @@ from jaxnn.numerical.interpret import (
 # A walk through more equations than this, and than so many per kind, is compiled separately for
 # each kind of equation.
 TOGETHER, PER_KIND = 100, 4
-# The pullbacks of JAX's own operations, by what they depend on, and the rules that they come from;
-# when there are more than this many, they are made anew.
+# How many pullbacks of JAX's own operations are kept, before all are made anew.
 MOST_SHARED = 1024
-_shared: dict[Any, Any] = {}
 
 
 class Record(NamedTuple):
@@ -284,10 +282,10 @@ class Tape:
 
 def _pullbacks(sites: Sequence[Site], dtype: Any) -> tuple[list[Any], set[int]]:
     """The pullback of each site, if it has one, and the sites where it is arbitrary."""
-    if _shared.get("rules") != (rules := derivative_rules()) or len(_shared) > MOST_SHARED:
-        _shared.clear()
-        _shared["rules"] = rules
-    pulls = [_pullback(site, dtype) if site.asked else None for site in sites]
+    shared = _shared(derivative_rules())
+    if len(shared) > MOST_SHARED:
+        shared.clear()
+    pulls = [_pullback(site, dtype, shared) if site.asked else None for site in sites]
     arbitrary = set()
     for k, site in enumerate(sites):
         if site.asked and not pulls[k] and any(map(has_custom_rule, equations_inside(site.eqn))):
@@ -296,17 +294,24 @@ def _pullbacks(sites: Sequence[Site], dtype: Any) -> tuple[list[Any], set[int]]:
     return pulls, arbitrary
 
 
-def _pullback(site: Site, dtype: Any) -> Callable | None:
-    """The pullback of a site; for JAX's own operations, the one that an earlier tape made."""
+@functools.lru_cache(maxsize=1)
+def _shared(rules: Hashable) -> dict[Any, Any]:
+    """The pullbacks of JAX's own operations that earlier tapes made by these rules."""
+    return {}
+
+
+def _pullback(site: Site, dtype: Any, shared: dict[Any, Any]) -> Callable | None:
+    """The pullback of a site; for JAX's own operations, one that all tapes share."""
     eqn = site.eqn
     make = lambda: vjp_of(functools.partial(bind, eqn), eqn, site.active, site.asked, dtype)  # noqa: E731
+    # A program inside may be the user's, and parameters without a hash are no key.
     has_program = has_custom_rule(eqn) or any(equations_inside(eqn))
     if eqn.primitive not in OF_JAX or has_program or not isinstance(site.kind[1], tuple):
         return make()
     key = site.kind, site.active, eqn.ctx, trace_context(), dtype
-    if key not in _shared:
-        _shared[key] = make()
-    return _shared[key]
+    if key not in shared:
+        shared[key] = make()
+    return shared[key]
 
 
 def arithmetic(dtype: Any) -> Any:
