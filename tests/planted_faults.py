@@ -792,6 +792,27 @@ FAULTS = (
         "test_watch.py -k 'before_it_imports'",
     ),
     Fault(
+        "a weak type makes another place",
+        "checking/watch.py",
+        "map(_kind_of, filter(_computes, equations(program)))",
+        "map(_kind_of, equations(program))",
+        "test_watch.py -k one_place",
+    ),
+    Fault(
+        "what a method names is not put back",
+        "checking/undone.py",
+        "yield from (f for f in _methods(x) if not is_library(f.__code__.co_filename))",
+        "pass",
+        "test_watch.py -k 'called_once'",
+    ),
+    Fault(
+        "a watched program does not know its folder",
+        "cli/watch.py",
+        "_run_file, os.path.abspath(name)",
+        "_run_file, name",
+        "test_watch.py -k 'in_this_process'",
+    ),
+    Fault(
         "what a container holds is not put back",
         "checking/undone.py",
         "undo.append(functools.partial(_refill, x, x.copy()))",

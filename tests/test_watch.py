@@ -451,7 +451,19 @@ class Model:
         return jnp.mean((w - self.mean) ** 2 * noise)
 
 
-COUNT, KEYS = 0, Keys()
+COUNT, KEYS, DRAWS = 0, Keys(), np.random.default_rng(3)
+
+
+class Noise:
+    def __call__(self, w):
+        return w * DRAWS.normal(size=w.shape)
+
+
+NOISE = Noise()
+
+
+def of_a_method(w):
+    return jnp.sum(NOISE(w) ** 2)
 
 
 def of_globals(w):
@@ -466,8 +478,9 @@ def of_numpy(w):
 
 def test_a_function_that_changes_things_is_called_once_as_far_as_it_can_tell():
     def run():
-        global COUNT, KEYS
+        global COUNT, KEYS, DRAWS
         COUNT, KEYS, model, calls = 0, Keys(), Model(), 0
+        DRAWS, partial = np.random.default_rng(3), functools.partial
         np.random.seed(0)
         random.seed(0)
 
@@ -476,13 +489,11 @@ def test_a_function_that_changes_things_is_called_once_as_far_as_it_can_tell():
             calls += 1
             return jnp.sum(w**2) * calls
 
-        found = [
-            jax.grad(f)(POINT)
-            for _ in range(3)
-            for f in (model.loss, of_globals, of_numpy, of_closure, functools.partial(of_closure))
-        ]
+        fs = model.loss, of_globals, of_numpy, of_closure, partial(of_closure), of_a_method
+        found = [jax.grad(f)(POINT) for _ in range(3) for f in fs]
         state = COUNT, calls, model.mean, list(model.losses), model.calls, random.random()
-        return found, state, np.random.uniform(), model.generator.normal(), model.key, KEYS.key
+        drawn = np.random.uniform(), model.generator.normal(), DRAWS.normal()
+        return found, state, drawn, model.key, KEYS.key
 
     alone = run()
     with watching() as watched:
@@ -689,6 +700,18 @@ def test_where_a_gradient_is_0_at_first_a_later_point_is_checked_too(how):
                 w = step(w)
         (place,) = watched.report.places
         assert place.is_wrong and len(place.reports) == count
+
+
+def test_a_number_that_python_made_and_one_of_an_array_are_one_place():
+    """The first point has a weak type, as `jnp.full` gives it, and the others have not."""
+    loss = lambda w: jnp.sum(jnp.sqrt(w))  # noqa: E731
+    with watching() as watched:
+        w = jnp.full(2, 1.0)
+        for _ in range(5):
+            jax.grad(loss)(w)
+            w = w - jnp.float32(0.25) * jnp.ones(2, jnp.float32)
+    (place,) = watched.report.places
+    assert (place.calls, place.call) == (5, 5)
 
 
 def test_gradients_that_are_not_checked_are_counted():
@@ -1025,6 +1048,8 @@ COMMANDS = {
     "right": ("print(jax.grad(jnp.sum)(jnp.ones(2)), sys.argv[1:])", ["--n", "3"], [], 0,
               "[1. 1.] ['--n', '3']", "1 leaf agrees"),
     "wrong": ("jax.grad(lambda x: jnp.sum(wrong(x)))(jnp.ones(2))", [], [], 1, "", "differs"),
+    "its file": ("import os; print(__file__ == os.path.abspath('program.py'), sys.argv[0]); "
+                 "jax.grad(jnp.sum)(jnp.ones(2))", [], [], 0, "True program.py", "agrees"),
     "its own code": ("jax.grad(jnp.sum)(jnp.ones(2)); sys.exit(3)", [], [], 3, "", "agrees"),
     "an error": ("jax.grad(jnp.sum)(jnp.ones(2)); {}['x']", [], [], 1, "", "KeyError: 'x'"),
     "nothing": ("print(1)", [], [], 2, "1", "no gradients taken"),
@@ -1047,13 +1072,15 @@ def test_the_command(name, tmp_path):
     assert (done.returncode, done.stdout.strip()) == (code, printed), done.stderr
     assert reported in done.stderr and "jaxnn/" not in done.stderr
     assert json.loads((tmp_path / "found.json").read_text())["ok"] == (
-        name in ("right", "its own code", "an error")
+        name in ("right", "its file", "its own code", "an error")
     )
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
     assert (tmp_path / "inputs").exists() == (name.startswith("stop"))
 
 
-@pytest.mark.parametrize("name", ["right", "wrong", "its own code", "an error", "nothing"])
+@pytest.mark.parametrize(
+    "name", ["right", "wrong", "its file", "its own code", "an error", "nothing"]
+)
 def test_the_command_in_this_process(name, tmp_path, monkeypatch, capsys):
     source, arguments, options, code, printed, reported = COMMANDS[name]
     (tmp_path / "program.py").write_text(HEAD + source)

@@ -1,8 +1,8 @@
 """Restores what a call of a function changes, so that a program does not notice a second call.
 
-These are the variables that a function closes over, the global ones that it names, and the
-attributes and containers that these hold: the key that a model splits, a count of calls, a list
-that a call fills or empties. Items already taken from an iterator cannot be put back.
+These are the variables that a function closes over, the global ones that it names, and what these
+hold, as attributes, in containers, or named by methods: the key that a model splits, a count of
+calls, a list that a call fills or empties. Items already taken from an iterator cannot be put back.
 """
 
 import contextlib
@@ -89,6 +89,7 @@ def _held(x: Any, is_library: Callable, undo: list[Callable[[], None]]) -> Itera
             yield from x.values() if isinstance(x, dict) else x
     else:
         yield from _attributes(x, undo)
+        yield from (f for f in _methods(x) if not is_library(f.__code__.co_filename))
 
 
 def _attributes(x: Any, undo: list[Callable[[], None]]) -> Iterator[Any]:
@@ -100,6 +101,12 @@ def _attributes(x: Any, undo: list[Callable[[], None]]) -> Iterator[Any]:
         names = kind.__dict__.get("__slots__", ())
         for name in (names,) if isinstance(names, str) else names:
             yield from _attribute(x, name, undo)
+
+
+def _methods(x: Any) -> Iterator[types.FunctionType]:
+    """The functions of an object's classes."""
+    held = (f for kind in type(x).__mro__ for f in vars(kind).values())
+    return (f for f in held if isinstance(f, types.FunctionType))
 
 
 def _attribute(x: Any, name: str, undo: list[Callable[[], None]]) -> Iterator[Any]:

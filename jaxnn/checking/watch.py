@@ -25,6 +25,7 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.extend import core
+from jax.extend.core import primitives
 from jax.interpreters import ad
 from jax.sharding import AxisType
 
@@ -398,8 +399,8 @@ class Watcher:
         leaves, tree = jax.tree.flatten(tuple(call.args[i] for i in call.argnums))
         program = make_jaxpr(call.of_leaves(f, tree))(*leaves)
         consts = opened(program)[1]
-        # Numbers of Python's in the function may differ from call to call.
-        kind = tuple((e.primitive, *(v.aval for v in e.outvars)) for e in equations(program))
+        # Numbers of Python's in the function may differ from call to call, and so may weak types.
+        kind = tuple(map(_kind_of, filter(_computes, equations(program))))
         key = taken.line, taken.name, taken.form, call.argnums, tree, kind
         alike = [other for other in list(self.taken) if other[:2] == key[:2]]
         if key not in self.taken and len(alike) >= KINDS:
@@ -519,6 +520,19 @@ NAME = "_jaxnn_name"
 def name_in_reports(f: Callable) -> str:
     """What a report calls a function; `grad(f)` for a gradient that is differentiated again."""
     return getattr(f, NAME, "") or name_of(f)
+
+
+def _computes(eqn: Any) -> bool:
+    """Whether an equation does more than to make an array's dtype its own, no longer Python's."""
+    is_cast = eqn.primitive is primitives.convert_element_type_p
+    return not (is_cast and eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype)
+
+
+def _kind_of(eqn: Any) -> tuple[Any, ...]:
+    """The primitive of an equation, and the shapes and dtypes of its outputs."""
+    avals = [v.aval for v in eqn.outvars]
+    forms = ((x.shape, x.dtype) if hasattr(x, "dtype") else x for x in avals)
+    return eqn.primitive, *forms
 
 
 # Directories of code that is not the user's.

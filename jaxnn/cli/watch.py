@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import types
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -109,7 +110,9 @@ def _ran(program: list[str], stopped: list) -> int:
     in_folder = os.path.join(name, "__main__.py") if os.path.isdir(name) else name
     if not is_module and not os.path.exists(in_folder):
         raise ValueError(f"`PROGRAM` must be a Python file, or -m MODULE. Got {name!r}.")
-    run = functools.partial(runpy.run_path, name, run_name="__main__")
+    run = functools.partial(_run_file, os.path.abspath(name))
+    if os.path.isdir(name) or zipfile.is_zipfile(name):
+        run = functools.partial(runpy.run_path, name, run_name="__main__")
     if is_module:
         run = functools.partial(runpy.run_module, name, run_name="__main__", alter_sys=True)
     before, others = (sys.argv, sys.path[:]), threading.enumerate()
@@ -122,6 +125,21 @@ def _ran(program: list[str], stopped: list) -> int:
             return code or waited
     finally:
         sys.argv, sys.path[:] = before
+
+
+def _run_file(path: str) -> None:
+    """Run a file as the main module: like `runpy.run_path`, but as with `python`, `__file__` is
+    absolute, and `sys.argv[0]` as it was typed.
+    """
+    main, before = types.ModuleType("__main__"), sys.modules["__main__"]
+    loader = importlib.machinery.SourceFileLoader("__main__", path)
+    vars(main).update(__file__=path, __loader__=loader)
+    code: Any = loader.source_to_code(loader.get_data(path), path)
+    sys.modules["__main__"] = main
+    try:
+        exec(code, vars(main))
+    finally:
+        sys.modules["__main__"] = before
 
 
 def _exit_code(run: Callable[[], Any], stopped: list) -> int:
