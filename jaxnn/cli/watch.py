@@ -111,7 +111,7 @@ def _ran(program: list[str], stopped: list) -> int:
     if not is_module and not os.path.exists(in_folder):
         raise ValueError(f"`PROGRAM` must be a Python file, or -m MODULE. Got {name!r}.")
     run = functools.partial(_run_file, os.path.abspath(name))
-    if os.path.isdir(name) or zipfile.is_zipfile(name):
+    if os.path.isdir(name) or name.endswith(".pyc") or zipfile.is_zipfile(name):
         run = functools.partial(runpy.run_path, name, run_name="__main__")
     if is_module:
         run = functools.partial(runpy.run_module, name, run_name="__main__", alter_sys=True)
