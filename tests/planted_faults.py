@@ -799,6 +799,13 @@ FAULTS = (
         "test_watch.py -k one_place",
     ),
     Fault(
+        "no later point is checked where the first is not finite",
+        "checking/watched.py",
+        "return report.verdict is Verdict.NOT_FINITE or any(",
+        "return any(",
+        "test_watch.py -k first_gradient_is_not",
+    ),
+    Fault(
         "what a method names is not put back",
         "checking/undone.py",
         "yield from (f for f in _methods(x) if not is_library(f.__code__.co_filename))",

@@ -714,6 +714,17 @@ def test_a_number_that_python_made_and_one_of_an_array_are_one_place():
     assert (place.calls, place.call) == (5, 5)
 
 
+def test_where_the_first_gradient_is_not_finite_a_later_one_is_checked_too():
+    half = jax.custom_jvp(jnp.square)
+    half.defjvp(lambda x, t: (jnp.square(*x), x[0] * t[0]))
+    with watching() as watched:
+        for k in range(6):
+            jax.grad(lambda w, k: jnp.sum(jnp.sqrt(k * half(w))))(POINT, float(k))
+    (place,) = watched.report.places
+    assert [report.verdict for report in place.reports] == ["not finite", "differs"]
+    assert "not finite in call 1; at a later point, differs" in str(place)
+
+
 def test_gradients_that_are_not_checked_are_counted():
     with watching() as watched:
         jax.grad(lambda x: jnp.sum(x**2))(POINT)

@@ -89,7 +89,7 @@ class Place(NamedTuple):
         lines = [f"{self.line}: gradient of {self.function}: {self._summary()}"]
         if self.not_finite is not None and not self.went_on:
             lines += _indented(str(self.not_finite).splitlines()[1:])
-        for number, report in enumerate(self._shown, start=1):
+        for number, report in self._shown:
             if report.verdict is not Verdict.AGREES or not report.ok:
                 place = f"    at point {number} of {len(self.reports)}:"
                 lines += [place] if len(self.reports) > 1 else []
@@ -97,18 +97,19 @@ class Place(NamedTuple):
         return "\n".join(lines)
 
     @property
-    def _shown(self) -> list[GradientReport]:
-        """The reports that say more than `not_finite`."""
-        told = self.not_finite is not None
-        return [r for r in self.reports if not (told and r.verdict is Verdict.NOT_FINITE)]
+    def _shown(self) -> list[tuple[int, GradientReport]]:
+        """The reports that say more than `not_finite`, each with the number of its point."""
+        told, numbered = self.not_finite is not None, enumerate(self.reports, start=1)
+        return [(k, r) for k, r in numbered if not (told and r.verdict is Verdict.NOT_FINITE)]
 
     def _summary(self) -> str:
-        found = [self.trouble] if self.trouble else []
+        found, places = [self.trouble] if self.trouble else [], ("", "")
         if self.not_finite is not None:
             once = f"not finite in call {self.call:,}" if self.call else "not finite"
             found.append(once + ", nor was the value; finite again later" * self.went_on)
-        first = "at the first point, " if self.not_finite is not None else ""
-        for report in self._shown:
+            places = "at the first point, ", "at a later point, "
+        for number, report in self._shown:
+            first = places[number > 1]
             if report.verdict is not Verdict.AGREES:
                 found.append(f"{first}{report.verdict}")
                 continue
@@ -343,7 +344,7 @@ def _judged(taken: Taken, place: Place, watcher: Watcher) -> Place:
                     went_on=taken.went_on and not _is_finite(taken.function(bad)(*args)),
                 )
         for number, point in enumerate(taken.points):
-            if number == watcher.points and not any(map(_has_no_gradient, reports)):
+            if number == watcher.points and not any(map(_says_little, reports)):
                 break  # the spare point is not needed
             with point.surroundings():
                 how |= {"trust": sorted(rules_of(point.program).intersection(watcher.trust))}
@@ -358,11 +359,12 @@ def _is_finite(outputs: Any) -> bool:
     return all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(outputs))
 
 
-def _has_no_gradient(report: GradientReport) -> bool:
-    """Whether a leaf agrees because its gradient is 0, as behind a layer that starts at 0; what is
-    wrong there shows at a later point.
+def _says_little(report: GradientReport) -> bool:
+    """Whether what is wrong may show at a later point alone: where the gradient is not finite, as
+    before a loss is scaled down, or a leaf agrees because its gradient is 0, as behind a layer that
+    starts at 0.
     """
-    return any(
+    return report.verdict is Verdict.NOT_FINITE or any(
         leaf.verdict is Verdict.AGREES and leaf.autodiff == 0 and not leaf.hint.startswith(CUT_OFF)
         for leaf in report.leaves
     )
