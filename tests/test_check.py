@@ -1225,6 +1225,13 @@ def test_an_infinite_gradient_is_not_finite(x):
     assert report.notes == ()
 
 
+def test_an_entry_without_a_slope_is_said_to_have_none():
+    """Where eigenvalues are equal, their vectors jump."""
+    f = lambda x: jnp.sum(jnp.linalg.eigh(x)[1][:, 0] * jnp.arange(3.0))  # noqa: E731
+    told = str(check_gradient(f, jnp.eye(3)))
+    assert "not finite: autodiff nan, no numerical slope" in told and "+- inf" not in told
+
+
 def test_a_rule_that_makes_the_slope_infinite_is_not_finite_at_each_entry():
     f = jax.custom_jvp(lambda x: jnp.sum(x**2))
     f.defjvp(lambda x, t: (f(*x), jnp.sum(t[0] * jnp.array([jnp.inf, -jnp.inf], t[0].dtype))))
