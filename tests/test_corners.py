@@ -96,7 +96,8 @@ def test_a_rule_that_is_wrong_at_the_corner_alone_differs():
 @pytest.mark.parametrize("place", range(3))
 def test_a_rule_that_is_wrong_on_one_side_of_a_corner_does_not_hide_on_the_other(side, place):
     ramp = jax.custom_jvp(lambda x: jnp.maximum(x, 0))
-    slope = lambda x: jnp.where(side * x >= 0, (side > 0) * 1.5 - (side < 0) * 0.5, side < 0)  # noqa: E731
+    wrong, right = (1.5, 0.0) if side > 0 else (-0.5, 1.0)
+    slope = lambda x: jnp.where(side * x >= 0, wrong, right)  # noqa: E731
     ramp.defjvp(lambda x, dx: (ramp(*x), slope(x[0]) * dx[0]))
     x = jnp.array([-side * 1.0] * 3).at[place].set(0.0)
     report = check_gradient(lambda x: jnp.sum(ramp(x)), x)

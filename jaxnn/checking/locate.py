@@ -60,8 +60,8 @@ class Located(NamedTuple):
       searched: whether wrong entries were searched for.
       wrong: flat positions of all wrong entries, if the reference gives them.
       complete: whether no entry is undecided because its error could be rounding error.
-      undecided: flat positions of entries that are off by more than the tolerance, but by less than
-        the rounding error of the leaf's largest entry; the largest error first.
+      undecided: flat position of the entry with the largest error among those that are off by more
+        than the tolerance, but by less than the rounding error of the leaf's largest entry, if any.
       reference: the leaf's reference gradient, if the values support it.
     """
 
@@ -71,7 +71,7 @@ class Located(NamedTuple):
     searched: bool = True
     wrong: np.ndarray | None = None
     complete: bool = True
-    undecided: Sequence[int] = ()
+    undecided: int | None = None
     reference: np.ndarray | None = None
 
     @property
@@ -266,15 +266,15 @@ class _Leaf(NamedTuple):
         """Every entry where claims and reference differ; None if values contradict the latter."""
         claims, line, tolerance = self.claims, self.line, self.allowed.exact
         flat, size = claims.ravel(), line.scales(self.number)
-        # Beside the largest entry, and beside that whose argument changes the function most.
-        largest = np.max(np.abs(right) * size, initial=0) / size, np.max(np.abs(right), initial=0)
-        rounding = self.allowed.rounding * np.minimum(*largest)
+        # Beside the largest entry, and beside the one whose argument changes the function most.
+        largest, most = (np.max(np.abs(x), initial=0) for x in (right, right * size))
+        rounding = self.allowed.rounding * np.minimum(largest, most / size)
         off, slightly, undecided = (
             differs(flat, right, right, bound, part) | ~np.isfinite(flat)
             for bound, part in (
                 (rounding, tolerance),
                 (rounding, self.allowed.slight),
-                (LEAST_ROUNDING * np.max(np.abs(right), initial=0), tolerance),
+                (LEAST_ROUNDING * largest, tolerance),
             )
         )
         wrong = order[off[order]]
@@ -283,7 +283,7 @@ class _Leaf(NamedTuple):
         gradient = self.with_claims(filled)
         asked = tuple(_with_claims(line, gradient, comparison) for comparison in supported)
         complete = not np.any((undecided | slightly) & ~off)
-        unknown = order[(undecided & ~off)[order]].tolist()
+        unknown = next(iter(order[(undecided & ~off)[order]].tolist()), None)
         found = Located(asked, (), False, bool(few), np.sort(wrong), complete, unknown, right)
         by_line = found._replace(wrong=None)
         if not few and verdict_of(by_line, line.centre, tolerance) is Verdict.AGREES:

@@ -180,9 +180,9 @@ def not_counted(located: Located, claims: Any, paired: bool) -> str:
     """A hint if an entry is off by more than half of its digits, but by less than the rounding
     error of the largest entry, else "".
     """
-    if not located.undecided or located.reference is None:
+    worst, shape = located.undecided, np.shape(claims)
+    if worst is None or located.reference is None:
         return ""
-    worst, shape = located.undecided[0], np.shape(claims)
     index = [int(i) for i in np.unravel_index(worst, shape)[: len(shape) - paired]]
     claim, right = float(np.ravel(claims)[worst]), float(located.reference[worst])
     return (

@@ -523,7 +523,7 @@ def name_in_reports(f: Callable) -> str:
 
 
 def _computes(eqn: Any) -> bool:
-    """Whether an equation does more than to make an array's dtype its own, no longer Python's."""
+    """Whether an equation is more than a cast that only drops a weak type."""
     is_cast = eqn.primitive is primitives.convert_element_type_p
     return not (is_cast and eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype)
 

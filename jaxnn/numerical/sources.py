@@ -11,7 +11,14 @@ from typing import Any
 import jax
 from jax.extend import source_info_util
 
-from jaxnn.numerical.interpret import Equation, called, composite_of, opened, unmapped
+from jaxnn.numerical.interpret import (
+    Equation,
+    called,
+    composite_of,
+    has_custom_rule,
+    opened,
+    unmapped,
+)
 
 # The folder in which packages are installed.
 PACKAGES = f"{os.sep}site-packages{os.sep}"
@@ -36,6 +43,11 @@ def source(eqn: Equation) -> tuple[str, str]:
         place, _, name = next(lines, f"{place} ({name})").removesuffix(")").partition(" (")
         name = name.rpartition("<locals>.")[2]
     return name, place
+
+
+def operation_name(eqn: Equation) -> str:
+    """The name of an equation's primitive, or of the function that has its custom rule."""
+    return source(eqn)[0] if has_custom_rule(eqn) else eqn.primitive.name
 
 
 def rule_source(eqn: Equation) -> str:

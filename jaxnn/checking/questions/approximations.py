@@ -8,22 +8,19 @@ found, do not explain.
 from collections.abc import Callable
 
 import numpy as np
-from jax.extend.core import primitives
 
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import LeafReport
 from jaxnn.checking.further import LOOSE
 from jaxnn.checking.measure import Checked
-from jaxnn.checking.questions.solvers import is_sampler, only_fine_steps_differ
+from jaxnn.checking.questions.solvers import is_iterative, is_sampler, only_fine_steps_differ
 from jaxnn.numerical.interpret import (
     Equation,
     called,
     dependencies,
-    equations,
     equations_inside,
-    has_custom_rule,
 )
-from jaxnn.numerical.sources import source
+from jaxnn.numerical.sources import operation_name
 
 OF_SAMPLER = (
     "samples drawn by rejection, as from a gamma distribution, have an implicit gradient: it "
@@ -32,24 +29,28 @@ OF_SAMPLER = (
 
 
 def applies(checked: Checked) -> bool:
-    """Whether a leaf differs that no wrong rule explains, of a function that JAX can trace."""
-    return checked.programs.program is not None and bool(_unexplained(checked))
+    """Whether a leaf differs, of a function that JAX can trace."""
+    return checked.programs.program is not None and bool(checked.wrong)
 
 
 def ask(checked: Checked) -> dict[str, str]:
-    """A hint on each such leaf that reaches a sampler, or a custom rule around a loop, by path."""
-    left = _unexplained(checked)
-    sampled = left & _reaching(checked, is_sampler)
-    looped = left & _reaching(checked, _is_rule_around_a_loop) - sampled
+    """By path, a hint on each leaf that differs, reaches a sampler or a custom rule around a loop,
+    and does not reach a rule that was found to be wrong.
+    """
+    sampled, looped = (checked.wrong & _reaching(checked, of) for of in (is_sampler, is_iterative))
+    if not (sampled or looped):
+        return {}
+    names = {rule.name for rule in checked.rules}
+    explained = _reaching(checked, lambda eqn: operation_name(eqn) in names)
     close = {
         leaf.path: (
             f"values and gradient agree to {leaf.digits:.1f} digits; the rest may be due to an "
             "inner solver's tolerance"
         )
         for leaf in checked.leaves
-        if leaf.path in looped and _is_close(leaf)
+        if leaf.path in looped - explained and _is_close(leaf)
     }
-    return close | dict.fromkeys(sampled, OF_SAMPLER)
+    return close | dict.fromkeys(sampled - explained, OF_SAMPLER)
 
 
 def say(checked: Checked, hints: dict[str, str]) -> Checked:
@@ -62,17 +63,6 @@ def say(checked: Checked, hints: dict[str, str]) -> Checked:
             for leaf in checked.leaves
         ]
     )
-
-
-def _unexplained(checked: Checked) -> frozenset[str]:
-    """The paths of the leaves that differ, but do not reach a rule that was found to be wrong."""
-    names = {rule.name for rule in checked.rules}
-
-    def is_found(eqn):
-        return (source(eqn)[0] if has_custom_rule(eqn) else eqn.primitive.name) in names
-
-    explained = _reaching(checked, is_found) if names and checked.wrong else frozenset()
-    return checked.wrong - explained
 
 
 def _reaching(checked: Checked, holds: Callable[[Equation], bool]) -> frozenset[str]:
@@ -89,12 +79,6 @@ def _reaching(checked: Checked, holds: Callable[[Equation], bool]) -> frozenset[
 
     dependencies(checked.programs.program, passes)
     return frozenset(path for k, path in enumerate(checked.paths) if k in reached)
-
-
-def _is_rule_around_a_loop(eqn: Equation) -> bool:
-    return has_custom_rule(eqn) and any(
-        inner.primitive is primitives.while_p for inner in equations(called(eqn))
-    )
 
 
 def _is_close(leaf: LeafReport) -> bool:

@@ -40,16 +40,17 @@ def ask(checked: Checked) -> tuple[list[Checked], list[list[Any]]]:
     """
     check, rng = checked.check, np.random.default_rng(0)
     here, data = check.point
-    points = [Point([_beside(x, rng) for x in here], data) for _ in range(AROUND)]
-    opposite = Point([x - (y - x) for x, y in zip(here, points[0].leaves, strict=True)], data)
+    points = (Point([_beside(x, rng) for x in here], data) for _ in range(AROUND))
+    first = next(points)
+    opposite = Point([x - (y - x) for x, y in zip(here, first.leaves, strict=True)], data)
     beside = [
         measure(check._replace(call=check.call.at(point.leaves, data[0]), point=point))
-        for point in (points[0], opposite)
+        for point in (first, opposite)
     ]
     outside = any(entry.verdict.wrong for leaf in checked.leaves for entry in leaf.entries)
     if not (outside and checked.claims.in_float64):
         return beside, []
-    rest = [checked.programs.in_float64(point)[1] for point in points[1:]]
+    rest = [checked.programs.in_float64(point)[1] for point in points]
     return beside, [beside[0].claims.wide, *rest]
 
 

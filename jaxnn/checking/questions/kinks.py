@@ -13,8 +13,6 @@ from jaxnn.checking.questions.rules import slopes_of_sites
 from jaxnn.checking.tape.layout import Site
 from jaxnn.checking.tape.walk import seeds_of
 from jaxnn.numerical.float64 import wide_dtype
-from jaxnn.numerical.interpret import has_custom_rule
-from jaxnn.numerical.sources import source
 
 
 def applies(checked: Checked) -> bool:
@@ -57,6 +55,6 @@ def say(checked: Checked, found: Sequence[str]) -> Checked:
 
 def _named(site: Site) -> str:
     """What is called at a site, and its line if it is known."""
-    name = source(site.eqn)[0] if has_custom_rule(site.eqn) else site.name
+    name = site.name
     line = SourceLine.of(site.line)
     return f"`{name}`" + (f" at {line}" if line.file else "")

@@ -48,6 +48,7 @@ from jaxnn.checking.questions._sites import (
     wrong_solve,
 )
 from jaxnn.checking.questions.solvers import (
+    is_iterative,
     is_sampler,
     only_fine_steps_differ,
 )
@@ -60,7 +61,6 @@ from jaxnn.numerical.float64 import coarsest, wide_arithmetic, wide_dtype, widen
 from jaxnn.numerical.interpret import (
     avals_of,
     called,
-    equations,
     equations_inside,
     has_custom_rule,
     is_foreign,
@@ -124,9 +124,8 @@ def say(checked: Checked, found: list[RuleReport]) -> Checked:
     checked = checked.with_leaves(leaves)._replace(rules=tuple(found[:LINES]))
     if found and (at_one := _if_not_linear(checked)) is not None:
         # What the cotangent 1 gives is another gradient, not a less precise one.
-        own = dict(zip(checked.paths, zip(checked.claims.own, at_one, strict=True), strict=True))
-        leaves = [_of_half(leaf, *own[leaf.path]) for leaf in checked.leaves]
-        checked = checked.with_leaves(leaves)._replace(losses={})
+        each = zip(checked.leaves, checked.claims.own, at_one, strict=True)
+        checked = checked.with_leaves([_of_half(*one) for one in each])._replace(losses={})
         checked = checked.with_note(
             "a rule is not linear in its cotangent: the gradient of `2 * f` is not twice that of "
             "`f`; half of it is shown"
@@ -448,7 +447,7 @@ def _examined(
 ) -> RuleReport | None:
     """A report on the rule of a site, checked like a gradient; None if it is correct."""
     site, line = tape.sites[number], _line(tape, number, asked)
-    tolerance = LOOSE if _is_iterative(site) else tolerance or _explained(site)
+    tolerance = LOOSE if is_iterative(site.eqn) else tolerance or _explained(site)
     allowed = [Allowed(tolerance, paired, tolerance, tolerance, 0.0) for paired in asked.paired]
     claims = [np.asarray(c, np.float64) for c in asked.claims]
     place, reports, differences = SourceLine.of(site.line), [], []
@@ -540,10 +539,3 @@ def _explained(site: Site) -> float:
     kinds = [v.aval.dtype for v in site.eqn.invars if is_inexact(v.aval)]
     own = max(kinds, key=lambda kind: float(jnp.finfo(kind).eps))
     return min(reach(own), explained(own))
-
-
-def _is_iterative(site: Site) -> bool:
-    """Whether a site may contain an iterative solver, which is correct only to a tolerance."""
-    if not has_custom_rule(site.eqn):
-        return False
-    return any(inner.primitive is primitives.while_p for inner in equations(called(site.eqn)))

@@ -104,6 +104,15 @@ def only_fine_steps_differ(claim: float, slope: float, quotients: Any) -> bool:
     return bool(off <= MUCH_CLOSER * abs(claim - slope))
 
 
+def is_iterative(eqn: Equation) -> bool:
+    """Whether a call has a custom rule and a loop, perhaps of a solver, which is correct only to a
+    tolerance.
+    """
+    return has_custom_rule(eqn) and any(
+        inner.primitive is primitives.while_p for inner in equations(called(eqn))
+    )
+
+
 def is_sampler(eqn: Equation) -> bool:
     """Whether a call draws from a distribution by rejection, with a gradient of its own, as
     `jax.random.gamma` does: a loop inside draws random numbers.

@@ -29,7 +29,7 @@ from jaxnn.numerical.interpret import (
     prints,
     scan_parts,
 )
-from jaxnn.numerical.sources import line_of, source
+from jaxnn.numerical.sources import line_of, operation_name
 
 # A loop is unrolled if that gives at most this many equations.
 UNROLLED = 600
@@ -57,9 +57,7 @@ class Site(NamedTuple):
     @property
     def name(self) -> str:
         """The name of the primitive, or of the function that has a custom rule."""
-        if has_custom_rule(self.eqn):
-            return source(self.eqn)[0]
-        return self.eqn.primitive.name
+        return operation_name(self.eqn)
 
     @property
     def moved(self) -> tuple[tuple[int, ...], ...]:

@@ -302,13 +302,13 @@ def _shared(rules: Hashable) -> dict[Any, Any]:
 
 def _pullback(site: Site, dtype: Any, shared: dict[Any, Any]) -> Callable | None:
     """The pullback of a site; for JAX's own operations, one that all tapes share."""
-    eqn = site.eqn
+    eqn, kind = site.eqn, site.kind
     make = lambda: vjp_of(functools.partial(bind, eqn), eqn, site.active, site.asked, dtype)  # noqa: E731
     # A program inside may be the user's, and parameters without a hash are no key.
     has_program = has_custom_rule(eqn) or any(equations_inside(eqn))
-    if eqn.primitive not in OF_JAX or has_program or not isinstance(site.kind[1], tuple):
+    if eqn.primitive not in OF_JAX or has_program or not isinstance(kind[1], tuple):
         return make()
-    key = site.kind, site.active, eqn.ctx, trace_context(), dtype
+    key = kind, site.active, eqn.ctx, trace_context(), dtype
     if key not in shared:
         shared[key] = make()
     return shared[key]
