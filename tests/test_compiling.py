@@ -68,6 +68,16 @@ def test_a_long_walk_is_one_program_unless_it_repeats_itself():
         assert len(tape.sites) > 100 and tape.together == together
 
 
+def test_a_cut_replaces_the_sums_of_cotangents_too():
+    x = jnp.arange(1.0, 4.0)
+    tape = Tape(jax.make_jaxpr(lambda x: jnp.sum(jnp.sin(x) + x**2))(x), [True])
+    exact = tape.record([x], [jnp.float32(1)])
+    (slot,) = tape.inputs
+    other = exact._replace(cotangents=exact.cotangents | {slot: jnp.full(3, 7.0)})
+    cut = walk.Cut(jnp.int32(len(tape.places)), other)
+    assert (tape.record([x], [jnp.float32(1)], cut).cotangents[slot] == 7).all()
+
+
 def test_pullbacks_of_jaxs_own_operations_are_made_once_for_the_same_rules(monkeypatch):
     made, vjp_of = [], walk.vjp_of
 

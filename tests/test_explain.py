@@ -215,6 +215,11 @@ def test_masking_afterwards_is_said_not_to_help():
     assert "0 times infinity" in str(explain(f, *args))
 
 
+def test_infinity_is_named_where_it_began_not_where_it_becomes_nan():
+    (birth,) = explain(lambda x: jnp.sum(1 / x - 1 / x**2), jnp.zeros(2)).births
+    assert birth.operation == "div"
+
+
 def test_the_iteration_is_named():
     f, args = by_name("in_a_loop_within_a_loop")
     (birth,) = explain(f, *args).births

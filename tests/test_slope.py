@@ -44,6 +44,12 @@ def test_the_bound_is_three_times_the_noise_over_the_step():
     assert slope.value == 0 and slope.bound * slope.step / epsilon == pytest.approx(3)
 
 
+def test_without_a_kink_both_sides_have_the_slope():
+    t = ladder()
+    slope = estimate_slope(t, np.sin(t), np.sin(-t), 0.0, float(np.finfo(float).eps))
+    assert not slope.kink and slope.left == slope.value == slope.right
+
+
 def test_a_kink_met_from_the_other_side_has_its_slopes_there():
     t = ladder()
     slope = estimate_slope(t, 3 * t, t, 0.0, float(np.finfo(float).eps))  # 3 to the right, -1
