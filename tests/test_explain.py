@@ -687,7 +687,24 @@ def test_a_custom_gradient_has_the_users_name_and_place():
         return x**2, lambda g: (2.1 * g * x,)
 
     (rule,) = check_gradient(lambda x: jnp.sum(square(x)), RHS).rules
-    assert rule.name.endswith("square") and "test_explain.py" in rule.where
+    assert rule.name == "square" and rule.rule.text == "@jax.custom_gradient"
+
+
+def test_a_custom_gradient_without_operations_has_the_users_name_and_place():
+    @jax.custom_gradient
+    def reverse(x):
+        return x, lambda g: (-g,)
+
+    f = lambda x: jnp.sum(reverse(x) ** 2)  # noqa: E731
+    (rule,) = check_gradient(f, RHS).rules
+    assert rule.name == "reverse" and rule.rule.text == "@jax.custom_gradient"
+    assert check_gradient(f, RHS, trust=("reverse",)).ok
+
+
+def test_a_wrong_root_is_named_by_the_line_that_asks_for_it():
+    report = check_gradient(functools.partial(implicit_root, factor=1.02), jnp.float32(3))
+    (wrong,) = (line for line in str(report).splitlines() if "wrong" in line)
+    assert "test_explain.py" in wrong and "(implicit_root): custom_jvp of `custom_root`" in wrong
 
 
 MATRIX = np.random.default_rng(0).normal(size=(4, 4)).astype("float32") + 4 * np.eye(4, dtype="f4")

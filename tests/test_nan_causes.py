@@ -57,6 +57,7 @@ EXAMPLES = {
     "reduce_prod": (jnp.prod, np.full(2, HUGE), None),
     "dot_general": (lambda x: x @ x, np.full(2, HUGE), None),
     "reduce_sum": (jnp.sum, np.full(2, LARGEST), None),
+    "convert_element_type": (lambda x: x.astype("float32"), HUGE, None),
 }
 ROWS = {primitive.name: cause for primitive, cause in NOT_FINITE.items()}
 KINDS = ("value", "slope")

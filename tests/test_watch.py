@@ -376,6 +376,33 @@ def test_where_the_value_is_infinite_too_a_program_may_go_on(how, energy, at, co
     assert ("nor was the value; finite again later" in str(place)) == (code == 0)
 
 
+@pytest.mark.parametrize("dtype, code", [("float16", 0), ("float32", 1)])
+def test_a_scaled_loss_may_exceed_the_range_of_half_precision(dtype, code):
+    """As long as the program goes on; in a wider dtype, no program scales its loss."""
+
+    def loss(w, scale):
+        return scale * jnp.sum(w.astype(dtype)).astype(jnp.float32) ** 2
+
+    huge = 1e6 if dtype == "float16" else 3e38
+    with watching() as watched:
+        for scale in (huge, 1.0, 1.0, 1.0, 1.0):
+            jax.grad(loss)(jnp.array([0.3, 0.35]), jnp.float32(scale))
+    (place,) = watched.report.places
+    assert watched.report.exit_code == code and place.not_finite.finite_in_float64
+    assert ("beyond the range of float16; finite again later" in str(place)) == (code == 0)
+
+
+def test_gradients_in_one_line_are_told_apart():
+    f = lambda x, y: jnp.sin(x) * y  # noqa: E731
+    with watching() as watched:
+        _ = jax.grad(f)(1.0, 2.0), jax.grad(f, 1)(1.0, 2.0), jax.hessian(f)(1.0, 2.0)
+    assert [place.subject for place in watched.report.places] == [
+        "gradient of <lambda>",
+        "gradient of <lambda> with respect to argument 1",
+        "Hessian of <lambda>",
+    ]
+
+
 @pytest.mark.parametrize(
     "ending, code, said",
     [

@@ -31,6 +31,8 @@ class Explanation:
       births: where NaN or infinity first appears, nearest to the result first.
       rules: the derivative rules that disagree with the function's values.
       digits_lost: the lines where the gradient loses digits in its own dtype, worst first.
+      finite_in_float64: whether value and gradient are finite when computed in float64; if there
+        are births, numbers then exceed the range of a narrower dtype.
 
     Example:
       >>> f = lambda x: jnp.sum(jnp.where(x > 0, jnp.sqrt(x), 0.0))
@@ -43,6 +45,7 @@ class Explanation:
     births: tuple[Birth, ...] = ()
     rules: tuple[RuleReport, ...] = ()
     digits_lost: tuple[DigitsLost, ...] = ()
+    finite_in_float64: bool = True
 
     @property
     def found(self) -> tuple[Birth | RuleReport | DigitsLost, ...]:
@@ -78,7 +81,10 @@ class Explanation:
     def __str__(self) -> str:
         if not self.found:
             return f"gradient of {self.function}: finite; no wrong rule found; no line loses digits"
-        return "\n".join([f"gradient of {self.function}:", *map(str, self.found)])
+        told = [f"gradient of {self.function}:", *map(str, self.found)]
+        if self.births and self.finite_in_float64:
+            told.append("    the same gradient in float64 is finite")
+        return "\n".join(told)
 
 
 def explain(
@@ -133,10 +139,12 @@ def explain(
         checked = _checked(call, status)
         programs, claims, point = checked.programs, checked.claims, checked.check.point
         status.say("looking for NaN and infinity")
-        numbers = *claims.own, *claims.wide, np.array([claims.value, claims.forward])
+        own, wide = (*claims.own, np.array(claims.value)), (*claims.wide, np.array(claims.forward))
+        finite_in_float64 = not any(map(count_not_finite, wide))
+        bad = any(map(count_not_finite, own)) or not finite_in_float64
         # What is not finite on the way may be masked, and the gradient still be right.
-        if any(map(count_not_finite, numbers)) and (born := births.ask(checked)):
-            return Explanation(name, births=tuple(born))
+        if bad and (born := births.ask(checked)):
+            return Explanation(name, tuple(born), finite_in_float64=finite_in_float64)
         status.say(f"derivative rules ({len(programs.program.eqns)} operations)")
         wrong = rules.ask(checked)
         # What a solver's rule gives to one argument may be due to another: the whole tells.

@@ -126,6 +126,10 @@ NOT_FINITE: dict[core.Primitive, Cause] = {
     primitives.triangular_solve_p: Cause(
         "the matrix is singular", "the matrix is singular", _SINGULAR
     ),
+    primitives.convert_element_type_p: Cause(
+        "a number beyond the range of the dtype",
+        cure="scale the loss down, or compute in bfloat16 or float32",
+    ),
     primitives.lgamma_p: _GAMMA,
     primitives.digamma_p: _GAMMA,
 }

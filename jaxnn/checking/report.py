@@ -42,6 +42,14 @@ def plain(value: Any) -> Any:
     return value
 
 
+def subject_of(order: int, function: str, argnums: Sequence[int]) -> str:
+    """What was differentiated, in words: the derivative, the function, and which arguments."""
+    what = {1: "gradient", 2: "Hessian"}.get(order, f"derivative of order {order}")
+    several = "arguments" if len(argnums) > 1 else "argument"
+    by = f" with respect to {several} {', '.join(map(str, argnums))}"
+    return f"{what} of {function}{by if argnums else ''}"
+
+
 def painted(verdict: Verdict, text: str) -> str:
     """A verdict's text in its colour, for terminals."""
     return coloured(text, 2 if verdict in (Verdict.KINK, Verdict.IMPRECISE) else verdict.exit_code)
@@ -136,16 +144,9 @@ class GradientReport:
         return right < self.digits
 
     @property
-    def what(self) -> str:
-        """The name of the derivative that was checked."""
-        return {1: "gradient", 2: "Hessian"}.get(self.order, f"derivative of order {self.order}")
-
-    @property
     def subject(self) -> str:
         """What was checked, in words: the derivative, the function, and which arguments."""
-        several = "arguments" if len(self.argnums) > 1 else "argument"
-        by = f" with respect to {several} {', '.join(map(str, self.argnums))}"
-        return f"{self.what} of {self.function}{by if self.argnums else ''}"
+        return subject_of(self.order, self.function, self.argnums)
 
     @property
     def found(self) -> tuple[Birth | RuleReport | DigitsLost, ...]:

@@ -32,9 +32,10 @@ from jaxnn.checking.measure import first_of
 from jaxnn.checking.noting import noting
 from jaxnn.checking.page import watch_fragment, watch_page, write_page
 from jaxnn.checking.questions.cut_off import CUT_OFF
-from jaxnn.checking.report import GradientError, GradientReport, plain
+from jaxnn.checking.report import GradientError, GradientReport, plain, subject_of
 from jaxnn.checking.scalar import rules_of
 from jaxnn.checking.watch import Point, Taken, Watcher
+from jaxnn.numerical.interpret import equations
 
 # Seconds spent checking, by default.
 BUDGET = 60.0
@@ -48,36 +49,39 @@ class Place(NamedTuple):
     Attributes:
       line: the line that took it.
       function: name of the differentiated function.
+      subject: what was taken, in words: "gradient of loss with respect to argument 1".
       calls: how often the gradient was taken; 0 if that was not counted.
       reports: the checks, one for each point.
       not_finite: where NaN or infinity first appears, and why; None if it never did.
       call: number of the first call whose gradient is not finite; 0 if none, or not counted.
       inputs: the inputs of that call by their paths.
       trouble: why it was not checked, or "".
-      went_on: whether the value was not finite in that call either, but later gradients are, as
-        when a sampler rejects a step that went too far.
+      went_on: if later gradients are finite and the program expects such a call, the sign of that:
+        the value was not finite either, as when a sampler rejects a step that went too far, or the
+        range of float16 was exceeded, as when a loss is scaled; else empty.
     """
 
     line: SourceLine
     function: str
+    subject: str
     calls: int
     reports: tuple[GradientReport, ...] = ()
     not_finite: Explanation | None = None
     call: int = 0
     inputs: dict[str, Any] = {}
     trouble: str = ""
-    went_on: bool = False
+    went_on: str = ""
 
     @property
     def is_wrong(self) -> bool:
         """Whether a gradient is wrong or was not finite, unless `went_on`."""
         broke = self.not_finite is not None and not self.went_on
-        return broke or any(report.exit_code == 1 for report in self.reports)
+        return broke or any(report.exit_code == 1 for _, report in self._shown)
 
     @property
     def is_judged(self) -> bool:
         """Whether a check had enough evidence."""
-        return self.is_wrong or any(report.exit_code != 2 for report in self.reports)
+        return self.is_wrong or any(report.exit_code != 2 for _, report in self._shown)
 
     @property
     def found(self) -> tuple[Any, ...]:
@@ -86,7 +90,7 @@ class Place(NamedTuple):
         return tuple(line for one in asked if one is not None for line in one.found)
 
     def __str__(self) -> str:
-        lines = [f"{self.line}: gradient of {self.function}: {self._summary()}"]
+        lines = [f"{self.line}: {self.subject}: {self._summary()}"]
         if self.not_finite is not None and not self.went_on:
             lines += _indented(str(self.not_finite).splitlines()[1:])
         for number, report in self._shown:
@@ -106,7 +110,7 @@ class Place(NamedTuple):
         found, places = [self.trouble] if self.trouble else [], ("", "")
         if self.not_finite is not None:
             once = f"not finite in call {self.call:,}" if self.call else "not finite"
-            found.append(once + ", nor was the value; finite again later" * self.went_on)
+            found.append(once + (f", {self.went_on}; finite again later" if self.went_on else ""))
             places = "at the first point, ", "at a later point, "
         for number, report in self._shown:
             first = places[number > 1]
@@ -306,7 +310,8 @@ def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
                 else "traced but never run"
             )
             trouble = taken.trouble or ("" if taken.points or taken.bad else unseen)
-            place = Place(taken.line, taken.name, taken.calls, trouble=trouble)
+            subject = subject_of(taken.form.order, taken.name, _told_apart(taken.argnums))
+            place = Place(taken.line, taken.name, subject, taken.calls, trouble=trouble)
             if rest > 0:
                 with _at_most(rest) as is_over:
                     place = _judged(taken, place, watcher)
@@ -317,6 +322,11 @@ def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
     in_order = [found[number] for number in sorted(found)]
     places = sorted(in_order, key=lambda place: (not place.is_wrong, place.is_judged))
     return WatchReport(tuple(places), seconds)
+
+
+def _told_apart(argnums: tuple[int, ...]) -> tuple[int, ...]:
+    """The positions of arguments, unless they are the first one or several first ones."""
+    return () if argnums == tuple(range(len(argnums))) else argnums
 
 
 def _work(taken: Taken) -> float:
@@ -341,7 +351,7 @@ def _judged(taken: Taken, place: Place, watcher: Watcher) -> Place:
                     not_finite=found,
                     call=taken.bad_call,
                     inputs=_inputs(taken, bad),
-                    went_on=taken.went_on and not _is_finite(taken.function(bad)(*args)),
+                    went_on=_expected(found, bad, taken.function(bad)(*args)) * taken.went_on,
                 )
         for number, point in enumerate(taken.points):
             if number == watcher.points and not any(map(_says_little, reports)):
@@ -355,8 +365,13 @@ def _judged(taken: Taken, place: Place, watcher: Watcher) -> Place:
     return place._replace(reports=tuple(reports))
 
 
-def _is_finite(outputs: Any) -> bool:
-    return all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(outputs))
+def _expected(found: Explanation, point: Point, outputs: Any) -> str:
+    """The sign that a program expects a gradient that is not finite; empty if there is none."""
+    if not all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(outputs)):
+        return "nor was the value"
+    computed = (v.aval for eqn in equations(point.program) for v in eqn.outvars)
+    is_half = any(getattr(x, "dtype", None) == np.float16 for x in computed)
+    return "beyond the range of float16" if is_half and found.finite_in_float64 else ""
 
 
 def _says_little(report: GradientReport) -> bool:

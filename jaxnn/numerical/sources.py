@@ -27,21 +27,33 @@ _OWN_FUNCTIONS = tuple(
     os.path.join(os.path.dirname(jax.__file__), "_src", part)
     for part in ("numpy", "scipy", "nn", "ops", os.path.join("lax", "linalg"))
 )
+# Where `jax.custom_gradient` and `jax.lax.custom_root` make rules out of the user's functions.
+_CUSTOM_GRADIENT, _CUSTOM_ROOT = (
+    os.path.join(os.path.dirname(jax.__file__), "_src", part)
+    for part in ("custom_derivatives.py", os.path.join("lax", "control_flow", "solves.py"))
+)
 # How many of the user's calls around an equation are looked at.
 DEEP = 64
 
 
 def source(eqn: Equation) -> tuple[str, str]:
-    """The name of the function that a custom-rule call wraps, and its file and line."""
+    """The name of the function that a custom-rule call wraps, and its file and line; no file if JAX
+    itself makes the rule of several functions.
+    """
     composite = unmapped(composite_of(eqn))
     if composite is not None and not hasattr(composite, "traced"):
         return type(composite).__name__, _place_of(type(composite).expand)
     jaxpr = composite.traced.jaxpr if composite is not None else opened(called(eqn))[0]
     name, _, place = jaxpr.debug_info.func_src_info.partition(" at ")
-    if "custom_derivatives.py" in place:  # `jax.custom_gradient` wraps the user's function there
-        lines = filter(None, map(line_of, jaxpr.eqns))
-        place, _, name = next(lines, f"{place} ({name})").removesuffix(")").partition(" (")
-        name = name.rpartition("<locals>.")[2]
+    if place.startswith(_CUSTOM_GRADIENT):  # it wraps the user's function
+        user = unwrapped(eqn.params["fwd_jaxpr_thunk"].f)
+        return user.__name__, _place_of(user)
+    if place.startswith(_CUSTOM_ROOT):  # its rule is made of what the user's line gives it
+        return "custom_root", ""
+    if PACKAGES in place and PACKAGES not in rule_source(eqn):  # a wrapped function of the user's
+        inside = (line.removesuffix(")").partition(" (") for line in map(line_of, jaxpr.eqns))
+        user = ((name, place) for place, _, name in inside if place and PACKAGES not in place)
+        return next(user, (name, place))
     return name, place
 
 

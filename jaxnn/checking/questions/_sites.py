@@ -174,16 +174,19 @@ def of_rule(report: RuleReport, eqn: Equation) -> RuleReport:
 
 
 def line_of_rule(eqn: Equation) -> str:
-    """The location of a rule or, if it is unknown, of the rule's function."""
+    """The location of a rule or, if it is unknown, of the rule's function; empty if that is
+    unknown, too.
+    """
     name, place = source(eqn)
-    return str(SourceLine.of(rule_source(eqn) or f"{place} ({name})"))
+    rule = rule_source(eqn) or (place and f"{place} ({name})")
+    return rule and str(SourceLine.of(rule))
 
 
 def _call_of(eqn: Equation) -> SourceLine | None:
-    """The line that calls a function with a custom rule; if the function is in an installed
-    package, the line that calls the packages. None if it is unknown.
+    """The line that calls a function with a custom rule; if that is in an installed package, the
+    line that calls the packages. None if it is unknown.
     """
-    folder, packages, _ = source(eqn)[1].rpartition(PACKAGES)
+    folder, packages, _ = line_of(eqn).rpartition(PACKAGES)
     line = line_of(eqn, folder + packages)
     return SourceLine.of(line) if line else None
 
