@@ -764,6 +764,13 @@ FAULTS = (
         "test_watch.py -k 'is_0_at_first'",
     ),
     Fault(
+        "XLA is interrupted",
+        "checking/watched.py",
+        "if not waits:",
+        "if True:",
+        "test_watch.py -k 'xla_is_not_interrupted'",
+    ),
+    Fault(
         "the first example of a batch is checked",
         "checking/watch.py",
         "which = size // 2",

@@ -1206,6 +1206,33 @@ def test_a_check_that_goes_on_when_it_is_interrupted_is_interrupted_again(monkey
     assert caught == [True] and is_over() and time.perf_counter() < began + 15
 
 
+def test_xla_is_not_interrupted_because_it_would_go_on():
+    """It would use a client that the end of the process destroys."""
+    ended, compiler = [], sys.modules["jax._src.compiler"].__file__
+    program = compile("import time; time.sleep(1); ended.append(True)", compiler, "exec")
+    with watched_module._at_most(0.05) as is_over:
+        exec(program, {"ended": ended})
+        while True:
+            time.sleep(0.01)
+    assert ended and is_over()
+
+
+def test_a_check_that_was_cut_off_shows_no_table_of_what_is_not_known():
+    with watching(budget=1e-3) as watched:
+        jax.grad(lambda x: jnp.sum(jnp.sin(x @ x.T) ** 2))(jnp.ones((50, 50)))
+    (place,) = watched.report.places
+    assert place.reports == () and str(place).endswith("the time budget ran out")
+    assert watched.report.exit_code == 2
+
+
+def test_points_that_agree_share_a_text():
+    with watching(points=2) as watched:
+        for scale in (1.0, 2.0, 3.0, 4.0):
+            jax.grad(lambda x: jnp.sum(jnp.sin(x) ** 2))(scale * jnp.arange(3.0))
+    (place,) = watched.report.places
+    assert len(place.reports) == 2 and str(place).count("1 leaf agrees") == 1
+
+
 def test_a_program_that_ignores_ctrl_c_is_stopped_and_its_checks_end_in_time():
     """As a process does that a shell started in the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pathlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,8 +40,11 @@ from jaxnn.numerical.interpret import equations
 
 # Seconds spent checking, by default.
 BUDGET = 60.0
-# Seconds between interruptions of a check that the first one has not ended.
-AGAIN = 5.0
+# Seconds between interruptions of a check that the first one has not ended, and between looks at
+# whether XLA has ended compiling.
+AGAIN, LOOK = 5.0, 0.1
+OVER = "not checked: the time budget ran out"
+_COMPILER = os.path.join(os.path.dirname(jax.__file__), "_src", "compiler.py")
 
 
 class Place(NamedTuple):
@@ -112,6 +116,9 @@ class Place(NamedTuple):
             once = f"not finite in call {self.call:,}" if self.call else "not finite"
             found.append(once + (f", {self.went_on}; finite again later" if self.went_on else ""))
             places = "at the first point, ", "at a later point, "
+        agreeing = [report for _, report in self._shown if report.verdict is Verdict.AGREES]
+        known = [leaf.digits for report in agreeing for leaf in report.leaves if not leaf.hint]
+        least = f", to at least {min(known):.1f} digits" if known else ""
         for number, report in self._shown:
             first = places[number > 1]
             if report.verdict is not Verdict.AGREES:
@@ -119,13 +126,11 @@ class Place(NamedTuple):
                 continue
             cut = [leaf.path for leaf in report.leaves if leaf.hint.startswith(CUT_OFF)]
             if right := len(report.leaves) - len(cut):
-                known = [leaf.digits for leaf in report.leaves if not leaf.hint]
-                least = f", to at least {min(known):.1f} digits" if known else ""
                 several = "leaf agrees" if right == 1 else "leaves agree"
                 found.append(f"{first}{right} {several}{least}")
             if cut:
                 found.append(f"{CUT_OFF}: {', '.join(first_of(cut))}")
-        found = list(dict.fromkeys(found)) or ["not checked: the time budget ran out"]
+        found = list(dict.fromkeys(found)) or [OVER]
         calls = [f"{self.calls:,} call{'s' * (self.calls > 1)}"] if self.calls else []
         return "; ".join([*calls, *found])
 
@@ -315,8 +320,9 @@ def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
             if rest > 0:
                 with _at_most(rest) as is_over:
                     place = _judged(taken, place, watcher)
-                if is_over():
-                    place = place._replace(trouble="not checked: the time budget ran out")
+                if is_over():  # what is known to be wrong by then is wrong
+                    known = tuple(report for report in place.reports if report.exit_code == 1)
+                    place = place._replace(trouble=OVER, reports=known)
             found[number] = place
     seconds = time.monotonic() - began
     in_order = [found[number] for number in sorted(found)]
@@ -413,15 +419,20 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _at_most(seconds: float) -> Iterator[Any]:
-    """Interrupt what runs inside after some seconds, as by Ctrl-C, in the main thread only."""
+    """Interrupt what runs inside after some seconds, as by Ctrl-C, in the main thread only.
+
+    XLA is not interrupted: it would go on in a thread of its own, and the process would crash if it
+    ended before.
+    """
     over, ended = threading.Event(), threading.Event()
 
     def interrupt():
         wait = min(seconds, threading.TIMEOUT_MAX)
         while not ended.wait(wait):  # the first interruption ends a check's search, a second all
             over.set()
-            _thread.interrupt_main()
-            wait = AGAIN
+            wait = LOOK if (waits := _is_compiling()) else AGAIN
+            if not waits:
+                _thread.interrupt_main()
 
     if threading.current_thread() is threading.main_thread():
         threading.Thread(target=interrupt, daemon=True).start()
@@ -433,6 +444,13 @@ def _at_most(seconds: float) -> Iterator[Any]:
             raise
     finally:
         ended.set()
+
+
+def _is_compiling() -> bool:
+    """Whether the main thread waits for XLA."""
+    main = threading.main_thread().ident
+    frame = sys._current_frames().get(main) if main is not None else None
+    return frame is not None and frame.f_code.co_filename == _COMPILER
 
 
 def _indented(lines: Sequence[str]) -> list[str]:
