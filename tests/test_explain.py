@@ -1069,6 +1069,21 @@ def test_the_only_rule_of_defjvps_is_named_by_its_line():
     assert "lambda t, ans, y: t * ans" in rule.rule.text
 
 
+@pytest.mark.parametrize("factors", [(1, 2.1), (1.1, 2)], ids=["the second", "the first"])
+def test_of_several_rules_of_defjvps_that_of_the_wrong_argument_is_named(factors):
+    @jax.custom_jvp
+    def product(x, y):
+        return x * y**2
+
+    product.defjvps(
+        lambda t, ans, x, y: factors[0] * t * y**2,
+        lambda t, ans, x, y: factors[1] * t * x * y,
+    )
+    (rule,) = check_gradient(lambda z: product(z, z + 1), jnp.float32(1)).rules
+    wrong = "factors[0]" if factors[0] != 1 else "factors[1]"
+    assert wrong in rule.rule.text
+
+
 def test_a_loop_that_does_not_end_gives_nan():
     program = jax.make_jaxpr(lambda x: jax.lax.while_loop(lambda x: x < 1, jnp.sin, x))(0.5)
     (end,) = Evaluation(jnp.float32, ENDING, set())(program, [jnp.float32(0.5)])

@@ -62,12 +62,12 @@ def operation_name(eqn: Equation) -> str:
     return source(eqn)[0] if has_custom_rule(eqn) else eqn.primitive.name
 
 
-def rule_source(eqn: Equation) -> str:
-    """The source of a call's custom rule: the user's JVP, or the backward function of the VJP, as
-    file, line and name.
+def rule_source(eqn: Equation, argument: int | None = None) -> str:
+    """The source of a call's custom rule: the user's JVP, that of an argument where `defjvps` gives
+    each its own, or the backward function of the VJP; as file, line and name.
 
-    Empty if it is unknown or inside JAX, as for several rules of `defjvps`. JAX itself attributes a
-    backward function's computations to the line of the call.
+    Empty if it is unknown or inside JAX. JAX itself attributes a backward function's computations
+    to the line of the call.
     """
     if (composite := unmapped(composite_of(eqn))) is not None:
         kinds = type(composite).vjp_bwd, type(composite).vjp_bwd_retval
@@ -79,7 +79,8 @@ def rule_source(eqn: Equation) -> str:
                 return _source_of(unwrapped(f))
         return ""
     rule = eqn.params.get("bwd", eqn.params.get("jvp_jaxpr_fun"))
-    if (inside := unwrapped(rule.f)) is not rule.f:
+    which = len(eqn.invars) - rule_consts(eqn), argument
+    if (inside := unwrapped(rule.f, which)) is not rule.f:
         return _source_of(inside)
     name, _, place = rule.debug_info.func_src_info.partition(" at ")
     its_own = not place or place.startswith(os.path.join(os.path.dirname(jax.__file__), ""))
@@ -91,30 +92,32 @@ def name_of(f: Callable) -> str:
     return getattr(unwrapped(f), "__name__", type(f).__name__)
 
 
-def unwrapped(f: Callable, depth: int = 6) -> Callable:
+def unwrapped(f: Callable, which: tuple[int, int | None] = (1, 0), depth: int = 6) -> Callable:
     """The user's function in closures of installed packages; `f` itself if there is none, or if the
-    closure bears its name. A partial function is that which it calls.
+    closure bears its name. A partial function is that which it calls. Of a tuple of functions, as
+    `defjvps` makes, `which` says how many it must have, and the one that is meant.
     """
     while isinstance(f, functools.partial):
         f = f.func
     code = getattr(f, "__code__", None)
     if code is None or hasattr(f, "__wrapped__") or PACKAGES not in code.co_filename or not depth:
         return f
-    held = _in_closure(f)
+    held = _in_closure(f, *which)
     held += [getattr(x, "__dict__", {}).get(name) for x in held for name in code.co_names]
     held = [getattr(g, "f", g) if type(g).__module__.startswith("jax.") else g for g in held]
-    inside = (unwrapped(g, depth - 1) for g in held if hasattr(g, "__code__"))
+    inside = (unwrapped(g, which, depth - 1) for g in held if hasattr(g, "__code__"))
     return next((g for g in inside if PACKAGES not in g.__code__.co_filename), f)
 
 
-def _in_closure(f: Any) -> list[Any]:
-    """What a function closes over; of a tuple of one, as `defjvps` makes, its item."""
+def _in_closure(f: Any, size: int, chosen: int | None) -> list[Any]:
+    """What a function closes over; of a tuple of some size, the chosen item."""
     held: list[Any] = []
     for cell in f.__closure__ or ():
         with contextlib.suppress(ValueError):  # an empty cell
             inside = cell.cell_contents
-            is_one = isinstance(inside, tuple) and len(inside) == 1
-            held.append(inside[0] if is_one else inside)
+            if isinstance(inside, tuple) and len(inside) == size and chosen is not None:
+                inside = inside[chosen]
+            held.append(inside)
     return held
 
 

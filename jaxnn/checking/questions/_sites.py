@@ -153,7 +153,7 @@ def named(
         paths, consts = argument_paths(site.eqn), rule_consts(site.eqn)
         argument = report.argument - consts
         also = tuple(paths[i - consts] for i in wrong if i - consts in paths.keys() - {argument})
-        report = of_rule(report, site.eqn)
+        report = of_rule(report, site.eqn, argument)
         return report._replace(argument=argument, path=paths.get(argument, ""), also=also)
     if _forward_fits(site, asked, line, dtype := asked.points[0].dtype):
         name = _wrong_transpose(site, asked, dtype) or report.name
@@ -161,24 +161,24 @@ def named(
     return report
 
 
-def of_rule(report: RuleReport, eqn: Equation) -> RuleReport:
-    """The report, with the name, the kind and the location of an equation's custom rule, and the
-    line that calls it.
+def of_rule(report: RuleReport, eqn: Equation, argument: int | None = None) -> RuleReport:
+    """The report, with the name, the kind and the location of an equation's custom rule, perhaps of
+    that for an argument, and the line that calls it.
     """
     return report._replace(
         name=source(eqn)[0],
         line=_call_of(eqn) or report.line,
         kind=kind_of_rule(eqn),
-        where=line_of_rule(eqn),
+        where=line_of_rule(eqn, argument),
     )
 
 
-def line_of_rule(eqn: Equation) -> str:
-    """The location of a rule or, if it is unknown, of the rule's function; empty if that is
-    unknown, too.
+def line_of_rule(eqn: Equation, argument: int | None = None) -> str:
+    """The location of a rule, for an argument if it has one of its own; or, if it is unknown, of
+    the rule's function; empty if that is unknown, too.
     """
     name, place = source(eqn)
-    rule = rule_source(eqn) or (place and f"{place} ({name})")
+    rule = rule_source(eqn, argument) or (place and f"{place} ({name})")
     return rule and str(SourceLine.of(rule))
 
 
