@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from versions import since
 
 from jaxnn import GradientError, assert_gradient, check_gradient
 from jaxnn.checking.questions import detached
@@ -41,6 +42,12 @@ def score_function(logits):
     return jnp.sum(chosen * stop(jnp.sin(actions * 1.0) - chosen))
 
 
+def residual(x):
+    """JAX itself stops it, though the values depend on it."""
+    query = x.reshape(1, 5, 1, 1)
+    return jnp.sum(jax.nn.dot_product_attention(query, query, query, return_residual=True)[1])
+
+
 CASES = [
     (two_networks, {"a": jnp.float32(0.7), "b": jnp.float32(0.4)}),
     (straight_through, X),
@@ -48,6 +55,7 @@ CASES = [
     (in_a_loop, X),
     (in_a_branch, X),
     (score_function, X),
+    pytest.param(residual, X, marks=since(0, 10)),
 ]
 
 

@@ -515,6 +515,28 @@ def test_the_only_custom_rule_of_a_loop_that_is_too_long_to_search_is_named():
     assert "test_explain.py" in rule.where
 
 
+def on_one_device(f, x):
+    mesh = jax.make_mesh((1,), ("i",))
+    spec = jax.sharding.PartitionSpec
+    return jax.shard_map(f, mesh=mesh, in_specs=spec(), out_specs=spec())(x)
+
+
+def in_a_long_loop(f, x):
+    return lax.scan(lambda c, i: (0.9 * c + 0.01 * f(c), None), x, jnp.arange(1704))[0]
+
+
+@pytest.mark.parametrize("around", [on_one_device, in_a_long_loop])
+def test_of_several_rules_where_no_program_can_be_searched_the_wrong_one_is_named(around):
+    right = jax.custom_jvp(jnp.sin)
+    right.defjvp(lambda x, t: (jnp.sin(*x), jnp.cos(*x) * t[0]))
+
+    def f(x):
+        return jax.nn.relu(off_by_a_tenth(x)) + right(x)
+
+    (rule,) = check_gradient(lambda x: jnp.sum(around(f, x)), jnp.arange(1.0, 4.0)).rules
+    assert rule.name == "off_by_a_tenth" and "test_explain.py" in rule.where
+
+
 @pytest.mark.parametrize("others", [1, 60])  # a walk is one program, or one for each kind
 def test_a_wrong_rule_is_named_however_often_other_operations_repeat(others):
     def f(x):
@@ -704,7 +726,7 @@ def test_a_custom_gradient_without_operations_has_the_users_name_and_place():
 def test_a_wrong_root_is_named_by_the_line_that_asks_for_it():
     report = check_gradient(functools.partial(implicit_root, factor=1.02), jnp.float32(3))
     (wrong,) = (line for line in str(report).splitlines() if "wrong" in line)
-    assert "test_explain.py" in wrong and "(implicit_root): custom_jvp of `custom_root`" in wrong
+    assert "test_explain.py" in wrong and "(implicit_root): " in wrong and "`custom_root`" in wrong
 
 
 MATRIX = np.random.default_rng(0).normal(size=(4, 4)).astype("float32") + 4 * np.eye(4, dtype="f4")

@@ -42,7 +42,9 @@ def source(eqn: Equation) -> tuple[str, str]:
     """
     composite = unmapped(composite_of(eqn))
     if composite is not None and not hasattr(composite, "traced"):
-        return type(composite).__name__, _place_of(type(composite).expand)
+        place = _place_of(type(composite).expand)
+        is_root = place.startswith(_CUSTOM_ROOT)
+        return ("custom_root", "") if is_root else (type(composite).__name__, place)
     jaxpr = composite.traced.jaxpr if composite is not None else opened(called(eqn))[0]
     name, _, place = jaxpr.debug_info.func_src_info.partition(" at ")
     if place.startswith(_CUSTOM_GRADIENT):  # it wraps the user's function
@@ -143,13 +145,14 @@ def line_of(eqn: Equation, outside: str = "") -> str:
 
 def is_stopped_by_jax(eqn: Equation) -> bool:
     """Whether a `stop_gradient` is JAX's own, in a function such as `jnp.linalg.solve`, which has
-    the derivative of its values all the same.
+    the derivative of its values all the same; the residual of an attention does not.
     """
     frames = getattr(eqn.source_info.traceback, "frames", ())
     # Under `vmap` it calls itself; the outermost call comes last.
     callers = (y for x, y in itertools.pairwise(frames) if x.function_name == "stop_gradient")
     caller = collections.deque(callers, maxlen=1)
-    return any(frame.file_name.startswith(_OWN_FUNCTIONS) for frame in caller)
+    own = (frame for frame in caller if frame.file_name.startswith(_OWN_FUNCTIONS))
+    return any("attention" not in frame.function_name for frame in own)
 
 
 def rule_consts(eqn: Equation) -> int:

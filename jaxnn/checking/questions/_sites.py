@@ -19,16 +19,18 @@ from jaxnn.checking.further import ENDING, LOOSE, RUN_FURTHER
 from jaxnn.checking.line import Line
 from jaxnn.checking.moves import Direction
 from jaxnn.checking.tape.layout import Site, is_inexact
-from jaxnn.checking.tape.walk import Record, Tape, arithmetic, evaluated, of_active
+from jaxnn.checking.tape.walk import Record, Tape, arithmetic, evaluated, of_active, vjp_of
 from jaxnn.numerical.float64 import RULES, Evaluation, wide_arithmetic, widen, widen_leaf
 from jaxnn.numerical.interpret import (
     Equation,
     avals_of,
     bind,
+    called,
     equations_inside,
     has_custom_rule,
     linear_solve_parts,
     make_jaxpr,
+    rule_primitives,
 )
 from jaxnn.numerical.sources import (
     PACKAGES,
@@ -197,16 +199,47 @@ def kind_of_rule(eqn: Equation) -> str:
     return "custom_jvp" if is_jvp else "custom_vjp"
 
 
-def only_rule_inside(report: RuleReport, eqn: Equation) -> RuleReport:
-    """The report on the only custom rule inside an equation, from the report on the equation; the
-    latter if it contains several.
+def rules_inside(
+    report: RuleReport, site: Site, record: Record, number: int, dtype: Any, same: float
+) -> list[RuleReport]:
+    """The report on each custom rule inside a site that the error may come from, from the report on
+    the site: the only rule, or those without which the derivative changes by more than the relative
+    error `same`; the latter report if there is none.
     """
-    inside = [inner for inner in equations_inside(eqn) if has_custom_rule(inner)]
-    if len({line_of_rule(inner) for inner in inside}) != 1:
-        return report
-    names = list(argument_paths(inside[0]).values())
+    inside = {line_of_rule(e): e for e in equations_inside(site.eqn) if has_custom_rule(e)}
+    if len(inside) > 1:
+        change = functools.partial(_change_without, site, record, number, dtype)
+        inside = {place: eqn for place, eqn in inside.items() if change(place) > same}
+    return [_of_inner(report, eqn) for eqn in inside.values()] or [report]
+
+
+def _change_without(site: Site, record: Record, number: int, dtype: Any, place: str) -> float:
+    """The relative change of the derivative of a site without the rule at a place; 0 if there is no
+    such derivative.
+    """
+
+    def kept(eqn, inputs, evaluation):
+        is_it = line_of_rule(eqn) == place
+        return evaluation(called(eqn), inputs) if is_it else bind(eqn, inputs)
+
+    # In the dtypes of the site: nothing is narrower than half precision.
+    own = Evaluation(jnp.float16, {**RULES, **dict.fromkeys(rule_primitives(), kept)}, set())
+    call = lambda full: own.step(site.eqn, list(full))  # noqa: E731
+    pull = vjp_of(call, site.eqn, site.active, site.asked, dtype)
+    if pull is None:
+        return 0.0
+    with wide_arithmetic(dtype):
+        inputs = [record.values[s] for s in site.inputs]
+        without = pull(inputs, [record.cotangents[site.outputs[j]] for j in site.asked])
+    pairs = zip(without, record.pulled[number], strict=True)
+    return max(relative_error(x, y) for x, y in pairs)
+
+
+def _of_inner(report: RuleReport, eqn: Equation) -> RuleReport:
+    """The report on a custom rule inside an equation, from the report on the equation."""
+    names = list(argument_paths(eqn).values())
     path = names[0] if len(names) == 1 else f"{report.name}[{report.argument}]"
-    return of_rule(report, inside[0])._replace(path=path)
+    return of_rule(report, eqn)._replace(path=path)
 
 
 def _changes(site: Site) -> Callable:

@@ -43,8 +43,8 @@ from jaxnn.checking.questions._sites import (
     line_of_rule,
     named,
     of_site,
-    only_rule_inside,
     projected,
+    rules_inside,
     wrong_solve,
 )
 from jaxnn.checking.questions.solvers import (
@@ -260,8 +260,9 @@ def wrong_rules(
             continue
         named_at.add(place)
         if not rules:
-            inside = only_custom and not has_custom_rule(site.eqn)
-            found.append(only_rule_inside(report, site.eqn) if inside else report)
+            is_custom = only_custom and not has_custom_rule(site.eqn)
+            inside = (site, record, number, tape.dtype, _same(report))
+            found += rules_inside(report, *inside) if is_custom else [report]
     worst: dict[Any, RuleReport] = {}
     for report in found:  # one report per rule and line
         line = report.line.file, report.line.line
@@ -300,8 +301,13 @@ def _inside(
     asked = (wrong_rules(tape_of(tape, one), one.inputs, one.seeds, **how) for one in seeded)
     rules = next(filter(None, asked), [])
     has_own = has_custom_rule(tape.sites[number].eqn)
-    same = max(SAME, NEARLY * report.difference) if report is not None else SAME
-    return [] if rules and has_own and not _passes_on(tape, record, number, same) else rules
+    is_own = has_own and not _passes_on(tape, record, number, _same(report)) if rules else False
+    return [] if is_own else rules
+
+
+def _same(report: RuleReport | None) -> float:
+    """Up to which relative error two derivatives are the same, beside that of a wrong rule."""
+    return max(SAME, NEARLY * report.difference) if report is not None else SAME
 
 
 def _passes_on(tape: Tape, record: Record, number: int, same: float) -> bool:
