@@ -532,6 +532,22 @@ def test_a_gradient_that_loses_all_digits_on_the_way_is_imprecise():
 
 
 @pytest.mark.promotes
+@pytest.mark.parametrize("factor, verdict", [(1.0, "unresolved"), (1.1, "differs")])
+def test_a_solver_that_converges_slowly_explains_an_error_that_it_halves_and_no_wrong_rule(
+    factor, verdict
+):
+    @jax.custom_jvp
+    def root(a):
+        step = lambda x: x + 0.031 * (a - x) ** 3  # noqa: E731
+        return jax.lax.while_loop(lambda x: a - x > 0.31, step, jnp.zeros_like(a))
+
+    root.defjvp(lambda a, da: (root(*a), factor * da[0]))
+    report = check_gradient(lambda a: jnp.sin(a) + root(a), jnp.float32(1))
+    assert report.verdict == verdict
+    assert ("if the inner solver iterates longer" in report.leaves[0].hint) == (factor == 1)
+    assert [rule.name for rule in report.rules] == ["root"] * (factor != 1)
+
+
 @pytest.mark.parametrize("off", [0, 0.3])
 def test_the_rule_around_a_solver_that_stopped_early_is_not_to_blame(off):
     """The solution is 2 b; the solver, which counts its steps, stops at 1.75 b."""

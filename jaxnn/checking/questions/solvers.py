@@ -11,7 +11,7 @@ from jax.extend.core import primitives
 
 from jaxnn.checking.evidence import Verdict, norm
 from jaxnn.checking.findings import LeafReport
-from jaxnn.checking.further import LOOSE, has_solver
+from jaxnn.checking.further import has_solver
 from jaxnn.checking.measure import Checked, measure
 from jaxnn.checking.patterns import SYMMETRIC
 from jaxnn.checking.slope import RATIO
@@ -28,6 +28,9 @@ from jaxnn.numerical.interpret import (
 # gradient of the steps taken, not of the solution; and if the gradient is off by more, it is not
 # correct to a tolerance.
 STEADY = 0.1
+# A solver that ran further explains an error if the digits that it gained are as many, and what is
+# left is below this fraction.
+GAINED, STILL_OFF = 0.5, 0.01
 # A claim is the slope over coarse steps, rather than over fine ones, if it is that much closer.
 MUCH_CLOSER = 0.25
 
@@ -60,7 +63,7 @@ def _within_tolerance(
     leaf: LeafReport, further: LeafReport, gradient: Any, gradient_further: Any
 ) -> LeafReport:
     """The report on a leaf, after the solver inside was run further."""
-    closer = further.digits > max(leaf.digits + 1, -np.log10(LOOSE))
+    closer = further.digits > max(leaf.digits + GAINED, -np.log10(STILL_OFF))
     if leaf.verdict is not Verdict.DIFFERS or not (further.verdict.ok or closer):
         return leaf
     gradient, gradient_further = (
