@@ -633,7 +633,7 @@ FAULTS = (
     Fault(
         "a rule inside a function is blamed for the function's own",
         "checking/questions/rules.py",
-        "return [] if rules and has_own and not _passes_on(tape, record, number, same) else rules",
+        "return [] if is_own else rules",
         "return rules",
         "test_explain.py -k of_two_rules",
     ),
@@ -790,6 +790,20 @@ FAULTS = (
         "if number == watcher.points and not any",
         "if number == watcher.points and any",
         "test_watch.py -k 'is_0_at_first'",
+    ),
+    Fault(
+        "the function is traced anew at each point beside a corner",
+        "checking/measure.py",
+        "if programs is None or check.settings.by_hand is not None:",
+        "if True:",
+        "test_corners.py -k no_trace",
+    ),
+    Fault(
+        "what JAX cannot trace is tried each time",
+        "checking/programs.py",
+        "if refused is None:",
+        "if refused is not False:",
+        "test_programs.py -k tried_once",
     ),
     Fault(
         "XLA is interrupted",

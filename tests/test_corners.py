@@ -131,3 +131,15 @@ def test_kinks_where_right_rules_do_not_add_up_are_named(f, x, named):
     assert leaf.verdict == ("differs" if named else "agrees")
     assert ("choices at kinks need not add up" in leaf.hint) == bool(named)
     assert all(re.search(f"`{name}` at .*test_corners.py:", leaf.hint) for name in named)
+
+
+def test_points_beside_a_corner_need_no_trace_of_the_function():
+    traces = []
+
+    def f(x):
+        traces.append(x)
+        return jnp.sum(jnp.abs(x))
+
+    assert check_gradient(f, jnp.ones(3)).ok
+    smooth, traces = len(traces), []
+    assert check_gradient(f, jnp.zeros(3)).verdict == "kink" and len(traces) == smooth

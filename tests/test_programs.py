@@ -24,7 +24,7 @@ from slow import slow_but
 import jaxnn
 from jaxnn import _programs
 from jaxnn._arguments import Skeleton
-from jaxnn.checking.programs import Programs
+from jaxnn.checking.programs import Programs, _if_possible
 from jaxnn.numerical.identity import same_program
 from jaxnn.training import objective
 from jaxnn.training.run import Run
@@ -523,3 +523,15 @@ def test_a_primitive_that_refuses_its_own_dtype_once_float64_is_enabled_is_check
     batching.primitive_batchers[cube] = lambda xs, axes: (cube.bind(*xs), axes[0])
     f = lambda x: jnp.sum(jax.nn.relu(cube.bind(x)))  # noqa: E731
     assert jaxnn.check_gradient(f, X).verdict == "agrees"
+
+
+def test_what_jax_cannot_trace_is_tried_once():
+    tried = []
+
+    def f(x):
+        tried.append(x)
+        raise ValueError("no reverse mode")
+
+    derived = _if_possible(jax.jit(f))
+    assert derived(1.0) is None and derived(1.0) is None and len(tried) == 1
+    assert _if_possible(jax.jit(jnp.sin))(0.0) == 0

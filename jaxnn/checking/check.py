@@ -192,9 +192,8 @@ def asked(checked: Checked) -> Checked:
 def _report(
     checked: Checked, digits: float | int | None, argnums: tuple[int, ...]
 ) -> GradientReport:
-    """The report, with the worst leaf first; on ties, those come first of which more is known."""
-    told = lambda leaf: bool(leaf.entries or leaf.pattern)  # noqa: E731
-    by = lambda leaf: (-leaf.verdict.rank, not told(leaf), leaf.digits)  # noqa: E731
+    """The report, with the worst leaf first; on ties, leaves with entries come first."""
+    by = lambda leaf: (-leaf.verdict.rank, not leaf.entries, leaf.digits)  # noqa: E731
     leaves = tuple(sorted(map(_with_hint_if_off, checked.leaves), key=by))
     verdict = max([checked.least, *(leaf.verdict for leaf in leaves)])
     call = checked.check.call

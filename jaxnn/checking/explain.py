@@ -149,7 +149,7 @@ def explain(
         wrong = rules.ask(checked)
         # What a solver's rule gives to one argument may be due to another: the whole tells.
         users = [rule for rule in wrong if rule.is_users]
-        if users != wrong and not rules.applies(measure(checked.check)):
+        if users != wrong and not rules.applies(measure(checked.check, programs)):
             wrong = users
         status.say("counting digits")
         lost = losses(point, programs, claims, claims.forward, range(len(point.leaves)))

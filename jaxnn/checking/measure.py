@@ -187,10 +187,16 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
-def measure(check: Check) -> Checked:
-    """The results of all stages, run in order."""
+def measure(check: Check, programs: Programs | Untraced | None = None) -> Checked:
+    """The results of all stages, run in order.
+
+    Args:
+      check: the check.
+      programs: those of the same function at another point, if they are known.
+    """
     call, point = check.call, check.point
-    programs = prepare(call, point, check.settings)
+    if programs is None or check.settings.by_hand is not None:  # which belongs to its point
+        programs = prepare(call, point, check.settings)
     claims = programs.claims(point)
     located: dict[int, Located] = {}
 

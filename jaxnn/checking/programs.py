@@ -236,9 +236,10 @@ class Programs:
         try:
             with wide_arithmetic(dtype):
                 leaves = [widen_leaf(x, dtype) for x in point.leaves]
-                return self._unpacked(way(self.consts, leaves, point.data))
-        except Exception:  # a loop without a reverse mode, a host callback, or a faulty rule
+                found = way(self.consts, leaves, point.data)
+        except Exception:  # a host callback may raise anything
             return None
+        return None if found is None else self._unpacked(found)
 
     def _unpacked(self, gradient: Sequence[Any]) -> list[Any]:
         return [looked_at(g) for g in self.compiled.packing.unpack(gradient)]
@@ -424,7 +425,7 @@ def _compile(
             of = lambda moved, _: value(leaves, moved, (consts, data))  # noqa: E731
             return packing.pack(derive(of)(leaves, data)[1])
 
-        return jax.jit(gradient, compiler_options=compiler_options(values.jaxpr))
+        return _if_possible(jax.jit(gradient, compiler_options=compiler_options(values.jaxpr)))
 
     stopping = by(jax.value_and_grad, through=False) if stops(scalar) else None
     value, wide = moving_by(rules), widened(both, dtype, rules)
@@ -443,6 +444,26 @@ def _compile(
         packing=packing,
         narrow=left_narrow(scalar, dtype),
     )
+
+
+def _if_possible(derived: Any) -> Callable:
+    """A jitted function that returns None if JAX cannot trace it, because of a loop without a
+    reverse mode or a faulty rule. This is tried once, as it can take longer than all else.
+    """
+    refused: bool | None = None
+
+    def call(*given):
+        nonlocal refused
+        if refused is None:
+            try:
+                derived.trace(*given)
+            except Exception:
+                refused = True
+            else:
+                refused = False
+        return None if refused else derived(*given)
+
+    return call
 
 
 def _is_unchanged(program: Program, dtype: Any) -> bool:

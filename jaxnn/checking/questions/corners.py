@@ -44,7 +44,10 @@ def ask(checked: Checked) -> tuple[list[Checked], list[list[Any]]]:
     first = next(points)
     opposite = Point([x - (y - x) for x, y in zip(here, first.leaves, strict=True)], data)
     beside = [
-        measure(check._replace(call=check.call.at(point.leaves, data[0]), point=point))
+        measure(
+            check._replace(call=check.call.at(point.leaves, data[0]), point=point),
+            checked.programs,
+        )
         for point in (first, opposite)
     ]
     outside = any(entry.verdict.wrong for leaf in checked.leaves for entry in leaf.entries)
