@@ -32,7 +32,7 @@ from jaxnn.numerical.interpret import (
     shard_map_parts,
     trace_context,
 )
-from jaxnn.numerical.sources import rule_source
+from jaxnn.numerical.sources import rule_source, source
 
 X = jnp.array([0.5, 1.5, 2.5])
 LIKE = jax.ShapeDtypeStruct((), np.float32)
@@ -279,6 +279,14 @@ def test_where_a_users_rule_stands_is_kept_with_its_call():
         (eqn,) = jax.make_jaxpr(f)(X).eqns
         place = f"{__file__}:{of_rule.__code__.co_firstlineno} (<lambda>)"
         assert rule_source(eqn) == place
+
+
+def test_a_function_of_jaxs_with_a_rule_of_the_users_keeps_its_name():
+    """`sources.source`: it is not called like the line that calls it."""
+    tanh = jax.custom_vjp(lax.tanh)
+    tanh.defvjp(lambda x: (lax.tanh(x), None), lambda _, ct: (ct,))
+    (eqn,) = jax.make_jaxpr(lambda x: tanh(x))(X).eqns
+    assert source(eqn)[0] == "tanh" and "lax.py" in source(eqn)[1]
 
 
 def test_numbers_in_a_program_keep_the_dtypes_of_its_trace():

@@ -195,7 +195,7 @@ def measure(check: Check, programs: Programs | Untraced | None = None) -> Checke
       programs: those of the same function at another point, if they are known.
     """
     call, point = check.call, check.point
-    if programs is None or check.settings.by_hand is not None:  # which belongs to its point
+    if programs is None or check.settings.by_hand is not None:  # the latter is at its point
         programs = prepare(call, point, check.settings)
     claims = programs.claims(point)
     located: dict[int, Located] = {}

@@ -44,10 +44,14 @@ def plain(value: Any) -> Any:
 
 def subject_of(order: int, function: str, argnums: Sequence[int]) -> str:
     """What was differentiated, in words: the derivative, the function, and which arguments."""
-    what = {1: "gradient", 2: "Hessian"}.get(order, f"derivative of order {order}")
     several = "arguments" if len(argnums) > 1 else "argument"
     by = f" with respect to {several} {', '.join(map(str, argnums))}"
-    return f"{what} of {function}{by if argnums else ''}"
+    return f"{what_of(order)} of {function}{by if argnums else ''}"
+
+
+def what_of(order: int) -> str:
+    """The name of a derivative."""
+    return {1: "gradient", 2: "Hessian"}.get(order, f"derivative of order {order}")
 
 
 def painted(verdict: Verdict, text: str) -> str:
@@ -142,6 +146,11 @@ class GradientReport:
         seen = leaf.verdict is not Verdict.KINK and leaf.is_off
         right = min(leaf.digits, leaf.own_dtype_digits) if seen else leaf.own_dtype_digits
         return right < self.digits
+
+    @property
+    def what(self) -> str:
+        """The name of the derivative that was checked."""
+        return what_of(self.order)
 
     @property
     def subject(self) -> str:

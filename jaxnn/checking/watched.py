@@ -53,7 +53,6 @@ class Place(NamedTuple):
     Attributes:
       line: the line that took it.
       function: name of the differentiated function.
-      subject: what was taken, in words: "gradient of loss with respect to argument 1".
       calls: how often the gradient was taken; 0 if that was not counted.
       reports: the checks, one for each point.
       not_finite: where NaN or infinity first appears, and why; None if it never did.
@@ -63,11 +62,11 @@ class Place(NamedTuple):
       went_on: if later gradients are finite and the program expects such a call, the sign of that:
         the value was not finite either, as when a sampler rejects a step that went too far, or the
         range of float16 was exceeded, as when a loss is scaled; else empty.
+      subject: what was taken, in words: "gradient of loss with respect to argument 1".
     """
 
     line: SourceLine
     function: str
-    subject: str
     calls: int
     reports: tuple[GradientReport, ...] = ()
     not_finite: Explanation | None = None
@@ -75,6 +74,7 @@ class Place(NamedTuple):
     inputs: dict[str, Any] = {}
     trouble: str = ""
     went_on: str = ""
+    subject: str = ""
 
     @property
     def is_wrong(self) -> bool:
@@ -316,7 +316,7 @@ def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
             )
             trouble = taken.trouble or ("" if taken.points or taken.bad else unseen)
             subject = subject_of(taken.form.order, taken.name, _told_apart(taken.argnums))
-            place = Place(taken.line, taken.name, subject, taken.calls, trouble=trouble)
+            place = Place(taken.line, taken.name, taken.calls, trouble=trouble, subject=subject)
             if rest > 0:
                 with _at_most(rest) as is_over:
                     place = _judged(taken, place, watcher)
@@ -357,7 +357,7 @@ def _judged(taken: Taken, place: Place, watcher: Watcher) -> Place:
                     not_finite=found,
                     call=taken.bad_call,
                     inputs=_inputs(taken, bad),
-                    went_on=_expected(found, bad, taken.function(bad)(*args)) * taken.went_on,
+                    went_on=_sign(taken, found, args) if taken.went_on else "",
                 )
         for number, point in enumerate(taken.points):
             if number == watcher.points and not any(map(_says_little, reports)):
@@ -371,11 +371,13 @@ def _judged(taken: Taken, place: Place, watcher: Watcher) -> Place:
     return place._replace(reports=tuple(reports))
 
 
-def _expected(found: Explanation, point: Point, outputs: Any) -> str:
-    """The sign that a program expects a gradient that is not finite; empty if there is none."""
+def _sign(taken: Taken, found: Explanation, args: Sequence[Any]) -> str:
+    """The sign that a program expects its gradient not to be finite; empty if there is none."""
+    assert taken.bad is not None
+    outputs = taken.function(taken.bad)(*args)
     if not all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(outputs)):
         return "nor was the value"
-    computed = (v.aval for eqn in equations(point.program) for v in eqn.outvars)
+    computed = (v.aval for eqn in equations(taken.bad.program) for v in eqn.outvars)
     is_half = any(getattr(x, "dtype", None) == np.float16 for x in computed)
     return "beyond the range of float16" if is_half and found.finite_in_float64 else ""
 
@@ -430,8 +432,9 @@ def _at_most(seconds: float) -> Iterator[Any]:
         wait = min(seconds, threading.TIMEOUT_MAX)
         while not ended.wait(wait):  # the first interruption ends a check's search, a second all
             over.set()
-            wait = LOOK if (waits := _is_compiling()) else AGAIN
-            if not waits:
+            compiles = _is_compiling()
+            wait = LOOK if compiles else AGAIN
+            if not compiles:
                 _thread.interrupt_main()
 
     if threading.current_thread() is threading.main_thread():

@@ -22,14 +22,15 @@ from jaxnn.numerical.interpret import (
 
 # The folder in which packages are installed.
 PACKAGES = f"{os.sep}site-packages{os.sep}"
+_JAX = os.path.join(os.path.dirname(jax.__file__), "")
 # Where JAX has functions such as `softmax` and `solve`.
 _OWN_FUNCTIONS = tuple(
-    os.path.join(os.path.dirname(jax.__file__), "_src", part)
+    os.path.join(_JAX, "_src", part)
     for part in ("numpy", "scipy", "nn", "ops", os.path.join("lax", "linalg"))
 )
 # Where `jax.custom_gradient` and `jax.lax.custom_root` make rules out of the user's functions.
 _CUSTOM_GRADIENT, _CUSTOM_ROOT = (
-    os.path.join(os.path.dirname(jax.__file__), "_src", part)
+    os.path.join(_JAX, "_src", part)
     for part in ("custom_derivatives.py", os.path.join("lax", "control_flow", "solves.py"))
 )
 # How many of the user's calls around an equation are looked at.
@@ -47,12 +48,13 @@ def source(eqn: Equation) -> tuple[str, str]:
         return ("custom_root", "") if is_root else (type(composite).__name__, place)
     jaxpr = composite.traced.jaxpr if composite is not None else opened(called(eqn))[0]
     name, _, place = jaxpr.debug_info.func_src_info.partition(" at ")
-    if place.startswith(_CUSTOM_GRADIENT):  # it wraps the user's function
-        user = unwrapped(eqn.params["fwd_jaxpr_thunk"].f)
+    if place.startswith(_CUSTOM_GRADIENT) and "fwd_jaxpr_thunk" in eqn.params:
+        user = unwrapped(eqn.params["fwd_jaxpr_thunk"].f)  # JAX wraps the user's function there
         return user.__name__, _place_of(user)
     if place.startswith(_CUSTOM_ROOT):  # its rule is made of what the user's line gives it
         return "custom_root", ""
-    if PACKAGES in place and PACKAGES not in rule_source(eqn):  # a wrapped function of the user's
+    rule = "" if place.startswith(_JAX) else rule_source(eqn)
+    if PACKAGES in place and rule and PACKAGES not in rule:  # a library wraps the user's function
         inside = (line.removesuffix(")").partition(" (") for line in map(line_of, jaxpr.eqns))
         user = ((name, place) for place, _, name in inside if place and PACKAGES not in place)
         return next(user, (name, place))
@@ -85,7 +87,7 @@ def rule_source(eqn: Equation, argument: int | None = None) -> str:
     if (inside := unwrapped(rule.f, which)) is not rule.f:
         return _source_of(inside)
     name, _, place = rule.debug_info.func_src_info.partition(" at ")
-    its_own = not place or place.startswith(os.path.join(os.path.dirname(jax.__file__), ""))
+    its_own = not place or place.startswith(_JAX)
     return "" if its_own else f"{place} ({name})"
 
 
