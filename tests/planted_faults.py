@@ -430,7 +430,7 @@ FAULTS = (
     Fault(
         "a rule of defjvps is that of the first argument",
         "numerical/sources.py",
-        "inside = inside[chosen]",
+        "inside = inside[chosen or 0]",
         "inside = inside[0]",
         "test_explain.py -k of_several_rules_of_defjvps",
     ),

@@ -114,13 +114,14 @@ def unwrapped(f: Callable, which: tuple[int, int | None] = (1, 0), depth: int = 
 
 
 def _in_closure(f: Any, size: int, chosen: int | None) -> list[Any]:
-    """What a function closes over; of a tuple of some size, the chosen item."""
+    """What a function closes over; of a tuple of some size, the chosen item, or its only one."""
     held: list[Any] = []
     for cell in f.__closure__ or ():
         with contextlib.suppress(ValueError):  # an empty cell
             inside = cell.cell_contents
-            if isinstance(inside, tuple) and len(inside) == size and chosen is not None:
-                inside = inside[chosen]
+            is_chosen = chosen is not None or size == 1
+            if isinstance(inside, tuple) and len(inside) == size and is_chosen:
+                inside = inside[chosen or 0]
             held.append(inside)
     return held
 
