@@ -800,9 +800,9 @@ FAULTS = (
     ),
     Fault(
         "the function is traced anew at each point beside a corner",
-        "checking/measure.py",
-        "if programs is None or check.settings.by_hand is not None:",
-        "if True:",
+        "checking/questions/corners.py",
+        "again = known if checked.is_automatic else measure",
+        "again = measure",
         "test_corners.py -k no_trace",
     ),
     Fault(

@@ -10,7 +10,7 @@ import numpy as np
 from jaxnn._arguments import Partition, Where, floating_argnums
 from jaxnn._validate import how_to_be_traced, require_callable, require_mapping
 from jaxnn.checking.findings import Birth, DigitsLost, RuleReport
-from jaxnn.checking.measure import Check, Checked, measure, require_outermost, undisturbed
+from jaxnn.checking.measure import Check, Checked, measure_by, require_outermost, undisturbed
 from jaxnn.checking.packed import count_not_finite
 from jaxnn.checking.page import text_fragment
 from jaxnn.checking.precision import losses
@@ -149,7 +149,7 @@ def explain(
         wrong = rules.ask(checked)
         # What a solver's rule gives to one argument may be due to another: the whole tells.
         users = [rule for rule in wrong if rule.is_users]
-        if users != wrong and not rules.applies(measure(checked.check, programs)):
+        if users != wrong and not rules.applies(measure_by(programs, checked.check)):
             wrong = users
         status.say("counting digits")
         lost = losses(point, programs, claims, claims.forward, range(len(point.leaves)))

@@ -187,16 +187,16 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
-def measure(check: Check, programs: Programs | Untraced | None = None) -> Checked:
-    """The results of all stages, run in order.
+def measure(check: Check) -> Checked:
+    """The results of all stages, run in order."""
+    return measure_by(prepare(check.call, check.point, check.settings), check)
 
-    Args:
-      check: the check.
-      programs: those of the same function at another point, if they are known.
+
+def measure_by(programs: Programs | Untraced, check: Check) -> Checked:
+    """The results of all stages, by the programs of the same function at this or another point. A
+    gradient by hand must be one at this point.
     """
     call, point = check.call, check.point
-    if programs is None or check.settings.by_hand is not None:  # the latter is at its point
-        programs = prepare(call, point, check.settings)
     claims = programs.claims(point)
     located: dict[int, Located] = {}
 

@@ -110,15 +110,19 @@ class Place(NamedTuple):
         told, numbered = self.not_finite is not None, enumerate(self.reports, start=1)
         return [(k, r) for k, r in numbered if not (told and r.verdict is Verdict.NOT_FINITE)]
 
+    @property
+    def _least(self) -> str:
+        """To how many digits leaves agree at all points."""
+        agreeing = [report for _, report in self._shown if report.verdict is Verdict.AGREES]
+        known = [leaf.digits for report in agreeing for leaf in report.leaves if not leaf.hint]
+        return f", to at least {min(known):.1f} digits" if known else ""
+
     def _summary(self) -> str:
         found, places = [self.trouble] if self.trouble else [], ("", "")
         if self.not_finite is not None:
             once = f"not finite in call {self.call:,}" if self.call else "not finite"
             found.append(once + (f", {self.went_on}; finite again later" if self.went_on else ""))
             places = "at the first point, ", "at a later point, "
-        agreeing = [report for _, report in self._shown if report.verdict is Verdict.AGREES]
-        known = [leaf.digits for report in agreeing for leaf in report.leaves if not leaf.hint]
-        least = f", to at least {min(known):.1f} digits" if known else ""
         for number, report in self._shown:
             first = places[number > 1]
             if report.verdict is not Verdict.AGREES:
@@ -127,7 +131,7 @@ class Place(NamedTuple):
             cut = [leaf.path for leaf in report.leaves if leaf.hint.startswith(CUT_OFF)]
             if right := len(report.leaves) - len(cut):
                 several = "leaf agrees" if right == 1 else "leaves agree"
-                found.append(f"{first}{right} {several}{least}")
+                found.append(f"{first}{right} {several}{self._least}")
             if cut:
                 found.append(f"{CUT_OFF}: {', '.join(first_of(cut))}")
         found = list(dict.fromkeys(found)) or [OVER]

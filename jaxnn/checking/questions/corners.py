@@ -5,6 +5,7 @@ accuse a correct gradient, and the interval between them hides a wrong one. So t
 at two points beside this one, on opposite sides of it, where the function is smooth.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import Entry, LeafReport
-from jaxnn.checking.measure import Checked, measure
+from jaxnn.checking.measure import Checked, measure, measure_by
 from jaxnn.checking.moves import scales_of
 from jaxnn.checking.settings import Point
 
@@ -43,11 +44,10 @@ def ask(checked: Checked) -> tuple[list[Checked], list[list[Any]]]:
     points = (Point([_beside(x, rng) for x in here], data) for _ in range(AROUND))
     first = next(points)
     opposite = Point([x - (y - x) for x, y in zip(here, first.leaves, strict=True)], data)
+    known = functools.partial(measure_by, checked.programs)
+    again = known if checked.is_automatic else measure
     beside = [
-        measure(
-            check._replace(call=check.call.at(point.leaves, data[0]), point=point),
-            checked.programs,
-        )
+        again(check._replace(call=check.call.at(point.leaves, data[0]), point=point))
         for point in (first, opposite)
     ]
     outside = any(entry.verdict.wrong for leaf in checked.leaves for entry in leaf.entries)
