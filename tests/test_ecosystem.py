@@ -57,6 +57,22 @@ def test_an_equinox_gradient(mlp):
     assert {leaf.verdict for leaf in report.leaves} == {"differs"}
 
 
+def test_an_equinox_rule_bears_the_users_name_and_lines():
+    eqx = library("equinox")
+
+    @eqx.filter_custom_jvp
+    def act(x):
+        return jnp.tanh(x)
+
+    @act.def_jvp
+    def slope(primals, tangents):
+        return act(*primals), 2 * tangents[0]
+
+    (rule,) = check_gradient(lambda x: jnp.sum(act(x)), X).rules
+    assert (rule.name, rule.rule.function.rpartition(".")[2]) == ("act", "slope")
+    assert rule.line.text.startswith("(rule,) = ")
+
+
 def test_leaves_of_an_equinox_module_are_chosen(mlp):
     eqx = library("equinox")
     none = jax.tree.map(lambda _: False, mlp)

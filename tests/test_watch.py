@@ -1,6 +1,7 @@
 """Watching: what is caught, what the report says, and that nothing of the program changes."""
 
 import _thread
+import contextlib
 import dataclasses
 import functools
 import json
@@ -348,6 +349,7 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_call_and_inputs(how, tm
     (place,) = watched.report.places
     assert watched.report.exit_code == 1 and place.is_wrong
     assert place.not_finite.births[0].operation == "sqrt"
+    assert not place.not_finite.finite_in_float64
     if how in ("eager", "scan"):
         assert place.call == 4 and "not finite in call 4" in str(place)
     (file,) = watched.report.save_inputs(tmp_path)
@@ -390,6 +392,7 @@ def test_a_scaled_loss_may_exceed_the_range_of_half_precision(dtype, code):
     (place,) = watched.report.places
     assert watched.report.exit_code == code and place.not_finite.finite_in_float64
     assert ("beyond the range of float16; finite again later" in str(place)) == (code == 0)
+    assert str(place.not_finite).endswith("the same gradient in float64 is finite")
 
 
 def test_gradients_in_one_line_are_told_apart():
@@ -1223,6 +1226,19 @@ def test_a_check_that_was_cut_off_shows_no_table_of_what_is_not_known():
     (place,) = watched.report.places
     assert place.reports == () and str(place).endswith("the time budget ran out")
     assert watched.report.exit_code == 2
+
+
+@pytest.mark.parametrize("factor, reports", [(1.0, 0), (1.1, 1)])
+def test_of_a_check_that_was_cut_off_what_is_wrong_remains(monkeypatch, factor, reports):
+    at_once = lambda seconds: contextlib.nullcontext(lambda: True)  # noqa: E731
+    monkeypatch.setattr(watched_module, "_at_most", at_once)
+    rule = jax.custom_jvp(jnp.sin)
+    rule.defjvp(lambda x, dx: (jnp.sin(*x), factor * jnp.cos(*x) * dx[0]))
+    with watching() as watched:
+        jax.grad(rule)(1.0)
+    (place,) = watched.report.places
+    assert len(place.reports) == reports and place.is_wrong == bool(reports)
+    assert "the time budget ran out" in str(place)
 
 
 def test_points_that_agree_share_a_text():

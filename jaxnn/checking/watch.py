@@ -46,7 +46,7 @@ from jaxnn.numerical.interpret import (
     varied,
     varying,
 )
-from jaxnn.numerical.sources import name_of
+from jaxnn.numerical.sources import JAX_FOLDER, name_of
 
 # How many kinds of one gradient are noted, such as for other shapes.
 KINDS = 100
@@ -542,7 +542,7 @@ _LIBRARIES = tuple(
 )
 _HERE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 # Code between the user's line and this module: of this package, of JAX, and of Python's imports.
-_BETWEEN = (_HERE, os.path.join(os.path.dirname(jax.__file__), ""), "<frozen ")
+_BETWEEN = (_HERE, JAX_FOLDER, "<frozen ")
 _OWN = tuple(os.path.join(_HERE, part, "") for part in ("checking", "numerical"))
 
 

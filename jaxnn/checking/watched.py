@@ -37,6 +37,7 @@ from jaxnn.checking.report import GradientError, GradientReport, plain, subject_
 from jaxnn.checking.scalar import rules_of
 from jaxnn.checking.watch import Point, Taken, Watcher
 from jaxnn.numerical.interpret import equations
+from jaxnn.numerical.sources import JAX_FOLDER
 
 # Seconds spent checking, by default.
 BUDGET = 60.0
@@ -44,7 +45,8 @@ BUDGET = 60.0
 # whether XLA has ended compiling.
 AGAIN, LOOK = 5.0, 0.1
 OVER = "not checked: the time budget ran out"
-_COMPILER = os.path.join(os.path.dirname(jax.__file__), "_src", "compiler.py")
+# The module of JAX that calls XLA.
+_COMPILER = os.path.join(JAX_FOLDER, "_src", "compiler.py")
 
 
 class Place(NamedTuple):
@@ -59,9 +61,9 @@ class Place(NamedTuple):
       call: number of the first call whose gradient is not finite; 0 if none, or not counted.
       inputs: the inputs of that call by their paths.
       trouble: why it was not checked, or "".
-      went_on: if later gradients are finite and the program expects such a call, the sign of that:
-        the value was not finite either, as when a sampler rejects a step that went too far, or the
-        range of float16 was exceeded, as when a loss is scaled; else empty.
+      went_on: why the program seems to expect such a call, if later gradients are finite: the value
+        was not finite either, as when a sampler rejects a step that went too far, or the range of
+        float16 was exceeded, as when a loss is scaled; else empty.
       subject: what was taken, in words: "gradient of loss with respect to argument 1".
     """
 
@@ -361,7 +363,7 @@ def _judged(taken: Taken, place: Place, watcher: Watcher) -> Place:
                     not_finite=found,
                     call=taken.bad_call,
                     inputs=_inputs(taken, bad),
-                    went_on=_sign(taken, found, args) if taken.went_on else "",
+                    went_on=_why_expected(taken, found, args) if taken.went_on else "",
                 )
         for number, point in enumerate(taken.points):
             if number == watcher.points and not any(map(_says_little, reports)):
@@ -375,8 +377,8 @@ def _judged(taken: Taken, place: Place, watcher: Watcher) -> Place:
     return place._replace(reports=tuple(reports))
 
 
-def _sign(taken: Taken, found: Explanation, args: Sequence[Any]) -> str:
-    """The sign that a program expects its gradient not to be finite; empty if there is none."""
+def _why_expected(taken: Taken, found: Explanation, args: Sequence[Any]) -> str:
+    """Why a program seems to expect that its gradient is not finite; empty if it does not."""
     assert taken.bad is not None
     outputs = taken.function(taken.bad)(*args)
     if not all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(outputs)):

@@ -22,15 +22,17 @@ from jaxnn.numerical.interpret import (
 
 # The folder in which packages are installed.
 PACKAGES = f"{os.sep}site-packages{os.sep}"
-_JAX = os.path.join(os.path.dirname(jax.__file__), "")
+# The folder of JAX.
+JAX_FOLDER = os.path.join(os.path.dirname(jax.__file__), "")
 # Where JAX has functions such as `softmax` and `solve`.
 _OWN_FUNCTIONS = tuple(
-    os.path.join(_JAX, "_src", part)
+    os.path.join(JAX_FOLDER, "_src", part)
     for part in ("numpy", "scipy", "nn", "ops", os.path.join("lax", "linalg"))
 )
-# Where `jax.custom_gradient` and `jax.lax.custom_root` make rules out of the user's functions.
+# Where `jax.custom_gradient` wraps the user's function, and `jax.lax.custom_root` makes a rule of
+# several.
 _CUSTOM_GRADIENT, _CUSTOM_ROOT = (
-    os.path.join(_JAX, "_src", part)
+    os.path.join(JAX_FOLDER, "_src", part)
     for part in ("custom_derivatives.py", os.path.join("lax", "control_flow", "solves.py"))
 )
 # How many of the user's calls around an equation are looked at.
@@ -41,23 +43,29 @@ def source(eqn: Equation) -> tuple[str, str]:
     """The name of the function that a custom-rule call wraps, and its file and line; no file if JAX
     itself makes the rule of several functions.
     """
+    name, place = _declared(eqn)
+    if place.startswith(_CUSTOM_ROOT):
+        return "custom_root", ""
+    if place.startswith(_CUSTOM_GRADIENT) and "fwd_jaxpr_thunk" in eqn.params:
+        user = unwrapped(eqn.params["fwd_jaxpr_thunk"].f)
+        return user.__name__, _place_of(user)
+    if PACKAGES in place and not place.startswith(JAX_FOLDER):
+        rule = rule_source(eqn)
+        if rule and PACKAGES not in rule:  # a library wraps the user's function
+            lines = map(line_of, opened(called(eqn))[0].eqns)
+            inside = (line.removesuffix(")").partition(" (") for line in lines)
+            users = ((f, at) for at, _, f in inside if at and PACKAGES not in at)
+            name, place = next(users, (name, place))
+    return name.rpartition("<locals>.")[2], place
+
+
+def _declared(eqn: Equation) -> tuple[str, str]:
+    """The name, file and line under which JAX knows the function of a custom-rule call."""
     composite = unmapped(composite_of(eqn))
     if composite is not None and not hasattr(composite, "traced"):
-        place = _place_of(type(composite).expand)
-        is_root = place.startswith(_CUSTOM_ROOT)
-        return ("custom_root", "") if is_root else (type(composite).__name__, place)
+        return type(composite).__name__, _place_of(type(composite).expand)
     jaxpr = composite.traced.jaxpr if composite is not None else opened(called(eqn))[0]
     name, _, place = jaxpr.debug_info.func_src_info.partition(" at ")
-    if place.startswith(_CUSTOM_GRADIENT) and "fwd_jaxpr_thunk" in eqn.params:
-        user = unwrapped(eqn.params["fwd_jaxpr_thunk"].f)  # JAX wraps the user's function there
-        return user.__name__, _place_of(user)
-    if place.startswith(_CUSTOM_ROOT):  # its rule is made of what the user's line gives it
-        return "custom_root", ""
-    rule = "" if place.startswith(_JAX) else rule_source(eqn)
-    if PACKAGES in place and rule and PACKAGES not in rule:  # a library wraps the user's function
-        inside = (line.removesuffix(")").partition(" (") for line in map(line_of, jaxpr.eqns))
-        user = ((name, place) for place, _, name in inside if place and PACKAGES not in place)
-        return next(user, (name, place))
     return name, place
 
 
@@ -87,7 +95,7 @@ def rule_source(eqn: Equation, argument: int | None = None) -> str:
     if (inside := unwrapped(rule.f, which)) is not rule.f:
         return _source_of(inside)
     name, _, place = rule.debug_info.func_src_info.partition(" at ")
-    its_own = not place or place.startswith(_JAX)
+    its_own = not place or place.startswith(JAX_FOLDER)
     return "" if its_own else f"{place} ({name})"
 
 

@@ -164,8 +164,8 @@ def named(
 
 
 def of_rule(report: RuleReport, eqn: Equation, argument: int | None = None) -> RuleReport:
-    """The report, with the name, the kind and the location of an equation's custom rule, perhaps of
-    that for an argument, and the line that calls it.
+    """The report, with the name, the kind and the location of an equation's custom rule, or of the
+    one for an argument, and the line that calls it.
     """
     return report._replace(
         name=source(eqn)[0],
@@ -200,35 +200,37 @@ def kind_of_rule(eqn: Equation) -> str:
 
 
 def rules_inside(
-    report: RuleReport, site: Site, record: Record, number: int, dtype: Any, same: float
+    tape: Tape, record: Record, number: int, report: RuleReport, same: float
 ) -> list[RuleReport]:
     """The report on each custom rule inside a site that the error may come from, from the report on
     the site: the only rule, or those without which the derivative changes by more than the relative
     error `same`; the latter report if there is none.
     """
-    inside = {line_of_rule(e): e for e in equations_inside(site.eqn) if has_custom_rule(e)}
+    within = equations_inside(tape.sites[number].eqn)
+    inside = {line_of_rule(e): e for e in within if has_custom_rule(e)}
     if len(inside) > 1:
-        change = functools.partial(_change_without, site, record, number, dtype)
+        change = functools.partial(_change_without, tape, record, number)
         inside = {place: eqn for place, eqn in inside.items() if change(place) > same}
     return [_of_inner(report, eqn) for eqn in inside.values()] or [report]
 
 
-def _change_without(site: Site, record: Record, number: int, dtype: Any, place: str) -> float:
+def _change_without(tape: Tape, record: Record, number: int, place: str) -> float:
     """The relative change of the derivative of a site without the rule at a place; 0 if there is no
     such derivative.
     """
+    site = tape.sites[number]
 
     def kept(eqn, inputs, evaluation):
         is_it = line_of_rule(eqn) == place
         return evaluation(called(eqn), inputs) if is_it else bind(eqn, inputs)
 
-    # In the dtypes of the site: nothing is narrower than half precision.
+    # It widens nothing: the site keeps its dtypes.
     own = Evaluation(jnp.float16, {**RULES, **dict.fromkeys(rule_primitives(), kept)}, set())
     call = lambda full: own.step(site.eqn, list(full))  # noqa: E731
-    pull = vjp_of(call, site.eqn, site.active, site.asked, dtype)
+    pull = vjp_of(call, site.eqn, site.active, site.asked, tape.dtype)
     if pull is None:
         return 0.0
-    with wide_arithmetic(dtype):
+    with arithmetic(tape.dtype):
         inputs = [record.values[s] for s in site.inputs]
         without = pull(inputs, [record.cotangents[site.outputs[j]] for j in site.asked])
     pairs = zip(without, record.pulled[number], strict=True)

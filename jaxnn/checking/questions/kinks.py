@@ -55,6 +55,5 @@ def say(checked: Checked, found: Sequence[str]) -> Checked:
 
 def _named(site: Site) -> str:
     """What is called at a site, and its line if it is known."""
-    name = site.name
     line = SourceLine.of(site.line)
-    return f"`{name}`" + (f" at {line}" if line.file else "")
+    return f"`{site.name}`" + (f" at {line}" if line.file else "")

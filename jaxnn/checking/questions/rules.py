@@ -260,9 +260,9 @@ def wrong_rules(
             continue
         named_at.add(place)
         if not rules:
-            is_custom = only_custom and not has_custom_rule(site.eqn)
-            inside = (site, record, number, tape.dtype, _same(report))
-            found += rules_inside(report, *inside) if is_custom else [report]
+            is_inside = only_custom and not has_custom_rule(site.eqn)
+            given = tape, record, number, report, _same(report)
+            found += rules_inside(*given) if is_inside else [report]
     worst: dict[Any, RuleReport] = {}
     for report in found:  # one report per rule and line
         line = report.line.file, report.line.line
@@ -301,7 +301,7 @@ def _inside(
     asked = (wrong_rules(tape_of(tape, one), one.inputs, one.seeds, **how) for one in seeded)
     rules = next(filter(None, asked), [])
     has_own = has_custom_rule(tape.sites[number].eqn)
-    is_own = has_own and not _passes_on(tape, record, number, _same(report)) if rules else False
+    is_own = rules and has_own and not _passes_on(tape, record, number, _same(report))
     return [] if is_own else rules
 
 
