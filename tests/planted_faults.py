@@ -841,6 +841,13 @@ FAULTS = (
         "test_watch.py -k 'xla_is_not_interrupted'",
     ),
     Fault(
+        "an interruption comes after the work has ended",
+        "checking/watched.py",
+        "if ended.is_set():",
+        "if False:",
+        "test_watch.py -k as_the_work_ends",
+    ),
+    Fault(
         "the first example of a batch is checked",
         "checking/watch.py",
         "which = size // 2",

@@ -3,13 +3,14 @@
 import _thread
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -324,9 +325,10 @@ def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
             subject = subject_of(taken.form.order, taken.name, _told_apart(taken.argnums))
             place = Place(taken.line, taken.name, taken.calls, trouble=trouble, subject=subject)
             if rest > 0:
-                with _at_most(rest) as is_over:
-                    place = _judged(taken, place, watcher)
-                if is_over():  # what is known to be wrong by then is wrong
+                job = functools.partial(_judged, taken, place, watcher)
+                done, is_over = _at_most(rest, job)
+                place = done or place
+                if is_over:  # what is known to be wrong by then is wrong
                     known = tuple(report for report in place.reports if report.exit_code == 1)
                     place = place._replace(trouble=OVER, reports=known)
             found[number] = place
@@ -425,34 +427,46 @@ def interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-@contextlib.contextmanager
-def _at_most(seconds: float) -> Iterator[Any]:
-    """Interrupt what runs inside after some seconds, as by Ctrl-C, in the main thread only.
+def _at_most(seconds: float, job: Callable[[], Any]) -> tuple[Any, bool]:
+    """What `job` returns, and whether it took longer than some seconds and was interrupted, as by
+    Ctrl-C, in the main thread only; None if it was before it returned.
 
     XLA is not interrupted: it would go on in a thread of its own, and the process would crash if it
     ended before.
     """
-    over, ended = threading.Event(), threading.Event()
+    over, ended, lock = threading.Event(), threading.Event(), threading.Lock()
 
     def interrupt():
         wait = min(seconds, threading.TIMEOUT_MAX)
         while not ended.wait(wait):  # the first interruption ends a check's search, a second all
-            over.set()
-            compiles = _is_compiling()
-            wait = LOOK if compiles else AGAIN
-            if not compiles:
-                _thread.interrupt_main()
+            with lock:
+                if ended.is_set():
+                    return
+                over.set()
+                compiles = _is_compiling()
+                wait = LOOK if compiles else AGAIN
+                if not compiles:
+                    _thread.interrupt_main()
 
-    if threading.current_thread() is threading.main_thread():
-        threading.Thread(target=interrupt, daemon=True).start()
+    def end():
+        with lock:
+            ended.set()
+        time.sleep(0)  # an interruption that is on its way arrives here
+
+    done = None
     try:
-        with interruptible():
-            yield over.is_set
+        try:
+            if threading.current_thread() is threading.main_thread():
+                threading.Thread(target=interrupt, daemon=True).start()
+            with interruptible():
+                done = job()
+        finally:
+            end()
     except KeyboardInterrupt:
+        end()
         if not over.is_set():
             raise
-    finally:
-        ended.set()
+    return done, over.is_set()
 
 
 def _is_compiling() -> bool:
