@@ -841,10 +841,10 @@ FAULTS = (
         "test_watch.py -k 'xla_is_not_interrupted'",
     ),
     Fault(
-        "an interruption comes after the work has ended",
+        "the watcher's own interruption ends the program",
         "checking/watched.py",
-        "if ended.is_set():",
-        "if False:",
+        "if not over.is_set():\n            raise",
+        "if True:\n            raise",
         "test_watch.py -k as_the_work_ends",
     ),
     Fault(
