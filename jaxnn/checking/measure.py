@@ -217,7 +217,6 @@ def measure_by(programs: Programs | Untraced, check: Check) -> Checked:
     if other is not None:
         both = f"{line.centre:.6g} and {other:.6g}"
         checked = checked.with_note(f"not deterministic: two evaluations here gave {both}")
-    if other is not None or (line.centres and not programs.deterministic):
         return checked._replace(deterministic=False)
     # A solver that runs further computes another result than the user's program in its own dtypes.
     lost = {k: Loss(0.0) for k in located}
@@ -237,7 +236,22 @@ def measure_by(programs: Programs | Untraced, check: Check) -> Checked:
             gradient = claims.wide[k]
             leaves.append(leaf_report(place, gradient, line.centre, located[k], lost[k], counts))
     supported = frozenset(checked.paths[k] for k in located if located[k].reference is not None)
-    return checked._replace(leaves=tuple(leaves), losses=lost, by_reference=supported)
+    checked = checked._replace(leaves=tuple(leaves), losses=lost, by_reference=supported)
+    if _is_doubtful(checked, line.epsilon) and not programs.deterministic:
+        checked = checked._replace(leaves=(), deterministic=False)
+        return checked.with_note(
+            "not deterministic: two traces of the function differ, as with NumPy's random numbers"
+        )
+    return checked
+
+
+def _is_doubtful(checked: Checked, epsilon: float) -> bool:
+    """Whether values and gradient may be those of different traces of the function: another trace
+    would have shown in neither if all leaves agree, and the value is the same.
+    """
+    has_value = checked.check.settings.by_hand is None
+    same = has_value and same_value(checked.claims.forward, checked.centre, epsilon)
+    return not (same and all(leaf.verdict is Verdict.AGREES for leaf in checked.leaves))
 
 
 def _unseen(located: dict[int, Located], centre: float, point: Point) -> dict[int, Slope | None]:
@@ -285,10 +299,6 @@ def _notes(checked: Checked) -> tuple[str, ...]:
     held = check.settings.held and programs.program is not None
     if places := stops(programs.program) if held else ():
         notes.append(f"treated as constant because of `stop_gradient`: {', '.join(places)}")
-    if not programs.deterministic:
-        notes.append(
-            "not deterministic: two traces of the function differ, as with NumPy's random numbers"
-        )
     if constant := check.call.held_fixed:
         named = [f"{path.removeprefix('args')} ({_kind(leaf)})" for path, leaf in constant]
         notes.append(f"treated as constant: {', '.join(first_of(named))}")

@@ -26,7 +26,7 @@ from jaxnn._validate import first_line
 from jaxnn.checking.by_hand import gradient_by_hand
 from jaxnn.checking.compiling import compiler_options
 from jaxnn.checking.further import RUN_FURTHER
-from jaxnn.checking.held import beside, holding, stops
+from jaxnn.checking.held import beside, holding
 from jaxnn.checking.line import Line, compiled_along
 from jaxnn.checking.packed import Packing, on_one_cpu
 from jaxnn.checking.scalar import (
@@ -45,9 +45,9 @@ from jaxnn.checking.untraced import Untraced, untraced
 from jaxnn.numerical.float64 import (
     coarsest,
     is_wide,
-    left_narrow,
     wide_arithmetic,
     wide_dtype,
+    widen_form,
     widen_leaf,
     widened,
 )
@@ -102,8 +102,8 @@ class Programs:
       consts: the values of the function's constants.
       gradient_consts: the values of the gradient's constants.
       by_hand: the user's gradient, if there is one.
-      deterministic: whether tracing the function twice gives the same program.
       notes: remarks on anything unusual.
+      again: traces the user's function once more; returns whether that gives the same program.
     """
 
     compiled: Compiled
@@ -111,8 +111,13 @@ class Programs:
     consts: Sequence[Any]
     gradient_consts: Sequence[Any]
     by_hand: "ByHand | None" = None
-    deterministic: bool = True
     notes: tuple[str, ...] = ()
+    again: Callable[[], bool] = lambda: True
+
+    @functools.cached_property
+    def deterministic(self) -> bool:
+        """Whether tracing the function twice gives the same program."""
+        return self.again()
 
     @functools.cached_property
     def rounding(self) -> float:
@@ -263,7 +268,6 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
     notes, mistakes = [], []
     try:
         program, shapes = _trace(call.static, form)
-        same = same_program(pruned(program), pruned(_trace(call.static, form)[0]))
     except jax.errors.JAXTypeError:
         return untraced(call, point, settings)
     automatic = settings.by_hand is None
@@ -288,8 +292,8 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
             mistakes.append(mistake)
         else:
             by_hand = _by_hand(call, form, settings.by_hand, packing)
-            more = {"by_hand": by_hand, "deterministic": same, "notes": tuple(notes)}
-            return dataclasses.replace(found, **more)
+            again = functools.partial(_traces_to, program, call.static, form)
+            return dataclasses.replace(found, by_hand=by_hand, notes=tuple(notes), again=again)
     raise _cannot_differentiate(mistakes[0], settings)
 
 
@@ -300,7 +304,7 @@ def _differentiated(
     one = jax.ShapeDtypeStruct((), scalar.out_avals[0].dtype)
     both = _both(static, settings, packing, (*form, one))
     values = _values(scalar, form, settings)
-    compiled = _compiled(values, both, scalar, settings, packing)
+    compiled = _compiled(values, both, form, settings, packing)
     if settings.forward and settings.by_hand is None:
         jitted(both.bare).lower(both.consts, *form, one)  # raises if a rule has no forward mode
     return Programs(compiled, scalar, values.consts, both.consts)
@@ -350,6 +354,11 @@ def _trace(static: Static, form: Point) -> tuple[Program, PyTree]:
     return with_own_constants(program), shapes
 
 
+def _traces_to(program: Program, static: Static, form: Point) -> bool:
+    """Whether the user's function traces to a program once more."""
+    return same_program(pruned(program), pruned(_trace(static, form)[0]))
+
+
 def _scalar(traced: Program, shapes: PyTree, form: Point, settings: Settings) -> Program:
     """The program whose gradient is checked, from a trace of the user's function."""
     if not settings.projected and settings.order == 1:
@@ -393,24 +402,27 @@ def _values(scalar: Program, form: Point, settings: Settings) -> Traced:
 
 
 def _compiled(
-    values: Traced, both: Traced, scalar: Program, settings: Settings, packing: Packing
+    values: Traced, both: Traced, form: Point, settings: Settings, packing: Packing
 ) -> Compiled:
     """The compiled programs of a scalar function and its gradient, cached for equal programs."""
     known = values.key is not None and both.key is not None
     options = settings.further, settings.held, settings.forward, packing, wide_dtype()
     key = (values.key, both.key, *options) if known else None
-    return kept(key, lambda: _compile(values.bare, both.bare, scalar, settings, packing))
+    consts = [form_of(jax.typeof(x)) for x in values.consts]
+    form = form._replace(data=(consts, form.data))
+    return kept(key, lambda: _compile(values.bare, both.bare, form, settings, packing))
 
 
 def _compile(
-    values: Traced, both: Traced, scalar: Program, settings: Settings, packing: Packing
+    values: Traced, both: Traced, form: Point, settings: Settings, packing: Packing
 ) -> Compiled:
-    dtype = wide_dtype()
+    """The compiled programs, given the shapes of leaves, and of constants and data."""
+    dtype, narrow = wide_dtype(), set()
     rules = dict(RUN_FURTHER) if settings.further else {}
     held = holding(settings.held, settings.trust)
 
-    def moving_by(rules):
-        wide = widened(values, dtype, rules | held)
+    def moving_by(rules, narrow=None):
+        wide = widened(values, dtype, rules | held, narrow)
         value = lambda leaves, data: wide(data[0], leaves, data[1])  # noqa: E731
         if settings.held or settings.trust:
             return beside(value)
@@ -427,10 +439,14 @@ def _compile(
 
         return _if_possible(jax.jit(gradient, compiler_options=compiler_options(values.jaxpr)))
 
-    stopping = by(jax.value_and_grad, through=False) if stops(scalar) else None
-    value, wide = moving_by(rules), widened(both, dtype, rules)
+    stops = any(eqn.primitive is primitives.stop_gradient_p for eqn in equations(values.jaxpr))
+    stopping = by(jax.value_and_grad, through=False) if stops else None
+    wide, points = widened(both, dtype, rules), [widen_form(x, dtype) for x in form.leaves]
+    with wide_arithmetic(dtype):
+        moving = Traced.of(moving_by(rules, narrow), points, points, form.data)
+    value = functools.partial(moving, moving.consts)
     if is_by_operation(values, both):
-        own, along = by_operation(both), along_by_operation(value, dtype)
+        own, along = by_operation(both), along_by_operation(moving, dtype)
     else:
         same = not settings.further and _is_unchanged(both.jaxpr, dtype)
         wide = jax.jit(wide, compiler_options=None if same else compiler_options(both.jaxpr))
@@ -442,7 +458,7 @@ def _compile(
         along=along,
         references=(by(jax.value_and_grad), stopping, by(forward_gradient)),
         packing=packing,
-        narrow=left_narrow(scalar, dtype),
+        narrow=frozenset(narrow),
     )
 
 

@@ -91,13 +91,13 @@ def by_operation(traced: Traced) -> Callable[..., Any]:
     return call
 
 
-def along_by_operation(value: Callable, dtype: Any) -> Callable:
+def along_by_operation(value: Traced, dtype: Any) -> Callable:
     """Like `along_program`, but run operation by operation, for all steps at once; compiled as a
     whole once it has run often. Batching rules of the user's play no part: an operation that
     holds a function cannot be compared with others, so its program is compiled.
     """
-    traced: list[Traced] = []  # once, when the first point is there
-    left, compiled = VALUES, jax.jit(along_program(value, dtype))
+    left, run = VALUES, functools.partial(by_operation(value), value.consts)
+    compiled = jax.jit(along_program(functools.partial(value, value.consts), dtype))
 
     def along(points, moves, steps, data):
         nonlocal left
@@ -105,13 +105,10 @@ def along_by_operation(value: Callable, dtype: Any) -> Callable:
         if left < 0:
             return compiled(points, moves, steps, data)
         wide = [widen_leaf(x, dtype) for x in points]
-        if not traced:
-            traced.append(Traced.of(value, wide, wide, data))
-        run = functools.partial(by_operation(traced[0]), traced[0].consts, wide)
         pairs = zip(wide, moves, strict=True)
         moved = [x + np.asarray(np.multiply.outer(steps, v), x.dtype) for x, v in pairs]
         try:
-            return np.asarray(jax.vmap(run, in_axes=(0, None))(moved, data))
+            return np.asarray(jax.vmap(run, in_axes=(None, 0, None))(wide, moved, data))
         except NotImplementedError:  # an operation without a batching rule
             left = 0
             return compiled(points, moves, steps, data)

@@ -87,6 +87,11 @@ def widen_leaf(leaf: Any, dtype: Any) -> Any:
     return leaf if wide == leaf.dtype else lax.convert_element_type(leaf, wide)
 
 
+def widen_form(form: Any, dtype: Any) -> Any:
+    """The form or type of an array, with the wide dtype in place of a narrower one."""
+    return form.update(dtype=_widened_dtype(form.dtype, dtype))
+
+
 class Evaluation(NamedTuple):
     """Evaluate programs in `dtype`, by `rules` if there is one; collect what was left narrow:
     names of primitives, and the dtypes that they kept.
@@ -102,9 +107,7 @@ class Evaluation(NamedTuple):
 
     def widened(self, program: Program) -> Program:
         """A program that takes and returns the wide dtype in place of narrower ones."""
-        avals = [
-            aval.update(dtype=_widened_dtype(aval.dtype, self.dtype)) for aval in program.in_avals
-        ]
+        avals = [widen_form(aval, self.dtype) for aval in program.in_avals]
         return make_jaxpr(lambda *args: self(program, args))(*avals)
 
     def step(self, eqn: Equation, inputs: list[Any]) -> list[Any]:
@@ -180,34 +183,32 @@ def widen(f: Callable, args: Sequence[Any], dtype: Any, rules: Rules = None) -> 
     # would reuse it.
     program, shapes = make_jaxpr(lambda *args: f(*args), return_shape=True)(*args)
     program = with_own_constants(program)
-    return lambda *args: _evaluated(program, shapes, args, dtype, rules)
+    return lambda *args: _evaluated(program, shapes, args, dtype, rules, set())
 
 
-def widened(traced: Traced, dtype: Any, rules: Rules = None) -> Callable[..., PyTree]:
+def widened(
+    traced: Traced, dtype: Any, rules: Rules = None, narrow: set[tuple[str, Any]] | None = None
+) -> Callable[..., PyTree]:
     """Evaluate a traced function in `dtype`, given its constants and its arguments.
 
-    Call the result inside `wide_arithmetic(dtype)`. `rules` is as for `widen`.
+    Call the result inside `wide_arithmetic(dtype)`. `rules` is as for `widen`. A call adds to
+    `narrow` the primitives that keep a narrow dtype, such as host callbacks, and that dtype.
     """
+    narrow = set() if narrow is None else narrow
 
     def call(consts, *args):
         program = core.ClosedJaxpr(traced.jaxpr, list(consts))
-        return _evaluated(program, traced.shapes, args, dtype, rules)
+        return _evaluated(program, traced.shapes, args, dtype, rules, narrow)
 
     return call
 
 
-def _evaluated(program: Program, shapes: PyTree, args: Any, dtype: Any, rules: Rules) -> PyTree:
+def _evaluated(
+    program: Program, shapes: PyTree, args: Any, dtype: Any, rules: Rules, narrow: set
+) -> PyTree:
     leaves = [widen_leaf(leaf, dtype) for leaf in jax.tree.leaves(args)]
-    outputs = Evaluation(dtype, {**RULES, **(rules or {})}, set())(program, leaves)
+    outputs = Evaluation(dtype, {**RULES, **(rules or {})}, narrow)(program, leaves)
     return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
-
-
-def left_narrow(program: Program, dtype: Any) -> frozenset[tuple[str, Any]]:
-    """The primitives that keep a narrow dtype, such as host callbacks, and that dtype."""
-    evaluation = Evaluation(dtype, RULES, set())
-    with wide_arithmetic(dtype):
-        evaluation.widened(program)
-    return frozenset(evaluation.narrow)
 
 
 def coarsest(dtypes: Iterable[Any]) -> float:
