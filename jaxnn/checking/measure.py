@@ -192,6 +192,12 @@ def measure(check: Check) -> Checked:
     return measure_by(prepare(check.call, check.point, check.settings), check)
 
 
+def measured_again(checked: Checked, **settings: bool) -> Checked:
+    """The same check with solvers that run further, or with what `stop_gradient` stops held."""
+    check = checked.check.with_settings(**settings)
+    return measure_by(checked.programs.changed(**settings), check)
+
+
 def measure_by(programs: Programs | Untraced, check: Check) -> Checked:
     """The results of all stages, by the programs of the same function at this or another point. A
     gradient by hand must be one at this point.
@@ -247,11 +253,11 @@ def measure_by(programs: Programs | Untraced, check: Check) -> Checked:
 
 def _is_doubtful(checked: Checked, epsilon: float) -> bool:
     """Whether values and gradient may be those of different traces of the function: another trace
-    would have shown in neither if all leaves agree, and the value is the same.
+    would have shown in neither if all leaves pass, and the value is the same.
     """
     has_value = checked.check.settings.by_hand is None
     same = has_value and same_value(checked.claims.forward, checked.centre, epsilon)
-    return not (same and all(leaf.verdict is Verdict.AGREES for leaf in checked.leaves))
+    return not (same and all(leaf.verdict.ok for leaf in checked.leaves))
 
 
 def _unseen(located: dict[int, Located], centre: float, point: Point) -> dict[int, Slope | None]:

@@ -99,8 +99,10 @@ class Programs:
     Attributes:
       compiled: the compiled programs.
       program: the scalar function itself, with its custom rules.
-      consts: the values of the function's constants.
-      gradient_consts: the values of the gradient's constants.
+      values: its trace, without custom rules.
+      both: a trace of value and gradient.
+      form: the shapes of a point.
+      settings: how it is differentiated.
       by_hand: the user's gradient, if there is one.
       notes: remarks on anything unusual.
       again: traces the user's function once more; returns whether that gives the same program.
@@ -108,11 +110,27 @@ class Programs:
 
     compiled: Compiled
     program: Program
-    consts: Sequence[Any]
-    gradient_consts: Sequence[Any]
+    values: Traced
+    both: Traced
+    form: Point
+    settings: Settings
     by_hand: "ByHand | None" = None
     notes: tuple[str, ...] = ()
     again: Callable[[], bool] = lambda: True
+
+    def changed(self, **settings: bool) -> "Programs":
+        """The programs of the same function if solvers are run further, or if what `stop_gradient`
+        stops is held: what these leave as it is need not be compiled again.
+        """
+        new = self.settings._replace(**settings)
+        packing = self.compiled.packing
+        compiled = _compiled(self.values, self.both, self.form, new, packing, self.compiled)
+        return dataclasses.replace(self, compiled=compiled, settings=new, again=lambda: True)
+
+    @property
+    def consts(self) -> Sequence[Any]:
+        """The values of the function's constants."""
+        return self.values.consts
 
     @functools.cached_property
     def deterministic(self) -> bool:
@@ -180,7 +198,7 @@ class Programs:
     def claims(self, point: Point) -> Claims:
         """Value and gradient at a point, in the user's dtypes and in float64."""
         one = np.ones((), self.program.out_avals[0].dtype)
-        value, gradient = self.compiled.own(self.gradient_consts, point.leaves, point.data, one)
+        value, gradient = self.compiled.own(self.both.consts, point.leaves, point.data, one)
         value, by_hand = float(value), self.by_hand
         own = self._unpacked(gradient) if by_hand is None else list(map(looked_at, by_hand.own()))
         if by_hand is not None and by_hand.wide is None:
@@ -217,7 +235,7 @@ class Programs:
             if self.by_hand is not None:
                 assert self.by_hand.wide is not None
                 return math.nan, self._unpacked(self.by_hand.wide(leaves, point.data))
-            given = self.gradient_consts, leaves, point.data, np.asarray(cotangent, dtype)
+            given = self.both.consts, leaves, point.data, np.asarray(cotangent, dtype)
             value, gradient = self.compiled.wide(*given)
             return float(value), [g / cotangent for g in self._unpacked(gradient)]
 
@@ -307,7 +325,7 @@ def _differentiated(
     compiled = _compiled(values, both, form, settings, packing)
     if settings.forward and settings.by_hand is None:
         jitted(both.bare).lower(both.consts, *form, one)  # raises if a rule has no forward mode
-    return Programs(compiled, scalar, values.consts, both.consts)
+    return Programs(compiled, scalar, values, both, form, settings)
 
 
 def _cannot_differentiate(mistake: Exception, settings: Settings) -> Exception:
@@ -402,19 +420,31 @@ def _values(scalar: Program, form: Point, settings: Settings) -> Traced:
 
 
 def _compiled(
-    values: Traced, both: Traced, form: Point, settings: Settings, packing: Packing
+    values: Traced,
+    both: Traced,
+    form: Point,
+    settings: Settings,
+    packing: Packing,
+    usual: Compiled | None = None,
 ) -> Compiled:
-    """The compiled programs of a scalar function and its gradient, cached for equal programs."""
+    """The compiled programs of a scalar function and its gradient, cached for equal programs;
+    `usual` are those where no solver is run further, and nothing is held.
+    """
     known = values.key is not None and both.key is not None
     options = settings.further, settings.held, settings.forward, packing, wide_dtype()
     key = (values.key, both.key, *options) if known else None
     consts = [form_of(jax.typeof(x)) for x in values.consts]
     form = form._replace(data=(consts, form.data))
-    return kept(key, lambda: _compile(values.bare, both.bare, form, settings, packing))
+    return kept(key, lambda: _compile(values.bare, both.bare, form, settings, packing, usual))
 
 
 def _compile(
-    values: Traced, both: Traced, form: Point, settings: Settings, packing: Packing
+    values: Traced,
+    both: Traced,
+    form: Point,
+    settings: Settings,
+    packing: Packing,
+    usual: Compiled | None,
 ) -> Compiled:
     """The compiled programs, given the shapes of leaves, and of constants and data."""
     dtype, narrow = wide_dtype(), set()
@@ -452,6 +482,8 @@ def _compile(
         wide = jax.jit(wide, compiler_options=None if same else compiler_options(both.jaxpr))
         own = wide_arithmetic(dtype)(wide) if same else jitted(both)
         along = compiled_along(value, dtype, values.jaxpr)
+    if usual is not None:
+        own, wide = usual.own, wide if settings.further else usual.wide
     return Compiled(
         own=own,
         wide=wide,
