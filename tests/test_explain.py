@@ -1028,6 +1028,30 @@ def test_what_a_package_has_wrapped_is_named_as_the_users(squares):
     assert "gradient of loss:" in str(watched.report)
 
 
+OTHER_PACKAGE = """
+import jax, squares
+def cube_back(x, ct):
+    return 2 * x**2 * ct
+cube = squares.WithRule(lambda x: x**3, cube_back)
+@jax.custom_gradient
+def flipped(x):
+    return x, lambda ct: -ct
+"""
+
+
+@pytest.mark.parametrize("function, name", [("cube", "cube_back"), ("flipped", "flipped")])
+def test_what_a_package_has_wrapped_for_another_is_named_as_the_others(
+    squares, tmp_path, function, name
+):
+    path = tmp_path / "site-packages" / "cubes.py"
+    path.write_text(OTHER_PACKAGE)
+    f = getattr(importlib.import_module("cubes"), function)
+    del sys.modules["cubes"]
+    (rule,) = check_gradient(lambda x: jnp.sum(f(x)), jnp.ones(3)).rules
+    assert rule.name == name and rule.rule.file == str(path)
+    assert check_gradient(lambda x: jnp.sum(f(x)), jnp.ones(3), trust=(name,)).ok
+
+
 def newton(f, x):
     step = lambda x: x - jnp.linalg.solve(jax.jacfwd(f)(x), f(x))  # noqa: E731
     return jax.lax.fori_loop(0, 8, lambda _, x: step(x), x)

@@ -531,6 +531,35 @@ def test_a_function_that_changes_things_is_called_once_as_far_as_it_can_tell():
     assert watched.report.ok, str(watched.report)
 
 
+FILLED = []
+
+
+def fills_a_list_inside(x):
+    def inside(x):
+        FILLED.append(x)
+        return x**2
+
+    return inside(x)
+
+
+def test_what_a_function_fills_that_others_wrap_is_put_back():
+    filled = []
+
+    def fills(x):
+        filled.append(x)
+        return x**2
+
+    def wrapped(f):
+        return lambda x: f(x)
+
+    for _ in range(10):
+        fills = wrapped(fills)
+    with watching():
+        jax.grad(fills)(3.0)
+        jax.grad(fills_a_list_inside)(3.0)
+    assert len(filled) == 1 and len(FILLED) == 1
+
+
 class Shy:
     """An object that does not let itself be looked at."""
 
@@ -1297,6 +1326,32 @@ def test_a_signal_ends_the_program_and_the_report_is_there(tmp_path, sent):
         _, said = process.communicate(timeout=120)
     assert process.returncode == 128 + sent and "1 leaf agrees" in said, said
     assert said.count("KeyboardInterrupt") == (sent == signal.SIGINT)  # as Python says it
+
+
+def test_sigterm_ends_a_watched_test_run_whose_warnings_are_errors(tmp_path):
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    (tmp_path / "test_endless.py").write_text(
+        "import jax, jax.numpy as jnp, os, signal\n"
+        "def test_first():\n"
+        "    jax.grad(jnp.sum)(jnp.ones(2))\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "def test_second():\n"
+        "    print('went on')\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "jaxnn",
+        "watch",
+        "-m",
+        "pytest",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "went on" not in done.stdout, done.stdout
+    assert "1 leaf agrees" in done.stderr, done.stderr
 
 
 def test_a_rule_that_is_meant_to_differ_can_be_trusted():

@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-# How deep attributes and containers are followed, how many objects are, and how long a container
-# may be.
+# How deep attributes, containers and global variables are followed, how many objects are, and how
+# long a container may be.
 DEPTH, MOST, LONGEST = 4, 1000, 1000
 _CONTAINERS = list, deque, dict, set
 # What holds nothing that a call may change, or more than should be looked at.
@@ -40,6 +40,7 @@ def state_of(f: Callable, is_library: Callable[[str], bool]) -> Callable[[], Non
         with contextlib.suppress(Exception):  # an object of the user's may raise anything
             if depth and id(x) not in seen and not isinstance(x, _PLAIN):
                 seen[id(x)] = x
+                todo += [(inside, depth) for inside in _called(x, undo)]
                 todo += [(inside, depth - 1) for inside in _held(x, is_library, undo)]
 
     def put_back():
@@ -64,8 +65,8 @@ def random_state() -> Callable[[], None]:
     return put_back
 
 
-def _held(x: Any, is_library: Callable, undo: list[Callable[[], None]]) -> Iterator[Any]:
-    """What an object holds; how to put it back is added to `undo`."""
+def _called(x: Any, undo: list[Callable[[], None]]) -> Iterator[Any]:
+    """What a function or a tuple is made of, however deep; `undo` is as for `_held`."""
     if isinstance(x, types.MethodType):
         yield from (x.__self__, x.__func__)
     elif isinstance(x, functools.partial):
@@ -75,9 +76,14 @@ def _held(x: Any, is_library: Callable, undo: list[Callable[[], None]]) -> Itera
     elif isinstance(x, types.FunctionType):
         for cell in x.__closure__ or ():
             yield from _attribute(cell, "cell_contents", undo)
+
+
+def _held(x: Any, is_library: Callable, undo: list[Callable[[], None]]) -> Iterator[Any]:
+    """What else an object holds; how to put it back is added to `undo`."""
+    if isinstance(x, types.FunctionType):
         if not is_library(x.__code__.co_filename):
             variables = x.__globals__
-            named = {n: variables[n] for n in x.__code__.co_names if n in variables}
+            named = {n: variables[n] for n in _names_in(x.__code__) if n in variables}
             undo.append(functools.partial(_rename, variables, named))
             yield from named.values()
         yield from x.__dict__.values()
@@ -87,9 +93,17 @@ def _held(x: Any, is_library: Callable, undo: list[Callable[[], None]]) -> Itera
         if len(x) <= LONGEST:
             undo.append(functools.partial(_refill, x, x.copy()))
             yield from x.values() if isinstance(x, dict) else x
-    else:
+    elif not isinstance(x, types.MethodType | functools.partial | tuple):
         yield from _attributes(x, undo)
         yield from (f for f in _methods(x) if not is_library(f.__code__.co_filename))
+
+
+def _names_in(code: types.CodeType) -> Iterator[str]:
+    """The names that code uses, with those of the functions inside it."""
+    yield from code.co_names
+    for inside in code.co_consts:
+        if isinstance(inside, types.CodeType):
+            yield from _names_in(inside)
 
 
 def _attributes(x: Any, undo: list[Callable[[], None]]) -> Iterator[Any]:

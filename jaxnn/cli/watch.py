@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import os
 import pathlib
 import runpy
@@ -72,6 +73,10 @@ def watch(args: argparse.Namespace) -> int:
     return report.exit_code if code == 0 or stopped else code
 
 
+class _Terminated(SystemExit, KeyboardInterrupt):
+    """What SIGTERM raises in a program; test runners pass on an interruption alone."""
+
+
 @contextlib.contextmanager
 def _ended_in_order() -> Iterator[None]:
     """SIGTERM, as `timeout` and schedulers send it, ends a program that does not handle it as
@@ -79,7 +84,7 @@ def _ended_in_order() -> Iterator[None]:
     """
 
     def end(*_):
-        raise SystemExit(128 + signal.SIGTERM)
+        raise _Terminated(128 + signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
     ours = before is signal.SIG_DFL and threading.current_thread() is threading.main_thread()
@@ -110,6 +115,8 @@ def _ran(program: list[str], stopped: list) -> int:
     in_folder = os.path.join(name, "__main__.py") if os.path.isdir(name) else name
     if not is_module and not os.path.exists(in_folder):
         raise ValueError(f"`PROGRAM` must be a Python file, or -m MODULE. Got {name!r}.")
+    if is_module and name == "pytest":
+        _let_pytest_start()
     run = functools.partial(_run_file, os.path.abspath(name))
     if os.path.isdir(name) or name.endswith(".pyc") or zipfile.is_zipfile(name):
         run = functools.partial(runpy.run_path, name, run_name="__main__")
@@ -125,6 +132,16 @@ def _ran(program: list[str], stopped: list) -> int:
             return code or waited
     finally:
         sys.argv, sys.path[:] = before
+
+
+def _let_pytest_start() -> None:
+    """Pytest shall not warn that packages with plugins, such as this one, are imported already: a
+    project may turn each warning into an error.
+    """
+    for plugin in importlib.metadata.entry_points(group="pytest11"):
+        module = sys.modules.get(plugin.module.partition(".")[0])
+        if module is not None:
+            module.__doc__ = f"{module.__doc__ or ''}\n\nPYTEST_DONT_REWRITE"
 
 
 def _run_file(path: str) -> None:

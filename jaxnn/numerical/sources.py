@@ -49,13 +49,12 @@ def source(eqn: Equation) -> tuple[str, str]:
     if place.startswith(_CUSTOM_GRADIENT) and "fwd_jaxpr_thunk" in eqn.params:
         user = unwrapped(eqn.params["fwd_jaxpr_thunk"].f)
         return user.__name__, _place_of(user)
-    if PACKAGES in place and not place.startswith(JAX_FOLDER):
-        rule = rule_source(eqn)
-        if rule and PACKAGES not in rule:  # a library wraps the user's function
-            lines = map(line_of, opened(called(eqn))[0].eqns)
-            inside = (line.removesuffix(")").partition(" (") for line in lines)
-            users = ((f, at) for at, _, f in inside if at and PACKAGES not in at)
-            name, place = next(users, (name, place))
+    rule = rule_source(eqn) if PACKAGES in place and not place.startswith(JAX_FOLDER) else ""
+    if rule and _package(rule) != _package(place):  # a library wraps another's function
+        lines = map(line_of, opened(called(eqn))[0].eqns) if not _package(rule) else ()
+        inside = (line.removesuffix(")").partition(" (") for line in (*lines, rule))
+        made = ((f, at) for at, _, f in inside if at and _package(at) == _package(rule))
+        name, place = next(made)
     return name.rpartition("<locals>.")[2], place
 
 
@@ -105,9 +104,10 @@ def name_of(f: Callable) -> str:
 
 
 def unwrapped(f: Callable, which: tuple[int, int | None] = (1, 0), depth: int = 6) -> Callable:
-    """The user's function in closures of installed packages; `f` itself if there is none, or if the
-    closure bears its name. A partial function is that which it calls. Of a tuple of functions, as
-    `defjvps` makes, `which` says how many it must have, and the one that is meant.
+    """The user's function in closures of installed packages, or that of a package that another one
+    wraps; `f` itself if there is none, or if the closure bears its name. A partial function is that
+    which it calls. Of a tuple of functions, as `defjvps` makes, `which` says how many it must have,
+    and the one that is meant.
     """
     while isinstance(f, functools.partial):
         f = f.func
@@ -117,8 +117,15 @@ def unwrapped(f: Callable, which: tuple[int, int | None] = (1, 0), depth: int = 
     held = _in_closure(f, *which)
     held += [getattr(x, "__dict__", {}).get(name) for x in held for name in code.co_names]
     held = [getattr(g, "f", g) if type(g).__module__.startswith("jax.") else g for g in held]
-    inside = (unwrapped(g, which, depth - 1) for g in held if hasattr(g, "__code__"))
-    return next((g for g in inside if PACKAGES not in g.__code__.co_filename), f)
+    inside = [unwrapped(g, which, depth - 1) for g in held if hasattr(g, "__code__")]
+    wrappers = "jax", _package(code.co_filename)
+    of_others = [g for g in inside if _package(g.__code__.co_filename) not in wrappers]
+    return min(of_others, key=lambda g: bool(_package(g.__code__.co_filename)), default=f)
+
+
+def _package(place: str) -> str:
+    """The installed package or module that a file is in; empty if it is the user's."""
+    return place.partition(PACKAGES)[2].partition(os.sep)[0].partition(".")[0]
 
 
 def _in_closure(f: Any, size: int, chosen: int | None) -> list[Any]:
