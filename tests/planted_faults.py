@@ -841,6 +841,13 @@ FAULTS = (
         "test_watch.py -k told_apart",
     ),
     Fault(
+        "rough values have the slope of the finest steps",
+        "checking/questions/solvers.py",
+        "if is_rough and min(first, second, third) <= claim <= max(first, second, third):",
+        "if False:",
+        "test_check.py -k are_rough",
+    ),
+    Fault(
         "XLA is interrupted",
         "checking/watched.py",
         "if not compiles:",

@@ -1846,9 +1846,9 @@ def test_an_exact_rule_of_a_solver_with_so_many_steps_is_not_accused(steps, verd
     assert report.leaves[0].verdict == verdict and not report.rules
 
 
-def _accelerated(f, a):
-    """Gradient descent with momentum whose line search allows for rounding in float32: its steps
-    grow without end once it has converged, so it cannot be run further.
+def _accelerated(f, a, x):
+    """Gradient descent from `x` with momentum, whose line search allows for rounding in float32:
+    its steps grow without end once it has converged, so it cannot be run further.
     """
 
     def search(y, size):
@@ -1869,7 +1869,7 @@ def _accelerated(f, a):
 
     goes_on = lambda carry: (carry[0] < 500) & (carry[-1] > 1e-6)  # noqa: E731
     one = jnp.ones((), a.dtype)
-    start = 0, jnp.zeros_like(a), jnp.zeros_like(a), one, one, one
+    start = 0, x, x, one, one, one
     return jax.lax.while_loop(goes_on, step, start)[1]
 
 
@@ -1880,7 +1880,7 @@ def test_a_rule_that_only_fine_steps_contradict_is_right_to_its_solvers_toleranc
 
     @jax.custom_jvp
     def solve(a):
-        return _accelerated(f, a)
+        return _accelerated(f, a, jnp.zeros_like(a))
 
     @solve.defjvp
     def rule(primals, tangents):
@@ -1891,6 +1891,28 @@ def test_a_rule_that_only_fine_steps_contradict_is_right_to_its_solvers_toleranc
 
     report = check_gradient(lambda a: solve(a)[2], jnp.array([0.2, 0.5, 0.9]))
     assert report.verdict == verdict and bool(report.rules) == (verdict == "differs")
+
+
+@pytest.mark.promotes
+@pytest.mark.parametrize("off, verdict", [(1.0, "unresolved"), (2.0, "differs")])
+def test_a_rule_around_a_solver_whose_values_are_rough_is_not_accused(off, verdict):
+    """They jump where the solver takes another path, and have another slope between the jumps."""
+    x, y = (np.random.default_rng(0).normal(size=shape) for shape in ((20, 4), 20))
+    f = lambda w, a: jnp.mean((x @ w - y) ** 2) + 0.5 * jnp.exp(a) * jnp.sum(w**2)  # noqa: E731
+
+    @jax.custom_jvp
+    def solve(a):
+        return _accelerated(f, a, jnp.zeros(4))
+
+    @solve.defjvp
+    def rule(primals, tangents):
+        (a,), (t,) = primals, tangents
+        w = solve(a)
+        inner = x.T @ x / 10 + jnp.exp(a) * jnp.eye(4)
+        return w, -off * t * jnp.exp(a) * jnp.linalg.solve(inner, w)
+
+    report = check_gradient(lambda a: jnp.sum(jnp.sin(solve(a))), jnp.float32(0.3))
+    assert report.verdict == verdict and not report.rules
 
 
 @pytest.mark.promotes

@@ -99,9 +99,13 @@ def _error(leaf: LeafReport) -> float:
 
 def only_fine_steps_differ(claim: float, slope: float, quotients: Any) -> bool:
     """Whether a claim agrees with the slope over the coarsest steps, which move a solution by more
-    than a solver's tolerance, much better than with the slope over the finest ones.
+    than a solver's tolerance, much better than with the slope over the finest ones; or is among the
+    slopes over the coarsest steps, if these are too rough to have a limit.
     """
-    first, second = map(float, quotients[:2])  # infinite outside of the function's domain
+    first, second, third = map(float, quotients[:3])  # infinite outside of the function's domain
+    is_rough = abs(third - second) > abs(second - first)  # a smooth function's differ ever less
+    if is_rough and min(first, second, third) <= claim <= max(first, second, third):
+        return True
     over_coarse = second + (second - first) / (RATIO**2 - 1)
     off = abs(claim - over_coarse) + abs(over_coarse - second)
     return bool(off <= MUCH_CLOSER * abs(claim - slope))
