@@ -848,6 +848,13 @@ FAULTS = (
         "test_check.py -k are_rough",
     ),
     Fault(
+        "what is inside a call of JAX's has no line",
+        "checking/tape/layout.py",
+        "outputs = lay(program, inputs, line)",
+        'outputs = lay(program, inputs, "")',
+        "test_explain.py -k asks_for_it",
+    ),
+    Fault(
         "XLA is interrupted",
         "checking/watched.py",
         "if not compiles:",

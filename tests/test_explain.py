@@ -1028,6 +1028,23 @@ def test_what_a_package_has_wrapped_is_named_as_the_users(squares):
     assert "gradient of loss:" in str(watched.report)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda f, x: lax.map(f, x),
+        lambda f, x: lax.cond(x[0] > 0, f, jnp.sin, x),
+        lambda f, x: lax.switch(1, [jnp.sin, f, jnp.cos], x),
+        lambda f, x: lax.fori_loop(0, 3, lambda _, x: f(x), x),
+    ],
+)
+def test_a_wrong_rule_that_jax_calls_has_the_line_that_asks_for_it(call):
+    rule = jax.custom_jvp(jnp.sin)
+    rule.defjvps(lambda t, _, x: 1.1 * t * jnp.cos(x))
+    f = lambda x: jnp.sum(call(rule, x))  # noqa: E731
+    (found,) = check_gradient(f, jnp.ones(2)).rules
+    assert found.line.path == "tests/test_explain.py" and "lax." in found.line.text
+
+
 OTHER_PACKAGE = """
 import jax, squares
 def cube_back(x, ct):

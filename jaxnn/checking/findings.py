@@ -239,12 +239,9 @@ class Birth(NamedTuple):
     iteration: str = ""
     given: str = ""
 
-    def within(self, iteration: str, line: SourceLine) -> "Birth":
-        """The same finding, inside a loop iteration or a branch; `line` is used if its own is
-        unknown.
-        """
-        when = ", ".join(filter(None, (iteration, self.iteration)))
-        return self._replace(iteration=when, line=self.line if self.line.file else line)
+    def within(self, iteration: str) -> "Birth":
+        """The same finding, inside a loop iteration or a branch."""
+        return self._replace(iteration=", ".join(filter(None, (iteration, self.iteration))))
 
     def __str__(self) -> str:
         when = f", {self.iteration}" if self.iteration else ""

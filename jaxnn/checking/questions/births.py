@@ -166,8 +166,8 @@ def _born_in_values(tape: Tape, record: Record, number: int) -> list[Birth]:
     line = SourceLine.of(site.line)
     for inside in insides(tape, number, record):
         nothing = [None] * len(inside.seeds)
-        if inner := births(tape_of(tape, inside), inside.inputs, nothing):
-            return [birth.within(inside.name, line) for birth in inner]
+        if inner := births(tape_of(tape, number, inside), inside.inputs, nothing):
+            return [birth.within(inside.name) for birth in inner]
     outputs = [np.asarray(record.values[s]) for s in site.outputs]
     outputs = [np.ravel(y) for y in outputs if is_inexact(y)]
     bad = np.concatenate([~np.isfinite(y) for y in outputs])
@@ -184,8 +184,10 @@ def _born_in_cotangents(tape: Tape, record: Record, number: int) -> list[Birth]:
     if not has_custom_rule(site.eqn):
         for inside in reversed(insides(tape, number, record)):
             finite = all(s is None or np.all(np.isfinite(s)) for s in inside.seeds)
-            if finite and (inner := births(tape_of(tape, inside), inside.inputs, inside.seeds)):
-                return [birth.within(inside.name, line) for birth in inner]
+            if finite and (
+                inner := births(tape_of(tape, number, inside), inside.inputs, inside.seeds)
+            ):
+                return [birth.within(inside.name) for birth in inner]
     bad = [~np.isfinite(np.asarray(x)) for x in record.pulled[number]]
     most = max(bad, key=np.sum)  # of several operands
     _, reason, cure = usual_cause(site.eqn)

@@ -298,7 +298,9 @@ def _inside(
     """
     programs = _spread_first(insides(tape, number, record))[: SAMPLE if report is None else None]
     seeded = (one for one in programs if any(seed is not None for seed in one.seeds))
-    asked = (wrong_rules(tape_of(tape, one), one.inputs, one.seeds, **how) for one in seeded)
+    asked = (
+        wrong_rules(tape_of(tape, number, one), one.inputs, one.seeds, **how) for one in seeded
+    )
     rules = next(filter(None, asked), [])
     has_own = has_custom_rule(tape.sites[number].eqn)
     is_own = rules and has_own and not _passes_on(tape, record, number, _same(report))
@@ -315,7 +317,7 @@ def _passes_on(tape: Tape, record: Record, number: int, same: float) -> bool:
     JAX cannot differentiate every loop.
     """
     (inside,) = insides(tape, number, record)
-    inner = tape_of(tape, inside)
+    inner = tape_of(tape, number, inside)
     if inner.arbitrary:
         return True
     given, active = inner.record(inside.inputs, inside.seeds).cotangents, tape.sites[number].active

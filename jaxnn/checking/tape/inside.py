@@ -86,10 +86,11 @@ def insides(tape: Tape, number: int, record: Record) -> list[Inside]:
     return []
 
 
-def tape_of(tape: Tape, inside: Inside) -> Tape:
+def tape_of(tape: Tape, number: int, inside: Inside) -> Tape:
     """The tape of a program inside a site; all iterations of a loop share one."""
-    program, moving = inside.program, inside.moving
-    return tape.keep((id(program), moving), lambda: (Tape(program, moving, tape.dtype), program))[0]
+    program, moving, line = inside.program, inside.moving, tape.sites[number].line
+    build = lambda: (Tape(program, moving, tape.dtype, line=line), program)  # noqa: E731
+    return tape.keep((number, id(program), moving), build)[0]
 
 
 def _run(tape: Tape, program: Program, inputs: Sequence[Any]) -> list[Any]:

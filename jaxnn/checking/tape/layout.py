@@ -83,7 +83,7 @@ class Site(NamedTuple):
 
 
 def lay_out(
-    program: Program, moving: Sequence[bool], unrolled: bool
+    program: Program, moving: Sequence[bool], unrolled: bool, line: str
 ) -> tuple[list[Site], tuple[int, ...], tuple[int, ...], dict[int, Any]]:
     """The sites of a program in order, the slots of its inputs and of its outputs, and the values
     of its constants by slot. Sites have the inputs and outputs that derivatives pass.
@@ -92,6 +92,7 @@ def lay_out(
       program: the program.
       moving: whether each of its inputs is differentiated.
       unrolled: whether short loops are unrolled.
+      line: the user's line that led to the program; empty for a whole function.
     """
     sites: list[Site] = []
     constants: dict[int, Any] = {}
@@ -119,7 +120,7 @@ def lay_out(
 
     variables = opened(program)[0]
     inputs = tuple(next(slots) for _ in variables.invars)
-    outputs = lay(program, inputs, "")
+    outputs = lay(program, inputs, line)
     inexact = [is_inexact(v.aval) for v in variables.outvars]
     ends = {s for s, floats in zip(outputs, inexact, strict=True) if floats}
     starts = {s for s, moves in zip(inputs, moving, strict=True) if moves}

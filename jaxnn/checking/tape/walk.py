@@ -119,7 +119,12 @@ class Tape:
     """
 
     def __init__(
-        self, program: Program, moving: Sequence[bool], dtype: Any = None, unrolled: bool = False
+        self,
+        program: Program,
+        moving: Sequence[bool],
+        dtype: Any = None,
+        unrolled: bool = False,
+        line: str = "",
     ):
         """Lay out a program.
 
@@ -129,11 +134,13 @@ class Tape:
           dtype: the dtype of the evaluation; None for the program's own dtypes.
           unrolled: whether short loops are unrolled, to see which equations round; in its own
             dtypes, the program is then compiled as the user's is, since that decides what rounds.
+          line: the user's line that led to the program; empty for a whole function.
         """
         self.dtype = dtype
         self._options = None if unrolled and dtype is None else compiler_options
         self.kept: dict[Any, Any] = {}
-        self.sites, self.inputs, self.outputs, self._consts = lay_out(program, moving, unrolled)
+        found = lay_out(program, moving, unrolled, line)
+        self.sites, self.inputs, self.outputs, self._consts = found
         ones = self._kinds()
         pulls, arbitrary = _pullbacks(ones, dtype)
         self.arbitrary = {n for n, k in enumerate(self.kinds) if k in arbitrary}
