@@ -1211,6 +1211,16 @@ def test_parameters_that_stop_gradient_cuts_off_are_listed():
     assert all("does not depend on this leaf" in hints[f"[0]['{x}']"] for x in ("idle", "unused"))
 
 
+def test_where_there_is_nothing_to_differentiate_no_gradient_is_taken():
+    one = jnp.float32(1)
+    with watching() as watched:
+        jax.jvp(lambda: one, (), ())
+        jax.jvp(lambda empty: one, ({},), ({},))
+        jax.vjp(lambda x: (), one)
+        jax.jvp(lambda x: jnp.int32(3), (one,), (one,))
+    assert watched.report.places == ()
+
+
 def test_a_partial_function_has_the_name_of_what_it_calls():
     def energy(scale, x):
         return scale * jnp.sum(x**2)

@@ -377,7 +377,12 @@ class Watcher:
         with self.undisturbed():
             try:
                 call = called()
-                taken, point, values = self._taken(f, Taken(line, name, form), call)
+                leaves, tree = jax.tree.flatten(tuple(call.args[i] for i in call.argnums))
+                program = make_jaxpr(call.of_leaves(f, tree))(*leaves)
+                if not (leaves and program.out_avals):
+                    return  # there is nothing to differentiate
+                taken = Taken(line, name, form, tree, call.argnums)
+                taken, point, values = self._taken(taken, program, call, leaves)
                 taken.is_counted = self.points > 1 or (self.finite and form.gradient is not None)
                 if taken.is_counted:
                     self._count_call(taken, values)
@@ -392,23 +397,21 @@ class Watcher:
                     reason = "it needs concrete values (`if`, `float`); try `check_gradient`"
                 taken.trouble = f"not checked: {reason}"
 
-    def _taken(self, f: Callable, taken: Taken, call: Call) -> tuple[Taken, Point, Any]:
-        """The gradient that a call takes; the point, without its values; and these, as arrays or
-        tracers.
+    def _taken(
+        self, taken: Taken, program: Program, call: Call, leaves: list[Any]
+    ) -> tuple[Taken, Point, Any]:
+        """The gradient that a call takes, known if it was taken before; the point, without its
+        values; and these, as arrays or tracers.
         """
-        leaves, tree = jax.tree.flatten(tuple(call.args[i] for i in call.argnums))
-        program = make_jaxpr(call.of_leaves(f, tree))(*leaves)
         consts = opened(program)[1]
         # Numbers of Python's in the function may differ from call to call, and so may weak types.
         kind = tuple(map(_kind_of, filter(_computes, equations(program))))
-        key = taken.line, taken.name, taken.form, call.argnums, tree, kind
+        key = taken.line, taken.name, taken.form, taken.argnums, taken.tree, kind
         alike = [other for other in list(self.taken) if other[:2] == key[:2]]
         if key not in self.taken and len(alike) >= KINDS:
             key = alike[-1]
             self.taken[key].trouble = f"only the first {KINDS} variants were watched"
-        if key not in self.taken:
-            taken.tree, taken.argnums = tree, call.argnums
-            self.taken[key] = taken
+        self.taken.setdefault(key, taken)
         point = Point(
             consts=[],
             leaves=[],

@@ -126,8 +126,9 @@ def say(checked: Checked, found: list[RuleReport]) -> Checked:
         # What the cotangent 1 gives is another gradient, not a less precise one.
         each = zip(checked.leaves, checked.claims.own, at_one, strict=True)
         checked = checked.with_leaves([_of_half(*one) for one in each])._replace(losses={})
+        given = "tangent" if all("jvp" in rule.kind for rule in found) else "cotangent"
         checked = checked.with_note(
-            "a rule is not linear in its cotangent: the gradient of `2 * f` is not twice that of "
+            f"a rule is not linear in its {given}: the gradient of `2 * f` is not twice that of "
             "`f`; half of it is shown"
         )
     if not _has_another_value(checked):
