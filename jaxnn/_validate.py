@@ -37,6 +37,16 @@ def first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
 
 
+def reason_of(error: BaseException) -> str:
+    """Why something failed, in one line."""
+    if isinstance(error, jax.errors.UnexpectedTracerError):
+        return (
+            "a function, perhaps of a derivative rule, uses a traced value that is not one of its "
+            "arguments"
+        )
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 def describe(leaf: Any) -> str:
     """A leaf for an error message: dtype and shape of an array, the value of anything else."""
     if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):

@@ -830,7 +830,10 @@ def test_a_last_rule_that_is_not_linear_in_its_cotangent_is_named(change):
     total.defvjp(lambda x: (total(x), x), lambda x, g: (2 * change(g) * x,))
     report = check_gradient(total, jnp.array([1.0, 2.0, 3.0]))
     assert report.verdict == "differs" and [rule.name for rule in report.rules] == ["total"]
-    assert any("not linear in its cotangent" in note for note in report.notes) and not report.digits_lost
+    assert (
+        any("not linear in its cotangent" in note for note in report.notes)
+        and not report.digits_lost
+    )
     leaf = report.leaves[0]  # half the gradient of twice the function is shown
     assert not (leaf.hint or "autodiff /" in leaf.pattern) and leaf.own_dtype_digits > 6
 

@@ -1211,6 +1211,20 @@ def test_parameters_that_stop_gradient_cuts_off_are_listed():
     assert all("does not depend on this leaf" in hints[f"[0]['{x}']"] for x in ("idle", "unused"))
 
 
+def test_a_rule_that_uses_a_traced_value_from_outside_is_said_to_do_so():
+    def f(x, c):
+        sine = jax.custom_vjp(lambda x: c * jnp.sin(x))
+        sine.defvjp(lambda x: (c * jnp.sin(x), x), lambda x, ct: (1.1 * ct * c * jnp.cos(x),))
+        return jnp.sum(sine(x))
+
+    x, why = jnp.arange(3.0), "uses a traced value that is not one of its arguments"
+    report = jaxnn.check_gradient(f, x, 2.0)
+    assert report.verdict == "differs" and [why in note for note in report.notes] == [True]
+    with watching() as watched:
+        jax.jit(jax.grad(f))(x, 2.0)
+    assert why in str(watched.report) and watched.report.exit_code == 2
+
+
 def test_where_there_is_nothing_to_differentiate_no_gradient_is_taken():
     one = jnp.float32(1)
     with watching() as watched:

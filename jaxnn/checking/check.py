@@ -24,7 +24,7 @@ from jaxtyping import PyTree
 from jaxnn._arguments import Partition, Where, floating_argnums, positions
 from jaxnn._validate import (
     describe,
-    first_line,
+    reason_of,
     require_arrays,
     require_callable,
     require_choice,
@@ -184,8 +184,9 @@ def asked(checked: Checked) -> Checked:
                 checked.check.status.say(about)
                 checked = question.say(checked, question.ask(checked))
         except Exception as error:  # a user's rule, called separately, may raise anything
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            checked = checked.with_note(f'could not answer "{about}" ({reason})')
+            reason = reason_of(error)
+            if not any(reason in note for note in checked.notes):  # once is enough
+                checked = checked.with_note(f'could not answer "{about}" ({reason})')
     return checked
 
 

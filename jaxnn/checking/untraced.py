@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn._arguments import Partition
-from jaxnn._validate import describe, first_line
+from jaxnn._validate import describe, reason_of
 from jaxnn.checking.by_hand import gradient_by_hand
 from jaxnn.checking.line import Line
 from jaxnn.checking.scalar import PROJECTED, is_real_scalar, scalar_of
@@ -109,7 +109,7 @@ def untraced(call: Partition, point: Point, settings: Settings) -> Untraced:
         except jax.errors.JAXTypeError as error:
             raise TypeError(
                 "`f` must be differentiable by JAX (written in `jax.numpy`, not NumPy), or "
-                f"`gradient` must be given. Got {type(error).__name__}: {first_line(error)}"
+                f"`gradient` must be given. Got {reason_of(error)}"
             ) from None
 
     return Untraced(value, both, notes=tuple(notes))

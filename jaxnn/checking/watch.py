@@ -32,7 +32,7 @@ from jax.sharding import AxisType
 from jaxnn._arguments import readable
 from jaxnn._jax import enable_x64
 from jaxnn._programs import trace_again
-from jaxnn._validate import first_line, is_concrete, is_key
+from jaxnn._validate import is_concrete, is_key, reason_of
 from jaxnn.checking.findings import SourceLine
 from jaxnn.checking.tape.layout import is_inexact
 from jaxnn.numerical.interpret import (
@@ -392,7 +392,7 @@ class Watcher:
                     self._see_whether_finite(taken, point, values, gradient)
             except Exception as error:  # the user's function may raise anything when traced again
                 taken = self.taken.setdefault((line, name), Taken(line, name, form))
-                reason = f"{type(error).__name__}: {first_line(error)}"
+                reason = reason_of(error)
                 if isinstance(error, _NEED_VALUES):
                     reason = "it needs concrete values (`if`, `float`); try `check_gradient`"
                 taken.trouble = f"not checked: {reason}"

@@ -19,7 +19,7 @@ import numpy as np
 from jaxnn._arguments import readable
 from jaxnn._files import as_path
 from jaxnn._validate import (
-    first_line,
+    reason_of,
     require_choice,
     require_count,
     require_names,
@@ -375,7 +375,7 @@ def _judged(taken: Taken, place: Place, watcher: Watcher) -> Place:
                 given = taken.function(point), *taken.arguments(point)
                 reports.append(check_gradient(*given, argnums=taken.argnums, **how))
     except Exception as error:  # what a program does may be impossible outside of it
-        place = place._replace(trouble=f"not checked: {type(error).__name__}: {first_line(error)}")
+        place = place._replace(trouble=f"not checked: {reason_of(error)}")
     return place._replace(reports=tuple(reports))
 
 
