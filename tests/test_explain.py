@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from benchmarks.blame import outcome
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, mlir
 from rule_mutants import FUNCTIONS, mutants, mutated
 from slow import slow_but
 from versions import since
@@ -1046,6 +1048,30 @@ def test_a_wrong_rule_that_jax_calls_has_the_line_that_asks_for_it(call):
     f = lambda x: jnp.sum(call(rule, x))  # noqa: E731
     (found,) = check_gradient(f, jnp.ones(2)).rules
     assert found.line.path == "tests/test_explain.py" and "lax." in found.line.text
+
+
+def test_a_librarys_primitive_that_is_told_twice_of_a_number_is_not_accused():
+    """As a linear solve is, of a matrix and of its factors, whose derivative is stopped."""
+    ratio = Primitive("ratio")
+    ratio.def_abstract_eval(lambda x, y, factor: y)
+    mlir.register_lowering(
+        ratio, mlir.lower_fun(lambda x, y, factor: y / factor, multiple_results=False)
+    )
+
+    def rule(primals, tangents):
+        x, y, factor = primals
+        dx, dy, none = tangents
+        assert type(none) is ad.Zero
+        out = ratio.bind(*primals)
+        return out, (dy - out * dx) / factor
+
+    ad.primitive_jvps[ratio] = rule
+    stop = lax.stop_gradient
+    f = lambda x: jnp.sum(ratio.bind(x, jnp.sin(x), stop(x)))  # noqa: E731
+    x = jnp.array([0.5, 1.5])
+    assert check_gradient(f, x).verdict == "agrees"
+    report = check_gradient(lambda x: f(x) + jnp.sum(x * stop(x)), x)
+    assert report.verdict == "differs" and not report.rules
 
 
 OTHER_PACKAGE = """

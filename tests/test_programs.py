@@ -525,6 +525,19 @@ def test_a_primitive_that_refuses_its_own_dtype_once_float64_is_enabled_is_check
     assert jaxnn.check_gradient(f, X).verdict == "agrees"
 
 
+@pytest.mark.parametrize(
+    "stop, verdict, most", [(jnp.sin, "agrees", 2), (jax.lax.stop_gradient, "detached", 3)]
+)
+def test_a_check_traces_its_function_for_values_for_the_gradient_and_in_doubt(stop, verdict, most):
+    traces = []
+
+    def f(x):
+        traces.append(x)
+        return jnp.sum(x * stop(x))
+
+    assert jaxnn.check_gradient(f, X).verdict == verdict and len(traces) == most
+
+
 def test_what_jax_cannot_trace_is_tried_once():
     tried = []
 

@@ -59,6 +59,7 @@ from jaxnn.checking.tape.layout import Site, is_inexact
 from jaxnn.checking.tape.walk import Record, Tape, arithmetic, seeds_of
 from jaxnn.numerical.float64 import coarsest, wide_arithmetic, wide_dtype, widen
 from jaxnn.numerical.interpret import (
+    OF_JAX,
     avals_of,
     called,
     equations_inside,
@@ -386,7 +387,9 @@ def _slopes(
     for number in numbers:
         site = tape.sites[number]
         of_solve = site.eqn.primitive is primitives.linear_solve_p
-        if number in tape.arbitrary or of_solve or is_sampler(site.eqn):
+        # A library's own primitive may be told twice of one number, as a matrix and its factors.
+        is_double = site.held and not (site.eqn.primitive in OF_JAX or has_custom_rule(site.eqn))
+        if number in tape.arbitrary or of_solve or is_double or is_sampler(site.eqn):
             continue
         with arithmetic(tape.dtype):
             question = SiteQuestion.of(site, record, number, tape.dtype)

@@ -45,6 +45,7 @@ class Site(NamedTuple):
       outputs: the slots that it fills.
       active: the positions of the inputs that are differentiated.
       asked: the positions of the outputs that have a cotangent.
+      held: whether an input changes with those that are differentiated, but passes no derivative.
     """
 
     eqn: Equation
@@ -53,6 +54,7 @@ class Site(NamedTuple):
     outputs: tuple[int, ...]
     active: tuple[int, ...] = ()
     asked: tuple[int, ...] = ()
+    held: bool = False
 
     @property
     def name(self) -> str:
@@ -133,17 +135,22 @@ def is_inexact(x: Any) -> bool:
 
 
 def _differentiated(sites: Sequence[Site], starts: set[int], ends: set[int]) -> list[Site]:
-    """The sites, with the inputs and outputs that derivatives pass as `active` and `asked`."""
-    moving, found = set(starts), []
+    """The sites, with the inputs and outputs that derivatives pass as `active` and `asked`, and
+    with `held`.
+    """
+    moving, changing, found = set(starts), set(starts), []
     for site in sites:
         variables = zip(site.inputs, site.eqn.invars, strict=True)
         active = tuple(
             i for i, (s, v) in enumerate(variables) if s in moving and is_inexact(v.aval)
         )
+        held = changing.intersection(site.inputs) - moving
+        if changing.intersection(site.inputs):
+            changing.update(site.outputs)
         if active and site.eqn.primitive not in FLAT:
             outputs = zip(site.outputs, site.eqn.outvars, strict=True)
             moving.update(s for s, v in outputs if is_inexact(v.aval))
-            site = site._replace(active=active)
+            site = site._replace(active=active, held=bool(held))
         found.append(site)
     needed = moving & ends
     for number, site in reversed(list(enumerate(found))):
