@@ -307,9 +307,9 @@ def test_compiled_programs_take_leaves_apart_and_give_them_packed():
     call = Partition.of(chain, 0, (point(),), {})
     at = Point(call.points, (call.dynamic, None))
     programs = prepare(call, at, Settings())
-    own = functools.partial(programs.compiled.own, programs.gradient_consts)
+    own = functools.partial(programs.compiled.own, programs.both.consts)
     given = *at, np.float32(1)
-    assert "slice" not in programs.compiled.own.lower(programs.gradient_consts, *given).as_text()
+    assert "slice" not in programs.compiled.own.lower(programs.both.consts, *given).as_text()
     value, gradient = jax.eval_shape(own, *given)
     size = LEAVES * (WIDTH * WIDTH + WIDTH)
     assert value.shape == () and [x.shape for x in gradient] == [(size,)]
