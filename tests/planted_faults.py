@@ -948,8 +948,8 @@ FAULTS = (
     Fault(
         "what a wrapped function fills is not put back",
         "checking/undone.py",
-        "todo += [(inside, depth) for inside in _called(x, undo)]",
-        "todo += [(inside, depth - 1) for inside in _called(x, undo)]",
+        "todo += [(inside, depth) for inside in _parts_of(x, undo)]",
+        "todo += [(inside, depth - 1) for inside in _parts_of(x, undo)]",
         "test_watch.py -k others_wrap",
     ),
     Fault(

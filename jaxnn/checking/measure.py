@@ -252,8 +252,8 @@ def measure_by(programs: Programs | Untraced, check: Check) -> Checked:
 
 
 def _is_doubtful(checked: Checked, epsilon: float) -> bool:
-    """Whether values and gradient may be those of different traces of the function: another trace
-    would have shown in neither if all leaves pass, and the value is the same.
+    """Whether values and gradient may come from traces of the function that differ. If all leaves
+    pass and the value is the same, such a difference changes nothing here.
     """
     has_value = checked.check.settings.by_hand is None
     same = has_value and same_value(checked.claims.forward, checked.centre, epsilon)

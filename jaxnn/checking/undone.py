@@ -40,7 +40,7 @@ def state_of(f: Callable, is_library: Callable[[str], bool]) -> Callable[[], Non
         with contextlib.suppress(Exception):  # an object of the user's may raise anything
             if depth and id(x) not in seen and not isinstance(x, _PLAIN):
                 seen[id(x)] = x
-                todo += [(inside, depth) for inside in _called(x, undo)]
+                todo += [(inside, depth) for inside in _parts_of(x, undo)]
                 todo += [(inside, depth - 1) for inside in _held(x, is_library, undo)]
 
     def put_back():
@@ -65,7 +65,7 @@ def random_state() -> Callable[[], None]:
     return put_back
 
 
-def _called(x: Any, undo: list[Callable[[], None]]) -> Iterator[Any]:
+def _parts_of(x: Any, undo: list[Callable[[], None]]) -> Iterator[Any]:
     """What a function or a tuple is made of, however deep; `undo` is as for `_held`."""
     if isinstance(x, types.MethodType):
         yield from (x.__self__, x.__func__)

@@ -428,8 +428,8 @@ def interruptible() -> Iterator[None]:
 
 
 def _at_most(seconds: float, job: Callable[[], Any]) -> tuple[Any, bool]:
-    """What `job` returns, and whether it took longer than some seconds and was interrupted, as by
-    Ctrl-C, in the main thread only; None if it was before it returned.
+    """Run a job; after some seconds, interrupt it, as by Ctrl-C, in the main thread only. Returns
+    what the job returned, None if it was interrupted, and whether it took longer.
 
     XLA is not interrupted: it would go on in a thread of its own, and the process would crash if it
     ended before.

@@ -386,10 +386,7 @@ def _slopes(
     steps = np.concatenate([half, -half, [0.0]])
     for number in numbers:
         site = tape.sites[number]
-        of_solve = site.eqn.primitive is primitives.linear_solve_p
-        # A library's own primitive may be told twice of one number, as a matrix and its factors.
-        is_double = site.held and not (site.eqn.primitive in OF_JAX or has_custom_rule(site.eqn))
-        if number in tape.arbitrary or of_solve or is_double or is_sampler(site.eqn):
+        if number in tape.arbitrary or not _shows_alone(site):
             continue
         with arithmetic(tape.dtype):
             question = SiteQuestion.of(site, record, number, tape.dtype)
@@ -418,6 +415,15 @@ def _slopes(
         coarse = max(epsilon, _rounding(tape.sites[number]))
         slope = estimate_slope(half, phi[:HALF], phi[HALF:-1], float(phi[-1]), coarse)
         yield number, *found, slope
+
+
+def _shows_alone(site: Site) -> bool:
+    """Whether moving one input of a site at a time shows whether its rule is right: not that of a
+    library's own primitive which is told twice of one number, as of a matrix and its factors.
+    """
+    is_double = site.held and not (site.eqn.primitive in OF_JAX or has_custom_rule(site.eqn))
+    of_solve = site.eqn.primitive is primitives.linear_solve_p
+    return not (is_double or of_solve or is_sampler(site.eqn))
 
 
 def _rounding(site: Site) -> float:

@@ -90,7 +90,7 @@ def tape_of(tape: Tape, number: int, inside: Inside) -> Tape:
     """The tape of a program inside a site; all iterations of a loop share one."""
     program, moving, line = inside.program, inside.moving, tape.sites[number].line
     build = lambda: (Tape(program, moving, tape.dtype, line=line), program)  # noqa: E731
-    return tape.keep((number, id(program), moving), build)[0]
+    return tape.keep((line, id(program), moving), build)[0]
 
 
 def _run(tape: Tape, program: Program, inputs: Sequence[Any]) -> list[Any]:

@@ -144,13 +144,12 @@ def _differentiated(sites: Sequence[Site], starts: set[int], ends: set[int]) -> 
         active = tuple(
             i for i, (s, v) in enumerate(variables) if s in moving and is_inexact(v.aval)
         )
-        held = changing.intersection(site.inputs) - moving
-        if changing.intersection(site.inputs):
+        if changed := changing.intersection(site.inputs):
             changing.update(site.outputs)
         if active and site.eqn.primitive not in FLAT:
             outputs = zip(site.outputs, site.eqn.outvars, strict=True)
             moving.update(s for s, v in outputs if is_inexact(v.aval))
-            site = site._replace(active=active, held=bool(held))
+            site = site._replace(active=active, held=not changed <= moving)
         found.append(site)
     needed = moving & ends
     for number, site in reversed(list(enumerate(found))):
