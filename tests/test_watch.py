@@ -1268,6 +1268,7 @@ def test_a_check_that_goes_on_when_it_is_interrupted_is_interrupted_again(monkey
 def test_an_interruption_that_comes_as_the_work_ends_does_not_end_the_program():
     """It comes before, while or after the work ends: chance decides, so try often."""
     try:
+        assert watched_module._at_most(0.001, functools.partial(stay_busy, 10)) == (None, True)
         for number in range(100):
             watched_module._at_most(0.001, functools.partial(stay_busy, 0.001 + number * 2e-6))
             stay_busy(1e-4)
