@@ -122,9 +122,11 @@ class Programs:
         """The programs of the same function if solvers are run further, or if what `stop_gradient`
         stops is held: what these leave as it is need not be compiled again.
         """
-        new = self.settings._replace(**settings)
-        packing = self.compiled.packing
-        compiled = _compiled(self.values, self.both, self.form, new, packing, self.compiled)
+        new, usual = self.settings._replace(**settings), self.compiled
+        compiled = _compiled(self.values, self.both, self.form, new, usual.packing)
+        compiled = compiled._replace(
+            own=usual.own, wide=compiled.wide if new.further else usual.wide
+        )
         return dataclasses.replace(self, compiled=compiled, settings=new, again=lambda: True)
 
     @property
@@ -420,31 +422,19 @@ def _values(scalar: Program, form: Point, settings: Settings) -> Traced:
 
 
 def _compiled(
-    values: Traced,
-    both: Traced,
-    form: Point,
-    settings: Settings,
-    packing: Packing,
-    usual: Compiled | None = None,
+    values: Traced, both: Traced, form: Point, settings: Settings, packing: Packing
 ) -> Compiled:
-    """The compiled programs of a scalar function and its gradient, cached for equal programs;
-    `usual` are those where no solver is run further, and nothing is held.
-    """
+    """The compiled programs of a scalar function and its gradient, cached for equal programs."""
     known = values.key is not None and both.key is not None
     options = settings.further, settings.held, settings.forward, packing, wide_dtype()
     key = (values.key, both.key, *options) if known else None
     consts = [form_of(jax.typeof(x)) for x in values.consts]
     form = form._replace(data=(consts, form.data))
-    return kept(key, lambda: _compile(values.bare, both.bare, form, settings, packing, usual))
+    return kept(key, lambda: _compile(values.bare, both.bare, form, settings, packing))
 
 
 def _compile(
-    values: Traced,
-    both: Traced,
-    form: Point,
-    settings: Settings,
-    packing: Packing,
-    usual: Compiled | None,
+    values: Traced, both: Traced, form: Point, settings: Settings, packing: Packing
 ) -> Compiled:
     """The compiled programs, given the shapes of leaves, and of constants and data."""
     dtype, narrow = wide_dtype(), set()
@@ -482,8 +472,6 @@ def _compile(
         wide = jax.jit(wide, compiler_options=None if same else compiler_options(both.jaxpr))
         own = wide_arithmetic(dtype)(wide) if same else jitted(both)
         along = compiled_along(value, dtype, values.jaxpr)
-    if usual is not None:
-        own, wide = usual.own, wide if settings.further else usual.wide
     return Compiled(
         own=own,
         wide=wide,
