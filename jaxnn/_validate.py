@@ -44,7 +44,7 @@ def reason_of(error: BaseException) -> str:
             "a function, perhaps of a derivative rule, uses a traced value that is not one of its "
             "arguments"
         )
-    return f"{type(error).__name__}: {first_line(error)}"
+    return ": ".join(filter(None, (type(error).__name__, first_line(error))))
 
 
 def describe(leaf: Any) -> str:

@@ -128,6 +128,27 @@ def test_a_trusted_rule_is_not_accused_beside_a_wrong_one():
     assert rule.name == "<lambda>"
 
 
+@pytest.mark.parametrize("calls", [1, 3])
+def test_a_trusted_rule_may_refuse_what_does_not_move_and_return_whole_numbers(calls):
+    @jax.custom_vjp
+    def scaled(x, k):
+        return x * k, jnp.int32(x[0])
+
+    def forward(x, k):
+        assert x.perturbed and not k.perturbed
+        return scaled(x.value, k.value), k.value
+
+    scaled.defvjp(forward, lambda k, g: (2 * k * g[0], None), symbolic_zeros=True)
+
+    def f(x):
+        again = lambda _, x: scaled(jnp.sin(x), X)[0]  # noqa: E731
+        y, whole = scaled(lax.fori_loop(1, calls, again, x), X)
+        return jnp.sum(jnp.cos(y)) * jnp.float32(whole + 1)
+
+    assert check_gradient(f, X).verdict == "differs"
+    assert check_gradient(f, X, trust=["scaled"]).verdict == "agrees"
+
+
 def test_a_rule_that_is_not_linear_cannot_be_trusted():
     clipped = jax.custom_vjp(lambda x: x)
     clipped.defvjp(lambda x: (x, None), lambda _, g: (jnp.clip(g, -0.1, 0.1),))

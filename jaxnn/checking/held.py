@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jax.extend import core
 from jax.extend.core import primitives
 
-from jaxnn._validate import first_line
+from jaxnn._validate import reason_of
 from jaxnn.checking.findings import SourceLine
 from jaxnn.checking.tape.layout import is_inexact
 from jaxnn.checking.tape.walk import of_active
@@ -58,7 +59,16 @@ def holding(
             return evaluation(called(eqn), inputs)
         plain = {p: rule for p, rule in evaluation.rules.items() if p not in rule_primitives()}
         along_rule = evaluation._replace(rules=plain)
-        return along_rule(_continued(eqn), [*map(_at_point, inputs), *inputs])
+        unmoved = custom_vmap(lambda *x: evaluation._replace(narrow=set())(called(eqn), x))
+
+        @unmoved.def_vmap
+        def moved(_, batched, *both):
+            pairs = list(zip(both, batched, strict=True))
+            start, end = ([x[k] if many else x for x, many in pairs] for k in (0, 1))
+            outputs = along_rule(_continued(eqn, batched), [*start, *end])
+            return outputs, [True] * len(outputs)
+
+        return unmoved(*inputs)
 
     rules: dict[core.Primitive, Callable] = (
         dict.fromkeys(rule_primitives(), trusted) if trust else {}
@@ -87,20 +97,25 @@ def _at_point(x: Any) -> Any:
     return lax.all_gather(x, _AXIS)[0]
 
 
-def _continued(eqn: Equation) -> Program:
-    """A program of start and end inputs that continues a function with a custom rule linearly from
-    the start, along the derivative that the rule claims there.
+def _continued(eqn: Equation, moved: Sequence[bool]) -> Program:
+    """A program of start and end inputs that returns the outputs of a function with a custom rule
+    at the start, beside those that continue it linearly along the derivative that the rule claims
+    there. Its rule may refuse to be differentiated by inputs that are not `moved`.
     """
     avals = avals_of(eqn.invars)
-    moving = [i for i, aval in enumerate(avals) if is_inexact(aval)]
+    moving = [i for i, aval in enumerate(avals) if moved[i] and is_inexact(aval)]
+    smooth = [j for j, aval in enumerate(avals_of(eqn.outvars)) if is_inexact(aval)]
 
     def continued(*both):
         start, end = both[: len(avals)], both[len(avals) :]
-        of = of_active(functools.partial(bind, eqn), moving, range(len(eqn.outvars)), start)
+        starts = bind(eqn, start)
+        ends = dict(enumerate(starts))
         some, steps = [start[i] for i in moving], [end[i] - start[i] for i in moving]
+        of = of_active(functools.partial(bind, eqn), moving, smooth, start)
         outputs, back = jax.vjp(of, some)
         (changes,) = _transposed(eqn, back, outputs, (steps,))
-        return [y + dy for y, dy in zip(outputs, changes, strict=True)]
+        ends |= {j: y + dy for j, y, dy in zip(smooth, outputs, changes, strict=True)}
+        return [jnp.stack([y, ends[j]]) for j, y in enumerate(starts)]
 
     return make_jaxpr(continued)(*avals, *avals)
 
@@ -113,5 +128,5 @@ def _transposed(eqn: Equation, back: Callable, outputs: Any, steps: Any) -> Any:
         name = source(eqn)[0]
         raise TypeError(
             "`trust` must name rules that are linear in the cotangent, as derivatives are. Got "
-            f"{name!r}: {first_line(error)}"
+            f"{name!r}: {reason_of(error)}"
         ) from None
