@@ -75,7 +75,8 @@ def operation_name(eqn: Equation) -> str:
 
 def rule_source(eqn: Equation, argument: int | None = None) -> str:
     """The source of a call's custom rule: the user's JVP, that of an argument where `defjvps` gives
-    each its own, or the backward function of the VJP; as file, line and name.
+    each its own, the backward function of the VJP, or the transpose of a `linear_call`; as file,
+    line and name.
 
     Empty if it is unknown or inside JAX. JAX itself attributes a backward function's computations
     to the line of the call.
@@ -89,6 +90,9 @@ def rule_source(eqn: Equation, argument: int | None = None) -> str:
             if hasattr(f, "__code__") and not f.__module__.startswith("jax."):
                 return _source_of(unwrapped(f))
         return ""
+    if (transpose := eqn.params.get("transpose_thunk")) is not None:
+        user = unwrapped(transpose)
+        return "" if user is transpose else _source_of(user)
     rule = eqn.params.get("bwd", eqn.params.get("jvp_jaxpr_fun"))
     which = len(eqn.invars) - rule_consts(eqn), argument
     if (inside := unwrapped(rule.f, which)) is not rule.f:
@@ -175,7 +179,7 @@ def is_stopped_by_jax(eqn: Equation) -> bool:
 
 def rule_consts(eqn: Equation) -> int:
     """The number of inputs of a custom-rule call that are closed over rather than arguments."""
-    return eqn.params.get("num_consts", 0)
+    return eqn.params.get("num_consts", eqn.params.get("num_callee_consts", 0))
 
 
 def argument_paths(eqn: Equation) -> dict[int, str]:

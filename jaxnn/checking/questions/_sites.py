@@ -194,9 +194,9 @@ def _call_of(eqn: Equation) -> SourceLine | None:
 
 
 def kind_of_rule(eqn: Equation) -> str:
-    """Whether a rule is a JVP or a VJP."""
-    is_jvp = eqn.primitive is primitives.custom_jvp_call_p
-    return "custom_jvp" if is_jvp else "custom_vjp"
+    """Whether a rule is a JVP, a VJP or the transpose of a linear function."""
+    name = eqn.primitive.name.removesuffix("_call")
+    return {"custom_jvp": name, "linear": "transpose"}.get(name, "custom_vjp")
 
 
 def rules_inside(
