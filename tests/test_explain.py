@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from benchmarks.blame import outcome
 from jax import lax
+from jax.custom_derivatives import linear_call
 from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
 from rule_mutants import FUNCTIONS, mutants, mutated
@@ -723,6 +724,47 @@ def test_a_custom_gradient_without_operations_has_the_users_name_and_place():
     (rule,) = check_gradient(f, RHS).rules
     assert rule.name == "reverse" and rule.rule.text == "@jax.custom_gradient"
     assert check_gradient(f, RHS, trust=("reverse",)).ok
+
+
+def scaled_cumsum(x, factor):
+    """A linear function with a transpose of its own."""
+
+    def backward(_, g):
+        return factor * jnp.cumsum(g[::-1])[::-1]
+
+    return linear_call(lambda _, x: jnp.cumsum(x), backward, (), x)
+
+
+@pytest.mark.parametrize("factor, name", [(1.0, None), (1.1, "backward")])
+def test_a_wrong_transpose_of_a_linear_function_is_named(factor, name):
+    f = lambda x: jnp.sum(scaled_cumsum(jnp.sin(x), factor) ** 2)  # noqa: E731
+    for found in (check_gradient(f, RHS), check_gradient(f, RHS, stop_gradient="held")):
+        assert [(r.rule.function, r.kind, r.path) for r in found.rules] == (
+            [(name, "transpose", "x")] if name else []
+        )
+        assert found.ok is (name is None)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_wrong_rule_that_uses_an_argument_of_the_function_around_it_is_named(order):
+    def f(x, c):
+        cube = jax.custom_jvp(lambda x: c * x**3)
+        cube.defjvp(lambda p, t: (cube(*p), (1.1 if order == 1 else 3) * c * p[0] ** 2 * t[0]))
+        return jnp.sum(cube(x) * x if order == 1 else jax.jvp(cube, (x,), (x,))[1])
+
+    for found in (check_gradient(f, RHS, 2.0), explain(f, RHS, 2.0, argnums=0)):
+        assert [rule.kind for rule in found.rules] == ["custom_jvp"] * (order == 1)
+        assert found.ok is (order == 2)
+
+
+def test_nan_in_a_rule_that_uses_an_argument_of_the_function_around_it_is_born_at_its_call():
+    def f(x, c):
+        root = jax.custom_vjp(lambda x: c * jnp.sqrt(x))
+        root.defvjp(lambda x: (root(x), x), lambda x, g: (0.5 * g * c / jnp.sqrt(x),))
+        return jnp.sum(root(x))
+
+    for found in (check_gradient(f, jnp.zeros(2), 2.0), explain(f, jnp.zeros(2), 2.0, argnums=0)):
+        assert [birth.line.text for birth in found.births] == ["return jnp.sum(root(x))"]
 
 
 def test_a_wrong_root_is_named_by_the_line_that_asks_for_it():

@@ -43,7 +43,7 @@ from jaxnn.checking.measure import (
     require_outermost,
     undisturbed,
 )
-from jaxnn.checking.questions import QUESTIONS
+from jaxnn.checking.questions import QUESTIONS, answer
 from jaxnn.checking.report import GradientReport
 from jaxnn.checking.settings import Point, Settings
 from jaxnn.checking.status import Status
@@ -182,7 +182,7 @@ def asked(checked: Checked) -> Checked:
         try:
             if question.applies(checked):
                 checked.check.status.say(about)
-                checked = question.say(checked, question.ask(checked))
+                checked = question.say(checked, answer(question, checked))
         except Exception as error:  # a user's rule, called separately, may raise anything
             reason = reason_of(error)
             if not any(reason in note for note in checked.notes):  # once is enough

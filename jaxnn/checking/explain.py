@@ -15,7 +15,7 @@ from jaxnn.checking.packed import count_not_finite
 from jaxnn.checking.page import text_fragment
 from jaxnn.checking.precision import losses
 from jaxnn.checking.programs import Programs, prepare
-from jaxnn.checking.questions import births, digits, rules
+from jaxnn.checking.questions import answer, births, digits, rules
 from jaxnn.checking.report import plain
 from jaxnn.checking.settings import Point, Settings
 from jaxnn.checking.status import Status
@@ -143,17 +143,18 @@ def explain(
         finite_in_float64 = not any(map(count_not_finite, wide))
         bad = any(map(count_not_finite, own)) or not finite_in_float64
         # What is not finite on the way may be masked, and the gradient still be right.
-        if bad and (born := births.ask(checked)):
+        if bad and (born := answer(births, checked)):
             return Explanation(name, tuple(born), finite_in_float64=finite_in_float64)
         status.say(f"derivative rules ({len(programs.program.eqns)} operations)")
-        wrong = rules.ask(checked)
+        wrong = answer(rules, checked)
         # What a solver's rule gives to one argument may be due to another: the whole tells.
         users = [rule for rule in wrong if rule.is_users]
         if users != wrong and not rules.applies(measure_by(programs, checked.check)):
             wrong = users
         status.say("counting digits")
         lost = losses(point, programs, claims, claims.forward, range(len(point.leaves)))
-        return Explanation(name, (), tuple(wrong), tuple(digits.ask(checked._replace(losses=lost))))
+        lines = answer(digits, checked._replace(losses=lost))
+        return Explanation(name, (), tuple(wrong), tuple(lines))
 
 
 def origins(f: Callable, params: Any) -> list[Birth]:

@@ -105,7 +105,8 @@ class Programs:
       settings: how it is differentiated.
       by_hand: the user's gradient, if there is one.
       notes: remarks on anything unusual.
-      again: traces the user's function once more; returns whether that gives the same program.
+      again: traces the user's function once more, with these arguments that are not
+        differentiated as constants, if there are any; returns `program` anew.
     """
 
     compiled: Compiled
@@ -116,7 +117,7 @@ class Programs:
     settings: Settings
     by_hand: "ByHand | None" = None
     notes: tuple[str, ...] = ()
-    again: Callable[[], bool] = lambda: True
+    again: Callable[[Any], Program] = lambda _: None
 
     def changed(self, **settings: bool) -> "Programs":
         """The programs of the same function if solvers are run further, or if what `stop_gradient`
@@ -127,7 +128,12 @@ class Programs:
         compiled = compiled._replace(
             own=usual.own, wide=compiled.wide if new.further else usual.wide
         )
-        return dataclasses.replace(self, compiled=compiled, settings=new, again=lambda: True)
+        same = lambda _: self.program  # noqa: E731
+        return dataclasses.replace(self, compiled=compiled, settings=new, again=same)
+
+    def closed(self, point: Point) -> "Programs":
+        """The programs of the function whose data are constants."""
+        return dataclasses.replace(self, program=self.again(point.data[0]))
 
     @property
     def consts(self) -> Sequence[Any]:
@@ -137,7 +143,7 @@ class Programs:
     @functools.cached_property
     def deterministic(self) -> bool:
         """Whether tracing the function twice gives the same program."""
-        return self.again()
+        return same_program(pruned(self.program), pruned(self.again(None)))
 
     @functools.cached_property
     def rounding(self) -> float:
@@ -312,7 +318,10 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
             mistakes.append(mistake)
         else:
             by_hand = _by_hand(call, form, settings.by_hand, packing)
-            again = functools.partial(_traces_to, program, call.static, form)
+
+            def again(data, chosen=chosen):
+                return _scalar(*_trace(call.static, form, data), form, chosen)
+
             return dataclasses.replace(found, by_hand=by_hand, notes=tuple(notes), again=again)
     raise _cannot_differentiate(mistakes[0], settings)
 
@@ -363,20 +372,16 @@ def shaken(x: Any, shake: float, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(np.asarray(x) * (1 + rounding * rng.uniform(-1, 1, x.shape)))
 
 
-def _trace(static: Static, form: Point) -> tuple[Program, PyTree]:
-    """The user's function as a program of a point, and the shapes of its output.
+def _trace(static: Static, form: Point, held: Any = None) -> tuple[Program, PyTree]:
+    """The user's function as a program of a point, and the shapes of its output. If there are
+    arguments that are `held`, they are constants.
 
     A new wrapper function keeps JAX from returning an earlier trace. Constants are copied because
     JAX remembers, for each NumPy array, the precision that a live trace uses for it.
     """
-    f = lambda leaves, data: static.value(leaves, data[0])  # noqa: E731
+    f = lambda leaves, data: static.value(leaves, data[0] if held is None else held)  # noqa: E731
     program, shapes = make_jaxpr(f, return_shape=True)(*form)
     return with_own_constants(program), shapes
-
-
-def _traces_to(program: Program, static: Static, form: Point) -> bool:
-    """Whether the user's function traces to a program once more."""
-    return same_program(pruned(program), pruned(_trace(static, form)[0]))
 
 
 def _scalar(traced: Program, shapes: PyTree, form: Point, settings: Settings) -> Program:

@@ -5,6 +5,11 @@ Each is a module with three pure functions: `applies(checked)` returns whether t
 of the module's docstring as the question.
 """
 
+from typing import Any
+
+import jax
+
+from jaxnn.checking.measure import Checked
 from jaxnn.checking.questions import (
     approximations,
     births,
@@ -32,3 +37,13 @@ QUESTIONS = (
     digits,
     cut_off,
 )
+
+
+def answer(question: Any, checked: Checked) -> Any:
+    """The answer to a question. A rule that the function defines may use arguments that are not
+    differentiated, and then works alone only if these are not traced.
+    """
+    try:
+        return question.ask(checked)
+    except jax.errors.UnexpectedTracerError:
+        return question.ask(checked._replace(programs=checked.programs.closed(checked.check.point)))
