@@ -16,6 +16,7 @@ import optax
 import pytest
 import random_programs
 from gradient_cases import CASES, draw, rule
+from jax import lax
 from slow import slow_but
 from versions import since
 
@@ -1891,6 +1892,50 @@ def test_a_rule_that_only_fine_steps_contradict_is_right_to_its_solvers_toleranc
 
     report = check_gradient(lambda a: solve(a)[2], jnp.array([0.2, 0.5, 0.9]))
     assert report.verdict == verdict and bool(report.rules) == (verdict == "differs")
+
+
+def cubic_root(y, slope, newton):
+    """The x with slope * x + x**3 / 10 = y, by Newton's method or by bisection."""
+    residual = lambda x: slope * x + x**3 / 10 - y  # noqa: E731
+
+    def step(carry):
+        x, width, _, count = carry
+        if newton:
+            return x - residual(x) / (slope + 0.3 * x**2), width, residual(x), count + 1
+        x -= jnp.sign(residual(x)) * width
+        has_passed = jnp.sign(residual(x)) != jnp.sign(carry[2])
+        return x, jnp.where(has_passed, width / 2, width), residual(x), count + 1
+
+    goes_on = lambda carry: (abs(carry[2]) > (1e-2 if newton else 1e-5)) & (carry[3] < 100)  # noqa: E731
+    start = jnp.float32(2), jnp.float32(1), residual(jnp.float32(2)), 0
+    return lax.while_loop(goes_on, step, start)[0]
+
+
+SOLVED_IN = {
+    "carry": lambda root, y, a: lax.scan(lambda y, a: (root(y, a), None), y, a)[0],
+    "map": lambda root, y, a: jnp.sum(lax.map(lambda a: root(y, a), a)),
+    "cond": lambda root, y, a: lax.cond(y > 0, root, jnp.multiply, y, a[0]),
+    "call": lambda root, y, a: root(root(y, a[0]), a[1]),
+}
+
+
+@pytest.mark.parametrize("newton", [True, False])
+@pytest.mark.parametrize("solve", SOLVED_IN.values(), ids=SOLVED_IN)
+@pytest.mark.parametrize("off", [1.0, 2.0])
+def test_a_rule_around_a_solver_is_as_right_in_a_loop_as_outside(solve, newton, off):
+    root = jax.custom_jvp(functools.partial(cubic_root, newton=newton))
+
+    @root.defjvp
+    def rule(primals, tangents):
+        (y, a), (dy, da) = primals, tangents
+        x = root(y, a)
+        return x, off * (dy - x * da) / (a + 0.3 * x**2)
+
+    report = check_gradient(lambda a: solve(root, jnp.float32(1.3), a), jnp.array([1.0, 0.8]))
+    if off == 1:  # the slope of a bisection is 0
+        assert not report.rules and report.verdict in ("agrees", "unresolved"), str(report)
+    else:
+        assert report.verdict == "differs"
 
 
 @pytest.mark.promotes

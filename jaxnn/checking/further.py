@@ -19,8 +19,11 @@ from jaxnn.numerical.float64 import RULES, Evaluation
 from jaxnn.numerical.interpret import (
     Equation,
     Program,
+    called,
     dependencies,
     equations,
+    equations_inside,
+    has_custom_rule,
     linear_solve_parts,
     named,
     only_carries,
@@ -52,6 +55,11 @@ def has_solver(program: Program) -> bool:
         or (eqn.primitive is primitives.scan_p and only_carries(eqn))
         for eqn in equations(program)
     )
+
+
+def is_solver_with_rule(eqn: Equation) -> bool:
+    """Whether a call has a custom rule, and may be one of a solver."""
+    return has_custom_rule(eqn) and has_solver(called(eqn))
 
 
 def _goes_through(body: Program, carry: int) -> bool:
@@ -128,8 +136,10 @@ def _while(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any
 def _scan(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
     if not only_carries(eqn):
         return RULES[eqn.primitive](eqn, inputs, evaluation)
-    parts, inner = scan_parts(eqn.params, inputs), evaluation._replace(rules=RULES)
-    end = RULES[eqn.primitive](eqn, inputs, inner)
+    # What is composed of solvers with rules of their own is run further as these are.
+    has_rule = any(map(is_solver_with_rule, equations_inside(eqn)))
+    inner = evaluation if has_rule else evaluation._replace(rules=RULES)
+    parts, end = scan_parts(eqn.params, inputs), RULES[eqn.primitive](eqn, inputs, inner)
     return _further(inner, parts.body, parts.consts, end, parts.options["length"])
 
 

@@ -30,7 +30,7 @@ from jaxnn.checking.evidence import (
     relative_error,
 )
 from jaxnn.checking.findings import LINES, LeafReport, RuleReport, SourceLine
-from jaxnn.checking.further import ENDING, LOOSE, RUN_FURTHER, has_solver
+from jaxnn.checking.further import ENDING, LOOSE, RUN_FURTHER, is_solver_with_rule
 from jaxnn.checking.leaf import hint_on_loss
 from jaxnn.checking.line import Line, along_program
 from jaxnn.checking.locate import Allowed, examine, verdict_of
@@ -61,7 +61,6 @@ from jaxnn.numerical.float64 import coarsest, wide_arithmetic, wide_dtype, widen
 from jaxnn.numerical.interpret import (
     OF_JAX,
     avals_of,
-    called,
     equations_inside,
     has_custom_rule,
     is_foreign,
@@ -261,7 +260,7 @@ def wrong_rules(
         if report is None:
             continue
         named_at.add(place)
-        if not rules:
+        if not rules and not (_composes_solvers(site) and insides(tape, number, record)):
             is_inside = only_custom and not has_custom_rule(site.eqn)
             given = tape, record, number, report, _same(report)
             found += rules_inside(*given) if is_inside else [report]
@@ -343,6 +342,14 @@ def _holds_custom_rule(site: Site) -> bool:
         has_custom_rule(eqn) or eqn.primitive is primitives.linear_solve_p
         for eqn in (site.eqn, *equations_inside(site.eqn))
     )
+
+
+def _composes_solvers(site: Site) -> bool:
+    """Whether a site calls solvers that have rules of their own, as a loop does: if all of these
+    are right to their tolerances, so is the site, though their errors may add up.
+    """
+    within = map(is_solver_with_rule, equations_inside(site.eqn))
+    return not has_custom_rule(site.eqn) and any(within)
 
 
 def _solves_with_rules(site: Site) -> bool:
@@ -508,8 +515,7 @@ def _line(tape: Tape, number: int, asked: SiteQuestion, further: bool = False) -
 
 def _is_of_a_solver(tape: Tape, number: int, asked: SiteQuestion, line: Line) -> bool:
     """Whether the error of a rule is that of a solver which has not converged."""
-    eqn = tape.sites[number].eqn
-    if not has_custom_rule(eqn) or not has_solver(called(eqn)):
+    if not is_solver_with_rule(tape.sites[number].eqn):
         return False
     direction = Direction.through(line.sizes)
     first = line.compare(asked.claims, direction)
