@@ -767,6 +767,19 @@ def test_nan_in_a_rule_that_uses_an_argument_of_the_function_around_it_is_born_a
         assert [birth.line.text for birth in found.births] == ["return jnp.sum(root(x))"]
 
 
+def test_a_rule_around_a_host_callback_is_off_by_what_its_float32_values_show():
+    def on_host(x):
+        shape = jax.ShapeDtypeStruct(x.shape, np.float32)
+        run = lambda x: np.sin(x, dtype=np.float32)  # noqa: E731
+        return jax.pure_callback(run, shape, x, vmap_method="expand_dims")
+
+    sine = jax.custom_vjp(on_host)
+    sine.defvjp(lambda x: (on_host(x), x), lambda x, g: (0.9 * g * jnp.cos(x),))
+    x = jnp.array([1.62, 2.0, -0.4, -0.16])  # the slope of the sine is nearly 0 at the first
+    (found,) = check_gradient(lambda x: jnp.sum(sine(x) ** 2), x).rules
+    assert found.difference == pytest.approx(0.1, abs=0.001)
+
+
 def test_a_wrong_root_is_named_by_the_line_that_asks_for_it():
     report = check_gradient(functools.partial(implicit_root, factor=1.02), jnp.float32(3))
     (wrong,) = (line for line in str(report).splitlines() if "wrong" in line)
@@ -1082,6 +1095,7 @@ def test_what_a_package_has_wrapped_is_named_as_the_users(squares):
         lambda f, x: lax.cond(x[0] > 0, f, jnp.sin, x),
         lambda f, x: lax.switch(1, [jnp.sin, f, jnp.cos], x),
         lambda f, x: lax.fori_loop(0, 3, lambda _, x: f(x), x),
+        lambda f, x: jax.vmap(lambda x: lax.cond(x > 0, f, jnp.sin, x))(x),
     ],
 )
 def test_a_wrong_rule_that_jax_calls_has_the_line_that_asks_for_it(call):

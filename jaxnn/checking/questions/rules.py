@@ -419,7 +419,7 @@ def _slopes(
             values = [along(*inputs) for along, inputs in zip(alongs, given, strict=True)]
     epsilon = float(jnp.finfo(tape.dtype).eps)
     for (number, found), phi in zip(asked.items(), map(np.asarray, values), strict=True):
-        coarse = max(epsilon, _rounding(tape.sites[number]))
+        coarse = max(epsilon, coarsest(_narrow(tape.sites[number])))
         slope = estimate_slope(half, phi[:HALF], phi[HALF:-1], float(phi[-1]), coarse)
         yield number, *found, slope
 
@@ -433,10 +433,11 @@ def _shows_alone(site: Site) -> bool:
     return not (is_double or of_solve or is_sampler(site.eqn))
 
 
-def _rounding(site: Site) -> float:
-    """The relative rounding error of half precision in a site that is not evaluated in float64."""
+def _narrow(site: Site) -> list[Any]:
+    """The dtypes of what a site does not evaluate in float64."""
     foreign = [e for e in (site.eqn, *equations_inside(site.eqn)) if is_foreign(e.primitive)]
-    return coarsest(v.aval.dtype for eqn in foreign for v in eqn.outvars)
+    kinds = [v.aval.dtype for eqn in foreign for v in eqn.outvars]
+    return [kind for kind in kinds if jnp.issubdtype(kind, jnp.floating) and kind != np.float64]
 
 
 def _along(tape: Tape, number: int, further: bool = False) -> Callable:
@@ -510,7 +511,8 @@ def _line(tape: Tape, number: int, asked: SiteQuestion, further: bool = False) -
             moves = [jnp.asarray(v) for v in moves]
             return np.asarray(along(asked.points, moves, steps, (asked.rest, asked.cts)))
 
-    return Line(values, asked.points, dtype, _rounding(tape.sites[number]))
+    kinds = _narrow(tape.sites[number])
+    return Line(values, asked.points, dtype, coarsest(kinds), narrow=bool(kinds))
 
 
 def _is_of_a_solver(tape: Tape, number: int, asked: SiteQuestion, line: Line) -> bool:

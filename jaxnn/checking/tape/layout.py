@@ -2,7 +2,8 @@
 
 Each value has a slot. Loops, branches and functions with a custom rule stay single equations; short
 loops can be unrolled. The line of an equation is the user's line that led to it, even if code of
-JAX lies between them.
+JAX lies between them. In a branch that `vmap` has made a choice, it may be unknown: then it is that
+of the equation before.
 """
 
 import itertools
@@ -108,7 +109,7 @@ def lay_out(
         def step(eqn, inputs):
             if eqn.primitive in prints():
                 return ()
-            here = line_of(eqn) or line
+            here = line_of(eqn) or line or (sites[-1].line if sites else "")
             inner = None if has_custom_rule(eqn) else called(eqn)
             if unrolled and _is_short(eqn):
                 inner = _unrolled(eqn)
