@@ -1223,6 +1223,26 @@ def test_a_rule_that_uses_a_traced_value_from_outside_is_said_to_do_so():
     assert why in str(watched.report) and watched.report.exit_code == 2
 
 
+@pytest.mark.parametrize("factor", [1.0, 1.1])
+@pytest.mark.parametrize("way", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_a_rule_may_use_a_key_that_the_function_around_it_makes(way, factor):
+    @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+    def drawn(c, key):
+        return c * jax.random.normal(key, (3,))
+
+    drawn.defjvp(lambda key, p, t: (drawn(*p, key), factor * drawn(*t, key)))
+
+    def loss(c):
+        return jnp.sum(jnp.sin(drawn(c, jax.random.key(0))))
+
+    with watching() as watched:
+        way(jax.grad(loss))(2.0)
+    (place,) = watched.report.places
+    for report in (place.reports[0], jaxnn.check_gradient(loss, 2.0)):
+        wrong = ["drawn"] if factor != 1 else []
+        assert [rule.name for rule in report.rules] == wrong and report.ok == (not wrong)
+
+
 def test_where_there_is_nothing_to_differentiate_no_gradient_is_taken():
     one = jnp.float32(1)
     with watching() as watched:

@@ -132,8 +132,11 @@ class Programs:
         return dataclasses.replace(self, compiled=compiled, settings=new, again=same)
 
     def closed(self, point: Point) -> "Programs":
-        """The programs of the function whose data are constants."""
-        return dataclasses.replace(self, program=self.again(point.data[0]))
+        """The programs of the function whose data are constants, and all that depends on nothing
+        else.
+        """
+        with jax.ensure_compile_time_eval():
+            return dataclasses.replace(self, program=self.again(point.data[0]))
 
     @property
     def consts(self) -> Sequence[Any]:

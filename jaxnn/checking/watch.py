@@ -46,7 +46,7 @@ from jaxnn.numerical.interpret import (
     varied,
     varying,
 )
-from jaxnn.numerical.sources import JAX_FOLDER, name_of
+from jaxnn.numerical.sources import JAX_FOLDER, name_of, rules_use_traced
 
 # How many kinds of one gradient are noted, such as for other shapes.
 KINDS = 100
@@ -379,6 +379,10 @@ class Watcher:
                 call = called()
                 leaves, tree = jax.tree.flatten(tuple(call.args[i] for i in call.argnums))
                 program = make_jaxpr(call.of_leaves(f, tree))(*leaves)
+                if rules_use_traced(program):
+                    # What depends on no input, as a key that the function makes, is then known.
+                    with jax.ensure_compile_time_eval():
+                        program = make_jaxpr(call.of_leaves(f, tree))(*leaves)
                 if not (leaves and program.out_avals):
                     return  # there is nothing to differentiate
                 taken = Taken(line, name, form, tree, call.argnums)

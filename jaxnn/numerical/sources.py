@@ -3,19 +3,25 @@
 import collections
 import contextlib
 import functools
+import gc
 import itertools
 import os
+import types
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.extend import source_info_util
 
 from jaxnn.numerical.interpret import (
     Equation,
+    Program,
     called,
     composite_of,
+    equations,
     has_custom_rule,
+    is_program,
     opened,
     unmapped,
 )
@@ -35,6 +41,9 @@ _CUSTOM_GRADIENT, _CUSTOM_ROOT = (
     os.path.join(JAX_FOLDER, "_src", part)
     for part in ("custom_derivatives.py", os.path.join("lax", "control_flow", "solves.py"))
 )
+# What holds other objects, and the modules of JAX whose objects hold functions and their arguments.
+_HOLDERS = tuple, list, functools.partial, types.CellType
+_OF_RULES = "jax._src.linear_util", "jax._src.util"
 # How many of the user's calls around an equation are looked at.
 DEEP = 64
 
@@ -180,6 +189,27 @@ def is_stopped_by_jax(eqn: Equation) -> bool:
 def rule_consts(eqn: Equation) -> int:
     """The number of inputs of a custom-rule call that are closed over rather than arguments."""
     return eqn.params.get("num_consts", eqn.params.get("num_callee_consts", 0))
+
+
+def rules_use_traced(program: Program) -> bool:
+    """Whether a custom rule in a program uses a traced value that is not one of its arguments, so
+    that it cannot be called once the trace has ended.
+    """
+    seen: set[int] = set()
+    called_by_rules = (eqn.params.values() for eqn in equations(program) if has_custom_rule(eqn))
+    todo = [x for x in itertools.chain.from_iterable(called_by_rules) if not is_program(x)]
+    while todo:
+        x = todo.pop()
+        if isinstance(x, Tracer):
+            return True
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        if isinstance(x, types.FunctionType):
+            todo += x.__closure__ or ()
+        elif isinstance(x, _HOLDERS) or type(x).__module__ in _OF_RULES:
+            todo += gc.get_referents(x)
+    return False
 
 
 def argument_paths(eqn: Equation) -> dict[int, str]:
