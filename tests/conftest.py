@@ -31,16 +31,20 @@ import jaxtyping
 import pytest
 from hypothesis import settings
 from jax._src.interpreters import mlir
+from jaxlib.mlir import ir
 
 if not hasattr(jax, "enable_x64"):  # before JAX 0.8; the tests are written for later versions
     jax.enable_x64 = jax.experimental.enable_x64
 
 if not hasattr(mlir, "_create_ir_context"):
     # Before JAX 0.12, each program is lowered in a context of its own, and a small program is
-    # lowered faster than its context is made. As in JAX 0.12, ten programs of a thread share one.
+    # lowered faster than its context is made. As in JAX 0.12, ten programs of a thread share one,
+    # but not while one of them is being lowered.
     _own_context, _shared = mlir.make_ir_context, threading.local()
 
     def _context():
+        if ir.Context.current is not None:
+            return _own_context()
         _shared.count = getattr(_shared, "count", -1) + 1
         if _shared.count % 10 == 0:
             _shared.context = _own_context()
