@@ -254,16 +254,9 @@ def wrong_rules(
         report = _whole(tape, record, number, suspects.get(number), tolerance)
         if report is None and number not in tape.arbitrary and not _solves_with_rules(site):
             continue
-        how = {"only_custom": only_custom, "tolerance": tolerance}
-        rules = _inside(tape, record, number, report, **how)
-        found += rules
-        if report is None:
-            continue
-        named_at.add(place)
-        if not rules and not (_composes_solvers(site) and insides(tape, number, record)):
-            is_inside = only_custom and not has_custom_rule(site.eqn)
-            given = tape, record, number, report, _same(report)
-            found += rules_inside(*given) if is_inside else [report]
+        found += _blamed(tape, record, number, report, only_custom, tolerance)
+        if report is not None:
+            named_at.add(place)
     worst: dict[Any, RuleReport] = {}
     for report in found:  # one report per rule and line
         line = report.line.file, report.line.line
@@ -288,6 +281,28 @@ def _whole(
     if report is None and has_custom_rule(site.eqn):
         report = _with_another_value(site, record, tape.dtype)
     return report
+
+
+def _blamed(
+    tape: Tape,
+    record: Record,
+    number: int,
+    report: RuleReport | None,
+    only_custom: bool,
+    tolerance: float | None,
+) -> list[RuleReport]:
+    """The wrong rules inside a site; if there are none, and the site is wrong, that of the site, or
+    those inside that the error may come from.
+    """
+    how = {"only_custom": only_custom, "tolerance": tolerance}
+    rules, eqn = _inside(tape, record, number, report, **how), tape.sites[number].eqn
+    if rules or report is None:
+        return rules
+    if has_custom_rule(eqn):
+        return [report]
+    if any(map(is_solver_with_rule, equations_inside(eqn))) and insides(tape, number, record):
+        return []  # each solver is right to its tolerance, though their errors may add up
+    return rules_inside(tape, record, number, report, _same(report)) if only_custom else [report]
 
 
 def _inside(
@@ -342,14 +357,6 @@ def _holds_custom_rule(site: Site) -> bool:
         has_custom_rule(eqn) or eqn.primitive is primitives.linear_solve_p
         for eqn in (site.eqn, *equations_inside(site.eqn))
     )
-
-
-def _composes_solvers(site: Site) -> bool:
-    """Whether a site calls solvers that have rules of their own, as a loop does: if all of these
-    are right to their tolerances, so is the site, though their errors may add up.
-    """
-    within = map(is_solver_with_rule, equations_inside(site.eqn))
-    return not has_custom_rule(site.eqn) and any(within)
 
 
 def _solves_with_rules(site: Site) -> bool:
