@@ -414,13 +414,6 @@ FAULTS = (
         "test_check.py -k as_right_in_a_loop",
     ),
     Fault(
-        "solvers with rules of their own are not run further in a loop",
-        "checking/further.py",
-        "inner = evaluation if has_rule else",
-        "inner =",
-        "test_check.py -k as_right_in_a_loop",
-    ),
-    Fault(
         "a rule around a host callback is asked along steps that are too fine",
         "checking/questions/rules.py",
         "coarsest(kinds), narrow=bool(kinds))",

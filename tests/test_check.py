@@ -1915,6 +1915,7 @@ SOLVED_IN = {
     "carry": lambda root, y, a: lax.scan(lambda y, a: (root(y, a), None), y, a)[0],
     "map": lambda root, y, a: jnp.sum(lax.map(lambda a: root(y, a), a)),
     "cond": lambda root, y, a: lax.cond(y > 0, root, jnp.multiply, y, a[0]),
+    "loop": lambda root, y, a: lax.fori_loop(0, 2, lambda _, y: root(y, a[0]), y) + a[1],
     "call": lambda root, y, a: root(root(y, a[0]), a[1]),
 }
 

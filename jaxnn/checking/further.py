@@ -22,7 +22,6 @@ from jaxnn.numerical.interpret import (
     called,
     dependencies,
     equations,
-    equations_inside,
     has_custom_rule,
     linear_solve_parts,
     named,
@@ -136,10 +135,8 @@ def _while(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any
 def _scan(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
     if not only_carries(eqn):
         return RULES[eqn.primitive](eqn, inputs, evaluation)
-    # What is composed of solvers with rules of their own is run further as these are.
-    has_rule = any(map(is_solver_with_rule, equations_inside(eqn)))
-    inner = evaluation if has_rule else evaluation._replace(rules=RULES)
-    parts, end = scan_parts(eqn.params, inputs), RULES[eqn.primitive](eqn, inputs, inner)
+    parts, inner = scan_parts(eqn.params, inputs), evaluation._replace(rules=RULES)
+    end = RULES[eqn.primitive](eqn, inputs, inner)
     return _further(inner, parts.body, parts.consts, end, parts.options["length"])
 
 

@@ -103,10 +103,10 @@ class Programs:
       both: a trace of value and gradient.
       form: the shapes of a point.
       settings: how it is differentiated.
+      again: traces the user's function once more, and returns `program` anew; if it is given the
+        arguments that are not differentiated, these are constants.
       by_hand: the user's gradient, if there is one.
       notes: remarks on anything unusual.
-      again: traces the user's function once more, with these arguments that are not
-        differentiated as constants, if there are any; returns `program` anew.
     """
 
     compiled: Compiled
@@ -115,9 +115,9 @@ class Programs:
     both: Traced
     form: Point
     settings: Settings
+    again: Callable[[Any], Program]
     by_hand: "ByHand | None" = None
     notes: tuple[str, ...] = ()
-    again: Callable[[Any], Program] = lambda _: None
 
     def changed(self, **settings: bool) -> "Programs":
         """The programs of the same function if solvers are run further, or if what `stop_gradient`
@@ -321,11 +321,7 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
             mistakes.append(mistake)
         else:
             by_hand = _by_hand(call, form, settings.by_hand, packing)
-
-            def again(data, chosen=chosen):
-                return _scalar(*_trace(call.static, form, data), form, chosen)
-
-            return dataclasses.replace(found, by_hand=by_hand, notes=tuple(notes), again=again)
+            return dataclasses.replace(found, by_hand=by_hand, notes=tuple(notes))
     raise _cannot_differentiate(mistakes[0], settings)
 
 
@@ -339,7 +335,8 @@ def _differentiated(
     compiled = _compiled(values, both, form, settings, packing)
     if settings.forward and settings.by_hand is None:
         jitted(both.bare).lower(both.consts, *form, one)  # raises if a rule has no forward mode
-    return Programs(compiled, scalar, values, both, form, settings)
+    again = lambda data: _scalar(*_trace(static, form, data), form, settings)  # noqa: E731
+    return Programs(compiled, scalar, values, both, form, settings, again)
 
 
 def _cannot_differentiate(mistake: Exception, settings: Settings) -> Exception:
@@ -376,8 +373,8 @@ def shaken(x: Any, shake: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _trace(static: Static, form: Point, held: Any = None) -> tuple[Program, PyTree]:
-    """The user's function as a program of a point, and the shapes of its output. If there are
-    arguments that are `held`, they are constants.
+    """The user's function as a program of a point, and the shapes of its output. The arguments
+    that are not differentiated are inputs, or constants if they are given as `held`.
 
     A new wrapper function keeps JAX from returning an earlier trace. Constants are copied because
     JAX remembers, for each NumPy array, the precision that a live trace uses for it.
