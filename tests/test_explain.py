@@ -745,16 +745,15 @@ def test_a_wrong_transpose_of_a_linear_function_is_named(factor, name):
         assert found.ok is (name is None)
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_a_wrong_rule_that_uses_an_argument_of_the_function_around_it_is_named(order):
+@pytest.mark.parametrize("factor, kinds", [(3.0, []), (3.3, ["custom_jvp"])])
+def test_a_wrong_rule_that_uses_an_argument_of_the_function_around_it_is_named(factor, kinds):
     def f(x, c):
         cube = jax.custom_jvp(lambda x: c * x**3)
-        cube.defjvp(lambda p, t: (cube(*p), (1.1 if order == 1 else 3) * c * p[0] ** 2 * t[0]))
-        return jnp.sum(cube(x) * x if order == 1 else jax.jvp(cube, (x,), (x,))[1])
+        cube.defjvp(lambda p, t: (cube(*p), factor * c * p[0] ** 2 * t[0]))
+        return jnp.sum(cube(x) * x)
 
     for found in (check_gradient(f, RHS, 2.0), explain(f, RHS, 2.0, argnums=0)):
-        assert [rule.kind for rule in found.rules] == ["custom_jvp"] * (order == 1)
-        assert found.ok is (order == 2)
+        assert [rule.kind for rule in found.rules] == kinds and found.ok is (not kinds)
 
 
 def test_nan_in_a_rule_that_uses_an_argument_of_the_function_around_it_is_born_at_its_call():

@@ -1218,6 +1218,8 @@ def test_a_rule_that_uses_a_traced_value_from_outside_is_said_to_do_so():
         return jnp.sum(sine(x))
 
     x, why = jnp.arange(3.0), "uses a traced value that is not one of its arguments"
+    report = jaxnn.check_gradient(f, x, 2.0)  # a check traces it again, without that value
+    assert report.verdict == "differs" and [rule.kind for rule in report.rules] == ["custom_vjp"]
     with watching() as watched:
         jax.jit(jax.grad(f))(x, 2.0)
     assert why in str(watched.report) and watched.report.exit_code == 2

@@ -57,7 +57,7 @@ def has_solver(program: Program) -> bool:
 
 
 def is_solver_with_rule(eqn: Equation) -> bool:
-    """Whether a call has a custom rule, and may be one of a solver."""
+    """Whether an equation calls a function that has a custom rule and may contain a solver."""
     return has_custom_rule(eqn) and has_solver(called(eqn))
 
 

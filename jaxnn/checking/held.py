@@ -98,9 +98,10 @@ def _at_point(x: Any) -> Any:
 
 
 def _continued(eqn: Equation, moved: Sequence[bool]) -> Program:
-    """A program of start and end inputs that returns the outputs of a function with a custom rule
-    at the start, beside those that continue it linearly along the derivative that the rule claims
-    there. Its rule may refuse to be differentiated by inputs that are not `moved`.
+    """A program that takes the start and end inputs of a function with a custom rule. It returns
+    the outputs at the start, stacked with those at the end if the function continues linearly along
+    the derivative that the rule claims at the start. Only `moved` inputs are differentiated, since
+    the rule may refuse the others.
     """
     avals = avals_of(eqn.invars)
     moving = [i for i, aval in enumerate(avals) if moved[i] and is_inexact(aval)]
@@ -108,14 +109,19 @@ def _continued(eqn: Equation, moved: Sequence[bool]) -> Program:
 
     def continued(*both):
         start, end = both[: len(avals)], both[len(avals) :]
-        starts = bind(eqn, start)
-        ends = dict(enumerate(starts))
+        of = of_active(functools.partial(bind, eqn), moving, range(len(eqn.outvars)), start)
+
+        def smooth_of(points):
+            outputs = of(points)
+            return [outputs[j] for j in smooth], outputs
+
         some, steps = [start[i] for i in moving], [end[i] - start[i] for i in moving]
-        of = of_active(functools.partial(bind, eqn), moving, smooth, start)
-        outputs, back = jax.vjp(of, some)
+        outputs, back, starts = jax.vjp(smooth_of, some, has_aux=True)
         (changes,) = _transposed(eqn, back, outputs, (steps,))
-        ends |= {j: y + dy for j, y, dy in zip(smooth, outputs, changes, strict=True)}
-        return [jnp.stack([y, ends[j]]) for j, y in enumerate(starts)]
+        ends = list(starts)
+        for j, change in zip(smooth, changes, strict=True):
+            ends[j] += change
+        return [jnp.stack(pair) for pair in zip(starts, ends, strict=True)]
 
     return make_jaxpr(continued)(*avals, *avals)
 

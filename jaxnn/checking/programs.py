@@ -132,8 +132,8 @@ class Programs:
         return dataclasses.replace(self, compiled=compiled, settings=new, again=same)
 
     def closed(self, point: Point) -> "Programs":
-        """The programs of the function whose data are constants, and all that depends on nothing
-        else.
+        """The same programs with the data as constants, and with whatever depends on nothing else
+        computed while the function is traced.
         """
         with jax.ensure_compile_time_eval():
             return dataclasses.replace(self, program=self.again(point.data[0]))

@@ -379,12 +379,12 @@ class Watcher:
                 call = called()
                 leaves, tree = jax.tree.flatten(tuple(call.args[i] for i in call.argnums))
                 program = make_jaxpr(call.of_leaves(f, tree))(*leaves)
-                if rules_use_traced(program):
-                    # What depends on no input, as a key that the function makes, is then known.
-                    with jax.ensure_compile_time_eval():
-                        program = make_jaxpr(call.of_leaves(f, tree))(*leaves)
                 if not (leaves and program.out_avals):
                     return  # there is nothing to differentiate
+                if rules_use_traced(program):
+                    # Values that depend on no input, such as a key, are then constants.
+                    with jax.ensure_compile_time_eval():
+                        program = make_jaxpr(call.of_leaves(f, tree))(*leaves)
                 taken = Taken(line, name, form, tree, call.argnums)
                 taken, point, values = self._taken(taken, program, call, leaves)
                 taken.is_counted = self.points > 1 or (self.finite and form.gradient is not None)

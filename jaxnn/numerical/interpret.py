@@ -40,7 +40,7 @@ def private(module: str, name: str) -> Any:
 
 
 _REMAT = getattr(primitives, "remat_p", None) or private("ad_checkpoint", "remat_p")
-_LINEAR_CALL = private("custom_derivatives", "linear_call_p")
+LINEAR_CALL = private("custom_derivatives", "linear_call_p")
 
 # Primitives that stand for a program, and the parameter that holds it. Custom derivative rules do
 # not affect values.
@@ -51,12 +51,10 @@ _CALLS = {
     primitives.closed_call_p: "call_jaxpr",
     primitives.custom_jvp_call_p: "call_jaxpr",
     primitives.custom_vjp_call_p: "call_jaxpr",
-    _LINEAR_CALL: "callee",
+    LINEAR_CALL: "callee",
 }
 _NUMBER = jax.ShapeDtypeStruct((), np.float32)
-_CUSTOM_RULES = frozenset(
-    [primitives.custom_jvp_call_p, primitives.custom_vjp_call_p, _LINEAR_CALL]
-)
+_CUSTOM_RULES = frozenset([primitives.custom_jvp_call_p, primitives.custom_vjp_call_p, LINEAR_CALL])
 
 
 def named(names: str) -> frozenset[core.Primitive]:

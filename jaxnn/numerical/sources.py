@@ -41,8 +41,8 @@ _CUSTOM_GRADIENT, _CUSTOM_ROOT = (
     os.path.join(JAX_FOLDER, "_src", part)
     for part in ("custom_derivatives.py", os.path.join("lax", "control_flow", "solves.py"))
 )
-# What holds other objects, and the modules of JAX whose objects hold functions and their arguments.
-_HOLDERS = tuple, list, functools.partial, types.CellType
+# Types that hold other objects, and JAX modules whose objects hold functions and their arguments.
+_HOLDERS = tuple, list, functools.partial, types.CellType, types.FunctionType
 _OF_RULES = "jax._src.linear_util", "jax._src.util"
 # How many of the user's calls around an equation are looked at.
 DEEP = 64
@@ -192,12 +192,12 @@ def rule_consts(eqn: Equation) -> int:
 
 
 def rules_use_traced(program: Program) -> bool:
-    """Whether a custom rule in a program uses a traced value that is not one of its arguments, so
-    that it cannot be called once the trace has ended.
+    """Whether a custom rule in a program uses a traced value that is not one of its arguments, and
+    so fails if it is called after the trace has ended.
     """
     seen: set[int] = set()
-    called_by_rules = (eqn.params.values() for eqn in equations(program) if has_custom_rule(eqn))
-    todo = [x for x in itertools.chain.from_iterable(called_by_rules) if not is_program(x)]
+    rules = filter(has_custom_rule, equations(program))
+    todo = [x for eqn in rules for x in eqn.params.values() if not is_program(x)]
     while todo:
         x = todo.pop()
         if isinstance(x, Tracer):
@@ -205,9 +205,7 @@ def rules_use_traced(program: Program) -> bool:
         if id(x) in seen:
             continue
         seen.add(id(x))
-        if isinstance(x, types.FunctionType):
-            todo += x.__closure__ or ()
-        elif isinstance(x, _HOLDERS) or type(x).__module__ in _OF_RULES:
+        if isinstance(x, _HOLDERS) or type(x).__module__ in _OF_RULES:
             todo += gc.get_referents(x)
     return False
 

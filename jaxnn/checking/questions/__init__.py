@@ -40,8 +40,8 @@ QUESTIONS = (
 
 
 def answer(question: Any, checked: Checked) -> Any:
-    """The answer to a question. A rule that the function defines may use arguments that are not
-    differentiated, and then works alone only if these are not traced.
+    """The answer to a question. A rule defined inside the function may use values around it; called
+    on its own, it then works only if these are constants, not tracers.
     """
     try:
         return question.ask(checked)

@@ -22,6 +22,7 @@ from jaxnn.checking.tape.layout import Site, is_inexact
 from jaxnn.checking.tape.walk import Record, Tape, arithmetic, evaluated, of_active, vjp_of
 from jaxnn.numerical.float64 import RULES, Evaluation, wide_arithmetic, widen, widen_leaf
 from jaxnn.numerical.interpret import (
+    LINEAR_CALL,
     Equation,
     avals_of,
     bind,
@@ -195,8 +196,8 @@ def _call_of(eqn: Equation) -> SourceLine | None:
 
 def kind_of_rule(eqn: Equation) -> str:
     """Whether a rule is a JVP, a VJP or the transpose of a linear function."""
-    name = eqn.primitive.name.removesuffix("_call")
-    return {"custom_jvp": name, "linear": "transpose"}.get(name, "custom_vjp")
+    kinds = {primitives.custom_jvp_call_p: "custom_jvp", LINEAR_CALL: "transpose"}
+    return kinds.get(eqn.primitive, "custom_vjp")
 
 
 def rules_inside(

@@ -54,7 +54,7 @@ from jaxnn.checking.questions.solvers import (
 )
 from jaxnn.checking.settings import COTANGENT
 from jaxnn.checking.slope import CLEAR, HALF, Slope, estimate_slope, ladder
-from jaxnn.checking.tape.inside import insides, tape_of
+from jaxnn.checking.tape.inside import Inside, insides, tape_of
 from jaxnn.checking.tape.layout import Site, is_inexact
 from jaxnn.checking.tape.walk import Record, Tape, arithmetic, seeds_of
 from jaxnn.numerical.float64 import coarsest, wide_arithmetic, wide_dtype, widen
@@ -254,7 +254,8 @@ def wrong_rules(
         report = _whole(tape, record, number, suspects.get(number), tolerance)
         if report is None and number not in tape.arbitrary and not _solves_with_rules(site):
             continue
-        found += _blamed(tape, record, number, report, only_custom, tolerance)
+        how = {"only_custom": only_custom, "tolerance": tolerance}
+        found += _blamed(tape, record, number, report, **how)
         if report is not None:
             named_at.add(place)
     worst: dict[Any, RuleReport] = {}
@@ -289,31 +290,36 @@ def _blamed(
     number: int,
     report: RuleReport | None,
     only_custom: bool,
-    tolerance: float | None,
+    **how: Any,
 ) -> list[RuleReport]:
-    """The wrong rules inside a site; if there are none, and the site is wrong, that of the site, or
-    those inside that the error may come from.
+    """The wrong rules inside a site. If there are none but the site itself is wrong: its own rule,
+    or the rules inside it that the error may come from.
     """
-    how = {"only_custom": only_custom, "tolerance": tolerance}
-    rules, eqn = _inside(tape, record, number, report, **how), tape.sites[number].eqn
+    programs, eqn = insides(tape, number, record), tape.sites[number].eqn
+    rules = _inside(tape, record, number, programs, report, only_custom=only_custom, **how)
     if rules or report is None:
         return rules
     if has_custom_rule(eqn):
         return [report]
-    if any(map(is_solver_with_rule, equations_inside(eqn))) and insides(tape, number, record):
+    if programs and any(map(is_solver_with_rule, equations_inside(eqn))):
         return []  # each solver is right to its tolerance, though their errors may add up
     return rules_inside(tape, record, number, report, _same(report)) if only_custom else [report]
 
 
 def _inside(
-    tape: Tape, record: Record, number: int, report: RuleReport | None, **how: Any
+    tape: Tape,
+    record: Record,
+    number: int,
+    programs: Sequence[Inside],
+    report: RuleReport | None,
+    **how: Any,
 ) -> list[RuleReport]:
-    """The wrong rules in the first program inside a site that has any; none if the site is a
-    function whose own rule does not use them. If no report gives a reason to search a loop, a few
+    """The wrong rules in the first of the programs inside a site that has any; none if the site is
+    a function whose own rule does not use them. If no report gives a reason to search a loop, a few
     iterations are enough.
     """
-    programs = _spread_first(insides(tape, number, record))[: SAMPLE if report is None else None]
-    seeded = (one for one in programs if any(seed is not None for seed in one.seeds))
+    searched = _spread_first(programs)[: SAMPLE if report is None else None]
+    seeded = (one for one in searched if any(seed is not None for seed in one.seeds))
     asked = (
         wrong_rules(tape_of(tape, number, one), one.inputs, one.seeds, **how) for one in seeded
     )

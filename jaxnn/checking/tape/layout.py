@@ -2,8 +2,8 @@
 
 Each value has a slot. Loops, branches and functions with a custom rule stay single equations; short
 loops can be unrolled. The line of an equation is the user's line that led to it, even if code of
-JAX lies between them. In a branch that `vmap` has made a choice, it may be unknown: then it is that
-of the equation before.
+JAX lies between them. JAX records no line in a `cond` that `vmap` has turned into a `select`; such
+an equation has the line of the one before it.
 """
 
 import itertools
