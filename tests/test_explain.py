@@ -565,6 +565,7 @@ def test_one_rule_of_several_in_a_loop_is_named_if_it_is_wrong_in_one_iteration(
 
     (rule,) = check_gradient(f, jnp.array([0.01, 0.02])).rules
     assert rule.rule.text.startswith("square.defvjp(")
+    assert rule.difference == pytest.approx(0.05, rel=1e-3)  # of that iteration, not of the loop
 
 
 def test_a_rule_in_bfloat16_is_named_if_a_leaf_in_float32_differs():
