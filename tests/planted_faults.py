@@ -1151,9 +1151,23 @@ FAULTS = (
     Fault(
         "a loop that does not end has a value",
         "checking/further.py",
-        "jnp.where(taken < MOST_STEPS, x, jnp.nan)",
+        "jnp.where(taken < most, x, jnp.nan)",
         "x",
         "test_explain.py -k 'does_not_end'",
+    ),
+    Fault(
+        "a solver goes on for as long as it likes where a point has moved",
+        "checking/programs.py",
+        "ending_if_moved(point, moved) if loops else {}",
+        "{}",
+        "test_check.py -k 'never_ends'",
+    ),
+    Fault(
+        "a solver goes on for long however far a point has moved",
+        "checking/further.py",
+        "jnp.any(change > size)",
+        "jnp.any(change > 2 * size)",
+        "test_explain.py -k 'short_far_away'",
     ),
     Fault(
         "only one wrong argument of a rule is named",

@@ -1961,6 +1961,23 @@ def test_a_rule_around_a_solver_whose_values_are_rough_is_not_accused(off, verdi
     assert report.verdict == verdict and not report.rules
 
 
+def test_a_solver_that_never_ends_at_another_point_has_no_value_there():
+    """The value hides the root's slope, so the check moves far away, where the solver's tolerance
+    is below a rounding.
+    """
+
+    @jax.custom_jvp
+    def root(a):
+        goes_on = lambda s: (abs(s[0] ** 2 - a) > 1e-6) & (s[1] < 2**18)  # noqa: E731
+        step = lambda s: ((s[0] + a / s[0]) / 2, s[1] + 1)  # noqa: E731
+        x, steps = lax.while_loop(goes_on, step, (a, 0))
+        return jnp.where(steps < 2**18, x, 1e20 * a)
+
+    root.defjvp(lambda primals, tangents: (root(*primals), tangents[0] / (2 * root(*primals))))
+    (leaf,) = check_gradient(lambda a: 1e-9 * root(a) + 1e9, jnp.float32(2)).leaves
+    assert leaf.verdict == "agrees" and "the smallest slope detectable" in leaf.hint
+
+
 @pytest.mark.promotes
 def test_one_loose_solver_does_not_excuse_the_wrong_rule_of_another():
     loose, wrong = halved_by(22, 0.5), halved_by(80, 0.501)

@@ -31,7 +31,7 @@ from jaxnn import (
 )
 from jaxnn.checking import precision
 from jaxnn.checking.findings import annotations
-from jaxnn.checking.further import ENDING
+from jaxnn.checking.further import ENDING, ending_if_moved
 from jaxnn.checking.nan_causes import usual_cause
 from jaxnn.checking.questions import digits as question, rules
 from jaxnn.checking.tape.walk import Tape, seeds_of
@@ -1236,6 +1236,19 @@ def test_a_loop_that_does_not_end_gives_nan():
     program = jax.make_jaxpr(lambda x: jax.lax.while_loop(lambda x: x < 1, jnp.sin, x))(0.5)
     (end,) = Evaluation(jnp.float32, ENDING, set())(program, [jnp.float32(0.5)])
     assert jnp.isnan(end)
+
+
+@pytest.mark.parametrize("moved, steps", [(0.0, 2**20), (1.0, 2**20 - 1), (1.5, 2**16 - 1)])
+def test_a_loop_may_be_long_at_the_point_and_short_far_away(moved, steps):
+    def counts(taken):
+        program = jax.make_jaxpr(
+            lambda x: jax.lax.while_loop(lambda x: x < taken, lambda x: x + 1, 0 * x)
+        )(jnp.float32(1))
+        rules = ending_if_moved([jnp.float32(1)], [jnp.float32(1 + moved)])
+        (end,) = Evaluation(jnp.float32, rules, set())(program, [jnp.float32(1)])
+        return end
+
+    assert counts(steps) == steps and jnp.isnan(counts(steps + 1)) == (moved > 0)
 
 
 @pytest.mark.promotes

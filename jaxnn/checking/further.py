@@ -1,5 +1,5 @@
 """Evaluation rules that run iterative solvers further than their tolerance requires, or that end
-them.
+them where they may never meet it.
 
 Loops that have nearly converged continue, and linear solves are refined. The result approximates
 the function with a tighter tolerance.
@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
 
+from jaxnn.checking.moves import usual_size
 from jaxnn.checking.tape.layout import is_inexact
 from jaxnn.numerical.float64 import RULES, Evaluation
 from jaxnn.numerical.interpret import (
@@ -35,8 +37,10 @@ from jaxnn.numerical.interpret import (
 # How many further steps a loop takes at most, unless it has taken more; a contraction by 0.97 gains
 # three digits in them.
 MORE_STEPS = 256
-# After how many iterations a loop ends whose inputs were moved apart.
+# After how many iterations a loop ends whose inputs were moved apart, or further than their size.
 MOST_STEPS = 2**16
+# After how many iterations a loop ends at any other point than that of the check.
+MOST_STEPS_NEARBY = 2**20
 # A loop is about to settle if a step changes an array by at most this relative size.
 NEARLY = 0.05
 # Primitives that take indices.
@@ -114,16 +118,19 @@ def _further(
     return [b if k in inexact else a for k, (a, b) in enumerate(zip(end, last, strict=True))]
 
 
-def _ended(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> tuple[list[Any], Any]:
-    """The result of a loop and how many steps it took; NaN if it does not end: where its inputs
-    move independently, a solver may solve one equation and wait for the residual of another.
+def _ended(
+    eqn: Equation, inputs: list[Any], evaluation: Evaluation, most: Any = MOST_STEPS
+) -> tuple[list[Any], Any]:
+    """The result of a loop and how many steps it took; NaN if it does not end in `most` steps:
+    where its inputs move independently, a solver may solve one equation and wait for the residual
+    of another.
     """
     parts = while_parts(eqn.params, inputs)
     goes_on, step = while_step(parts, evaluation)
-    going = lambda state: goes_on(state[0]) & (state[1] < MOST_STEPS)  # noqa: E731
+    going = lambda state: goes_on(state[0]) & (state[1] < most)  # noqa: E731
     further = lambda state: (step(state[0]), state[1] + 1)  # noqa: E731
     end, taken = lax.while_loop(going, further, (parts.carry, jnp.int32(0)))
-    ended = lambda x: jnp.where(taken < MOST_STEPS, x, jnp.nan)  # noqa: E731
+    ended = lambda x: jnp.where(taken < most, x, jnp.nan)  # noqa: E731
     return [ended(x) if is_inexact(x) else x for x in end], taken
 
 
@@ -161,6 +168,20 @@ def _linear_solve(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> l
         return [jnp.where(loose, a + scale * d, a) for a, d in zip(x, correction, strict=True)]
 
     return lax.fori_loop(0, REFINEMENTS, refined, start)
+
+
+def ending_if_moved(
+    point: Sequence[Any], moved: Sequence[Any]
+) -> dict[core.Primitive, Callable[[Equation, list[Any], Evaluation], Any]]:
+    """Evaluation rules that end loops where a point has moved: there, a solver may have no solution
+    to find, or its tolerance may be smaller than the rounding error of what it compares with it.
+    """
+    most = jnp.int32(np.iinfo(np.int32).max)
+    for x, y in zip(point, moved, strict=True):
+        change, size = jnp.abs(y - x), jnp.maximum(jnp.abs(x), usual_size(x, jnp))
+        steps = jnp.where(jnp.any(change > size), MOST_STEPS, MOST_STEPS_NEARBY)
+        most = jnp.where(jnp.any(change > 0), jnp.minimum(most, steps), most)
+    return {primitives.while_p: lambda *given: _ended(*given, most=most)[0]}
 
 
 ENDING: Mapping[core.Primitive, Callable] = {

@@ -25,7 +25,7 @@ from jaxnn._programs import Traced, jitted, kept
 from jaxnn._validate import first_line
 from jaxnn.checking.by_hand import gradient_by_hand
 from jaxnn.checking.compiling import compiler_options
-from jaxnn.checking.further import RUN_FURTHER
+from jaxnn.checking.further import RUN_FURTHER, ending_if_moved
 from jaxnn.checking.held import beside, holding
 from jaxnn.checking.line import Line, compiled_along
 from jaxnn.checking.packed import Packing, on_one_cpu
@@ -446,12 +446,18 @@ def _compile(
     rules = dict(RUN_FURTHER) if settings.further else {}
     held = holding(settings.held, settings.trust)
 
+    loops = any(eqn.primitive is primitives.while_p for eqn in equations(values.jaxpr))
+
     def moving_by(rules, narrow=None):
-        wide = widened(values, dtype, rules | held, narrow)
-        value = lambda leaves, data: wide(data[0], leaves, data[1])  # noqa: E731
-        if settings.held or settings.trust:
-            return beside(value)
-        return lambda _, moved, data: value(moved, data)
+        def moving(point, moved, data):
+            ending = ending_if_moved(point, moved) if loops else {}
+            wide = widened(values, dtype, ending | rules | held, narrow)
+            value = lambda leaves, data: wide(data[0], leaves, data[1])  # noqa: E731
+            if settings.held or settings.trust:
+                return beside(value)(point, moved, data)
+            return value(moved, data)
+
+        return moving
 
     rules_of_reference = {primitives.linear_solve_p: implicit_solve} | rules
 
