@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 from jaxtyping import PyTree
 
@@ -189,4 +189,4 @@ def traced_apart() -> Iterator[None]:
 
 def outermost(values: PyTree) -> bool:
     """Whether neither the values nor the place of the call are traced."""
-    return is_concrete(values, jnp.zeros(()))
+    return is_concrete(values, jax.device_put(np.zeros(())))

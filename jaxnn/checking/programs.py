@@ -39,7 +39,7 @@ from jaxnn.checking.scalar import (
     scalar_of,
 )
 from jaxnn.checking.settings import COTANGENT, Claims, Point, Settings, looked_at
-from jaxnn.checking.small import along_by_operation, by_operation, is_by_operation
+from jaxnn.checking.small import along_in_numpy, by_operation, is_by_operation, is_for_numpy
 from jaxnn.checking.tape.walk import Tape
 from jaxnn.checking.untraced import Untraced, untraced
 from jaxnn.numerical.float64 import (
@@ -52,6 +52,7 @@ from jaxnn.numerical.float64 import (
     widened,
 )
 from jaxnn.numerical.identity import same_program
+from jaxnn.numerical.in_numpy import in_numpy
 from jaxnn.numerical.interpret import (
     Program,
     emptied,
@@ -472,17 +473,18 @@ def _compile(
 
     stops = any(eqn.primitive is primitives.stop_gradient_p for eqn in equations(values.jaxpr))
     stopping = by(jax.value_and_grad, through=False) if stops else None
-    wide, points = widened(both, dtype, rules), [widen_form(x, dtype) for x in form.leaves]
-    with wide_arithmetic(dtype):
-        moving = Traced.of(moving_by(rules, narrow), points, points, form.data)
-    value = functools.partial(moving, moving.consts)
-    if is_by_operation(values, both):
-        own, along = by_operation(both), along_by_operation(moving, dtype)
+    own, wide, moving = jitted(both), widened(both, dtype, rules), moving_by(rules, narrow)
+    if not (settings.held or settings.trust) and is_for_numpy(values, both):
+        own = by_operation(both) if is_by_operation(both.jaxpr) else own
+        wide, along = in_numpy(both), along_in_numpy(values)
     else:
+        points = [widen_form(x, dtype) for x in form.leaves]
+        with wide_arithmetic(dtype):
+            traced = Traced.of(moving, points, points, form.data)
+        along = compiled_along(functools.partial(traced, traced.consts), dtype, values.jaxpr)
         same = not settings.further and _is_unchanged(both.jaxpr, dtype)
         wide = jax.jit(wide, compiler_options=None if same else compiler_options(both.jaxpr))
-        own = wide_arithmetic(dtype)(wide) if same else jitted(both)
-        along = compiled_along(value, dtype, values.jaxpr)
+        own = wide_arithmetic(dtype)(wide) if same else own
     return Compiled(
         own=own,
         wide=wide,
@@ -533,8 +535,12 @@ def _by_hand(
         traced = Traced.of(lambda *point: packing.pack(derive(Point(*point))), *form)
     except Exception:  # JAX cannot trace the user's gradient, or its result does not match
         return ByHand(own, None)
-    build = lambda: jax.jit(  # noqa: E731
-        widened(traced.bare, dtype), compiler_options=compiler_options(traced.jaxpr)
-    )
+
+    def build():
+        if is_for_numpy(traced):
+            return in_numpy(traced.bare)
+        options = compiler_options(traced.jaxpr)
+        return jax.jit(widened(traced.bare, dtype), compiler_options=options)
+
     wide = kept(traced.key and (traced.key, packing, dtype), build)
     return ByHand(own, functools.partial(wide, traced.consts))

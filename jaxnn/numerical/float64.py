@@ -41,7 +41,7 @@ from jaxnn.numerical.interpret import (
 
 # These are defined on bits or draw random numbers, so they must run in the dtypes they were traced
 # with.
-_OWN_DTYPE = named("bitcast_convert_type random_gamma rng_uniform")
+OWN_DTYPE = named("bitcast_convert_type random_gamma rng_uniform")
 # The platforms of accelerators that have no float64.
 _WITHOUT_FLOAT64 = frozenset(["tpu", "METAL"])
 
@@ -132,7 +132,7 @@ class Evaluation(NamedTuple):
         narrow = [v for v in (*eqn.invars, *eqn.outvars) if self._is_narrow(v.aval)]
         if not narrow:
             return bind(eqn, inputs)
-        if eqn.primitive not in _OWN_DTYPE and not is_foreign(eqn.primitive):
+        if eqn.primitive not in OWN_DTYPE and not is_foreign(eqn.primitive):
             # JAX lists nowhere which primitives take float64, so try: binding checks the dtypes.
             with contextlib.suppress(TypeError, ValueError, NotImplementedError):
                 params = {name: self._widened_param(value) for name, value in eqn.params.items()}
