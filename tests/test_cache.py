@@ -24,7 +24,7 @@ print(len(compiled), code)
 def check(tmp_path):
     """Runs a check in a process of its own; returns how many programs it found in a cache."""
     (tmp_path / "model.py").write_text(
-        "import jax.numpy as jnp\ndef loss(x=jnp.ones(3)): return jnp.sum(jnp.tanh(x) ** 2)\n"
+        "import jax.numpy as jnp\ndef loss(x=jnp.ones(5000)): return jnp.sum(jnp.tanh(x) ** 2)\n"
     )
 
     def run(*options, **variables):

@@ -1977,6 +1977,15 @@ def test_a_solver_that_never_ends_at_another_point_has_no_value_there():
     assert leaf.verdict == "agrees" and "the smallest slope detectable" in leaf.hint
 
 
+@pytest.mark.parametrize("repeated", [False, True], ids=["in NumPy", "compiled"])
+def test_a_number_below_the_smallest_normal_one_counts_everywhere(repeated):
+    """XLA takes it for 0 where it widens it to float64, NumPy does not."""
+    again = lambda x: lax.fori_loop(0, 3, lambda _, y: y / 2, x) if repeated else x  # noqa: E731
+    f = lambda x: jnp.sum(again(x) * jnp.array([1e38, 1.0]))  # noqa: E731
+    report = check_gradient(f, jnp.array([1e-40, 2.0]))
+    assert report.verdict == "agrees" and not report.notes
+
+
 @pytest.mark.promotes
 def test_one_loose_solver_does_not_excuse_the_wrong_rule_of_another():
     loose, wrong = halved_by(22, 0.5), halved_by(80, 0.501)

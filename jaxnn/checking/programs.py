@@ -169,10 +169,11 @@ class Programs:
     def line(self, point: Point, watch: Callable[[Line], None], own: bool) -> Line:
         """The function along lines through a point; `own` if claims are in the user's dtypes."""
         data, dtype = (self.consts, point.data), wide_dtype()
+        leaves = _widened(point.leaves, dtype)
 
         def along(moves, steps):
             with wide_arithmetic(dtype), _unlogged():
-                return np.asarray(self.compiled.along(point.leaves, moves, steps, data))
+                return np.asarray(self.compiled.along(leaves, moves, steps, data))
 
         def at(moves, step):
             try:
@@ -238,8 +239,7 @@ class Programs:
           cotangent: the cotangent of the value; the gradient is divided by it.
         """
         dtype = wide_dtype()
-        # In a wide dtype like the shaken ones, so that one compiled program serves both.
-        leaves = [np.asarray(x).astype(dtype) if on_one_cpu(x) else x for x in point.leaves]
+        leaves = _widened(point.leaves, dtype)
         if shakes is not None:
             rng = np.random.default_rng(seed)
             leaves = [shaken(x, shake, rng) for x, shake in zip(point.leaves, shakes, strict=True)]
@@ -270,8 +270,7 @@ class Programs:
             return None
         try:
             with wide_arithmetic(dtype):
-                leaves = [widen_leaf(x, dtype) for x in point.leaves]
-                found = way(self.consts, leaves, point.data)
+                found = way(self.consts, _widened(point.leaves, dtype), point.data)
         except Exception:  # a host callback may raise anything
             return None
         return None if found is None else self._unpacked(found)
@@ -324,6 +323,17 @@ def prepare(call: Partition, point: Point, settings: Settings) -> Programs | Unt
             by_hand = _by_hand(call, form, settings.by_hand, packing)
             return dataclasses.replace(found, by_hand=by_hand, notes=tuple(notes))
     raise _cannot_differentiate(mistakes[0], settings)
+
+
+def _widened(leaves: Sequence[Any], dtype: Any) -> list[Any]:
+    """The leaves in a wide dtype, as shaken ones are, so that one compiled program serves both. On
+    a CPU they are widened by NumPy, since XLA takes numbers below the smallest normal one for 0.
+    """
+    with wide_arithmetic(dtype):
+        return [
+            jnp.asarray(np.asarray(x).astype(dtype)) if on_one_cpu(x) else widen_leaf(x, dtype)
+            for x in leaves
+        ]
 
 
 def _differentiated(
