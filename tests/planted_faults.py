@@ -64,6 +64,27 @@ FAULTS = (
         "test_check.py -k 'smallest_normal'",
     ),
     Fault(
+        "a backward function is blamed for what the forward function returns",
+        "numerical/sources.py",
+        "return place if place and _package(place) == _package(rule) else rule",
+        "return rule",
+        "test_explain.py -k 'forward_function'",
+    ),
+    Fault(
+        "explain blames JAX for a rule of the user's inside a shard_map",
+        "checking/questions/_sites.py",
+        "if len(inside) > 1 or not only_custom:",
+        "if not only_custom:\n        return [report]\n    if len(inside) > 1:",
+        "test_explain.py -k 'no_program_can_be_searched'",
+    ),
+    Fault(
+        "that a rule is trusted is not said",
+        "checking/measure.py",
+        "if trusted := check.settings.trust:",
+        "if trusted := ():",
+        "test_check.py -k 'told_how_to_be_trusted'",
+    ),
+    Fault(
         "NumPy adds up int32 in int64",
         "numerical/in_numpy.py",
         "np.asarray(function(x, axis=tuple(axes)), np.asarray(x).dtype)",

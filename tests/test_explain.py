@@ -536,8 +536,25 @@ def test_of_several_rules_where_no_program_can_be_searched_the_wrong_one_is_name
     def f(x):
         return jax.nn.relu(off_by_a_tenth(x)) + right(x)
 
-    (rule,) = check_gradient(lambda x: jnp.sum(around(f, x)), jnp.arange(1.0, 4.0)).rules
+    loss, x = lambda x: jnp.sum(around(f, x)), jnp.arange(1.0, 4.0)  # noqa: E731
+    (rule,) = check_gradient(loss, x).rules
     assert rule.name == "off_by_a_tenth" and "test_explain.py" in rule.where
+    assert [rule.name for rule in explain(loss, x).rules] == ["off_by_a_tenth"]
+
+
+@pytest.mark.parametrize("call", [check_gradient, explain])
+def test_a_forward_function_with_another_value_has_its_own_line(call):
+    sine = jax.custom_vjp(jnp.sin)
+
+    def forward(x):
+        return jnp.sin(1.01 * x), x
+
+    def backward(x, g):
+        return (jnp.cos(x) * g,)
+
+    sine.defvjp(forward, backward)
+    (rule,) = call(lambda x: jnp.sum(sine(x)), jnp.array([0.3, -0.8])).rules
+    assert rule.rule.line == forward.__code__.co_firstlineno and rule.where.endswith("(forward)")
 
 
 @pytest.mark.parametrize("others", [1, 60])  # a walk is one program, or one for each kind

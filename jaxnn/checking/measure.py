@@ -305,6 +305,9 @@ def _notes(checked: Checked) -> tuple[str, ...]:
     held = check.settings.held and programs.program is not None
     if places := stops(programs.program) if held else ():
         notes.append(f"treated as constant because of `stop_gradient`: {', '.join(places)}")
+    if trusted := check.settings.trust:
+        named = ", ".join(f"`{name}`" for name in trusted)
+        notes.append(f"the derivative rule of {named} was not checked, as `trust` asks")
     if constant := check.call.held_fixed:
         named = [f"{path.removeprefix('args')} ({_kind(leaf)})" for path, leaf in constant]
         notes.append(f"treated as constant: {', '.join(first_of(named))}")

@@ -106,6 +106,20 @@ def rule_source(eqn: Equation, argument: int | None = None) -> str:
     which = len(eqn.invars) - rule_consts(eqn), argument
     if (inside := unwrapped(rule.f, which)) is not rule.f:
         return _source_of(inside)
+    return _as_traced(rule)
+
+
+def forward_source(eqn: Equation) -> str:
+    """The source of the function that gives a call's value where it is differentiated: the forward
+    function of a VJP, unless a package wraps it; else the rule.
+    """
+    rule, forward = rule_source(eqn), eqn.params.get("fwd_jaxpr_thunk")
+    place = _as_traced(forward) if forward is not None else ""
+    return place if place and _package(place) == _package(rule) else rule
+
+
+def _as_traced(rule: Any) -> str:
+    """The source of a rule as JAX knows it; empty if that is inside JAX."""
     name, _, place = rule.debug_info.func_src_info.partition(" at ")
     its_own = not place or place.startswith(JAX_FOLDER)
     return "" if its_own else f"{place} ({name})"

@@ -201,15 +201,15 @@ def kind_of_rule(eqn: Equation) -> str:
 
 
 def rules_inside(
-    tape: Tape, record: Record, number: int, report: RuleReport, same: float
+    tape: Tape, record: Record, number: int, report: RuleReport, same: float, only_custom: bool
 ) -> list[RuleReport]:
     """The report on each custom rule inside a site that the error may come from, from the report on
-    the site: the only rule, or those without which the derivative changes by more than the relative
-    error `same`; the latter report if there is none.
+    the site: the only rule, if JAX's own are right, or those without which the derivative changes
+    by more than the relative error `same`; the latter report if there is none.
     """
     within = equations_inside(tape.sites[number].eqn)
     inside = {line_of_rule(e): e for e in within if has_custom_rule(e)}
-    if len(inside) > 1:
+    if len(inside) > 1 or not only_custom:
         change = functools.partial(_change_without, tape, record, number)
         inside = {place: eqn for place, eqn in inside.items() if change(place) > same}
     return [_of_inner(report, eqn) for eqn in inside.values()] or [report]

@@ -65,6 +65,7 @@ from jaxnn.numerical.interpret import (
     has_custom_rule,
     is_foreign,
 )
+from jaxnn.numerical.sources import forward_source
 
 # How many iterations of a loop are checked before all others.
 SAMPLE = 32
@@ -303,7 +304,7 @@ def _blamed(
         return [report]
     if programs and any(map(is_solver_with_rule, equations_inside(eqn))):
         return []  # each solver is right to its tolerance, though their errors may add up
-    return rules_inside(tape, record, number, report, _same(report)) if only_custom else [report]
+    return rules_inside(tape, record, number, report, _same(report), only_custom)
 
 
 def _inside(
@@ -562,14 +563,10 @@ def _with_another_value(site: Site, record: Record, dtype: Any) -> RuleReport | 
     worst = max((error for error, change in pairs if error > ROUNDINGS * change), default=0.0)
     if not worst > tolerance:
         return None
+    forward, kind = forward_source(site.eqn), kind_of_rule(site.eqn)
+    place = str(SourceLine.of(forward)) if forward else line_of_rule(site.eqn)
     return RuleReport(
-        site.name,
-        SourceLine.of(site.line),
-        kind_of_rule(site.eqn),
-        Verdict.DIFFERS,
-        None,
-        worst,
-        line_of_rule(site.eqn),
+        site.name, SourceLine.of(site.line), kind, Verdict.DIFFERS, None, worst, place
     )
 
 
