@@ -456,7 +456,8 @@ def _compile(
     dtype, narrow = wide_dtype(), set()
     rules = dict(RUN_FURTHER) if settings.further else {}
     held = holding(settings.held, settings.trust)
-
+    # No closure here may refer to the settings, which hold the user's functions: it is kept.
+    holds = settings.held or bool(settings.trust)
     loops = any(eqn.primitive is primitives.while_p for eqn in equations(values.jaxpr))
 
     def moving_by(rules, narrow=None):
@@ -464,7 +465,7 @@ def _compile(
             ending = ending_if_moved(point, moved) if loops else {}
             wide = widened(values, dtype, ending | rules | held, narrow)
             value = lambda leaves, data: wide(data[0], leaves, data[1])  # noqa: E731
-            if settings.held or settings.trust:
+            if holds:
                 return beside(value)(point, moved, data)
             return value(moved, data)
 
@@ -484,7 +485,7 @@ def _compile(
     stops = any(eqn.primitive is primitives.stop_gradient_p for eqn in equations(values.jaxpr))
     stopping = by(jax.value_and_grad, through=False) if stops else None
     own, wide, moving = jitted(both), widened(both, dtype, rules), moving_by(rules, narrow)
-    if not (settings.held or settings.trust) and is_for_numpy(values, both):
+    if not holds and is_for_numpy(values, both):
         own = by_operation(both) if is_by_operation(both.jaxpr) else own
         wide, along = in_numpy(both), along_in_numpy(values)
     else:
