@@ -157,7 +157,7 @@ FAULTS = (
     Fault(
         "values held at stop_gradient are computed by NumPy, which does not hold them",
         "checking/programs.py",
-        "if not (settings.held or settings.trust) and is_for_numpy(values, both):",
+        "if not holds and is_for_numpy(values, both):",
         "if is_for_numpy(values, both):",
         "test_detached.py",
     ),
@@ -834,11 +834,11 @@ FAULTS = (
         "test_check.py -m 'not ecosystem' -k only_rounding_error_has",  # optimised
     ),
     Fault(
-        "the value of a function that is only rounding error is compared",
+        "the rounding error of a value is taken for another value",
         "checking/questions/rules.py",
-        "if nothing and any(np.any(g) for g in checked.claims.own):",
-        "if False:",
-        "test_check.py -m 'not ecosystem' -k only_rounding_error_has",  # optimised
+        "max(rounding, rounding_error(checked.programs, point, forward))",
+        "rounding",
+        "test_check.py -k two_roundings_of_zero",
     ),
     Fault(
         "half precision is believed in a rule",

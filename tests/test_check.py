@@ -2076,6 +2076,16 @@ def test_a_function_that_is_only_rounding_error_has_the_gradient_0():
     assert report.ok and not report.notes
 
 
+def test_two_roundings_of_zero_are_no_other_value():
+    with jax.enable_x64(True):
+        one = lambda x: jnp.sum(jnp.cos(x) ** 2 + jnp.sin(x) ** 2)  # noqa: E731
+        f = lambda x: jax.jvp(one, (x,), (jnp.ones(10),))[1]  # noqa: E731
+        for seed in range(5):
+            x = jax.random.normal(jax.random.key(seed), (10,))
+            report = check_gradient(f, x, modes="fwd")
+            assert report.ok and not report.notes, report
+
+
 def test_where_only_the_dtype_is_to_blame_entries_are_compared_with_float64():
     flat = lambda x: jnp.sum((1 - jnp.cos(x)) / x**2)  # noqa: E731
     report = check_gradient(flat, jnp.array([0.1, 0.2, 0.3], "float16"))

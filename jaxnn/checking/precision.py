@@ -47,8 +47,8 @@ NO_DIGIT = 0.5
 # An entry may be off by this many times the change that one rounding of each argument causes, since
 # every step of the program rounds, too.
 SHAKES = 10
-# How many random movements of the arguments this change is the largest of, and how many of them are
-# repeated in the opposite direction.
+# How many random movements of the arguments this change is the largest of, and how many show the
+# rounding error of the value.
 DRAWS, PAIRS = 6, 3
 # How many roundings the other leaves are moved by to see whether a leaf's gradient depends on them.
 AWAY = 64.0
@@ -121,6 +121,19 @@ def losses(
     return found
 
 
+def rounding_error(programs: Programs, point: Point, value: float) -> float:
+    """The rounding error of a function's value in float64: its second difference when the arguments
+    move at random by one rounding, the largest of a few.
+    """
+    once = np.ones(len(point.leaves))
+    both_ways = (
+        [programs.in_float64(point, sign * once, seed)[0] for sign in (1, -1)]
+        for seed in range(PAIRS)
+    )
+    second = [abs(there + here - 2 * value) for there, here in both_ways]
+    return max(filter(math.isfinite, second), default=0.0)
+
+
 class _Both:
     """The gradient of a function in both dtypes, and what judging a leaf needs of all others."""
 
@@ -167,24 +180,18 @@ class _Both:
         """What moving the arguments at random by up to one rounding changes: for each leaf, the
         largest change of each entry of the float64 gradient; and the size of the numbers that
         cancel in the function's value, 0 unless they cancel completely.
-
-        A value's second difference over so small a movement is the rounding error of the value.
         """
         at = functools.partial(self.programs.in_float64, self.point)
         once = np.ones(len(self.point.leaves))
-        moved = [at(once, seed) for seed in range(DRAWS)]
-        gradients = zip(*(gradient for _, gradient in moved), self.claims.wide, strict=True)
+        moved = [at(once, seed)[1] for seed in range(DRAWS)]
         moves = [
             np.max([np.abs(np.asarray(g) - np.asarray(exact)).ravel() for g in some], axis=0)
-            for *some, exact in gradients
+            for *some, exact in zip(*moved, self.claims.wide, strict=True)
         ]
-        back, value = [at(-once, seed)[0] for seed in range(PAIRS)], self.claims.forward
-        pairs = zip(moved[:PAIRS], back, strict=True)
-        second = [abs(there + here - 2 * value) for (there, _), here in pairs]
-        inner = max(filter(math.isfinite, second), default=0.0) / sys.float_info.epsilon
+        error = rounding_error(self.programs, self.point, self.claims.forward)
         # Where a value is left, its size is what counts.
-        is_zero = abs(value) <= ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon * inner
-        return moves, inner if is_zero else 0.0
+        is_zero = abs(self.claims.forward) <= ROUNDINGS_BETWEEN_CALLS * error
+        return moves, error / sys.float_info.epsilon if is_zero else 0.0
 
     def moves(self, k: int) -> tuple[Any, float]:
         """The change of a leaf's gradient, and the size of what cancels in the value."""

@@ -36,6 +36,7 @@ from jaxnn.checking.line import Line, along_program
 from jaxnn.checking.locate import Allowed, examine, verdict_of
 from jaxnn.checking.measure import Checked
 from jaxnn.checking.moves import Along, Direction, drawer
+from jaxnn.checking.precision import rounding_error
 from jaxnn.checking.programs import shaken
 from jaxnn.checking.questions._sites import (
     SiteQuestion,
@@ -211,18 +212,22 @@ def _has_another_value(checked: Checked) -> bool:
     forward, centre = checked.claims.forward, checked.centre
     if not (np.isfinite(forward) and np.isfinite(centre)):
         return False
-    nothing = checked.losses and all(loss.is_rounding for loss in checked.losses.values())
-    if nothing and any(np.any(g) for g in checked.claims.own):  # the function is rounding error
-        return False
     noise = (leaf.noise for leaf in checked.leaves if math.isfinite(leaf.noise))
     dtypes = [x.dtype for x in checked.check.point.leaves]
     # A processor may take numbers for 0 that are below the smallest normal one.
     normal = max(float(jnp.finfo(kind).tiny) for kind in dtypes)
     flushed = min(normal, float(np.finfo(np.float32).tiny))  # float16 is computed in float32
     rounding = max([float(np.finfo(np.float64).eps) * abs(centre), flushed, *noise])
-    bound = ROUNDINGS_BETWEEN_CALLS * rounding
     tolerance = min(map(reach, dtypes))
-    return judge(Evidence(forward, centre, centre, bound), tolerance).wrong
+
+    def differ_by_more_than(rounding):
+        bound = ROUNDINGS_BETWEEN_CALLS * rounding
+        return judge(Evidence(forward, centre, centre, bound), tolerance).wrong
+
+    point = checked.check.point
+    return differ_by_more_than(rounding) and differ_by_more_than(
+        max(rounding, rounding_error(checked.programs, point, forward))
+    )
 
 
 def wrong_rules(
