@@ -1289,6 +1289,13 @@ FAULTS = (
         "test_check.py -k over_coordinates",
     ),
     Fault(
+        "a loop runs further with the flags of its end, with which it may change nothing",
+        "checking/further.py",
+        "given = [flags.get(k, x) for",
+        "given = [x for",
+        "test_check.py -k once_it_is_done",
+    ),
+    Fault(
         "a solver runs no longer than 256 steps further",
         "checking/further.py",
         "most = jnp.maximum(MORE_STEPS, taken)",

@@ -568,6 +568,25 @@ def test_the_rule_around_a_solver_that_stopped_early_is_not_to_blame(off):
     assert ("iterates longer, values and gradient agree to" in leaf.hint) == (not off)
 
 
+def test_a_solver_whose_steps_change_nothing_once_it_is_done_is_run_further():
+    @jax.custom_jvp
+    def fixed_point(a):
+        def step(state):
+            y, done = state
+            new = jnp.where(done, y, jnp.tanh(0.3 * y + a))
+            return new, jnp.abs(new - y) < 1e-2
+
+        return jax.lax.while_loop(lambda state: ~state[1], step, (jnp.zeros_like(a), False))[0]
+
+    @fixed_point.defjvp
+    def _(primals, tangents):
+        y = fixed_point(*primals)
+        return y, (1 - y**2) / (1 - 0.3 * (1 - y**2)) * tangents[0]
+
+    report = check_gradient(fixed_point, jnp.float32(0.7))
+    assert report.ok and "correct to the inner solver's tolerance" in report.leaves[0].hint
+
+
 @pytest.mark.parametrize("moved, verdict", [(0.05, "agrees"), (0.2, "differs")])
 def test_a_wrong_leaf_is_right_to_a_solvers_tolerance_only_if_its_gradient_stays(moved, verdict):
     (leaf,) = check_gradient(jnp.sum, jnp.ones(1)).leaves

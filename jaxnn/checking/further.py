@@ -89,13 +89,19 @@ def _size(values: Sequence[Any]) -> Any:
 
 
 def _further(
-    inner: Evaluation, body: Program, consts: Sequence[Any], end: Sequence[Any], taken: Any
+    inner: Evaluation,
+    body: Program,
+    consts: Sequence[Any],
+    end: Sequence[Any],
+    taken: Any,
+    flags: dict[int, Any],
 ) -> list[Any]:
     """The carry of a loop after further steps, as long as these are finite and one of its arrays
     is about to settle.
 
     Others need not settle: residuals, step sizes, weights of momentum. Counts and flags are those
-    of the end, because the solver may permit no more steps.
+    of the end, because the solver may permit no more steps. Each further step is taken with the
+    given `flags`, by their places in the carry: a body may change nothing once the loop is over.
     """
     inexact = [k for k, x in enumerate(end) if is_inexact(x)]
     if not inexact or _goes_through(body, len(end)):
@@ -104,7 +110,8 @@ def _further(
 
     def more(state):
         carry, taken, _ = state
-        new = inner(body, [*consts, *carry])
+        given = [flags.get(k, x) for k, x in enumerate(carry)]
+        new = inner(body, [*consts, *given])
         moved = jnp.stack([_size([new[k] - carry[k]]) for k in inexact])
         sizes = jnp.stack([_size([carry[k]]) for k in inexact])
         near = (moved > 0) & (moved <= NEARLY**2 * sizes)
@@ -118,20 +125,25 @@ def _further(
     return [b if k in inexact else a for k, (a, b) in enumerate(zip(end, last, strict=True))]
 
 
+def _flags(carry: Sequence[Any]) -> dict[int, Any]:
+    return {k: x for k, x in enumerate(carry) if x.dtype == bool}
+
+
 def _ended(
     eqn: Equation, inputs: list[Any], evaluation: Evaluation, most: Any = MOST_STEPS
-) -> tuple[list[Any], Any]:
-    """The result of a loop and how many steps it took; NaN if it does not end in `most` steps:
-    where its inputs move independently, a solver may solve one equation and wait for the residual
-    of another.
+) -> tuple[list[Any], Any, dict[int, Any]]:
+    """The result of a loop, how many steps it took, and the flags in its carry before the last one.
+    The result is NaN if it does not end in `most` steps: where its inputs move independently, a
+    solver may solve one equation and wait for the residual of another.
     """
     parts = while_parts(eqn.params, inputs)
     goes_on, step = while_step(parts, evaluation)
     going = lambda state: goes_on(state[0]) & (state[1] < most)  # noqa: E731
-    further = lambda state: (step(state[0]), state[1] + 1)  # noqa: E731
-    end, taken = lax.while_loop(going, further, (parts.carry, jnp.int32(0)))
+    further = lambda state: (step(state[0]), state[1] + 1, _flags(state[0]))  # noqa: E731
+    start = parts.carry, jnp.int32(0), _flags(parts.carry)
+    end, taken, flags = lax.while_loop(going, further, start)
     ended = lambda x: jnp.where(taken < most, x, jnp.nan)  # noqa: E731
-    return [ended(x) if is_inexact(x) else x for x in end], taken
+    return [ended(x) if is_inexact(x) else x for x in end], taken, flags
 
 
 def _while(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:
@@ -144,7 +156,7 @@ def _scan(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]
         return RULES[eqn.primitive](eqn, inputs, evaluation)
     parts, inner = scan_parts(eqn.params, inputs), evaluation._replace(rules=RULES)
     end = RULES[eqn.primitive](eqn, inputs, inner)
-    return _further(inner, parts.body, parts.consts, end, parts.options["length"])
+    return _further(inner, parts.body, parts.consts, end, parts.options["length"], {})
 
 
 def _linear_solve(eqn: Equation, inputs: list[Any], evaluation: Evaluation) -> list[Any]:

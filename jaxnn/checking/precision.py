@@ -125,9 +125,8 @@ def rounding_error(programs: Programs, point: Point, value: float) -> float:
     """The rounding error of a function's value in float64: its second difference when the arguments
     move at random by one rounding, the largest of a few.
     """
-    once = np.ones(len(point.leaves))
     both_ways = (
-        [programs.in_float64(point, sign * once, seed)[0] for sign in (1, -1)]
+        [programs.in_float64(point, [way] * len(point.leaves), seed)[0] for way in (1, -1)]
         for seed in range(PAIRS)
     )
     second = [abs(there + here - 2 * value) for there, here in both_ways]
