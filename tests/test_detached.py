@@ -99,6 +99,27 @@ def test_a_wrong_gradient_beside_something_stopped_is_wrong():
         assert report.verdict == "differs" and "detached" not in report.leaves[0].hint
 
 
+@pytest.mark.parametrize("factor, verdict", [(1, "agrees"), (1.1, "differs")])
+def test_a_rule_may_differentiate_what_is_stopped(factor, verdict):
+    """As in solvers: a factorisation of the operator is stopped, and the rule uses the operator."""
+
+    @jax.custom_jvp
+    def solve(_, state, b):
+        return b / state
+
+    @solve.defjvp
+    def _(primals, tangents):
+        (a, state, b), (ta, _, tb) = primals, tangents
+        y = solve(a, state, b)
+        return y, factor * solve(a, state, tb - ta * y)
+
+    f = lambda a: jnp.sum(solve(a, stop(a), X))  # noqa: E731
+    for how in ("report", "held"):
+        report = check_gradient(f, X + 1, stop_gradient=how)
+        assert report.verdict == verdict
+        assert ("a custom rule differentiates" in str(report)) == ((how, factor) == ("held", 1))
+
+
 def quantised_vjp(x):
     return jnp.round(4 * x) / 4
 
