@@ -127,11 +127,11 @@ FAULTS = (
         "test_in_numpy.py",
     ),
     Fault(
-        "NumPy runs what can only be compiled",
+        "an operation of a library is run on NumPy's arrays",
         "numerical/in_numpy.py",
-        'and "impl" in vars(eqn.primitive)',
-        "and True",
-        "test_explain.py -k 'told_twice'",
+        "return how[0] is how[1]",
+        "return True",
+        "test_in_numpy.py",
     ),
     Fault(
         "NumPy reads and writes references",

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend import core
 
 from jaxnn import check_gradient
 from jaxnn._programs import Traced
@@ -114,7 +115,16 @@ def test_a_narrow_program_is_computed_in_float64(kind):
     np.testing.assert_allclose(in_numpy(one.bare)(one.consts, x), exact, rtol=1e-15)
 
 
+def tripled(x):
+    """An operation of a library's own, which calls methods of JAX's arrays."""
+    triple = core.Primitive("triple")
+    triple.def_impl(lambda x: x.at[:].multiply(3))
+    triple.def_abstract_eval(lambda x: x)
+    return triple.bind(x)
+
+
 NOT_FOR_NUMPY = {
+    "an operation of a library": (tripled, jnp.ones(3)),
     "functions that it lacks": (lambda x: sum(jnp.sort(k * x) for k in range(5)), jnp.ones(3)),
     "complex numbers": (lambda x: jnp.abs(lax.complex(x, x)), jnp.ones(3)),
     "an empty array": (lambda x: jnp.sum(x, 1), jnp.ones((0, 2))),
