@@ -416,7 +416,7 @@ FAULTS = (
     Fault(
         "what cancels in the value is no reason",
         "checking/precision.py",
-        "return moves, inner if is_zero else 0.0",
+        "return moves, error / sys.float_info.epsilon if is_zero else 0.0",
         "return moves, 0.0",
         "test_check.py -k only_rounding",
     ),

@@ -92,7 +92,6 @@ def test_what_is_compiled_as_a_whole(monkeypatch, what, f):
 @pytest.mark.parametrize(
     ("what", "f"),
     [
-        ("a batching rule of its own", lambda w: jnp.sum(_doubled(w))),
         ("labels", lambda w: jnp.sum(jax.nn.log_softmax(w)[jnp.arange(3), jnp.array([0, 2, 1])])),
         ("sorting", lambda w: jnp.sum(jnp.sort(w) * jnp.arange(12.0).reshape(3, 4))),
         ("sums so far", lambda w: jnp.sum(jnp.sin(jnp.cumsum(w)))),
@@ -104,6 +103,13 @@ def test_what_numpy_has_no_function_for_is_left_to_jax(monkeypatch, what, f):
     (leaf,) = check_gradient(f, W).leaves
     assert leaf.verdict == "agrees" and leaf.digits > 9 and small._compiled, what
     assert not check_gradient(f, W, gradient=lambda w: 1.0001 * jax.grad(f)(w)).ok, what
+
+
+def test_a_batching_rule_of_its_own_is_left_to_xla():
+    f = lambda w: jnp.sum(_doubled(w))  # noqa: E731
+    (leaf,) = check_gradient(f, W).leaves
+    assert leaf.verdict == "agrees" and leaf.digits > 9
+    assert not check_gradient(f, W, gradient=lambda w: 1.0001 * jax.grad(f)(w)).ok
 
 
 def test_an_operation_without_a_batching_rule_is_run(monkeypatch):
