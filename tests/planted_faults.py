@@ -1296,6 +1296,13 @@ FAULTS = (
         "test_check.py -k once_it_is_done",
     ),
     Fault(
+        "what a noisy longer run hides is a mistake of a solver's rule",
+        "checking/questions/rules.py",
+        "return abs(first.difference) < LOOSE * abs(line.centre) and not last.excess",
+        "return False",
+        "test_check.py -k noisy_once_it_is_done",
+    ),
+    Fault(
         "a solver runs no longer than 256 steps further",
         "checking/further.py",
         "most = jnp.maximum(MORE_STEPS, taken)",

@@ -587,6 +587,32 @@ def test_a_solver_whose_steps_change_nothing_once_it_is_done_is_run_further():
     assert report.ok and "correct to the inner solver's tolerance" in report.leaves[0].hint
 
 
+@pytest.mark.parametrize("factor, verdict", [(1, "unresolved"), (1.01, "differs")])
+def test_the_rule_of_a_solver_that_is_noisy_once_it_is_done_may_ignore_the_first_guess(
+    factor, verdict
+):
+    def of_root(y, a):
+        return y**3 + y - a
+
+    @jax.custom_jvp
+    def root(guess, a):
+        def step(y):
+            noise = 1e-8 * jnp.sin(1e9 * (guess + a))
+            is_done = jnp.abs(of_root(y, a)) < 1e-6
+            return y - of_root(y, a) / (3 * y**2 + 1.3) + jnp.where(is_done, noise, 0)
+
+        return jax.lax.while_loop(lambda y: jnp.abs(of_root(y, a)) > 1e-6, step, guess)
+
+    @root.defjvp
+    def _(primals, tangents):
+        y = root(*primals)
+        return y, factor * tangents[1] / (3 * y**2 + 1)
+
+    with jax.enable_x64(True):
+        report = check_gradient(root, jnp.array(1.0), jnp.array(3.0), argnums=(0, 1))
+    assert report.verdict == verdict and len(report.rules) == (verdict == "differs")
+
+
 @pytest.mark.parametrize("moved, verdict", [(0.05, "agrees"), (0.2, "differs")])
 def test_a_wrong_leaf_is_right_to_a_solvers_tolerance_only_if_its_gradient_stays(moved, verdict):
     (leaf,) = check_gradient(jnp.sum, jnp.ones(1)).leaves

@@ -215,6 +215,21 @@ def test_a_root_and_a_linear_system():
     agrees(lambda m: jnp.sum(solve(m) ** 2), matrix)
 
 
+@pytest.mark.parametrize("solver", ["LU", "QR", "CG", "GMRES"])
+def test_the_operator_that_a_linear_solver_stops_is_differentiated(solver):
+    lx = library("lineax")
+    how = getattr(lx, solver)(*[1e-9, 1e-9] * (solver in ("CG", "GMRES")))
+    matrix = jnp.array([[4.0, 1.0], [1.0, 3.0]])
+
+    def f(m):
+        operator = lx.MatrixLinearOperator(m + m.T, lx.positive_semidefinite_tag)
+        return jnp.sum(lx.linear_solve(operator, jnp.array([1.0, 2.0]), how).value)
+
+    with jax.enable_x64(True):
+        agrees(f, jnp.asarray(matrix, "float64"))
+        agrees(f, jnp.asarray(matrix, "float64"), stop_gradient="held")
+
+
 def test_the_gradients_that_a_solver_takes_are_watched():
     optx, eqx = library("optimistix"), library("equinox")
     for factor, code in ((1.0, 0), (0.9, 1)):

@@ -543,7 +543,10 @@ def _is_of_a_solver(tape: Tape, number: int, asked: SiteQuestion, line: Line) ->
     if only_fine_steps_differ(first.claim, first.slope.value, first.slope.differences):
         return True
     last = _line(tape, number, asked, further=True).compare(asked.claims, direction)
-    return SHRINKS * (abs(last.difference) + last.slope.bound) < abs(first.difference)
+    if SHRINKS * (abs(last.difference) + last.slope.bound) < abs(first.difference):
+        return True
+    # So small beside the value, as for a first guess, it may be lost in a longer run's noise.
+    return abs(first.difference) < LOOSE * abs(line.centre) and not last.excess
 
 
 def _with_another_value(site: Site, record: Record, dtype: Any) -> RuleReport | None:
