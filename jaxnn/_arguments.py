@@ -430,13 +430,15 @@ def _wanted(where: Where, argnums: int | tuple[int, ...], args: Sequence[Any]) -
         require_arguments("where", where, None)
         wanted = [list(map(where, jax.tree.leaves(argument))) for argument in chosen]
     else:  # a tree of booleans, which may be a callable module
-        given: Any = where if isinstance(argnums, tuple) else (where,)
+        many = isinstance(argnums, tuple) and (len(argnums) > 1 or isinstance(where, tuple))
+        given: Any = where if many else (where,)
         try:
             wanted = [_spread(*pair) for pair in zip(tuple(given), chosen, strict=True)]
         except (TypeError, ValueError):
             raise ValueError(
-                "`where` must be a function of a leaf, or a pytree like the arguments that are "
-                f"differentiated, or a prefix of it. Got {where!r}."
+                "`where` must be a function of a leaf, or a pytree like the argument that is "
+                "differentiated, or a prefix of it (a tuple of them for several arguments). Got "
+                f"{where!r}."
             ) from None
     for flag in (flag for some in wanted for flag in some):
         if not isinstance(flag, bool | np.bool_):

@@ -1697,6 +1697,13 @@ FAULTS = (
         "test_explain.py -k 'named or iteration or loop'",
     ),
     Fault(
+        "explain wants `where` in a tuple for one argument",
+        "_arguments.py",
+        "many = isinstance(argnums, tuple) and (len(argnums) > 1 or isinstance(where, tuple))",
+        "many = isinstance(argnums, tuple)",
+        "test_check.py -k where_is_given_alike",
+    ),
+    Fault(
         "where stops are held, values with nothing held are not asked for",
         "checking/questions/detached.py",
         "measured_again(checked, held=not checked.check.settings.held)",

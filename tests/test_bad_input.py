@@ -517,8 +517,8 @@ check_gradient(bowl, X, where=lambda x: 1)
 check_gradient(bowl, X, where=False)
     ValueError: `where` must select at least one floating-point leaf. Got none.
 check_gradient(bowl, {"a": X}, where={"b": True})
-    ValueError: `where` must be a function of a leaf, or a pytree like the arguments that are
-    differentiated, or a prefix of it. Got {'b': True}.
+    ValueError: `where` must be a function of a leaf, or a pytree like the argument that is
+    differentiated, or a prefix of it (a tuple of them for several arguments). Got {'b': True}.
 check_gradient(bowl, X, modes="back")
     ValueError: `modes` must be 'fwd', 'rev' or both. Got 'back'.
 check_gradient(bowl, X, kwargs=[("a", 1)])

@@ -1113,6 +1113,14 @@ class Vector:
         return cls(*parts)
 
 
+def test_where_is_given_alike_to_check_assert_and_explain():
+    params, where = {"a": jnp.ones(2), "b": jnp.ones(2)}, {"a": True, "b": False}
+    f = lambda p, n: jnp.sum(p["a"] ** n * p["b"] ** 2)  # noqa: E731
+    assert [leaf.path for leaf in check_gradient(f, params, 2, where=where).leaves] == ["[0]['a']"]
+    assert_gradient(f, params, 2, where=where)
+    assert explain(f, params, 2, where=where) and explain(f, params, 2, where=(where,))
+
+
 @pytest.mark.parametrize(
     "where, paths",
     [
