@@ -1697,6 +1697,13 @@ FAULTS = (
         "test_explain.py -k 'named or iteration or loop'",
     ),
     Fault(
+        "a longer run that shows no digit is said to show one",
+        "checking/questions/solvers.py",
+        "some = further.digits >= 0.1",
+        "some = True",
+        "test_check.py -k what_a_longer_run_shows",
+    ),
+    Fault(
         "explain wants `where` in a tuple for one argument",
         "_arguments.py",
         "many = isinstance(argnums, tuple) and (len(argnums) > 1 or isinstance(where, tuple))",

@@ -611,6 +611,16 @@ def test_the_rule_of_a_solver_that_is_noisy_once_it_is_done_may_ignore_the_first
     with jax.enable_x64(True):
         report = check_gradient(root, jnp.array(1.0), jnp.array(3.0), argnums=(0, 1))
     assert report.verdict == verdict and len(report.rules) == (verdict == "differs")
+    assert ("may be due to an inner solver's tolerance" in str(report)) == (factor == 1)
+
+
+@pytest.mark.parametrize("digits, text", [(0.0, "to within 1.5e-09"), (3.2, "to 3.2 digits")])
+def test_what_a_longer_run_shows_is_said_in_digits_or_as_a_bound(digits, text):
+    (leaf,) = check_gradient(jnp.sum, jnp.ones(1)).leaves
+    wrong = leaf._replace(verdict=Verdict.DIFFERS, digits=0.0)
+    longer = leaf._replace(digits=digits, bound=1.5e-9)
+    hint = solvers._within_tolerance(wrong, longer, np.ones(1), np.ones(1)).hint
+    assert f"values and gradient agree {text}: its tolerance may" in hint
 
 
 @pytest.mark.parametrize("moved, verdict", [(0.05, "agrees"), (0.2, "differs")])

@@ -159,4 +159,5 @@ def _hint_on_digits(digits: float, dtype: str) -> str:
     """A hint if a gradient that agrees in float64 has few digits in its own dtype, else ""."""
     if digits >= LEAST_DIGITS:
         return ""
-    return f"only {digits:.1f} digits are correct in {dtype}; rounding explains the error"
+    correct = f"only {digits:.1f} digits are" if digits >= 0.1 else "no digit is"
+    return f"{correct} correct in {dtype}; rounding explains the error"

@@ -43,10 +43,7 @@ def ask(checked: Checked) -> dict[str, str]:
     names = {rule.name for rule in checked.rules}
     explained = _reaching(checked, lambda eqn: operation_name(eqn) in names)
     close = {
-        leaf.path: (
-            f"values and gradient agree to {leaf.digits:.1f} digits; the rest may be due to an "
-            "inner solver's tolerance"
-        )
+        leaf.path: "the difference may be due to an inner solver's tolerance"
         for leaf in checked.leaves
         if leaf.path in looped - explained and _is_close(leaf)
     }

@@ -77,9 +77,11 @@ def _within_tolerance(
         )
         return leaf._replace(hint=hint)
     if not further.verdict.ok or _error(leaf) > STEADY:
+        some = further.digits >= 0.1
+        how = f"to {further.digits:.1f} digits" if some else f"to within {further.bound:.1e}"
         hint = (
-            f"values and gradient agree to {leaf.digits:.1f} digits, or {further.digits:.1f} if "
-            "the inner solver iterates longer: its tolerance may explain the rest"
+            f"if the inner solver iterates longer, values and gradient agree {how}: its tolerance "
+            "may explain the difference"
         )
         hint = leaf.hint if leaf.hint == SYMMETRIC else hint
         return leaf._replace(verdict=Verdict.UNRESOLVED, hint=hint)
