@@ -440,10 +440,14 @@ def _wanted(where: Where, argnums: int | tuple[int, ...], args: Sequence[Any]) -
                 "differentiated, or a prefix of it (a tuple of them for several arguments). Got "
                 f"{where!r}."
             ) from None
-    for flag in (flag for some in wanted for flag in some):
+    _require_flags(flag for some in wanted for flag in some)
+    return dict(zip(numbers, wanted, strict=True))
+
+
+def _require_flags(flags: Iterable[Any]) -> None:
+    for flag in flags:
         if not isinstance(flag, bool | np.bool_):
             raise TypeError(
                 "`where` must be a function that returns True or False for a leaf. Got "
                 f"{describe(flag)}."
             )
-    return dict(zip(numbers, wanted, strict=True))

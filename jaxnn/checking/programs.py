@@ -458,18 +458,9 @@ def _compile(
     held = holding(settings.held, settings.trust)
     # No closure here may refer to the settings, which hold the user's functions: it is kept.
     holds = settings.held or bool(settings.trust)
-    loops = any(eqn.primitive is primitives.while_p for eqn in equations(values.jaxpr))
 
     def moving_by(rules, narrow=None):
-        def moving(point, moved, data):
-            ending = ending_if_moved(point, moved) if loops else {}
-            wide = widened(values, dtype, ending | rules | held, narrow)
-            value = lambda leaves, data: wide(data[0], leaves, data[1])  # noqa: E731
-            if holds:
-                return beside(value)(point, moved, data)
-            return value(moved, data)
-
-        return moving
+        return _moving(values, dtype, rules | held, holds, narrow)
 
     rules_of_reference = {primitives.linear_solve_p: implicit_solve} | rules
 
@@ -504,6 +495,23 @@ def _compile(
         packing=packing,
         narrow=frozenset(narrow),
     )
+
+
+def _moving(
+    values: Traced, dtype: Any, rules: dict[Any, Callable], holds: bool, narrow: Any
+) -> Callable:
+    """A scalar function of a point, a moved point and the data, at the moved point; if it `holds`
+    anything, at both points together.
+    """
+    loops = any(eqn.primitive is primitives.while_p for eqn in equations(values.jaxpr))
+
+    def moving(point, moved, data):
+        ending = ending_if_moved(point, moved) if loops else {}
+        wide = widened(values, dtype, ending | rules, narrow)
+        value = lambda leaves, data: wide(data[0], leaves, data[1])  # noqa: E731
+        return beside(value)(point, moved, data) if holds else value(moved, data)
+
+    return moving
 
 
 def _if_possible(derived: Any) -> Callable:
