@@ -22,6 +22,7 @@ from versions import since
 
 import jaxnn
 from jaxnn import GradientError, assert_gradient, check_gradient, explain
+from jaxnn.checking import leaf as leaf_module
 from jaxnn.checking import patterns
 from jaxnn.checking.check import Options
 from jaxnn.checking.evidence import Verdict
@@ -1656,6 +1657,12 @@ def test_a_report_is_true_if_it_is_ok():
     assert repr(check_gradient(f, jnp.ones(3), jnp.ones(2), argnums=(0, 1), gradient=twos)) == (
         "<GradientReport of <lambda>: differs, 2 leaves, worst [0]>"
     )
+
+
+@pytest.mark.parametrize("digits, start", [(0.0, "no digit is"), (1.4, "only 1.4 digits are")])
+def test_few_correct_digits_are_counted(digits, start):
+    hint = leaf_module._hint_on_digits(digits, "float32")
+    assert hint == f"{start} correct in float32; rounding explains the error"
 
 
 def test_each_verdict_has_its_colour():
