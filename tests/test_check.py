@@ -22,8 +22,7 @@ from versions import since
 
 import jaxnn
 from jaxnn import GradientError, assert_gradient, check_gradient, explain
-from jaxnn.checking import leaf as leaf_module
-from jaxnn.checking import patterns
+from jaxnn.checking import leaf as leaf_module, patterns
 from jaxnn.checking.check import Options
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.further import RUN_FURTHER
