@@ -77,16 +77,12 @@ CASES = {
 }
 
 
-def traced(f, *args):
-    return Traced.of(f, *args)
-
-
 @pytest.mark.promotes
 @pytest.mark.parametrize("name", CASES)
 def test_numpy_computes_what_xla_does(name):
     with jax.enable_x64(True):
         f, *args = CASES[name]
-        one = traced(f, *args)
+        one = Traced.of(f, *args)
         assert is_for_numpy(one.jaxpr)
         with wide_arithmetic(jnp.float64):
             found = in_numpy(one.bare)(one.consts, *args)
@@ -100,7 +96,7 @@ def test_numpy_computes_what_xla_does(name):
 @pytest.mark.promotes
 def test_every_function_has_a_case():
     with jax.enable_x64(True):
-        programs = [traced(*case).jaxpr for case in CASES.values()]
+        programs = [Traced.of(*case).jaxpr for case in CASES.values()]
     met = {eqn.primitive for one in programs for eqn in equations(one) if called(eqn) is None}
     assert met >= FUNCTIONS.keys()
 
@@ -109,7 +105,7 @@ def test_every_function_has_a_case():
 def test_a_narrow_program_is_computed_in_float64(kind):
     f = lambda x: jnp.sum(jnp.exp(x.astype(jnp.float32)) / jnp.full(3, 3, jnp.float32))  # noqa: E731
     x = jnp.array([0.1, 0.2, 0.3], kind)
-    one = traced(f, x)
+    one = Traced.of(f, x)
     assert is_for_numpy(one.jaxpr)
     exact = np.sum(np.exp(np.asarray(x, np.float64))) / 3
     np.testing.assert_allclose(in_numpy(one.bare)(one.consts, x), exact, rtol=1e-15)
@@ -135,7 +131,7 @@ NOT_FOR_NUMPY = {
 
 @pytest.mark.parametrize("what", NOT_FOR_NUMPY)
 def test_what_is_left_to_xla(what):
-    assert not is_for_numpy(traced(*NOT_FOR_NUMPY[what]).jaxpr)
+    assert not is_for_numpy(Traced.of(*NOT_FOR_NUMPY[what]).jaxpr)
 
 
 def test_a_check_of_a_small_function_compiles_its_gradient_alone(compilations):

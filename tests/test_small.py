@@ -78,6 +78,7 @@ def test_a_report_is_the_same_by_operation_and_compiled(monkeypatch, case):
         ("a branch", lambda w: lax.cond(w[0, 0] > 0, jnp.sum, jnp.mean, w)),
         ("a large array", lambda w: jnp.sum(jnp.outer(w, jnp.ones(500)))),
         ("many operations", lambda w: jnp.sum(sum(jnp.sin(k * w) for k in range(20)))),
+        ("a batching rule of its own", lambda w: jnp.sum(_doubled(w))),
         ("sorting again and again", lambda w: jnp.sum(sum(jnp.sort(k * w) for k in range(5)))),
         ("host code", lambda w: jnp.sum(w) + jax.pure_callback(np.cos, NUMBER, np.float32(1))),
     ],

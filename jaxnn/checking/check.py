@@ -106,9 +106,9 @@ def check_gradient(
         checked. Infinite entries of an output are skipped. Large outputs can hide small ones: check
         the small ones alone.
       stop_gradient: "held" treats the operands of `jax.lax.stop_gradient` as constant when values
-        are computed, unless the gradient is right only otherwise, as in solvers whose rule
-        differentiates them; "report" does so only if the gradient is wrong otherwise, and then
-        reports "detached".
+        are computed, unless the gradient agrees only without that, as it does where a solver's rule
+        differentiates such an operand; "report" does so only if the gradient is wrong otherwise,
+        and then reports "detached".
       trust: names of functions whose custom rules deliberately differ from their derivatives (such
         as straight-through estimators). Values are computed as if such a function were
         linear, with the slope that its rule gives.

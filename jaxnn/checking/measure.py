@@ -193,7 +193,7 @@ def measure(check: Check) -> Checked:
 
 
 def measured_again(checked: Checked, **settings: bool) -> Checked:
-    """The same check with solvers that run further, or with what `stop_gradient` stops held."""
+    """The same check with solvers run further, or with what `stop_gradient` stops held or not."""
     check = checked.check.with_settings(**settings)
     return measure_by(checked.programs.changed(**settings), check)
 

@@ -121,15 +121,20 @@ def losses(
     return found
 
 
-def rounding_error(programs: Programs, point: Point, value: float) -> float:
+def rounding_error(
+    programs: Programs, point: Point, value: float, there: Sequence[float] = ()
+) -> float:
     """The rounding error of a function's value in float64: its second difference when the arguments
-    move at random by one rounding, the largest of a few.
+    move at random by one rounding, the largest of a few; `there` are values at the first movements,
+    if they are known.
     """
-    both_ways = (
-        [programs.in_float64(point, [way] * len(point.leaves), seed)[0] for way in (1, -1)]
-        for seed in range(PAIRS)
-    )
-    second = [abs(there + here - 2 * value) for there, here in both_ways]
+
+    def moved(way):
+        ways = [way] * len(point.leaves)
+        return [programs.in_float64(point, ways, seed)[0] for seed in range(PAIRS)]
+
+    pairs = zip(there or moved(1), moved(-1), strict=True)
+    second = [abs(a + b - 2 * value) for a, b in pairs]
     return max(filter(math.isfinite, second), default=0.0)
 
 
@@ -182,12 +187,14 @@ class _Both:
         """
         at = functools.partial(self.programs.in_float64, self.point)
         once = np.ones(len(self.point.leaves))
-        moved = [at(once, seed)[1] for seed in range(DRAWS)]
+        moved = [at(once, seed) for seed in range(DRAWS)]
+        gradients = zip(*(gradient for _, gradient in moved), self.claims.wide, strict=True)
         moves = [
             np.max([np.abs(np.asarray(g) - np.asarray(exact)).ravel() for g in some], axis=0)
-            for *some, exact in zip(*moved, self.claims.wide, strict=True)
+            for *some, exact in gradients
         ]
-        error = rounding_error(self.programs, self.point, self.claims.forward)
+        there = [value for value, _ in moved[:PAIRS]]
+        error = rounding_error(self.programs, self.point, self.claims.forward, there)
         # Where a value is left, its size is what counts.
         is_zero = abs(self.claims.forward) <= ROUNDINGS_BETWEEN_CALLS * error
         return moves, error / sys.float_info.epsilon if is_zero else 0.0

@@ -122,7 +122,7 @@ class Programs:
 
     def changed(self, **settings: bool) -> "Programs":
         """The programs of the same function if solvers are run further, or if what `stop_gradient`
-        stops is held: what these leave as it is need not be compiled again.
+        stops is held or not: what this leaves as it is need not be compiled again.
         """
         new, usual = self.settings._replace(**settings), self.compiled
         compiled = _compiled(self.values, self.both, self.form, new, usual.packing)

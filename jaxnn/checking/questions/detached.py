@@ -1,8 +1,8 @@
 """Is a wrong gradient correct if operands of `stop_gradient` are treated otherwise?
 
-As constant, where they are not; or as they are, where they are held: the rule of a solver may take
-the derivative from its first argument alone, while another one, such as a factorisation of it, is
-stopped.
+If they were not held at the point, the check is repeated with them held, and the other way round:
+the rule of a solver may take the derivative from its operator, while a factorisation of the
+operator, another argument, is stopped.
 """
 
 from jaxnn.checking.evidence import Verdict, relative_error
@@ -45,7 +45,8 @@ def say(checked: Checked, other: Checked) -> Checked:
     places = ", ".join(stops(checked.programs.program))
     if checked.check.settings.held:
         hint = (
-            f"a custom rule differentiates what `stop_gradient` stops, as the values do ({places})"
+            f"a custom rule differentiates what `stop_gradient` stops, and the values confirm it "
+            f"({places})"
         )
         found = {path: leaf._replace(hint=hint) for path, leaf in right.items()}
     else:

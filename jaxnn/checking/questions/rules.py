@@ -545,7 +545,7 @@ def _is_of_a_solver(tape: Tape, number: int, asked: SiteQuestion, line: Line) ->
     last = _line(tape, number, asked, further=True).compare(asked.claims, direction)
     if SHRINKS * (abs(last.difference) + last.slope.bound) < abs(first.difference):
         return True
-    # So small beside the value, as for a first guess, it may be lost in a longer run's noise.
+    # A difference so small beside the value, as that of a first guess, may be a solver's noise.
     return abs(first.difference) < LOOSE * abs(line.centre) and not last.excess
 
 
