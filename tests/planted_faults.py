@@ -967,6 +967,27 @@ FAULTS = (
         "test_watch.py -k 'is_0_at_first'",
     ),
     Fault(
+        "a spare point may be one whose gradient is not finite",
+        "checking/watch.py",
+        "                taken.points.pop()",
+        "                pass",
+        "test_watch.py -k 'spare_point'",
+    ),
+    Fault(
+        "a leaf that is not finite hides one that is wrong",
+        "checking/watched.py",
+        "return wrong == {Verdict.NOT_FINITE}",
+        "return Verdict.NOT_FINITE in wrong",
+        "test_watch.py -k 'hide_another'",
+    ),
+    Fault(
+        "arrays lose the sharding that their types say outside of a mesh",
+        "checking/watch.py",
+        "AxisType.Explicit not in sharding.mesh.axis_types",
+        "True",
+        "test_devices.py -k explicit",
+    ),
+    Fault(
         "the function is traced anew at each point beside a corner",
         "checking/questions/corners.py",
         "again = known if checked.is_automatic else measure",

@@ -235,7 +235,7 @@ def test_a_batch_is_cut_where_no_parameter_is_or_as_is_said():
 
 
 EXPLICIT = """
-import jax, jax.numpy as jnp, jaxnn
+import jax, jax.numpy as jnp, jaxnn, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 mesh = jax.make_mesh((8,), ("d",))
 with jax.set_mesh(mesh):
@@ -262,6 +262,11 @@ with jaxnn.watching() as mapped:
     jax.pmap(jax.grad(lambda w: jnp.sum(jnp.sin(w))))(jnp.ones((8, 3)))
     jax.set_mesh(mesh)  # and it stays set
 assert mapped.report.ok, mapped.report
+jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
+inside = jax.shard_map(lambda x: x**3, mesh=mesh, in_specs=P("d"), out_specs=P("d"))
+with jaxnn.watching() as outside:  # the types of arrays alone name the mesh
+    jax.jit(jax.grad(lambda x: jnp.sum(inside(x))))(x)
+assert outside.report.ok, outside.report
 (report,) = watched.report.reports
 print(right.verdict, wrong.verdict, report.verdict, report.rules[0].where)
 """

@@ -394,6 +394,42 @@ def test_a_scaled_loss_may_exceed_the_range_of_half_precision(dtype, code):
     assert str(place.not_finite).endswith("the same gradient in float64 is finite")
 
 
+@jax.custom_vjp
+def wrong_square(w):
+    return w**2
+
+
+wrong_square.defvjp(lambda w: (w**2, w), lambda w, g: (3 * w * g,))
+
+
+@pytest.mark.parametrize("jit", [jax.jit, lambda f: f])
+@pytest.mark.parametrize("finite_from, verdicts, code", [(10, 2, 1), (30, 1, 2)])
+def test_a_gradient_is_checked_at_the_first_spare_point_where_it_is_finite(
+    finite_from, verdicts, code, jit
+):
+    loss = lambda w, x: jnp.sum(wrong_square(w)) * jnp.sqrt(x)  # noqa: E731
+    with watching() as watched:
+        step = jit(jax.grad(loss))
+        for k in range(32):
+            x = jnp.float32(2.0 if k >= finite_from else -2.0)
+            jax.block_until_ready(step(jnp.array([0.3, 0.35]), x))
+    assert watched.report.exit_code == code
+    (place,) = watched.report.places
+    expected = ["not finite", "differs"][:verdicts]
+    assert [report.verdict for report in place.reports] == expected
+    assert ("finite again later, but no such point was checked" in str(place)) == (code == 2)
+
+
+def test_a_leaf_that_is_not_finite_does_not_hide_another_that_is_wrong():
+    def loss(w, v):
+        h = v.astype("float16")  # its gradient is beyond the range
+        return 1e6 * (jnp.sum(wrong_square(w)) + jnp.sum(h).astype(jnp.float32) ** 2)
+
+    with watching() as watched:
+        jax.grad(loss, (0, 1))(jnp.array([0.3, 0.35]), jnp.array([0.3]))
+    assert "wrong rule: custom_vjp of `wrong_square`" in str(watched.report)
+
+
 def test_gradients_in_one_line_are_told_apart():
     f = lambda x, y: jnp.sin(x) * y  # noqa: E731
     with watching() as watched:

@@ -106,17 +106,20 @@ class Point(NamedTuple):
         return self._replace(consts=consts, leaves=leaves)
 
     def fetched(self) -> "Point":
-        """The same point with NumPy arrays, or arrays sharded along the explicit axes of a mesh."""
-        consts, leaves = jax.tree.map(np.asarray, (self.consts, self.leaves))
-        if self.is_cut:
-            mesh, jaxpr = _devices(self.mesh), opened(self.program)[0]
+        """The same point with NumPy arrays, or arrays sharded along the explicit axes of a mesh if
+        their types say so.
+        """
+        jaxpr, _ = opened(self.program)
 
-            def cut(x, variable):
-                sharding = jax.sharding.NamedSharding(mesh, variable.aval.sharding.spec)
-                return jax.device_put(x, sharding)
+        def on_host(x, variable):
+            x, sharding = np.asarray(x), getattr(variable.aval, "sharding", None)
+            if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
+                return x
+            devices = _devices(sharding.mesh)
+            return jax.device_put(x, jax.sharding.NamedSharding(devices, sharding.spec))
 
-            consts, leaves = map(cut, consts, jaxpr.constvars), map(cut, leaves, jaxpr.invars)
-        return self._replace(consts=list(consts), leaves=list(leaves))
+        consts = list(map(on_host, self.consts, jaxpr.constvars))
+        return self._replace(consts=consts, leaves=list(map(on_host, self.leaves, jaxpr.invars)))
 
     @property
     def is_cut(self) -> bool:
@@ -145,6 +148,7 @@ class Taken:
       points: the first point, later ones, and a spare one, in case a gradient is 0 at the others.
       due: the number of the call from which the next point is wanted.
       asked: the latest such number for which programs were traced again.
+      latest: the number of the call of the latest point.
       bad: the first point whose gradient is not finite.
       bad_call: the number of that call.
       bad_calls: in how many calls the gradient was not finite.
@@ -162,6 +166,7 @@ class Taken:
     points: list[Point] = dataclasses.field(default_factory=list)
     due: int = 1
     asked: int = 0
+    latest: int = 0
     bad: Point | None = None
     bad_call: int = 0
     bad_calls: int = 0
@@ -483,6 +488,7 @@ class Watcher:
         with self._lock:  # several devices may send at once
             if self._wants(taken):
                 taken.points.append(point.at(values))
+                taken.latest = taken.calls
                 taken.due = SPACING * max(taken.calls, taken.due)
         if not self._wants_soon(taken) and taken in self._sending:
             self._sending.discard(taken)
@@ -497,9 +503,13 @@ class Watcher:
             trace_again()
 
     def _see_bad(self, taken: Taken, point: Point, values: Any) -> None:
-        """Count a gradient that is not finite, and keep the first such point, in any thread."""
+        """Count a gradient that is not finite, and keep the first such point, in any thread. It is
+        of no use as the spare point: another one is wanted.
+        """
         with self._lock:
             taken.bad_calls += 1
+            if len(taken.points) > self.points and taken.latest == taken.calls:
+                taken.points.pop()
             if taken.bad is not None:
                 return
             taken.bad, taken.bad_call = point.at(values), taken.calls

@@ -111,7 +111,7 @@ class Place(NamedTuple):
     def _shown(self) -> list[tuple[int, GradientReport]]:
         """The reports that say more than `not_finite`, each with the number of its point."""
         told, numbered = self.not_finite is not None, enumerate(self.reports, start=1)
-        return [(k, r) for k, r in numbered if not (told and r.verdict is Verdict.NOT_FINITE)]
+        return [(k, r) for k, r in numbered if not (told and _is_not_finite_alone(r))]
 
     @property
     def _least(self) -> str:
@@ -124,14 +124,16 @@ class Place(NamedTuple):
         found, places = [self.trouble] if self.trouble else [], ("", "")
         if self.not_finite is not None:
             once = f"not finite in call {self.call:,}" if self.call else "not finite"
-            found.append(once + (f", {self.went_on}; finite again later" if self.went_on else ""))
+            later = "" if self.is_judged else ", but no such point was checked"
+            again = f", {self.went_on}; finite again later{later}" if self.went_on else ""
+            found.append(once + again)
             places = "at the first point, ", "at a later point, "
         for number, report in self._shown:
             first = places[number > 1]
             if report.verdict is not Verdict.AGREES:
                 found.append(f"{first}{report.verdict}")
                 continue
-            cut = [leaf.path for leaf in report.leaves if leaf.hint.startswith(CUT_OFF)]
+            cut = sorted(leaf.path for leaf in report.leaves if leaf.hint.startswith(CUT_OFF))
             if right := len(report.leaves) - len(cut):
                 several = "leaf agrees" if right == 1 else "leaves agree"
                 found.append(f"{first}{right} {several}{self._least}")
@@ -390,12 +392,18 @@ def _why_expected(taken: Taken, found: Explanation, args: Sequence[Any]) -> str:
     return "beyond the range of float16" if is_half and found.finite_in_float64 else ""
 
 
+def _is_not_finite_alone(report: GradientReport) -> bool:
+    """Whether a gradient is wrong in no other way than that it is not finite."""
+    wrong = {leaf.verdict for leaf in report.leaves if leaf.verdict.wrong}
+    return wrong == {Verdict.NOT_FINITE}
+
+
 def _says_little(report: GradientReport) -> bool:
     """Whether what is wrong may show at a later point alone: where the gradient is not finite, as
     before a loss is scaled down, or a leaf agrees because its gradient is 0, as behind a layer that
     starts at 0.
     """
-    return report.verdict is Verdict.NOT_FINITE or any(
+    return _is_not_finite_alone(report) or any(
         leaf.verdict is Verdict.AGREES and leaf.autodiff == 0 and not leaf.hint.startswith(CUT_OFF)
         for leaf in report.leaves
     )
