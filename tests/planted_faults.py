@@ -157,8 +157,8 @@ FAULTS = (
     Fault(
         "values held at stop_gradient are computed by NumPy, which does not hold them",
         "checking/programs.py",
-        "if not holds and is_for_numpy(values, both):",
-        "if is_for_numpy(values, both):",
+        "if not holds and (runs :=",
+        "if (runs :=",
         "test_detached.py",
     ),
     Fault(
@@ -1116,7 +1116,7 @@ FAULTS = (
     Fault(
         "no later point is checked where the first is not finite",
         "checking/watched.py",
-        "return report.verdict is Verdict.NOT_FINITE or any(",
+        "return _is_not_finite_alone(report) or any(",
         "return any(",
         "test_watch.py -k first_gradient_is_not",
     ),

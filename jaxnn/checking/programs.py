@@ -39,7 +39,7 @@ from jaxnn.checking.scalar import (
     scalar_of,
 )
 from jaxnn.checking.settings import COTANGENT, Claims, Point, Settings, looked_at
-from jaxnn.checking.small import along_in_numpy, by_operation, is_by_operation, is_for_numpy
+from jaxnn.checking.small import along_in_numpy, by_operation, in_numpy_if_small, is_by_operation
 from jaxnn.checking.tape.walk import Tape
 from jaxnn.checking.untraced import Untraced, untraced
 from jaxnn.numerical.float64 import (
@@ -52,7 +52,6 @@ from jaxnn.numerical.float64 import (
     widened,
 )
 from jaxnn.numerical.identity import same_program
-from jaxnn.numerical.in_numpy import in_numpy
 from jaxnn.numerical.interpret import (
     Program,
     emptied,
@@ -476,9 +475,9 @@ def _compile(
     stops = any(eqn.primitive is primitives.stop_gradient_p for eqn in equations(values.jaxpr))
     stopping = by(jax.value_and_grad, through=False) if stops else None
     own, wide, moving = jitted(both), widened(both, dtype, rules), moving_by(rules, narrow)
-    if not holds and is_for_numpy(values, both):
+    if not holds and (runs := in_numpy_if_small(values, both)) is not None:
         own = by_operation(both) if is_by_operation(both.jaxpr) else own
-        wide, along = in_numpy(both), along_in_numpy(values)
+        along, wide = along_in_numpy(runs[0]), runs[1]
     else:
         points = [widen_form(x, dtype) for x in form.leaves]
         with wide_arithmetic(dtype):
@@ -556,8 +555,8 @@ def _by_hand(
         return ByHand(own, None)
 
     def build():
-        if is_for_numpy(traced):
-            return in_numpy(traced.bare)
+        if (runs := in_numpy_if_small(traced.bare)) is not None:
+            return runs[0]
         options = compiler_options(traced.jaxpr)
         return jax.jit(widened(traced.bare, dtype), compiler_options=options)
 

@@ -15,9 +15,9 @@ import numpy as np
 from jax.extend import core
 
 from jaxnn._programs import Traced
-from jaxnn.numerical import in_numpy
 from jaxnn.numerical.float64 import wide_dtype
 from jaxnn.numerical.identity import operation
+from jaxnn.numerical.in_numpy import in_numpy
 from jaxnn.numerical.interpret import (
     Program,
     bind,
@@ -52,12 +52,12 @@ def is_by_operation(program: Program) -> bool:
     return False
 
 
-def is_for_numpy(*traced: Traced) -> bool:
-    """Whether programs are to be run by NumPy in float64."""
-    programs = [one.jaxpr for one in traced]
-    return wide_dtype() == jnp.float64 and all(
-        _is_small(program) and in_numpy.is_for_numpy(program) for program in programs
-    )
+def in_numpy_if_small(*traced: Traced) -> list[Callable] | None:
+    """Programs run by NumPy in float64; None if one is large, or NumPy cannot run it."""
+    if wide_dtype() != jnp.float64 or not all(_is_small(one.jaxpr) for one in traced):
+        return None
+    found = [run for one in traced if (run := in_numpy(one)) is not None]
+    return found if len(found) == len(traced) else None
 
 
 def _is_small(program: Program) -> bool:
@@ -82,9 +82,10 @@ def by_operation(traced: Traced) -> Callable[..., Any]:
     return call
 
 
-def along_in_numpy(values: Traced) -> Callable:
-    """Like a jitted `along_program`, but run by NumPy, for one step after the other."""
-    run = in_numpy.in_numpy(values)
+def along_in_numpy(run: Callable) -> Callable:
+    """Like a jitted `along_program` of the function that `run` evaluates by NumPy, for one step
+    after the other.
+    """
 
     def along(points, moves, steps, data):
         consts, rest = data

@@ -4,7 +4,6 @@ XLA takes about 0.05 s to compile a program of a few lines; NumPy runs it in 0.1
 the primitives for which NumPy has a function of the same meaning, for real numbers.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,9 +22,7 @@ from jaxnn.numerical.float64 import OWN_DTYPE, RULES, Evaluation
 from jaxnn.numerical.interpret import (
     CONTROL_FLOW,
     Equation,
-    Program,
     called,
-    equations,
     evaluate,
     is_foreign,
     shard_map_parts,
@@ -167,17 +164,6 @@ _OF_FLOATS = frozenset([primitives.div_p, primitives.integer_pow_p, primitives.p
 LEFT_TO_JAX = 4
 
 
-def is_for_numpy(program: Program) -> bool:
-    """Whether NumPy computes all but a few operations of a program of real arrays."""
-    left = 0
-    for eqn in equations(program):
-        if called(eqn) is None and not _has_function(eqn):
-            left += 1
-            if left > LEFT_TO_JAX or not _is_plain(eqn):
-                return False
-    return True
-
-
 def _has_function(eqn: Equation) -> bool:
     """Whether a function of NumPy's does what an equation says."""
     if eqn.primitive not in FUNCTIONS or not _is_plain(eqn):
@@ -210,25 +196,61 @@ def _is_compiled_alone(primitive: core.Primitive) -> bool:
     return how[0] is how[1]
 
 
-def in_numpy(traced: Traced) -> Callable[..., PyTree]:
-    """A traced function of the values of its constants and its arguments, evaluated in float64,
-    by NumPy where it has the functions. Call the result inside `wide_arithmetic(jnp.float64)`.
+def in_numpy(traced: Traced) -> Callable[..., PyTree] | None:
+    """A traced function of the values of its constants and its arguments, evaluated in float64 by
+    NumPy; None if it computes with other than real arrays, or NumPy lacks more than a few of its
+    operations. Call the result inside `wide_arithmetic(jnp.float64)`.
     """
-    by_jax = Evaluation(jnp.float64, RULES, set())
-    has_function = functools.cache(_has_function)
+    steps, left = [], []
+    values: list[Any] = []  # those known now, each at its place
+
+    def place(value=None):
+        values.append(value)
+        return len(values) - 1
+
+    def constant(x):
+        return place(_lifted(x))
 
     def step(eqn, inputs):
         if (inner := called(eqn)) is not None:
-            return evaluate(inner, inputs, step, _lifted)
-        if not has_function(eqn):
-            return list(map(_lifted, by_jax.step(eqn, inputs)))
-        outputs = FUNCTIONS[eqn.primitive](*inputs, **eqn.params)
-        return outputs if eqn.primitive.multiple_results else [outputs]
+            return evaluate(inner, inputs, step, constant)
+        has_function = _has_function(eqn)
+        left.extend([] if has_function else [eqn])
+        outputs = [place() for _ in eqn.outvars]
+        steps.append(((_by_function if has_function else _by_jax)(eqn), inputs, outputs))
+        return outputs
 
     def call(consts, *args):
-        program = core.ClosedJaxpr(traced.jaxpr, list(consts))
+        now, given = values.copy(), (*jax.tree.leaves(args), *consts)
+        now[: len(given)] = map(_lifted, given)
         with np.errstate(all="ignore"):
-            outputs = evaluate(program, list(map(_lifted, jax.tree.leaves(args))), step, _lifted)
-        return jax.tree.unflatten(jax.tree.structure(traced.shapes), outputs)
+            for run, inputs, outputs in steps:
+                for k, x in zip(outputs, run([now[i] for i in inputs]), strict=True):
+                    now[k] = x
+        return jax.tree.unflatten(jax.tree.structure(traced.shapes), [now[k] for k in results])
 
-    return call
+    arguments = [place() for _ in traced.jaxpr.invars]
+    # The program's constants get the next places; their values are given at each call.
+    program = core.ClosedJaxpr(traced.jaxpr, [0] * len(traced.jaxpr.constvars))
+    results = evaluate(program, arguments, step, constant)
+    is_possible = len(left) <= LEFT_TO_JAX and all(map(_is_plain, left))
+    return call if is_possible else None
+
+
+def _by_function(eqn: Equation) -> Callable[[list[Any]], Any]:
+    """An equation's outputs for its inputs, by NumPy."""
+    function, params = FUNCTIONS[eqn.primitive], eqn.params
+    if eqn.primitive.multiple_results:
+        return lambda inputs: function(*inputs, **params)
+    return lambda inputs: [function(*inputs, **params)]
+
+
+def _by_jax(eqn: Equation) -> Callable[[list[Any]], Any]:
+    """An equation's outputs for its inputs, by JAX in float64."""
+    evaluation = Evaluation(jnp.float64, RULES, set())
+
+    def run(inputs):
+        with eqn.ctx.manager:
+            return list(map(_lifted, evaluation.step(eqn, inputs)))
+
+    return run
