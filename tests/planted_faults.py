@@ -138,7 +138,7 @@ FAULTS = (
         "numerical/in_numpy.py",
         "not (eqn.effects or is_foreign(",
         "not (is_foreign(",
-        "test_check.py -k 'references'",
+        "test_in_numpy.py -k 'left_to_xla'",
     ),
     Fault(
         "a program of many sorts is left to JAX, one by one",

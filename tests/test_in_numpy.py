@@ -121,7 +121,13 @@ def tripled(x):
     return triple.bind(x)
 
 
+def times_reference(x):
+    return jnp.sum(COUNTED[...] * x)
+
+
+COUNTED = jax.new_ref(jnp.ones(3))
 NOT_FOR_NUMPY = {
+    "a reference": (times_reference, jnp.ones(3)),
     "an operation of a library": (tripled, jnp.ones(3)),
     "functions that it lacks": (lambda x: sum(jnp.sort(k * x) for k in range(5)), jnp.ones(3)),
     "complex numbers": (lambda x: jnp.abs(lax.complex(x, x)), jnp.ones(3)),
