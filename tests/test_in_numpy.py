@@ -59,6 +59,7 @@ CASES = {
     "sum of integers": (lambda x: (jnp.sum(x, dtype=x.dtype), jnp.prod(x, dtype=x.dtype)), NUMBERS),
     "largest with NaN": (lambda x: (jnp.max(x), jnp.min(x)), FLOATS),
     "reshape": (lambda x: x.reshape(4, 6), CUBE),
+    "reshape another order of axes": (lambda x: lax.reshape(x, (4, 6), (2, 0, 1)), CUBE),
     "reverse": (lambda x: jnp.flip(x, (0, 2)), CUBE),
     "slice": (
         lambda x: (lax.slice(x, (0, 1), (3, 4), (2, 2)), lax.slice(x, (1, 1), (2, 3))),

@@ -68,6 +68,10 @@ def _iota(*, dtype: Any, shape: Any, dimension: int, **_: Any) -> Any:
     return np.broadcast_to(np.arange(shape[dimension], dtype=_wide(dtype)).reshape(sizes), shape)
 
 
+def _reshape(x: Any, *, new_sizes: Any, dimensions: Any, **_: Any) -> Any:
+    return np.reshape(x if dimensions is None else np.transpose(x, dimensions), new_sizes)
+
+
 def _over_axes(function: Callable) -> Callable:
     """A reduction, in the dtype of its operand: NumPy would add up int32 in int64."""
     return lambda x, *, axes, **_: np.asarray(function(x, axis=tuple(axes)), np.asarray(x).dtype)
@@ -142,7 +146,7 @@ _WITH_PARAMETERS: dict[str, Callable] = {
     "reduce_or": _over_axes(np.any),
     "reduce_prod": _over_axes(np.prod),
     "reduce_sum": _over_axes(np.sum),
-    "reshape": lambda x, *, new_sizes, **_: np.reshape(x, new_sizes),
+    "reshape": _reshape,
     "rev": lambda x, *, dimensions: np.flip(x, dimensions),
     "slice": _slice,
     "squeeze": lambda x, *, dimensions: np.squeeze(x, dimensions),
