@@ -1,5 +1,7 @@
 """NumPy computes small programs as XLA does, with every function in its table."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,6 +103,20 @@ def test_every_function_has_a_case():
         programs = [Traced.of(*case).jaxpr for case in CASES.values()]
     met = {eqn.primitive for one in programs for eqn in equations(one) if called(eqn) is None}
     assert met >= FUNCTIONS.keys()
+
+
+# Parameters that say how or where XLA computes, or the kind of a result, which float64 replaces.
+OF_NO_EFFECT = {"accuracy", "out_sharding", "precision", "sharding"}
+OF_NO_EFFECT |= {"out_dtype", "preferred_element_type", "weak_type"}
+
+
+@pytest.mark.promotes
+def test_every_parameter_that_has_an_effect_is_used():
+    with jax.enable_x64(True):
+        programs = [Traced.of(*case).jaxpr for case in CASES.values()]
+    for eqn in (eqn for one in programs for eqn in equations(one) if eqn.primitive in FUNCTIONS):
+        used = inspect.signature(FUNCTIONS[eqn.primitive]).parameters.keys()
+        assert not eqn.params.keys() - used - OF_NO_EFFECT, eqn
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])

@@ -200,6 +200,10 @@ def _is_compiled_alone(primitive: core.Primitive) -> bool:
     return how[0] is how[1]
 
 
+class _Place(int):
+    """Where a value of a program is in the list of all."""
+
+
 def in_numpy(traced: Traced) -> Callable[..., PyTree] | None:
     """A traced function of the values of its constants and its arguments, evaluated in float64 by
     NumPy; None if it computes with other than real arrays, or NumPy lacks more than a few of its
@@ -210,10 +214,10 @@ def in_numpy(traced: Traced) -> Callable[..., PyTree] | None:
 
     def place(value=None):
         values.append(value)
-        return len(values) - 1
+        return _Place(len(values) - 1)
 
     def constant(x):
-        return place(_lifted(x))
+        return x if isinstance(x, _Place) else place(_lifted(x))
 
     def step(eqn, inputs):
         if (inner := called(eqn)) is not None:
@@ -225,7 +229,7 @@ def in_numpy(traced: Traced) -> Callable[..., PyTree] | None:
         return outputs
 
     def call(consts, *args):
-        now, given = values.copy(), (*jax.tree.leaves(args), *consts)
+        now, given = values.copy(), (*consts, *jax.tree.leaves(args))
         now[: len(given)] = map(_lifted, given)
         with np.errstate(all="ignore"):
             for run, inputs, outputs in steps:
@@ -233,10 +237,8 @@ def in_numpy(traced: Traced) -> Callable[..., PyTree] | None:
                     now[k] = x
         return jax.tree.unflatten(jax.tree.structure(traced.shapes), [now[k] for k in results])
 
-    arguments = [place() for _ in traced.jaxpr.invars]
-    # The program's constants get the next places; their values are given at each call.
-    program = core.ClosedJaxpr(traced.jaxpr, [0] * len(traced.jaxpr.constvars))
-    results = evaluate(program, arguments, step, constant)
+    places = [[place() for _ in of] for of in (traced.jaxpr.constvars, traced.jaxpr.invars)]
+    results = evaluate(core.ClosedJaxpr(traced.jaxpr, places[0]), places[1], step, constant)
     is_possible = len(left) <= LEFT_TO_JAX and all(map(_is_plain, left))
     return call if is_possible else None
 
