@@ -187,6 +187,13 @@ CASES = {
         ],
         [a(2, 3, 4)],
     ),
+    "reshape after another order of axes": (
+        lambda p: [
+            lax.reshape(p[0], shape, order) * 2
+            for shape, order in [((24,), (1, 2, 0)), ((2, 12), (0, 2, 1)), ((4, 3, 2), (2, 1, 0))]
+        ],
+        [a(2, 3, 4)],
+    ),
     "reshape of a slab": (
         lambda p: (p[1] @ p[0]).reshape(-1) + (p[1] @ p[0]).T.reshape(2, -1).sum(),
         [a(3, 4), a(5, 3)],
