@@ -1247,6 +1247,18 @@ def test_parameters_that_stop_gradient_cuts_off_are_listed():
     assert all("does not depend on this leaf" in hints[f"[0]['{x}']"] for x in ("idle", "unused"))
 
 
+def test_leaves_that_are_cut_off_are_listed_once_for_all_points():
+    loss = lambda p: jnp.sum(lax.stop_gradient(p["a"] * p["b"]) * p["c"])  # noqa: E731
+    with watching(points=2) as watched:
+        for k in range(4):
+            jax.grad(loss)({name: jnp.float32(k + 1) for name in "abc"})
+    (place,) = watched.report.places
+    first, second = place.reports
+    turned = dataclasses.replace(second, leaves=second.leaves[::-1])
+    text = str(place._replace(reports=(first, turned)))
+    assert text.count("cut off by") == 1 and "[0]['a'], [0]['b']" in text
+
+
 def test_a_rule_that_uses_a_traced_value_from_outside_is_said_to_do_so():
     def f(x, c):
         sine = jax.custom_vjp(lambda x: c * jnp.sin(x))

@@ -475,9 +475,11 @@ def _compile(
     stops = any(eqn.primitive is primitives.stop_gradient_p for eqn in equations(values.jaxpr))
     stopping = by(jax.value_and_grad, through=False) if stops else None
     own, wide, moving = jitted(both), widened(both, dtype, rules), moving_by(rules, narrow)
-    if not holds and (runs := in_numpy_if_small(values, both)) is not None:
+    value = None if holds else in_numpy_if_small(values)
+    gradient = value and in_numpy_if_small(both)
+    if value is not None and gradient is not None:
         own = by_operation(both) if is_by_operation(both.jaxpr) else own
-        along, wide = along_in_numpy(runs[0]), runs[1]
+        wide, along = gradient, along_in_numpy(value)
     else:
         points = [widen_form(x, dtype) for x in form.leaves]
         with wide_arithmetic(dtype):
@@ -555,8 +557,8 @@ def _by_hand(
         return ByHand(own, None)
 
     def build():
-        if (runs := in_numpy_if_small(traced.bare)) is not None:
-            return runs[0]
+        if (run := in_numpy_if_small(traced.bare)) is not None:
+            return run
         options = compiler_options(traced.jaxpr)
         return jax.jit(widened(traced.bare, dtype), compiler_options=options)
 

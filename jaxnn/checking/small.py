@@ -52,12 +52,10 @@ def is_by_operation(program: Program) -> bool:
     return False
 
 
-def in_numpy_if_small(*traced: Traced) -> list[Callable] | None:
-    """Programs run by NumPy in float64; None if one is large, or NumPy cannot run it."""
-    if wide_dtype() != jnp.float64 or not all(_is_small(one.jaxpr) for one in traced):
-        return None
-    found = [run for one in traced if (run := in_numpy(one)) is not None]
-    return found if len(found) == len(traced) else None
+def in_numpy_if_small(traced: Traced) -> Callable[..., Any] | None:
+    """A program run by NumPy in float64; None if it is large, or NumPy cannot run it."""
+    fits = wide_dtype() == jnp.float64 and _is_small(traced.jaxpr)
+    return in_numpy(traced) if fits else None
 
 
 def _is_small(program: Program) -> bool:

@@ -145,7 +145,8 @@ class Taken:
       tree: structure of the differentiated arguments.
       argnums: their positions.
       calls: how often the gradient was taken, if that is counted.
-      points: the first point, later ones, and a spare one, in case a gradient is 0 at the others.
+      points: the first point, later ones, and a spare one, in case a gradient is 0 or not
+        finite at the others.
       due: the number of the call from which the next point is wanted.
       asked: the latest such number for which programs were traced again.
       latest: the number of the call of the latest point.

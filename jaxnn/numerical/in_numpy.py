@@ -201,7 +201,7 @@ def _is_compiled_alone(primitive: core.Primitive) -> bool:
 
 
 class _Place(int):
-    """Where a value of a program is in the list of all."""
+    """The position of one of a program's values in a list of them all."""
 
 
 def in_numpy(traced: Traced) -> Callable[..., PyTree] | None:
@@ -210,7 +210,7 @@ def in_numpy(traced: Traced) -> Callable[..., PyTree] | None:
     operations. Call the result inside `wide_arithmetic(jnp.float64)`.
     """
     steps, left = [], []
-    values: list[Any] = []  # those known now, each at its place
+    values: list[Any] = []  # constants; None at the places of what is computed
 
     def place(value=None):
         values.append(value)
@@ -222,10 +222,12 @@ def in_numpy(traced: Traced) -> Callable[..., PyTree] | None:
     def step(eqn, inputs):
         if (inner := called(eqn)) is not None:
             return evaluate(inner, inputs, step, constant)
-        has_function = _has_function(eqn)
-        left.extend([] if has_function else [eqn])
         outputs = [place() for _ in eqn.outvars]
-        steps.append(((_by_function if has_function else _by_jax)(eqn), inputs, outputs))
+        if _has_function(eqn):
+            steps.append((_by_function(eqn), inputs, outputs))
+        else:
+            steps.append((_by_jax(eqn), inputs, outputs))
+            left.append(eqn)
         return outputs
 
     def call(consts, *args):
