@@ -1006,7 +1006,7 @@ FAULTS = (
         "checking/watch.py",
         "AxisType.Explicit not in sharding.mesh.axis_types",
         "True",
-        "test_devices.py -k explicit",
+        "test_devices.py -k types_of_arrays",
     ),
     Fault(
         "the function is traced anew at each point beside a corner",

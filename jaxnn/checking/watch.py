@@ -118,8 +118,11 @@ class Point(NamedTuple):
             devices = _devices(sharding.mesh)
             return jax.device_put(x, jax.sharding.NamedSharding(devices, sharding.spec))
 
-        consts = list(map(on_host, self.consts, jaxpr.constvars))
-        return self._replace(consts=consts, leaves=list(map(on_host, self.leaves, jaxpr.invars)))
+        # Since JAX 0.12, the constants are the first inputs.
+        variables = *jaxpr.constvars, *jaxpr.invars
+        values, count = (*self.consts, *self.leaves), len(self.consts)
+        fetched = [on_host(x, v) for x, v in zip(values, variables, strict=True)]
+        return self._replace(consts=fetched[:count], leaves=fetched[count:])
 
     @property
     def is_cut(self) -> bool:
