@@ -50,6 +50,20 @@ LOST = "test_explain.py test_check.py -k 'digits or shakes or left or place'"
 
 FAULTS = (
     Fault(
+        "a leaf is wrong though the question that might excuse it was interrupted",
+        "checking/check.py",
+        "checked.excusing(lambda leaf: leaf.verdict is Verdict.DIFFERS, unanswered)",
+        "checked.with_note(unanswered)",
+        "test_locate.py -k interrupted",
+    ),
+    Fault(
+        "watch goes on to the next point after an interruption",
+        "checking/watched.py",
+        "            if reports[-1].interrupted:\n                break\n",
+        "",
+        "test_watch.py -k 'interrupted'",
+    ),
+    Fault(
         "the iterations of a loop are not counted as work",
         "checking/compiling.py",
         'return eqn.params["length"] * inside',

@@ -15,6 +15,7 @@ from jaxnn.checking import locate, moves
 from jaxnn.checking.moves import Direction, Part
 from jaxnn.checking.packed import Packing
 from jaxnn.checking.programs import prepare
+from jaxnn.checking.questions import births, finer, phases, rules, solvers
 from jaxnn.checking.settings import Point, Settings
 
 LEAVES, WIDTH = 30, 8
@@ -280,6 +281,31 @@ def test_an_interrupted_check_gives_what_it_knows():
     assert any(
         leaf.hint == "interrupted" and leaf.verdict == "unresolved" for leaf in report.leaves
     )
+
+
+@pytest.mark.parametrize(
+    "question, verdict",
+    [(rules, "differs"), (births, "differs"), (solvers, "unresolved"), (phases, "unresolved")],
+)
+def test_an_interrupted_question_leaves_what_no_further_answer_could_excuse(
+    monkeypatch, question, verdict
+):
+    def interrupted(checked):
+        raise KeyboardInterrupt
+
+    rule = jax.custom_jvp(jnp.sin)
+    rule.defjvp(lambda x, dx: (jnp.sin(*x), 1.5 * jnp.cos(*x) * dx[0]))
+    monkeypatch.setattr(question, "applies", lambda checked: True)
+    monkeypatch.setattr(question, "ask", interrupted)
+    report = check_gradient(rule, 1.0)
+    assert report.verdict == verdict and report.interrupted
+    about = question.__doc__.partition("\n")[0]
+    assert f'interrupted before "{about}" was answered' in str(report)
+    assert bool(report.rules) == (question is phases)
+    monkeypatch.setattr(finer, "applies", lambda checked: True)
+    monkeypatch.setattr(finer, "ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):  # the second one ends the check
+        check_gradient(rule, 1.0)
 
 
 def test_a_long_check_says_how_far_it_is(capsys, monkeypatch):

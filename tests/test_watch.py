@@ -35,7 +35,7 @@ from watched_programs import require_watched, unit
 import jaxnn
 from jaxnn import GradientError, gradient_descent, watching
 from jaxnn._programs import Jitted
-from jaxnn.checking import noting as noting_module, watch, watched as watched_module
+from jaxnn.checking import noting as noting_module, questions, watch, watched as watched_module
 from jaxnn.checking.noting import noting
 from jaxnn.checking.watch import Watcher
 from jaxnn.cli.parser import main
@@ -1375,6 +1375,20 @@ def test_of_a_check_that_was_cut_off_what_is_wrong_remains(monkeypatch, factor, 
     (place,) = watched.report.places
     assert len(place.reports) == reports and place.is_wrong == bool(reports)
     assert "the time budget ran out" in str(place)
+
+
+def test_what_is_wrong_remains_if_the_search_for_its_cause_is_interrupted(monkeypatch):
+    def interrupted(checked):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(questions.rules, "ask", interrupted)
+    rule = jax.custom_jvp(jnp.sin)
+    rule.defjvp(lambda x, dx: (jnp.sin(*x), 1.1 * jnp.cos(*x) * dx[0]))
+    with watching(points=2) as watched:
+        for x in (1.0, 2.0, 3.0, 4.0, 5.0):
+            jax.grad(rule)(x)
+    (place,) = watched.report.places
+    assert place.is_wrong and len(place.reports) == 1  # no further point is begun
 
 
 def test_points_that_agree_share_a_text():

@@ -43,7 +43,7 @@ from jaxnn.checking.measure import (
     require_outermost,
     undisturbed,
 )
-from jaxnn.checking.questions import QUESTIONS, answer
+from jaxnn.checking.questions import EXPLAINING, QUESTIONS, answer
 from jaxnn.checking.report import GradientReport
 from jaxnn.checking.settings import Point, Settings
 from jaxnn.checking.status import Status
@@ -180,15 +180,33 @@ def asked(checked: Checked) -> Checked:
         return checked
     for question in QUESTIONS:
         about = str(question.__doc__).partition("\n")[0]
+        if checked.interrupted and question in EXPLAINING:
+            continue
         try:
             if question.applies(checked):
                 checked.check.status.say(about)
                 checked = question.say(checked, answer(question, checked))
+        except KeyboardInterrupt:
+            if checked.interrupted:
+                raise
+            checked = _interrupted(checked, question, about)
         except Exception as error:  # a user's rule, called separately, may raise anything
             reason = reason_of(error)
             if not any(reason in note for note in checked.notes):  # once is enough
                 checked = checked.with_note(f'could not answer "{about}" ({reason})')
     return checked
+
+
+def _interrupted(checked: Checked, question: Any, about: str) -> Checked:
+    """The results without the answer to a question. If it could have excused a leaf that differs,
+    nothing is known of this leaf.
+    """
+    unanswered = f'interrupted before "{about}" was answered'
+    if question in EXPLAINING:
+        checked = question.say(checked, []).with_note(unanswered)
+    else:
+        checked = checked.excusing(lambda leaf: leaf.verdict is Verdict.DIFFERS, unanswered)
+    return checked._replace(interrupted=True)
 
 
 def _report(

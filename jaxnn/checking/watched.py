@@ -376,6 +376,8 @@ def _judged(taken: Taken, place: Place, watcher: Watcher) -> Place:
                 how |= {"trust": sorted(rules_of(point.program).intersection(watcher.trust))}
                 given = taken.function(point), *taken.arguments(point)
                 reports.append(check_gradient(*given, argnums=taken.argnums, **how))
+            if reports[-1].interrupted:
+                break
     except Exception as error:  # what a program does may be impossible outside of it
         place = place._replace(trouble=f"not checked: {reason_of(error)}")
     return place._replace(reports=tuple(reports))

@@ -38,6 +38,9 @@ QUESTIONS = (
     cut_off,
 )
 
+# These only explain what is wrong. If they are interrupted, what they found nothing of is unsaid.
+EXPLAINING = (births, rules, digits)
+
 
 def answer(question: Any, checked: Checked) -> Any:
     """The answer to a question. A rule defined inside the function may use values around it; called
