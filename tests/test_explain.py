@@ -655,6 +655,32 @@ def test_of_two_rules_the_one_that_the_gradient_uses_is_named(
     ]
 
 
+@pytest.mark.parametrize("factor", [1.0, 1.1])
+def test_a_rule_that_passes_more_on_to_what_it_overwrites_is_not_blamed(factor):
+    cube, step = (
+        jax.custom_vjp(lambda x: x**3),
+        jax.custom_vjp(lambda *state: moved(*state)),
+    )
+    cube.defvjp(lambda x: (x**3, x), lambda x, g: (factor * 3 * x**2 * g,))
+
+    def moved(y, saved, i):
+        y = cube(jnp.cos(y))
+        return y, saved.at[i].set(y)
+
+    def backward(state, g):  # the start of what is saved does not matter
+        y, saved, i = state
+        return jax.vjp(lambda y: moved(y, saved, i), y)[1](g)[0], g[1], None
+
+    step.defvjp(lambda *state: (moved(*state), state), backward)
+
+    def f(x):
+        over = lambda carry, i: (step(*carry, i), None)  # noqa: E731
+        return jnp.sum(lax.scan(over, (x, jnp.zeros((3, 2))), jnp.arange(3))[0][1] ** 2)
+
+    blamed = [rule.rule.text for rule in check_gradient(f, jnp.array([0.3, -0.4])).rules]
+    assert len(blamed) == (factor != 1) and all(x.startswith("cube.defvjp(") for x in blamed)
+
+
 @pytest.mark.parametrize("filler", [jnp.inf, -jnp.inf])
 def test_infinities_beside_it_do_not_hide_a_wrong_rule(filler):
     cube = jax.custom_vjp(lambda x: x**3)

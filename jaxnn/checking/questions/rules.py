@@ -66,7 +66,7 @@ from jaxnn.numerical.interpret import (
     has_custom_rule,
     is_foreign,
 )
-from jaxnn.numerical.sources import forward_source
+from jaxnn.numerical.sources import argument_paths, forward_source, rule_consts
 
 # How many iterations of a loop are checked before all others.
 SAMPLE = 32
@@ -331,7 +331,7 @@ def _inside(
     )
     rules = next(filter(None, asked), [])
     has_own = has_custom_rule(tape.sites[number].eqn)
-    is_own = rules and has_own and not _passes_on(tape, record, number, _same(report))
+    is_own = rules and has_own and not _passes_on(tape, record, number, report)
     return [] if is_own else rules
 
 
@@ -340,21 +340,30 @@ def _same(report: RuleReport | None) -> float:
     return max(SAME, NEARLY * report.difference) if report is not None else SAME
 
 
-def _passes_on(tape: Tape, record: Record, number: int, same: float) -> bool:
+def _passes_on(tape: Tape, record: Record, number: int, report: RuleReport | None) -> bool:
     """Whether the rule of a function gives what the rules inside the function give, or may do so:
-    JAX cannot differentiate every loop.
+    JAX cannot differentiate every loop. If the rule is wrong, one argument for which it is wrong is
+    enough: loops may give other cotangents on purpose for entries that are overwritten.
     """
     (inside,) = insides(tape, number, record)
-    inner = tape_of(tape, number, inside)
+    inner, site = tape_of(tape, number, inside), tape.sites[number]
     if inner.arbitrary:
         return True
-    given, active = inner.record(inside.inputs, inside.seeds).cotangents, tape.sites[number].active
-    backs = record.pulled[number]
-    inner_backs = [
-        given.get(inner.inputs[i], np.zeros(x.shape)) for i, x in zip(active, backs, strict=True)
-    ]
-    of_rule, of_inside = (np.concatenate([np.ravel(x) for x in xs]) for xs in (backs, inner_backs))
-    return relative_error(of_rule, of_inside) <= same
+    given = inner.record(inside.inputs, inside.seeds).cotangents
+    of_rule = dict(zip(site.active, map(np.ravel, record.pulled[number]), strict=True))
+    of_inside = {i: np.ravel(given.get(inner.inputs[i], 0 * x)) for i, x in of_rule.items()}
+    compared = [[i] for i in _wrong_inputs(report, site) if np.any(of_rule[i])] or [[*of_rule]]
+    joined = lambda by, those: np.concatenate([by[i] for i in those])  # noqa: E731
+    errors = (relative_error(joined(of_rule, x), joined(of_inside, x)) for x in compared)
+    return any(error <= _same(report) for error in errors)
+
+
+def _wrong_inputs(report: RuleReport | None, site: Site) -> list[int]:
+    """The positions of a site's inputs for which a report says that its own rule is wrong."""
+    if report is None or report.argument is None:
+        return []
+    also = (k for k, path in argument_paths(site.eqn).items() if path in report.also)
+    return [rule_consts(site.eqn) + k for k in (report.argument, *also)]
 
 
 def _spread_first(insides: Sequence[Any]) -> Sequence[Any]:
