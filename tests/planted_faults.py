@@ -50,6 +50,13 @@ LOST = "test_explain.py test_check.py -k 'digits or shakes or left or place'"
 
 FAULTS = (
     Fault(
+        "every wrong rule is taken for one that deliberately differs",
+        "checking/findings.py",
+        "OPPOSITE = 1.001",
+        "OPPOSITE = 0.001",
+        "test_explain.py -k 'other_operations_repeat'",
+    ),
+    Fault(
         "a wrong rule is compared with those inside by its correct arguments, too",
         "checking/questions/rules.py",
         "[[i] for i in _wrong_inputs(report, site) if np.any(of_rule[i])] or [[*of_rule]]",

@@ -567,6 +567,7 @@ def test_a_wrong_rule_is_named_however_often_other_operations_repeat(others):
 
     report = check_gradient(f, jnp.arange(1.0, 4.0))
     assert [rule.name for rule in report.rules] == ["off_by_a_tenth"] and not report.notes
+    assert "`trust`" not in str(report)  # such an error is hardly deliberate
 
 
 @pytest.mark.parametrize("length", [104, pytest.param(900, marks=pytest.mark.slow)])
@@ -767,6 +768,7 @@ def test_a_custom_gradient_without_operations_has_the_users_name_and_place():
     f = lambda x: jnp.sum(reverse(x) ** 2)  # noqa: E731
     (rule,) = check_gradient(f, RHS).rules
     assert rule.name == "reverse" and rule.rule.text == "@jax.custom_gradient"
+    assert "if it deliberately differs, name `reverse` in `trust` (`jaxnn watch --t" in str(rule)
     assert check_gradient(f, RHS, trust=("reverse",)).ok
 
 

@@ -256,6 +256,11 @@ class Birth(NamedTuple):
         return "\n".join(filter(None, lines))
 
 
+# A rule that is off by more than this may reverse the gradient on purpose.
+OPPOSITE = 1.001
+IN_TRUST = "name {} in `trust` (`jaxnn watch --trust`)"
+
+
 class RuleReport(NamedTuple):
     """A derivative rule that is wrong at the inputs that it is called with.
 
@@ -310,6 +315,8 @@ class RuleReport(NamedTuple):
             lines = [f"wrong rule: {what}, {place}", rule.quoted, lines[2]]
             called = f"called {call}" if self.line.file else "(the checked function's own rule)"
             lines += [f"    {called}", quoted]
+            if self.verdict is Verdict.DIFFERS and self.difference > OPPOSITE:
+                lines.append(f"    if it deliberately differs, {IN_TRUST.format(f'`{self.name}`')}")
         return "\n".join(filter(None, lines))
 
     @property

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxnn.checking.evidence import NOTHING, Evidence, Verdict, judge
-from jaxnn.checking.findings import Entry
+from jaxnn.checking.findings import IN_TRUST, Entry
 from jaxnn.checking.locate import Located
 from jaxnn.checking.slope import Slope
 
@@ -217,7 +217,7 @@ def _cause(wrong: Wrong) -> str:
     if np.all(wrong.numerical == 0) and np.all(np.isfinite(wrong.autodiff)):
         return (
             "the values have the slope 0 here; if a rule deliberately differs from the values, "
-            "name its function in `trust` (`jaxnn watch --trust`)"
+            + IN_TRUST.format("its function")
         )
     of_ratio = {
         -1.0: "the sign is wrong",
