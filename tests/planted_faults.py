@@ -71,6 +71,20 @@ FAULTS = (
         "test_locate.py -k interrupted",
     ),
     Fault(
+        "an interrupted search forgets the entries it has found",
+        "checking/locate.py",
+        "interrupted = True\n                break",
+        "raise",
+        "test_locate.py -k 'search_that'",
+    ),
+    Fault(
+        "questions are not asked after an interrupted search",
+        "checking/check.py",
+        "(checked.interrupted and none_wrong)",
+        "checked.interrupted",
+        "test_locate.py -k 'search_that'",
+    ),
+    Fault(
         "watch goes on to the next point after an interruption",
         "checking/watched.py",
         "            if reports[-1].interrupted:\n                break\n",

@@ -304,8 +304,29 @@ def test_an_interrupted_question_leaves_what_no_further_answer_could_excuse(
     assert bool(report.rules) == (question is phases)
     monkeypatch.setattr(finer, "applies", lambda checked: True)
     monkeypatch.setattr(finer, "ask", interrupted)
-    with pytest.raises(KeyboardInterrupt):  # the second one ends the check
-        check_gradient(rule, 1.0)
+    assert check_gradient(rule, 1.0).verdict == "unresolved"
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_search_that_is_interrupted_keeps_what_it_has_found(monkeypatch, after):
+    wrong = jax.custom_jvp(jnp.sin)
+    wrong.defjvp(lambda x, dx: (jnp.sin(*x), 1.5 * jnp.cos(*x) * dx[0]))
+    found, measured = [], locate._Leaf.entry
+
+    def entry(*args):
+        found.append(None)
+        if len(found) == after + 1:
+            raise KeyboardInterrupt
+        return measured(*args)
+
+    monkeypatch.setattr(locate._Leaf, "entry", entry)
+    f = lambda a, b: jnp.sum(wrong(a)) + jnp.sum(b**2)  # noqa: E731
+    report = check_gradient(f, draw(0, 8), draw(1, 8), argnums=(0, 1))
+    by_path = {leaf.path: leaf for leaf in report.leaves}
+    assert report.interrupted and report.verdict == by_path["[0]"].verdict == "differs"
+    assert len(by_path["[0]"].entries) == after and report.rules
+    assert (by_path["[1]"].verdict, by_path["[1]"].hint) == ("unresolved", "interrupted")
+    assert "\n1 more leaf not checked: interrupted" in str(report)
 
 
 def test_a_long_check_says_how_far_it_is(capsys, monkeypatch):

@@ -176,20 +176,20 @@ def check_gradient(
 
 def asked(checked: Checked) -> Checked:
     """The results after all follow-up questions that apply."""
-    if checked.interrupted or not checked.deterministic:
+    none_wrong = not any(verdict.wrong for verdict in checked.verdicts)
+    if not checked.deterministic or (checked.interrupted and none_wrong):
         return checked
+    ended = False
     for question in QUESTIONS:
         about = str(question.__doc__).partition("\n")[0]
-        if checked.interrupted and question in EXPLAINING:
+        if ended and question in EXPLAINING:
             continue
         try:
             if question.applies(checked):
                 checked.check.status.say(about)
                 checked = question.say(checked, answer(question, checked))
         except KeyboardInterrupt:
-            if checked.interrupted:
-                raise
-            checked = _interrupted(checked, question, about)
+            checked, ended = _interrupted(checked, question, about), True
         except Exception as error:  # a user's rule, called separately, may raise anything
             reason = reason_of(error)
             if not any(reason in note for note in checked.notes):  # once is enough

@@ -14,6 +14,8 @@ from jaxnn.numerical.sources import PACKAGES
 
 # How many lines are named per question, and how many entries per leaf.
 LINES, HANDFUL = 3, 6
+# The hint on a leaf that was not checked because the user ended the check.
+INTERRUPTED = "interrupted"
 # An imprecise gradient passes with this many digits left.
 LEAST_DIGITS = 2.0
 # The address of the schema of SARIF files.

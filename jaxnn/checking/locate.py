@@ -63,6 +63,7 @@ class Located(NamedTuple):
       undecided: flat position of the entry with the largest error among those that are off by more
         than the tolerance, but by less than the rounding error of the leaf's largest entry, if any.
       reference: the leaf's reference gradient, if the values support it.
+      interrupted: whether the user ended the search for wrong entries.
     """
 
     asked: tuple[Comparison, ...]
@@ -73,6 +74,7 @@ class Located(NamedTuple):
     complete: bool = True
     undecided: int | None = None
     reference: np.ndarray | None = None
+    interrupted: bool = False
 
     @property
     def any_wrong(self) -> bool:
@@ -143,6 +145,8 @@ def examine(
         located = leaf.located(right, supported.get(leaf.number), max(0, left))
         left -= together * sum(entry.verdict.wrong for entry in located.entries)
         yield leaf.number, located
+        if located.interrupted:
+            raise KeyboardInterrupt
 
 
 def _settled(settled: set[int], supported: Iterator[Any]) -> Iterator[tuple[int, Located]]:
@@ -288,16 +292,20 @@ class _Leaf(NamedTuple):
         by_line = found._replace(wrong=None)
         if not few and verdict_of(by_line, line.centre, tolerance) is Verdict.AGREES:
             few = 1  # an entry may show an error that the line does not
-        entries = []
+        entries, interrupted = [], False
         for index in _with_pairs(suspects[:few], self.allowed.paired):
-            entry = self.entry(index, tolerance)
+            try:
+                entry = self.entry(index, tolerance)
+            except KeyboardInterrupt:
+                interrupted = True
+                break
             slack = entry.bound + rounding[index] + tolerance * abs(right[index])
             if math.isfinite(slack) and not abs(entry.numerical - right[index]) <= slack:
                 return None
             entries.append(entry)
         known = tuple(filter(_is_known, entries))
         explained = any(entry.verdict.wrong for entry in known)
-        return found._replace(entries=known, explained=explained)
+        return found._replace(entries=known, explained=explained, interrupted=interrupted)
 
     def one_by_one(self, lead: list[int], few: int) -> Located:
         """Wrong entries without a supported reference: first those in `lead`, then those that
@@ -378,7 +386,7 @@ class _Leaf(NamedTuple):
         best = Evidence(claim, np.nan, np.nan, np.inf)
         if long:  # an entry that is not finite cannot be moved
             best = coarse.slope.evidence(claim, long)
-        if long and not coarse.slope.known_to(TIGHT):
+        if long and (finest > line.scales(self.number)[index] or not coarse.slope.known_to(SHARP)):
             fine = line.compare(self.gradient, Direction((part,), relative=True), TIGHT)
             short = float(fine.along.moves[self.number])
             evidence = best, fine.slope.evidence(claim, short)

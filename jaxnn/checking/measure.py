@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 from jaxnn._arguments import Partition, Role
 from jaxnn._programs import outermost
 from jaxnn.checking.evidence import FLOAT32, Verdict, explained, reach, relative_error, same_value
-from jaxnn.checking.findings import Birth, DigitsLost, LeafReport, RuleReport
+from jaxnn.checking.findings import INTERRUPTED, Birth, DigitsLost, LeafReport, RuleReport
 from jaxnn.checking.further import has_solver
 from jaxnn.checking.held import stops
 from jaxnn.checking.leaf import Place, bare_report, leaf_report
@@ -237,7 +237,7 @@ def measure_by(programs: Programs | Untraced, check: Check) -> Checked:
         if not place.x.size:
             leaves.append(bare_report(place, Verdict.AGREES, "the leaf has no entries"))
         elif k not in located:
-            leaves.append(bare_report(place, Verdict.UNRESOLVED, "interrupted"))
+            leaves.append(bare_report(place, Verdict.UNRESOLVED, INTERRUPTED))
         else:
             gradient = claims.wide[k]
             leaves.append(leaf_report(place, gradient, line.centre, located[k], lost[k], counts))

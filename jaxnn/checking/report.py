@@ -10,6 +10,7 @@ from jaxnn._terminal import coloured
 from jaxnn.checking.evidence import Verdict
 from jaxnn.checking.findings import (
     HANDFUL,
+    INTERRUPTED,
     LEAST_DIGITS,
     Birth,
     DigitsLost,
@@ -245,23 +246,30 @@ class GradientReport:
 
     def _beside(self, shown: Sequence[LeafReport]) -> Iterator[str]:
         """What is said of leaves without a row, and of those with too few digits."""
-        paths = {leaf.path for leaf in shown}
+        unchecked = [leaf.path for leaf in self.leaves if leaf.hint == INTERRUPTED]
+        paths = {leaf.path for leaf in shown}.union(unchecked)
+        more = " more" if shown else ""
         if quiet := [leaf.digits for leaf in self.leaves if leaf.path not in paths]:
-            more = " more" if shown else ""
             yield f"{len(quiet)}{more} leaves agree, to at least {min(quiet):.1f} digits"
+        if unchecked:
+            several = "leaves" if len(unchecked) > 1 else "leaf"
+            yield f"{len(unchecked)}{more} {several} not checked: interrupted"
         if self.verdict.ok and (few := [leaf.path for leaf in self.leaves if self._lacks(leaf)]):
             least = LEAST_DIGITS if self.digits is None else self.digits
             least = f"fewer than {least:g} correct digits in the leaf's own dtype"
             yield f"not ok: {least}: {', '.join(few)}"
 
     def _with_rows(self, lines_of: Mapping[str, Any]) -> Sequence[LeafReport]:
-        """The leaves that get a row: all, unless more than a handful agree and have no lines."""
+        """The leaves that get a row: all that were checked, unless more than a handful agree and
+        have no lines.
+        """
+        checked = [leaf for leaf in self.leaves if leaf.hint != INTERRUPTED]
         remarkable = [
             leaf
-            for leaf in self.leaves
+            for leaf in checked
             if leaf.verdict is not Verdict.AGREES or leaf.hint or leaf.path in lines_of
         ]
-        return self.leaves if len(self.leaves) - len(remarkable) <= HANDFUL else remarkable
+        return checked if len(checked) - len(remarkable) <= HANDFUL else remarkable
 
     def _lines_by_leaf(self) -> dict[str, list[Any]]:
         """The findings on lines, by the path of the first leaf that they explain."""

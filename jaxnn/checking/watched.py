@@ -44,8 +44,9 @@ from jaxnn.numerical.sources import JAX_FOLDER
 BUDGET = 60.0
 # Seconds between interruptions of a check that the first one has not ended, and between looks at
 # whether XLA has ended compiling.
-AGAIN, LOOK = 5.0, 0.1
-OVER = "not checked: the time budget ran out"
+AGAIN, LOOK = 10.0, 0.1
+OVER = "the time budget ran out"
+UNCHECKED = f"not checked: {OVER}"
 # The module of JAX that calls XLA.
 _COMPILER = os.path.join(JAX_FOLDER, "_src", "compiler.py")
 
@@ -139,7 +140,7 @@ class Place(NamedTuple):
                 found.append(f"{first}{right} {several}{self._least}")
             if cut:
                 found.append(f"{CUT_OFF}: {', '.join(first_of(cut))}")
-        found = list(dict.fromkeys(found)) or [OVER]
+        found = list(dict.fromkeys(found)) or [UNCHECKED]
         calls = [f"{self.calls:,} call{'s' * (self.calls > 1)}"] if self.calls else []
         return "; ".join([*calls, *found])
 
@@ -332,7 +333,7 @@ def judged(watcher: Watcher, budget: float = BUDGET) -> WatchReport:
                 place = done or place
                 if is_over:  # what is known to be wrong by then is wrong
                     known = tuple(report for report in place.reports if report.exit_code == 1)
-                    place = place._replace(trouble=OVER, reports=known)
+                    place = place._replace(trouble=OVER if known else UNCHECKED, reports=known)
             found[number] = place
     seconds = time.monotonic() - began
     in_order = [found[number] for number in sorted(found)]
@@ -448,7 +449,7 @@ def _at_most(seconds: float, job: Callable[[], Any]) -> tuple[Any, bool]:
 
     def interrupt():
         wait = min(seconds, threading.TIMEOUT_MAX)
-        while not ended.wait(wait):  # the first interruption ends a check's search, a second all
+        while not ended.wait(wait):  # each interruption ends what a check is busy with
             with lock:
                 if ended.is_set():
                     return

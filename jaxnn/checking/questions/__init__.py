@@ -39,7 +39,7 @@ QUESTIONS = (
 )
 
 # These only explain what is wrong. If they are interrupted, what they found nothing of is unsaid.
-EXPLAINING = (births, rules, digits)
+EXPLAINING = (births, rules, kinks, digits)
 
 
 def answer(question: Any, checked: Checked) -> Any:

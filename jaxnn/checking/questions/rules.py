@@ -29,7 +29,7 @@ from jaxnn.checking.evidence import (
     reach,
     relative_error,
 )
-from jaxnn.checking.findings import LINES, LeafReport, RuleReport, SourceLine
+from jaxnn.checking.findings import INTERRUPTED, LINES, LeafReport, RuleReport, SourceLine
 from jaxnn.checking.further import ENDING, LOOSE, RUN_FURTHER, is_solver_with_rule
 from jaxnn.checking.leaf import hint_on_loss
 from jaxnn.checking.line import Line, along_program
@@ -168,6 +168,8 @@ def _of_half(leaf: LeafReport, own: Any, at_one: Any) -> LeafReport:
 
 def _is_suspicious(leaf: LeafReport) -> bool:
     """Whether a leaf differs, is unresolved, or agrees but is off more than its dtype explains."""
+    if leaf.hint == INTERRUPTED:
+        return False
     return leaf.verdict in (Verdict.DIFFERS, Verdict.UNRESOLVED) or leaf.is_slightly_off
 
 
