@@ -162,6 +162,19 @@ def test_what_is_left_to_xla(what):
     assert in_numpy(Traced.of(*NOT_FOR_NUMPY[what])) is None
 
 
+@pytest.mark.parametrize("kind", ["add", "max", "set"])
+def test_an_operation_that_takes_a_program_is_compiled_once(compilations, kind):
+    f = lambda x: getattr(jnp.zeros(3).at[jnp.array([0, 2, 0])], kind)(x)  # noqa: E731
+    x = jnp.array([1.0, 2.0, 3.0])
+    one = Traced.of(f, x)
+    run = in_numpy(one.bare)
+    assert run is not None
+    with wide_arithmetic(jnp.float64):
+        first, before = run(one.consts, x), compilations()
+        np.testing.assert_array_equal(run(one.consts, x), first)
+    assert compilations() == before
+
+
 def test_a_check_of_a_small_function_compiles_its_gradient_alone(compilations, monkeypatch):
     monkeypatch.setattr(small, "_met", Counter())  # whatever other tests have compiled
     monkeypatch.setattr(small, "_compiled", set())

@@ -9,6 +9,7 @@ Operations that cannot be widened (host callbacks, bitcasts) keep their own dtyp
 
 import contextlib
 import functools
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -153,14 +154,26 @@ class Evaluation(NamedTuple):
     def _widened_param(self, value: Any) -> Any:
         """A parameter with its dtypes and programs widened and precision settings dropped."""
         if is_program(value):
-            return replaced(value, self.widened)
+            return self._widened_program(value)
         if isinstance(value, lax.Precision | lax.DotAlgorithm | lax.DotAlgorithmPreset):
             return None
         if isinstance(value, jnp.dtype | type) and jnp.issubdtype(value, jnp.inexact):
             return _widened_dtype(jnp.dtype(value), self.dtype)
         return value
 
+    def _widened_program(self, program: Any) -> Any:
+        """A program that a primitive takes as a parameter, widened. It is the same one each time,
+        as JAX compiles a primitive again for a new one.
+        """
+        if self.rules is not RULES:
+            return replaced(program, self.widened)
+        known = _widened_programs.setdefault(program, {})
+        if self.dtype not in known:
+            known[self.dtype] = replaced(program, self.widened)
+        return known[self.dtype]
 
+
+_widened_programs: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 Rules = Mapping[core.Primitive, Callable] | None
 
 
