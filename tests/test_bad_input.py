@@ -578,6 +578,8 @@ check_gradient(bowl, X, cotangent=1j)
     TypeError: `cotangent` must be real where the output of `f` is. Got complex64[].
 check_gradient(bowl, X, cotangent=NAN)
     ValueError: `cotangent` must be finite. Got nan.
+check_gradient(jnp.sin, X, cotangent=jnp.zeros(2))
+    ValueError: `cotangent` must have an entry that is not 0. Got none.
 check_gradient(bowl, X).plot("x")
     ValueError: `path` must be one of ['[0]']. Got 'x'.
 

@@ -129,8 +129,8 @@ def check_gradient(
       TypeError: the chosen arguments have no floating-point leaf, `f` has no floating-point
         output, the arguments are traced, or JAX cannot differentiate `f` and no `gradient` is
         given.
-      ValueError: `argnums` or `order` is out of range, or the structure of `where`, `gradient` or
-        `cotangent` does not match.
+      ValueError: `argnums` or `order` is out of range, the structure of `where`, `gradient` or
+        `cotangent` does not match, or `cotangent` is 0.
 
     Source:
       Ridders, Adv. Eng. Software 4 (1982) 75, on extrapolated differences; Moré and Wild,
@@ -347,4 +347,6 @@ def _require_cotangent(cotangent: Any) -> PyTree | None:
             raise TypeError(f"`{name}` must hold numbers. Got {describe(leaf)}.")
         if not np.all(np.isfinite(np.asarray(leaf))):
             raise ValueError(f"`{name}` must be finite. Got {leaf}.")
+    if not any(map(np.any, jax.tree.leaves(cotangent))):
+        raise ValueError("`cotangent` must have an entry that is not 0. Got none.")
     return jax.tree.map(jnp.asarray, cotangent)
