@@ -5,6 +5,7 @@ import contextlib
 import functools
 import gc
 import itertools
+import linecache
 import os
 import types
 from collections.abc import Callable
@@ -122,7 +123,7 @@ def _as_traced(rule: Any) -> str:
     """The source of a rule as JAX knows it; empty if that is inside JAX."""
     name, _, place = rule.debug_info.func_src_info.partition(" at ")
     its_own = not place or place.startswith(JAX_FOLDER)
-    return "" if its_own else f"{place} ({name})"
+    return "" if its_own else f"{_below_decorators(*place.rsplit(':', 1))} ({name})"
 
 
 def name_of(f: Callable) -> str:
@@ -170,7 +171,16 @@ def _in_closure(f: Any, size: int, chosen: int | None) -> list[Any]:
 
 def _place_of(f: Callable) -> str:
     """The file and line of a function."""
-    return f"{f.__code__.co_filename}:{f.__code__.co_firstlineno}"
+    return _below_decorators(f.__code__.co_filename, f.__code__.co_firstlineno)
+
+
+def _below_decorators(file: str, first: str | int) -> str:
+    """The file, and the line of a function's `def`, given the line of its first decorator."""
+    lines = enumerate(linecache.getlines(file)[int(first) - 1 :], start=int(first))
+    _, text = next(lines, (0, ""))
+    defined = (number for number, line in lines if line.lstrip().startswith("def "))
+    number = next(defined, first) if text.lstrip().startswith("@") else first
+    return f"{file}:{number}"
 
 
 def _source_of(f: Callable) -> str:
