@@ -78,6 +78,20 @@ FAULTS = (
         "test_in_numpy.py -k takes_a_program",
     ),
     Fault(
+        "what jax.scipy.optimize minimizes is not watched",
+        "checking/noting.py",
+        "        jax.scipy.optimize.minimize: _minimizing,\n",
+        "",
+        "test_watch.py -k minimized",
+    ),
+    Fault(
+        "a rule is shown by its decorator",
+        "numerical/sources.py",
+        'if text.lstrip().startswith("@") else first',
+        "if not text else first",
+        "test_explain.py -k named_wherever",
+    ),
+    Fault(
         "an interrupted search forgets the entries it has found",
         "checking/locate.py",
         "interrupted = True\n                break",

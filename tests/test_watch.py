@@ -29,6 +29,7 @@ import optax
 import pytest
 from jax import lax
 from jax.experimental.ode import odeint
+from jax.scipy.optimize import minimize
 from jax.test_util import check_grads
 from watched_programs import require_watched, unit
 
@@ -267,6 +268,10 @@ def a_test_of_gradients(unit):
     return POINT
 
 
+def minimized(unit):
+    return minimize(lambda x, y: jnp.sum(unit(x) * y), POINT, (POINT,), method="BFGS").x
+
+
 def in_a_thread(unit):
     found = []
     work = lambda: found.append(jax.grad(lambda x: jnp.sum(unit(x)))(POINT))  # noqa: E731
@@ -305,6 +310,7 @@ PROGRAMS = [
     donated_with_an_auxiliary,
     jacobians,
     a_test_of_gradients,
+    minimized,
     in_a_thread,
     trained_by_fit,
 ]
@@ -314,6 +320,7 @@ QUICK = (
     a_gradient_in_a_gradient,
     example_by_example,
     a_transposed_gradient,
+    minimized,
     trained_by_fit,
 )
 SLOW = [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PROGRAMS]

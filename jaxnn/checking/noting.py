@@ -111,6 +111,17 @@ def _checking(real: Callable) -> Callable:
     return check_grads
 
 
+def _minimizing(real: Callable) -> Callable:
+    """`jax.scipy.optimize.minimize`, whose function is noted at its first point."""
+
+    @functools.wraps(real)
+    def minimize(fun, x0, args=(), *rest, **options):
+        _Again(fun).note(Form(), lambda: Call((0,), (x0, *args), {}, False), None)
+        return real(fun, x0, args, *rest, **options)
+
+    return minimize
+
+
 def _exporting(real: Callable) -> Callable:
     """`jax.export.export`, whose programs hold no callbacks of the watcher's."""
 
@@ -155,6 +166,7 @@ class _Again:
 def _wrapped() -> dict[Callable, Callable]:
     """The watched form of each function of JAX."""
     import jax.export
+    import jax.scipy.optimize
     import jax.test_util
 
     kinds = ((_returning, _RETURNING), (_at_once, _AT_ONCE))
@@ -165,7 +177,11 @@ def _wrapped() -> dict[Callable, Callable]:
     }
     for f in wrapped.values():
         f.__module__ = "jax"  # where pickle finds it
-    others = {jax.test_util.check_grads: _checking, jax.export.export: _exporting}
+    others = {
+        jax.test_util.check_grads: _checking,
+        jax.scipy.optimize.minimize: _minimizing,
+        jax.export.export: _exporting,
+    }
     return wrapped | {real: wrap(real) for real, wrap in others.items()}
 
 
