@@ -92,6 +92,13 @@ FAULTS = (
         "test_explain.py -k named_wherever",
     ),
     Fault(
+        "what the reference foretells of an entry is not used",
+        "checking/locate.py",
+        "self.entry(index, tolerance, right)",
+        "self.entry(index, tolerance)",
+        "test_locate.py -k foretells",
+    ),
+    Fault(
         "an interrupted search forgets the entries it has found",
         "checking/locate.py",
         "interrupted = True\n                break",

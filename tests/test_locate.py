@@ -329,6 +329,17 @@ def test_a_search_that_is_interrupted_keeps_what_it_has_found(monkeypatch, after
     assert "\n1 more leaf not checked: interrupted" in str(report)
 
 
+def test_an_entry_that_the_reference_foretells_takes_few_values():
+    f = lambda w: jnp.sum(jnp.tanh(w @ w) ** 2)  # noqa: E731
+    report = check_gradient(f, draw(0, 8, 8), gradient=lambda w: 1.01 * jax.grad(f)(w))
+    (leaf,) = report.leaves
+    lines = 66
+    assert len(leaf.entries) == 6 and report.evaluations == lines + 6 * 11
+    for entry in leaf.entries:
+        assert abs(entry.autodiff / entry.numerical - 1.01) < 1e-6
+        assert entry.bound < 1e-6 * abs(entry.numerical)
+
+
 def test_a_long_check_says_how_far_it_is(capsys, monkeypatch):
     monkeypatch.setattr("jaxnn.checking.status.SILENCE", 0.0)
     monkeypatch.setattr("jaxnn.checking.status.BETWEEN", 0.01)

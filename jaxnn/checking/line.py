@@ -22,9 +22,12 @@ from jaxnn.checking.evidence import FLOAT32, excess
 from jaxnn.checking.moves import Along, Direction, Part, drawer, scales_of
 from jaxnn.checking.settings import OF_CLAIMS
 from jaxnn.checking.slope import (
+    CLEAR,
+    FORETOLD,
     HALF,
     LEAST_IN_FLOAT32,
     RUNGS,
+    SURE,
     Slope,
     confirmed,
     estimate_slope,
@@ -162,6 +165,7 @@ class Line:
         direction: Direction,
         quick: float = 0.0,
         enough: float = 0.0,
+        expected: Sequence[Any] | None = None,
     ) -> Comparison:
         """Compare the claims of the leaves with the slope along a direction.
 
@@ -170,19 +174,26 @@ class Line:
           direction: the line.
           quick: stop once the slope is known to this fraction of itself.
           enough: stop once the bound is this small.
+          expected: the gradient that the first few steps may confirm, if not the claims.
         """
         moves, along = self.draw(claims, direction)
         claim, key = float(np.sum(along.terms)), (direction, quick, enough)
+        likely, sure = claim, SURE
+        if expected is not None:
+            likely = float(np.sum(self.draw(expected, direction)[1].terms))
+            sure = min(FORETOLD, CLEAR * abs(claim / likely - 1) if likely else 0.0)
         known = self._slopes.get(key)
-        if known is None or (known.bound < abs(claim - known.value) and len(known.steps) == LOT):
-            self._slopes[key] = self._measure(moves, claim, quick, enough)
+        if known is None or (known.bound < abs(likely - known.value) and len(known.steps) == LOT):
+            self._slopes[key] = self._measure(moves, likely, sure, quick, enough)
         slope = self._slopes[key].for_claim(claim)
         with np.errstate(invalid="ignore"):  # claims may be infinite
             slack = math.hypot(*(self._roundings * along.sizes))
         return Comparison(direction, claim, slope, along.size, slack, along)
 
-    def _measure(self, moves: list[Any], claim: float, quick: float, enough: float) -> Slope:
-        """The slope along a movement, from a few coarse steps if the claim agrees; otherwise from
+    def _measure(
+        self, moves: list[Any], likely: float, sure: float, quick: float, enough: float
+    ) -> Slope:
+        """The slope along a movement, from a few coarse steps if the likely one agrees; else from
         the coarser half of the steps and then finer steps until the bound is close.
 
         Finer steps add nothing if the values are coarser than float64.
@@ -198,7 +209,7 @@ class Line:
             up[lot], down[lot] = phi[:LOT], phi[LOT : 2 * LOT]
             given = self._steps[:known], up[:known], down[:known], centre
             if known == LOT:
-                if (agreed := confirmed(*given, self.epsilon, claim)) is not None:
+                if (agreed := confirmed(*given, self.epsilon, likely, sure)) is not None:
                     return agreed
                 continue
             if known < HALF and not (quick or enough):

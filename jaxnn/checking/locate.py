@@ -295,7 +295,7 @@ class _Leaf(NamedTuple):
         entries, interrupted = [], False
         for index in _with_pairs(suspects[:few], self.allowed.paired):
             try:
-                entry = self.entry(index, tolerance)
+                entry = self.entry(index, tolerance, right)
             except KeyboardInterrupt:
                 interrupted = True
                 break
@@ -372,11 +372,14 @@ class _Leaf(NamedTuple):
         (part,), pair = _ask_wider(self.line, gradient, [self.line.whole(self.number)])
         return gradient, tuple(comparison.share(part) for comparison in pair)
 
-    def entry(self, index: int, tolerance: float) -> Entry:
-        """The derivative with respect to one entry from values, compared with its claim."""
+    def entry(self, index: int, tolerance: float, right: np.ndarray | None = None) -> Entry:
+        """The derivative with respect to one entry from values, compared with its claim. If a few
+        values confirm the reference gradient `right`, no others are computed.
+        """
         line, claims, part = self.line, self.claims, Part(self.number, index, index + 1)
         claim = float(claims.ravel()[index])
-        coarse = line.compare(self.gradient, Direction((part,)), TIGHT)
+        expected = None if right is None else self.with_claims(right.reshape(claims.shape))
+        coarse = line.compare(self.gradient, Direction((part,)), TIGHT, expected=expected)
         finest = ladder()[-1] * abs(float(coarse.along.moves[self.number]))
         if _is_unclear(coarse):
             wider = (Direction((part._replace(weight=factor),)) for factor in WIDER)

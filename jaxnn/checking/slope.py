@@ -55,6 +55,9 @@ FINEST, ALIKE = 8, 1e-2
 TIGHT = 1e-9
 # A claim is confirmed by a slope that is known to this fraction of itself and agrees as closely.
 SURE = 1e-8
+# A slope that another gradient has, which a line has confirmed, is confirmed by one that is known
+# to this fraction.
+FORETOLD = 1e-6
 # Values that fit float32 and differ by at most this many roundings were rounded to float32; counts
 # fit float32, too, but differ by more.
 FLOAT32_ROUNDINGS = 64
@@ -234,9 +237,10 @@ def confirmed(
     centre: float,
     epsilon: float,
     claim: float,
+    sure: float = SURE,
 ) -> Slope | None:
-    """The slope as extrapolated from a few coarse steps, if it is known to SURE and a claim agrees
-    with it; None otherwise.
+    """The slope as extrapolated from a few coarse steps, if it is known to a fraction of itself and
+    a claim agrees with it; None otherwise.
 
     Eight digits do not agree by chance. A claim that does not agree waits for finer steps, because
     the coarse ones may miss what happens near the point.
@@ -248,12 +252,13 @@ def confirmed(
       centre: the value at 0.
       epsilon: relative rounding error of the values.
       claim: the slope according to the gradient.
+      sure: that fraction.
     """
     t, size = steps, float(np.max(np.abs([up, down]), initial=abs(centre)))
     with np.errstate(all="ignore"):
         column = _columns((up - down) / (2 * t), 2)[-1]
         value = float(column[-2])
-        if not abs(claim - value) <= SURE * abs(claim):
+        if not abs(claim - value) <= sure * abs(claim):
             return None
         slope = estimate_slope(steps, up, down, centre, epsilon)
         right = _columns((up - centre) / t, 1)[-1]
@@ -262,7 +267,7 @@ def confirmed(
         noise = abs(column[-1] - column[-2]) + abs(right[-1] - left[-1]) / 2
     rounding = slope.rounding * size
     bound = float(CAUTION * (noise + rounding / t[-2]))
-    if not abs(claim - value) <= bound <= SURE * abs(claim):
+    if not abs(claim - value) <= bound <= sure * abs(claim):
         return None
     flat = {"value": value, "left": value, "right": value, "kink": False}
     return slope._replace(bound=bound, step=float(t[-2]), noise=rounding, size=size, **flat)
