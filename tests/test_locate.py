@@ -444,3 +444,48 @@ def test_right_leaves_are_told_from_a_wrong_one_where_the_values_cannot_be_diffe
     verdicts = {leaf.path: leaf.verdict for leaf in report.leaves}
     assert verdicts == {"[0]": "agrees", "[1]": "differs", "[2]": "agrees"}
     assert [entry.index for entry in report.leaves[0].entries] == [(1,)]
+
+
+def ridge(w):
+    """Logistic regression with a penalty."""
+    a = np.random.default_rng(0).normal(size=(20, 3))
+    signs = np.where(np.arange(20) % 3, 1.0, -1.0)
+    return jnp.sum(jnp.logaddexp(0.0, -signs * (a @ w))) + jnp.sum(w**2) / 2
+
+
+def at_its_minimum():
+    w, slope, curvature = jnp.zeros(3), jax.grad(ridge), jax.hessian(ridge)
+    for _ in range(8):
+        w = w - jnp.linalg.solve(curvature(w), slope(w))
+    return w
+
+
+@pytest.mark.promotes
+def test_where_the_slope_is_0_that_of_far_away_is_not_taken_for_it():
+    with jax.enable_x64(True):
+        report = check_gradient(ridge, at_its_minimum())
+        assert report.verdict == "agrees" and report.leaves[0].bound < 1e-8
+        heron = lambda x: (x + 2 / x) / 2  # noqa: E731
+        assert check_gradient(heron, jnp.sqrt(2.0)).verdict == "agrees"
+        twice = check_gradient(ridge, at_its_minimum() + 1.0, gradient=lambda w: 2 * w)
+        assert twice.verdict == "differs"
+
+
+@pytest.mark.parametrize("factor, verdict", [(1.0, "agrees"), (0.7, "differs")])
+def test_an_argument_near_0_moves_far_enough_to_show_a_wrong_slope(factor, verdict):
+    softplus = jax.custom_jvp(lambda x: jnp.logaddexp(0.0, x))
+    softplus.defjvp(lambda x, dx: (softplus(*x), factor * jax.nn.sigmoid(*x) * dx[0]))
+    for x in (1e-16, 1e-8, 0.0):
+        assert check_gradient(lambda x: softplus(x) - x / 2, jnp.array(x)).verdict == verdict
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_terms_that_cancel_but_for_their_rounding_are_right(is_wide):
+    """The derivative of a step of Newton's method for a square root is 0 at the root."""
+    with jax.enable_x64(is_wide):
+        root = jnp.array(1.414213562373095)
+        step = jax.vjp(lambda x: (x + 2.0 / x) / 2, root)[1]
+        report = check_gradient(lambda u: 1.0 + step(u)[0], jnp.array(1.0))
+        assert report.verdict == "agrees"
+        wrong = check_gradient(lambda u: 1.0 + step(u)[0], jnp.array(1.0), gradient=lambda u: 1e-3)
+        assert wrong.verdict == "differs"

@@ -382,9 +382,10 @@ class _Leaf(NamedTuple):
         coarse = line.compare(self.gradient, Direction((part,)), TIGHT, expected=expected)
         finest = ladder()[-1] * abs(float(coarse.along.moves[self.number]))
         if _is_unclear(coarse):
-            wider = (Direction((part._replace(weight=factor),)) for factor in WIDER)
-            shown = (line.compare(self.gradient, direction, TIGHT) for direction in wider)
-            coarse = next(filter(_shows, shown), coarse)
+            ways = (Direction((part._replace(weight=factor),)) for factor in WIDER)
+            wider = (line.compare(self.gradient, direction, TIGHT) for direction in ways)
+            shown = (w for w, factor in zip(wider, WIDER, strict=True) if _shows(w, coarse, factor))
+            coarse = next(shown, coarse)
         long = float(coarse.along.moves[self.number])
         best = Evidence(claim, np.nan, np.nan, np.inf)
         if long:  # an entry that is not finite cannot be moved
@@ -524,14 +525,18 @@ def _ask_wider(
     for factor in WIDER:
         wider = [part._replace(weight=part.weight * factor) for part in parts]
         again = _ask(line, claims, wider)
-        if any(map(_shows, again)):
+        if any(_shows(w, narrow, factor) for w, narrow in zip(again, pair, strict=True)):
             return wider, again
     return parts, pair
 
 
-def _shows(comparison: Comparison) -> bool:
-    """Whether the values show a slope."""
-    return comparison.slope.known_to(CLEAR) and not comparison.slope.constant
+def _shows(wider: Comparison, narrow: Comparison, factor: float) -> bool:
+    """Whether moves that are wider by a factor show a slope, and it is the one at the point as far
+    as narrower moves can tell: it is not where the function curves in between.
+    """
+    there, here = wider.slope, narrow.slope
+    clear = there.bound <= CLEAR * wider.scale and not (there.kink or there.constant)
+    return clear and abs(there.value / factor - here.value) <= here.bound + there.bound / factor
 
 
 def _is_unseen(comparison: Comparison) -> bool:

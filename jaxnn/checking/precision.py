@@ -42,8 +42,10 @@ from jaxnn.checking.settings import OF_CLAIMS, Claims, Point
 from jaxnn.checking.slope import Slope
 from jaxnn.checking.untraced import Untraced
 
-# An entry that is wrong by more than half keeps no digit.
-NO_DIGIT = 0.5
+# An entry that is wrong by more than half keeps no digit, and by more than a tenth not a whole one.
+NO_DIGIT, ONE_DIGIT = 0.5, 0.1
+# Other cotangents, so that a gradient is rounded otherwise.
+COTANGENTS = 1.1, 1.3, 1.7, 3.0
 # An entry may be off by this many times the change that one rounding of each argument causes, since
 # every step of the program rounds, too.
 SHAKES = 10
@@ -293,16 +295,27 @@ class _Both:
         asked = line.compare(self.claims.own, Direction((line.whole(k),)))
         return asked.slope.known_to(BLIND) and not asked.excess
 
+    def is_for_one_cotangent(self, k: int) -> bool:
+        """Whether another cotangent gives a gradient of a leaf that is no multiple of the first, as
+        where terms cancel but for their rounding.
+        """
+        if not self.claims.in_float64:
+            return False
+        leaf, at = self.leaf(k), functools.partial(self.programs.in_float64, self.point)
+        others = [np.asarray(at(cotangent=c)[1][k], np.float64).ravel() for c in COTANGENTS]
+        changes = np.max([np.abs(other - leaf.wide) for other in others], axis=0)
+        return norm(changes * leaf.size) > ONE_DIGIT * norm(leaf.wide * leaf.size)
+
     def is_zero(self, k: int, slope: Slope | None) -> bool:
         """Whether the gradient of a leaf is nothing but rounding error, as the slope of the values
         along it is zero or, if it is None, not resolved.
         """
         leaf = self.leaf(k)
         if slope is not None and not slope.constant:
-            if not leaf.is_noise and leaf.own.any():
-                return False
             nothing = OF_CLAIMS * sys.float_info.epsilon * self.everything
             flat = max(norm(leaf.wide * leaf.size), abs(slope.value)) <= nothing
+            if not leaf.is_noise and leaf.own.any():
+                return flat and self.is_for_one_cotangent(k)
             return (leaf.is_noise and flat) or abs(slope.value) < self.shrunk
         if slope is not None and (leaf.is_noise or not leaf.wide.any()):
             return leaf.is_noise
@@ -368,7 +381,7 @@ class _Leaf(NamedTuple):
         own, wide, size = self.own, np.abs(self.wide), self.size
         least = float(jnp.finfo(self.dtype).tiny)
         nothing = ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon
-        if not own.any():  # rounded constants do not cancel in float64 as in their own dtype
+        if norm(own * size) <= coarsest * everything:  # constants cancel as rounded, not in float64
             nothing = min(coarsest, FLOAT32)
         zero = wide * size <= nothing * everything
         bound = np.maximum(part * np.where(zero, everything, whole) / size, least)

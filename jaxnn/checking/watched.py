@@ -139,7 +139,8 @@ class Place(NamedTuple):
                 several = "leaf agrees" if right == 1 else "leaves agree"
                 found.append(f"{first}{right} {several}{self._least}")
             if cut:
-                found.append(f"{CUT_OFF}: {', '.join(first_of(cut))}")
+                hint = next(leaf.hint for leaf in report.leaves if leaf.path == cut[0])
+                found.append(f"{hint}: {', '.join(first_of(cut))}")
         found = list(dict.fromkeys(found)) or [UNCHECKED]
         calls = [f"{self.calls:,} call{'s' * (self.calls > 1)}"] if self.calls else []
         return "; ".join([*calls, *found])

@@ -7,7 +7,7 @@ may be intended, or a layer that does not learn.
 from jax.extend.core import primitives
 
 from jaxnn.checking.held import stops
-from jaxnn.checking.measure import Checked
+from jaxnn.checking.measure import Checked, first_of
 from jaxnn.checking.patterns import NO_EFFECT
 from jaxnn.numerical.interpret import dependencies
 
@@ -33,6 +33,6 @@ def ask(checked: Checked) -> frozenset[str]:
 
 def say(checked: Checked, cut: frozenset[str]) -> Checked:
     """The results, with these leaves reported as cut off."""
-    hint = f"{CUT_OFF} ({', '.join(stops(checked.programs.program))})"
+    hint = f"{CUT_OFF} ({', '.join(first_of(stops(checked.programs.program)))})"
     leaves = [x._replace(hint=hint) if x.path in cut else x for x in checked.leaves]
     return checked.with_leaves(leaves)
