@@ -471,21 +471,16 @@ def test_where_the_slope_is_0_that_of_far_away_is_not_taken_for_it():
         assert twice.verdict == "differs"
 
 
-@pytest.mark.parametrize("factor, verdict", [(1.0, "agrees"), (0.7, "differs")])
-def test_an_argument_near_0_moves_far_enough_to_show_a_wrong_slope(factor, verdict):
-    softplus = jax.custom_jvp(lambda x: jnp.logaddexp(0.0, x))
-    softplus.defjvp(lambda x, dx: (softplus(*x), factor * jax.nn.sigmoid(*x) * dx[0]))
-    for x in (1e-16, 1e-8, 0.0):
-        assert check_gradient(lambda x: softplus(x) - x / 2, jnp.array(x)).verdict == verdict
-
-
 @pytest.mark.parametrize("is_wide", [False, True])
 def test_terms_that_cancel_but_for_their_rounding_are_right(is_wide):
     """The derivative of a step of Newton's method for a square root is 0 at the root."""
     with jax.enable_x64(is_wide):
         root = jnp.array(1.414213562373095)
-        step = jax.vjp(lambda x: (x + 2.0 / x) / 2, root)[1]
-        report = check_gradient(lambda u: 1.0 + step(u)[0], jnp.array(1.0))
-        assert report.verdict == "agrees"
-        wrong = check_gradient(lambda u: 1.0 + step(u)[0], jnp.array(1.0), gradient=lambda u: 1e-3)
+
+        def f(u):
+            _, back = jax.vjp(lambda x: 0.5 * (x + 2.0 / x), root)
+            return 1.0 + back(u)[0]
+
+        assert check_gradient(f, jnp.array(1.0)).verdict == "agrees"
+        wrong = check_gradient(f, jnp.array(1.0), gradient=lambda u: 1e-3)
         assert wrong.verdict == "differs"

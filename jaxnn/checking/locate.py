@@ -535,7 +535,7 @@ def _shows(wider: Comparison, narrow: Comparison, factor: float) -> bool:
     as narrower moves can tell: it is not where the function curves in between.
     """
     there, here = wider.slope, narrow.slope
-    clear = there.bound <= CLEAR * wider.scale and not (there.kink or there.constant)
+    clear = there.known_to(CLEAR) and not there.constant
     return clear and abs(there.value / factor - here.value) <= here.bound + there.bound / factor
 
 

@@ -265,8 +265,6 @@ def _unseen(located: dict[int, Located], centre: float, point: Point) -> dict[in
     found: dict[int, Slope | None] = {}
     for k, one in located.items():
         verdict, slope = verdict_of(one, centre, reach(point.leaves[k].dtype)), one.best.slope
-        if slope.constant and verdict is Verdict.DIFFERS and not one.best.excess:
-            continue  # wider moves show an entry
         if slope.constant or verdict is Verdict.DIFFERS:
             found[k] = slope
         elif verdict is Verdict.UNRESOLVED and not slope.jumps and math.isfinite(slope.bound):
