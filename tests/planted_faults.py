@@ -113,13 +113,6 @@ FAULTS = (
         "test_locate.py -k but_for",
     ),
     Fault(
-        "constants are taken to cancel in float64 as they do rounded",
-        "checking/precision.py",
-        "if norm(own * size) <= coarsest * everything:",
-        "if not own.any():",
-        "test_locate.py -k but_for",
-    ),
-    Fault(
         "an interrupted search forgets the entries it has found",
         "checking/locate.py",
         "interrupted = True\n                break",

@@ -758,7 +758,7 @@ def test_a_custom_gradient_has_the_users_name_and_place():
         return x**2, lambda g: (2.1 * g * x,)
 
     (rule,) = check_gradient(lambda x: jnp.sum(square(x)), RHS).rules
-    assert rule.name == "square" and rule.rule.text == "@jax.custom_gradient"
+    assert rule.name == "square" and rule.rule.text == "def square(x):"
 
 
 def test_a_custom_gradient_without_operations_has_the_users_name_and_place():
@@ -768,7 +768,7 @@ def test_a_custom_gradient_without_operations_has_the_users_name_and_place():
 
     f = lambda x: jnp.sum(reverse(x) ** 2)  # noqa: E731
     (rule,) = check_gradient(f, RHS).rules
-    assert rule.name == "reverse" and rule.rule.text == "@jax.custom_gradient"
+    assert rule.name == "reverse" and rule.rule.text == "def reverse(x):"
     assert "if it deliberately differs, name `reverse` in `trust` (`jaxnn watch --t" in str(rule)
     assert check_gradient(f, RHS, trust=("reverse",)).ok
 

@@ -381,7 +381,7 @@ class _Leaf(NamedTuple):
         own, wide, size = self.own, np.abs(self.wide), self.size
         least = float(jnp.finfo(self.dtype).tiny)
         nothing = ROUNDINGS_BETWEEN_CALLS * sys.float_info.epsilon
-        if norm(own * size) <= coarsest * everything:  # constants cancel as rounded, not in float64
+        if not own.any():  # rounded constants do not cancel in float64 as in their own dtype
             nothing = min(coarsest, FLOAT32)
         zero = wide * size <= nothing * everything
         bound = np.maximum(part * np.where(zero, everything, whole) / size, least)
