@@ -15,7 +15,7 @@ from jaxnn.checking import locate, moves
 from jaxnn.checking.moves import Direction, Part
 from jaxnn.checking.packed import Packing
 from jaxnn.checking.programs import prepare
-from jaxnn.checking.questions import births, finer, phases, rules, solvers
+from jaxnn.checking.questions import births, finer, kinks, phases, rules, solvers
 from jaxnn.checking.settings import Point, Settings
 
 LEAVES, WIDTH = 30, 8
@@ -285,7 +285,13 @@ def test_an_interrupted_check_gives_what_it_knows():
 
 @pytest.mark.parametrize(
     "question, verdict",
-    [(rules, "differs"), (births, "differs"), (solvers, "unresolved"), (phases, "unresolved")],
+    [
+        (rules, "differs"),
+        (births, "differs"),
+        (solvers, "unresolved"),
+        (phases, "unresolved"),
+        (kinks, "differs"),
+    ],
 )
 def test_an_interrupted_question_leaves_what_no_further_answer_could_excuse(
     monkeypatch, question, verdict
@@ -301,7 +307,7 @@ def test_an_interrupted_question_leaves_what_no_further_answer_could_excuse(
     assert report.verdict == verdict and report.interrupted
     about = question.__doc__.partition("\n")[0]
     assert f'interrupted before "{about}" was answered' in str(report)
-    assert bool(report.rules) == (question is phases)
+    assert bool(report.rules) == (question in (phases, kinks))
     monkeypatch.setattr(finer, "applies", lambda checked: True)
     monkeypatch.setattr(finer, "ask", interrupted)
     assert check_gradient(rule, 1.0).verdict == "unresolved"
@@ -320,7 +326,7 @@ def test_a_search_that_is_interrupted_keeps_what_it_has_found(monkeypatch, after
         return measured(*args)
 
     monkeypatch.setattr(locate._Leaf, "entry", entry)
-    f = lambda a, b: jnp.sum(wrong(a)) + jnp.sum(b**2)  # noqa: E731
+    f = lambda a, b: jnp.sum(wrong(a)) + jnp.sum(wrong(b) ** 2)  # noqa: E731
     report = check_gradient(f, draw(0, 8), draw(1, 8), argnums=(0, 1))
     by_path = {leaf.path: leaf for leaf in report.leaves}
     assert report.interrupted and report.verdict == by_path["[0]"].verdict == "differs"

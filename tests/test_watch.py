@@ -1383,6 +1383,7 @@ def test_of_a_check_that_was_cut_off_what_is_wrong_remains(monkeypatch, factor, 
     (place,) = watched.report.places
     assert len(place.reports) == reports and place.is_wrong == bool(reports)
     assert "the time budget ran out" in str(place)
+    assert ("not checked" in str(place)) == (not reports)
 
 
 def test_what_is_wrong_remains_if_the_search_for_its_cause_is_interrupted(monkeypatch):

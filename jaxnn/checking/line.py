@@ -181,7 +181,8 @@ class Line:
         likely, sure = claim, SURE
         if expected is not None:
             likely = float(np.sum(self.draw(expected, direction)[1].terms))
-            sure = min(FORETOLD, CLEAR * abs(claim / likely - 1) if likely else 0.0)
+            off = abs(claim / likely - 1) if likely else 0.0
+            sure = min(FORETOLD, CLEAR * off)  # the claim's error must be clear, too
         known = self._slopes.get(key)
         if known is None or (known.bound < abs(likely - known.value) and len(known.steps) == LOT):
             self._slopes[key] = self._measure(moves, likely, sure, quick, enough)

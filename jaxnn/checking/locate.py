@@ -27,7 +27,7 @@ from jaxnn.checking.findings import HANDFUL, Entry
 from jaxnn.checking.line import Comparison, Line
 from jaxnn.checking.moves import Direction, Part
 from jaxnn.checking.packed import count_not_finite
-from jaxnn.checking.slope import CLEAR, TIGHT, ladder
+from jaxnn.checking.slope import CLEAR, FORETOLD, TIGHT, ladder
 
 # Leaves whose claims differ by more than this factor are not checked together: to make the claims
 # similar, one leaf would move too little or too much for the steps of the others.
@@ -390,7 +390,9 @@ class _Leaf(NamedTuple):
         best = Evidence(claim, np.nan, np.nan, np.inf)
         if long:  # an entry that is not finite cannot be moved
             best = coarse.slope.evidence(claim, long)
-        if long and (finest > line.scales(self.number)[index] or not coarse.slope.known_to(SHARP)):
+        if long and (
+            finest > line.scales(self.number)[index] or not coarse.slope.known_to(FORETOLD)
+        ):
             fine = line.compare(self.gradient, Direction((part,), relative=True), TIGHT)
             short = float(fine.along.moves[self.number])
             evidence = best, fine.slope.evidence(claim, short)

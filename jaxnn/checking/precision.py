@@ -44,7 +44,7 @@ from jaxnn.checking.untraced import Untraced
 
 # An entry that is wrong by more than half keeps no digit, and by more than a tenth not a whole one.
 NO_DIGIT, ONE_DIGIT = 0.5, 0.1
-# Other cotangents, so that a gradient is rounded otherwise.
+# Other cotangents, with which a gradient is rounded differently.
 COTANGENTS = 1.1, 1.3, 1.7, 3.0
 # An entry may be off by this many times the change that one rounding of each argument causes, since
 # every step of the program rounds, too.
@@ -295,7 +295,7 @@ class _Both:
         asked = line.compare(self.claims.own, Direction((line.whole(k),)))
         return asked.slope.known_to(BLIND) and not asked.excess
 
-    def is_for_one_cotangent(self, k: int) -> bool:
+    def varies_with_cotangent(self, k: int) -> bool:
         """Whether another cotangent gives a gradient of a leaf that is no multiple of the first, as
         where terms cancel but for their rounding.
         """
@@ -315,7 +315,7 @@ class _Both:
             nothing = OF_CLAIMS * sys.float_info.epsilon * self.everything
             flat = max(norm(leaf.wide * leaf.size), abs(slope.value)) <= nothing
             if not leaf.is_noise and leaf.own.any():
-                return flat and self.is_for_one_cotangent(k)
+                return flat and self.varies_with_cotangent(k)
             return (leaf.is_noise and flat) or abs(slope.value) < self.shrunk
         if slope is not None and (leaf.is_noise or not leaf.wide.any()):
             return leaf.is_noise

@@ -55,8 +55,7 @@ FINEST, ALIKE = 8, 1e-2
 TIGHT = 1e-9
 # A claim is confirmed by a slope that is known to this fraction of itself and agrees as closely.
 SURE = 1e-8
-# A slope that another gradient has, which a line has confirmed, is confirmed by one that is known
-# to this fraction.
+# A slope that a reference gradient foretells need not be known better than to this fraction.
 FORETOLD = 1e-6
 # Values that fit float32 and differ by at most this many roundings were rounded to float32; counts
 # fit float32, too, but differ by more.
