@@ -120,6 +120,13 @@ FAULTS = (
         "test_locate.py -k 'search_that'",
     ),
     Fault(
+        "a rule with a loop is run operation by operation",
+        "checking/questions/rules.py",
+        "if is_iterative(site.eqn):  # as one",
+        "if not site.eqn:  # as one",
+        "test_explain.py -k run_as_one_program",
+    ),
+    Fault(
         "an interrupted search forgets the entries it has found",
         "checking/locate.py",
         "interrupted = True\n                break",

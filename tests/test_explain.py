@@ -773,6 +773,21 @@ def test_a_custom_gradient_without_operations_has_the_users_name_and_place():
     assert check_gradient(f, RHS, trust=("reverse",)).ok
 
 
+def test_a_rule_with_a_loop_is_run_as_one_program(compilations):
+    shape = lambda x: jnp.tanh(jnp.sin(x)) * jnp.cosh(x) / jnp.exp(x) + jnp.arctan(x)  # noqa: E731
+
+    def value(a):
+        root = lax.while_loop(lambda x: abs(x**2 - a) > 1e-6, lambda x: (x + a / x) / 2, a)
+        return shape(root)
+
+    f = jax.custom_jvp(value)
+    slope = lambda a, da: jax.jvp(lambda a: shape(jnp.sqrt(a)), a, da)[1]  # noqa: E731
+    f.defjvp(lambda a, da: (1.01 * value(*a), slope(a, da)))  # another value
+    before = compilations()
+    (rule,) = check_gradient(f, jnp.array(2.0)).rules
+    assert rule.name == "value" and compilations() - before < 24  # else some 30
+
+
 def scaled_cumsum(x, factor):
     """A linear function with a transpose of its own."""
 
