@@ -34,6 +34,8 @@ from jaxnn.checking.tape.layout import Site
 from jaxnn.numerical.float64 import widen
 
 BAD_VERDICTS = ("differs", "not finite", "detached")
+# As many entries as make a program one that is compiled, not run by NumPy.
+LARGE = 5000
 
 
 CASE = {case.name: case for case in CASES}
@@ -997,7 +999,7 @@ def test_a_gradient_in_float64_is_compiled_once(compilations):
 def test_digits_that_a_gradient_in_float64_rounds_away_are_lost():
     with jax.enable_x64(True):
         rounded = lambda x: jax.lax.reduce_precision(x, 8, 7) * x  # noqa: E731
-        (leaf,) = check_gradient(lambda x: jnp.sum(rounded(x)), jnp.arange(1.1, 5)).leaves
+        (leaf,) = check_gradient(lambda x: jnp.sum(rounded(x)), jnp.linspace(1.1, 5, LARGE)).leaves
     assert leaf.own_dtype_digits < 4 < leaf.digits
 
 
@@ -1095,7 +1097,8 @@ def test_a_leaf_without_entries_changes_no_verdict_on_others(f, verdict, mode):
 
 
 def test_numbers_that_a_processor_takes_for_0_are_no_other_value():
-    report = check_gradient(lambda x: jnp.sum(3 * x), jnp.array([1e-40, 1e-42], jnp.float32))
+    x = jnp.full(LARGE, 1e-42, jnp.float32)
+    report = check_gradient(lambda x: jnp.sum(3 * x), x)
     assert report.ok and not report.notes
 
 
@@ -2143,6 +2146,8 @@ def test_a_function_that_is_only_rounding_error_has_the_gradient_0():
     with jax.enable_x64(given.wide):
         report = check_gradient(given.f, *given.args, argnums=given.argnums)
     assert report.ok and not report.notes
+    one = lambda x: jnp.sum(jnp.cos(x) ** 2) + jnp.sum(jnp.sin(x) ** 2)  # noqa: E731
+    assert check_gradient(lambda x: one(x) - LARGE, draw(0, LARGE)).ok
 
 
 def test_two_roundings_of_zero_are_no_other_value():

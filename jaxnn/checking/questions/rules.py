@@ -216,10 +216,7 @@ def _has_another_value(checked: Checked) -> bool:
         return False
     noise = (leaf.noise for leaf in checked.leaves if math.isfinite(leaf.noise))
     dtypes = [x.dtype for x in checked.check.point.leaves]
-    # A processor may take numbers for 0 that are below the smallest normal one.
-    normal = max(float(jnp.finfo(kind).tiny) for kind in dtypes)
-    flushed = min(normal, float(np.finfo(np.float32).tiny))  # float16 is computed in float32
-    rounding = max([float(np.finfo(np.float64).eps) * abs(centre), flushed, *noise])
+    rounding = max([float(np.finfo(np.float64).eps) * abs(centre), *noise])
     tolerance = min(map(reach, dtypes))
 
     def differ_by_more_than(rounding):
