@@ -1345,13 +1345,6 @@ FAULTS = (
         "test_check.py -k 'infinite_nothing'",
     ),
     Fault(
-        "what float32 takes for 0 is 0 in float64, too",
-        "checking/questions/rules.py",
-        "flushed = min(normal, float(np.finfo(np.float32).tiny))",
-        "flushed = float(np.finfo(np.float32).tiny)",
-        "test_check.py -k 'take_it_for_0'",
-    ),
-    Fault(
         "a program is freed of its constants with float64 enabled",
         "numerical/interpret.py",
         "with enable_x64(wide):",
