@@ -2671,7 +2671,7 @@ FAULTS = (
         "checking/programs.py",
         "_THROUGH = {primitives.stop_gradient_p: lambda _, inputs, __: inputs}",
         "_THROUGH = {}",
-        "test_detached.py -k 'do_not_change'",
+        "test_locate.py -k though_stop_gradient",
     ),
     Fault(
         "a claim itself may ask far from the point",

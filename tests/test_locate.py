@@ -489,3 +489,12 @@ def test_terms_that_cancel_but_for_their_rounding_are_right():
         assert check_gradient(f, jnp.array(1.0)).verdict == "agrees"
         wrong = check_gradient(f, jnp.array(1.0), gradient=lambda u: 1e-3)
         assert wrong.verdict == "differs"
+
+
+def test_the_reference_is_the_slope_of_the_values_though_stop_gradient_stops_it():
+    x = jnp.arange(1.0, 4.0)
+    call = Partition.of(lambda x: jnp.sum(x * jax.lax.stop_gradient(x)), 0, (x,), {})
+    point = Point.of(call)
+    programs = prepare(call, point, Settings())
+    (through,), stopped = programs.reference(point), programs.stopped_reference(point)
+    assert through.tolist() == (2 * x).tolist() and stopped[0].tolist() == x.tolist()
