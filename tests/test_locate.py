@@ -313,6 +313,17 @@ def test_an_interrupted_question_leaves_what_no_further_answer_could_excuse(
     assert check_gradient(rule, 1.0).verdict == "unresolved"
 
 
+def test_questions_that_fail_for_one_reason_say_it_once(monkeypatch):
+    def refused(_):
+        raise ValueError("no such place")
+
+    for question in (finer, kinks):
+        monkeypatch.setattr(question, "applies", lambda checked: True)
+        monkeypatch.setattr(question, "ask", refused)
+    report = check_gradient(lambda x: jnp.sum(x**2), draw(0, 8), gradient=lambda x: 2.1 * x)
+    assert report.verdict == "differs" and str(report).count("no such place") == 1
+
+
 @pytest.mark.parametrize("after", [0, 2])
 def test_a_search_that_is_interrupted_keeps_what_it_has_found(monkeypatch, after):
     wrong = jax.custom_jvp(jnp.sin)

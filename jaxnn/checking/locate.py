@@ -169,9 +169,7 @@ def _supported(
       line: measures slopes.
       claims: the gradient, leaf by leaf.
       leaves: which leaves to check.
-      bisect: whether a group that the values do not support is split until every leaf is settled,
-        and moved further if they do not show its claims. Far from the point, the values may have
-        another slope, as those of `round` do, so only a gradient of the values may ask there.
+      bisect: whether a group that the values do not support is split until every leaf is settled.
     """
     sizes = dict.fromkeys(leaves, 1.0)
     if len(leaves) > 1:
@@ -193,7 +191,7 @@ def _supported(
 
 
 def _confirmed(
-    line: Line, claims: Sequence[Any], group: dict[int, float], wider: bool
+    line: Line, claims: Sequence[Any], group: dict[int, float], unseen_too: bool
 ) -> tuple[dict[int, tuple[Comparison, ...]], bool]:
     """The leaves of a group whose claims two lines through all of them confirm, each with its
     evidence, and whether the lines contradict the claims.
@@ -202,11 +200,10 @@ def _confirmed(
       line: measures slopes.
       claims: the gradient, leaf by leaf.
       group: the leaves, and the sizes of their claims.
-      wider: whether the leaves are moved further if the values do not show the claims.
+      unseen_too: whether claims that the values do not show count as confirmed.
     """
-    parts = _parts(line, group)
-    parts, pair = _ask_wider(line, claims, parts) if wider else (parts, _ask(line, claims, parts))
-    unseen = not wider and all(map(_is_unseen, pair))
+    parts, pair = _ask_wider(line, claims, _parts(line, group))
+    unseen = not unseen_too and all(map(_is_unseen, pair))
     if unseen or any(comparison.is_off for comparison in pair):
         return {}, True
     if len(group) > 1:

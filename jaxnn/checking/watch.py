@@ -124,16 +124,11 @@ class Point(NamedTuple):
         fetched = [on_host(x, v) for x, v in zip(values, variables, strict=True)]
         return self._replace(consts=fetched[:count], leaves=fetched[count:])
 
-    @property
-    def is_cut(self) -> bool:
-        """Whether the types of arrays say how they are sharded over the mesh."""
-        return AxisType.Explicit in self.mesh.axis_types
-
     @contextlib.contextmanager
     def surroundings(self) -> Iterator[None]:
-        """JAX has the same precision and the same mesh inside."""
-        mesh = _devices(self.mesh) if self.is_cut else jax.sharding.Mesh(np.empty((), object), ())
-        with enable_x64(self.x64), jax.set_mesh(mesh):  # the program may have set another one
+        """JAX has the same precision inside, and no mesh: arrays say how they are sharded."""
+        none = jax.sharding.Mesh(np.empty((), object), ())
+        with enable_x64(self.x64), jax.set_mesh(none):  # the program may have set one
             yield
 
 
