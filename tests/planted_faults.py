@@ -936,7 +936,7 @@ FAULTS = (
         "checking/precision.py",
         "return (leaf.is_noise and flat) or abs(slope.value) < self.shrunk",
         "return leaf.is_noise and flat",
-        "test_check.py -k only_rounding_error_has",  # optimised
+        "test_check.py -k never_changes",
     ),
     Fault(
         "the rounding error of a value is taken for another value",
